@@ -1,0 +1,47 @@
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench lock clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# What goes into the locks: versions and hashes, no word about where they were found or on which machine.
+COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	--no-header --no-emit-index-url --no-emit-find-links pyproject.toml
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: $(VENV)/ready ## watch a whole federation train on this machine
+	@$(BIN)/fedround demo $(ARGS)
+
+test: $(VENV)/ready ## run the tests; make test ARGS="-k ledger -x"
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/ready ## lint, format, types, layers, docs
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@PYTHONPATH=service $(BIN)/lint-imports --no-logo
+	@$(BIN)/python tools/docs.py --check
+
+bench: $(VENV)/ready ## measure; see bench/README.md
+	@$(BIN)/python bench/run.py $(ARGS)
+
+lock: $(VENV)/ready ## renew requirements/*.txt
+	@$(BIN)/python -m pip install --quiet uv
+	@$(COMPILE) --output-file requirements/runtime.txt
+	@$(COMPILE) --group dev --output-file requirements/dev.txt
+
+clean: ## remove the virtual environment and everything that was built
+	@rm -rf $(VENV) build dist .coverage* htmlcov .hypothesis .*_cache
+	@find service tests tools bench -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+# Everything from the lock, the project itself as it stands here; done again only when one of the two changes.
+$(VENV)/ready: requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "fedround needs Python 3.11 or newer, and $(PYTHON) is not: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; }
+	@echo "setting up $(VENV), once" >&2
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@

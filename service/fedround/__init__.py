@@ -1,0 +1,64 @@
+"""fedround: one end of federated learning as a cloud-native service, for the XAIN FL 0.8 protocol.
+
+Write a participant (`NumPyParticipant`, or `ParticipantABC` for formats of your own), run it (`run_participant`, or the command
+`fedround participant`), and within `train_round` ask `current_round()` for what there is to know.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedround.errors import (
+        ConfigurationError,
+        CoordinatorUnreachable,
+        DeserializationError,
+        FedroundError,
+        ParticipantError,
+        SerializationError,
+        TrainingError,
+        WeightsError,
+    )
+    from fedround.participant.abc import NumPyParticipant, ParticipantABC, Update
+    from fedround.participant.round import Round, Shard, current_round
+    from fedround.participant.run import arun_participant, run_participant
+    from fedround.weights import flatten, unflatten
+
+__all__ = [
+    "ConfigurationError",
+    "CoordinatorUnreachable",
+    "DeserializationError",
+    "FedroundError",
+    "NumPyParticipant",
+    "ParticipantABC",
+    "ParticipantError",
+    "Round",
+    "SerializationError",
+    "Shard",
+    "TrainingError",
+    "Update",
+    "WeightsError",
+    "arun_participant",
+    "current_round",
+    "flatten",
+    "run_participant",
+    "unflatten",
+]
+
+# Imported when first asked for: a coordinator needs neither NumPy nor httpx, and every module of ours imports this one.
+_HOMES = {
+    "participant.abc": ("NumPyParticipant", "ParticipantABC", "Update"),
+    "participant.round": ("Round", "Shard", "current_round"),
+    "participant.run": ("arun_participant", "run_participant"),
+    "weights": ("flatten", "unflatten"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME.get(name, 'errors')}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

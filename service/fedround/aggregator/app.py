@@ -1,0 +1,221 @@
+"""The aggregator's HTTP: for participants, for the coordinator, for operators; and the process that serves all three."""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import numpy as np
+from pydantic import SecretStr
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from fedround import asgi, serve, wire
+from fedround.aggregator.service import AggregatorService
+from fedround.aggregator.spool import Spool
+from fedround.aggregator.strategies import load_strategy
+from fedround.books import Admit, Books, Call, Close, Closed, Open, Revoke, admissions_from_json, page_to_json
+from fedround.errors import ConfigurationError, TooLarge
+from fedround.events import Observer, short
+from fedround.observability import ops
+from fedround.observability.health import Health
+from fedround.observability.logs import LogObserver
+from fedround.serve import Endpoint
+from fedround.settings import AggregatorSettings
+from fedround.weights import Spec
+
+LOG = logging.getLogger(__name__)
+
+MAX_CALL = 64 << 20
+"""Bytes of a call of the books, which may list every participant."""
+
+
+# For participants
+
+
+def public(service: AggregatorService, *, token: str | None = None) -> ASGIApp:
+    """`GET` and `POST /{id}/{token}`; with `token`, only for who bears it."""
+
+    async def model(request: Request) -> Response:
+        model = service.read(*_credentials(request))
+        etag = model.etag if model else '"none"'
+        if _matches(request.headers.get("if-none-match", ""), etag):
+            return Response(status_code=304, headers={"ETag": etag})
+        return asgi.Slices(model.buffers if model else (), headers={"ETag": etag}, media_type="application/octet-stream")
+
+    async def update(request: Request) -> Response:
+        id, update_token = _credentials(request)
+        length = request.headers.get("content-length", "")
+        outcome = await service.deliver(
+            id,
+            update_token,
+            request.stream(),
+            length=int(length) if length.isdecimal() else None,
+            figures=_figures(id, request.headers.get(wire.METRICS)),
+        )
+        return Response(headers={wire.UPDATE_OUTCOME: outcome})
+
+    return asgi.application([Route(wire.UPDATE, model), Route(wire.UPDATE, update, methods=["POST"])], token=token)
+
+
+def _credentials(request: Request) -> tuple[str, str]:
+    # What is no UUID was never admitted either.
+    return wire.parse_id(request.path_params["id"]) or "", wire.parse_id(request.path_params["token"]) or ""
+
+
+def _matches(if_none_match: str, etag: str) -> bool:
+    return etag in (candidate.strip().removeprefix("W/") for candidate in if_none_match.split(","))
+
+
+def _figures(id: str, header: str | None) -> dict[str, float]:
+    """What a participant reports: a JSON object of finite numbers. Anything else is no reason to refuse its update."""
+    if header is None:
+        return {}
+    with suppress(ValueError, RecursionError, OverflowError):
+        figures = json.loads(header) if len(header) <= wire.MAX_METRICS else None
+        if isinstance(figures, dict) and all(type(value) in (int, float) and math.isfinite(value) for value in figures.values()):
+            return {name: float(value) for name, value in figures.items()}
+    LOG.warning("the %s of %s are no JSON object of finite numbers: ignored", wire.METRICS, short(id))
+    return {}
+
+
+# For the coordinator
+
+
+def internal(books: Books, *, secret: str | None = None) -> ASGIApp:
+    """The books over HTTP (see `fedround.http.RemoteBooks`); with `secret`, only for who bears it."""
+
+    async def call(request: Request) -> Response:
+        body = await _whole(request)
+        try:
+            call = _CALLS[request.path_params["operation"]](json.loads(body))
+        except (KeyError, TypeError, ValueError):
+            return asgi.problem(400, "this is no call of the books")
+        return _answer(await _carry_out(books, call))
+
+    async def ledger(request: Request) -> Response:
+        after = request.query_params.get("after", "0")
+        if not after.isdecimal():
+            return asgi.problem(400, "`after` is the number of an entry")
+        return _answer(page_to_json(await books.ledger(request.query_params.get("incarnation", ""), int(after))))
+
+    return asgi.application([Route("/books/ledger", ledger), Route("/books/{operation}", call, methods=["POST"])], token=secret)
+
+
+_CALLS: Mapping[str, Callable[[Any], Call]] = {
+    "open": lambda data: Open(
+        data["attempt"], data["round"], tuple(admissions_from_json(data["admissions"])), tuple(data["forget"])
+    ),
+    "admit": lambda data: Admit(data["attempt"], tuple(admissions_from_json(data["admissions"]))),
+    "revoke": lambda data: Revoke(data["attempt"], data["id"]),
+    "close": lambda data: Close(data["attempt"], tuple(data["ids"])),
+}
+
+
+async def _carry_out(books: Books, call: Call) -> dict[str, object]:
+    match call:
+        case Open(attempt, number, admissions, forget):
+            await books.open(attempt, number, admissions, forget)
+        case Admit(attempt, admissions):
+            await books.admit(attempt, admissions)
+        case Revoke(attempt, id):
+            return {"verdict": await books.revoke(attempt, id)}
+        case Close(attempt, ids):
+            answer = await books.close(attempt, ids)
+            if isinstance(answer, Closed):
+                return {"closed": {"parameters": answer.parameters}}
+            return {"difference": {"missing": sorted(answer.missing), "surplus": sorted(answer.surplus)}}
+    return {}
+
+
+async def _whole(request: Request) -> bytearray:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_CALL:
+            raise TooLarge(f"a call of the books has {MAX_CALL} bytes at most")
+    return body
+
+
+def _answer(data: Mapping[str, object]) -> Response:
+    return Response(json.dumps(data, separators=(",", ":")), media_type="application/json")
+
+
+# For operators
+
+
+def model_route(service: AggregatorService, *, token: str | None = None) -> Route:
+    """`/model` for the ops port: the newest global model as `.npy`, its round as `ETag`."""
+
+    async def newest(request: Request) -> Response:
+        if not asgi.authorized(request.headers, token, basic=True):
+            return asgi.unauthorized(basic=True)
+        if (model := service.model) is None:
+            return asgi.problem(404, "there is no global model before the first round is completed")
+        headers = {"ETag": f'"{model.round}"', "Content-Disposition": 'attachment; filename="model.npy"'}
+        return asgi.Slices(model.buffers, headers=headers, media_type="application/octet-stream")
+
+    return Route("/model", newest)
+
+
+# The process
+
+
+def build(settings: AggregatorSettings, observer: Observer) -> AggregatorService:
+    """The service as the settings want it. Raises `ConfigurationError`."""
+    spool = Spool(settings.spool_dir, max_size=settings.max_model_size)
+    spool.check()
+    new_sum = partial(load_strategy(settings.strategy), **settings.strategy_options)
+    try:
+        new_sum(Spec(np.dtype("<f4"), (1,)))
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"AGGREGATOR_STRATEGY_OPTIONS: {settings.strategy} does not take them: {error}") from error
+    return AggregatorService(new_sum, spool, observer=observer)
+
+
+def public_endpoint(settings: AggregatorSettings, service: AggregatorService) -> Endpoint:
+    """Where participants are served."""
+    app = public(service, token=_secret(settings.token))
+    return Endpoint(app, host=settings.bind, port=settings.port, setting="AGGREGATOR_PORT")
+
+
+def internal_endpoint(settings: AggregatorSettings, service: AggregatorService) -> Endpoint:
+    """Where the coordinator is served, if it is another process."""
+    app = internal(service, secret=_secret(settings.internal_secret))
+    return Endpoint(app, host=settings.internal_bind, port=settings.internal_port, setting="AGGREGATOR_INTERNAL_PORT")
+
+
+def ops_endpoint(settings: AggregatorSettings, service: AggregatorService, health: Health) -> Endpoint:
+    """Where operators are served."""
+    app = ops.app(health, service.status, routes=[model_route(service, token=_secret(settings.token))])
+    return Endpoint(app, host=settings.bind, port=settings.ops_port, setting="AGGREGATOR_OPS_PORT")
+
+
+def run(settings: AggregatorSettings) -> None:
+    """Serve until SIGTERM or SIGINT. Raises `ConfigurationError`."""
+    serve.run(_run(settings))
+
+
+async def _run(settings: AggregatorSettings) -> None:
+    health = Health()
+    service = build(settings, LogObserver())
+    endpoints = (
+        public_endpoint(settings, service),
+        internal_endpoint(settings, service),
+        ops_endpoint(settings, service, health),
+    )
+    with serve.capture_signals() as stop:
+        async with serve.serving(*endpoints):
+            await stop.wait()
+            LOG.info("stopping")
+            health.fault("process", "it stops")
+            service.stop()
+
+
+def _secret(value: SecretStr | None) -> str | None:
+    return value.get_secret_value() if value is not None else None

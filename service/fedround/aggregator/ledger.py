@@ -1,0 +1,237 @@
+"""The ledger: who may deliver an update, and which updates were counted, in which order. A protocol core: no I/O, no clock.
+
+The rules:
+
+1. One attempt of a round is open at a time. Opening another ends it: what it counted is void. An ended attempt never comes back.
+2. A *right* is one id's newest token. It is admitted once; then it is counted, or it is over (revoked, refused, its attempt ended).
+3. An update is counted when its right is admitted at the moment of counting, and a right is counted at most once: an entry.
+   Whoever counts has folded in the same step (`countable`, fold, `count`, with nothing in between), so the entries are the sum.
+4. A counted token stays good for reading, and for a repeat that is read and thrown away, until its id gets another or is forgotten:
+   xain-sdk 0.8.0 may train and deliver once more with it, and ends where it is refused.
+5. A right is not revoked while an update is being received for it.
+6. Entries are numbered from 1 within an incarnation, and kept until they are acknowledged. Losing the sum begins a new incarnation.
+"""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from fedround.books import Admission, Difference, Entry, Outcome, Page, Verdict
+from fedround.errors import IllegalMove, Late, NotAdmitted, UnknownAttempt
+
+REMEMBERED_ATTEMPTS = 64
+"""How many ended attempts are known as ended: a call for one of them that was long on its way must not open it again."""
+
+
+class State(Enum):
+    """What may still be done with a right."""
+
+    ADMITTED = "admitted"
+    COUNTED = "counted"
+    OVER = "over"
+
+
+@dataclass(slots=True)
+class Right:
+    id: str
+    token: str
+    former: str | None
+    """The token that this one replaced: late, rather than unknown."""
+    state: State = State.ADMITTED
+    receiving: int = 0
+
+
+@dataclass(slots=True)
+class Receipt:
+    """One upload, from its first byte to its end by `abort`, `count` or `refuse`."""
+
+    right: Right
+    repeated: bool
+    """Its update was counted before it began: read it, throw it away, and say so."""
+    ended: bool = False
+
+    @property
+    def id(self) -> str:
+        return self.right.id
+
+
+@dataclass(slots=True)
+class Attempt:
+    id: str
+    round: int
+    closed: bool = False
+    counted: dict[str, int] = field(default_factory=dict)
+    """Samples by id, in the order of folding."""
+    revoked: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """The attempt is closed over these ids, in the order of folding. `already`: it was closed before."""
+
+    ids: tuple[str, ...]
+    samples: int
+    already: bool
+
+
+class Ledger:
+    """See the rules above. `incarnation` names the life of the sum."""
+
+    def __init__(self, incarnation: str) -> None:
+        self.incarnation = incarnation
+        self.acknowledged = 0
+        self.attempt: Attempt | None = None
+        self._ended: deque[str] = deque(maxlen=REMEMBERED_ATTEMPTS)
+        self._rights: dict[str, Right] = {}
+        self._entries: deque[Entry] = deque()
+        self._seq = 0
+
+    # The coordinator's calls
+
+    def open(self, attempt: str, round: int, admissions: Sequence[Admission], forget: Sequence[str] = ()) -> bool:
+        """Begin an attempt; True when it is a new one, so that a new sum begins. Raises `UnknownAttempt` for one that has ended."""
+        if attempt in self._ended:
+            raise UnknownAttempt(attempt)
+        new = self.attempt is None or self.attempt.id != attempt
+        if new:
+            self._end_attempt()
+            self.attempt = Attempt(attempt, round)
+        for id in forget:
+            self._rights.pop(id, None)
+        self.admit(attempt, admissions)
+        return new
+
+    def admit(self, attempt: str, admissions: Sequence[Admission]) -> None:
+        """Give each id its token. A repeat changes nothing. Raises `UnknownAttempt`."""
+        current = self._current(attempt)
+        if current.closed:
+            return
+        for admission in admissions:
+            right = self._rights.get(admission.id)
+            known = right is not None and right.token == admission.token
+            if known or admission.id in current.revoked:
+                continue
+            if admission.id in current.counted:
+                raise IllegalMove("counted", f"admit({admission.id[:8]})")
+            former = None
+            if right is not None:
+                former = right.token
+                if right.state is State.ADMITTED:
+                    right.state = State.OVER
+            self._rights[admission.id] = Right(admission.id, admission.token, former)
+
+    def revoke(self, attempt: str, id: str) -> Verdict:
+        """Take an id's right back, unless its update was counted or is being received. Raises `UnknownAttempt`."""
+        current = self._current(attempt)
+        if id in current.counted:
+            return Verdict.COUNTED
+        right = self._rights.get(id)
+        if right is not None and right.state is State.ADMITTED:
+            if right.receiving:
+                return Verdict.RECEIVING
+            right.state = State.OVER
+        current.revoked.add(id)
+        return Verdict.REVOKED
+
+    def close(self, attempt: str, ids: Sequence[str]) -> Difference | Counted:
+        """Close the attempt if exactly `ids` were counted. Raises `UnknownAttempt`."""
+        current = self._current(attempt)
+        expected, counted = frozenset(ids), frozenset(current.counted)
+        if expected != counted:
+            return Difference(missing=expected - counted, surplus=counted - expected)
+        already, current.closed = current.closed, True
+        if not already:
+            self._end_rights()
+        return Counted(tuple(current.counted), sum(current.counted.values()), already)
+
+    def page(self, incarnation: str, after: int) -> Page:
+        """The entries behind number `after`; those up to it are acknowledged, if `incarnation` is this one."""
+        if incarnation != self.incarnation:
+            after = 0
+        self.acknowledged = max(self.acknowledged, min(after, self._seq))
+        while self._entries and self._entries[0].seq <= self.acknowledged:
+            self._entries.popleft()
+        return Page(self.incarnation, tuple(self._entries))
+
+    # The participants' exchanges
+
+    def check_read(self, id: str, token: str) -> None:
+        """Whether the global model is given for these credentials. Raises `NotAdmitted` or `Late`."""
+        self._right(id, token)
+
+    def begin(self, id: str, token: str) -> Receipt:
+        """An upload begins. Raises `NotAdmitted` or `Late`."""
+        right = self._right(id, token)
+        right.receiving += 1
+        return Receipt(right, repeated=right.state is State.COUNTED)
+
+    def abort(self, receipt: Receipt) -> None:
+        """The upload ended without an update: cut, too slow, or a repeat."""
+        self._end(receipt, "abort")
+
+    def countable(self, receipt: Receipt) -> bool:
+        """True: fold it, then `count` it. False: it was counted meanwhile. Raises `Late`."""
+        if receipt.right.state is State.OVER:
+            raise Late("the round is over, or was given to others")
+        return receipt.right.state is State.ADMITTED
+
+    def count(self, receipt: Receipt, samples: int, metrics: Mapping[str, float]) -> Entry:
+        """Enter an update that was just folded."""
+        if self.attempt is None or receipt.right.state is not State.ADMITTED:
+            raise IllegalMove(receipt.right.state, "count")
+        self._end(receipt, "count")
+        receipt.right.state = State.COUNTED
+        self.attempt.counted[receipt.id] = samples
+        return self._enter(Outcome.COUNTED, self.attempt, receipt.id, samples, metrics)
+
+    def refuse(self, receipt: Receipt) -> None:
+        """The update was received whole and is no valid one: its right is over, and the coordinator is told."""
+        self._end(receipt, "refuse")
+        if self.attempt is not None and receipt.right.state is State.ADMITTED:
+            receipt.right.state = State.OVER
+            self.attempt.revoked.add(receipt.id)
+            self._enter(Outcome.REFUSED, self.attempt, receipt.id, 0, {})
+
+    def lose(self, incarnation: str) -> None:
+        """The sum is lost, and with it the attempt and all entries."""
+        self._end_attempt()
+        self.attempt = None
+        self._entries.clear()
+        self._seq = self.acknowledged = 0
+        self.incarnation = incarnation
+
+    def _current(self, attempt: str) -> Attempt:
+        if self.attempt is None or self.attempt.id != attempt:
+            raise UnknownAttempt(attempt)
+        return self.attempt
+
+    def _right(self, id: str, token: str) -> Right:
+        right = self._rights.get(id)
+        if right is None or token not in (right.token, right.former):
+            raise NotAdmitted("no such id and token")
+        if token == right.former or right.state is State.OVER:
+            raise Late("the round of this token is over, or was given to others")
+        return right
+
+    def _end(self, receipt: Receipt, event: str) -> None:
+        if receipt.ended:
+            raise IllegalMove("ended", event)
+        receipt.ended = True
+        receipt.right.receiving -= 1
+
+    def _enter(self, outcome: Outcome, attempt: Attempt, id: str, samples: int, metrics: Mapping[str, float]) -> Entry:
+        self._seq += 1
+        entry = Entry(self._seq, attempt.id, id, outcome, samples, dict(metrics))
+        self._entries.append(entry)
+        return entry
+
+    def _end_attempt(self) -> None:
+        if self.attempt is not None:
+            self._ended.append(self.attempt.id)
+            self._end_rights()
+
+    def _end_rights(self) -> None:
+        for right in self._rights.values():
+            if right.state is State.ADMITTED:
+                right.state = State.OVER

@@ -1,0 +1,314 @@
+"""The aggregator at work: receives updates, folds them into the sum, serves the result. The ledger alone decides what is counted."""
+
+import asyncio
+import logging
+import time
+import zlib
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
+from uuid import uuid4
+
+from fedround.aggregator.ledger import Attempt, Ledger, Receipt
+from fedround.aggregator.spool import Received, Spool
+from fedround.aggregator.strategies import Strategy, StrategyFactory
+from fedround.books import Admission, Closed, Difference, Entry, Page, Verdict
+from fedround.errors import Busy, Late, NotAdmitted, TooLarge, UnknownAttempt, WeightsError
+from fedround.events import Aggregated, Observer, Observers, UpdateReceived, UploadFailed, short
+from fedround.weights import Array, Spec, UpdateReader, encode_model
+from fedround.wire import UpdateOutcome
+
+LOG = logging.getLogger(__name__)
+
+HOLD = 20.0
+"""Seconds for which a call of `ledger` waits for an entry."""
+PATIENCE = 2.0
+"""Seconds for which an upload's answer waits until the coordinator knows."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A global model, ready to be served. It never changes: whoever is still sending it keeps it alive."""
+
+    round: int
+    spec: Spec
+    parameters: int
+    buffers: tuple[bytes, memoryview]
+    """What is sent: the `.npy` header, and the array's own memory."""
+    etag: str
+
+    @classmethod
+    def of(cls, round: int, array: Array, spec: Spec) -> Self:
+        header, data = encode_model(array)
+        return cls(round, spec, array.size, (header, data), f'"{round}-{zlib.crc32(data):08x}"')
+
+
+class AggregatorService:
+    """The books (`fedround.books.Books`), and for the participants `read` and `deliver`. For one event loop.
+
+    Args:
+        new_sum: Makes the sum of an attempt, given what its updates look like.
+        spool: Where updates are received.
+        observer: Told of every fact.
+        hold: Seconds for which `ledger` waits for an entry.
+        patience: Seconds for which `deliver` waits until the coordinator has acknowledged the entry.
+    """
+
+    def __init__(
+        self,
+        new_sum: StrategyFactory,
+        spool: Spool,
+        *,
+        observer: Observer | None = None,
+        hold: float = HOLD,
+        patience: float = PATIENCE,
+    ) -> None:
+        self._new_sum = new_sum
+        self._spool = spool
+        self._observer = observer or Observers()
+        self._hold = hold
+        self._patience = patience
+        self._ledger = Ledger(str(uuid4()))
+        self._sum: Strategy | None = None
+        self._spec: Spec | None = None
+        self._model: Model | None = None
+        # Held for a whole step: what the ledger was asked first must still be true when it is told of the result.
+        self._step = asyncio.Lock()
+        self._steps: set[asyncio.Task[Any]] = set()
+        self._entered = _Bell()
+        self._acknowledged = _Bell()
+        self._stopping = False
+
+    @property
+    def model(self) -> Model | None:
+        """The newest global model; None before the first."""
+        return self._model
+
+    def status(self) -> dict[str, object]:
+        """The state as JSON-able data, ids cut."""
+        attempt, model = self._ledger.attempt, self._model
+        return {
+            "state": "closed" if attempt is None or attempt.closed else "open",
+            "round": attempt and attempt.round,
+            "attempt": attempt and short(attempt.id),
+            "counted": len(attempt.counted) if attempt else 0,
+            "model": model and {"round": model.round, "parameters": model.parameters, "dtype": str(model.spec.dtype)},
+        }
+
+    def stop(self) -> None:
+        """End every wait, now and from now on, so that none keeps a server from stopping."""
+        self._stopping = True
+        self._entered.ring()
+        self._acknowledged.ring()
+
+    # The books
+
+    async def open(self, attempt: str, round: int, admissions: Sequence[Admission], forget: Sequence[str]) -> None:
+        """See `Books.open`."""
+        async with self._step:
+            if self._ledger.open(attempt, round, admissions, forget):
+                self._sum = None
+                self._spec = self._model.spec if self._model else None
+
+    async def admit(self, attempt: str, admissions: Sequence[Admission]) -> None:
+        """See `Books.admit`."""
+        async with self._step:
+            self._ledger.admit(attempt, admissions)
+
+    async def revoke(self, attempt: str, id: str) -> Verdict:
+        """See `Books.revoke`."""
+        async with self._step:
+            return self._ledger.revoke(attempt, id)
+
+    async def close(self, attempt: str, ids: Sequence[str]) -> Closed | Difference:
+        """See `Books.close`. A result that cannot be made is a lost sum: `UnknownAttempt`."""
+        return await self._to_its_end(self._close(attempt, ids))
+
+    async def ledger(self, incarnation: str, after: int) -> Page:
+        """See `Books.ledger`. Raises `Busy` where there is nothing to tell and the service stops."""
+        self._ledger.page(incarnation, after)
+        self._acknowledged.ring()
+
+        def news() -> bool:
+            page = self._ledger.page(incarnation, after)
+            return self._stopping or page.incarnation != incarnation or bool(page.entries)
+
+        await self._entered.wait(news, self._hold)
+        page = self._ledger.page(incarnation, after)
+        if self._stopping and not page.entries:
+            raise Busy("the aggregator stops", retry_after=1.0)
+        return page
+
+    async def _close(self, attempt: str, ids: Sequence[str]) -> Closed | Difference:
+        async with self._step:
+            answer = self._ledger.close(attempt, ids)
+            if isinstance(answer, Difference):
+                return answer
+            if self._ledger.attempt is not None and self._sum is not None and self._spec is not None:
+                await self._aggregate(self._ledger.attempt, self._sum, self._spec)
+            return Closed(self._model.parameters if self._model else 0)
+
+    async def _aggregate(self, attempt: Attempt, total: Strategy, spec: Spec) -> None:
+        began = time.perf_counter()
+        try:
+            model = await asyncio.to_thread(lambda: Model.of(attempt.round, total.result().reshape(spec.shape), spec))
+        except Exception as error:
+            self._lose("no model can be made of it", error)
+            raise UnknownAttempt(attempt.id) from error
+        self._model, self._sum = model, None
+        self._observer(Aggregated(model.round, len(attempt.counted), model.parameters, time.perf_counter() - began))
+
+    # The participants' exchanges
+
+    def read(self, id: str, token: str) -> Model | None:
+        """The global model; None before the first. Raises `NotAdmitted` or `Late`."""
+        self._ledger.check_read(id, token)
+        return self._model
+
+    async def deliver(
+        self,
+        id: str,
+        token: str,
+        chunks: AsyncIterator[bytes],
+        *,
+        length: int | None = None,
+        figures: Mapping[str, float] | None = None,
+    ) -> UpdateOutcome:
+        """Receive an update, check it, count it, and wait until the coordinator knows.
+
+        Args:
+            id: Whose it is.
+            token: The token that was admitted for it.
+            chunks: The body.
+            length: Its size in bytes, where that was announced.
+            figures: What the participant reports with it.
+
+        Raises:
+            NotAdmitted, Late, WeightsError, TooSlow, SpoolFull: It was not counted. What reading `chunks` raises: likewise.
+        """
+        incarnation = self._ledger.incarnation
+        try:
+            receipt = self._ledger.begin(id, token)
+            received = await self._receive(receipt, chunks, length)
+            entry = await self._to_its_end(self._settle(receipt, received, figures or {}))
+        except (NotAdmitted, Late, WeightsError) as error:
+            self._observer(UpdateReceived(id, _outcome(error), length or 0, str(error)))
+            raise
+        self._observer(UpdateReceived(id, "accepted" if entry else "repeated", received.size))
+        if entry is None:
+            return UpdateOutcome.REPEATED
+        await self._until_known(incarnation, entry.seq)
+        return UpdateOutcome.COUNTED
+
+    async def _receive(self, receipt: Receipt, chunks: AsyncIterator[bytes], length: int | None) -> Received:
+        try:
+            return await self._spool.receive(chunks, length)
+        except TooLarge:
+            await self._to_its_end(self._refuse(receipt))
+            raise
+        except BaseException as error:
+            self._ledger.abort(receipt)
+            self._observer(UploadFailed(receipt.id, str(error) or "the connection was closed"))
+            raise
+
+    async def _settle(self, receipt: Receipt, received: Received, figures: Mapping[str, float]) -> Entry | None:
+        """Check an update, fold it and enter it; None where one of the same right was counted before."""
+        try:
+            update = None if receipt.repeated else await asyncio.to_thread(_checked, received)
+            async with self._step:
+                if update is None or not self._ledger.countable(receipt):
+                    return None
+                await self._fold(update)
+                entry = self._ledger.count(receipt, update.samples, figures)
+        except WeightsError:
+            await self._refuse(receipt)
+            raise
+        finally:
+            if not receipt.ended:
+                self._ledger.abort(receipt)
+            received.discard()
+        self._entered.ring()
+        return entry
+
+    async def _fold(self, update: UpdateReader) -> None:
+        spec = self._spec or update.spec
+        update.check_like(spec)
+
+        def fold() -> Strategy:
+            total = self._sum or self._new_sum(spec)
+            total.fold(update.samples, update.blocks())
+            return total
+
+        try:
+            self._sum = await asyncio.to_thread(fold)
+        except Exception as error:
+            # Half of it may be in the sum.
+            self._lose("an update cannot be folded", error)
+            raise Late("the round begins anew: the aggregator has lost what it had collected") from error
+        self._spec = spec
+
+    async def _refuse(self, receipt: Receipt) -> None:
+        async with self._step:
+            self._ledger.refuse(receipt)
+        self._entered.ring()
+
+    async def _until_known(self, incarnation: str, seq: int) -> None:
+        def known() -> bool:
+            return self._stopping or self._ledger.incarnation != incarnation or self._ledger.acknowledged >= seq
+
+        await self._acknowledged.wait(known, self._patience)
+        if self._ledger.incarnation != incarnation:
+            raise Late("the round begins anew: the aggregator has lost what it had collected")
+
+    def _lose(self, reason: str, error: Exception) -> None:
+        LOG.error("the sum is lost and the round begins anew: %s", reason, exc_info=error)
+        self._ledger.lose(str(uuid4()))
+        self._sum = None
+        self._entered.ring()
+        self._acknowledged.ring()
+
+    async def _to_its_end(self, step: Coroutine[Any, Any, T]) -> T:
+        """Run `step` as a whole, even if the caller is cancelled meanwhile."""
+        task = asyncio.create_task(step)
+        self._steps.add(task)  # the event loop itself would let it be collected as garbage
+        task.add_done_callback(self._steps.discard)
+        return await asyncio.shield(task)
+
+
+class _Bell:
+    """Wakes those who wait at this moment."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def ring(self) -> None:
+        self._event.set()
+        self._event = asyncio.Event()
+
+    async def wait(self, condition: Callable[[], bool], seconds: float) -> None:
+        """Until `condition` is true after a ring, or is so already; for `seconds` at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not condition():
+                    await self._event.wait()
+
+
+def _checked(received: Received) -> UpdateReader:
+    update = UpdateReader(received.source, received.size)
+    update.check()
+    return update
+
+
+def _outcome(error: NotAdmitted | Late | WeightsError) -> str:
+    match error:
+        case NotAdmitted():
+            return "unauthorized"
+        case Late():
+            return "late"
+        case TooLarge():
+            return "too_large"
+        case _:
+            return "invalid"

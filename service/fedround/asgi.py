@@ -1,0 +1,143 @@
+"""What the HTTP apps have in common: their outside (`Front`), refusals as problem+json, bodies that are not copied."""
+
+import asyncio
+import base64
+import hmac
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from http import HTTPStatus
+
+from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fedround.errors import Busy, FedroundError, Late, NotAdmitted, SpoolFull, TooSlow, UnknownAttempt, WeightsError
+from fedround.wire import DRAIN_BYTES, DRAIN_SECONDS, Problem
+
+SLICE = 512 << 10
+"""Bytes of a large body that are handed over at once: asyncio before Python 3.12 copies what the socket does not take."""
+RETRY_AFTER = "5"
+"""Seconds after which one may come back to a full spool."""
+
+
+def problem(status: int, detail: str = "", headers: Mapping[str, str] | None = None) -> Response:
+    """A refusal with its reason (RFC 9457)."""
+    body = Problem(status, HTTPStatus(status).phrase, detail)
+    return Response(body.encode(), status, headers, media_type=body.media_type)
+
+
+def application(routes: Sequence[BaseRoute], *, token: str | None = None) -> ASGIApp:
+    """A whole app: `routes`, our errors and Starlette's own refusals as problems, a `Front` outside."""
+    app = Starlette(routes=routes, exception_handlers=dict.fromkeys((HTTPException, ClientDisconnect, FedroundError), _refusal))
+    app.router.redirect_slashes = False
+    return Front(app, token=token)
+
+
+def authorized(headers: Headers, token: str | None, *, basic: bool = False) -> bool:
+    """Whether a request bears `token` (None: it need not); `basic`: as the password of HTTP Basic too, for people with browsers."""
+    if token is None:
+        return True
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    if basic and scheme.lower() == "basic":
+        try:
+            given = base64.b64decode(given, validate=True).decode().partition(":")[2]
+        except ValueError:
+            return False
+    elif scheme.lower() != "bearer":
+        return False
+    return hmac.compare_digest(given.strip().encode(), token.encode())
+
+
+def unauthorized(*, basic: bool = False) -> Response:
+    challenge = 'Basic realm="fedround"' if basic else "Bearer"
+    return problem(401, "a token is needed here: send `Authorization: Bearer ...`", {"WWW-Authenticate": challenge})
+
+
+class Front:
+    """The outside of an app: tolerates a trailing slash, echoes `Origin`, asks for the token, lets a refusal arrive.
+
+    A refusal may come before the body was read. To close then resets the connection, and many who send would never see the answer:
+    so first read on and discard, up to a bound. (To answer first would not do: `requests`, say, reads nothing while it writes.)
+    """
+
+    def __init__(self, app: ASGIApp, *, token: str | None = None) -> None:
+        self._app = app
+        self._token = token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        body = _Body(headers, receive)
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                added = MutableHeaders(raw=message.setdefault("headers", []))
+                if origin := headers.get("origin"):
+                    added["Access-Control-Allow-Origin"] = origin
+                if message["status"] >= 400 and not await body.drained():
+                    added["Connection"] = "close"
+            await send(message)
+
+        if len(scope["path"]) > 1 and scope["path"].endswith("/"):
+            scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
+        app = self._app if authorized(headers, self._token) else unauthorized()
+        await app(scope, body.receive, answer)
+
+
+class _Body:
+    """The body of a request, and how much of it was read."""
+
+    def __init__(self, headers: Headers, receive: Receive) -> None:
+        self._receive = receive
+        self._ended = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
+        self._invited = headers.get("expect", "").lower() != "100-continue"
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._invited = True
+        self._ended = not message.get("more_body", False)
+        return message
+
+    async def drained(self) -> bool:
+        """Read what is left; False if that is more than the bound, or if the peer sends nothing before our `100 Continue`."""
+        left = DRAIN_BYTES
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while self._invited and not self._ended and left > 0:
+                    left -= len((await self.receive()).get("body", b""))
+        return self._ended
+
+
+class Slices(Response):
+    """An answer made of `buffers` (contiguous, of bytes), which are sent in slices and never copied."""
+
+    def __init__(self, buffers: Iterable[bytes | memoryview], *, headers: Mapping[str, str], media_type: str) -> None:
+        self._buffers = [memoryview(buffer) for buffer in buffers]
+        size = sum(len(buffer) for buffer in self._buffers)
+        super().__init__(headers={**headers, "Content-Length": str(size)}, media_type=media_type)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        if scope["method"] != "HEAD":
+            for buffer in self._buffers:
+                for start in range(0, len(buffer), SLICE):
+                    await send({"type": "http.response.body", "body": buffer[start : start + SLICE], "more_body": True})
+        await send({"type": "http.response.body"})
+
+
+async def _refusal(request: Request, error: Exception) -> Response:
+    match error:
+        case HTTPException():
+            return problem(error.status_code, headers=error.headers)
+        case ClientDisconnect():
+            return problem(400, "the body ended before it was whole")
+        case Busy():
+            return problem(503, str(error), {"Retry-After": f"{error.retry_after:g}"})
+        case SpoolFull():
+            return problem(error.status, str(error), {"Retry-After": RETRY_AFTER})
+        case NotAdmitted() | Late() | UnknownAttempt() | TooSlow() | WeightsError():
+            return problem(error.status, str(error))
+    raise error

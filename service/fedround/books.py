@@ -1,0 +1,168 @@
+"""The books: what counted, kept by the aggregator alone, and the five operations by which the coordinator works with them.
+
+The coordinator calls them directly (`fedround platform`) or over the aggregator's internal port (`fedround.remote_books.RemoteBooks`).
+All of them are idempotent and keyed by an *attempt* of a round, so a caller that got no answer asks again.
+This file owns the messages and their JSON; it does no I/O.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+
+class Verdict(StrEnum):
+    """What `revoke` found."""
+
+    REVOKED = "revoked"
+    """The token is dead, nothing of it was counted, nothing ever will be."""
+    COUNTED = "counted"
+    """Too late: the update is in the sum."""
+    RECEIVING = "receiving"
+    """The update is arriving now; nothing was revoked: ask again."""
+
+
+class Outcome(StrEnum):
+    """What became of an update."""
+
+    COUNTED = "counted"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """The right of one participant to deliver one update to one attempt."""
+
+    id: str
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the ledger. `seq` rises by one from 1 within an incarnation; the order of counted entries is the order of folding."""
+
+    seq: int
+    attempt: str
+    id: str
+    outcome: Outcome
+    samples: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """What the participant reported with its update."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """The entries after those that were acknowledged. Another `incarnation` than before: the sum was lost, and `seq` begins anew."""
+
+    incarnation: str
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The attempt is closed and its result is the global model, which `parameters` weights make up."""
+
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The attempt stays open: the ledger holds other ids than the coordinator expected."""
+
+    missing: frozenset[str]
+    """Expected, not counted."""
+    surplus: frozenset[str]
+    """Counted, not expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Ask the books to `open`."""
+
+    attempt: str
+    round: int
+    admissions: tuple[Admission, ...]
+    forget: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """Ask the books to `admit`."""
+
+    attempt: str
+    admissions: tuple[Admission, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Revoke:
+    """Ask the books to `revoke`."""
+
+    attempt: str
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Ask the books to `close`."""
+
+    attempt: str
+    ids: tuple[str, ...]
+
+
+Call = Open | Admit | Revoke | Close
+Answer = None | Verdict | Closed | Difference
+
+
+class Books(Protocol):
+    """The five operations. Every one may raise `ExchangeError` where the aggregator is not in this process."""
+
+    async def open(self, attempt: str, round: int, admissions: Sequence[Admission], forget: Sequence[str]) -> None:
+        """Begin an attempt; whatever an unclosed one before it had collected is thrown away.
+
+        `forget` names ids that are gone: their last counted tokens are good for nothing any more.
+        """
+        ...
+
+    async def admit(self, attempt: str, admissions: Sequence[Admission]) -> None:
+        """Let more participants deliver. Raises `UnknownAttempt`."""
+        ...
+
+    async def revoke(self, attempt: str, id: str) -> Verdict:
+        """Take a right back, if it is not too late. Raises `UnknownAttempt`."""
+        ...
+
+    async def close(self, attempt: str, ids: Sequence[str]) -> Closed | Difference:
+        """Make the counted updates the global model, if they are those of `ids`. Raises `UnknownAttempt`."""
+        ...
+
+    async def ledger(self, incarnation: str, after: int) -> Page:
+        """Wait (up to some 20 s) for entries after number `after`, and acknowledge those up to it.
+
+        Asked for another incarnation than its own, the aggregator acknowledges nothing and answers at once, from its first entry.
+        """
+        ...
+
+
+def page_to_json(page: Page) -> dict[str, Any]:
+    return {
+        "incarnation": page.incarnation,
+        "entries": [[e.seq, e.attempt, e.id, e.outcome, e.samples, dict(e.metrics)] for e in page.entries],
+    }
+
+
+def page_from_json(data: dict[str, Any]) -> Page:
+    return Page(
+        incarnation=data["incarnation"],
+        entries=tuple(
+            Entry(seq, attempt, id, Outcome(outcome), samples, metrics)
+            for seq, attempt, id, outcome, samples, metrics in data["entries"]
+        ),
+    )
+
+
+def admissions_to_json(admissions: Sequence[Admission]) -> list[list[str]]:
+    return [[a.id, a.token] for a in admissions]
+
+
+def admissions_from_json(data: list[list[str]]) -> list[Admission]:
+    return [Admission(id, token) for id, token in data]

@@ -1,0 +1,158 @@
+"""The coordinator over HTTP: its public app, its ops app, and the process that serves both."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import replace
+from functools import partial
+from random import SystemRandom
+
+from pydantic import SecretStr
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive
+
+from fedround import asgi, events, serve, wire
+from fedround.books import Books
+from fedround.coordinator.rounds import Plan, Rounds
+from fedround.coordinator.service import CoordinatorService
+from fedround.events import Fact, Observer, Observers
+from fedround.observability import ops
+from fedround.observability.health import Health
+from fedround.observability.logs import LogObserver
+from fedround.remote_books import RemoteBooks
+from fedround.serve import Endpoint
+from fedround.settings import CoordinatorSettings
+from fedround.wire import Heartbeat, RendezVous, StartTraining
+
+LOG = logging.getLogger(__name__)
+
+ANONYMOUS = "participant"
+"""What one is called that does not say its name."""
+
+
+# For participants
+
+
+def public(service: CoordinatorService, *, token: str | None = None) -> ASGIApp:
+    """What participants talk to. Who uses none of the additions gets the very bytes of 0.8."""
+
+    async def rendez_vous(request: Request, _: str) -> Response:
+        name = request.headers.get(wire.PARTICIPANT_NAME)
+        ordinal = request.headers.get(wire.ORDINAL, "")
+        answer = service.join(wire.parse_name(name) or ANONYMOUS, int(ordinal) if _is_ordinal(ordinal) else None)
+        return _json(answer if name is not None else replace(answer, ordinal=None))
+
+    async def heartbeat(request: Request, id: str) -> Response:
+        wait = wire.parse_prefer_wait(request.headers.get(wire.PREFER))
+        answer = await service.heartbeat(id, wait=wait or 0.0, hung_up=partial(_hung_up, request.receive))
+        if wait is None:
+            return _json(Heartbeat(answer.state, answer.round))
+        return _json(answer, {wire.PREFERENCE_APPLIED: f"wait={wait:.0f}"})
+
+    async def start_training(request: Request, id: str) -> Response:
+        return _json(service.start_training(id))
+
+    async def leave(request: Request, id: str) -> Response:
+        service.leave(id)
+        return Response(status_code=204)
+
+    routes = [
+        _route(wire.RENDEZ_VOUS, "GET", rendez_vous),
+        _route(wire.HEARTBEAT, "GET", heartbeat),
+        _route(wire.START_TRAINING, "GET", start_training),
+        _route(wire.LEAVE, "DELETE", leave),
+    ]
+    return asgi.application(routes, token=token)
+
+
+def _route(path: str, method: str, handler: Callable[[Request, str], Awaitable[Response]]) -> Route:
+    async def endpoint(request: Request) -> Response:
+        id = wire.parse_id(request.path_params["id"]) if "id" in request.path_params else ""
+        if id is None:
+            return Response(status_code=404)
+        if request.method == "HEAD":
+            # A safe method (RFC 9110, section 9.2.1): who only looks shall not become a participant, nor count as heard of.
+            return Response(media_type="application/json")
+        return await handler(request, id)
+
+    return Route(path, endpoint, methods=[method])
+
+
+def _json(answer: RendezVous | Heartbeat | StartTraining, headers: dict[str, str] | None = None) -> Response:
+    return Response(answer.encode(), headers=headers, media_type="application/json")
+
+
+def _is_ordinal(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 6
+
+
+async def _hung_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+# The process
+
+
+def build(settings: CoordinatorSettings, books: Books, observer: Observer) -> CoordinatorService:
+    """The service as the settings want it."""
+    plan = Plan(
+        rounds=settings.rounds,
+        participants_ratio=settings.participants_ratio,
+        min_clients=settings.min_clients,
+        heartbeat_timeout=settings.heartbeat_timeout,
+        round_timeout=settings.round_timeout,
+    )
+    # Its random numbers become tokens: nobody may guess the next one.
+    rounds = Rounds(plan, SystemRandom())
+    return CoordinatorService(rounds, books, aggregator_url=settings.aggregator_url, observer=observer)
+
+
+def readiness(health: Health) -> Observer:
+    """An observer by which the coordinator is ready while it is in contact with the aggregator."""
+    health.fault("aggregator", "the aggregator was not reached yet")
+
+    def observer(fact: Fact) -> None:
+        match fact:
+            case events.BooksUnreachable(reason=reason):
+                health.fault("aggregator", f"no contact with the aggregator: {reason}")
+            case events.BooksReached():
+                health.fine("aggregator")
+
+    return observer
+
+
+def public_endpoint(settings: CoordinatorSettings, service: CoordinatorService) -> Endpoint:
+    """Where participants are served."""
+    app = public(service, token=_secret(settings.token))
+    return Endpoint(app, host=settings.bind, port=settings.port, setting="COORDINATOR_PORT")
+
+
+def ops_endpoint(settings: CoordinatorSettings, service: CoordinatorService, health: Health) -> Endpoint:
+    """Where operators are served."""
+    return Endpoint(ops.app(health, service.status), host=settings.bind, port=settings.ops_port, setting="COORDINATOR_OPS_PORT")
+
+
+def run(settings: CoordinatorSettings) -> None:
+    """Serve until SIGTERM or SIGINT. Raises `ConfigurationError`."""
+    serve.run(_run(settings))
+
+
+async def _run(settings: CoordinatorSettings) -> None:
+    health = Health()
+    async with aclosing(RemoteBooks(settings.aggregator_internal_url, secret=_secret(settings.internal_secret))) as books:
+        service = build(settings, books, Observers([readiness(health), LogObserver()]))
+        with serve.capture_signals() as stop:
+            endpoints = public_endpoint(settings, service), ops_endpoint(settings, service, health)
+            async with serve.serving(*endpoints), asyncio.TaskGroup() as tasks:
+                work = tasks.create_task(service.run())
+                await stop.wait()
+                LOG.info("stopping")
+                work.cancel()
+
+
+def _secret(value: SecretStr | None) -> str | None:
+    return value.get_secret_value() if value is not None else None

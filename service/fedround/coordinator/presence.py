@@ -1,0 +1,89 @@
+"""Who is present: participants, ordinals, heartbeat time-outs. Part of the coordinator's core: no I/O, no clock."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from heapq import heappop, heappush
+
+
+@dataclass(slots=True)
+class Participant:
+    id: str
+    name: str
+    ordinal: int
+    """The lowest number that nobody else held when it joined."""
+    seen: float
+    expires: float
+    counted: int | None = None
+    """The last round in which its update was counted."""
+
+
+class Presence:
+    """The participants by id. Times are monotonic seconds; `timeout` is the silence after which one is gone."""
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._present: dict[str, Participant] = {}
+        # Re-arming only changes the participant; its place in this heap is corrected when it comes up.
+        self._expiry: list[tuple[float, str]] = []
+        self._ordinals: set[int] = set()
+        self._lowest_free = 0
+
+    def __len__(self) -> int:
+        return len(self._present)
+
+    def __iter__(self) -> Iterator[Participant]:
+        return iter(self._present.values())
+
+    def __contains__(self, id: str) -> bool:
+        return id in self._present
+
+    def get(self, id: str) -> Participant | None:
+        return self._present.get(id)
+
+    def add(self, now: float, id: str, name: str, ordinal: int | None) -> Participant:
+        """`ordinal`: the one it held before, given back if it is free."""
+        participant = Participant(id, name, self._take_ordinal(ordinal), now, now + self._timeout)
+        self._present[id] = participant
+        heappush(self._expiry, (participant.expires, id))
+        return participant
+
+    def touch(self, now: float, id: str) -> Participant | None:
+        """It was heard of; None when nobody knows it."""
+        participant = self._present.get(id)
+        if participant is not None:
+            participant.seen, participant.expires = now, now + self._timeout
+        return participant
+
+    def remove(self, id: str) -> Participant:
+        participant = self._present.pop(id)
+        self._ordinals.discard(participant.ordinal)
+        self._lowest_free = min(self._lowest_free, participant.ordinal)
+        return participant
+
+    def silent(self, now: float) -> list[str]:
+        """The ids whose time-out is over."""
+        ids = []
+        while self._expiry and self._expiry[0][0] <= now:
+            _, id = heappop(self._expiry)
+            participant = self._present.get(id)
+            if participant is None:
+                continue
+            if participant.expires <= now:
+                ids.append(id)
+            else:
+                heappush(self._expiry, (participant.expires, id))
+        return ids
+
+    def next_expiry(self) -> float:
+        """Not later than the next time-out; `math.inf` when nobody is there."""
+        return self._expiry[0][0] if self._expiry else math.inf
+
+    def _take_ordinal(self, wanted: int | None) -> int:
+        if wanted is None or wanted in self._ordinals:
+            wanted = self._lowest_free
+            while wanted in self._ordinals:
+                wanted += 1
+            self._lowest_free = wanted + 1
+        self._ordinals.add(wanted)
+        return wanted

@@ -1,0 +1,339 @@
+"""The coordinator's core: who is selected, what was counted, and which call to the books is due. No I/O, no clock.
+
+The rules:
+
+1. Who joins is Waiting. Nobody heard of for the heartbeat time-out is gone; who leaves is gone at once. Rounds count from 0.
+2. With at least `min_clients` present an *attempt* of the round begins: ceil(ratio x present) of them, drawn uniformly, are
+   chosen. A chosen participant is told `round` only when the books have admitted its token.
+3. Required are max(1, floor(ratio x min_clients)) updates. While counted and outstanding are fewer, others are chosen from the
+   Waiting. Fewer than `min_clients` present: nobody new is chosen, but the round goes on with who has it.
+4. An outstanding right is taken back (deadline, silence, leaving) only by `Revoke`, and stays outstanding until the books have
+   answered. What was counted is what the ledger's entries say, and nothing else.
+5. Nobody outstanding and enough counted: `Close`. Nobody outstanding, too few counted and nobody left to choose: the attempt is
+   dropped and the round tried anew, and who had delivered delivers its kept update again. So with an attempt that the books lost.
+6. `pending` is the one call to the books that is due. It follows from the state alone: a call that got no answer is just made
+   again, and an answer for an attempt that is over changes nothing.
+7. After the last round everybody is told `finish`, for ever.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from random import Random
+from uuid import UUID
+
+from fedround import events
+from fedround.books import Admission, Admit, Answer, Call, Close, Closed, Difference, Entry, Open, Outcome, Page, Revoke, Verdict
+from fedround.coordinator.attempt import Attempt, Member, State
+from fedround.coordinator.presence import Participant, Presence
+from fedround.errors import IllegalMove
+from fedround.wire import Heartbeat, HeartbeatState
+
+ASK_AGAIN = 1.0
+"""Seconds until a right whose update is being received is revoked again."""
+PAUSE = 1.0
+"""Seconds between a dropped attempt and the next: user code that always fails must not make the platform spin."""
+HISTORY = 50
+"""Completed rounds that are remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is trained. Times in seconds; `rounds` 0 never ends."""
+
+    rounds: int = 10
+    participants_ratio: float = 1.0
+    min_clients: int = 1
+    heartbeat_timeout: float = 15.0
+    round_timeout: float = 3600.0
+
+    @property
+    def required(self) -> int:
+        return max(1, math.floor(self.participants_ratio * self.min_clients + 1e-9))
+
+    def wanted(self, present: int) -> int:
+        return max(1, math.ceil(self.participants_ratio * present - 1e-9))
+
+
+class Rounds:
+    """See the rules above. Every method takes `now`, monotonic seconds, first."""
+
+    def __init__(self, plan: Plan, rng: Random) -> None:
+        self.plan = plan
+        self.round = 0
+        self.incarnation = ""
+        """Of the books, as far as their ledger was read; empty before its first page."""
+        self.after = 0
+        """The number of the last ledger entry that was read."""
+        self.history: deque[events.RoundCompleted] = deque(maxlen=HISTORY)
+        self._rng = rng
+        self.present = Presence(plan.heartbeat_timeout)
+        self._gone: list[str] = []
+        self.attempt: Attempt | None = None
+        self._not_before = 0.0
+        self._facts: list[events.Fact] = []
+
+    @property
+    def complete(self) -> bool:
+        return 0 < self.plan.rounds <= self.round
+
+    # What participants say
+
+    def join(self, now: float, name: str, ordinal: int | None = None) -> Participant | None:
+        """A new participant; None once training is complete. `ordinal`: the one it held before, given back if it is free."""
+        if self.complete:
+            return None
+        participant = self.present.add(now, self._uuid(), name, ordinal)
+        self._facts.append(events.ParticipantJoined(participant.id, name))
+        self._settle(now)
+        return participant
+
+    def heartbeat(self, now: float, id: str) -> Heartbeat:
+        """Re-arm the participant's time-out and say what it shall do; for ROUND with its token."""
+        participant = self.present.touch(now, id)
+        if self.complete:
+            return Heartbeat(HeartbeatState.FINISH)
+        if participant is None:
+            return Heartbeat(HeartbeatState.REJECT)
+        member = self._told(id)
+        if self.attempt is None or member is None:
+            return Heartbeat(HeartbeatState.STAND_BY, counted=participant.counted)
+        return Heartbeat(HeartbeatState.ROUND, self.attempt.round, token=member.token, counted=participant.counted)
+
+    def start_training(self, now: float, id: str) -> str | None:
+        """The token of a selected participant, the same one however often it asks; None for everybody else."""
+        member = self._told(id)
+        return None if member is None or id not in self.present else member.token
+
+    def leave(self, now: float, id: str) -> bool:
+        """It says good-bye; False when nobody knows it."""
+        if id not in self.present:
+            return False
+        self._remove(now, id, "left")
+        self._settle(now)
+        return True
+
+    def tick(self, now: float) -> None:
+        """Time has passed: see who is silent, and whose deadline is over."""
+        for id in self.present.silent(now):
+            self._remove(now, id, "silent")
+        attempt = self.attempt
+        while attempt is not None and attempt.deadlines and attempt.deadlines[0][0] <= now:
+            _, id = heappop(attempt.deadlines)
+            member = attempt.members[id]
+            if member.state is State.SELECTED and member.deadline <= now:
+                self._take_back(now, attempt, member, "deadline")
+        self._settle(now)
+
+    def next_deadline(self) -> float:
+        """When `tick` has something to do next, if nothing else happens before; `math.inf`: never."""
+        due = [self.present.next_expiry()]
+        if self.attempt is None:
+            due.append(self._not_before if len(self.present) >= self.plan.min_clients and not self.complete else math.inf)
+        elif self.attempt.opened:
+            due += [m.ask_at for m in self.attempt.by_state[State.REVOKING].values()]
+            due += [self.attempt.deadlines[0][0]] if self.attempt.deadlines else []
+        return min(due)
+
+    # What the books say
+
+    def pending(self, now: float) -> Call | None:
+        """The call to the books that is due, if there is one."""
+        attempt = self.attempt
+        if attempt is None or not self.incarnation:
+            return None
+        if not attempt.opened:
+            return Open(attempt.id, attempt.round, attempt.admissions(), tuple(self._gone))
+        if attempt.by_state[State.CHOSEN]:
+            return Admit(attempt.id, attempt.admissions())
+        for member in attempt.by_state[State.REVOKING].values():
+            if member.ask_at <= now:
+                return Revoke(attempt.id, member.id)
+        if not attempt.outstanding and len(attempt.counted) >= self.plan.required:
+            return Close(attempt.id, tuple(attempt.counted))
+        return None
+
+    def answered(self, now: float, call: Call, answer: Answer) -> None:
+        """The books carried out `call`."""
+        attempt = self.attempt
+        if attempt is None or attempt.id != call.attempt:
+            return
+        match call, answer:
+            case Open(), None:
+                attempt.opened = True
+                self._gone = [id for id in self._gone if id not in frozenset(call.forget)]
+                self._facts.append(events.AttemptOpened(attempt.round, attempt.id))
+                self._admitted(now, attempt, call.admissions)
+            case Admit(), None:
+                self._admitted(now, attempt, call.admissions)
+            case Revoke(), Verdict():
+                self._revoked(now, attempt, attempt.members[call.id], answer)
+            case Close(), Closed():
+                self._completed(now, attempt, answer)
+            case Close(), Difference():
+                self._drop(now, attempt, "the ledger holds other updates than the coordinator was told of", PAUSE)
+            case _:
+                raise IllegalMove(type(call).__name__, type(answer).__name__)
+        self._settle(now)
+
+    def lost(self, now: float, attempt: str) -> None:
+        """The books do not know this attempt any more."""
+        if self.attempt is not None and self.attempt.id == attempt:
+            self._drop(now, self.attempt, "the aggregator lost its sum", 0.0)
+            self._settle(now)
+
+    def recorded(self, now: float, page: Page) -> None:
+        """A page of the ledger was read."""
+        if page.incarnation != self.incarnation:
+            known, self.incarnation, self.after = self.incarnation, page.incarnation, 0
+            if known and self.attempt is not None:
+                self._drop(now, self.attempt, "the aggregator lost its sum", 0.0)
+        for entry in page.entries:
+            if entry.seq > self.after:
+                self.after = entry.seq
+                self._entered(entry)
+        self._settle(now)
+
+    # What observers and people are told
+
+    def take_facts(self) -> list[events.Fact]:
+        """What happened since the last call, in order."""
+        facts, self._facts = self._facts, []
+        return facts
+
+    # How it is done
+
+    def _told(self, id: str) -> Member | None:
+        """The part of one who is to be told `round`."""
+        member = None if self.attempt is None else self.attempt.members.get(id)
+        return member if member is not None and member.state in (State.SELECTED, State.REVOKING) else None
+
+    def _settle(self, now: float) -> None:
+        """Begin, widen or drop the attempt, as the rules 2, 3 and 5 say."""
+        if self.complete:
+            return
+        if len(self.present) < self.plan.min_clients:
+            return
+        attempt = self.attempt
+        if attempt is None:
+            if now >= self._not_before:
+                self.attempt = Attempt(self._uuid(), self.round, begun=now)
+                self._choose(self.attempt)
+            return
+        expected = len(attempt.counted) + attempt.outstanding
+        if expected >= self.plan.required or self._choose(attempt) or attempt.outstanding:
+            return
+        self._drop(now, attempt, self._why_nobody_is_left(attempt), PAUSE)
+
+    def _choose(self, attempt: Attempt) -> bool:
+        """Choose among the Waiting up to the wanted number; False when none is Waiting."""
+        waiting = [p for p in self.present if p.id not in attempt.members]
+        expected = len(attempt.counted) + attempt.outstanding
+        wanted = max(self.plan.wanted(len(self.present)), self.plan.required) - expected
+        chosen = self._rng.sample(waiting, min(wanted, len(waiting)))
+        for p in chosen:
+            attempt.move(Member(p.id, p.name, self._uuid(), State.CHOSEN), State.CHOSEN)
+        return bool(chosen)
+
+    def _admitted(self, now: float, attempt: Attempt, admissions: Iterable[Admission]) -> None:
+        members = [attempt.members[a.id] for a in admissions]
+        selected = [m for m in members if m.state is State.CHOSEN]
+        for member in selected:
+            member.deadline = now + self.plan.round_timeout
+            heappush(attempt.deadlines, (member.deadline, member.id))
+            attempt.move(member, State.SELECTED)
+        if selected:
+            self._facts.append(events.Selected(attempt.round, tuple(m.id for m in selected)))
+
+    def _revoked(self, now: float, attempt: Attempt, member: Member, verdict: Verdict) -> None:
+        if member.state is not State.REVOKING:
+            return
+        if verdict is Verdict.REVOKED:
+            attempt.move(member, State.IGNORED)
+            self._facts.append(events.Revoked(attempt.round, member.id, member.reason))
+        elif verdict is Verdict.RECEIVING:
+            member.ask_at = now + ASK_AGAIN
+        else:
+            # It was counted: its entry is on the way, and tells the samples and figures too.
+            member.deadline = math.inf
+            attempt.move(member, State.SELECTED)
+
+    def _entered(self, entry: Entry) -> None:
+        attempt = self.attempt
+        if attempt is None or entry.attempt != attempt.id or entry.id not in attempt.members:
+            return
+        member = attempt.members[entry.id]
+        if entry.outcome is Outcome.REFUSED:
+            member.reason = "refused"
+            attempt.move(member, State.IGNORED)
+            self._facts.append(events.Revoked(attempt.round, member.id, "refused"))
+            return
+        member.entry = entry
+        attempt.move(member, State.DONE)
+        if (participant := self.present.get(member.id)) is not None:
+            participant.counted = attempt.round
+        self._facts.append(events.UpdateCounted(attempt.round, member.id, entry.samples))
+
+    def _completed(self, now: float, attempt: Attempt, closed: Closed) -> None:
+        entries = [m.entry for m in attempt.counted.values() if m.entry is not None]
+        fact = events.RoundCompleted(
+            round=attempt.round,
+            attempt=attempt.id,
+            ids=tuple(attempt.counted),
+            samples=sum(e.samples for e in entries),
+            parameters=closed.parameters,
+            seconds=now - attempt.begun,
+            figures=_weighted_means(entries),
+        )
+        self._facts.append(fact)
+        self.history.append(fact)
+        self.attempt = None
+        self._not_before = now
+        self.round += 1
+        if self.complete:
+            self._facts.append(events.TrainingCompleted(self.round))
+
+    def _drop(self, now: float, attempt: Attempt, reason: str, pause: float) -> None:
+        self._facts.append(events.AttemptDropped(attempt.round, attempt.id, len(attempt.counted), reason))
+        self.attempt = None
+        self._not_before = now + pause
+
+    def _why_nobody_is_left(self, attempt: Attempt) -> str:
+        reasons = {m.reason for m in attempt.by_state[State.IGNORED].values()}
+        if "deadline" in reasons:
+            return (
+                f"too few delivered within {self.plan.round_timeout:g} s: is COORDINATOR_ROUND_TIMEOUT shorter than training takes?"
+            )
+        return f"too few delivered ({len(attempt.counted)} of {self.plan.required}): the others' rounds ended as " + (
+            " and ".join(sorted(reasons)) or "unknown"
+        )
+
+    def _remove(self, now: float, id: str, reason: str) -> None:
+        participant = self.present.remove(id)
+        self._gone.append(id)
+        self._facts.append(events.ParticipantGone(id, participant.name, reason))
+        attempt = self.attempt
+        if attempt is not None and id in attempt.members and attempt.members[id].state in (State.CHOSEN, State.SELECTED):
+            self._take_back(now, attempt, attempt.members[id], reason)
+
+    def _take_back(self, now: float, attempt: Attempt, member: Member, reason: str) -> None:
+        member.reason, member.ask_at = reason, now
+        attempt.move(member, State.REVOKING)
+
+    def _uuid(self) -> str:
+        return str(UUID(int=self._rng.getrandbits(128), version=4))
+
+
+def _weighted_means(entries: list[Entry]) -> tuple[tuple[str, float], ...]:
+    """The sample-weighted mean of each figure over those that reported it; the plain mean where all sample counts are 0."""
+    names = dict.fromkeys(name for entry in entries for name in entry.metrics)
+    means = []
+    for name in names:
+        reported = [(entry.samples, entry.metrics[name]) for entry in entries if name in entry.metrics]
+        if not any(samples for samples, _ in reported):
+            reported = [(1, value) for _, value in reported]
+        total = sum(samples for samples, _ in reported)
+        means.append((name, math.fsum(samples * value for samples, value in reported) / total))
+    return tuple(means)

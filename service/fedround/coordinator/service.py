@@ -1,0 +1,219 @@
+"""The coordinator at work: does what `Rounds` asks of the books, tells what happened, holds heartbeats. It decides nothing."""
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from random import random
+from typing import Any
+
+from fedround import events
+from fedround.backoff import delays
+from fedround.books import Admit, Answer, Books, Call, Close, Open, Revoke
+from fedround.coordinator.rounds import Rounds
+from fedround.coordinator.status import status
+from fedround.errors import ExchangeError, UnknownAttempt
+from fedround.events import Observer
+from fedround.wire import MAX_HOLD, Heartbeat, HeartbeatState, RendezVous, StartTraining
+
+RETRY_FIRST = 0.1
+RETRY_MOST = 1.0
+"""Seconds between two calls to books that do not answer."""
+HOLD_RATIO = 0.9
+"""Part of the heartbeat time-out for which a heartbeat is held at most: nobody shall be silent for too long because of us."""
+
+
+async def never() -> None:
+    """Wait for ever: a participant that does not hang up."""
+    await asyncio.Future()
+
+
+class CoordinatorService:
+    """What participants ask for, answered by `rounds`; what `rounds` asks for, answered by `books`. For one event loop.
+
+    Args:
+        rounds: The core. Nobody else may use it.
+        books: The aggregator's.
+        aggregator_url: Where participants are sent.
+        observer: Told of every fact, in order.
+        clock: Gives monotonic seconds.
+    """
+
+    def __init__(
+        self, rounds: Rounds, books: Books, *, aggregator_url: str, observer: Observer, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._rounds = rounds
+        self._books = books
+        self.aggregator_url = aggregator_url
+        self._observer = observer
+        self._clock = clock
+        self._kick = asyncio.Event()
+        self._reachable = asyncio.Event()
+        self._delays: Iterator[float] | None = None
+        """Of the outage that goes on; None while there is none."""
+        self._holds: dict[str, asyncio.Timeout] = {}
+        self._longest_hold = min(MAX_HOLD, HOLD_RATIO * rounds.plan.heartbeat_timeout)
+
+    async def run(self) -> None:
+        """Work until cancelled. Then every held heartbeat is answered, and none is held any more."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._follow_ledger())
+                tasks.create_task(self._follow_rounds())
+        finally:
+            self._longest_hold = 0.0
+            self._end_holds()
+
+    # What participants ask
+
+    def join(self, name: str, ordinal: int | None = None) -> RendezVous:
+        """Let a participant in, until training is complete. `ordinal`: the one it held before."""
+        participant = self._rounds.join(self._clock(), name, ordinal)
+        self._changed()
+        return RendezVous(None) if participant is None else RendezVous(participant.id, participant.ordinal)
+
+    async def heartbeat(self, id: str, *, wait: float = 0.0, hung_up: Callable[[], Awaitable[object]] = never) -> Heartbeat:
+        """What the participant shall do, with every addition to the protocol.
+
+        An answer that would be `stand_by` is held until it is another one, for up to `wait` seconds, and no longer than until the
+        next heartbeat of the same id, or until `hung_up()` returns.
+        """
+        self._end_hold(id)
+        answer = self._answer(id)
+        wait = min(wait, self._longest_hold)
+        if wait <= 0 or answer.state is not HeartbeatState.STAND_BY:
+            return answer
+        # One object and one timer for each of thousands: to end a hold is to say that its time is over.
+        hold = self._holds[id] = asyncio.timeout(wait)
+        try:
+            async with hold:
+                await hung_up()
+            return answer
+        except TimeoutError:
+            return self._answer(id)
+        finally:
+            if self._holds.get(id) is hold:
+                del self._holds[id]
+
+    def start_training(self, id: str) -> StartTraining:
+        """Where to go with which token. It was admitted before the participant was told of the round, so nobody has to be asked."""
+        token = self._rounds.start_training(self._clock(), id)
+        return StartTraining(None if token is None else self.aggregator_url, token)
+
+    def leave(self, id: str) -> None:
+        """Good-bye, also to somebody unknown."""
+        self._rounds.leave(self._clock(), id)
+        self._changed()
+
+    def status(self) -> dict[str, Any]:
+        """The state as JSON-able data, ids cut."""
+        return status(self._rounds, self._clock())
+
+    def _answer(self, id: str) -> Heartbeat:
+        answer = self._rounds.heartbeat(self._clock(), id)
+        return answer if answer.token is None else replace(answer, url=self.aggregator_url)
+
+    def _end_hold(self, id: str) -> None:
+        hold = self._holds.pop(id, None)
+        if hold is not None and not hold.expired():
+            hold.reschedule(0.0)
+
+    def _end_holds(self) -> None:
+        for id in tuple(self._holds):
+            self._end_hold(id)
+
+    # What happens
+
+    def _changed(self) -> None:
+        self._tell()
+        self._kick.set()
+
+    def _tell(self) -> None:
+        for fact in self._rounds.take_facts():
+            match fact:
+                case events.Selected(ids=ids):
+                    for id in ids:
+                        self._end_hold(id)
+                case events.ParticipantGone(id=id):
+                    self._end_hold(id)
+                case events.TrainingCompleted():
+                    self._end_holds()
+            self._observer(fact)
+
+    # The books
+
+    async def _follow_ledger(self) -> None:
+        while True:
+            try:
+                # In an outage ask like one who knows nothing, and is answered at once: we want to know when it is over.
+                await self._read_ledger(self._rounds.incarnation if self._delays is None else "")
+            except ExchangeError as error:
+                await self._unreachable("ledger", error)
+
+    async def _read_ledger(self, incarnation: str) -> None:
+        page = await self._books.ledger(incarnation, self._rounds.after)
+        self._reached()
+        self._rounds.recorded(self._clock(), page)
+        self._changed()
+
+    async def _follow_rounds(self) -> None:
+        while True:
+            self._kick.clear()
+            now = self._clock()
+            self._rounds.tick(now)
+            self._tell()
+            call = self._rounds.pending(now)
+            if call is None:
+                await _set(self._kick, within=self._rounds.next_deadline() - now)
+                continue
+            try:
+                await self._carry_out(call)
+            except ExchangeError as error:
+                # Not the same call again: what is due may have changed by then.
+                await self._unreachable(type(call).__name__.lower(), error)
+
+    async def _carry_out(self, call: Call) -> None:
+        try:
+            answer = await self._ask(call)
+        except UnknownAttempt:
+            # Books that began a new life say so in their ledger. Hear that first, or one loss is told twice and costs two attempts.
+            await self._read_ledger("")
+            self._rounds.lost(self._clock(), call.attempt)
+        else:
+            self._reached()
+            self._rounds.answered(self._clock(), call, answer)
+
+    async def _ask(self, call: Call) -> Answer:
+        match call:
+            case Open(attempt, number, admissions, forget):
+                await self._books.open(attempt, number, admissions, forget)
+                return None
+            case Admit(attempt, admissions):
+                await self._books.admit(attempt, admissions)
+                return None
+            case Revoke(attempt, id):
+                return await self._books.revoke(attempt, id)
+            case Close(attempt, ids):
+                return await self._books.close(attempt, ids)
+
+    def _reached(self) -> None:
+        self._delays = None
+        if not self._reachable.is_set():
+            self._reachable.set()
+            self._observer(events.BooksReached())
+
+    async def _unreachable(self, operation: str, error: ExchangeError) -> None:
+        """Tell of an outage once; wait until it is time to try again, or until the other of the two loops has reached the books."""
+        self._reachable.clear()
+        if self._delays is None:
+            self._delays = delays(random, first=RETRY_FIRST, most=RETRY_MOST, spread=0.5)
+            self._observer(events.BooksUnreachable(operation, str(error)))
+        await _set(self._reachable, within=next(self._delays))
+
+
+async def _set(event: asyncio.Event, *, within: float) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(within if within < math.inf else None):
+            await event.wait()

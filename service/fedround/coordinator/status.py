@@ -1,0 +1,50 @@
+"""What `/status` tells of the rounds: JSON-able data, ids cut."""
+
+from typing import Any
+
+from fedround.coordinator.rounds import Rounds
+from fedround.events import short
+
+
+def status(rounds: Rounds, now: float) -> dict[str, Any]:
+    """The state of the training at `now`, monotonic seconds."""
+    attempt = rounds.attempt
+    return {
+        "state": _state(rounds),
+        "round": rounds.round,
+        "rounds": rounds.plan.rounds,
+        "attempt": None if attempt is None else short(attempt.id),
+        "counted": 0 if attempt is None else len(attempt.counted),
+        "outstanding": 0 if attempt is None else attempt.outstanding,
+        "required": rounds.plan.required,
+        "participants": [
+            {
+                "name": p.name,
+                "id": short(p.id),
+                "ordinal": p.ordinal,
+                "state": "waiting" if attempt is None or p.id not in attempt.members else attempt.members[p.id].state.value,
+                "seconds_since_contact": round(now - p.seen, 3),
+                "counted": p.counted,
+            }
+            for p in rounds.present
+        ],
+        "last_rounds": [
+            {
+                "round": r.round,
+                "seconds": round(r.seconds, 3),
+                "counted": len(r.ids),
+                "samples": r.samples,
+                "parameters": r.parameters,
+                "figures": dict(r.figures),
+            }
+            for r in rounds.history
+        ],
+    }
+
+
+def _state(rounds: Rounds) -> str:
+    if rounds.complete:
+        return "complete"
+    if len(rounds.present) < rounds.plan.min_clients:
+        return f"waiting for participants: {len(rounds.present)} of {rounds.plan.min_clients}"
+    return "training" if rounds.incarnation else "waiting for the aggregator"

@@ -1,0 +1,178 @@
+"""Every error that fedround raises, as one tree.
+
+    FedroundError
+    ├── ConfigurationError        a setting is missing or wrong                          exit 78
+    ├── DataDirectoryHeld         another process holds the data directory               exit 75
+    ├── IllegalMove               a core was given an event that its state does not allow
+    ├── UnknownAttempt            the books know no such attempt, or know it as over      (409)
+    ├── NotAdmitted               no such id and token at the aggregator                  (404)
+    ├── Late                      a token whose round is over, or was given away          (409)
+    ├── TooSlow                   an upload below the minimum rate                        (408)
+    ├── SpoolFull                 no room for an upload; later there may be               (503)
+    ├── ExchangeError             an HTTP exchange that brought no usable answer
+    │   ├── Unreachable           refused, no such host, time-out, cut, 5xx              retryable
+    │   ├── Busy                  429 or 503: try again after `retry_after` seconds      retryable
+    │   ├── BadAnswer             an answer that is not the protocol's, HTML say         retryable
+    │   ├── Refused               any other 4xx: `status`, `detail`
+    │   └── Aborted               we cut the transfer ourselves
+    ├── CoordinatorUnreachable    it stayed away for longer than we were told to wait    exit 69
+    ├── WeightsError              bytes that are no weights, or no update                   (415)
+    │   ├── WrongWeights          not the shape, dtype or size that is expected             (422)
+    │   ├── NotFinite             NaN, infinite, or too large to be averaged                (422)
+    │   └── TooLarge              more bytes than are allowed                               (413)
+    └── ParticipantError          the participant's own code failed                      exit 70
+        ├── DeserializationError  in `deserialize_training_input`
+        ├── TrainingError         in `train_round`
+        └── SerializationError    in `serialize_training_result`, or its result is no update
+"""
+
+from typing import ClassVar
+
+
+class FedroundError(Exception):
+    """The root of the tree."""
+
+
+class ConfigurationError(FedroundError):
+    """A setting is missing or wrong; the message names it and says how to set it."""
+
+
+class DataDirectoryHeld(FedroundError):
+    """Another process holds the lock on the data directory."""
+
+
+class IllegalMove(FedroundError):
+    """A core was given an event that its state does not allow; nothing was changed."""
+
+    def __init__(self, state: object, event: object) -> None:
+        super().__init__(f"{event} is not possible in {state}")
+        self.state = state
+        self.event = event
+
+
+class UnknownAttempt(FedroundError):
+    """The books know no such attempt: the aggregator lost it, or another took its place."""
+
+    status: ClassVar[int] = 409
+
+    def __init__(self, attempt: str) -> None:
+        super().__init__(f"attempt {attempt[:8]} is not the one the books are open for")
+        self.attempt = attempt
+
+
+class NotAdmitted(FedroundError):
+    """The aggregator knows no such id and token."""
+
+    status: ClassVar[int] = 404
+
+
+class Late(FedroundError):
+    """The token was good once, but its round is over or was given to others."""
+
+    status: ClassVar[int] = 409
+
+
+class TooSlow(FedroundError):
+    """An upload that stayed below the minimum rate and was given up."""
+
+    status: ClassVar[int] = 408
+
+
+class SpoolFull(FedroundError):
+    """The spool has no room for an upload; it may have later."""
+
+    status: ClassVar[int] = 503
+
+
+class ExchangeError(FedroundError):
+    """An HTTP exchange that brought no usable answer."""
+
+    retryable: ClassVar[bool] = True
+    reason: ClassVar[str] = "error"
+
+
+class Unreachable(ExchangeError):
+    """No connection, no answer in time, a cut connection, or a 5xx."""
+
+    reason = "unreachable"
+
+
+class Busy(ExchangeError):
+    """The peer asks us to come back later."""
+
+    reason = "busy"
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        """Seconds."""
+
+
+class BadAnswer(ExchangeError):
+    """The peer's answer is not in the protocol: is this URL a coordinator or an aggregator?"""
+
+    reason = "bad_answer"
+
+
+class Refused(ExchangeError):
+    """The peer understood and said no."""
+
+    retryable = False
+    reason = "refused"
+
+    def __init__(self, status: int, detail: str, where: str = "") -> None:
+        super().__init__(": ".join(filter(None, (where, f"refused with {status}", detail))))
+        self.status = status
+        self.detail = detail
+
+
+class Aborted(ExchangeError):
+    """The transfer was cut from our side: nobody wants it any more."""
+
+    retryable = False
+    reason = "aborted"
+
+
+class CoordinatorUnreachable(FedroundError):
+    """The coordinator stayed away for longer than `PARTICIPANT_GIVE_UP_AFTER`."""
+
+
+class WeightsError(FedroundError, ValueError):
+    """Bytes that are no weights: the message says what is wrong with them."""
+
+    status: ClassVar[int] = 415
+    """The HTTP status with which an aggregator refuses them."""
+
+
+class WrongWeights(WeightsError):
+    """Weights, but not of the shape, dtype or size that is expected."""
+
+    status = 422
+
+
+class NotFinite(WeightsError):
+    """Weights with NaN, infinity, or a value too large to be averaged."""
+
+    status = 422
+
+
+class TooLarge(WeightsError):
+    """More bytes than are allowed."""
+
+    status = 413
+
+
+class ParticipantError(FedroundError):
+    """The participant's own code failed; raised `from` what it raised."""
+
+
+class DeserializationError(ParticipantError):
+    """`deserialize_training_input` failed on the global model."""
+
+
+class TrainingError(ParticipantError):
+    """`train_round` failed."""
+
+
+class SerializationError(ParticipantError):
+    """`serialize_training_result` failed, or what was trained is no update."""

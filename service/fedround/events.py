@@ -1,0 +1,272 @@
+"""What happened, as small frozen facts, and the `Observer` that is told of them.
+
+Runtimes and services tell; logs, metrics and traces listen. Facts carry whole ids: whoever shows one cuts it (`short`).
+"""
+
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+LOG = logging.getLogger(__name__)
+
+_UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+_ID = re.compile(_UUID, re.IGNORECASE)
+_SECRET = re.compile(rf"(?<={_UUID}/){_UUID}|(?<=bearer )[^\s'\"]+|(?<=basic )[^\s'\"]+|(?<=://)[^/@\s]+(?=@)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """The base of all facts."""
+
+
+class Observer(Protocol):
+    """Is told of every fact, on the thread where it happened; must not block."""
+
+    def __call__(self, fact: Fact, /) -> None: ...
+
+
+class Observers:
+    """Several observers as one. None of them can break a round: what one raises is logged, and the others are told."""
+
+    def __init__(self, observers: Iterable[Observer] = ()) -> None:
+        self._observers = tuple(observers)
+
+    def __call__(self, fact: Fact) -> None:
+        for observer in self._observers:
+            try:
+                observer(fact)
+            except Exception:
+                LOG.exception("an observer failed on %s", type(fact).__name__)
+
+
+def short(id: str) -> str:
+    """The first 8 characters of an id: all that logs, spans and pages may show."""
+    return id[:8]
+
+
+def redact(text: str) -> str:
+    """For texts that others make of our URLs and headers: ids are cut to 8 characters, tokens and credentials are `***`."""
+    return _ID.sub(lambda id: short(id[0]), _SECRET.sub("***", text))
+
+
+# The participant's
+
+
+@dataclass(frozen=True, slots=True)
+class StateChanged(Fact):
+    """The participant's lifecycle moved."""
+
+    state: str
+    round: int | None
+    draining: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Registered(Fact):
+    """The coordinator gave an id. `reason` is start, rejected or round_failed."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class OrderAccepted(Fact):
+    """An order to train was accepted. `repeated`: for an update that is kept from before."""
+
+    round: int
+    repeated: bool
+    traceparent: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseBegan(Fact):
+    """Told, as `PhaseEnded` is, on the thread that carries the phase out. Each attempt to download or upload is a phase of its own."""
+
+    round: int
+    phase: str
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseEnded(Fact):
+    """`phase` is download, decode, train, check, encode, upload or confirm, which does not begin. `error`: the class, if it failed."""
+
+    round: int
+    phase: str
+    seconds: float
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundEnded(Fact):
+    """`outcome` is completed, unconfirmed, failed, refused or abandoned; `reason` is for people."""
+
+    round: int
+    outcome: str
+    seconds: float
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reported(Fact):
+    """User code reported figures of its training."""
+
+    round: int
+    figures: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ContactLost(Fact):
+    """An exchange with the coordinator failed; it will be tried again."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ContactMade(Fact):
+    """The coordinator answers (again)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retrying(Fact):
+    """An exchange is tried again after `delay` seconds."""
+
+    path: str
+    reason: str
+    delay: float
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeEnded(Fact):
+    """One HTTP request of ours ended, well (`status`) or not (`error`). `path` is the template, never the URL."""
+
+    method: str
+    path: str
+    status: int | None
+    error: str | None
+    seconds: float
+    sent: int
+    received: int
+
+
+# The coordinator's
+
+
+@dataclass(frozen=True, slots=True)
+class ParticipantJoined(Fact):
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ParticipantGone(Fact):
+    """`reason` is silent or left."""
+
+    id: str
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptOpened(Fact):
+    """An attempt of a round is open."""
+
+    round: int
+    attempt: str
+
+
+@dataclass(frozen=True, slots=True)
+class Selected(Fact):
+    """These participants' heartbeats now say `round`."""
+
+    round: int
+    ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Revoked(Fact):
+    """The round was taken from this participant. `reason` is silent, left, deadline or refused."""
+
+    round: int
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateCounted(Fact):
+    round: int
+    id: str
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptDropped(Fact):
+    """An attempt ended without a result; the round is tried anew."""
+
+    round: int
+    attempt: str
+    counted: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RoundCompleted(Fact):
+    """`figures` are the sample-weighted means of what the participants reported."""
+
+    round: int
+    attempt: str
+    ids: tuple[str, ...]
+    samples: int
+    parameters: int
+    seconds: float
+    figures: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingCompleted(Fact):
+    rounds: int
+
+
+@dataclass(frozen=True, slots=True)
+class BooksUnreachable(Fact):
+    """A call to the aggregator's books failed; it is tried again."""
+
+    operation: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class BooksReached(Fact):
+    """The aggregator's books answer (again)."""
+
+
+# The aggregator's
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateReceived(Fact):
+    """`outcome` is accepted, repeated, unauthorized, late, invalid or too_large; `reason` is for people."""
+
+    id: str
+    outcome: str
+    size: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UploadFailed(Fact):
+    """An upload that did not arrive whole: cut, too slow, or no room for it. Nothing was counted."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregated(Fact):
+    """A new global model."""
+
+    round: int
+    updates: int
+    parameters: int
+    seconds: float

@@ -1,0 +1,482 @@
+"""HTTP from the side that asks: of the coordinator, of the aggregator, of its books. The only file that imports httpx.
+
+Whatever goes wrong becomes one of our errors, in `_mapped` and `_failure`; its text has the peer's address and the path's template.
+What a participant asks with is synchronous: an asynchronous request costs httpx twice the CPU.
+"""
+
+import json
+import math
+import re
+import ssl
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from functools import cache
+from threading import Event
+from typing import Any, TypedDict, Unpack
+
+import httpx
+import numpy as np
+
+from fedround import http_log, wire
+from fedround.errors import (
+    Aborted,
+    BadAnswer,
+    Busy,
+    ConfigurationError,
+    ExchangeError,
+    Refused,
+    TooLarge,
+    Unreachable,
+)
+from fedround.events import ExchangeEnded, Observer, Observers, redact
+from fedround.wire import Heartbeat, Problem, RendezVous, StartTraining, UpdateOutcome
+
+Instrument = Callable[[httpx.Client | httpx.AsyncClient], object]
+Query = Mapping[str, str | int]
+
+CONNECT_TIMEOUT = 5.0
+ANSWER_TIMEOUT = 15.0
+"""Seconds for the answer to a small request ..."""
+HOLD_MARGIN = 5.0
+"""... and on top of the time for which a heartbeat may be held."""
+TRANSFER_TIMEOUT = 60.0
+"""Seconds for one read or one write of a model."""
+KEEPALIVE = 4.0
+"""Seconds for which an idle connection is used again. Servers close theirs after 5 s and more: none does so just when we use it."""
+RETRY_AFTER_MAX = 60.0
+MAX_ANSWER = 64 << 10
+"""Bytes of an answer that is no model."""
+SLICE = 256 << 10
+"""Bytes of an update that are copied at a time."""
+MODEL = "/model"
+NO_IDS: Mapping[str, str] = {}
+
+# What httpx and the sockets below it raise. The first class that fits decides.
+FOREIGN: Mapping[type[Exception], type[ExchangeError]] = {
+    httpx.LocalProtocolError: BadAnswer,
+    httpx.UnsupportedProtocol: BadAnswer,
+    httpx.TransportError: Unreachable,
+    httpx.DecodingError: BadAnswer,
+    httpx.TooManyRedirects: BadAnswer,
+    httpx.InvalidURL: BadAnswer,
+    httpx.CookieConflict: BadAnswer,
+    OSError: Unreachable,
+    UnicodeError: Unreachable,  # the resolver's, for a host name with a part of more than 63 characters
+}
+
+
+class Options(TypedDict, total=False):
+    """What the synchronous clients may be given."""
+
+    token: str | None
+    """Sent as a bearer token."""
+    tls: ssl.SSLContext | None
+    """Authorities and client certificate; without it, httpx's authorities."""
+    transport: httpx.BaseTransport | None
+    """In place of httpx's own, and of the environment's proxies."""
+    observe: Observer
+    """Told of each exchange, failed ones too."""
+    instrument: Instrument | None
+    """Called with the httpx client; each request's `extensions["path"]` is the template of its path."""
+    timeout: float
+    """Seconds for one read or write."""
+
+
+class _Client:
+    """An httpx client, and `_exchange`, through which all its requests go. `url` None: it asks whom it is told to ask."""
+
+    def __init__(self, url: str | None, **options: Unpack[Options]) -> None:
+        self._observe = options.get("observe", Observers())
+        self._timeout = options.get("timeout", ANSWER_TIMEOUT)
+        hooks: Any = {"request": [http_log.request], "response": [http_log.response]}
+        with _environment():
+            common = _common(url, options.get("token"), options.get("tls"))
+            self._http = httpx.Client(**common, transport=options.get("transport"), event_hooks=hooks)
+        _instrumented(self._http, options.get("instrument"))
+
+    def close(self) -> None:
+        self._http.close()
+
+    @contextmanager
+    def _exchange(
+        self,
+        method: str,
+        url: str,
+        path: str,
+        ids: Mapping[str, str] = NO_IDS,
+        *,
+        accept: Collection[int] = (200,),
+        headers: dict[str, str] | None = None,
+        body: "_Slices | None" = None,
+        timeout: float | None = None,
+    ) -> Iterator[httpx.Response]:
+        """Ask, and lend the answer to be read, if its status is one of `accept`."""
+        where = _where(method, url, path)
+        response: httpx.Response | None = None
+        failed: str | None = None
+        began = time.monotonic()
+        try:
+            with (
+                _mapped(where),
+                self._http.stream(
+                    method,
+                    url.rstrip("/") + path.format_map(ids),
+                    headers=(headers or {}) | ({"Content-Length": str(body.size)} if body else {}),
+                    content=body,
+                    timeout=_timeout(timeout or self._timeout),
+                    extensions={"path": path},
+                ) as response,
+            ):
+                if failure := _failure(where, response, _read_problem(response), accept):
+                    raise failure
+                yield response
+        except BaseException as error:
+            failed = type(error.__cause__ or error).__name__
+            raise
+        finally:
+            seconds = time.monotonic() - began
+            status, received = (None, 0) if response is None else (response.status_code, response.num_bytes_downloaded)
+            self._observe(ExchangeEnded(method, path, status, failed, seconds, body.sent if body else 0, received))
+
+
+class CoordinatorClient(_Client):
+    """What a participant asks of its coordinator. Every method raises `ExchangeError`.
+
+    Args:
+        url: the coordinator's base URL; its path is kept.
+        options: see `Options`.
+    """
+
+    def __init__(self, url: str, **options: Unpack[Options]) -> None:
+        if not re.match(r"https?://[^/?#]", url):
+            raise ConfigurationError(f"{redact(url)} is no URL of a coordinator: write http://host:port or https://host")
+        super().__init__(url, **options)
+        self._url = url
+
+    def rendez_vous(self, name: str, ordinal: int | None = None) -> RendezVous:
+        """Register, under a name to be shown; `ordinal` is the one to get again."""
+        headers = {wire.PARTICIPANT_NAME: name} | ({} if ordinal is None else {wire.ORDINAL: str(ordinal)})
+        with self._exchange("GET", self._url, wire.RENDEZ_VOUS, headers=headers) as response:
+            return RendezVous.decode(_read(response))
+
+    def heartbeat(self, id: str, *, wait: float | None) -> tuple[Heartbeat, bool]:
+        """Say that we are alive; ask the coordinator to hold an answer that brings no news for up to `wait` seconds.
+
+        Returns:
+            The answer, and whether the coordinator holds answers.
+        """
+        hold = None if wait is None else math.ceil(wait)
+        headers = None if hold is None else {wire.PREFER: f"wait={hold}"}
+        timeout = None if hold is None else hold + HOLD_MARGIN
+        with self._exchange("GET", self._url, wire.HEARTBEAT, {"id": id}, headers=headers, timeout=timeout) as response:
+            return Heartbeat.decode(_read(response)), "wait" in response.headers.get(wire.PREFERENCE_APPLIED, "")
+
+    def start_training(self, id: str) -> StartTraining:
+        """Ask for the aggregator and a token."""
+        try:
+            with self._exchange("GET", self._url, wire.START_TRAINING, {"id": id}) as response:
+                return StartTraining.decode(_read(response))
+        except Refused as refused:
+            if refused.status == 404 and not refused.detail:
+                raise Unreachable(f"{refused}: the way of 0.8 to say that its aggregator is away") from refused
+            raise
+
+    def leave(self, id: str) -> None:
+        """Leave now, instead of falling silent. A 0.8 coordinator knows no such request; that is fine."""
+        with self._exchange("DELETE", self._url, wire.LEAVE, {"id": id}, accept=(200, 204, 404, 405)):
+            pass
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """A global model: its bytes, writable, received without a copy; `body` is None when the model is still that of the etag."""
+
+    body: memoryview | None
+    etag: str | None
+
+
+class AggregatorClient(_Client):
+    """What a participant asks of its aggregator: one transfer at a time. Every method raises `ExchangeError`.
+
+    Args:
+        max_model_size: the bytes that a global model may have.
+        options: see `Options`.
+    """
+
+    def __init__(self, *, max_model_size: int, **options: Unpack[Options]) -> None:
+        super().__init__(None, **Options(timeout=TRANSFER_TIMEOUT) | options)
+        self._max_model_size = max_model_size
+        self._aborted = Event()
+
+    def download(self, url: str, id: str, token: str, *, etag: str | None = None) -> Download:
+        """Fetch the global model, if it is another than that of `etag`; empty before the first aggregation.
+
+        Raises:
+            TooLarge: it has more bytes than are allowed; nothing was allocated for it.
+        """
+        return self.fetch(url, wire.UPDATE, {"id": id, "token": token}, etag=etag)
+
+    def fetch(self, url: str, path: str, ids: Mapping[str, str] = NO_IDS, *, etag: str | None = None) -> Download:
+        """Fetch a model from another path."""
+        self._aborted.clear()
+        headers, accept = ({}, [200]) if etag is None else ({"If-None-Match": etag}, [200, 304])
+        with self._exchange("GET", url, path, ids, accept=accept, headers=headers) as response:
+            unchanged = response.status_code == 304
+            body = memoryview(_read(response)) if unchanged else self._receive(response)
+            return Download(None if unchanged else body, response.headers.get("ETag"))
+
+    def upload(
+        self, url: str, id: str, token: str, buffers: Sequence[bytes | memoryview], *, metrics: str | None = None
+    ) -> UpdateOutcome | None:
+        """Send an update: the bytes of all buffers, one after the other.
+
+        Returns:
+            What the aggregator says became of it; None from a 0.8 aggregator, which says nothing.
+        """
+        self._aborted.clear()
+        headers = {"Content-Type": "application/octet-stream"} | ({} if metrics is None else {wire.METRICS: metrics})
+        with (
+            closing(_Slices(buffers, self._aborted)) as body,
+            self._exchange("POST", url, wire.UPDATE, {"id": id, "token": token}, headers=headers, body=body) as response,
+        ):
+            _read(response)
+            return _outcome(response.headers.get(wire.UPDATE_OUTCOME))
+
+    def abort(self) -> None:
+        """From another thread: end the transfer under way with `Aborted`, as soon as its current read or write is over."""
+        self._aborted.set()
+
+    def _receive(self, response: httpx.Response) -> memoryview:
+        headers = response.headers
+        if "Content-Length" not in headers or "Transfer-Encoding" in headers:
+            return self._receive_unannounced(response)
+        size = self._allowed(int(headers["Content-Length"]))
+        body = np.empty(size, np.uint8).data  # a bytearray would write zeros first
+        end = 0
+        for chunk in _until(self._aborted, response.iter_raw()):
+            body[end : end + len(chunk)] = chunk
+            end += len(chunk)
+        return body
+
+    def _receive_unannounced(self, response: httpx.Response) -> memoryview:
+        body = bytearray()
+        for chunk in _until(self._aborted, response.iter_raw()):
+            body += chunk
+            self._allowed(len(body))
+        return memoryview(body)
+
+    def _allowed(self, size: int) -> int:
+        if size > self._max_model_size:
+            raise TooLarge(f"the global model has {size} bytes or more, PARTICIPANT_MAX_MODEL_SIZE allows {self._max_model_size}")
+        return size
+
+
+def _outcome(value: str | None) -> UpdateOutcome | None:
+    try:
+        return None if value is None else UpdateOutcome(value)
+    except ValueError:
+        raise BadAnswer(f"an update cannot be {value!r}") from None
+
+
+def fetch_model(url: str, *, token: str | None = None, max_model_size: int = 1 << 40) -> tuple[memoryview, int | None]:
+    """Fetch the newest global model from an aggregator's ops port.
+
+    Returns:
+        The bytes of a `.npy` file, and the round that the model comes from.
+
+    Raises:
+        ExchangeError: no answer, or not the hoped for.
+    """
+    with closing(AggregatorClient(max_model_size=max_model_size, token=token)) as aggregator:
+        model = aggregator.fetch(url, MODEL)
+    etag = (model.etag or "").removeprefix("W/").strip('"')
+    return model.body or memoryview(b""), int(etag) if etag.isdecimal() else None
+
+
+class AsyncPeer:
+    """One HTTP server, asked without blocking the event loop. Raises `ExchangeError`.
+
+    Args:
+        url: its base URL.
+        token: sent as a bearer token.
+        tls: authorities and client certificate; without it, httpx's authorities.
+        instrument: see `Options`.
+    """
+
+    def __init__(
+        self, url: str, *, token: str | None = None, tls: ssl.SSLContext | None = None, instrument: Instrument | None = None
+    ) -> None:
+        self._url = url.rstrip("/")
+        with _environment():
+            self._http = httpx.AsyncClient(**_common(url, token, tls))
+        _instrumented(self._http, instrument)
+
+    async def ask(
+        self, method: str, path: str, *, timeout: float, max_answer: int, json: object = None, query: Query | None = None
+    ) -> bytes:
+        """Send a request. Returns the answer's body."""
+        where = _where(method, self._url, path)
+        body = bytearray()
+        with _mapped(where):
+            async with self._http.stream(
+                method, self._url + path, json=json, params=query, timeout=_timeout(timeout), extensions={"path": path}
+            ) as response:
+                async for chunk in response.aiter_raw():
+                    body += chunk
+                    _bounded(body, max_answer)
+            if failure := _failure(where, response, bytes(body), accept=(200, 204)):
+                raise failure
+        return bytes(body)
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+
+# Answers
+
+
+@contextmanager
+def _mapped(where: str) -> Iterator[None]:
+    try:
+        yield
+    except BadAnswer as error:
+        raise BadAnswer(f"{where}: {error}") from error
+    except tuple(FOREIGN) as error:
+        ours = next(ours for theirs, ours in FOREIGN.items() if isinstance(error, theirs))
+        raise ours(f"{where}: {redact(str(error)) or type(error).__name__}") from error
+
+
+def _where(method: str, url: str, path: str) -> str:
+    address = re.search(r"//(?:[^/@]*@)?([^/?#]*)", url)
+    return f"{method} {address[1] if address else ''}{path}"
+
+
+def _failure(where: str, response: httpx.Response, body: bytes, accept: Collection[int]) -> ExchangeError | None:
+    """What is wrong with an answer, if anything is."""
+    status, headers = response.status_code, response.headers
+    if status in (429, 503):
+        return Busy(f"{where}: {status}", retry_after=_retry_after(headers.get("Retry-After", "")))
+    if status >= 500:
+        return Unreachable(f"{where}: {status}")
+    if status not in accept:
+        return Refused(status, _detail(headers, body), where) if status >= 400 else BadAnswer(f"an unexpected {status}")
+    if status < 300 and "text/html" in headers.get("Content-Type", ""):
+        return BadAnswer("an HTML page: is there a log-in or a proxy in between?")
+    if headers.get("Content-Encoding", "identity") != "identity":
+        return BadAnswer("a compressed answer, which we did not ask for")
+    return None
+
+
+def _retry_after(value: str) -> float:
+    seconds = 1.0
+    with suppress(ValueError, OverflowError):
+        seconds = float(value) if value.isdecimal() else parsedate_to_datetime(value).timestamp() - time.time()
+    return min(max(seconds, 0.0), RETRY_AFTER_MAX)
+
+
+def _detail(headers: httpx.Headers, body: bytes) -> str:
+    if Problem.media_type in headers.get("Content-Type", ""):
+        with suppress(ValueError, AttributeError):
+            problem = json.loads(body)
+            return redact(str(problem.get("detail") or problem.get("title") or ""))[:200]
+    return ""
+
+
+def _read_problem(response: httpx.Response) -> bytes:
+    """The reason for a refusal; the refusal stands without it."""
+    with suppress(httpx.TransportError, BadAnswer):
+        return _read(response) if response.status_code >= 400 else b""
+    return b""
+
+
+def _read(response: httpx.Response) -> bytes:
+    body = bytearray()
+    for chunk in response.iter_raw():
+        body += chunk
+        _bounded(body, MAX_ANSWER)
+    return bytes(body)
+
+
+def _bounded(body: bytearray, limit: int) -> None:
+    if len(body) > limit:
+        raise BadAnswer(f"the answer has more than {limit} bytes")
+
+
+# Bodies
+
+
+def _until(aborted: Event, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    for chunk in chunks:
+        if aborted.is_set():
+            raise Aborted("the transfer was cut: it is not wanted any more")
+        yield chunk
+
+
+class _Slices:
+    """A request's body out of several buffers. Counts what was sent."""
+
+    def __init__(self, buffers: Sequence[bytes | memoryview], aborted: Event) -> None:
+        self._views = [memoryview(buffer).cast("B") for buffer in buffers if memoryview(buffer).nbytes]
+        self._aborted = aborted
+        self.size = sum(map(len, self._views))
+        self.sent = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in _until(self._aborted, self._copies()):
+            yield chunk
+            self.sent += len(chunk)
+
+    def close(self) -> None:
+        """Let go of the buffers: httpx's requests and answers are circular, and live until the garbage is collected."""
+        self._views.clear()
+
+    def _copies(self) -> Iterator[bytes]:
+        for view in self._views:
+            for start in range(0, len(view), SLICE):
+                yield bytes(view[start : start + SLICE])
+
+
+# Connections
+
+
+@cache
+def _default_tls() -> ssl.SSLContext:
+    """Made only when a URL may be https: it takes 30 ms."""
+    return httpx.create_ssl_context()
+
+
+def _common(url: str | None, token: str | None, tls: ssl.SSLContext | None) -> dict[str, Any]:
+    """What all our httpx clients are made with."""
+    plain = url is not None and url.startswith("http://")
+    return {
+        "headers": {"Accept-Encoding": "identity", "User-Agent": "fedround"} | _bearer(token),
+        "limits": httpx.Limits(max_connections=4, max_keepalive_connections=2, keepalive_expiry=KEEPALIVE),
+        "mounts": dict.fromkeys(("all://localhost", "all://127.0.0.1", "all://[::1]")),  # no proxy to loopback
+        "verify": tls or (ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if plain else _default_tls()),
+    }
+
+
+def _bearer(token: str | None) -> dict[str, str]:
+    if token is not None and not re.fullmatch("[!-~]+", token):
+        raise ConfigurationError("a token is sent in a header: visible ASCII characters, at least one, and no blanks")
+    return {} if token is None else {"Authorization": f"Bearer {token}"}
+
+
+def _timeout(seconds: float) -> httpx.Timeout:
+    return httpx.Timeout(seconds, connect=min(seconds, CONNECT_TIMEOUT))
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, ImportError, OSError, httpx.InvalidURL) as error:
+        raise ConfigurationError(f"the environment's proxy or certificates cannot be used: {redact(str(error))}") from error
+
+
+def _instrumented(http: httpx.Client | httpx.AsyncClient, instrument: Instrument | None) -> None:
+    if instrument is not None:
+        instrument(http)

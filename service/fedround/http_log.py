@@ -1,0 +1,47 @@
+"""What HTTP leaves in the logs: xain-sdk 0.8's lines for requests, and other libraries' lines without ids and tokens."""
+
+import logging
+from typing import TYPE_CHECKING
+
+from fedround.events import redact
+
+if TYPE_CHECKING:
+    import httpx
+
+REQUESTS = logging.getLogger("xain-sdk.http")
+FOREIGN = ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.http2", "httpcore.proxy", "httpcore.socks")
+"""Every logger of httpx: a logger's filters see only what is logged on that very logger, not on those below it."""
+
+
+def log_requests(enabled: bool) -> None:
+    """Log requests and answers as xain-sdk 0.8 does: one line each at INFO, their headers at DEBUG."""
+    REQUESTS.disabled = not enabled
+
+
+def request(request: "httpx.Request") -> None:
+    """To be called with each request (an httpx event hook)."""
+    _log(logging.INFO, f">>> {request.method} {request.url}", request.headers)
+
+
+def response(response: "httpx.Response") -> None:
+    """To be called with each answer (an httpx event hook)."""
+    level = logging.INFO if response.is_success else logging.WARNING
+    _log(level, f"<<< {response.request.method} {response.url} [{response.status_code}]", response.headers)
+
+
+def _log(level: int, line: str, headers: "httpx.Headers") -> None:
+    if REQUESTS.isEnabledFor(level):
+        REQUESTS.log(level, "%s", redact(line))
+    if REQUESTS.isEnabledFor(logging.DEBUG):
+        for name, value in headers.items():
+            REQUESTS.debug("%s", redact(f"{name}: {value}"))
+
+
+def _redacted(record: logging.LogRecord) -> bool:
+    record.msg, record.args = redact(record.getMessage()), ()
+    return True
+
+
+log_requests(False)
+for _name in FOREIGN:
+    logging.getLogger(_name).addFilter(_redacted)

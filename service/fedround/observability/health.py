@@ -1,0 +1,43 @@
+"""What a service tells its ops port about itself: why it is not ready, and that its loop turns. No I/O; safe from two threads."""
+
+import math
+import time
+from collections.abc import Callable
+
+
+class Health:
+    """Ready when no topic has a fault; alive while `beat` comes as often as it said.
+
+    A topic is a short word for one condition of being ready (`coordinator`, `data directory`).
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._faults: dict[str, str] = {}
+        self._fresh_until: dict[str, float] = {}
+        self._beat_due = math.inf
+
+    def fault(self, topic: str, reason: str) -> None:
+        """Not ready, because of `reason`, until the topic is `fine`."""
+        self._faults[topic] = reason
+        self._fresh_until.pop(topic, None)
+
+    def fine(self, topic: str, *, within: float = math.inf) -> None:
+        """No fault here; if nothing more is heard of the topic for `within` seconds, that is one."""
+        self._fresh_until[topic] = self._clock() + within
+        self._faults.pop(topic, None)
+
+    def beat(self, *, within: float) -> None:
+        """The loop turns, and will again within so many seconds."""
+        self._beat_due = self._clock() + within
+
+    @property
+    def alive(self) -> bool:
+        return self._clock() <= self._beat_due
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why the service is not ready; empty when it is."""
+        now = self._clock()
+        stale = [f"no news of the {topic}" for topic, until in self._fresh_until.copy().items() if until < now]
+        return [*self._faults.copy().values(), *stale]

@@ -1,0 +1,163 @@
+"""The observer that turns facts into log lines, and the formats of these lines. Only the command line calls `configure`."""
+
+import json
+import logging
+import os
+import sys
+from dataclasses import fields
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from fedround import events
+from fedround.events import Fact, redact, short
+
+LOG = logging.getLogger("fedround")
+
+# Their lines hold whole URLs, and with them ids and tokens.
+QUIET = ("httpcore", "httpx", "uvicorn")
+
+_COLOURS = {"DEBUG": "\x1b[2m", "WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31m"}
+
+_Line = tuple[int, str]
+
+
+# Facts of a contact that was lost or made: with whom, and which.
+_CONTACTS: dict[type[Fact], tuple[str, bool]] = {
+    events.ContactLost: ("coordinator", False),
+    events.ContactMade: ("coordinator", True),
+    events.BooksUnreachable: ("aggregator", False),
+    events.BooksReached: ("aggregator", True),
+}
+
+
+class LogObserver:
+    """One line for each change that an operator should know of at INFO and above; what passes in between at DEBUG."""
+
+    def __init__(self) -> None:
+        self._contact: dict[str, bool] = {}
+
+    def __call__(self, fact: Fact) -> None:
+        """Log what `fact` has to say. Each attempt tells that a contact is still lost: one line is enough."""
+        level, text = (
+            self._contact_line(fact) or _participant_line(fact) or _platform_line(fact) or (logging.DEBUG, str(_fields(fact)))
+        )
+        LOG.log(level, "%s", text, extra={"fact": fact})
+
+    def _contact_line(self, fact: Fact) -> _Line | None:
+        peer, made = _CONTACTS.get(type(fact), ("", False))
+        if not peer or self._contact.get(peer) is made:
+            return None
+        self._contact[peer] = made
+        if made:
+            return logging.INFO, f"in contact with the {peer}"
+        return logging.WARNING, f"no contact with the {peer} ({fact.reason}), trying again"
+
+
+def _participant_line(fact: Fact) -> _Line | None:
+    match fact:
+        case events.StateChanged(state=state, draining=draining) if draining or state in ("finished", "stopped"):
+            return logging.INFO, f"{state}, draining" if draining else state
+        case events.Registered(id, reason):
+            return logging.INFO, f"registered as {short(id)}" + ("" if reason == "start" else f" ({reason})")
+        case events.OrderAccepted(number, repeated):
+            return logging.INFO, f"round {number}: " + ("asked for the same update again" if repeated else "selected")
+        case events.RoundEnded(number, outcome, seconds, reason):
+            level = logging.WARNING if outcome in ("failed", "refused") else logging.INFO
+            return level, f"round {number} {outcome} after {seconds:.2f} s" + (f": {reason}" if reason else "")
+        case events.Reported(number, figures):
+            return logging.INFO, f"round {number}: {_figures(figures)}"
+    return None
+
+
+def _platform_line(fact: Fact) -> _Line | None:
+    match fact:
+        case events.ParticipantJoined(id, name):
+            return logging.INFO, f"{name} joined as {short(id)}"
+        case events.ParticipantGone(id, name, reason):
+            return logging.INFO, f"{name} ({short(id)}) is gone: {reason}"
+        case events.Selected(number, ids):
+            return logging.INFO, f"round {number}: {len(ids)} selected"
+        case events.Revoked(number, id, reason):
+            return logging.WARNING, f"round {number}: taken from {short(id)} ({reason})"
+        case events.AttemptDropped(number, _, counted, reason):
+            return logging.WARNING, f"round {number} is tried anew, {counted} counted updates are void: {reason}"
+        case events.RoundCompleted(number, _, ids, samples, parameters, seconds, figures):
+            text = f"round {number} completed in {seconds:.2f} s: {len(ids)} updates, {samples} samples, {parameters} parameters"
+            return logging.INFO, text + (f", {_figures(figures)}" if figures else "")
+        case events.TrainingCompleted(rounds):
+            return logging.INFO, f"training complete after {rounds} rounds"
+        case events.UpdateReceived(id, outcome, size, reason) if outcome != "accepted":
+            level = logging.INFO if outcome == "repeated" else logging.WARNING
+            return level, f"update of {short(id)} ({size} bytes): {outcome}" + (f", {reason}" if reason else "")
+        case events.UploadFailed(id, reason):
+            return logging.WARNING, f"update of {short(id)} did not arrive: {reason}"
+        case events.Aggregated(number, updates, parameters, seconds):
+            return (
+                logging.INFO,
+                f"round {number}: {parameters} parameters aggregated from {updates} updates in {seconds:.3f} s",
+            )
+    return None
+
+
+def _figures(figures: tuple[tuple[str, float], ...]) -> str:
+    return " ".join(f"{name}={value:.6g}" for name, value in figures)
+
+
+def _fields(fact: Fact) -> dict[str, Any]:
+    """A fact for machines: ids cut, many ids only counted."""
+    line: dict[str, Any] = {"event": type(fact).__name__}
+    for field in fields(fact):
+        value = getattr(fact, field.name)
+        match field.name:
+            case "id" | "attempt":
+                line[field.name] = short(value)
+            case "ids":
+                line["participants"] = len(value)
+            case "figures":
+                line["figures"] = dict(value)
+            case _:
+                line[field.name] = value
+    return line
+
+
+class TextFormatter(logging.Formatter):
+    """For people: time, level, message; on a terminal in colours."""
+
+    def __init__(self, *, colours: bool) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(message)s")
+        self._colours = colours
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, and behind it the traceback where there is one."""
+        line = redact(super().format(record))
+        colour = _COLOURS.get(record.levelname, "") if self._colours else ""
+        return f"{colour}{line}\x1b[0m" if colour else line
+
+
+class JsonFormatter(logging.Formatter):
+    """For machines: one JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line; what a fact has to say is in fields of their own."""
+        fact = getattr(record, "fact", None)
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **(_fields(fact) if isinstance(fact, Fact) else {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return redact(json.dumps(line, default=str))
+
+
+def configure(format: Literal["text", "json"], level: str) -> None:
+    """Send everything from `level` on to stderr. It replaces what was configured before."""
+    handler = logging.StreamHandler()
+    colours = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter(colours=colours))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(True)
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)

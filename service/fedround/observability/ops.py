@@ -1,0 +1,34 @@
+"""The ops app of every service: is it alive, is it ready, what is it doing. What else one shows there comes as further routes."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp
+
+from fedround import asgi
+from fedround.observability.health import Health
+
+
+def app(health: Health, status: Callable[[], Mapping[str, object]], *, routes: Sequence[BaseRoute] = ()) -> ASGIApp:
+    """`/livez`, `/readyz` (200, or 503 with the reasons), `/status` (what `status` returns, as JSON), and `routes`."""
+
+    async def livez(request: Request) -> Response:
+        return _json({"alive": health.alive}, 200 if health.alive else 503)
+
+    async def readyz(request: Request) -> Response:
+        reasons = health.reasons
+        return _json({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
+
+    async def show_status(request: Request) -> Response:
+        return _json({"ready": not health.reasons, **status()}, 200)
+
+    own = [Route("/livez", livez), Route("/readyz", readyz), Route("/status", show_status)]
+    return asgi.application([*own, *routes])
+
+
+def _json(data: Mapping[str, object], status: int) -> Response:
+    # A probe's answer of a minute ago is worth nothing.
+    return Response(json.dumps(data) + "\n", status, {"Cache-Control": "no-store"}, media_type="application/json")

@@ -1,0 +1,53 @@
+"""Makes the participant that `PARTICIPANT_CLASS` and `PARTICIPANT_OPTIONS` describe."""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedround.errors import ConfigurationError, ParticipantError
+from fedround.participant.abc import ParticipantABC
+
+CLASS = "PARTICIPANT_CLASS (--class)"
+OPTIONS = "PARTICIPANT_OPTIONS (--options)"
+
+
+def load_participant(name: str, options: Mapping[str, Any]) -> ParticipantABC[Any, Any]:
+    """An instance of the class `module:Class`, which is looked for in the working directory too.
+
+    Raises:
+        ConfigurationError: There is no such class, it is no participant, or it takes other arguments than `options`.
+        ParticipantError: The module, or the class, raised; from what it raised.
+    """
+    cls = _find(*name.split(":"))
+    if not (isinstance(cls, type) and issubclass(cls, ParticipantABC)):
+        raise ConfigurationError(f"{CLASS}: {name} is no subclass of fedround.ParticipantABC or fedround.NumPyParticipant")
+    if missing := sorted(cls.__abstractmethods__):
+        raise ConfigurationError(f"{CLASS}: {name} lacks {', '.join(missing)}")
+    try:
+        inspect.signature(cls).bind(**options)
+    except TypeError as error:
+        raise ConfigurationError(f"{OPTIONS}: {name} does not take these arguments: {error}") from error
+    try:
+        return cls(**options)
+    except Exception as error:
+        raise ParticipantError(f"{name} cannot be made: {type(error).__name__}: {error}") from error
+
+
+def _find(module: str, name: str) -> object:
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found: object = importlib.import_module(module)
+    except Exception as error:
+        # A module that is missing is a wrong setting; one that is there and fails, by an import of its own say, is shown as it is.
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
+            raise ConfigurationError(f"{CLASS}: there is no module {error.name}") from error
+        raise ParticipantError(f"{module} cannot be imported: {type(error).__name__}: {error}") from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise ConfigurationError(f"{CLASS}: {module} has no {name}")
+        found = getattr(found, part)
+    return found

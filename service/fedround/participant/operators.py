@@ -1,0 +1,63 @@
+"""The participant's ops port, on a thread of its own: what serving needs is imported while the coordinator already answers."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+
+from fedround.observability.health import Health
+from fedround.settings import ParticipantSettings
+
+Status = Callable[[], Mapping[str, object]]
+
+
+class Operators:
+    """Serves operators. `on_failure` is called when that is not possible; `check` then raises the reason."""
+
+    def __init__(self, settings: ParticipantSettings, health: Health, status: Status, *, on_failure: Callable[[], None]) -> None:
+        self._settings = settings
+        self._health = health
+        self._status = status
+        self._on_failure = on_failure
+        self._started: Future[Callable[[], object]] = Future()
+        """Its result ends the serving."""
+        self._error: Exception | None = None
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Serve within the block."""
+        thread = threading.Thread(target=self._run, name="fedround-ops", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._started.result()()
+            thread.join()
+
+    def check(self) -> None:
+        """Raise what went wrong."""
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except Exception as error:  # noqa: BLE001 raised by `check`
+            self._error = error
+            self._on_failure()
+        finally:
+            if not self._started.done():
+                self._started.set_result(lambda: None)
+
+    async def _serve(self) -> None:
+        from fedround import serve
+        from fedround.observability import ops
+
+        app = ops.app(self._health, self._status)
+        endpoint = serve.Endpoint(app, host=self._settings.ops_bind, port=self._settings.ops_port, setting="PARTICIPANT_OPS_PORT")
+        async with serve.serving(endpoint):
+            stopped = asyncio.Event()
+            loop = asyncio.get_running_loop()
+            self._started.set_result(lambda: loop.call_soon_threadsafe(stopped.set))
+            await stopped.wait()

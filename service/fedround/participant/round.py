@@ -1,0 +1,132 @@
+"""What user code can know and say of the round that it trains: its number, its shard, whether to stop early, and its figures."""
+
+import json
+import logging
+import math
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from fedround import wire
+
+LOG = logging.getLogger(__name__)
+
+MAX_FIGURES = 20
+"""How many names a round may report."""
+
+Rows_co = TypeVar("Rows_co", covariant=True)
+
+
+class Sliceable(Protocol[Rows_co]):
+    """Arrays, lists, tuples, data frames: whatever gives some of its rows for a slice."""
+
+    def __getitem__(self, rows: slice, /) -> Rows_co: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Part number `index` (from 0) of a data set that is split into `count` parts."""
+
+    index: int
+    count: int
+
+    def of(self, rows: Sliceable[Rows_co]) -> Rows_co:
+        """This shard's rows: every `count`-th from number `index` on.
+
+        Each row is in one shard, and sizes differ by one at most. Of an array this is a view: nothing is copied.
+        """
+        return rows[self.index :: self.count]
+
+
+class Round:
+    """The round that is being trained."""
+
+    def __init__(self, number: int, shard: Shard, tell: Callable[[Mapping[str, float]], None]) -> None:
+        self.number = number
+        """Rounds count from 0."""
+        self.shard = shard
+        self.cancelled = False
+        """The round was given away, or this process is about to end: what is not returned soon will not be sent."""
+        self._tell = tell
+        self._figures: dict[str, float] = {}
+
+    def __repr__(self) -> str:
+        return f"<round {self.number}>"
+
+    def report(self, **figures: float) -> None:
+        """Report figures of the training, as in `report(loss=0.3, accuracy=0.9)`. A name that comes again replaces its figure.
+
+        They become metrics and log fields here, and travel with the update: the platform shows their means over all participants.
+
+        Raises:
+            ValueError: A figure is no finite number, there are more than 20 names, or all of them take more than 2 kB.
+        """
+        new = {name: _number(name, value) for name, value in figures.items()}
+        merged = self._figures | new
+        if len(merged) > MAX_FIGURES or len(encode_figures(merged)) > wire.MAX_METRICS:
+            raise ValueError(f"a round reports at most {MAX_FIGURES} names, and {wire.MAX_METRICS} bytes of JSON")
+        self._figures = merged
+        self._tell(new)
+
+    @property
+    def figures(self) -> Mapping[str, float]:
+        """What was reported so far."""
+        return self._figures
+
+
+def _number(name: str, value: float) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be a finite number, not {value!r}")
+    return number
+
+
+def encode_figures(figures: Mapping[str, float]) -> str:
+    """As they travel in the header `Fedround-Metrics`."""
+    return json.dumps(dict(figures), separators=(",", ":"))
+
+
+_CURRENT: ContextVar[Round] = ContextVar("current_round")
+
+
+def current_round() -> Round:
+    """The round that is being trained. Works within the methods of a participant, on the thread that calls them.
+
+    Raises:
+        RuntimeError: No round is being trained here.
+    """
+    try:
+        return _CURRENT.get()
+    except LookupError:
+        raise RuntimeError("no round is being trained here: call current_round() within train_round") from None
+
+
+@contextmanager
+def entered(round: Round) -> Iterator[None]:
+    """Make `round` the current one."""
+    token = _CURRENT.set(round)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+
+
+def find_shard(setting: Shard | None, count: int, pod_index: int | None, ordinal: int | None, host: str) -> Shard:
+    """The shard of this participant: the first that is there of its own setting, its pod's index, the number it got from
+    the coordinator, and a hash of its host's name.
+    """
+    if setting is not None:
+        index, count = setting.index, setting.count
+    else:
+        index = next((i for i in (pod_index, ordinal) if i is not None), zlib.crc32(host.encode()))
+        if pod_index is None and ordinal is None:
+            return Shard(index % count, count)
+    if index >= count:
+        LOG.warning("there are %d shards: number %d wraps to %d, which others may have too", count, index, index % count)
+    return Shard(index % count, count)

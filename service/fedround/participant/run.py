@@ -1,0 +1,275 @@
+"""Runs a participant: in a program of the user's (`run_participant`, `arun_participant`), or as a service (`serve_participant`)."""
+
+import asyncio
+import logging
+import math
+import os
+import random
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import closing, contextmanager, nullcontext
+from functools import partial
+from types import FrameType
+from typing import Any, TypedDict, Unpack
+
+from fedround import http
+from fedround.errors import ConfigurationError
+from fedround.events import Observer, Observers
+from fedround.observability.health import Health
+from fedround.observability.logs import LogObserver
+from fedround.participant import moves as m
+from fedround.participant.abc import ParticipantABC
+from fedround.participant.lifecycle import Lifecycle
+from fedround.participant.load import load_participant
+from fedround.participant.operators import Operators
+from fedround.participant.round import Shard, find_shard
+from fedround.participant.runtime import Runtime
+from fedround.participant.training import Training
+from fedround.participant.watch import Watch
+from fedround.settings import AfterFinish, ParticipantSettings
+from fedround.wire import clean_name, parse_name
+
+LOG = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+GRACE = 1.0
+"""Seconds that the participant's own code has to return when everything else has ended."""
+POD_INDEX = "POD_INDEX"
+"""The variable in which the chart tells the number of a pod of a StatefulSet."""
+
+Participant = ParticipantABC[Any, Any]
+
+
+class Options(TypedDict, total=False):
+    """What may be said to `run_participant`. Times are in seconds."""
+
+    name: str
+    """How the coordinator's status and logs call it. Default: the host name."""
+    token: str | None
+    """Sent to the coordinator and the aggregator as a bearer token."""
+    long_poll: float
+    """How long the coordinator is asked to hold a heartbeat that brings no news; 0: not at all. Default: 15."""
+    shard: tuple[int, int] | None
+    """Index and count of this participant's part of a split data set. Default: what the coordinator, or the host's name, tells."""
+    shards: int
+    """Into how many parts the data set is split, where `shard` does not say. Default: 10."""
+    aggregator_url: str | None
+    """Where the aggregator is. Default: where the coordinator says."""
+    max_model_size: int
+    """The largest global model that is accepted, in bytes. Default: 1 GiB."""
+    reconnect_max: float
+    """The longest wait between two attempts to reach the coordinator. Default: 1.5."""
+    give_up_after: float | None
+    """For how long the coordinator may be unreachable. Default: for ever."""
+    max_failures: int
+    """After so many failures of its own code in a row a participant gives up. Default: 1."""
+    confirm_timeout: float
+    """How long an update may be unconfirmed by a 0.8 platform before it is offered again. Default: 15."""
+    drain_timeout: float
+    """How long a round may go on when the participant is asked to stop. Default: 8."""
+    observers: Sequence[Observer]
+    """Are told of every fact of `fedround.events`."""
+
+
+def run_participant(
+    participant: Participant,
+    coordinator_url: str,
+    heartbeat_period: float = 1.0,
+    *,
+    handle_signals: bool = False,
+    **options: Unpack[Options],
+) -> None:
+    """Join a coordinator and train whenever selected, until training is finished. The participant's methods run on this thread.
+
+    Args:
+        participant: Usually a `NumPyParticipant`.
+        coordinator_url: Such as `http://localhost:8081`.
+        heartbeat_period: Seconds between two heartbeats while a round is on.
+        handle_signals: End in good order on SIGTERM and SIGINT, as the service does. Only on the main thread.
+        options: See `Options`.
+
+    Raises:
+        ParticipantError: The participant's own code failed, `max_failures` times in a row; raised from what it raised.
+        CoordinatorUnreachable: It was away for longer than `give_up_after`.
+        ConfigurationError: An argument is wrong.
+    """
+    with (
+        _runtime(participant, coordinator_url, heartbeat_period, options) as runtime,
+        signals(partial(runtime.stop, _drain_timeout(options))) if handle_signals else nullcontext(),
+    ):
+        runtime.run()
+
+
+async def arun_participant(
+    participant: Participant, coordinator_url: str, heartbeat_period: float = 1.0, **options: Unpack[Options]
+) -> None:
+    """As `run_participant`, for programs with an event loop: the participant's methods run on a thread of their own.
+
+    Cancelled, it ends the round if that takes no longer than `drain_timeout`, and leaves; cancelled again, it ends at once.
+    """
+    with _runtime(participant, coordinator_url, heartbeat_period, options) as runtime:
+        ended: Future[m.Reason] = Future()
+        threading.Thread(target=_fulfil, args=(ended, runtime.run), name="fedround-participant", daemon=True).start()
+        waiting = asyncio.wrap_future(ended)
+        try:
+            await asyncio.shield(waiting)
+        except asyncio.CancelledError:
+            runtime.stop(_drain_timeout(options))
+            try:
+                await asyncio.wait([waiting])
+            except asyncio.CancelledError:
+                runtime.stop(0.0)
+            raise
+
+
+def _fulfil(future: "Future[m.Reason]", run: Callable[[], m.Reason]) -> None:
+    try:
+        future.set_result(run())
+    except BaseException as error:  # noqa: BLE001 raised by who waits
+        future.set_exception(error)
+
+
+def _drain_timeout(options: Options) -> float:
+    return options.get("drain_timeout", 8.0)
+
+
+@contextmanager
+def _runtime(
+    participant: Participant,
+    coordinator_url: str,
+    heartbeat_period: float,
+    options: Options,
+    *,
+    exit_after_finish: bool = True,
+    pod_index: int | None = None,
+    beat: Callable[[float], None] = lambda _within: None,
+) -> Iterator[Runtime]:
+    if not isinstance(participant, ParticipantABC):
+        raise ConfigurationError(f"{type(participant).__name__} is no subclass of fedround.ParticipantABC or NumPyParticipant")
+    if parse_name(name := options.get("name", clean_name(socket.gethostname()))) is None:
+        raise ConfigurationError(f"{name!r} is no name: 1 to 63 of the characters a-z, 0-9, '.' and '-'")
+    give_up_after = options.get("give_up_after")
+    policy = m.Policy(
+        heartbeat_period=heartbeat_period,
+        long_poll=options.get("long_poll", 15.0),
+        reconnect_max=options.get("reconnect_max", 1.5),
+        give_up_after=math.inf if give_up_after is None else give_up_after,
+        max_failures=options.get("max_failures", 1),
+        confirm_timeout=options.get("confirm_timeout", 15.0),
+        exit_after_finish=exit_after_finish,
+    )
+    shard = options.get("shard")
+    fixed = None if shard is None else Shard(*shard)
+    observe = Observers(options.get("observers", ()))
+    token, max_model_size = options.get("token"), options.get("max_model_size", 1 << 30)
+    with (
+        closing(http.CoordinatorClient(coordinator_url, token=token, observe=observe)) as coordinator,
+        closing(http.AggregatorClient(max_model_size=max_model_size, token=token, observe=observe)) as aggregator,
+    ):
+        yield Runtime(
+            Training(participant, observe),
+            coordinator,
+            aggregator,
+            Lifecycle(policy, random.random),
+            name=name,
+            shard=lambda ordinal: find_shard(fixed, options.get("shards", 10), pod_index, ordinal, name),
+            observe=observe,
+            aggregator_url=options.get("aggregator_url"),
+            beat=beat,
+        )
+
+
+@contextmanager
+def signals(on_signal: Callable[[], None]) -> Iterator[None]:
+    """Call `on_signal` for each SIGTERM and SIGINT, on another thread, even while the main thread sits in somebody's C code."""
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def watch() -> None:
+        while number := reader.recv(1):
+            if number[0] in SIGNALS:
+                on_signal()
+
+    watcher = threading.Thread(target=watch, name="fedround-signals", daemon=True)
+    watcher.start()
+    wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    former = {number: signal.signal(number, _ignore) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup)
+        writer.close()
+        watcher.join()
+        reader.close()
+
+
+def _ignore(_number: int, _frame: FrameType | None) -> None:
+    """The byte in the socket says it all. A handler of Python's there must be, or no byte is written."""
+
+
+def serve_participant(settings: ParticipantSettings) -> int:
+    """Run a participant as a service, until training is finished or SIGTERM or SIGINT has come. Returns the exit code.
+
+    Raises:
+        FedroundError: See `fedround.errors` for what each means, and with which code the command line exits for it.
+    """
+    participant = load_participant(settings.class_, settings.options)
+    health = Health()
+    watch = Watch(settings.name, health, within=max(settings.long_poll, settings.heartbeat_period))
+    options = Options(
+        name=settings.name,
+        token=None if settings.token is None else settings.token.get_secret_value(),
+        long_poll=settings.long_poll,
+        shard=settings.shard,
+        shards=settings.shards,
+        aggregator_url=settings.aggregator_url,
+        max_model_size=settings.max_model_size,
+        reconnect_max=settings.reconnect_max,
+        give_up_after=settings.give_up_after,
+        max_failures=settings.max_failures,
+        confirm_timeout=settings.confirm_timeout,
+        observers=[watch, LogObserver()],
+    )
+    with _runtime(
+        participant,
+        settings.coordinator_url,
+        settings.heartbeat_period,
+        options,
+        exit_after_finish=settings.after_finish is AfterFinish.EXIT,
+        pod_index=_pod_index(os.environ),
+        beat=lambda within: health.beat(within=within),
+    ) as runtime:
+        operators = Operators(settings, health, watch.status, on_failure=partial(runtime.stop, 0.0))
+        with signals(partial(runtime.stop, settings.drain_timeout)), _not_for_ever(runtime), operators.serving():
+            runtime.run()
+        operators.check()
+    return os.EX_OK
+
+
+def _pod_index(environ: Mapping[str, str]) -> int | None:
+    index = environ.get(POD_INDEX, "")
+    return int(index) if index.isdecimal() else None
+
+
+@contextmanager
+def _not_for_ever(runtime: Runtime) -> Iterator[None]:
+    """End the process when everything has ended but the participant's own code, which nobody can interrupt."""
+    returned = threading.Event()
+
+    def watch() -> None:
+        runtime.ended.wait()
+        if not returned.wait(GRACE):
+            LOG.warning("the participant's own code does not return: exiting without it")
+            logging.shutdown()
+            os._exit(os.EX_UNAVAILABLE if runtime.reason is m.Reason.GAVE_UP else os.EX_OK)
+
+    threading.Thread(target=watch, name="fedround-exit", daemon=True).start()
+    try:
+        yield
+    finally:
+        returned.set()

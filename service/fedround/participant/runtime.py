@@ -1,0 +1,274 @@
+"""The participant's runtime: carries out what the lifecycle commands, and tells it what has happened. Decides nothing.
+
+The loop takes events from a queue and steps the lifecycle. Three more threads take their tasks from queues too: one asks the
+coordinator, one transfers models, and the one that called `run` executes the participant's own code.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
+from typing import Any
+
+from fedround.errors import Busy, CoordinatorUnreachable, ExchangeError, ParticipantError, Refused, TooLarge
+from fedround.events import Observer, Reported
+from fedround.participant import moves as m
+from fedround.participant.lifecycle import Lifecycle
+from fedround.participant.peers import Aggregator, Coordinator
+from fedround.participant.round import Round, Shard, encode_figures
+from fedround.participant.training import Training, phase, release
+
+LOG = logging.getLogger(__name__)
+
+TURN = 5.0
+"""Seconds after which the loop turns, whether or not there is something to do."""
+JOIN_TIMEOUT = 0.5
+"""Seconds that each other thread has to end after the loop: one may wait for an answer that nobody wants any more."""
+LEAVE_TIMEOUT = 2.0
+"""Seconds for which an exit waits until the coordinator has heard of it."""
+
+
+class Tasks:
+    """What a thread has to do, one after the other, until it is told to stop."""
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self.submit = self._queue.put
+
+    def run(self) -> None:
+        while (task := self._queue.get()) is not None:
+            task()
+            del task
+
+    def stop(self) -> None:
+        self._queue.put(None)
+
+
+class Runtime:
+    """One participant's life. `shard` gives its shard, from the number that the coordinator gave it, if it gave one."""
+
+    def __init__(
+        self,
+        training: Training,
+        coordinator: Coordinator,
+        aggregator: Aggregator,
+        lifecycle: Lifecycle,
+        *,
+        name: str,
+        shard: Callable[[int | None], Shard],
+        observe: Observer,
+        aggregator_url: str | None = None,
+        beat: Callable[[float], None] = lambda _within: None,
+    ) -> None:
+        self.ended = Event()
+        """The lifecycle has exited and the coordinator was told; only the participant's own code may still be running."""
+        self._training = training
+        self._coordinator = coordinator
+        self._aggregator = aggregator
+        self._aggregator_url = aggregator_url
+        self._lifecycle = lifecycle
+        self._name = name
+        self._shard = shard
+        self._observe = observe
+        self._beat = beat
+        self._events: SimpleQueue[m.Event | BaseException] = SimpleQueue()
+        self._user, self._contacts, self._transfers = Tasks(), Tasks(), Tasks()
+        self._left = Event()
+        self._left.set()
+        self._ordinal: int | None = None
+        self._model: list[Any] = []
+        self._kept: tuple[Sequence[memoryview], str | None] | None = None
+        self._round: Round | None = None
+        self._hurry = False
+        self._failure: ParticipantError | None = None
+        self._error: BaseException | None = None
+        self._trouble = ""
+
+    @property
+    def reason(self) -> m.Reason | None:
+        """Why it has exited, if it has."""
+        return self._lifecycle.exited
+
+    def run(self) -> m.Reason:
+        """Take part until training is finished, or `stop` was called. The participant's own code runs on this thread.
+
+        Raises:
+            ParticipantError: The participant's own code failed too often.
+            CoordinatorUnreachable: It was away for longer than was allowed.
+        """
+        work = {"loop": self._loop, "contacts": self._contacts.run, "transfers": self._transfers.run}
+        threads = [Thread(target=self._guard, args=(run,), name=f"fedround-{name}", daemon=True) for name, run in work.items()]
+        for thread in threads:
+            thread.start()
+        try:
+            self._user.run()
+        except BaseException:
+            # KeyboardInterrupt, SystemExit: they pass, after we have left.
+            self.stop(0.0)
+            raise
+        finally:
+            self.ended.wait()
+            for thread in threads:
+                thread.join(JOIN_TIMEOUT)
+        if self._error is not None:
+            raise self._error
+        if self._lifecycle.exited is m.Reason.GAVE_UP:
+            raise CoordinatorUnreachable(f"the coordinator was unreachable for too long, last: {self._trouble}")
+        if self._lifecycle.exited is m.Reason.FAILED and self._failure is not None:
+            raise self._failure
+        return self._lifecycle.exited or m.Reason.STOPPED
+
+    def stop(self, within: float) -> None:
+        """End, after the round if that takes no longer than `within` seconds. Called twice: at once. From any thread."""
+        self._events.put(m.StopRequested(within))
+
+    # The loop
+
+    def _loop(self) -> None:
+        try:
+            while self._lifecycle.exited is None:
+                self._step(self._next_event())
+        finally:
+            for tasks in (self._user, self._contacts, self._transfers):
+                tasks.stop()
+            self.ended.set()
+
+    def _next_event(self) -> m.Event:
+        timeout = min(max(self._lifecycle.next_deadline() - time.monotonic(), 0.0), TURN)
+        self._beat(2 * TURN)
+        try:
+            event = self._events.get(timeout=timeout)
+        except Empty:
+            return m.TimerFired()
+        if isinstance(event, BaseException):
+            raise event
+        return event
+
+    def _step(self, event: m.Event) -> None:
+        commands = self._lifecycle.step(event, time.monotonic())
+        for fact in self._lifecycle.take_facts():
+            self._observe(fact)
+        for command in commands:
+            self._carry_out(command)
+        if isinstance(event, m.TrainingFailed) and self._lifecycle.exited is None:
+            LOG.warning("%s", event.reason, exc_info=self._failure)
+
+    def _carry_out(self, command: m.Command) -> None:
+        match command:
+            case m.Register():
+                self._contacts.submit(self._register)
+            case m.Heartbeat(id, wait):
+                self._contacts.submit(partial(self._heartbeat, id, wait))
+            case m.Leave(id, at_once):
+                self._left.clear()
+                (self._transfers if at_once else self._contacts).submit(partial(self._leave, id))
+            case m.StartTraining(order) | m.Download(order) | m.Upload(order):
+                self._transfers.submit(partial(self._transfer, command, order))
+            case m.Train(order):
+                self._round = Round(order.round, self._shard(self._ordinal), partial(self._report, order.round))
+                self._round.cancelled = self._hurry
+                self._user.submit(partial(self._train, order, self._round))
+            case m.Hurry():
+                self._hurry = True
+                self._cancel()
+            case m.Cancel():
+                self._cancel()
+                self._aggregator.abort()
+            case m.ThrowAway():
+                self._kept = None
+            case m.Exit(_, at_once):
+                self._left.wait(0.0 if at_once else LEAVE_TIMEOUT)
+
+    def _cancel(self) -> None:
+        if self._round is not None:
+            self._round.cancelled = True
+
+    # The other threads
+
+    def _guard(self, run: Callable[[], None]) -> None:
+        """None of the threads may die in silence: `run` raises what ended it."""
+        try:
+            run()
+        except BaseException as error:  # noqa: BLE001
+            self._error = self._error or error
+            self._events.put(error)
+
+    def _register(self) -> None:
+        try:
+            answer = self._coordinator.rendez_vous(self._name, self._ordinal)
+        except ExchangeError as error:
+            self._events.put(m.RegisterFailed(*self._why(error)))
+            return
+        if answer.ordinal is not None:
+            self._ordinal = answer.ordinal
+        self._events.put(m.JoinRefused() if answer.id is None else m.Joined(answer.id))
+
+    def _heartbeat(self, id: str, wait: float) -> None:
+        try:
+            answer, _ = self._coordinator.heartbeat(id, wait=wait)
+        except ExchangeError as error:
+            self._events.put(m.HeartbeatFailed(id, *self._why(error)))
+        else:
+            self._events.put(m.HeartbeatAnswered(id, answer))
+
+    def _why(self, error: ExchangeError) -> tuple[str, float | None, str]:
+        self._trouble = str(error)
+        return error.reason, _retry_after(error), self._trouble
+
+    def _leave(self, id: str) -> None:
+        try:
+            self._coordinator.leave(id)
+        except ExchangeError as error:
+            # It will notice that our heartbeats are missing.
+            LOG.debug("could not say good-bye: %s", error)
+        finally:
+            self._left.set()
+
+    def _transfer(self, command: m.Transfer, order: m.Order) -> None:
+        try:
+            event = self._exchange(command, order)
+        except Refused as error:
+            event = m.TransferRefused(order, error.status, error.detail)
+        except TooLarge as error:
+            event = m.TransferRefused(order, error.status, str(error))
+        except ExchangeError as error:
+            event = m.TransferFailed(order, error.reason, _retry_after(error))
+        self._events.put(event)
+
+    def _exchange(self, command: m.Transfer, order: m.Order) -> m.Event:
+        url = self._aggregator_url or order.url
+        self._model.clear()
+        match command:
+            case m.StartTraining():
+                return m.StartTrainingAnswered(order, self._coordinator.start_training(order.id))
+            case m.Download(_, etag):
+                with phase(self._observe, order.round, "download"):
+                    answer = self._aggregator.download(url, order.id, order.token, etag=etag)
+                if answer.body is not None:
+                    self._model.append(answer.body)
+                return m.Downloaded(order, answer.etag, answer.body is not None)
+            case m.Upload():
+                buffers, figures = self._kept or ((), None)
+                with phase(self._observe, order.round, "upload"):
+                    outcome = self._aggregator.upload(url, order.id, order.token, buffers, metrics=figures)
+                return m.UploadAnswered(order, outcome)
+
+    def _train(self, order: m.Order, round: Round) -> None:
+        try:
+            update = self._training(round, self._model)
+        except ParticipantError as error:
+            release(error)
+            self._failure = error
+            self._events.put(m.TrainingFailed(order, str(error)))
+            return
+        self._kept = update, encode_figures(round.figures) if round.figures else None
+        self._events.put(m.Trained(order))
+
+    def _report(self, round: int, figures: Mapping[str, float]) -> None:
+        self._observe(Reported(round, tuple(figures.items())))
+
+
+def _retry_after(error: ExchangeError) -> float | None:
+    return error.retry_after if isinstance(error, Busy) else None

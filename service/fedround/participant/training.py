@@ -1,0 +1,74 @@
+"""Runs the participant's own code on one global model: decode, train, check, encode. No reference to the model outlives its use."""
+
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from fedround import events
+from fedround.errors import DeserializationError, ParticipantError, SerializationError, TrainingError
+from fedround.events import Observer
+from fedround.participant.abc import ParticipantABC
+from fedround.participant.round import Round, entered
+
+
+@contextmanager
+def phase(observe: Observer, round: int, name: str) -> Iterator[None]:
+    """Tell observers of a phase of a round."""
+    observe(events.PhaseBegan(round, name))
+    began, error = time.monotonic(), ""
+    try:
+        yield
+    except BaseException as failure:
+        error = type(failure).__name__
+        raise
+    finally:
+        observe(events.PhaseEnded(round, name, time.monotonic() - began, error))
+
+
+class Training:
+    """Calls a participant's methods, always on the thread that calls this."""
+
+    def __init__(self, participant: ParticipantABC[Any, Any], observe: Observer) -> None:
+        self._participant = participant
+        self._observe = observe
+
+    def __call__(self, round: Round, model: list[Any]) -> Sequence[memoryview]:
+        """The update for the only element of `model`, which is taken out of the list: whoever trains holds the last reference.
+
+        Raises:
+            ParticipantError: from what the participant's code raised.
+        """
+        code = self._participant
+        with entered(round):
+            with self._step(round, "decode", DeserializationError):
+                data = model.pop()
+                if not code.takes_buffers:
+                    data = bytes(data)
+                box = [code.deserialize_training_input(data)]
+                del data
+            with self._step(round, "train", TrainingError):
+                result = code.train_round(box.pop())
+            with self._step(round, "check", SerializationError):
+                code.check_training_result(result)
+            with self._step(round, "encode", SerializationError):
+                payload = code.serialize_training_result(result)
+                parts = [payload] if isinstance(payload, bytes | bytearray | memoryview) else payload
+                return [memoryview(part).cast("B") for part in parts]
+
+    @contextmanager
+    def _step(self, round: Round, name: str, error: type[ParticipantError]) -> Iterator[None]:
+        try:
+            with phase(self._observe, round.number, name):
+                yield
+        except Exception as cause:
+            raise error(f"{name} failed in round {round.number}: {type(cause).__name__}: {cause}") from cause
+
+
+def release(error: BaseException) -> None:
+    """Drop what the frames of an error's traceback hold, models above all; its lines stay."""
+    cause: BaseException | None = error
+    while cause is not None:
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__cause__ or cause.__context__

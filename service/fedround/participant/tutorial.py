@@ -1,0 +1,52 @@
+"""`run-participant`: the tutorial's participant. Its model is one number, five times over, and falls towards 0 round after round."""
+
+import argparse
+import logging
+import random
+import sys
+
+import numpy as np
+
+from fedround.errors import FedroundError
+from fedround.participant.abc import Array, NumPyParticipant, Update
+from fedround.participant.run import run_participant
+
+LOG = logging.getLogger(__name__)
+
+SIZE = 5
+
+
+class TutorialParticipant(NumPyParticipant):
+    """Trains by picking a number between 0 and the one that the global model holds; before there is one, `upper_bound`."""
+
+    def __init__(self, *, upper_bound: float = 100.0) -> None:
+        self._upper_bound = upper_bound
+
+    def train_round(self, training_input: Array | None) -> Update:
+        """One sample, five equal weights."""
+        bound = self._upper_bound if training_input is None else float(training_input[0])
+        picked = random.uniform(0.0, bound)
+        LOG.info("global weight %s, local weight %s", "none yet" if training_input is None else bound, picked)
+        return Update(samples=1, weights=np.full(SIZE, picked))
+
+
+def main() -> int:
+    """Run the tutorial's participant until training is finished."""
+    parser = argparse.ArgumentParser(description="run a participant")
+    parser.add_argument(
+        "--upper-bound", required=True, type=float, help="Initial upper bound for picking a random float to send to the coordinator"
+    )
+    parser.add_argument("--coordinator-url", default="http://localhost:8081", help="Where the coordinator is (default: %(default)s)")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-8s %(message)s")
+    participant = TutorialParticipant(upper_bound=arguments.upper_bound)
+    try:
+        run_participant(participant, arguments.coordinator_url, handle_signals=True)
+    except FedroundError as error:
+        LOG.error("%s", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

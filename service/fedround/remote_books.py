@@ -1,0 +1,83 @@
+"""The books of an aggregator in another process: `RemoteBooks`, the coordinator's side of the aggregator's internal port."""
+
+import json
+import ssl
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from fedround.books import Admission, Closed, Difference, Page, Verdict, admissions_to_json, page_from_json
+from fedround.errors import BadAnswer, Refused, UnknownAttempt
+from fedround.http import ANSWER_TIMEOUT, AsyncPeer, Instrument, Query
+
+T = TypeVar("T")
+
+CLOSE_TIMEOUT = 120.0
+"""Seconds: closing makes the new model, which may be big."""
+LEDGER_TIMEOUT = 30.0
+"""Seconds: the aggregator holds its answer for 20 s."""
+MAX_ANSWER = 64 << 20
+"""Bytes: an answer may name every participant."""
+
+
+class RemoteBooks:
+    """`Books` over HTTP.
+
+    Args:
+        url: the aggregator's internal port.
+        secret: `FEDROUND_INTERNAL_SECRET`.
+        tls: authorities and client certificate; without it, the usual authorities.
+        instrument: see `fedround.http.Options`.
+    """
+
+    def __init__(
+        self, url: str, *, secret: str | None = None, tls: ssl.SSLContext | None = None, instrument: Instrument | None = None
+    ) -> None:
+        self._peer = AsyncPeer(url, token=secret, tls=tls, instrument=instrument)
+
+    async def aclose(self) -> None:
+        """Close the connections. (`close` is the books' own.)"""
+        await self._peer.aclose()
+
+    async def open(self, attempt: str, round: int, admissions: Sequence[Admission], forget: Sequence[str]) -> None:
+        """See `Books`."""
+        await self._call("open", attempt, round=round, admissions=admissions_to_json(admissions), forget=list(forget))
+
+    async def admit(self, attempt: str, admissions: Sequence[Admission]) -> None:
+        """See `Books`."""
+        await self._call("admit", attempt, admissions=admissions_to_json(admissions))
+
+    async def revoke(self, attempt: str, id: str) -> Verdict:
+        """See `Books`."""
+        return _decoded(await self._call("revoke", attempt, id=id), lambda data: Verdict(data["verdict"]))
+
+    async def close(self, attempt: str, ids: Sequence[str]) -> Closed | Difference:
+        """See `Books`."""
+        return _decoded(await self._call("close", attempt, timeout=CLOSE_TIMEOUT, ids=list(ids)), _closed_from_json)
+
+    async def ledger(self, incarnation: str, after: int) -> Page:
+        """See `Books`."""
+        query: Query = {"incarnation": incarnation, "after": after}
+        body = await self._peer.ask("GET", "/books/ledger", query=query, timeout=LEDGER_TIMEOUT, max_answer=MAX_ANSWER)
+        return _decoded(body, page_from_json)
+
+    async def _call(self, operation: str, attempt: str, *, timeout: float = ANSWER_TIMEOUT, **message: object) -> bytes:
+        message["attempt"] = attempt
+        try:
+            return await self._peer.ask("POST", f"/books/{operation}", json=message, timeout=timeout, max_answer=MAX_ANSWER)
+        except Refused as refused:
+            if refused.status == 409:
+                raise UnknownAttempt(attempt) from refused
+            raise
+
+
+def _closed_from_json(data: Any) -> Closed | Difference:
+    if "closed" in data:
+        return Closed(data["closed"]["parameters"])
+    return Difference(frozenset(data["difference"]["missing"]), frozenset(data["difference"]["surplus"]))
+
+
+def _decoded(body: bytes, decode: Callable[[Any], T]) -> T:
+    try:
+        return decode(json.loads(body))
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadAnswer("the books gave no answer of theirs: is this URL an aggregator's internal port?") from error

@@ -1,0 +1,172 @@
+"""Serving: uvicorn's servers in one event loop, the signals, the settings of a process that serves. The only file that imports uvicorn."""
+
+import asyncio
+import ctypes
+import gc
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from types import FrameType
+from typing import TypeVar
+
+import uvicorn
+import uvloop
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fedround.errors import ConfigurationError
+
+LOG = logging.getLogger(__name__)
+
+KEEP_ALIVE = 75
+"""Seconds for which an idle connection is kept."""
+GRACE = 5
+"""Seconds that running requests have to end when a server stops."""
+BACKLOG = 2048
+
+T = TypeVar("T")
+
+
+class Endpoint:
+    """An app and where it is served. `setting` is the variable that holds the port, for messages; port 0 is any free one."""
+
+    def __init__(self, app: ASGIApp, *, host: str, port: int, setting: str) -> None:
+        self.app = app
+        self.host = host
+        self.port = port
+        self.setting = setting
+
+    def bind(self) -> socket.socket:
+        """Take the port; from now on `port` is the real one, and who connects waits. Raises `ConfigurationError`."""
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        try:
+            bound = socket.create_server((self.host, self.port), family=family, backlog=BACKLOG)
+        except OSError as error:
+            reason = f"cannot listen on {self.host}: {error.strerror}; choose another port, or 0 for any free one"
+            raise ConfigurationError(f"{self.setting}={self.port}: {reason}") from error
+        self.port = bound.getsockname()[1]
+        return bound
+
+
+@asynccontextmanager
+async def serving(*endpoints: Endpoint, grace: int = GRACE) -> AsyncIterator[None]:
+    """Serve within the block. All ports are taken before the first request is served; raises `ConfigurationError` if one cannot be.
+
+    At the end idle connections are closed, and running requests have `grace` seconds before they are answered with 503.
+    """
+    async with AsyncExitStack() as stack:
+        sockets = [stack.enter_context(endpoint.bind()) for endpoint in endpoints]
+        servers = [_Server(endpoint, grace) for endpoint in endpoints]
+        running = [asyncio.create_task(server.serve([bound])) for server, bound in zip(servers, sockets, strict=True)]
+        for endpoint in endpoints:
+            LOG.info("%s: listening on %s, port %d", endpoint.setting, endpoint.host, endpoint.port)
+        try:
+            yield
+        finally:
+            for server in servers:
+                server.should_exit = True
+            await asyncio.gather(*running)
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, endpoint: Endpoint, grace: int) -> None:
+        super().__init__(
+            uvicorn.Config(
+                _answering_when_cancelled(endpoint.app),
+                access_log=False,  # its lines hold the paths, and with them ids and tokens
+                backlog=BACKLOG,
+                http="httptools",
+                interface="asgi3",
+                lifespan="off",
+                log_config=None,
+                log_level=logging.WARNING,
+                proxy_headers=False,
+                server_header=False,
+                timeout_graceful_shutdown=grace,
+                timeout_keep_alive=KEEP_ALIVE,
+                ws="none",
+            )
+        )
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # The signals belong to the process, which has several servers.
+        yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.server_state.tasks:
+            # They were cancelled: here they get their turn to say so.
+            await asyncio.wait(self.server_state.tasks, timeout=1)
+
+
+def _answering_when_cancelled(app: ASGIApp) -> ASGIApp:
+    """Nobody but the stopping server cancels a request: its peer is told to come again, and uvicorn logs no traceback."""
+
+    async def outermost(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await app(scope, receive, send)
+        except asyncio.CancelledError:
+            with suppress(RuntimeError):  # the answer has begun already: the connection will be closed on it
+                await send(_STOPPING)
+                await send({"type": "http.response.body"})
+
+    return outermost
+
+
+_STOPPING: Message = {
+    "type": "http.response.start",
+    "status": 503,
+    "headers": [(b"content-length", b"0"), (b"connection", b"close"), (b"retry-after", b"5")],
+}
+
+
+@contextmanager
+def capture_signals() -> Iterator[asyncio.Event]:
+    """SIGTERM and SIGINT set the event; the second of them ends the process at once. For the main thread, within a running loop."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    caught = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal caught
+        if caught:
+            os._exit(128 + number)
+        caught = True
+        loop.call_soon_threadsafe(stop.set)
+
+    former = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def run(main: Coroutine[object, object, T]) -> T:
+    """Run `main` on an event loop made for serving, in a process tuned for it."""
+    tune()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
+
+
+def tune() -> None:
+    """Settle the process for serving, after the imports.
+
+    glibc gives large buffers back to the kernel each time, and receiving pays page faults for them again and again: keep them.
+    A full garbage collection over thousands of connections stalls all of them: what is there now is never looked at again, and
+    full collections become rare.
+    """
+    with suppress(AttributeError, OSError):  # another C library than glibc
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 64 << 20)
+        libc.mallopt(M_TRIM_THRESHOLD, 256 << 20)
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 50)
+
+
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
+"""The numbers of <malloc.h>."""

@@ -1,0 +1,363 @@
+"""The settings of the three services. One definition each: it makes the variables, the flags, their help and docs/settings.md.
+
+A flag beats a variable, a variable beats the file, the file beats the default. The settings are plain frozen values: only `load`
+knows where they come from, and it is given the environment. Nothing is read at import.
+"""
+
+import difflib
+import ipaddress
+import json
+import re
+import socket
+import tomllib
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic.fields import FieldInfo
+
+from fedround.errors import ConfigurationError
+from fedround.wire import clean_name, parse_name
+
+_SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
+_BYTES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+# What Kubernetes puts into the environment for a service that is called `coordinator`: nobody set it.
+_SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_\d+_")
+
+
+class AfterFinish(StrEnum):
+    """What a participant does when training is complete."""
+
+    EXIT = "exit"
+    WAIT = "wait"
+
+
+def parse_duration(value: object) -> float:
+    """Seconds, from `500ms`, `30s`, `2m`, `1h` or plain seconds."""
+    match = re.fullmatch(r"(\d+\.?\d*) *(ms|s|m|h|)", str(value).strip())
+    if match is None:
+        raise ValueError("write a duration as 500ms, 30s, 2m, 1h or in plain seconds")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def parse_size(value: object) -> int:
+    """Bytes, from `512MiB`, `1GiB`, `10MB` or plain bytes."""
+    match = re.fullmatch(r"(\d+\.?\d*) *([kMGT]|[KMGT]i|)B?", str(value).strip())
+    if match is None:
+        raise ValueError("write a size as 512MiB, 1GiB, 10MB or in plain bytes")
+    return int(float(match[1]) * _BYTES[match[2]])
+
+
+def _duration_or_never(value: object) -> float | None:
+    return None if value in (None, "never") else parse_duration(value)
+
+
+def _shard(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"(\d+)/([1-9]\d*)", value)
+    if match is None:
+        raise ValueError("write a shard as INDEX/COUNT, for instance 3/10")
+    return int(match[1]), int(match[2])
+
+
+def _url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0 or parts.query or parts.fragment:
+        raise ValueError("write a URL as http://host:port or https://host")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("credentials do not belong in a URL, which is logged and shown: set the token instead")
+    return value.rstrip("/")
+
+
+def _name(value: str | None) -> str:
+    value = clean_name(socket.gethostname()) if value is None else value
+    if parse_name(value) is None:
+        raise ValueError("a name has 1 to 63 of the characters a-z, 0-9, '.' and '-'")
+    return value
+
+
+def _class(value: str) -> str:
+    if re.fullmatch(r"[\w.]+:[\w.]+", value) is None:
+        raise ValueError("write a class as my_package.my_module:MyClass")
+    return value
+
+
+def _json_object(value: object) -> object:
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ValueError(f"this is no JSON: {error}") from None
+
+
+def _sendable(value: SecretStr | None) -> SecretStr | None:
+    if value is not None and not re.fullmatch(r"[!-~]+", value.get_secret_value()):
+        raise ValueError("a secret is sent in a header: one or more visible ASCII characters, no blanks")
+    return value
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0, title="duration")]
+Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0, title="size")]
+Url = Annotated[str, AfterValidator(_url), Field(title="url")]
+Port = Annotated[int, Field(ge=0, le=65535, title="port")]
+Options = Annotated[dict[str, Any], BeforeValidator(_json_object), Field(title="json")]
+Secret = Annotated[SecretStr | None, AfterValidator(_sendable), Field(title="secret")]
+LogFormat = Annotated[Literal["text", "json"], BeforeValidator(_lower), Field(title="text|json")]
+LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower), Field(title="debug|info|warning|error")]
+
+
+def setting(default: Any, description: str, **constraints: Any) -> Any:
+    """A field; its default is what a person would write, and is parsed like what a person wrote."""
+    return Field(default, description=description, validate_default=True, **constraints)
+
+
+class Row(NamedTuple):
+    """One setting, as help and documentation show it."""
+
+    name: str
+    variable: str
+    kind: str
+    default: str
+    description: str
+
+    def flag(self, *, long: bool = False) -> str:
+        """`--port`, or where two services' settings meet, `--coordinator-port`."""
+        return "--" + (self.variable.lower() if long else self.name.rstrip("_")).replace("_", "-")
+
+
+class Settings(BaseModel):
+    """What the three have in common. Frozen; made from keyword arguments, they read nothing else."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    prefix: ClassVar[str]
+    file_keys: ClassVar[Mapping[str, str]] = {}
+    """The field for a key of a 0.8 file."""
+
+    log_format: LogFormat = setting("text", "How log lines look: for people, or one JSON object a line.")
+    log_level: LogLevel = setting("info", "The least level that is logged.")
+
+    @classmethod
+    def rows(cls) -> Iterator[Row]:
+        """Every setting, first those that only this service has; a secret is followed by the file that may hold it."""
+        for name, field in sorted(cls.model_fields.items(), key=lambda item: item[0] not in cls.__annotations__):
+            prefix = "FEDROUND" if name == "internal_secret" else cls.prefix
+            variable = f"{prefix}_{name.rstrip('_').upper()}"
+            default = "" if field.default is None or field.is_required() else str(field.default)
+            yield Row(name, variable, field.title or "text", default, field.description or "")
+            if _is_secret(field):
+                yield Row(f"{name}_file", f"{variable}_FILE", "path", "", "A file that holds it.")
+
+
+class ParticipantSettings(Settings):
+    """`PARTICIPANT_*`."""
+
+    prefix = "PARTICIPANT"
+
+    coordinator_url: Url = setting(..., "Required. Where the coordinator is, for instance http://coordinator:8081.")
+    class_: Annotated[str, AfterValidator(_class), Field(title="module:Class")] = setting(
+        ..., "Required. Your class, for instance my_package.my_module:MyParticipant."
+    )
+    options: Options = setting("{}", "Keyword arguments for the class, as a JSON object.")
+    name: Annotated[str, BeforeValidator(_name)] = setting(
+        None, "How the coordinator's status and logs call it. Unset: the host name."
+    )
+    heartbeat_period: Duration = setting("1s", "Time between two heartbeats in a round, and always where long polls are off.", gt=0)
+    long_poll: Duration = setting("15s", "How long the coordinator is asked to hold a heartbeat that brings no news. 0: off.")
+    shard: Annotated[tuple[int, int] | None, BeforeValidator(_shard), Field(title="index/count")] = setting(
+        None, "Which part of a split data set is this participant's, for instance 3/10. Unset: it is found out."
+    )
+    shards: int = setting(10, "Into how many parts the data set is split, where the shard does not say.", ge=1, title="number")
+    aggregator_url: Annotated[Url | None, Field(title="url")] = setting(
+        None, "Where the aggregator is. Unset: where the coordinator says."
+    )
+    max_model_size: Size = setting("1GiB", "The largest global model that is accepted.")
+    reconnect_max: Duration = setting("1.5s", "The longest wait between two attempts to reach the coordinator.", gt=0)
+    give_up_after: Annotated[float | None, BeforeValidator(_duration_or_never), Field(title="duration|never")] = setting(
+        "never", "For how long the coordinator may be unreachable before the participant exits with 69."
+    )
+    max_failures: int = setting(
+        5, "After so many failures of your code in a row the participant exits with 70.", ge=1, title="number"
+    )
+    confirm_timeout: Duration = setting(
+        "15s", "How long a 0.8 platform may leave an update unconfirmed before it is offered again."
+    )
+    drain_timeout: Duration = setting("8s", "How long a round may go on after SIGTERM before it is given up.")
+    after_finish: AfterFinish = setting("exit", "What to do when training is complete.", title="exit|wait")
+    token: Secret = setting(None, "Sent to the coordinator and the aggregator as a bearer token.")
+    ops_bind: str = setting("0.0.0.0", "The address on which operators are served.")  # noqa: S104 a service in a container
+    ops_port: Port = setting(8080, "The port for operators. 0: any free one.")
+
+
+class _Platform(Settings):
+    token: Secret = setting(None, "What participants must send as a bearer token. Unset: nothing.")
+    internal_secret: Secret = setting(
+        None,
+        "Guards the aggregator's internal port: the same for both, required where that port is not on loopback.",
+    )
+    bind: str = setting("0.0.0.0", "The address on which participants are served, and the ops port.")  # noqa: S104 a service in a container
+
+
+class CoordinatorSettings(_Platform):
+    """`COORDINATOR_*`."""
+
+    prefix = "COORDINATOR"
+    file_keys = {
+        **{f"federated_learning.{name}": name for name in ("rounds", "participants_ratio", "min_clients", "heartbeat_timeout")},
+        "aggregator_url": "aggregator_url",
+    }
+
+    rounds: int = setting(10, "How many rounds to train. 0: for ever.", ge=0, title="number")
+    participants_ratio: float = setting(
+        1.0, "Which part of the participants a round selects, above 0 and up to 1.", gt=0, le=1, title="ratio"
+    )
+    min_clients: int = setting(1, "How many participants there must be before any is selected.", ge=1, title="number")
+    heartbeat_timeout: Duration = setting("15s", "After so long without a heartbeat a participant is gone.", gt=0)
+    round_timeout: Duration = setting("1h", "After so long the selected who have not delivered lose the round to others.", gt=0)
+    aggregator_url: Url = setting("http://localhost:8082", "Where participants reach the aggregator; they are told.")
+    aggregator_internal_url: Url = setting("http://localhost:7082", "Where the coordinator reaches the aggregator's internal port.")
+    port: Port = setting(8081, "The port for participants. 0: any free one.")
+    ops_port: Port = setting(9081, "The port for operators. 0: any free one.")
+
+
+class AggregatorSettings(_Platform):
+    """`AGGREGATOR_*`."""
+
+    prefix = "AGGREGATOR"
+
+    strategy: str = setting("weighted_average", "How updates become a global model: weighted_average, model_sum, or module:Class.")
+    strategy_options: Options = setting("{}", "Keyword arguments for the strategy, as a JSON object.")
+    max_model_size: Size = setting("1GiB", "The largest update that is accepted.")
+    spool_dir: Annotated[Path | None, Field(title="path")] = setting(
+        None, "Where an update waits until it has arrived whole. Unset: the system's directory for temporary files."
+    )
+    port: Port = setting(8082, "The port for participants. 0: any free one.")
+    internal_bind: str = setting("127.0.0.1", "The address on which the coordinator is served.")
+    internal_port: Port = setting(7082, "The port for the coordinator. 0: any free one.")
+    ops_port: Port = setting(9082, "The port for operators. 0: any free one.")
+
+    @field_validator("internal_bind")
+    @classmethod
+    def _guarded(cls, value: str, info: ValidationInfo) -> str:
+        # `internal_secret` is absent where it was itself refused: that is told already.
+        if not _is_loopback(value) and info.data.get("internal_secret", ...) is None:
+            raise ValueError("off loopback the internal port needs FEDROUND_INTERNAL_SECRET, or ..._FILE")
+        return value
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def load(
+    cls: type[S], environ: Mapping[str, str], flags: Mapping[str, str], *, file: Path | None = None, long_flags: bool = False
+) -> tuple[S, list[str]]:
+    """The settings, and what to warn of. `flags` are by the names of rows, as text.
+
+    Raises `ConfigurationError`, which tells everything that is wrong.
+    """
+    rows = {row.name: row for row in cls.rows()}
+    problems: list[str] = []
+    values, warnings = ({}, []) if file is None else _read_file(cls, file)
+    for source in (_from_environment(rows, environ), dict(flags)):
+        for row in rows.values():
+            if row.kind == "secret" and (path := source.pop(f"{row.name}_file", None)) is not None:
+                try:
+                    if row.name in source:
+                        raise ValueError("the secret itself is set too: which of them is meant?")
+                    source[row.name] = Path(path).read_text().strip()
+                except (OSError, ValueError) as error:
+                    problems.append(f"{row.variable}_FILE ({row.flag(long=long_flags)}-file): {error}")
+        values |= source
+    try:
+        settings = cls(**values)
+    except ValidationError as error:
+        problems += [_problem(cls, rows[str(e["loc"][0])], dict(e), long_flags) for e in error.errors()]
+    if problems:
+        raise ConfigurationError("\n  ".join(["the settings are not right:", *problems]))
+    return settings, warnings + list(_unknown(f"{cls.prefix}_", environ, {row.variable for row in rows.values()}))
+
+
+def _from_environment(rows: Mapping[str, Row], environ: Mapping[str, str]) -> dict[str, str]:
+    # Compose passes `${X:-}` on as an empty variable: that is one that nobody set.
+    found = ((name, environ.get(row.variable, "").strip()) for name, row in rows.items())
+    return {name: value for name, value in found if value and not value.startswith("tcp://")}
+
+
+def _unknown(prefix: str, environ: Mapping[str, str], known: set[str]) -> Iterator[str]:
+    ours = {name.removeprefix(prefix): name for name in known if name.startswith(prefix)}
+    for name in sorted(environ):
+        if name.startswith(prefix) and name not in known and not _SERVICE_LINK.search(name):
+            nearest = difflib.get_close_matches(name.removeprefix(prefix), ours, n=1)
+            yield f"{name} is no setting" + (f": did you mean {ours[nearest[0]]}?" if nearest else "")
+
+
+def _problem(cls: type[Settings], row: Row, error: Mapping[str, Any], long_flags: bool) -> str:
+    field = cls.model_fields[row.name]
+    message = f"{row.variable} ({row.flag(long=long_flags)}): "
+    if error["type"] == "missing":
+        return f"{message}is not set. {field.description}"
+    # Only numbers and words are repeated: texts, URLs and JSON may hold what nobody else should read.
+    text = str(error["ctx"]["error"]) if error["type"] == "value_error" else error["msg"]
+    secret = _is_secret(field) or field.annotation in (str, dict[str, Any])
+    return message + text + ("" if secret else f", not {error['input']!r}")
+
+
+def _is_secret(field: FieldInfo) -> bool:
+    return field.annotation == SecretStr | None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _read_file(cls: type[Settings], path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The values of a 0.8 configuration file, and what to warn of."""
+    try:
+        keys = dict(_flatten(tomllib.loads(path.read_text())))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"the file {path} cannot be read: {error}") from error
+    values, warnings = {}, []
+    if "strategy" in cls.model_fields and {"aggregation.python.module", "aggregation.python.class"} <= keys.keys():
+        module, name = str(keys.pop("aggregation.python.module")), str(keys.pop("aggregation.python.class"))
+        strategy = module.rpartition(".")[2]
+        values["strategy"] = strategy if strategy in ("weighted_average", "model_sum") else f"{module}:{name}"
+    for key, value in keys.items():
+        if key == "api.bind_address":
+            host, _, port = str(value).rpartition(":")
+            values |= {"bind": host.strip("[]"), "port": port}
+        elif key in cls.file_keys:
+            values[cls.file_keys[key]] = value
+        elif key.partition(".")[0] in ("rpc", "metric_store", "logging", "log_level"):
+            warnings.append(f"{path}: {key} has no meaning here")
+        else:
+            warnings.append(f"{path}: {key} is no setting")
+    return values, warnings
+
+
+def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

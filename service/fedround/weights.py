@@ -1,0 +1,312 @@
+"""Weights as bytes and back, without copies: `.npy` arrays, and updates, which are a sample count and an `.npy` array.
+
+Down comes an `.npy`: `decode` is a writable view of the buffer that received it. Up goes an update: `encode_update` is a short
+prefix and the array's own memory. The aggregator reads updates with `UpdateReader`, block by block, from memory or from a file.
+Nothing here unpickles, and nothing is allocated because a header claims it.
+"""
+
+import ast
+import io
+import math
+import mmap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from io import FileIO
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.lib import format as npy
+
+from fedround.errors import NotFinite, WeightsError, WrongWeights
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+BLOCK = 1 << 16
+"""Elements that are worked on at once: they stay in the processor's cache."""
+SAMPLES_BYTES = 4
+LARGEST = 1e290
+"""The largest float64 that is averaged: sums of 2**32 - 1 samples from any number of participants stay finite."""
+
+_MAGIC = b"\x93NUMPY"
+_LENGTH_BYTES = {1: 2, 2: 4, 3: 4}
+_MAX_HEADER = 10_000
+_MAX_PREFIX = _MAX_HEADER + 12
+_MAX_DIMENSIONS = 64
+_DTYPES = {np.dtype(kind) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")}
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What the weights of a training look like: the dtype of its global model, little-endian, and the shape."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+    def __str__(self) -> str:
+        return f"{self.dtype.str} weights of shape {self.shape}"
+
+
+def result_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype of a global model made from updates of `dtype`: f2 and f4 stay, everything else becomes float64 (as 0.8 does)."""
+    little = dtype.newbyteorder("<")
+    return little if little.str in ("<f2", "<f4") else np.dtype("<f8")
+
+
+@dataclass(frozen=True)
+class Header:
+    """An `.npy` header. The data begins at `offset` and is `nbytes` long."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    fortran: bool
+    offset: int
+
+    @cached_property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.count * self.dtype.itemsize
+
+    @property
+    def spec(self) -> Spec:
+        return Spec(result_dtype(self.dtype), self.shape)
+
+    def check_size(self, size: int) -> None:
+        """Raises `WrongWeights` unless `size` bytes are just this header and its data."""
+        if size != self.offset + self.nbytes:
+            raise WrongWeights(f"the header announces {self.nbytes} bytes of weights, but {size - self.offset} follow it")
+
+
+def parse_header(prefix: bytes | bytearray | memoryview) -> Header:
+    """The header at the beginning of `prefix`, of `.npy` version 1.0 to 3.0.
+
+    Raises:
+        WeightsError: it is none, or one whose data would have to be unpickled or is of a dtype that is no weight.
+    """
+    view = memoryview(prefix)
+    if bytes(view[:6]) != _MAGIC:
+        raise WeightsError(f"this is no .npy array: it begins with {bytes(view[:6])!r}, not {_MAGIC!r}; write it with numpy.save")
+    version = tuple(view[6:8])
+    if len(version) < 2 or version not in ((1, 0), (2, 0), (3, 0)):
+        raise WeightsError(f"this .npy is of version {'.'.join(map(str, version))}; versions 1.0 to 3.0 are known")
+    start = 8 + _LENGTH_BYTES[version[0]]
+    length = int.from_bytes(view[8:start], "little")
+    if length > _MAX_HEADER:
+        raise WeightsError(f"the .npy header announces {length} bytes of itself; {_MAX_HEADER} are allowed")
+    if len(view) < start + length:
+        raise WrongWeights("the .npy ends within its header")
+    fields = _literal(bytes(view[start : start + length]))
+    return Header(_dtype(fields["descr"]), _shape(fields["shape"]), _fortran(fields["fortran_order"]), start + length)
+
+
+def _literal(text: bytes) -> dict[str, Any]:
+    try:
+        fields = ast.literal_eval(text.decode().strip())
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        fields = None
+    if not isinstance(fields, dict) or fields.keys() != {"descr", "fortran_order", "shape"}:
+        raise WeightsError("the .npy header is no dictionary of descr, fortran_order and shape; write it with numpy.save")
+    return fields
+
+
+def _dtype(descr: object) -> np.dtype[Any]:
+    try:
+        # A string only: the list of a structured dtype may nest without end.
+        dtype = np.dtype(descr) if isinstance(descr, str) else None
+    except (TypeError, ValueError, SyntaxError):
+        dtype = None
+    if dtype is None or dtype.newbyteorder("=") not in _DTYPES:
+        why = ", which is pickled: that is never accepted" if dtype is not None and dtype.hasobject else ""
+        raise WeightsError(f"dtype {str(descr)[:40]!r} is no dtype of weights{why}; use float16, float32, float64 or integers")
+    return dtype
+
+
+def _shape(shape: object) -> tuple[int, ...]:
+    if (
+        not isinstance(shape, tuple)
+        or len(shape) > _MAX_DIMENSIONS
+        or not all(type(length) is int and 0 <= length < 2**63 for length in shape)
+    ):
+        raise WeightsError(f"the .npy header's shape {str(shape)[:40]!r} is none")
+    if 0 in shape:
+        raise WrongWeights(f"shape {shape} holds no weights")
+    return shape
+
+
+def _fortran(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise WeightsError("the .npy header's fortran_order is neither True nor False")
+    return value
+
+
+def decode(buffer: "Buffer") -> Array:
+    """The array in a whole `.npy`: a writable view of `buffer` in native byte order, or a copy where it cannot be one.
+
+    A view keeps the dtype, the shape and the order that the header tells.
+
+    Raises:
+        WeightsError: `buffer` is no `.npy`, or not exactly one.
+    """
+    view = memoryview(buffer).cast("B")
+    header = parse_header(view[:_MAX_PREFIX])
+    header.check_size(len(view))
+    array: Array = np.ndarray(header.shape, header.dtype, view, header.offset, order="F" if header.fortran else "C")
+    flags = array.flags
+    if flags.writeable and flags.aligned and array.dtype.isnative:
+        return array
+    return array.astype(array.dtype.newbyteorder("="), order="K")
+
+
+def encode_model(array: Array) -> tuple[bytes, memoryview]:
+    """The bytes of `numpy.save`, as a header and the array's own memory (a copy's, where it is not contiguous).
+
+    Raises:
+        WeightsError: the dtype is no dtype of weights.
+        WrongWeights: there are none.
+    """
+    _dtype(array.dtype.str if array.dtype.fields is None else "a structure")
+    _shape(array.shape)
+    if not (array.flags.c_contiguous or array.flags.f_contiguous):
+        array = np.ascontiguousarray(array)
+    header = io.BytesIO()
+    npy.write_array_header_1_0(header, npy.header_data_from_array_1_0(array))
+    return header.getvalue(), array.reshape(-1, order="A").view(np.uint8).data
+
+
+def encode_update(samples: int, array: Array) -> tuple[bytes, memoryview]:
+    """An update's bytes: the sample count (0 to 2**32 - 1) and the header, then the array's own memory."""
+    if not 0 <= samples < 2 ** (8 * SAMPLES_BYTES):
+        raise WrongWeights(f"a sample count is a number from 0 to 2**32 - 1, not {samples}")
+    header, data = encode_model(array)
+    return samples.to_bytes(SAMPLES_BYTES, "big") + header, data
+
+
+class UpdateReader:
+    """An update that was received whole, in memory or in a file, of `size` bytes: read block by block, never as a whole.
+
+    Raises:
+        WeightsError: it is none.
+    """
+
+    def __init__(self, source: bytes | bytearray | FileIO, size: int) -> None:
+        if size < SAMPLES_BYTES:
+            raise WrongWeights(f"an update begins with a sample count of {SAMPLES_BYTES} bytes, but {size} came")
+        self._file = source if isinstance(source, FileIO) else io.BytesIO(source)
+        self._file.seek(0)
+        prefix = self._file.read(SAMPLES_BYTES + _MAX_PREFIX)
+        self.samples = int.from_bytes(prefix[:SAMPLES_BYTES], "big")
+        self.header = parse_header(prefix[SAMPLES_BYTES:])
+        self.header.check_size(size - SAMPLES_BYTES)
+
+    @property
+    def spec(self) -> Spec:
+        return self.header.spec
+
+    def check_like(self, spec: Spec) -> None:
+        """Raises `WrongWeights` unless the weights are like `spec`."""
+        if self.spec != spec:
+            raise WrongWeights(f"these are {self.spec}, but this training is of {spec}")
+
+    def check(self) -> None:
+        """Raises `NotFinite` unless every one of the weights can be averaged."""
+        if self.header.dtype.kind == "f":
+            for block in self.blocks():
+                check_finite(block)
+
+    def blocks(self) -> Iterator[Array]:
+        """The weights in C order, in 1-D blocks of at most `BLOCK` elements. A block is good until the next one."""
+        header = self.header
+        if header.fortran and len(header.shape) > 1:
+            yield from self._reordered_blocks()
+            return
+        self._file.seek(SAMPLES_BYTES + header.offset)
+        buffer = np.empty(min(BLOCK, header.count), header.dtype)
+        for start in range(0, header.count, BLOCK):
+            block = buffer[: min(BLOCK, header.count - start)]
+            wanted = block.view(np.uint8).data
+            while wanted:
+                read = self._file.readinto(wanted)
+                if not read:
+                    raise WrongWeights("the spooled update is shorter than it was")
+                wanted = wanted[read:]
+            yield block
+
+    def _reordered_blocks(self) -> Iterator[Array]:
+        file, header = self._file, self.header
+        memory: Any = file.getbuffer() if isinstance(file, io.BytesIO) else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        array: Array = np.ndarray(header.shape, header.dtype, memory, SAMPLES_BYTES + header.offset, order="F")
+        for start in range(0, header.count, BLOCK):
+            yield array.flat[start : start + BLOCK]
+
+
+def check_finite(block: Array) -> None:
+    """Raises `NotFinite` where a float is NaN or infinite, or a float64 is beyond `LARGEST`."""
+    # One look at both ends sees it all: NaN passes through min and max, and no comparison with it is true.
+    least, largest = float(block.min()), float(block.max())
+    if least >= -LARGEST and largest <= LARGEST:
+        return
+    if math.isfinite(least) and math.isfinite(largest):
+        raise NotFinite(f"weights beyond {LARGEST:g} are too large to be averaged: has training diverged?")
+    raise NotFinite("weights are NaN or infinite: has training diverged?")
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Of all finite weights of a model; all 0 where there is none."""
+
+    mean: float
+    stddev: float
+    least: float
+    largest: float
+    l2_norm: float
+    nonfinite: int
+
+
+def statistics(array: Array) -> Statistics:
+    """The statistics of an array of any shape, in float64, block by block (the variance by Chan, Golub and LeVeque's update)."""
+    count, mean, squares, deviations, nonfinite = 0, 0.0, 0.0, 0.0, 0
+    least, largest = math.inf, -math.inf
+    flat = array.reshape(-1, order="A")
+    for start in range(0, flat.size, BLOCK):
+        block = flat[start : start + BLOCK].astype(np.float64)
+        finite = block[np.isfinite(block)]
+        nonfinite += block.size - finite.size
+        if not finite.size:
+            continue
+        block_mean = float(finite.mean())
+        difference, total = block_mean - mean, count + finite.size
+        deviations += float(np.square(finite - block_mean).sum()) + difference**2 * count * finite.size / total
+        mean, count = mean + difference * finite.size / total, total
+        squares += float(np.dot(finite, finite))
+        least, largest = min(least, float(finite.min())), max(largest, float(finite.max()))
+    if not count:
+        return Statistics(0.0, 0.0, 0.0, 0.0, 0.0, nonfinite)
+    return Statistics(mean, math.sqrt(deviations / count), least, largest, math.sqrt(squares), nonfinite)
+
+
+def flatten(arrays: Sequence[Array]) -> Array:
+    """All weights of a list of arrays as one flat array, of the dtype that holds them all."""
+    return np.concatenate([np.ravel(array) for array in arrays])
+
+
+def unflatten(flat: Array, like: Sequence[Array]) -> list[Array]:
+    """The reverse of `flatten`: arrays of the shapes and dtypes of `like`, views of `flat` where the dtype is the same.
+
+    Raises:
+        WrongWeights: `flat` has another number of weights than `like`.
+    """
+    sizes = [array.size for array in like]
+    if flat.size != sum(sizes):
+        raise WrongWeights(f"the model has {sum(sizes)} weights, but {flat.size} came")
+    parts = np.split(flat.reshape(-1), np.cumsum(sizes)[:-1])
+    return [part.reshape(array.shape).astype(array.dtype, copy=False) for part, array in zip(parts, like, strict=True)]

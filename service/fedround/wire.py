@@ -1,0 +1,217 @@
+"""The protocol's messages, paths and headers: XAIN FL 0.8, and our optional additions. One definition for both ends; no I/O.
+
+`encode` gives the very bytes that a 0.8 coordinator sends, with the additions behind them; `decode` accepts what any 0.8 coordinator sends,
+ignores what it does not know, and raises `BadAnswer` on everything else.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Self
+from uuid import UUID
+
+from fedround.errors import BadAnswer
+
+RENDEZ_VOUS = "/rendez_vous"
+HEARTBEAT = "/heartbeat/{id}"
+START_TRAINING = "/start_training/{id}"
+LEAVE = "/rendez_vous/{id}"
+UPDATE = "/{id}/{token}"
+"""GET: the global model; POST: an update. At the aggregator."""
+
+PREFER = "Prefer"
+PREFERENCE_APPLIED = "Preference-Applied"
+PARTICIPANT_NAME = "Fedround-Participant"
+ORDINAL = "Fedround-Ordinal"
+UPDATE_OUTCOME = "Fedround-Update"
+METRICS = "Fedround-Metrics"
+
+MAX_METRICS = 2048
+"""Bytes of a `Fedround-Metrics` header."""
+MAX_SAMPLES = 2**32 - 1
+MAX_HOLD = 25.0
+"""Seconds for which a heartbeat is held at the most."""
+DRAIN_SECONDS = 2.0
+DRAIN_BYTES = 64 << 20
+"""How much a server reads on and discards after a refusal, so that the reason arrives."""
+MIN_RATE = 10_000
+"""Bytes per second below which an upload is given up ..."""
+MIN_RATE_WINDOW = 30.0
+"""... over so many seconds."""
+
+_NAME = re.compile(r"[a-z0-9.-]{1,63}")
+
+
+class HeartbeatState(StrEnum):
+    STAND_BY = "stand_by"
+    ROUND = "round"
+    FINISH = "finish"
+    REJECT = "reject"
+
+
+class UpdateOutcome(StrEnum):
+    """The value of `Fedround-Update` on an upload's 200."""
+
+    COUNTED = "counted"
+    REPEATED = "repeated"
+
+
+@dataclass(frozen=True, slots=True)
+class RendezVous:
+    """`id` is None when training is complete."""
+
+    id: str | None
+    ordinal: int | None = None
+
+    def encode(self) -> bytes:
+        return _dump({"id": self.id, "ok": self.id is not None} | _present(ordinal=self.ordinal))
+
+    @classmethod
+    def decode(cls, body: bytes) -> Self:
+        data = _load(body)
+        with_id = data.get("ok") is True
+        return cls(id=_uuid(data, "id") if with_id else None, ordinal=_int(data, "ordinal"))
+
+
+@dataclass(frozen=True, slots=True)
+class StartTraining:
+    """Where and with which token to fetch the model and deliver the update; both None when the order was refused."""
+
+    url: str | None
+    token: str | None
+    traceparent: str | None = None
+
+    def encode(self) -> bytes:
+        return _dump({"url": self.url, "token": self.token, "ok": self.token is not None} | _present(traceparent=self.traceparent))
+
+    @classmethod
+    def decode(cls, body: bytes) -> Self:
+        data = _load(body)
+        if data.get("ok") is not True:
+            return cls(url=None, token=None)
+        return cls(url=_str(data, "url"), token=_uuid(data, "token"), traceparent=_optional_str(data, "traceparent"))
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """`round` is set exactly when `state` is ROUND. The rest are additions, sent to who asked with `Prefer`."""
+
+    state: HeartbeatState
+    round: int | None = None
+    url: str | None = None
+    token: str | None = None
+    traceparent: str | None = None
+    counted: int | None = None
+    """The last round in which this participant's update was counted."""
+
+    def encode(self) -> bytes:
+        return _dump(
+            {"round": self.round, "state": self.state}
+            | _present(url=self.url, token=self.token, traceparent=self.traceparent, counted=self.counted)
+        )
+
+    @classmethod
+    def decode(cls, body: bytes) -> Self:
+        data = _load(body)
+        try:
+            state = HeartbeatState(_str(data, "state"))
+        except ValueError:
+            raise BadAnswer(f"the heartbeat's state is {data['state']!r}, which the protocol does not know") from None
+        number = _int(data, "round")
+        if state is HeartbeatState.ROUND and number is None:
+            raise BadAnswer("the heartbeat says `round` without a number")
+        return cls(
+            state=state,
+            round=number if state is HeartbeatState.ROUND else None,
+            url=_optional_str(data, "url"),
+            token=_uuid(data, "token") if data.get("token") is not None else None,
+            traceparent=_optional_str(data, "traceparent"),
+            counted=_int(data, "counted"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A refusal's body (RFC 9457)."""
+
+    status: int
+    title: str
+    detail: str = ""
+
+    media_type = "application/problem+json"
+
+    def encode(self) -> bytes:
+        return _dump({"title": self.title, "status": self.status} | ({"detail": self.detail} if self.detail else {}))
+
+
+def parse_id(text: str) -> str | None:
+    """The canonical form of a UUID, as tolerant as 0.8 (upper case, no dashes, `urn:uuid:`); None when it is none."""
+    try:
+        return str(UUID(text))
+    except ValueError:
+        return None
+
+
+def parse_name(text: str | None) -> str | None:
+    """A participant's name, or None where it is missing or not `[a-z0-9.-]{1,63}`."""
+    return text if text is not None and _NAME.fullmatch(text) else None
+
+
+def clean_name(text: str) -> str:
+    """The nearest valid participant name, for host names with capitals or underscores."""
+    return re.sub(r"[^a-z0-9.-]", "-", text.lower())[:63] or "participant"
+
+
+def parse_prefer_wait(value: str | None) -> float | None:
+    """The seconds of `Prefer: wait=N` (RFC 7240), or None where the header asks for no wait."""
+    for preference in (value or "").split(","):
+        name, _, argument = preference.partition("=")
+        argument = argument.partition(";")[0].strip().strip('"')
+        if name.strip().lower() == "wait" and argument.isascii() and argument.isdigit():
+            return float(argument[:9])
+    return None
+
+
+def _dump(data: dict[str, Any]) -> bytes:
+    return json.dumps(data, separators=(",", ":")).encode()
+
+
+def _present(**fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _load(body: bytes) -> dict[str, Any]:
+    try:
+        data = json.loads(body)
+    except ValueError:
+        data = None
+    if not isinstance(data, dict):
+        start = body[:60].decode(errors="replace")
+        raise BadAnswer(f"the answer is no JSON object but begins with {start!r}: is this URL a coordinator?")
+    return data
+
+
+def _str(data: dict[str, Any], key: str) -> str:
+    value = data.get(key)
+    if not isinstance(value, str):
+        raise BadAnswer(f"the answer's {key!r} is no text")
+    return value
+
+
+def _optional_str(data: dict[str, Any], key: str) -> str | None:
+    return None if data.get(key) is None else _str(data, key)
+
+
+def _uuid(data: dict[str, Any], key: str) -> str:
+    value = parse_id(_str(data, key))
+    if value is None:
+        raise BadAnswer(f"the answer's {key!r} is no UUID")
+    return value
+
+
+def _int(data: dict[str, Any], key: str) -> int | None:
+    value = data.get(key)
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+        raise BadAnswer(f"the answer's {key!r} is no number from 0")
+    return value

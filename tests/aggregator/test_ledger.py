@@ -1,0 +1,278 @@
+import pytest
+
+from fedround.aggregator.ledger import REMEMBERED_ATTEMPTS, Counted, Ledger, Receipt
+from fedround.books import Admission, Difference, Outcome, Verdict
+from fedround.errors import IllegalMove, Late, NotAdmitted, UnknownAttempt
+
+
+def a_ledger(*ids: str, attempt: str = "attempt-1") -> Ledger:
+    ledger = Ledger("first-life")
+    ledger.open(attempt, 0, [Admission(id, f"token-{id}") for id in ids])
+    return ledger
+
+
+def deliver(ledger: Ledger, id: str, token: str | None = None, samples: int = 1) -> Receipt:
+    receipt = ledger.begin(id, token or f"token-{id}")
+    assert ledger.countable(receipt)
+    ledger.count(receipt, samples, {"loss": 0.5})
+    return receipt
+
+
+def test_an_admitted_update_is_entered_once_with_all_that_is_known_of_it() -> None:
+    ledger = a_ledger("a")
+    deliver(ledger, "a", samples=7)
+    (entry,) = ledger.page("first-life", 0).entries
+    assert (entry.seq, entry.attempt, entry.id, entry.outcome, entry.samples) == (1, "attempt-1", "a", Outcome.COUNTED, 7)
+    assert entry.metrics == {"loss": 0.5}
+
+
+def test_unknown_credentials_are_not_admitted() -> None:
+    ledger = a_ledger("a")
+    for id, token in [("b", "token-b"), ("a", "token-b")]:
+        with pytest.raises(NotAdmitted):
+            ledger.check_read(id, token)
+        with pytest.raises(NotAdmitted):
+            ledger.begin(id, token)
+
+
+def test_a_repeat_of_a_counted_update_is_received_as_a_repeat() -> None:
+    ledger = a_ledger("a")
+    deliver(ledger, "a")
+    again = ledger.begin("a", "token-a")
+    assert again.repeated
+    ledger.abort(again)
+    assert len(ledger.page("first-life", 0).entries) == 1
+
+
+def test_of_two_uploads_with_one_token_the_first_to_end_is_counted() -> None:
+    ledger = a_ledger("a")
+    slow = ledger.begin("a", "token-a")
+    deliver(ledger, "a")
+    assert not ledger.countable(slow)
+    ledger.abort(slow)
+
+
+def test_an_update_is_not_counted_without_asking_whether_it_may_be() -> None:
+    ledger = a_ledger("a")
+    slow = ledger.begin("a", "token-a")
+    deliver(ledger, "a")
+    with pytest.raises(IllegalMove):
+        ledger.count(slow, 1, {})
+    assert len(ledger.page("first-life", 0).entries) == 1
+    ledger.abort(slow)
+
+
+def test_a_receipt_ends_once() -> None:
+    ledger = a_ledger("a")
+    receipt = ledger.begin("a", "token-a")
+    ledger.abort(receipt)
+    with pytest.raises(IllegalMove, match="abort is not possible in ended"):
+        ledger.abort(receipt)
+    assert ledger.revoke("attempt-1", "a") is Verdict.REVOKED
+
+
+def test_a_counted_token_stays_good_for_reading_and_repeating_in_later_attempts() -> None:
+    ledger = a_ledger("a", "b")
+    deliver(ledger, "a")
+    ledger.open("attempt-2", 1, [Admission("b", "token-b2")])
+    ledger.check_read("a", "token-a")
+    assert ledger.begin("a", "token-a").repeated
+
+
+def test_a_counted_token_is_late_once_its_id_has_another() -> None:
+    ledger = a_ledger("a")
+    deliver(ledger, "a")
+    ledger.open("attempt-2", 1, [Admission("a", "token-a2")])
+    with pytest.raises(Late):
+        ledger.begin("a", "token-a")
+    ledger.check_read("a", "token-a2")
+
+
+def test_forgotten_ids_have_no_credentials() -> None:
+    ledger = a_ledger("a")
+    deliver(ledger, "a")
+    ledger.open("attempt-2", 1, [], forget=["a", "never-known"])
+    with pytest.raises(NotAdmitted):
+        ledger.check_read("a", "token-a")
+
+
+def test_a_revoked_token_is_late() -> None:
+    ledger = a_ledger("a")
+    assert ledger.revoke("attempt-1", "a") is Verdict.REVOKED
+    assert ledger.revoke("attempt-1", "a") is Verdict.REVOKED
+    with pytest.raises(Late):
+        ledger.begin("a", "token-a")
+
+
+def test_a_counted_update_is_not_revoked() -> None:
+    ledger = a_ledger("a")
+    deliver(ledger, "a")
+    assert ledger.revoke("attempt-1", "a") is Verdict.COUNTED
+
+
+def test_a_right_is_not_revoked_while_its_update_arrives() -> None:
+    ledger = a_ledger("a")
+    receipt = ledger.begin("a", "token-a")
+    assert ledger.revoke("attempt-1", "a") is Verdict.RECEIVING
+    ledger.abort(receipt)
+    assert ledger.revoke("attempt-1", "a") is Verdict.REVOKED
+
+
+def test_an_admission_that_arrives_after_its_revocation_admits_nobody() -> None:
+    ledger = a_ledger()
+    assert ledger.revoke("attempt-1", "a") is Verdict.REVOKED
+    ledger.admit("attempt-1", [Admission("a", "token-a")])
+    with pytest.raises(NotAdmitted):
+        ledger.begin("a", "token-a")
+
+
+def test_a_second_token_within_an_attempt_ends_the_first() -> None:
+    ledger = a_ledger("a")
+    first = ledger.begin("a", "token-a")
+    ledger.admit("attempt-1", [Admission("a", "token-a2")])
+    deliver(ledger, "a", "token-a2")
+    with pytest.raises(Late):
+        ledger.countable(first)
+    ledger.abort(first)
+
+
+def test_a_counted_id_is_not_admitted_again_in_the_same_attempt() -> None:
+    ledger = a_ledger("a")
+    deliver(ledger, "a")
+    with pytest.raises(IllegalMove):
+        ledger.admit("attempt-1", [Admission("a", "token-a2")])
+    ledger.check_read("a", "token-a")
+
+
+def test_closing_over_the_counted_ids_ends_the_attempt() -> None:
+    ledger = a_ledger("a", "b", "c")
+    late = ledger.begin("c", "token-c")
+    deliver(ledger, "b", samples=2)
+    deliver(ledger, "a", samples=3)
+    assert ledger.close("attempt-1", ["a", "b"]) == Counted(("b", "a"), 5, already=False)
+    assert ledger.close("attempt-1", ["b", "a"]) == Counted(("b", "a"), 5, already=True)
+    with pytest.raises(Late):
+        ledger.countable(late)
+    ledger.refuse(late)
+    assert len(ledger.page("first-life", 0).entries) == 2
+
+
+def test_closing_over_other_ids_names_the_difference_and_closes_nothing() -> None:
+    ledger = a_ledger("a", "b", "c")
+    deliver(ledger, "a")
+    assert ledger.close("attempt-1", ["b"]) == Difference(missing=frozenset("b"), surplus=frozenset("a"))
+    deliver(ledger, "b")
+
+
+def test_nobody_is_admitted_to_a_closed_attempt() -> None:
+    ledger = a_ledger("a")
+    deliver(ledger, "a")
+    ledger.close("attempt-1", ["a"])
+    ledger.admit("attempt-1", [Admission("b", "token-b")])
+    with pytest.raises(NotAdmitted):
+        ledger.begin("b", "token-b")
+
+
+def test_opening_another_attempt_voids_what_the_one_before_had_counted() -> None:
+    ledger = a_ledger("a", "b")
+    arriving = ledger.begin("b", "token-b")
+    deliver(ledger, "a")
+    assert ledger.open("attempt-2", 0, [Admission("a", "token-a2")])
+    with pytest.raises(Late):
+        ledger.countable(arriving)
+    assert ledger.close("attempt-2", ["a"]) == Difference(missing=frozenset("a"), surplus=frozenset())
+
+
+def test_opening_the_same_attempt_again_changes_nothing() -> None:
+    ledger = a_ledger("a")
+    deliver(ledger, "a")
+    assert not ledger.open("attempt-1", 0, [Admission("a", "token-a")])
+    assert isinstance(ledger.close("attempt-1", ["a"]), Counted)
+
+
+def test_calls_for_an_attempt_that_ended_are_refused() -> None:
+    ledger = a_ledger("a")
+    ledger.open("attempt-2", 1, [])
+    with pytest.raises(UnknownAttempt):
+        ledger.open("attempt-1", 0, [])
+    with pytest.raises(UnknownAttempt):
+        ledger.admit("attempt-1", [])
+    with pytest.raises(UnknownAttempt):
+        ledger.revoke("attempt-1", "a")
+    with pytest.raises(UnknownAttempt):
+        ledger.close("attempt-1", [])
+
+
+def test_only_so_many_ended_attempts_are_remembered() -> None:
+    ledger = Ledger("first-life")
+    for number in range(REMEMBERED_ATTEMPTS + 2):
+        ledger.open(f"attempt-{number}", number, [])
+    assert ledger.open("attempt-0", 0, [])
+
+
+def test_a_refused_update_is_entered_and_its_right_is_over() -> None:
+    ledger = a_ledger("a")
+    ledger.refuse(ledger.begin("a", "token-a"))
+    (entry,) = ledger.page("first-life", 0).entries
+    assert (entry.id, entry.outcome) == ("a", Outcome.REFUSED)
+    with pytest.raises(Late):
+        ledger.begin("a", "token-a")
+
+
+def test_a_refused_repeat_leaves_what_was_counted() -> None:
+    ledger = a_ledger("a")
+    slow = ledger.begin("a", "token-a")
+    deliver(ledger, "a")
+    ledger.refuse(slow)
+    assert [e.outcome for e in ledger.page("first-life", 0).entries] == [Outcome.COUNTED]
+
+
+def test_entries_are_kept_until_they_are_acknowledged() -> None:
+    ledger = a_ledger("a", "b", "c")
+    for id in "abc":
+        deliver(ledger, id)
+    assert [e.id for e in ledger.page("first-life", 0).entries] == ["a", "b", "c"]
+    assert [e.id for e in ledger.page("first-life", 2).entries] == ["c"]
+    assert [e.id for e in ledger.page("first-life", 0).entries] == ["c"]
+    assert ledger.acknowledged == 2
+
+
+def test_nothing_is_acknowledged_that_was_never_entered() -> None:
+    ledger = a_ledger("a")
+    ledger.page("first-life", 99)
+    deliver(ledger, "a")
+    assert [e.seq for e in ledger.page("first-life", 0).entries] == [1]
+
+
+def test_a_reader_of_another_life_acknowledges_nothing() -> None:
+    ledger = a_ledger("a")
+    deliver(ledger, "a")
+    page = ledger.page("another-life", 1)
+    assert (page.incarnation, len(page.entries), ledger.acknowledged) == ("first-life", 1, 0)
+
+
+def test_losing_the_sum_ends_the_attempt_and_begins_a_new_life() -> None:
+    ledger = a_ledger("a", "b")
+    arriving = ledger.begin("b", "token-b")
+    deliver(ledger, "a")
+    ledger.lose("second-life")
+    assert ledger.page("first-life", 1).incarnation == "second-life"
+    assert ledger.page("second-life", 0).entries == ()
+    with pytest.raises(Late):
+        ledger.countable(arriving)
+    with pytest.raises(IllegalMove):
+        ledger.count(arriving, 1, {})
+    ledger.refuse(arriving)
+    with pytest.raises(UnknownAttempt):
+        ledger.open("attempt-1", 0, [])
+    assert ledger.open("attempt-2", 0, [Admission("a", "token-a2")])
+    deliver(ledger, "a", "token-a2")
+    assert ledger.page("second-life", 0).entries[0].seq == 1
+
+
+def test_a_ledger_without_an_attempt_can_be_lost_too() -> None:
+    ledger = Ledger("first-life")
+    ledger.lose("second-life")
+    assert ledger.incarnation == "second-life"
+    with pytest.raises(UnknownAttempt):
+        ledger.close("attempt-1", [])

@@ -1,0 +1,99 @@
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedround.aggregator.strategies import ModelSum, Strategy, WeightedAverage, load_strategy
+from fedround.errors import ConfigurationError, WrongWeights
+from fedround.weights import BLOCK, Spec
+
+F8 = Spec(np.dtype("<f8"), (1,))
+F4 = Spec(np.dtype("<f4"), (1,))
+magnitudes = st.floats(-1e280, 1e280)
+samples = st.one_of(st.integers(0, 5), st.integers(0, 2**32 - 1))
+
+
+def fold(strategy: Strategy, *updates: tuple[int, Any]) -> np.ndarray[Any, Any]:
+    for count, weights in updates:
+        strategy.fold(count, [np.atleast_1d(weights)])
+    return strategy.result()
+
+
+@given(st.lists(st.tuples(samples, magnitudes), min_size=1, max_size=12))
+def test_the_weighted_average_is_that_of_exact_sums(updates: list[tuple[int, float]]) -> None:
+    counts = [count for count, _ in updates] if any(count for count, _ in updates) else [1] * len(updates)
+    exact = math.fsum(count * value for count, (_, value) in zip(counts, updates, strict=True)) / sum(counts)
+    assert abs(fold(WeightedAverage(F8), *updates)[0] - exact) <= 2 * math.ulp(exact)
+
+
+@given(st.lists(st.tuples(samples, st.floats(-(2.0**100), 2.0**100, width=32)), min_size=1, max_size=12))
+def test_of_float32_the_average_is_exact_to_its_last_bit_and_the_float64_rounding_of_the_sum(
+    updates: list[tuple[int, float]],
+) -> None:
+    counts = [count for count, _ in updates] if any(count for count, _ in updates) else [1] * len(updates)
+    terms = [count * value for count, (_, value) in zip(counts, updates, strict=True)]
+    exact = math.fsum(terms) / sum(counts)
+    result = fold(WeightedAverage(F4), *((count, np.float32(value)) for count, value in updates))
+    rounding = len(terms) * math.ulp(math.fsum(map(abs, terms))) / sum(counts)
+    assert result.dtype == np.float32
+    assert abs(float(result[0]) - exact) <= float(np.spacing(np.float32(abs(exact)))) + rounding
+
+
+def test_updates_weigh_as_much_as_they_have_samples() -> None:
+    assert fold(WeightedAverage(F8), (1, 0.0), (3, 4.0)).tolist() == [3.0]
+
+
+def test_an_update_without_samples_weighs_nothing_beside_others() -> None:
+    assert fold(WeightedAverage(F8), (0, 100.0), (2, 4.0), (0, 100.0)).tolist() == [4.0]
+
+
+def test_updates_without_samples_make_a_plain_mean_among_themselves() -> None:
+    assert fold(WeightedAverage(F8), (0, 1.0), (0, 3.0)).tolist() == [2.0]
+
+
+def test_the_model_sum_adds_and_ignores_sample_counts() -> None:
+    assert fold(ModelSum(F8), (5, 1.0), (0, 3.0)).tolist() == [4.0]
+
+
+def test_a_sum_that_outgrows_its_dtype_is_refused_rather_than_infinite() -> None:
+    for position in (0, BLOCK + 1):
+        weights = np.ones(BLOCK + 2, "f2")
+        weights[position] = 60000
+        strategy = ModelSum(Spec(np.dtype("<f2"), weights.shape))
+        strategy.fold(1, np.split(weights, [BLOCK]))
+        strategy.fold(1, np.split(weights, [BLOCK]))
+        with pytest.raises(WrongWeights, match="train with a wider dtype"):
+            strategy.result()
+
+
+@pytest.mark.parametrize("dtype", [">f4", "<f8", ">i4", "u1"])
+def test_any_dtype_and_byte_order_is_folded(dtype: str) -> None:
+    spec = Spec(np.dtype("<f4") if dtype == ">f4" else np.dtype("<f8"), (3,))
+    strategy = WeightedAverage(spec)
+    strategy.fold(1, [np.array([1, 2, 3], dtype)])
+    strategy.fold(1, [np.array([3, 4, 5], dtype)])
+    result = strategy.result()
+    assert result.dtype == spec.dtype
+    assert result.tolist() == [2, 3, 4]
+
+
+def test_strategies_are_found_by_name_and_by_class() -> None:
+    assert load_strategy("weighted_average") is WeightedAverage
+    assert load_strategy("model_sum") is ModelSum
+    assert load_strategy("fedround.aggregator.strategies:ModelSum") is ModelSum
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("median", "is one of model_sum, weighted_average, or module:Class"),
+        ("no_such_module:Median", "No module named 'no_such_module'"),
+        ("fedround.aggregator.strategies:Median", "has no attribute 'Median'"),
+    ],
+)
+def test_a_strategy_that_is_not_there_is_a_configuration_error(name: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        load_strategy(name)

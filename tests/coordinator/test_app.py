@@ -1,0 +1,281 @@
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from uuid import UUID
+
+import httpx
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from fedround import events
+from fedround.coordinator import app
+from fedround.coordinator.rounds import Plan
+from fedround.events import Observers
+from fedround.observability.health import Health
+from fedround.serve import Endpoint, serving
+from fedround.settings import CoordinatorSettings
+from support.coordinating import AGGREGATOR_URL, Coordinating, MemoryBooks, coordinating
+
+UNKNOWN = "00000000-0000-4000-8000-000000000000"
+PREFER = {"Prefer": "wait=25"}
+
+
+@dataclass(frozen=True)
+class Web(Coordinating):
+    http: httpx.AsyncClient
+    books: MemoryBooks
+
+    async def join(self, **headers: str) -> str:
+        return str((await self.http.get("/rendez_vous", headers=headers)).json()["id"])
+
+
+@asynccontextmanager
+async def web(plan: Plan, *, token: str | None = None) -> AsyncIterator[Web]:
+    books = MemoryBooks()
+    async with coordinating(plan, books) as c:
+        transport = httpx.ASGITransport(app.public(c.service, token=token))
+        async with httpx.AsyncClient(transport=transport, base_url="http://coordinator") as http:
+            yield Web(c.service, c.recorder, c.work, http, books)
+
+
+def test_a_participant_of_0_8_gets_the_bytes_of_0_8() -> None:
+    async def main() -> None:
+        async with web(Plan(rounds=1)) as w:
+            answer = await w.http.get("/rendez_vous")
+            id = answer.json()["id"]
+            assert answer.content == b'{"id":"%s","ok":true}' % id.encode()
+            assert answer.headers["content-type"] == "application/json"
+            assert UUID(id).version == 4
+            await w.recorder.until(events.Selected)
+            assert (await w.http.get(f"/heartbeat/{id}")).content == b'{"round":0,"state":"round"}'
+            answer = await w.http.get(f"/start_training/{id}")
+            token = answer.json()["token"]
+            assert answer.content == b'{"url":"%s","token":"%s","ok":true}' % (AGGREGATOR_URL.encode(), token.encode())
+            late = await w.join()
+            assert (await w.http.get(f"/heartbeat/{late}")).content == b'{"round":null,"state":"stand_by"}'
+            assert (await w.http.get(f"/start_training/{late}")).content == b'{"url":null,"token":null,"ok":false}'
+            w.books.deliver(id, token)
+            await w.recorder.until(events.TrainingCompleted)
+            assert (await w.http.get(f"/heartbeat/{id}")).content == b'{"round":null,"state":"finish"}'
+            assert (await w.http.get("/rendez_vous")).content == b'{"id":null,"ok":false}'
+
+    asyncio.run(main())
+
+
+def test_an_unknown_id_is_rejected() -> None:
+    async def main() -> None:
+        async with web(Plan()) as w:
+            assert (await w.http.get(f"/heartbeat/{UNKNOWN}")).content == b'{"round":null,"state":"reject"}'
+            assert (await w.http.get(f"/start_training/{UNKNOWN}")).content == b'{"url":null,"token":null,"ok":false}'
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("path", ["/heartbeat/7", "/start_training/7", "/heartbeat/ "])
+def test_an_id_that_is_no_uuid_is_answered_with_an_empty_404(path: str) -> None:
+    async def main() -> None:
+        async with web(Plan()) as w:
+            answer = await w.http.get(path)
+            assert (answer.status_code, answer.content) == (404, b"")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("form", ["{}/", "{}?x=1", "{}//", "urn:uuid:{}"])
+def test_0_8_s_tolerance_for_paths_is_ours(form: str) -> None:
+    async def main() -> None:
+        async with web(Plan(min_clients=2)) as w:
+            id = await w.join()
+            for spelt in (id, id.upper(), id.replace("-", "")):
+                answer = await w.http.get("/heartbeat/" + form.format(spelt))
+                assert answer.json()["state"] == "stand_by"
+
+    asyncio.run(main())
+
+
+def test_the_origin_of_a_request_is_echoed_and_only_that() -> None:
+    async def main() -> None:
+        async with web(Plan()) as w:
+            answer = await w.http.get("/rendez_vous", headers={"Origin": "http://page"})
+            assert answer.headers["access-control-allow-origin"] == "http://page"
+            assert "access-control-allow-origin" not in (await w.http.get("/rendez_vous")).headers
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("path", ["/rendez_vous", f"/heartbeat/{UNKNOWN}", f"/start_training/{UNKNOWN}"])
+def test_other_methods_than_get_are_not_allowed(path: str) -> None:
+    async def main() -> None:
+        async with web(Plan()) as w:
+            assert (await w.http.post(path)).status_code == 405
+
+    asyncio.run(main())
+
+
+def test_head_looks_and_changes_nothing() -> None:
+    async def main() -> None:
+        async with web(Plan()) as w:
+            answer = await w.http.head("/rendez_vous")
+            assert (answer.status_code, answer.content) == (200, b"")
+            assert w.service.status()["participants"] == []
+
+    asyncio.run(main())
+
+
+def test_where_a_token_is_set_nobody_is_served_without_it() -> None:
+    async def main() -> None:
+        async with web(Plan(), token="s3cret") as w:
+            assert (await w.http.get("/rendez_vous")).status_code == 401
+            assert (await w.http.get("/rendez_vous", headers={"Authorization": "Bearer s3cret"})).json()["ok"] is True
+
+    asyncio.run(main())
+
+
+def test_the_preference_to_wait_holds_the_heartbeat_and_brings_everything_in_its_answer() -> None:
+    async def main() -> None:
+        async with web(Plan(rounds=2, min_clients=2)) as w:
+            ids = [await w.join(), await w.join()]
+            answer = await w.http.get(f"/heartbeat/{ids[0]}", headers=PREFER)
+            assert answer.headers["preference-applied"] == "wait=25"
+            token = answer.json()["token"]
+            assert answer.content == b'{"round":0,"state":"round","url":"%s","token":"%s"}' % (
+                AGGREGATOR_URL.encode(),
+                token.encode(),
+            )
+            w.books.deliver(ids[0], token)
+            await w.recorder.until(events.UpdateCounted)
+            # To ask for no wait is to know of the additions too.
+            answer = await w.http.get(f"/heartbeat/{ids[0]}", headers={"Prefer": "wait=0"})
+            assert answer.content == b'{"round":null,"state":"stand_by","counted":0}'
+            assert "preference-applied" not in (await w.http.get(f"/heartbeat/{ids[0]}")).headers
+
+    asyncio.run(main())
+
+
+def test_who_says_its_name_gets_an_ordinal_and_gets_it_back_when_it_comes_again() -> None:
+    async def main() -> None:
+        async with web(Plan(min_clients=9)) as w:
+            names = ["silo-a", "silo-b", "NOT A NAME"]
+            answers = [(await w.http.get("/rendez_vous", headers={"Fedround-Participant": name})).json() for name in names]
+            assert [answer["ordinal"] for answer in answers] == [0, 1, 2]
+            shown = [(p["name"], p["id"]) for p in w.service.status()["participants"]]
+            assert shown[0] == ("silo-a", answers[0]["id"][:8])
+            assert shown[2][0] == "participant"
+            assert (await w.http.delete(f"/rendez_vous/{answers[1]['id']}")).status_code == 204
+            again = {"Fedround-Participant": "silo-b", "Fedround-Ordinal": "1"}
+            assert (await w.http.get("/rendez_vous", headers=again)).json()["ordinal"] == 1
+            nonsense = {"Fedround-Participant": "silo-c", "Fedround-Ordinal": "-1"}
+            assert (await w.http.get("/rendez_vous", headers=nonsense)).json()["ordinal"] == 3
+
+    asyncio.run(main())
+
+
+def test_to_leave_is_possible_at_any_time_and_twice() -> None:
+    async def main() -> None:
+        async with web(Plan(min_clients=2)) as w:
+            id = await w.join()
+            for _ in range(2):
+                answer = await w.http.delete(f"/rendez_vous/{id.upper()}")
+                assert (answer.status_code, answer.content) == (204, b"")
+            assert (await w.http.get(f"/heartbeat/{id}")).json()["state"] == "reject"
+
+    asyncio.run(main())
+
+
+async def take_part(w: Web, rounds: list[int]) -> None:
+    """Join and deliver until training is complete, with two requests a round, as our own participant does."""
+    id = await w.join()
+    while (answer := (await w.http.get(f"/heartbeat/{id}", headers=PREFER)).json())["state"] != "finish":
+        if answer["state"] == "round":
+            rounds.append(answer["round"])
+            w.books.deliver(id, answer["token"])
+            await w.recorder.until(events.RoundCompleted, answer["round"] + 1)
+
+
+def test_ten_participants_train_five_rounds_over_http() -> None:
+    async def main() -> None:
+        async with web(Plan(rounds=5, min_clients=10)) as w:
+            trained: list[list[int]] = [[] for _ in range(10)]
+            await asyncio.gather(*(take_part(w, rounds) for rounds in trained))
+            assert trained == [[0, 1, 2, 3, 4]] * 10
+            assert [len(fact.ids) for fact in w.recorder.all(events.RoundCompleted)] == [10] * 5
+
+    asyncio.run(main())
+
+
+@dataclass(frozen=True)
+class Served:
+    """The app on a real port, and when a request began and ended there."""
+
+    endpoint: Endpoint
+    began: asyncio.Event
+    ended: asyncio.Event
+
+
+@asynccontextmanager
+async def served(w: Web) -> AsyncIterator[Served]:
+    public, began, ended = app.public(w.service), asyncio.Event(), asyncio.Event()
+
+    async def watched(scope: Scope, receive: Receive, send: Send) -> None:
+        began.set()
+        await public(scope, receive, send)
+        ended.set()
+
+    endpoint = Endpoint(watched, host="127.0.0.1", port=0, setting="COORDINATOR_PORT")
+    async with serving(endpoint):
+        yield Served(endpoint, began, ended)
+
+
+def test_a_participant_whose_connection_ends_is_held_no_more() -> None:
+    async def main() -> None:
+        async with web(Plan(min_clients=2)) as w, served(w) as s:
+            _, writer = await asyncio.open_connection("127.0.0.1", s.endpoint.port)
+            writer.write(f"GET /heartbeat/{await w.join()} HTTP/1.1\r\nHost: x\r\nPrefer: wait=25\r\n\r\n".encode())
+            await s.began.wait()
+            assert not s.ended.is_set()
+            writer.close()
+            await s.ended.wait()
+
+    asyncio.run(main())
+
+
+def test_a_coordinator_that_stops_answers_who_is_held() -> None:
+    async def main() -> None:
+        async with web(Plan(min_clients=2)) as w, served(w) as s, httpx.AsyncClient() as http:
+            url = f"http://127.0.0.1:{s.endpoint.port}/heartbeat/{await w.join()}"
+            hold = asyncio.create_task(http.get(url, headers=PREFER))
+            await s.began.wait()
+            assert not s.ended.is_set()
+            w.work.cancel()
+            assert (await hold).json()["state"] == "stand_by"
+
+    asyncio.run(main())
+
+
+def test_a_coordinator_is_ready_once_it_has_reached_the_aggregator_and_as_long_as_it_does() -> None:
+    async def main() -> None:
+        books = MemoryBooks()
+        changed = asyncio.Event()
+        health, settings = Health(), CoordinatorSettings()
+        service = app.build(settings, books, Observers([app.readiness(health), lambda fact: changed.set()]))
+        operators = httpx.ASGITransport(app.ops_endpoint(settings, service, health).app)
+        async with httpx.AsyncClient(transport=operators, base_url="http://ops") as http:
+            assert (await http.get("/readyz")).json()["reasons"] == ["the aggregator was not reached yet"]
+            async with asyncio.TaskGroup() as tasks:
+                work = tasks.create_task(service.run())
+                await changed.wait()
+                assert (await http.get("/readyz")).status_code == 200
+                changed.clear()
+                books.fail(times=1)
+                await changed.wait()
+                assert (await http.get("/readyz")).json()["reasons"] == ["no contact with the aggregator: connection refused"]
+                changed.clear()
+                await changed.wait()
+                assert (await http.get("/readyz")).status_code == 200
+                status = (await http.get("/status")).json()
+                assert (status["state"], status["round"], status["rounds"]) == ("waiting for participants: 0 of 1", 0, 10)
+                assert (await http.get("/livez")).status_code == 200
+                work.cancel()
+
+    asyncio.run(main())

@@ -1,0 +1,469 @@
+import math
+from random import Random
+
+import pytest
+
+from fedround import events
+from fedround.books import Admit, Close, Closed, Difference, Entry, Open, Outcome, Page, Revoke, Verdict
+from fedround.coordinator.rounds import ASK_AGAIN, PAUSE, Plan, Rounds
+from fedround.coordinator.status import status
+from fedround.errors import IllegalMove
+from fedround.wire import HeartbeatState
+
+LIFE = "first-life"
+
+
+class Table:
+    """A coordinator's core, its clock, and the books' side of it, played by the test."""
+
+    def __init__(self, plan: Plan, present: int = 0, *, life: str = LIFE) -> None:
+        self.rounds = Rounds(plan, Random(1))
+        self.now = 100.0
+        self.seq = 0
+        if life:
+            self.rounds.recorded(self.now, Page(life, ()))
+        self.ids = [self.join(f"silo-{n}") for n in range(present)]
+
+    def join(self, name: str = "silo", ordinal: int | None = None) -> str:
+        participant = self.rounds.join(self.now, name, ordinal)
+        assert participant is not None
+        return participant.id
+
+    def state(self, id: str) -> HeartbeatState:
+        return self.rounds.heartbeat(self.now, id).state
+
+    def open(self) -> Open:
+        call = self.rounds.pending(self.now)
+        assert isinstance(call, Open)
+        self.rounds.answered(self.now, call, None)
+        return call
+
+    def enter(self, *ids: str, outcome: Outcome = Outcome.COUNTED, samples: int = 1, loss: float | None = None) -> None:
+        assert self.rounds.attempt is not None
+        for id in ids:
+            self.seq += 1
+            figures = {} if loss is None else {"loss": loss}
+            entry = Entry(self.seq, self.rounds.attempt.id, id, outcome, samples, figures)
+            self.rounds.recorded(self.now, Page(LIFE, (entry,)))
+
+    def close(self) -> None:
+        call = self.rounds.pending(self.now)
+        assert isinstance(call, Close)
+        self.rounds.answered(self.now, call, Closed(5))
+
+    def revoke(self, verdict: Verdict) -> str:
+        call = self.rounds.pending(self.now)
+        assert isinstance(call, Revoke)
+        self.rounds.answered(self.now, call, verdict)
+        return call.id
+
+    def later(self, seconds: float, *alive: str) -> None:
+        """Time passes; `alive` heartbeat at its end."""
+        self.now += seconds
+        for id in alive:
+            self.rounds.heartbeat(self.now, id)
+        self.rounds.tick(self.now)
+
+    def facts(self, kind: type[events.Fact]) -> list[events.Fact]:
+        return [fact for fact in self.rounds.take_facts() if isinstance(fact, kind)]
+
+
+def test_nobody_is_selected_before_enough_are_present() -> None:
+    table = Table(Plan(min_clients=2), present=1)
+    assert table.rounds.pending(table.now) is None
+    assert status(table.rounds, table.now)["state"] == "waiting for participants: 1 of 2"
+    table.join()
+    assert isinstance(table.rounds.pending(table.now), Open)
+
+
+def test_the_books_are_not_called_before_their_ledger_was_read() -> None:
+    table = Table(Plan(), present=1, life="")
+    assert table.rounds.pending(table.now) is None
+    assert status(table.rounds, table.now)["state"] == "waiting for the aggregator"
+    table.rounds.recorded(table.now, Page(LIFE, ()))
+    assert isinstance(table.rounds.pending(table.now), Open)
+
+
+def test_a_round_is_visible_only_when_the_books_have_admitted_its_tokens() -> None:
+    table = Table(Plan(), present=1)
+    (id,) = table.ids
+    assert table.state(id) is HeartbeatState.STAND_BY
+    assert table.rounds.start_training(table.now, id) is None
+    call = table.open()
+    answer = table.rounds.heartbeat(table.now, id)
+    assert (answer.state, answer.round, answer.token) == (HeartbeatState.ROUND, 0, call.admissions[0].token)
+    assert table.rounds.start_training(table.now, id) == call.admissions[0].token == table.rounds.start_training(table.now, id)
+
+
+def test_the_share_that_is_selected_is_the_ratio_of_those_present() -> None:
+    table = Table(Plan(participants_ratio=0.3, min_clients=10), present=10)
+    assert len(table.open().admissions) == 3
+    assert table.rounds.plan.required == 3
+
+
+def test_a_late_comer_waits_for_the_next_round() -> None:
+    table = Table(Plan(), present=1)
+    table.open()
+    late = table.join()
+    assert table.state(late) is HeartbeatState.STAND_BY
+    table.enter(table.ids[0])
+    table.close()
+    assert {a.id for a in table.open().admissions} == {late, table.ids[0]}
+
+
+def test_a_round_ends_when_all_have_delivered() -> None:
+    table = Table(Plan(rounds=2, min_clients=2), present=2)
+    one, two = table.ids
+    table.open()
+    table.enter(one, samples=3, loss=1.0)
+    assert table.state(one) is HeartbeatState.STAND_BY
+    assert table.rounds.heartbeat(table.now, one).counted == 0
+    assert table.rounds.pending(table.now) is None
+    table.enter(two, samples=1, loss=3.0)
+    table.now += 4
+    table.close()
+    (completed,) = table.facts(events.RoundCompleted)
+    assert isinstance(completed, events.RoundCompleted)
+    assert (completed.round, completed.samples, completed.parameters, completed.seconds) == (0, 4, 5, 4)
+    assert completed.figures == (("loss", 1.5),)
+    assert table.rounds.round == 1
+
+
+def test_figures_of_updates_without_samples_are_plain_means() -> None:
+    table = Table(Plan(min_clients=3), present=3)
+    table.open()
+    table.enter(table.ids[0], samples=0, loss=1.0)
+    table.enter(table.ids[1], samples=0, loss=2.0)
+    table.enter(table.ids[2], samples=0)
+    table.close()
+    assert table.rounds.history[0].figures == (("loss", 1.5),)
+
+
+def test_after_the_last_round_everybody_is_told_to_finish_and_nobody_joins() -> None:
+    table = Table(Plan(rounds=1), present=1)
+    table.open()
+    table.enter(*table.ids)
+    table.close()
+    assert table.facts(events.TrainingCompleted) == [events.TrainingCompleted(1)]
+    assert table.state(table.ids[0]) is HeartbeatState.FINISH
+    assert table.state("a-stranger") is HeartbeatState.FINISH
+    assert table.rounds.join(table.now, "late") is None
+    assert table.rounds.pending(table.now) is None
+    assert status(table.rounds, table.now)["state"] == "complete"
+    table.later(1000)
+    assert table.rounds.next_deadline() == math.inf
+
+
+def test_a_training_without_an_end_goes_on() -> None:
+    table = Table(Plan(rounds=0), present=1)
+    for number in range(20):
+        assert table.open().round == number
+        table.enter(*table.ids)
+        table.close()
+    assert not table.rounds.complete
+
+
+def test_strangers_are_rejected_and_have_nothing_to_leave() -> None:
+    table = Table(Plan(), present=1)
+    assert table.state("a-stranger") is HeartbeatState.REJECT
+    assert table.rounds.start_training(table.now, "a-stranger") is None
+    assert not table.rounds.leave(table.now, "a-stranger")
+
+
+def test_who_is_silent_is_gone_and_who_is_heard_stays() -> None:
+    table = Table(Plan(min_clients=9, heartbeat_timeout=15), present=2)
+    alive, silent = table.ids
+    assert table.rounds.next_deadline() == table.now + 15
+    table.later(10, alive)
+    table.later(5)
+    assert [f for f in table.rounds.take_facts() if isinstance(f, events.ParticipantGone)] == [
+        events.ParticipantGone(silent, "silo-1", "silent")
+    ]
+    assert table.state(silent) is HeartbeatState.REJECT
+    assert table.state(alive) is HeartbeatState.STAND_BY
+
+
+def test_who_left_is_not_missed_later() -> None:
+    table = Table(Plan(min_clients=9), present=2)
+    table.rounds.leave(table.now, table.ids[0])
+    table.later(1000)
+    assert [f.reason for f in table.facts(events.ParticipantGone) if isinstance(f, events.ParticipantGone)] == ["left", "silent"]
+
+
+def test_somebody_selected_who_leaves_is_revoked_before_the_round_ends_without_it() -> None:
+    table = Table(Plan(participants_ratio=0.5, min_clients=3), present=3)
+    table.open()
+    assert table.rounds.attempt is not None
+    stays, leaves = list(table.rounds.attempt.members)
+    table.enter(stays)
+    assert table.rounds.pending(table.now) is None
+    assert table.rounds.leave(table.now, leaves)
+    assert table.rounds.start_training(table.now, leaves) is None
+    assert table.revoke(Verdict.REVOKED) == leaves
+    assert table.facts(events.Revoked) == [events.Revoked(0, leaves, "left")]
+    call = table.rounds.pending(table.now)
+    assert isinstance(call, Close)
+    assert call.ids == (stays,)
+
+
+def test_an_update_that_was_counted_before_its_revocation_counts() -> None:
+    table = Table(Plan(participants_ratio=0.5, min_clients=2), present=2)
+    (id,) = (a.id for a in table.open().admissions)
+    table.rounds.leave(table.now, id)
+    table.revoke(Verdict.COUNTED)
+    assert table.rounds.pending(table.now) is None
+    table.enter(id)
+    call = table.rounds.pending(table.now)
+    assert isinstance(call, Close)
+    assert call.ids == (id,)
+
+
+def test_an_entry_settles_a_revocation_that_is_still_on_its_way() -> None:
+    table = Table(Plan(), present=1)
+    table.open()
+    table.rounds.leave(table.now, table.ids[0])
+    call = table.rounds.pending(table.now)
+    assert isinstance(call, Revoke)
+    table.enter(table.ids[0])
+    table.rounds.answered(table.now, call, Verdict.COUNTED)
+    table.close()
+
+
+def test_an_update_that_is_arriving_is_asked_for_again_a_little_later() -> None:
+    table = Table(Plan(round_timeout=60, heartbeat_timeout=1000, min_clients=1), present=1)
+    table.open()
+    table.later(60)
+    table.revoke(Verdict.RECEIVING)
+    assert table.state(table.ids[0]) is HeartbeatState.ROUND
+    assert table.rounds.pending(table.now) is None
+    assert table.rounds.next_deadline() == table.now + ASK_AGAIN
+    table.later(ASK_AGAIN)
+    assert table.revoke(Verdict.REVOKED) == table.ids[0]
+
+
+def test_others_are_chosen_when_too_few_are_left() -> None:
+    table = Table(Plan(participants_ratio=0.5, min_clients=4), present=5)
+    first = {a.id for a in table.open().admissions}
+    assert len(first) == 2
+    table.rounds.leave(table.now, next(iter(first)))
+    table.revoke(Verdict.REVOKED)
+    call = table.rounds.pending(table.now)
+    assert isinstance(call, Admit)
+    (chosen,) = {a.id for a in call.admissions}
+    assert chosen not in first
+    assert table.state(chosen) is HeartbeatState.STAND_BY
+    table.rounds.answered(table.now, call, None)
+    assert table.state(chosen) is HeartbeatState.ROUND
+
+
+def test_somebody_who_leaves_while_the_books_admit_it_is_revoked() -> None:
+    table = Table(Plan(), present=1)
+    call = table.rounds.pending(table.now)
+    assert isinstance(call, Open)
+    table.rounds.leave(table.now, table.ids[0])
+    assert table.rounds.next_deadline() > table.now
+    table.rounds.answered(table.now, call, None)
+    assert table.facts(events.Selected) == []
+    assert table.revoke(Verdict.REVOKED) == table.ids[0]
+
+
+def test_an_open_round_goes_on_below_the_minimum_and_waits_only_to_choose() -> None:
+    table = Table(Plan(min_clients=3), present=3)
+    table.open()
+    one, two, three = table.ids
+    table.enter(one)
+    table.rounds.leave(table.now, three)
+    table.revoke(Verdict.REVOKED)
+    table.enter(two)
+    assert table.rounds.pending(table.now) is None
+    assert status(table.rounds, table.now)["state"] == "waiting for participants: 2 of 3"
+    four = table.join()
+    call = table.rounds.pending(table.now)
+    assert isinstance(call, Admit)
+    table.rounds.answered(table.now, call, None)
+    table.enter(four)
+    table.close()
+
+
+def test_at_the_deadline_the_round_ends_with_those_who_delivered() -> None:
+    table = Table(Plan(participants_ratio=0.5, min_clients=3, round_timeout=60, heartbeat_timeout=1000), present=3)
+    fast, slow = (a.id for a in table.open().admissions)
+    table.enter(fast)
+    table.later(59)
+    assert table.rounds.pending(table.now) is None
+    assert table.rounds.next_deadline() == table.now + 1
+    table.later(1)
+    assert table.revoke(Verdict.REVOKED) == slow
+    assert table.state(slow) is HeartbeatState.STAND_BY
+    table.close()
+
+
+def test_a_round_that_nobody_delivers_in_time_is_tried_anew_with_a_warning() -> None:
+    table = Table(Plan(round_timeout=60, heartbeat_timeout=1000), present=1)
+    first = table.open().attempt
+    table.later(60)
+    table.revoke(Verdict.REVOKED)
+    (dropped,) = table.facts(events.AttemptDropped)
+    assert isinstance(dropped, events.AttemptDropped)
+    assert "COORDINATOR_ROUND_TIMEOUT shorter than training" in dropped.reason
+    assert table.rounds.next_deadline() == table.now + PAUSE
+    assert status(table.rounds, table.now)["attempt"] is None
+    table.later(PAUSE)
+    again = table.open()
+    assert again.attempt != first
+    assert again.round == 0
+
+
+def test_a_participant_that_joins_between_two_attempts_does_not_shorten_the_pause() -> None:
+    table = Table(Plan(), present=1)
+    table.open()
+    table.enter(table.ids[0], outcome=Outcome.REFUSED)
+    table.join()
+    call = table.rounds.pending(table.now)
+    assert call is None
+
+
+def test_a_refused_update_leaves_the_round_to_the_others() -> None:
+    table = Table(Plan(participants_ratio=0.5, min_clients=3), present=3)
+    bad, good = (a.id for a in table.open().admissions)
+    table.enter(bad, outcome=Outcome.REFUSED)
+    assert table.state(bad) is HeartbeatState.STAND_BY
+    table.enter(good)
+    table.close()
+    assert table.rounds.round == 1
+
+
+def test_a_round_in_which_every_update_is_refused_is_tried_anew() -> None:
+    table = Table(Plan(), present=1)
+    table.open()
+    table.enter(table.ids[0], outcome=Outcome.REFUSED)
+    (dropped,) = table.facts(events.AttemptDropped)
+    assert isinstance(dropped, events.AttemptDropped)
+    assert "refused" in dropped.reason
+
+
+def test_an_attempt_that_the_books_lost_begins_anew_at_once() -> None:
+    table = Table(Plan(), present=1)
+    first = table.open()
+    table.rounds.lost(table.now, first.attempt)
+    second = table.open()
+    assert second.attempt != first.attempt
+    assert second.round == first.round
+    table.rounds.lost(table.now, first.attempt)
+    assert table.rounds.attempt is not None
+    assert table.rounds.attempt.id == second.attempt
+
+
+def test_books_of_another_life_have_lost_the_attempt() -> None:
+    table = Table(Plan(min_clients=2), present=2)
+    first = table.open()
+    table.enter(table.ids[0])
+    table.rounds.recorded(table.now, Page("second-life", ()))
+    assert table.rounds.after == 0
+    assert table.open().attempt != first.attempt
+
+
+def test_books_of_another_life_before_any_attempt_change_nothing() -> None:
+    table = Table(Plan(min_clients=2), present=1)
+    table.rounds.recorded(table.now, Page("second-life", ()))
+    assert table.facts(events.AttemptDropped) == []
+
+
+def test_a_difference_in_the_books_drops_the_attempt() -> None:
+    table = Table(Plan(), present=1)
+    table.open()
+    table.enter(*table.ids)
+    call = table.rounds.pending(table.now)
+    assert isinstance(call, Close)
+    table.rounds.answered(table.now, call, Difference(frozenset(table.ids), frozenset()))
+    assert len(table.facts(events.AttemptDropped)) == 1
+
+
+def test_an_answer_for_an_attempt_that_is_over_changes_nothing() -> None:
+    table = Table(Plan(), present=1)
+    first = table.open()
+    table.rounds.lost(table.now, first.attempt)
+    table.rounds.answered(table.now, first, None)
+    call = table.rounds.pending(table.now)
+    assert isinstance(call, Open)
+
+
+def test_an_answer_of_the_wrong_kind_is_an_illegal_move_that_changes_nothing() -> None:
+    table = Table(Plan(), present=1)
+    call = table.rounds.pending(table.now)
+    assert isinstance(call, Open)
+    with pytest.raises(IllegalMove, match="Verdict is not possible in Open"):
+        table.rounds.answered(table.now, call, Verdict.REVOKED)
+    assert table.rounds.pending(table.now) == call
+
+
+def test_a_revocation_answered_twice_counts_once() -> None:
+    table = Table(Plan(participants_ratio=0.5, min_clients=2), present=3)
+    table.open()
+    assert table.rounds.attempt is not None
+    table.rounds.leave(table.now, next(iter(table.rounds.attempt.members)))
+    call = table.rounds.pending(table.now)
+    assert isinstance(call, Revoke)
+    table.rounds.answered(table.now, call, Verdict.REVOKED)
+    table.rounds.answered(table.now, call, Verdict.REVOKED)
+    assert len(table.facts(events.Revoked)) == 1
+
+
+def test_entries_are_read_once_and_only_for_the_open_attempt() -> None:
+    table = Table(Plan(min_clients=2), present=2)
+    attempt = table.open().attempt
+    entry = Entry(1, attempt, table.ids[0], Outcome.COUNTED, 1)
+    for _ in range(2):
+        table.rounds.recorded(table.now, Page(LIFE, (entry,)))
+    table.rounds.recorded(table.now, Page(LIFE, (Entry(2, "another", table.ids[1], Outcome.COUNTED, 1),)))
+    table.rounds.recorded(table.now, Page(LIFE, (Entry(3, attempt, "a-stranger", Outcome.COUNTED, 1),)))
+    assert len(table.facts(events.UpdateCounted)) == 1
+    assert table.rounds.after == 3
+
+
+def test_an_update_of_somebody_who_is_gone_counts() -> None:
+    table = Table(Plan(), present=1)
+    table.open()
+    table.rounds.leave(table.now, table.ids[0])
+    table.enter(*table.ids)
+    table.close()
+    assert table.rounds.history[0].ids == tuple(table.ids)
+
+
+def test_the_books_are_told_once_who_is_gone() -> None:
+    table = Table(Plan(rounds=3), present=2)
+    gone, stays = table.ids
+    table.open()
+    table.rounds.leave(table.now, gone)
+    table.revoke(Verdict.REVOKED)
+    table.enter(stays)
+    table.close()
+    assert table.open().forget == (gone,)
+    table.enter(stays)
+    table.close()
+    assert table.open().forget == ()
+
+
+def test_an_ordinal_is_the_lowest_free_one_or_the_one_held_before() -> None:
+    table = Table(Plan(min_clients=99), present=3)
+    ordinals = {p.id: p.ordinal for p in table.rounds.present}
+    assert list(ordinals.values()) == [0, 1, 2]
+    table.rounds.leave(table.now, table.ids[1])
+    assert table.rounds.present.get(table.join(ordinal=0)).ordinal == 1  # type: ignore[union-attr]  # just joined
+    assert table.rounds.present.get(table.join(ordinal=7)).ordinal == 7  # type: ignore[union-attr]  # just joined
+    assert table.rounds.present.get(table.join()).ordinal == 3  # type: ignore[union-attr]  # just joined
+
+
+def test_the_status_shows_who_takes_part_without_whole_ids() -> None:
+    table = Table(Plan(participants_ratio=0.5, min_clients=2), present=2)
+    table.open()
+    table.now += 1.5
+    shown = status(table.rounds, table.now)
+    assert shown["state"] == "training"
+    assert {p["state"] for p in shown["participants"]} == {"selected", "waiting"}
+    assert {p["seconds_since_contact"] for p in shown["participants"]} == {1.5}
+    assert not any(id in str(shown) for id in table.ids)
+    (id,) = (m for m in table.rounds.attempt.members) if table.rounds.attempt else ()
+    table.enter(id, loss=0.5)
+    table.close()
+    assert status(table.rounds, table.now)["last_rounds"][0]["figures"] == {"loss": 0.5}

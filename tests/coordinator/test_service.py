@@ -1,0 +1,266 @@
+import asyncio
+from collections.abc import Awaitable
+
+from fedround import events
+from fedround.books import Outcome
+from fedround.coordinator.rounds import Plan
+from fedround.coordinator.service import CoordinatorService, never
+from fedround.wire import Heartbeat, HeartbeatState
+from support.coordinating import AGGREGATOR_URL, Coordinating, MemoryBooks, coordinating
+
+UNKNOWN = "00000000-0000-4000-8000-000000000000"
+
+
+def join(service: CoordinatorService, name: str = "p") -> str:
+    id = service.join(name).id
+    assert id is not None
+    return id
+
+
+async def held(service: CoordinatorService, id: str, hung_up: Awaitable[object] | None = None) -> asyncio.Task[Heartbeat]:
+    """A heartbeat that is being held."""
+    task = asyncio.create_task(service.heartbeat(id, wait=25, hung_up=never if hung_up is None else lambda: hung_up))
+    await asyncio.sleep(0)
+    assert not task.done()
+    return task
+
+
+async def ordered(c: Coordinating, id: str) -> Heartbeat:
+    answer = await c.service.heartbeat(id, wait=25)
+    assert answer.state is HeartbeatState.ROUND
+    return answer
+
+
+def test_a_held_heartbeat_is_answered_when_its_participant_is_selected() -> None:
+    async def main() -> None:
+        async with coordinating(Plan(min_clients=2), MemoryBooks()) as c:
+            first = join(c.service)
+            hold = await held(c.service, first)
+            join(c.service)
+            answer = await hold
+            assert (answer.state, answer.round, answer.url) == (HeartbeatState.ROUND, 0, AGGREGATOR_URL)
+            assert answer.token == c.service.start_training(first).token is not None
+
+    asyncio.run(main())
+
+
+def test_a_newer_heartbeat_ends_the_hold_of_an_older() -> None:
+    async def main() -> None:
+        async with coordinating(Plan(min_clients=2), MemoryBooks()) as c:
+            id = join(c.service)
+            older = await held(c.service, id)
+            newer = await held(c.service, id)
+            assert (await older).state is HeartbeatState.STAND_BY
+            assert not newer.done()
+            assert (await c.service.heartbeat(id)).state is HeartbeatState.STAND_BY
+            await newer
+
+    asyncio.run(main())
+
+
+def test_a_participant_that_hangs_up_ends_its_hold() -> None:
+    async def main() -> None:
+        async with coordinating(Plan(min_clients=2), MemoryBooks()) as c:
+            hung_up = asyncio.Event()
+            hold = await held(c.service, join(c.service), hung_up.wait())
+            hung_up.set()
+            await hold
+
+    asyncio.run(main())
+
+
+def test_a_hold_ends_after_the_seconds_that_were_asked_for() -> None:
+    async def main() -> None:
+        async with coordinating(Plan(min_clients=2), MemoryBooks()) as c:
+            answer = await c.service.heartbeat(join(c.service), wait=0.01)
+            assert answer.state is HeartbeatState.STAND_BY
+
+    asyncio.run(main())
+
+
+def test_when_the_service_stops_every_hold_is_answered_and_none_begins() -> None:
+    async def main() -> None:
+        async with coordinating(Plan(min_clients=3), MemoryBooks()) as c:
+            ids = [join(c.service), join(c.service)]
+            holds = [await held(c.service, id) for id in ids]
+            c.work.cancel()
+            assert {(await hold).state for hold in holds} == {HeartbeatState.STAND_BY}
+            assert (await c.service.heartbeat(ids[0], wait=25)).state is HeartbeatState.STAND_BY
+
+    asyncio.run(main())
+
+
+def test_nobody_is_silent_while_its_heartbeat_is_held() -> None:
+    async def main() -> None:
+        async with coordinating(Plan(min_clients=2, heartbeat_timeout=0.2), MemoryBooks()) as c:
+            id = join(c.service)
+            for _ in range(4):
+                assert (await c.service.heartbeat(id, wait=25)).state is HeartbeatState.STAND_BY
+            assert c.recorder.all(events.ParticipantGone) == []
+
+    asyncio.run(main())
+
+
+def test_the_silent_are_gone_and_rejected() -> None:
+    async def main() -> None:
+        async with coordinating(Plan(min_clients=2, heartbeat_timeout=0.05), MemoryBooks()) as c:
+            id = join(c.service, "quiet")
+            assert await c.recorder.until(events.ParticipantGone) == events.ParticipantGone(id, "quiet", "silent")
+            assert (await c.service.heartbeat(id, wait=25)).state is HeartbeatState.REJECT
+
+    asyncio.run(main())
+
+
+def test_who_leaves_is_told_so_by_its_held_heartbeat() -> None:
+    async def main() -> None:
+        async with coordinating(Plan(min_clients=2), MemoryBooks()) as c:
+            id = join(c.service)
+            hold = await held(c.service, id)
+            c.service.leave(id)
+            assert (await hold).state is HeartbeatState.REJECT
+            c.service.leave(id)
+
+    asyncio.run(main())
+
+
+def test_a_thousand_holds_need_no_task_beyond_their_own() -> None:
+    async def main() -> None:
+        async with coordinating(Plan(min_clients=1001), MemoryBooks()) as c:
+            await c.recorder.until(events.BooksReached)
+            before = len(asyncio.all_tasks())
+            holds = [await held(c.service, join(c.service)) for _ in range(1000)]
+            assert len(asyncio.all_tasks()) - before == len(holds)
+            join(c.service)
+            assert {(await hold).state for hold in holds} == {HeartbeatState.ROUND}
+
+    asyncio.run(main())
+
+
+def test_after_the_last_round_everybody_is_told_finish_also_who_is_held_and_who_is_unknown() -> None:
+    async def main() -> None:
+        books = MemoryBooks()
+        async with coordinating(Plan(rounds=1, participants_ratio=0.5, min_clients=2), books) as c:
+            ids = [join(c.service), join(c.service)]
+            selected = (await c.recorder.until(events.Selected)).ids[0]
+            waiting = await held(c.service, next(id for id in ids if id != selected))
+            books.deliver(selected, c.service.start_training(selected).token)
+            assert (await waiting).state is HeartbeatState.FINISH
+            assert (await c.service.heartbeat(UNKNOWN)).state is HeartbeatState.FINISH
+            assert c.service.join("late").id is None
+            assert c.service.start_training(selected).token is None
+            assert c.service.status()["state"] == "complete"
+
+    asyncio.run(main())
+
+
+def test_rounds_follow_one_another_and_say_what_was_counted() -> None:
+    async def main() -> None:
+        books = MemoryBooks()
+        async with coordinating(Plan(rounds=3, min_clients=2), books) as c:
+            ids = [join(c.service), join(c.service)]
+            for number in range(3):
+                for samples, id in enumerate(ids, start=1):
+                    answer = await ordered(c, id)
+                    assert (answer.round, answer.counted) == (number, number - 1 if number else None)
+                    books.deliver(id, answer.token, samples, loss=float(samples))
+                completed = await c.recorder.until(events.RoundCompleted, number + 1)
+                assert (completed.samples, completed.figures) == (3, (("loss", 5 / 3),))
+
+    asyncio.run(main())
+
+
+def test_an_outage_of_the_books_is_told_once_and_survived() -> None:
+    async def main() -> None:
+        books = MemoryBooks()
+        async with coordinating(Plan(rounds=1), books) as c:
+            await c.recorder.until(events.BooksReached)
+            books.fail(times=4)
+            await c.recorder.until(events.BooksUnreachable)
+            hold = await held(c.service, join(c.service))
+            assert (await hold).state is HeartbeatState.ROUND
+            assert len(c.recorder.all(events.BooksUnreachable)) == 1
+            assert len(c.recorder.all(events.BooksReached)) == 2
+
+    asyncio.run(main())
+
+
+def test_an_aggregator_that_lost_its_sum_is_given_the_same_round_again() -> None:
+    async def main() -> None:
+        books = MemoryBooks()
+        async with coordinating(Plan(rounds=1, min_clients=2), books) as c:
+            ids = [join(c.service), join(c.service)]
+            first = await ordered(c, ids[0])
+            books.deliver(ids[0], first.token)
+            await c.recorder.until(events.UpdateCounted)
+            books.restart()
+            await c.recorder.until(events.Selected, 2)
+            again = await ordered(c, ids[0])
+            assert again.round == 0
+            assert again.token != first.token
+            for id in ids:
+                books.deliver(id, (await ordered(c, id)).token)
+            assert (await c.recorder.until(events.RoundCompleted)).samples == 2
+            assert len(c.recorder.all(events.AttemptDropped)) == 1
+
+    asyncio.run(main())
+
+
+def test_an_attempt_that_the_books_do_not_know_is_dropped() -> None:
+    async def main() -> None:
+        books = MemoryBooks()
+        async with coordinating(Plan(rounds=1, min_clients=1), books) as c:
+            id = join(c.service)
+            await ordered(c, id)
+            books.core.open("another coordinator's", 0, ())
+            c.service.leave(id)
+            dropped = await c.recorder.until(events.AttemptDropped)
+            assert dropped.reason == "the aggregator lost its sum"
+
+    asyncio.run(main())
+
+
+def test_at_the_deadline_the_round_is_given_to_others() -> None:
+    async def main() -> None:
+        books = MemoryBooks()
+        async with coordinating(Plan(rounds=1, participants_ratio=0.5, min_clients=2, round_timeout=0.05), books) as c:
+            ids = [join(c.service), join(c.service)]
+            slow = (await c.recorder.until(events.Selected)).ids[0]
+            other = next(id for id in ids if id != slow)
+            answer = await ordered(c, other)
+            assert await c.recorder.until(events.Revoked) == events.Revoked(0, slow, "deadline")
+            books.deliver(other, answer.token)
+            assert (await c.recorder.until(events.RoundCompleted)).ids == (other,)
+
+    asyncio.run(main())
+
+
+def test_a_refused_update_takes_the_round_from_its_participant() -> None:
+    async def main() -> None:
+        books = MemoryBooks()
+        async with coordinating(Plan(rounds=1, min_clients=2), books) as c:
+            ids = [join(c.service), join(c.service)]
+            answers = {id: await ordered(c, id) for id in ids}
+            books.core.refuse(books.core.begin(ids[0], answers[ids[0]].token or ""))
+            books.deliver(ids[1], answers[ids[1]].token)
+            assert (await c.recorder.until(events.Revoked)).reason == Outcome.REFUSED
+            dropped = await c.recorder.until(events.AttemptDropped)
+            assert dropped.counted == 1
+
+    asyncio.run(main())
+
+
+def test_a_lost_sum_costs_one_attempt_even_if_a_call_meets_it_before_the_ledger_is_read() -> None:
+    async def main() -> None:
+        books = MemoryBooks()
+        async with coordinating(Plan(rounds=1), books) as c:
+            await ordered(c, id := join(c.service))
+            books.core.lose("second life")
+            c.service.leave(id)
+            await c.recorder.until(events.AttemptDropped)
+            books.ring()
+            other = join(c.service)
+            books.deliver(other, (await ordered(c, other)).token)
+            await c.recorder.until(events.TrainingCompleted)
+            assert len(c.recorder.all(events.AttemptDropped)) == 1
+
+    asyncio.run(main())

@@ -1,0 +1,174 @@
+"""Log lines: which facts make one, what it shows, and what it never shows."""
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import get_type_hints
+
+import pytest
+
+from fedround import events
+from fedround.events import Fact
+from fedround.observability.logs import JsonFormatter, LogObserver, TextFormatter
+
+ID = "12345678-aaaa-bbbb-cccc-dddddddddddd"
+VALUES: dict[object, object] = {
+    str: "word",
+    str | None: "word",
+    int: 7,
+    int | None: 7,
+    float: 1.5,
+    bool: True,
+    tuple[str, ...]: (ID, ID),
+    tuple[tuple[str, float], ...]: (("loss", 0.25),),
+}
+KINDS = sorted(Fact.__subclasses__(), key=lambda kind: kind.__name__)
+
+
+def example(kind: type[Fact]) -> Fact:
+    hints = get_type_hints(kind)
+    return kind(**{field.name: ID if field.name in ("id", "attempt") else VALUES[hints[field.name]] for field in fields(kind)})
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    with caplog.at_level(logging.DEBUG, "fedround"):
+        yield caplog
+
+
+def told(log: pytest.LogCaptureFixture, *facts: Fact) -> list[tuple[str, str]]:
+    """The lines at INFO and above that facts make, in one participant's or service's life."""
+    observer = LogObserver()
+    for fact in facts:
+        observer(fact)
+    return [(record.levelname, record.getMessage()) for record in log.records if record.levelno >= logging.INFO]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_fact_makes_a_line_with_ids_cut_in_both_formats(kind: type[Fact], log: pytest.LogCaptureFixture) -> None:
+    LogObserver()(example(kind))
+    (record,) = log.records
+    line = JsonFormatter().format(record)
+    assert json.loads(line)["event"] == kind.__name__
+    assert ID not in line + TextFormatter(colours=False).format(record)
+
+
+def test_a_json_line_has_time_level_text_and_the_facts_fields(log: pytest.LogCaptureFixture) -> None:
+    LogObserver()(events.RoundCompleted(3, ID, (ID, ID), 20, 5, 1.5, (("loss", 0.25),)))
+    line = json.loads(JsonFormatter().format(log.records[0]))
+    assert line.pop("time").endswith("+00:00")
+    assert line == {
+        "level": "info",
+        "logger": "fedround",
+        "message": "round 3 completed in 1.50 s: 2 updates, 20 samples, 5 parameters, loss=0.25",
+        "event": "RoundCompleted",
+        "round": 3,
+        "attempt": "12345678",
+        "participants": 2,
+        "samples": 20,
+        "parameters": 5,
+        "seconds": 1.5,
+        "figures": {"loss": 0.25},
+    }
+
+
+def test_a_participants_round_is_told_in_a_few_lines(log: pytest.LogCaptureFixture) -> None:
+    lines = told(
+        log,
+        events.ContactMade(),
+        events.Registered(ID, "start"),
+        events.StateChanged("waiting", None, draining=False),
+        events.OrderAccepted(0, repeated=False, traceparent=None),
+        events.StateChanged("training", 0, draining=False),
+        events.PhaseEnded(0, "download", 0.1),
+        events.Reported(0, (("loss", 0.5),)),
+        events.ExchangeEnded("POST", "/{id}/{token}", 200, None, 0.1, 128, 0),
+        events.RoundEnded(0, "completed", 1.25),
+        events.StateChanged("finished", None, draining=False),
+    )
+    assert [text for _, text in lines] == [
+        "in contact with the coordinator",
+        "registered as 12345678",
+        "round 0: selected",
+        "round 0: loss=0.5",
+        "round 0 completed after 1.25 s",
+        "finished",
+    ]
+
+
+def test_a_lost_contact_is_told_once_and_so_is_its_return(log: pytest.LogCaptureFixture) -> None:
+    lost, retrying, made = (
+        events.ContactLost("refused"),
+        events.Retrying("/heartbeat/{id}", "unreachable", 0.5),
+        events.ContactMade(),
+    )
+    assert told(log, made, made, lost, retrying, lost, retrying, made, made) == [
+        ("INFO", "in contact with the coordinator"),
+        ("WARNING", "no contact with the coordinator (refused), trying again"),
+        ("INFO", "in contact with the coordinator"),
+    ]
+
+
+def test_so_it_is_between_coordinator_and_aggregator(log: pytest.LogCaptureFixture) -> None:
+    trouble, again = events.BooksUnreachable("open", "refused"), events.BooksUnreachable("close", "time-out")
+    assert told(log, trouble, again, events.BooksReached()) == [
+        ("WARNING", "no contact with the aggregator (refused), trying again"),
+        ("INFO", "in contact with the aggregator"),
+    ]
+
+
+def test_what_an_operator_must_look_at_is_a_warning(log: pytest.LogCaptureFixture) -> None:
+    lines = told(
+        log,
+        events.RoundEnded(1, "failed", 0.5, "ValueError in train_round"),
+        events.Revoked(1, ID, "deadline"),
+        events.UpdateReceived(ID, "invalid", 12, "not a .npy"),
+        events.UpdateReceived(ID, "accepted", 12),
+        events.AttemptDropped(1, ID, 2, "nobody left"),
+        events.UploadFailed(ID, "cut"),
+    )
+    assert [level for level, _ in lines] == ["WARNING"] * 5
+    assert lines[0][1] == "round 1 failed after 0.50 s: ValueError in train_round"
+
+
+def test_an_exception_is_part_of_the_json_line() -> None:
+    try:
+        raise ValueError("wrong shape")
+    except ValueError:
+        record = logging.LogRecord("user", logging.ERROR, __file__, 1, "failed", None, sys.exc_info())
+    assert "ValueError: wrong shape" in json.loads(JsonFormatter().format(record))["exception"]
+
+
+@pytest.mark.parametrize("formatter", [TextFormatter(colours=True), JsonFormatter()])
+def test_ids_and_tokens_in_the_lines_of_others_are_cut(formatter: logging.Formatter) -> None:
+    token = ID.replace("1", "9")
+    record = logging.LogRecord("other", logging.INFO, __file__, 1, "GET http://host/%s/%s", (ID, token), None)
+    line = formatter.format(record)
+    assert "http://host/12345678/***" in line
+    assert token[:8] not in line
+
+
+def test_colours_are_for_terminals() -> None:
+    record = logging.LogRecord("x", logging.WARNING, __file__, 1, "careful", None, None)
+    assert "\x1b" in TextFormatter(colours=True).format(record)
+    assert "\x1b" not in TextFormatter(colours=False).format(record)
+
+
+def test_the_configured_log_is_on_stderr_from_its_level_on_and_http_libraries_are_quiet() -> None:
+    program = """
+import logging
+from fedround.observability.logs import configure
+configure("json", "debug")
+logging.getLogger("mine").debug("seen")
+for name in ("httpx", "httpcore.http11", "uvicorn.access"):
+    logging.getLogger(name).info("GET /id/token")
+configure("text", "warning")
+logging.getLogger("mine").info("not seen")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert json.loads(line)["message"] == "seen"

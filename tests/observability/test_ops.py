@@ -1,0 +1,100 @@
+import asyncio
+import json
+from collections.abc import Mapping
+
+import httpx
+import pytest
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from fedround.observability import ops
+from fedround.observability.health import Health
+
+
+class Clock:
+    """A clock that stands still until it is moved."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def extra(request: Request) -> Response:
+    return Response("extra")
+
+
+def ask(health: Health, path: str, *, method: str = "GET", status: Mapping[str, object] | None = None) -> httpx.Response:
+    async def main() -> httpx.Response:
+        app = ops.app(health, lambda: status or {}, routes=[Route("/extra", extra)])
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
+            return await client.request(method, path)
+
+    return asyncio.run(main())
+
+
+def test_a_service_without_faults_is_ready() -> None:
+    answer = ask(Health(), "/readyz")
+    assert (answer.status_code, answer.json()) == (200, {"ready": True, "reasons": []})
+    assert answer.headers["cache-control"] == "no-store"
+
+
+def test_a_service_with_a_fault_is_not_ready_and_says_why_until_it_is_fine() -> None:
+    health = Health()
+    health.fault("coordinator", "the coordinator is unreachable")
+    health.fault("disk", "the disk is full")
+    answer = ask(health, "/readyz")
+    assert answer.status_code == 503
+    assert answer.json() == {"ready": False, "reasons": ["the coordinator is unreachable", "the disk is full"]}
+    health.fine("disk")
+    assert health.reasons == ["the coordinator is unreachable"]
+    health.fine("coordinator")
+    assert ask(health, "/readyz").status_code == 200
+
+
+def test_no_news_is_a_fault_where_news_were_promised() -> None:
+    health = Health(clock=(clock := Clock()))
+    health.fine("heartbeat", within=5)
+    clock.now += 5
+    assert health.reasons == []
+    clock.now += 1
+    assert health.reasons == ["no news of the heartbeat"]
+    health.fault("heartbeat", "it failed")
+    assert health.reasons == ["it failed"]
+    health.fine("heartbeat", within=5)
+    assert health.reasons == []
+
+
+def test_a_loop_that_stands_still_is_not_alive() -> None:
+    health = Health(clock=(clock := Clock()))
+    assert ask(health, "/livez").status_code == 200
+    health.beat(within=10)
+    clock.now += 10
+    assert ask(health, "/livez").json() == {"alive": True}
+    clock.now += 1
+    answer = ask(health, "/livez")
+    assert (answer.status_code, answer.json()) == (503, {"alive": False})
+    health.beat(within=10)
+    assert health.alive
+
+
+def test_an_unready_service_is_alive() -> None:
+    health = Health()
+    health.fault("coordinator", "away")
+    assert ask(health, "/livez").status_code == 200
+
+
+def test_the_status_is_what_the_service_says() -> None:
+    answer = ask(Health(), "/status", status={"round": 3})
+    assert (answer.status_code, answer.json()) == (200, {"ready": True, "round": 3})
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/status", "/extra"])
+def test_every_page_can_be_asked_for_its_head_only_and_with_a_trailing_slash(path: str) -> None:
+    assert ask(Health(), path, method="HEAD").status_code == 200
+    assert ask(Health(), path + "/").status_code == 200
+
+
+def test_answers_are_lines() -> None:
+    assert ask(Health(), "/readyz").text == json.dumps({"ready": True, "reasons": []}) + "\n"

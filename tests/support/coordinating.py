@@ -1,0 +1,118 @@
+"""A coordinator at work, and books without HTTP or sums to work with."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from random import Random
+from typing import TypeVar
+
+from fedround.aggregator.ledger import Counted, Ledger
+from fedround.books import Admission, Books, Closed, Difference, Page, Verdict
+from fedround.coordinator.rounds import Plan, Rounds
+from fedround.coordinator.service import CoordinatorService
+from fedround.errors import Unreachable
+from fedround.events import Fact
+
+AGGREGATOR_URL = "http://aggregator:8082"
+
+F = TypeVar("F", bound=Fact)
+
+
+class MemoryBooks:
+    """The real ledger. It can be out of reach, and it can lose everything."""
+
+    def __init__(self) -> None:
+        self.core = Ledger("first life")
+        self._failures = 0
+        self._news = asyncio.Event()
+
+    async def open(self, attempt: str, round: int, admissions: Sequence[Admission], forget: Sequence[str]) -> None:
+        self._answer()
+        self.core.open(attempt, round, admissions, forget)
+
+    async def admit(self, attempt: str, admissions: Sequence[Admission]) -> None:
+        self._answer()
+        self.core.admit(attempt, admissions)
+
+    async def revoke(self, attempt: str, id: str) -> Verdict:
+        self._answer()
+        return self.core.revoke(attempt, id)
+
+    async def close(self, attempt: str, ids: Sequence[str]) -> Closed | Difference:
+        self._answer()
+        answer = self.core.close(attempt, ids)
+        return Closed(parameters=5) if isinstance(answer, Counted) else answer
+
+    async def ledger(self, incarnation: str, after: int) -> Page:
+        while True:
+            self._answer()
+            page = self.core.page(incarnation, after)
+            if page.entries or page.incarnation != incarnation:
+                return page
+            self._news.clear()
+            await self._news.wait()
+
+    def deliver(self, id: str, token: str | None, samples: int = 1, **figures: float) -> None:
+        """What an aggregator does for an upload that is valid."""
+        receipt = self.core.begin(id, token or "")
+        if self.core.countable(receipt):
+            self.core.count(receipt, samples, figures)
+        self._news.set()
+
+    def fail(self, times: int) -> None:
+        """Be out of reach for so many calls."""
+        self._failures = times
+        self._news.set()
+
+    def ring(self) -> None:
+        """Answer who waits for the ledger."""
+        self._news.set()
+
+    def restart(self) -> None:
+        self.core.lose("second life")
+        self._news.set()
+
+    def _answer(self) -> None:
+        if self._failures:
+            self._failures -= 1
+            raise Unreachable("connection refused")
+
+
+class Recorder:
+    """An observer that remembers, and with which one can wait for what will happen."""
+
+    def __init__(self) -> None:
+        self.facts: list[Fact] = []
+        self._news = asyncio.Event()
+
+    def __call__(self, fact: Fact) -> None:
+        self.facts.append(fact)
+        self._news.set()
+
+    def all(self, kind: type[F]) -> list[F]:
+        return [fact for fact in self.facts if isinstance(fact, kind)]
+
+    async def until(self, kind: type[F], count: int = 1) -> F:
+        """The fact of this kind that is number `count`, from 1."""
+        while len(self.all(kind)) < count:
+            self._news.clear()
+            await self._news.wait()
+        return self.all(kind)[count - 1]
+
+
+@dataclass(frozen=True)
+class Coordinating:
+    service: CoordinatorService
+    recorder: Recorder
+    work: asyncio.Task[None]
+
+
+@asynccontextmanager
+async def coordinating(plan: Plan, books: Books) -> AsyncIterator[Coordinating]:
+    recorder = Recorder()
+    service = CoordinatorService(Rounds(plan, Random(1)), books, aggregator_url=AGGREGATOR_URL, observer=recorder)
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        work = tasks.create_task(service.run())
+        yield Coordinating(service, recorder, work)
+        work.cancel()

@@ -1,0 +1,194 @@
+import asyncio
+import base64
+import json
+from collections.abc import Awaitable, Callable, Mapping
+
+import httpx
+import pytest
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from fedround import asgi, wire
+from fedround.asgi import Slices
+from fedround.errors import Busy, FedroundError, Late, NotAdmitted, SpoolFull, TooLarge, TooSlow, UnknownAttempt, WrongWeights
+from fedround.serve import Endpoint, serving
+from support.sockets import connected
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+async def show(request: Request) -> Response:
+    return Response(request.url.path)
+
+
+def ask(handler: Handler, path: str = "/a", *, token: str | None = None, method: str = "GET", **headers: str) -> httpx.Response:
+    async def main() -> httpx.Response:
+        app = asgi.application([Route("/a", handler, methods=["GET", "POST"])], token=token)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
+            return await client.request(method, path, headers={name.encode(): value.encode() for name, value in headers.items()})
+
+    return asyncio.run(main())
+
+
+def test_a_trailing_slash_is_tolerated_without_a_redirect() -> None:
+    answer = ask(show, "/a/?b=c")
+    assert (answer.status_code, answer.text) == (200, "/a")
+
+
+def test_an_origin_is_echoed_and_without_one_there_is_no_such_header() -> None:
+    assert ask(show, Origin="https://x.example").headers["access-control-allow-origin"] == "https://x.example"
+    assert ask(show, "/nowhere", Origin="https://x.example").headers["access-control-allow-origin"] == "https://x.example"
+    assert "access-control-allow-origin" not in ask(show).headers
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "title"), [("GET", "/b", 404, "Not Found"), ("PUT", "/a", 405, "Method Not Allowed")]
+)
+def test_what_does_not_exist_is_a_problem(method: str, path: str, status: int, title: str) -> None:
+    answer = ask(show, path, method=method)
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+    assert answer.json() == {"title": title, "status": status}
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "headers"),
+    [
+        (NotAdmitted("why"), 404, {}),
+        (Late("why"), 409, {}),
+        (UnknownAttempt("why"), 409, {}),
+        (TooSlow("why"), 408, {}),
+        (TooLarge("why"), 413, {}),
+        (WrongWeights("why"), 422, {}),
+        (SpoolFull("why"), 503, {"retry-after": "5"}),
+        (Busy("why", retry_after=1.5), 503, {"retry-after": "1.5"}),
+    ],
+)
+def test_our_errors_are_problems_that_say_why(error: FedroundError, status: int, headers: Mapping[str, str]) -> None:
+    async def fail(request: Request) -> Response:
+        raise error
+
+    answer = ask(fail)
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+    assert "why" in answer.json()["detail"]
+    assert headers.items() <= answer.headers.items()
+
+
+def test_an_error_that_is_no_refusal_is_not_hidden() -> None:
+    async def fail(request: Request) -> Response:
+        raise FedroundError("a fault of ours")
+
+    with pytest.raises(FedroundError, match="a fault of ours"):
+        ask(fail)
+
+
+@pytest.mark.parametrize("given", ["", "Bearer", "Bearer wrong", "Basic c2VjcmV0", "secret", "Bearer sécret"])
+def test_without_the_right_token_an_app_that_has_one_answers_nothing(given: str) -> None:
+    answer = ask(show, token="secret", Authorization=given)
+    assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+    assert "Authorization: Bearer" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("given", ["Bearer secret", "bearer  secret "])
+def test_with_the_right_token_it_answers(given: str) -> None:
+    assert ask(show, token="secret", Authorization=given).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("given", "right"),
+    [
+        (b"me:secret", True),
+        (b":secret", True),
+        (b"secret", False),
+        (b"secret:me", False),
+        (b"\xff:secret", False),
+    ],
+)
+def test_a_page_for_people_takes_the_token_as_a_password(given: bytes, right: bool) -> None:
+    async def page(request: Request) -> Response:
+        allowed = asgi.authorized(request.headers, "secret", basic=True)
+        return Response("here") if allowed else asgi.unauthorized(basic=True)
+
+    answer = ask(page, Authorization="Basic " + base64.b64encode(given).decode())
+    assert answer.status_code == (200 if right else 401)
+    assert right or answer.headers["www-authenticate"].startswith("Basic ")
+    assert ask(page, Authorization="Basic !").status_code == 401
+    assert ask(page, Authorization="Bearer secret").status_code == 200
+
+
+def test_slices_are_the_buffers_with_their_exact_length() -> None:
+    data = bytes(range(256)) * 5000
+
+    async def model(request: Request) -> Response:
+        return Slices([b"head", memoryview(data)], headers={"ETag": '"1"'}, media_type="application/octet-stream")
+
+    answer = ask(model)
+    assert answer.content == b"head" + data
+    assert (answer.headers["content-length"], answer.headers["etag"]) == (str(len(data) + 4), '"1"')
+    head = ask(model, method="HEAD")
+    assert (head.content, head.headers["content-length"]) == (b"", str(len(data) + 4))
+
+
+async def refuse(request: Request) -> Response:
+    return asgi.problem(409, "too late for this")
+
+
+def refusing() -> Endpoint:
+    app = asgi.application([Route("/", refuse, methods=["POST"])])
+    return Endpoint(app, host="127.0.0.1", port=0, setting="PORT")
+
+
+def test_a_refusal_reaches_a_peer_that_writes_all_before_it_reads() -> None:
+    async def main() -> None:
+        served, body = refusing(), bytes(5 << 20)
+        async with serving(served), connected(served.port) as connection:
+            for _ in range(2):  # on the same connection
+                await connection.ask("POST", "/", Content_Length=str(len(body)))
+                await connection.send(body)
+                answer = await connection.answer()
+                assert answer.status == 409
+                assert json.loads(answer.body)["detail"] == "too late for this"
+                assert "connection" not in answer.headers
+
+    asyncio.run(main())
+
+
+def test_more_than_the_bound_is_not_read_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asgi, "DRAIN_BYTES", 1 << 20)
+
+    async def main() -> None:
+        served = refusing()
+        async with serving(served), connected(served.port) as connection:
+            await connection.ask("POST", "/", Content_Length=str(1 << 40))
+            await connection.send(bytes(1 << 20))
+            answer = await connection.answer()
+            assert (answer.status, answer.headers["connection"]) == (409, "close")
+            assert await connection.at_end()
+
+    asyncio.run(main())
+
+
+def test_a_refused_peer_that_sends_nothing_does_not_hold_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asgi, "DRAIN_SECONDS", 0.05)
+
+    async def main() -> None:
+        served = refusing()
+        async with serving(served), connected(served.port) as connection:
+            await connection.ask("POST", "/", Content_Length="10")
+            answer = await connection.answer()
+            assert (answer.status, answer.headers["connection"]) == (409, "close")
+            assert await connection.at_end()
+
+    asyncio.run(main())
+
+
+def test_a_peer_that_asks_first_is_refused_before_it_sends_anything() -> None:
+    async def main() -> None:
+        served = refusing()
+        async with serving(served), connected(served.port) as connection:
+            async with asyncio.timeout(wire.DRAIN_SECONDS / 2):
+                await connection.ask("POST", "/", Content_Length="10", Expect="100-continue")
+                answer = await connection.answer()
+            assert (answer.status, answer.headers["connection"]) == (409, "close")
+
+    asyncio.run(main())

@@ -1,0 +1,246 @@
+"""The coordinator's and the aggregator's cores together, under any interleaving of what may happen between them."""
+
+import math
+from dataclasses import dataclass, field
+from random import Random
+
+import numpy as np
+from hypothesis import settings, strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from fedround.aggregator.ledger import Counted, Ledger, Receipt
+from fedround.aggregator.strategies import WeightedAverage
+from fedround.books import Admit, Answer, Call, Close, Closed, Open, Revoke
+from fedround.coordinator.rounds import Plan, Rounds
+from fedround.errors import Late, NotAdmitted, UnknownAttempt
+from fedround.weights import Spec
+from fedround.wire import HeartbeatState
+
+ULP_TOLERANCE = 2
+finite = st.floats(-1e6, 1e6)
+
+
+@dataclass
+class Silo:
+    name: str
+    id: str | None = None
+    order: tuple[int, str] | None = None
+    """The round and token it was last told, which it uses as long as it is not refused: xain-sdk 0.8.0 does."""
+    uploads: list[Receipt] = field(default_factory=list)
+
+
+class Aggregator:
+    """The ledger and the sums that an aggregator's service would keep with it."""
+
+    def __init__(self) -> None:
+        self.lives = 0
+        self.ledger = Ledger("life-0")
+        self.sum: WeightedAverage | None = None
+        self.folded: dict[str, list[tuple[str, int, float]]] = {}
+        self.closed: dict[str, tuple[str, ...]] = {}
+
+    def restart(self) -> None:
+        self.lives += 1
+        self.ledger.lose(f"life-{self.lives}")
+        self.sum = None
+
+    def fold(self, receipt: Receipt, samples: int, value: float) -> None:
+        attempt = self.ledger.attempt
+        assert attempt is not None
+        self.sum = self.sum or WeightedAverage(Spec(np.dtype("<f8"), (1,)))
+        self.sum.fold(samples, [np.array([value])])
+        self.ledger.count(receipt, samples, {})
+        self.folded.setdefault(attempt.id, []).append((receipt.id, samples, value))
+
+    def carry_out(self, call: Call) -> Answer:
+        match call:
+            case Open():
+                if self.ledger.open(call.attempt, call.round, call.admissions, call.forget):
+                    self.sum = None
+                return None
+            case Admit():
+                self.ledger.admit(call.attempt, call.admissions)
+                return None
+            case Revoke():
+                return self.ledger.revoke(call.attempt, call.id)
+            case Close():
+                verdict = self.ledger.close(call.attempt, call.ids)
+                if not isinstance(verdict, Counted):
+                    return verdict
+                if not verdict.already:
+                    self.check_result(call.attempt, verdict.ids)
+                return Closed(1)
+
+    def check_result(self, attempt: str, ids: tuple[str, ...]) -> None:
+        entries = self.folded[attempt]
+        assert attempt not in self.closed
+        assert tuple(id for id, _, _ in entries) == ids
+        assert self.sum is not None
+        self.closed[attempt] = ids
+        weights = [samples for _, samples, _ in entries]
+        if not any(weights):
+            weights = [1] * len(entries)
+        exact = math.fsum(weight * value for weight, (_, _, value) in zip(weights, entries, strict=True)) / sum(weights)
+        assert abs(self.sum.result()[0] - exact) <= ULP_TOLERANCE * math.ulp(exact)
+
+
+class Federation(RuleBasedStateMachine):
+    """Any list of steps; afterwards everybody behaves, and then a round has to end."""
+
+    @initialize(ratio=st.sampled_from([0.5, 1.0]), min_clients=st.integers(1, 3), seed=st.integers(0, 2**16))
+    def begin(self, ratio: float, min_clients: int, seed: int) -> None:
+        self.plan = Plan(rounds=0, participants_ratio=ratio, min_clients=min_clients, round_timeout=60)
+        self.rng = Random(seed)
+        self.now = 0.0
+        self.aggregator = Aggregator()
+        self.rounds = Rounds(self.plan, self.rng)
+        self.silos = [Silo(f"silo-{n}") for n in range(4)]
+        self.sent: list[Call] = []
+
+    silo = st.integers(0, 3)
+
+    # What participants do
+
+    @rule(n=silo)
+    def join(self, n: int) -> None:
+        participant = self.rounds.join(self.now, self.silos[n].name)
+        assert participant is not None
+        self.silos[n] = Silo(self.silos[n].name, participant.id)
+
+    @rule(n=silo)
+    def heartbeat(self, n: int) -> None:
+        silo = self.silos[n]
+        if silo.id is None:
+            return
+        answer = self.rounds.heartbeat(self.now, silo.id)
+        if answer.state is HeartbeatState.ROUND:
+            assert answer.round is not None
+            assert answer.token is not None
+            silo.order = answer.round, answer.token
+        elif answer.state is HeartbeatState.REJECT:
+            self.silos[n] = Silo(silo.name)
+
+    @rule(n=silo)
+    def leave(self, n: int) -> None:
+        if (id := self.silos[n].id) is not None:
+            self.rounds.leave(self.now, id)
+
+    @rule(n=silo)
+    def begin_upload(self, n: int) -> None:
+        silo = self.silos[n]
+        if silo.id is None or silo.order is None:
+            return
+        try:
+            silo.uploads.append(self.aggregator.ledger.begin(silo.id, silo.order[1]))
+        except (Late, NotAdmitted):
+            silo.order = None
+
+    @rule(n=silo, samples=st.sampled_from([0, 1, 3, 2**32 - 1]), value=finite)
+    def end_upload(self, n: int, samples: int, value: float) -> None:
+        for receipt in self.take_uploads(n):
+            try:
+                countable = self.aggregator.ledger.countable(receipt)
+            except Late:
+                countable = False
+            if countable:
+                self.aggregator.fold(receipt, samples, value)
+            else:
+                self.aggregator.ledger.abort(receipt)
+
+    @rule(n=silo)
+    def cut_upload(self, n: int) -> None:
+        for receipt in self.take_uploads(n):
+            self.aggregator.ledger.abort(receipt)
+
+    @rule(n=silo)
+    def upload_nonsense(self, n: int) -> None:
+        for receipt in self.take_uploads(n):
+            self.aggregator.ledger.refuse(receipt)
+
+    def take_uploads(self, n: int) -> list[Receipt]:
+        uploads, self.silos[n].uploads = self.silos[n].uploads, []
+        return uploads
+
+    # What happens between coordinator and aggregator
+
+    @rule(fate=st.sampled_from(["answered", "answered", "request lost", "answer lost"]))
+    def call_the_books(self, fate: str) -> None:
+        call = self.rounds.pending(self.now)
+        if call is None or fate == "request lost":
+            return
+        self.sent.append(call)
+        try:
+            answer = self.aggregator.carry_out(call)
+        except UnknownAttempt:
+            self.rounds.lost(self.now, call.attempt)
+            return
+        if fate == "answered":
+            self.rounds.answered(self.now, call, answer)
+
+    @precondition(lambda self: self.sent)
+    @rule(data=st.data())
+    def an_old_call_arrives_once_more(self, data: st.DataObject) -> None:
+        call = data.draw(st.sampled_from(self.sent))
+        try:
+            self.aggregator.carry_out(call)
+        except UnknownAttempt:
+            pass
+
+    @rule(lost=st.booleans())
+    def read_the_ledger(self, lost: bool) -> None:
+        page = self.aggregator.ledger.page(self.rounds.incarnation, self.rounds.after)
+        if not lost:
+            self.rounds.recorded(self.now, page)
+
+    @rule()
+    def restart_the_aggregator(self) -> None:
+        for n in range(len(self.silos)):
+            self.cut_upload(n)
+        self.aggregator.restart()
+
+    @rule()
+    def restart_the_coordinator(self) -> None:
+        self.rounds = Rounds(self.plan, self.rng)
+
+    @rule(seconds=st.sampled_from([1.0, 5.0, 16.0, 61.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        self.rounds.tick(self.now)
+
+    # What has to hold
+
+    @invariant()
+    def an_update_counts_at_most_once(self) -> None:
+        for entries in self.aggregator.folded.values():
+            ids = [id for id, _, _ in entries]
+            assert len(ids) == len(set(ids))
+
+    @invariant()
+    def a_completed_round_is_what_the_aggregator_closed(self) -> None:
+        for completed in self.rounds.history:
+            assert frozenset(self.aggregator.closed[completed.attempt]) == frozenset(completed.ids)
+            assert len(completed.ids) >= self.plan.required
+
+    def teardown(self) -> None:
+        if hasattr(self, "rounds"):
+            for n in range(len(self.silos)):
+                self.cut_upload(n)
+                self.join(n)
+            before = self.rounds.round
+            for _ in range(int(self.plan.round_timeout + self.plan.heartbeat_timeout) + 10):
+                self.everybody_behaves_for_a_second()
+            assert self.rounds.round > before
+
+    def everybody_behaves_for_a_second(self) -> None:
+        for n in range(len(self.silos)):
+            self.heartbeat(n)
+            self.begin_upload(n)
+            self.end_upload(n, 1, 1.0)
+        for _ in range(5):
+            self.read_the_ledger(lost=False)
+            self.call_the_books("answered")
+        self.time_passes(1.0)
+
+
+Federation.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+test_the_books_under_any_interleaving = Federation.TestCase

@@ -1,0 +1,175 @@
+import asyncio
+import gc
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, suppress
+
+import pytest
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from fedround import asgi
+from fedround.errors import ConfigurationError
+from fedround.serve import Endpoint, capture_signals, run, serving, tune
+from support.sockets import connected
+
+
+@pytest.fixture(autouse=True)
+def garbage_collection_as_before() -> Iterator[None]:
+    thresholds = gc.get_threshold()
+    yield
+    gc.set_threshold(*thresholds)
+    gc.unfreeze()
+
+
+async def hello(request: Request) -> Response:
+    return Response("hello")
+
+
+def endpoint(app: ASGIApp | None = None, port: int = 0) -> Endpoint:
+    return Endpoint(app or asgi.application([Route("/", hello)]), host="127.0.0.1", port=port, setting="SOME_PORT")
+
+
+def test_port_0_is_any_free_port_and_the_endpoint_tells_which() -> None:
+    async def main() -> None:
+        first, second = endpoint(), endpoint()
+        async with serving(first, second):
+            assert 0 != first.port != second.port != 0
+            async with connected(second.port) as connection:
+                await connection.ask("GET", "/")
+                assert (await connection.answer()).body == b"hello"
+
+    run(main())
+
+
+def test_a_port_in_use_is_told_with_the_name_of_its_setting() -> None:
+    async def main(port: int) -> None:
+        async with serving(endpoint(), endpoint(port=port)):
+            raise AssertionError("it serves")
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigurationError, match=rf"SOME_PORT={port}: cannot listen on 127.0.0.1: Address already in use"):
+            run(main(port))
+
+
+def test_a_host_that_is_none_of_ours_is_told_too() -> None:
+    with pytest.raises(ConfigurationError, match=r"SOME_PORT=0: cannot listen on 192\.0\.2\.1"):
+        Endpoint(endpoint().app, host="192.0.2.1", port=0, setting="SOME_PORT").bind()
+
+
+def test_what_is_raised_while_serving_comes_out_as_it_is() -> None:
+    async def main() -> None:
+        async with serving(endpoint()):
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        run(main())
+
+
+def test_an_idle_connection_does_not_delay_the_end() -> None:
+    async def main() -> None:
+        served = endpoint()
+        async with serving(served, grace=60), connected(served.port) as idle:
+            await idle.ask("GET", "/")
+            await idle.answer()
+
+    run(main())
+
+
+def test_a_request_that_is_running_at_the_end_is_answered() -> None:
+    async def main() -> None:
+        started, go_on = asyncio.Event(), asyncio.Event()
+
+        async def slow(request: Request) -> Response:
+            started.set()
+            await go_on.wait()
+            return Response("done")
+
+        async def go_on_when_closed(port: int) -> None:
+            with suppress(ConnectionError):
+                while True:
+                    async with connected(port):
+                        pass
+            go_on.set()
+
+        served = endpoint(asgi.application([Route("/", slow)]))
+        async with AsyncExitStack() as after, asyncio.TaskGroup() as tasks:
+            async with serving(served, grace=60):
+                connection = await after.enter_async_context(connected(served.port))
+                await connection.ask("GET", "/")
+                await started.wait()
+                tasks.create_task(go_on_when_closed(served.port))
+            assert (await connection.answer()).body == b"done"
+
+    run(main())
+
+
+def test_a_request_that_outlasts_the_grace_is_told_to_come_again(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        started = asyncio.Event()
+
+        async def endless(request: Request) -> Response:
+            started.set()
+            await asyncio.Future()
+            raise AssertionError
+
+        served = endpoint(asgi.application([Route("/", endless)]))
+        async with AsyncExitStack() as after:
+            async with serving(served, grace=0):
+                connection = await after.enter_async_context(connected(served.port))
+                await connection.ask("GET", "/")
+                await started.wait()
+            answer = await connection.answer()
+            assert (answer.status, answer.headers["retry-after"], answer.headers["connection"]) == (503, "5", "close")
+
+    run(main())
+    assert "Traceback" not in caplog.text
+
+
+def test_a_signal_sets_the_event_and_afterwards_the_handlers_are_as_before() -> None:
+    async def main(number: int) -> None:
+        with capture_signals() as stop:
+            assert signal.getsignal(number) is not before
+            os.kill(os.getpid(), number)
+            await stop.wait()
+
+    before = signal.getsignal(signal.SIGTERM)
+    run(main(signal.SIGTERM))
+    run(main(signal.SIGINT))
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_second_signal_ends_the_process_at_once() -> None:
+    program = """
+import asyncio
+from fedround.serve import capture_signals, run
+
+async def main():
+    with capture_signals() as stop:
+        print("ready", flush=True)
+        await stop.wait()
+        print("stopping", flush=True)
+        await asyncio.Future()
+
+run(main())
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.terminate()
+        assert process.stdout.readline() == "stopping\n"
+        process.terminate()
+        assert process.wait() == 128 + signal.SIGTERM
+
+
+def test_what_is_there_at_the_start_is_left_out_of_garbage_collection() -> None:
+    tune()
+    assert gc.get_freeze_count() > 0
+    assert gc.get_threshold() == (100_000, 50, 50)

@@ -1,0 +1,329 @@
+"""What the settings promise: names, defaults, precedence, messages."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from fedround.errors import ConfigurationError
+from fedround.settings import (
+    AfterFinish,
+    AggregatorSettings,
+    CoordinatorSettings,
+    ParticipantSettings,
+    Settings,
+    load,
+    parse_duration,
+    parse_size,
+)
+
+NEEDED = {"PARTICIPANT_COORDINATOR_URL": "http://coordinator:8081", "PARTICIPANT_CLASS": "package.module:Class"}
+SECRET = "correct-horse-battery"
+
+
+def participant(environ: Mapping[str, str] | None = None, flags: Mapping[str, str] | None = None) -> ParticipantSettings:
+    return load(ParticipantSettings, NEEDED | dict(environ or {}), flags or {})[0]
+
+
+def problems(cls: type[Settings], environ: Mapping[str, str], flags: Mapping[str, str] | None = None) -> str:
+    with pytest.raises(ConfigurationError) as raised:
+        load(cls, environ, flags or {})
+    return str(raised.value)
+
+
+def test_the_participants_defaults_are_the_documented_ones() -> None:
+    settings = participant({"PARTICIPANT_NAME": "silo-1"})
+    assert settings.model_dump() == {
+        "coordinator_url": "http://coordinator:8081",
+        "class_": "package.module:Class",
+        "options": {},
+        "name": "silo-1",
+        "heartbeat_period": 1.0,
+        "long_poll": 15.0,
+        "shard": None,
+        "shards": 10,
+        "aggregator_url": None,
+        "max_model_size": 1 << 30,
+        "reconnect_max": 1.5,
+        "give_up_after": None,
+        "max_failures": 5,
+        "confirm_timeout": 15.0,
+        "drain_timeout": 8.0,
+        "after_finish": AfterFinish.EXIT,
+        "token": None,
+        "ops_bind": "0.0.0.0",
+        "ops_port": 8080,
+        "log_format": "text",
+        "log_level": "info",
+    }
+
+
+def test_the_coordinators_defaults_are_the_documented_ones() -> None:
+    assert load(CoordinatorSettings, {}, {})[0].model_dump() == {
+        "rounds": 10,
+        "participants_ratio": 1.0,
+        "min_clients": 1,
+        "heartbeat_timeout": 15.0,
+        "round_timeout": 3600.0,
+        "aggregator_url": "http://localhost:8082",
+        "aggregator_internal_url": "http://localhost:7082",
+        "bind": "0.0.0.0",  # noqa: S104
+        "port": 8081,
+        "ops_port": 9081,
+        "token": None,
+        "internal_secret": None,
+        "log_format": "text",
+        "log_level": "info",
+    }
+
+
+def test_the_aggregators_defaults_are_the_documented_ones() -> None:
+    assert load(AggregatorSettings, {}, {})[0].model_dump() == {
+        "strategy": "weighted_average",
+        "strategy_options": {},
+        "max_model_size": 1 << 30,
+        "spool_dir": None,
+        "bind": "0.0.0.0",  # noqa: S104
+        "port": 8082,
+        "internal_bind": "127.0.0.1",
+        "internal_port": 7082,
+        "ops_port": 9082,
+        "token": None,
+        "internal_secret": None,
+        "log_format": "text",
+        "log_level": "info",
+    }
+
+
+def test_every_kind_of_value_is_read_as_people_write_it() -> None:
+    settings = participant(
+        {
+            "PARTICIPANT_OPTIONS": '{"epochs": 3}',
+            "PARTICIPANT_HEARTBEAT_PERIOD": "500ms",
+            "PARTICIPANT_LONG_POLL": "0",
+            "PARTICIPANT_SHARD": "3/10",
+            "PARTICIPANT_MAX_MODEL_SIZE": "10MB",
+            "PARTICIPANT_GIVE_UP_AFTER": "2m",
+            "PARTICIPANT_AFTER_FINISH": "wait",
+            "PARTICIPANT_LOG_LEVEL": "DEBUG",
+            "PARTICIPANT_AGGREGATOR_URL": "https://aggregator/",
+        }
+    )
+    assert (settings.options, settings.heartbeat_period, settings.long_poll) == ({"epochs": 3}, 0.5, 0.0)
+    assert (settings.shard, settings.max_model_size, settings.give_up_after) == ((3, 10), 10_000_000, 120.0)
+    assert (settings.after_finish, settings.log_level) == (AfterFinish.WAIT, "debug")
+    assert settings.aggregator_url == "https://aggregator"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("500ms", 0.5), ("30s", 30), ("2m", 120), ("1h", 3600), ("1.5", 1.5), (" 2 s ", 2), (0.25, 0.25)]
+)
+def test_a_duration_is_seconds(text: object, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-1", "1d", "nan", "inf", "1e3", "1h30m"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="30s"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("512MiB", 512 << 20), ("1GiB", 1 << 30), ("10MB", 10**7), ("1.5k", 1500), ("7", 7), ("64Mi", 64 << 20)]
+)
+def test_a_size_is_bytes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+def test_a_participant_is_called_after_its_host_unless_told_otherwise() -> None:
+    assert participant().name
+    assert "1 to 63" in problems(ParticipantSettings, NEEDED | {"PARTICIPANT_NAME": "Silo 1"})
+
+
+def test_a_flag_beats_a_variable_beats_the_file_beats_the_default(tmp_path: Path) -> None:
+    file = tmp_path / "coordinator.toml"
+    file.write_text("[federated_learning]\nrounds = 2\nmin_clients = 2\nheartbeat_timeout = 2\n")
+    environ = {"COORDINATOR_ROUNDS": "3", "COORDINATOR_MIN_CLIENTS": "3"}
+    settings, _ = load(CoordinatorSettings, environ, {"rounds": "4"}, file=file)
+    assert (settings.rounds, settings.min_clients, settings.heartbeat_timeout, settings.participants_ratio) == (4, 3, 2.0, 1.0)
+
+
+def test_an_empty_variable_is_not_set() -> None:
+    assert participant({"PARTICIPANT_SHARD": "", "PARTICIPANT_TOKEN": " "}).token is None
+
+
+def test_settings_made_in_code_read_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COORDINATOR_ROUNDS", "99")
+    settings = CoordinatorSettings(min_clients=3)
+    assert (settings.rounds, settings.min_clients) == (10, 3)
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        CoordinatorSettings().rounds = 3
+
+
+def test_the_import_reads_no_environment() -> None:
+    garbage = {row.variable: "?!" for cls in (ParticipantSettings, CoordinatorSettings, AggregatorSettings) for row in cls.rows()}
+    subprocess.run([sys.executable, "-c", "import fedround.settings, fedround.cli"], check=True, env=os.environ | garbage)
+
+
+def test_all_problems_are_told_at_once_each_with_variable_and_flag() -> None:
+    text = problems(
+        ParticipantSettings,
+        {"PARTICIPANT_LONG_POLL": "long", "PARTICIPANT_MAX_FAILURES": "0", "PARTICIPANT_AFTER_FINISH": "stop"},
+        {"shard": "3", "options": "{"},
+    )
+    for name in ("COORDINATOR_URL", "CLASS", "LONG_POLL", "MAX_FAILURES", "AFTER_FINISH", "SHARD", "OPTIONS"):
+        assert f"PARTICIPANT_{name} (--{name.lower().replace('_', '-')}): " in text
+    assert "for instance my_package.my_module:MyParticipant" in text
+    assert "not 'long'" in text
+
+
+@pytest.mark.parametrize(
+    "url", ["coordinator:8081", "ftp://coordinator", "http://", "http://host:99999", "http://host/?q=1", "http://user:pass@host"]
+)
+def test_what_is_no_plain_url_is_refused_and_not_repeated(url: str) -> None:
+    text = problems(ParticipantSettings, NEEDED | {"PARTICIPANT_COORDINATOR_URL": url})
+    assert "PARTICIPANT_COORDINATOR_URL (--coordinator-url)" in text
+    assert "pass@" not in text
+
+
+@pytest.mark.parametrize("text", ["module.Class", "module:", ":Class", "a b:C"])
+def test_what_is_no_class_is_refused(text: str) -> None:
+    assert "my_module:MyClass" in problems(ParticipantSettings, NEEDED | {"PARTICIPANT_CLASS": text})
+
+
+@pytest.mark.parametrize("text", ["3", "3/0", "-1/3", "a/b"])
+def test_what_is_no_shard_is_refused(text: str) -> None:
+    assert "INDEX/COUNT" in problems(ParticipantSettings, NEEDED | {"PARTICIPANT_SHARD": text})
+
+
+def test_an_unknown_variable_is_warned_of_with_the_nearest_name() -> None:
+    _, warnings = load(CoordinatorSettings, {"COORDINATOR_ROUND": "3", "COORDINATOR_XYZZY": "1", "PARTICIPANT_X": "1"}, {})
+    assert warnings == ["COORDINATOR_ROUND is no setting: did you mean COORDINATOR_ROUNDS?", "COORDINATOR_XYZZY is no setting"]
+
+
+def test_what_kubernetes_sets_for_a_service_of_the_same_name_is_not_a_setting() -> None:
+    environ = {
+        "COORDINATOR_PORT": "tcp://10.0.0.1:8081",
+        "COORDINATOR_SERVICE_HOST": "10.0.0.1",
+        "COORDINATOR_SERVICE_PORT_HTTP": "8081",
+        "COORDINATOR_PORT_8081_TCP_ADDR": "10.0.0.1",
+    }
+    settings, warnings = load(CoordinatorSettings, environ, {})
+    assert (settings.port, warnings) == (8081, [])
+
+
+def test_a_secret_may_be_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(f"{SECRET}\n")
+    by_variable = participant({"PARTICIPANT_TOKEN_FILE": str(file)})
+    by_flag = participant({"PARTICIPANT_TOKEN": "another"}, {"token_file": str(file)})
+    assert by_variable.token == by_flag.token == SecretStr(SECRET)
+
+
+def test_a_secret_that_cannot_be_read_or_is_set_twice_is_a_problem(tmp_path: Path) -> None:
+    missing = {"AGGREGATOR_TOKEN_FILE": str(tmp_path / "none")}
+    assert "AGGREGATOR_TOKEN_FILE (--token-file): " in problems(AggregatorSettings, missing)
+    assert "which of them" in problems(AggregatorSettings, missing | {"AGGREGATOR_TOKEN": SECRET})
+
+
+def test_a_secret_is_never_shown() -> None:
+    settings, _ = load(CoordinatorSettings, {"COORDINATOR_TOKEN": SECRET, "FEDROUND_INTERNAL_SECRET": SECRET}, {})
+    unusable = problems(CoordinatorSettings, {"COORDINATOR_TOKEN": f"{SECRET} and more", "COORDINATOR_ROUNDS": "x"})
+    assert "visible ASCII" in unusable
+    for text in (repr(settings), str(settings), settings.model_dump_json(), unusable):
+        assert SECRET not in text
+
+
+def test_options_may_hold_secrets_and_are_not_repeated() -> None:
+    assert SECRET not in problems(ParticipantSettings, NEEDED | {"PARTICIPANT_OPTIONS": f'["{SECRET}"]'})
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "aggregator"])  # noqa: S104
+def test_an_internal_port_off_loopback_needs_a_secret(host: str) -> None:
+    environ = {"AGGREGATOR_INTERNAL_BIND": host}
+    assert "FEDROUND_INTERNAL_SECRET" in problems(AggregatorSettings, environ)
+    assert load(AggregatorSettings, environ | {"FEDROUND_INTERNAL_SECRET": SECRET}, {})[0].internal_bind == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_an_internal_port_on_loopback_needs_none(host: str) -> None:
+    assert load(AggregatorSettings, {"AGGREGATOR_INTERNAL_BIND": host}, {})[0].internal_secret is None
+
+
+COORDINATOR_FILE = """
+log_level = "debug"
+aggregator_url = "http://10.0.0.9:8082"
+surprise = 1
+[api]
+bind_address = "localhost:9000"
+[rpc]
+bind_address = "0.0.0.0:5555"
+aggregator_address = "aggregator:6666"
+[federated_learning]
+rounds = 100
+participants_ratio = 0.8
+min_clients = 100
+heartbeat_timeout = 5
+epochs = 3
+[metric_store]
+database_url = "http://influxdb:8086"
+database_name = "metrics"
+[logging]
+filter = "info,xain_fl=trace"
+telemetry = { jaeger_endpoint = "jaeger:6831", service_name = "coordinator" }
+"""
+
+
+def test_the_coordinator_reads_a_file_of_0_8(tmp_path: Path) -> None:
+    file = tmp_path / "coordinator.toml"
+    file.write_text(COORDINATOR_FILE)
+    settings, warnings = load(CoordinatorSettings, {}, {}, file=file)
+    assert (settings.rounds, settings.participants_ratio, settings.min_clients, settings.heartbeat_timeout) == (100, 0.8, 100, 5)
+    assert (settings.bind, settings.port, settings.aggregator_url) == ("localhost", 9000, "http://10.0.0.9:8082")
+    said = "\n".join(warnings)
+    for key in ("log_level", "rpc.aggregator_address", "metric_store.database_url", "logging.telemetry.service_name"):
+        assert f"{key} has no meaning here" in said
+    for key in ("surprise", "federated_learning.epochs"):
+        assert f"{key} is no setting" in said
+
+
+@pytest.mark.parametrize(
+    ("module", "strategy"),
+    [
+        ("xain_aggregators.weighted_average", "weighted_average"),
+        ("xain_aggregators.model_sum", "model_sum"),
+        ("my.rules", "my.rules:Aggregator"),
+    ],
+)
+def test_the_aggregator_reads_a_file_of_0_8(tmp_path: Path, module: str, strategy: str) -> None:
+    file = tmp_path / "aggregator.toml"
+    file.write_text(f'[aggregation.python]\nmodule = "{module}"\nclass = "Aggregator"\n[api]\nbind_address = "[::1]:9002"\n')
+    settings, warnings = load(AggregatorSettings, {}, {}, file=file)
+    assert (settings.strategy, settings.bind, settings.port, warnings) == (strategy, "::1", 9002, [])
+
+
+def test_a_file_that_cannot_be_read_is_a_configuration_error(tmp_path: Path) -> None:
+    file = tmp_path / "coordinator.toml"
+    with pytest.raises(ConfigurationError, match=r"coordinator\.toml"):
+        load(CoordinatorSettings, {}, {}, file=file)
+    file.write_text("rounds = = 3")
+    with pytest.raises(ConfigurationError, match=r"coordinator\.toml"):
+        load(CoordinatorSettings, {}, {}, file=file)
+
+
+@pytest.mark.parametrize("cls", [ParticipantSettings, CoordinatorSettings, AggregatorSettings])
+def test_every_setting_has_a_variable_a_flag_and_a_description_of_its_own(cls: type[Settings]) -> None:
+    rows = list(cls.rows())
+    assert len({row.variable for row in rows}) == len({row.flag() for row in rows}) == len(rows)
+    assert all(row.description.endswith(".") for row in rows)
+
+
+def test_the_real_environment_is_a_mapping_like_any_other() -> None:
+    assert load(CoordinatorSettings, os.environ, {})[0].rounds

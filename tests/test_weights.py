@@ -1,0 +1,277 @@
+import io
+import tracemalloc
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from fedround.errors import NotFinite, WeightsError, WrongWeights
+from fedround.weights import (
+    BLOCK,
+    LARGEST,
+    Array,
+    Spec,
+    UpdateReader,
+    decode,
+    encode_model,
+    encode_update,
+    flatten,
+    parse_header,
+    result_dtype,
+    statistics,
+    unflatten,
+)
+
+DTYPES = [f"{order}{kind}" for kind in ("f2", "f4", "f8", "i2", "i4", "i8", "u2", "u4", "u8") for order in "<>"] + ["i1", "u1"]
+
+
+@st.composite
+def weights(draw: st.DrawFn) -> Array:
+    """Any array of weights: every dtype and byte order, 0 to 4 dimensions, C, Fortran or no order."""
+    dtype = np.dtype(draw(st.sampled_from(DTYPES)))
+    shape = draw(hnp.array_shapes(min_dims=0, max_dims=4, max_side=5))
+    array: Array = draw(hnp.arrays(dtype, shape))
+    match draw(st.sampled_from(["C", "F", "strided"])):
+        case "F":
+            return np.asfortranarray(array).reshape(shape, order="F")
+        case "strided":
+            return np.repeat(array, 2, axis=-1)[..., ::2] if array.ndim else array
+    return array
+
+
+def npy(header: str, *, version: bytes = b"\x01\x00", data: bytes = b"") -> bytes:
+    text = header.encode() + b"\n"
+    return b"\x93NUMPY" + version + len(text).to_bytes(2 if version[0] == 1 else 4, "little") + text + data
+
+
+def body(array: Array, samples: int = 1) -> bytes:
+    return b"".join(encode_update(samples, array))
+
+
+@given(weights())
+def test_a_model_is_encoded_as_numpy_save_does_it(array: Array) -> None:
+    expected = io.BytesIO()
+    np.save(expected, array, allow_pickle=False)
+    assert b"".join(encode_model(array)) == expected.getvalue()
+
+
+@given(weights())
+def test_a_model_survives_the_round_trip(array: Array) -> None:
+    decoded = decode(bytearray(b"".join(encode_model(array))))
+    assert decoded.dtype == array.dtype.newbyteorder("=")
+    assert decoded.flags.writeable
+    np.testing.assert_array_equal(decoded, array)
+
+
+@given(weights(), st.integers(0, 2**32 - 1))
+def test_an_update_is_read_back_in_c_order(array: Array, samples: int) -> None:
+    data = body(array, samples)
+    reader = UpdateReader(data, len(data))
+    assert (reader.samples, reader.header.shape) == (samples, array.shape)
+    np.testing.assert_array_equal(np.concatenate([block.copy() for block in reader.blocks()]), array.ravel())
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_an_update_in_a_file_is_read_in_blocks(tmp_path: Path, order: Any) -> None:
+    array = np.arange(2.0 * BLOCK + 6).reshape(2, -1).copy(order=order)
+    path = tmp_path / "update"
+    path.write_bytes(body(array))
+    with FileIO(path) as file:
+        blocks = [block.copy() for block in UpdateReader(file, path.stat().st_size).blocks()]
+    assert [block.size for block in blocks] == [BLOCK, BLOCK, 6]
+    np.testing.assert_array_equal(np.concatenate(blocks), array.ravel())
+
+
+def test_a_file_that_lost_its_end_is_not_read_for_ever(tmp_path: Path) -> None:
+    path = tmp_path / "update"
+    path.write_bytes(body(np.arange(1000.0)))
+    with FileIO(path, "r+") as file:
+        reader = UpdateReader(file, path.stat().st_size)
+        file.truncate(500)
+        with pytest.raises(WrongWeights, match="shorter than it was"):
+            list(reader.blocks())
+
+
+def test_decoding_and_encoding_share_memory_with_what_they_are_given() -> None:
+    array = np.arange(5.0)
+    header, data = encode_model(array)
+    assert np.shares_memory(np.frombuffer(data, np.uint8), array)
+    buffer = bytearray(header + bytes(data))
+    decoded = decode(buffer)
+    decoded[0] = 7
+    assert decode(buffer)[0] == 7
+
+
+def test_a_read_only_buffer_is_decoded_into_a_writable_copy() -> None:
+    decoded = decode(b"".join(encode_model(np.arange(3.0))))
+    decoded[0] = 7
+
+
+def test_a_header_is_128_bytes_and_version_1_like_08s() -> None:
+    header, _ = encode_model(np.arange(5.0))
+    assert (len(header), header[:8]) == (128, b"\x93NUMPY\x01\x00")
+
+
+@pytest.mark.parametrize("version", [b"\x02\x00", b"\x03\x00"])
+def test_later_versions_of_the_format_are_read(version: bytes) -> None:
+    data = npy("{'descr': '<f8', 'fortran_order': False, 'shape': (1,)}", version=version, data=bytes(8))
+    assert decode(data).shape == (1,)
+
+
+HEADER = "{{'descr': {descr}, 'fortran_order': {fortran}, 'shape': {shape}}}"
+
+
+def header(descr: str = "'<f8'", fortran: str = "False", shape: str = "(2,)") -> bytes:
+    return npy(HEADER.format(descr=descr, fortran=fortran, shape=shape), data=bytes(16))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "this is no .npy array"),
+        (b"<!DOCTYPE html>", "this is no .npy array: it begins with b'<!DOC"),
+        (b"\x93NUMPY", "version"),
+        (npy("", version=b"\x09\x00"), "version 9.0; versions 1.0 to 3.0 are known"),
+        (b"\x93NUMPY\x01\x00\xff\xff", "announces 65535 bytes of itself"),
+        (header()[:40], "ends within its header"),
+        (npy("['descr']"), "no dictionary"),
+        (npy("{'descr': '<f8'}"), "no dictionary"),
+        (npy("{'descr': '<f8', 'fortran_order': False, 'shape': (1,), 'more': 1}"), "no dictionary"),
+        (npy("__import__('os').getcwd()"), "no dictionary"),
+        (npy("(" * 5000), "no dictionary"),
+        (npy("\x00\x01"), "no dictionary"),
+        (header(descr="'|O'"), "is pickled: that is never accepted"),
+        (header(descr="'<f16'"), "'<f16' is no dtype of weights; use float16, float32, float64 or integers"),
+        (header(descr="'<c16'"), "no dtype of weights"),
+        (header(descr="'?'"), "no dtype of weights"),
+        (header(descr="'<U8'"), "no dtype of weights"),
+        (header(descr="'|V8'"), "no dtype of weights"),
+        (header(descr="'nonsense'"), "no dtype of weights"),
+        (header(descr="[('a', '<f8')]"), "no dtype of weights"),
+        (header(shape="2"), "shape '2' is none"),
+        (header(shape="(-1,)"), "is none"),
+        (header(shape="(True,)"), "is none"),
+        (header(shape="(2.0,)"), "is none"),
+        (header(shape=f"({2**70},)"), "is none"),
+        (header(shape="(1,)*65".replace("(1,)*65", str((1,) * 65))), "is none"),
+        (header(shape="(0,)"), "holds no weights"),
+        (header(fortran="0"), "neither True nor False"),
+        (header(shape="(3,)"), "announces 24 bytes of weights, but 16 follow it"),
+        (header(shape="(1,)"), "announces 8 bytes of weights, but 16 follow it"),
+    ],
+)
+def test_bytes_that_are_no_weights_are_refused_with_the_reason(data: bytes, message: str) -> None:
+    with pytest.raises(WeightsError) as refusal:
+        decode(data)
+    assert message in str(refusal.value)
+
+
+@given(st.binary(max_size=300))
+def test_hostile_bytes_are_refused_as_weights_errors(data: bytes) -> None:
+    for hostile in (data, b"\x93NUMPY" + data, b"\x93NUMPY\x01\x00" + len(data).to_bytes(2, "little") + data):
+        with pytest.raises(WeightsError):
+            decode(hostile)
+        with pytest.raises(WeightsError):
+            UpdateReader(hostile, len(hostile))
+
+
+def test_nothing_is_allocated_because_a_header_claims_it() -> None:
+    claim = header(shape="(1000000, 1000000)")
+    tracemalloc.start()
+    try:
+        with pytest.raises(WrongWeights, match="announces 8000000000000 bytes"):
+            decode(claim)
+        with pytest.raises(WrongWeights):
+            UpdateReader(bytes(4) + claim, 4 + len(claim))
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_update_shorter_than_its_sample_count_is_refused() -> None:
+    with pytest.raises(WrongWeights, match="sample count of 4 bytes, but 3 came"):
+        UpdateReader(bytes(3), 3)
+
+
+@pytest.mark.parametrize("samples", [-1, 2**32])
+def test_a_sample_count_has_to_fit_its_four_bytes(samples: int) -> None:
+    with pytest.raises(WrongWeights, match="from 0 to"):
+        encode_update(samples, np.arange(2.0))
+
+
+@pytest.mark.parametrize("dtype", ["c16", "O", "?", "i4,f4"])
+def test_arrays_that_are_no_weights_are_not_encoded(dtype: str) -> None:
+    with pytest.raises(WeightsError, match="no dtype of weights"):
+        encode_model(np.zeros(2, dtype))
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_found_wherever_they_are(dtype: str, bad: float) -> None:
+    for position in (0, BLOCK + 1):
+        array = np.ones(BLOCK + 2, dtype)
+        array[position] = bad
+        data = body(array)
+        with pytest.raises(NotFinite, match="NaN or infinite"):
+            UpdateReader(data, len(data)).check()
+
+
+def test_weights_too_large_to_be_averaged_are_found() -> None:
+    data = body(np.array([1.0, -2 * LARGEST]))
+    with pytest.raises(NotFinite, match="too large to be averaged"):
+        UpdateReader(data, len(data)).check()
+
+
+def test_integers_and_ordinary_floats_are_fine() -> None:
+    for array in (np.array([2**63], "u8"), np.array([-LARGEST, 0, LARGEST]), np.array([65504], "f2")):
+        data = body(array)
+        UpdateReader(data, len(data)).check()
+
+
+def test_an_update_has_to_be_like_the_training() -> None:
+    data = body(np.ones(4, ">f4"))
+    reader = UpdateReader(data, len(data))
+    reader.check_like(Spec(np.dtype("<f4"), (4,)))
+    for other in (Spec(np.dtype("<f8"), (4,)), Spec(np.dtype("<f4"), (2, 2))):
+        with pytest.raises(WrongWeights, match=r"<f4 weights of shape \(4,\), but this training is of <f"):
+            reader.check_like(other)
+
+
+@pytest.mark.parametrize(("dtype", "result"), [("f2", "<f2"), (">f4", "<f4"), (">f8", "<f8"), ("i1", "<f8"), ("u8", "<f8")])
+def test_narrow_floats_stay_and_the_rest_becomes_float64(dtype: str, result: str) -> None:
+    assert result_dtype(np.dtype(dtype)).str == result
+    assert parse_header(encode_model(np.ones(3, dtype))[0]).spec == Spec(np.dtype(result), (3,))
+
+
+@given(hnp.arrays(np.float64, st.integers(1, 50), elements=st.floats(-1e6, 1e6)))
+def test_statistics_are_numpys(array: Array) -> None:
+    found = statistics(np.tile(array, BLOCK // 20))
+    assert found.mean == pytest.approx(array.mean(), abs=1e-6, rel=1e-9)
+    assert found.stddev == pytest.approx(array.std(), abs=1e-6, rel=1e-9)
+    assert found.l2_norm == pytest.approx(np.linalg.norm(np.tile(array, BLOCK // 20)), rel=1e-9)
+    assert (found.least, found.largest, found.nonfinite) == (array.min(), array.max(), 0)
+
+
+def test_statistics_leave_out_what_is_not_finite_and_count_it() -> None:
+    found = statistics(np.array([[1.0, np.nan], [np.inf, 3.0]], "f4"))
+    assert (found.mean, found.nonfinite) == (2.0, 2)
+    assert statistics(np.array([np.nan])).nonfinite == 1
+
+
+def test_lists_of_arrays_are_flattened_and_back() -> None:
+    arrays = [np.arange(6.0).reshape(2, 3), np.array(7.0), np.arange(2, dtype="f4")]
+    flat = flatten(arrays)
+    assert flat.tolist() == [0, 1, 2, 3, 4, 5, 7, 0, 1]
+    for back, array in zip(unflatten(flat, like=arrays), arrays, strict=True):
+        assert (back.dtype, back.shape) == (array.dtype, array.shape)
+        np.testing.assert_array_equal(back, array)
+
+
+def test_a_flat_model_of_another_size_is_not_unflattened() -> None:
+    with pytest.raises(WrongWeights, match="the model has 4 weights, but 3 came"):
+        unflatten(np.arange(3.0), like=[np.zeros((2, 2))])

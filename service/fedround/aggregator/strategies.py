@@ -50,7 +50,7 @@ class Sums:
         for block in blocks:
             stop = start + block.size
             term = self._term[: block.size]
-            np.multiply(block, float(factor), out=term, casting="unsafe")
+            np.multiply(block, float(factor), out=term, dtype=np.float64)
             if self._errors is None:
                 self._sums[start:stop] += term
             else:

@@ -1,4 +1,4 @@
-"""`run-participant`: the tutorial's participant. Its model is one number, five times over, and falls towards 0 round after round."""
+"""`run-participant`: the tutorial's participant, whose model is one number five times over and falls towards 0 round by round."""
 
 import argparse
 import logging
@@ -8,8 +8,9 @@ import sys
 import numpy as np
 
 from fedround.errors import FedroundError
-from fedround.participant.abc import Array, NumPyParticipant, Update
+from fedround.participant.abc import NumPyParticipant, Update
 from fedround.participant.run import run_participant
+from fedround.weights import Array
 
 LOG = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def main() -> int:
     parser.add_argument(
         "--upper-bound", required=True, type=float, help="Initial upper bound for picking a random float to send to the coordinator"
     )
-    parser.add_argument("--coordinator-url", default="http://localhost:8081", help="Where the coordinator is (default: %(default)s)")
+    parser.add_argument("--coordinator-url", default="http://localhost:8081", help="Where the coordinator is [%(default)s]")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-8s %(message)s")
     participant = TutorialParticipant(upper_bound=arguments.upper_bound)

@@ -1,11 +1,13 @@
 """The coordinator's and the aggregator's cores together, under any interleaving of what may happen between them."""
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 
 import numpy as np
-from hypothesis import settings, strategies as st
+from hypothesis import settings
+from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fedround.aggregator.ledger import Counted, Ledger, Receipt
@@ -181,10 +183,8 @@ class Federation(RuleBasedStateMachine):
     @rule(data=st.data())
     def an_old_call_arrives_once_more(self, data: st.DataObject) -> None:
         call = data.draw(st.sampled_from(self.sent))
-        try:
+        with suppress(UnknownAttempt):
             self.aggregator.carry_out(call)
-        except UnknownAttempt:
-            pass
 
     @rule(lost=st.booleans())
     def read_the_ledger(self, lost: bool) -> None:

@@ -88,9 +88,10 @@ def test_the_path_of_the_coordinators_url_is_kept(path: str) -> None:
     assert peer.requests[0].line == f"GET /fl/heartbeat/{ID} HTTP/1.1"
 
 
-def test_a_heartbeat_that_does_not_wait_sends_no_preference() -> None:
+@pytest.mark.parametrize("wait", [None, 0.0])
+def test_a_heartbeat_that_does_not_wait_sends_no_preference(wait: float | None) -> None:
     with Peer(answer("200 OK", STAND_BY)) as peer, coordinator(peer) as client:
-        heartbeat, applied = client.heartbeat(ID, wait=None)
+        heartbeat, applied = client.heartbeat(ID, wait=wait)
     assert heartbeat.state is HeartbeatState.STAND_BY
     assert not applied
     assert "prefer" not in peer.requests[0].headers
@@ -416,17 +417,25 @@ def test_an_update_is_sent_without_being_copied_whole() -> None:
         assert peak_of(lambda: upload(peer, weights.data)) < 2 * MIB
 
 
-def test_nothing_of_a_transfer_is_kept() -> None:
-    """Not even until the garbage is collected: it would be another model's memory."""
+@pytest.fixture
+def garbage_stays() -> Iterator[None]:
     gc.disable()
-    with Peer(answer("200 OK", bytes(MIB)), answer("200 OK")) as peer, aggregator() as client:
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("garbage_stays")
+@pytest.mark.parametrize("reply", [Reply(answer("200 OK")), Reply(answer("413 Content Too Large"), read=1000, close=True)])
+def test_nothing_of_a_transfer_is_kept(reply: Reply) -> None:
+    """Not even until the garbage is collected: it would be another model's memory."""
+    with Peer(answer("200 OK", bytes(16 * MIB)), reply) as peer, aggregator() as client:
         body = client.download(peer.url, ID, TOKEN).body
         assert body is not None
         kept = weakref.ref(body.obj)
-        client.upload(peer.url, ID, TOKEN, [body])
+        with suppress(Refused):
+            client.upload(peer.url, ID, TOKEN, [body])
         del body
         assert kept() is None
-    gc.enable()
 
 
 def test_an_upload_follows_a_download_on_the_same_connection() -> None:

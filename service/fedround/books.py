@@ -39,7 +39,7 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of the ledger. `seq` rises by one from 1 within an incarnation; the order of counted entries is the order of folding."""
+    """One line of the ledger. `seq` rises by one from 1 within an incarnation; counted entries are in the order of folding."""
 
     seq: int
     attempt: str
@@ -52,7 +52,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """The entries after those that were acknowledged. Another `incarnation` than before: the sum was lost, and `seq` begins anew."""
+    """The entries that were not acknowledged. Another `incarnation` than before: the sum was lost, and `seq` begins anew."""
 
     incarnation: str
     entries: tuple[Entry, ...]
@@ -141,6 +141,21 @@ class Books(Protocol):
         Asked for another incarnation than its own, the aggregator acknowledges nothing and answers at once, from its first entry.
         """
         ...
+
+
+async def carry_out(books: Books, call: Call) -> Answer:
+    """Make the call, and hand on what it returns or raises."""
+    match call:
+        case Open(attempt, number, admissions, forget):
+            await books.open(attempt, number, admissions, forget)
+            return None
+        case Admit(attempt, admissions):
+            await books.admit(attempt, admissions)
+            return None
+        case Revoke(attempt, id):
+            return await books.revoke(attempt, id)
+        case Close(attempt, ids):
+            return await books.close(attempt, ids)
 
 
 def page_to_json(page: Page) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """HTTP from the side that asks: of the coordinator, of the aggregator, of its books. The only file that imports httpx.
 
-Whatever goes wrong becomes one of our errors, in `_mapped` and `_failure`; its text has the peer's address and the path's template.
+Whatever goes wrong becomes one of our errors, in `_mapped` and `_check`; its text has the peer's address and the path's template.
 What a participant asks with is synchronous: an asynchronous request costs httpx twice the CPU.
 """
 
@@ -130,8 +130,7 @@ class _Client:
                     extensions={"path": path},
                 ) as response,
             ):
-                if failure := _failure(where, response, _read_problem(response), accept):
-                    raise failure
+                _check(where, response, _read_problem(response), accept)
                 yield response
         except BaseException as error:
             failed = type(error.__cause__ or error).__name__
@@ -163,14 +162,13 @@ class CoordinatorClient(_Client):
             return RendezVous.decode(_read(response))
 
     def heartbeat(self, id: str, *, wait: float | None) -> tuple[Heartbeat, bool]:
-        """Say that we are alive; ask the coordinator to hold an answer that brings no news for up to `wait` seconds.
+        """Say that we are alive; unless `wait` is 0 or None, ask that an answer without news be held for so many seconds at most.
 
         Returns:
             The answer, and whether the coordinator holds answers.
         """
-        hold = None if wait is None else math.ceil(wait)
-        headers = None if hold is None else {wire.PREFER: f"wait={hold}"}
-        timeout = None if hold is None else hold + HOLD_MARGIN
+        hold = math.ceil(wait or 0)
+        headers, timeout = ({wire.PREFER: f"wait={hold}"}, hold + HOLD_MARGIN) if hold else (None, None)
         with self._exchange("GET", self._url, wire.HEARTBEAT, {"id": id}, headers=headers, timeout=timeout) as response:
             return Heartbeat.decode(_read(response)), "wait" in response.headers.get(wire.PREFERENCE_APPLIED, "")
 
@@ -246,7 +244,7 @@ class AggregatorClient(_Client):
             return _outcome(response.headers.get(wire.UPDATE_OUTCOME))
 
     def abort(self) -> None:
-        """From another thread: end the transfer under way with `Aborted`, as soon as its current read or write is over."""
+        """From another thread: end the transfer under way, if any, with `Aborted` as soon as its current read or write is over."""
         self._aborted.set()
 
     def _receive(self, response: httpx.Response) -> memoryview:
@@ -327,8 +325,7 @@ class AsyncPeer:
                 async for chunk in response.aiter_raw():
                     body += chunk
                     _bounded(body, max_answer)
-            if failure := _failure(where, response, bytes(body), accept=(200, 204)):
-                raise failure
+            _check(where, response, bytes(body), accept=(200, 204))
         return bytes(body)
 
     async def aclose(self) -> None:
@@ -354,20 +351,20 @@ def _where(method: str, url: str, path: str) -> str:
     return f"{method} {address[1] if address else ''}{path}"
 
 
-def _failure(where: str, response: httpx.Response, body: bytes, accept: Collection[int]) -> ExchangeError | None:
-    """What is wrong with an answer, if anything is."""
+def _check(where: str, response: httpx.Response, body: bytes, accept: Collection[int]) -> None:
     status, headers = response.status_code, response.headers
     if status in (429, 503):
-        return Busy(f"{where}: {status}", retry_after=_retry_after(headers.get("Retry-After", "")))
+        raise Busy(f"{where}: {status}", retry_after=_retry_after(headers.get("Retry-After", "")))
     if status >= 500:
-        return Unreachable(f"{where}: {status}")
+        raise Unreachable(f"{where}: {status}")
+    if status >= 400 and status not in accept:
+        raise Refused(status, _detail(headers, body), where)
     if status not in accept:
-        return Refused(status, _detail(headers, body), where) if status >= 400 else BadAnswer(f"an unexpected {status}")
+        raise BadAnswer(f"an unexpected {status}")
     if status < 300 and "text/html" in headers.get("Content-Type", ""):
-        return BadAnswer("an HTML page: is there a log-in or a proxy in between?")
+        raise BadAnswer("an HTML page: is there a log-in or a proxy in between?")
     if headers.get("Content-Encoding", "identity") != "identity":
-        return BadAnswer("a compressed answer, which we did not ask for")
-    return None
+        raise BadAnswer("a compressed answer, which we did not ask for")
 
 
 def _retry_after(value: str) -> float:
@@ -430,8 +427,9 @@ class _Slices:
             self.sent += len(chunk)
 
     def close(self) -> None:
-        """Let go of the buffers: httpx's requests and answers are circular, and live until the garbage is collected."""
-        self._views.clear()
+        """Let go of the buffers: httpx's requests and answers refer to each other, and live until the garbage is collected."""
+        for view in self._views:
+            view.release()
 
     def _copies(self) -> Iterator[bytes]:
         for view in self._views:

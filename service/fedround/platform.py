@@ -1,6 +1,7 @@
 """Coordinator and aggregator in one process: the books are asked by plain calls, and there is no internal port."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from fedround.observability.health import Health
 from fedround.observability.logs import LogObserver
 from fedround.serve import Endpoint
 from fedround.settings import AggregatorSettings, CoordinatorSettings
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,3 +75,4 @@ async def _run(coordinator: CoordinatorSettings, aggregator: AggregatorSettings)
     with serve.capture_signals() as stop:
         async with serving(coordinator, aggregator):
             await stop.wait()
+            LOG.info("stopping")

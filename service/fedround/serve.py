@@ -1,4 +1,4 @@
-"""Serving: uvicorn's servers in one event loop, the signals, the settings of a process that serves. The only file that imports uvicorn."""
+"""Serving: uvicorn's servers in one event loop, signals, the tuning of a serving process. The only file that imports uvicorn."""
 
 import asyncio
 import ctypes

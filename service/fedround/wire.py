@@ -1,7 +1,7 @@
 """The protocol's messages, paths and headers: XAIN FL 0.8, and our optional additions. One definition for both ends; no I/O.
 
-`encode` gives the very bytes that a 0.8 coordinator sends, with the additions behind them; `decode` accepts what any 0.8 coordinator sends,
-ignores what it does not know, and raises `BadAnswer` on everything else.
+`encode` gives the very bytes that a 0.8 coordinator sends, with the additions behind them; `decode` accepts what any 0.8
+coordinator sends, ignores what it does not know, and raises `BadAnswer` on everything else.
 """
 
 import json
@@ -187,7 +187,8 @@ def _load(body: bytes) -> dict[str, Any]:
     except ValueError:
         data = None
     if not isinstance(data, dict):
-        start = body[:60].decode(errors="replace")
+        # Few enough characters that no id or token of a cut answer is among them.
+        start = body[:24].decode(errors="replace")
         raise BadAnswer(f"the answer is no JSON object but begins with {start!r}: is this URL a coordinator?")
     return data
 

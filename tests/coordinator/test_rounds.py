@@ -342,10 +342,12 @@ def test_a_round_in_which_every_update_is_refused_is_tried_anew() -> None:
     assert "refused" in dropped.reason
 
 
-def test_an_attempt_that_the_books_lost_begins_anew_at_once() -> None:
+def test_an_attempt_that_the_books_lost_begins_anew_when_their_ledger_is_read() -> None:
     table = Table(Plan(), present=1)
     first = table.open()
     table.rounds.lost(table.now, first.attempt)
+    assert table.rounds.pending(table.now) is None
+    table.rounds.recorded(table.now, Page("second-life", ()))
     second = table.open()
     assert second.attempt != first.attempt
     assert second.round == first.round
@@ -384,8 +386,8 @@ def test_an_answer_for_an_attempt_that_is_over_changes_nothing() -> None:
     first = table.open()
     table.rounds.lost(table.now, first.attempt)
     table.rounds.answered(table.now, first, None)
-    call = table.rounds.pending(table.now)
-    assert isinstance(call, Open)
+    assert table.rounds.attempt is not None
+    assert not table.rounds.attempt.opened
 
 
 def test_an_answer_of_the_wrong_kind_is_an_illegal_move_that_changes_nothing() -> None:
@@ -430,11 +432,15 @@ def test_an_update_of_somebody_who_is_gone_counts() -> None:
     assert table.rounds.history[0].ids == tuple(table.ids)
 
 
-def test_the_books_are_told_once_who_is_gone() -> None:
-    table = Table(Plan(rounds=3), present=2)
+def test_the_books_are_told_once_whom_to_forget() -> None:
+    table = Table(Plan(rounds=4), present=2)
     gone, stays = table.ids
     table.open()
+    table.enter(gone)
+    table.close()
+    table.open()
     table.rounds.leave(table.now, gone)
+    table.rounds.leave(table.now, table.join("was never chosen"))
     table.revoke(Verdict.REVOKED)
     table.enter(stays)
     table.close()
@@ -463,7 +469,8 @@ def test_the_status_shows_who_takes_part_without_whole_ids() -> None:
     assert {p["state"] for p in shown["participants"]} == {"selected", "waiting"}
     assert {p["seconds_since_contact"] for p in shown["participants"]} == {1.5}
     assert not any(id in str(shown) for id in table.ids)
-    (id,) = (m for m in table.rounds.attempt.members) if table.rounds.attempt else ()
+    assert table.rounds.attempt is not None
+    (id,) = table.rounds.attempt.members
     table.enter(id, loss=0.5)
     table.close()
     assert status(table.rounds, table.now)["last_rounds"][0]["figures"] == {"loss": 0.5}

@@ -19,7 +19,21 @@ from fedround import asgi, serve, wire
 from fedround.aggregator.service import AggregatorService
 from fedround.aggregator.spool import Spool
 from fedround.aggregator.strategies import load_strategy
-from fedround.books import Admit, Books, Call, Close, Closed, Open, Revoke, admissions_from_json, page_to_json
+from fedround.books import (
+    Admit,
+    Answer,
+    Books,
+    Call,
+    Close,
+    Closed,
+    Difference,
+    Open,
+    Revoke,
+    Verdict,
+    admissions_from_json,
+    carry_out,
+    page_to_json,
+)
 from fedround.errors import ConfigurationError, TooLarge
 from fedround.events import Observer, short
 from fedround.observability import ops
@@ -88,7 +102,7 @@ def _figures(id: str, header: str | None) -> dict[str, float]:
 
 
 def internal(books: Books, *, secret: str | None = None) -> ASGIApp:
-    """The books over HTTP (see `fedround.http.RemoteBooks`); with `secret`, only for who bears it."""
+    """The books over HTTP (see `fedround.remote_books.RemoteBooks`); with `secret`, only for who bears it."""
 
     async def call(request: Request) -> Response:
         body = await _whole(request)
@@ -96,7 +110,7 @@ def internal(books: Books, *, secret: str | None = None) -> ASGIApp:
             call = _CALLS[request.path_params["operation"]](json.loads(body))
         except (KeyError, TypeError, ValueError):
             return asgi.problem(400, "this is no call of the books")
-        return _answer(await _carry_out(books, call))
+        return _answer(_answer_to_json(await carry_out(books, call)))
 
     async def ledger(request: Request) -> Response:
         after = request.query_params.get("after", "0")
@@ -117,20 +131,16 @@ _CALLS: Mapping[str, Callable[[Any], Call]] = {
 }
 
 
-async def _carry_out(books: Books, call: Call) -> dict[str, object]:
-    match call:
-        case Open(attempt, number, admissions, forget):
-            await books.open(attempt, number, admissions, forget)
-        case Admit(attempt, admissions):
-            await books.admit(attempt, admissions)
-        case Revoke(attempt, id):
-            return {"verdict": await books.revoke(attempt, id)}
-        case Close(attempt, ids):
-            answer = await books.close(attempt, ids)
-            if isinstance(answer, Closed):
-                return {"closed": {"parameters": answer.parameters}}
-            return {"difference": {"missing": sorted(answer.missing), "surplus": sorted(answer.surplus)}}
-    return {}
+def _answer_to_json(answer: Answer) -> dict[str, object]:
+    match answer:
+        case None:
+            return {}
+        case Verdict():
+            return {"verdict": answer}
+        case Closed(parameters):
+            return {"closed": {"parameters": parameters}}
+        case Difference(missing, surplus):
+            return {"difference": {"missing": sorted(missing), "surplus": sorted(surplus)}}
 
 
 async def _whole(request: Request) -> bytearray:

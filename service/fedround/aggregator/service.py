@@ -1,4 +1,4 @@
-"""The aggregator at work: receives updates, folds them into the sum, serves the result. The ledger alone decides what is counted."""
+"""The aggregator at work: receives updates, folds them, serves the result. The ledger alone decides what is counted."""
 
 import asyncio
 import logging

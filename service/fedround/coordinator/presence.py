@@ -16,6 +16,8 @@ class Participant:
     expires: float
     counted: int | None = None
     """The last round in which its update was counted."""
+    known_to_books: bool = False
+    """It was chosen at least once: when it is gone, the books are told to forget it."""
 
 
 class Presence:

@@ -162,7 +162,7 @@ class Rounds:
             return
         match call, answer:
             case Open(), None:
-                attempt.opened = True
+                attempt.opened, attempt.begun = True, now
                 self._gone = [id for id in self._gone if id not in frozenset(call.forget)]
                 self._facts.append(events.AttemptOpened(attempt.round, attempt.id))
                 self._admitted(now, attempt, call.admissions)
@@ -179,8 +179,9 @@ class Rounds:
         self._settle(now)
 
     def lost(self, now: float, attempt: str) -> None:
-        """The books do not know this attempt any more."""
+        """The books do not know this attempt any more. Which life they are in now, the next page of the ledger tells."""
         if self.attempt is not None and self.attempt.id == attempt:
+            self.incarnation = ""
             self._drop(now, self.attempt, "the aggregator lost its sum", 0.0)
             self._settle(now)
 
@@ -234,6 +235,7 @@ class Rounds:
         wanted = max(self.plan.wanted(len(self.present)), self.plan.required) - expected
         chosen = self._rng.sample(waiting, min(wanted, len(waiting)))
         for p in chosen:
+            p.known_to_books = True
             attempt.move(Member(p.id, p.name, self._uuid(), State.CHOSEN), State.CHOSEN)
         return bool(chosen)
 
@@ -312,7 +314,8 @@ class Rounds:
 
     def _remove(self, now: float, id: str, reason: str) -> None:
         participant = self.present.remove(id)
-        self._gone.append(id)
+        if participant.known_to_books:
+            self._gone.append(id)
         self._facts.append(events.ParticipantGone(id, participant.name, reason))
         attempt = self.attempt
         if attempt is not None and id in attempt.members and attempt.members[id].state in (State.CHOSEN, State.SELECTED):

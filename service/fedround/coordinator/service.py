@@ -11,7 +11,7 @@ from typing import Any
 
 from fedround import events
 from fedround.backoff import delays
-from fedround.books import Admit, Answer, Books, Call, Close, Open, Revoke
+from fedround.books import Books, Call, carry_out
 from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.status import status
 from fedround.errors import ExchangeError, UnknownAttempt
@@ -176,27 +176,12 @@ class CoordinatorService:
 
     async def _carry_out(self, call: Call) -> None:
         try:
-            answer = await self._ask(call)
+            answer = await carry_out(self._books, call)
         except UnknownAttempt:
-            # Books that began a new life say so in their ledger. Hear that first, or one loss is told twice and costs two attempts.
-            await self._read_ledger("")
             self._rounds.lost(self._clock(), call.attempt)
         else:
             self._reached()
             self._rounds.answered(self._clock(), call, answer)
-
-    async def _ask(self, call: Call) -> Answer:
-        match call:
-            case Open(attempt, number, admissions, forget):
-                await self._books.open(attempt, number, admissions, forget)
-                return None
-            case Admit(attempt, admissions):
-                await self._books.admit(attempt, admissions)
-                return None
-            case Revoke(attempt, id):
-                return await self._books.revoke(attempt, id)
-            case Close(attempt, ids):
-                return await self._books.close(attempt, ids)
 
     def _reached(self) -> None:
         self._delays = None

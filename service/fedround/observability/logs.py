@@ -21,36 +21,33 @@ _COLOURS = {"DEBUG": "\x1b[2m", "WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRI
 _Line = tuple[int, str]
 
 
-# Facts of a contact that was lost or made: with whom, and which.
-_CONTACTS: dict[type[Fact], tuple[str, bool]] = {
-    events.ContactLost: ("coordinator", False),
-    events.ContactMade: ("coordinator", True),
-    events.BooksUnreachable: ("aggregator", False),
-    events.BooksReached: ("aggregator", True),
-}
-
-
 class LogObserver:
     """One line for each change that an operator should know of at INFO and above; what passes in between at DEBUG."""
 
     def __init__(self) -> None:
-        self._contact: dict[str, bool] = {}
+        self._made: dict[str, bool] = {}
 
     def __call__(self, fact: Fact) -> None:
         """Log what `fact` has to say. Each attempt tells that a contact is still lost: one line is enough."""
-        level, text = (
-            self._contact_line(fact) or _participant_line(fact) or _platform_line(fact) or (logging.DEBUG, str(_fields(fact)))
-        )
+        line = self._contact_line(fact) or _participant_line(fact) or _platform_line(fact)
+        level, text = line or (logging.DEBUG, str(_fields(fact)))
         LOG.log(level, "%s", text, extra={"fact": fact})
 
     def _contact_line(self, fact: Fact) -> _Line | None:
-        peer, made = _CONTACTS.get(type(fact), ("", False))
-        if not peer or self._contact.get(peer) is made:
+        match fact:
+            case events.ContactMade() | events.ContactLost():
+                peer = "coordinator"
+            case events.BooksReached() | events.BooksUnreachable():
+                peer = "aggregator"
+            case _:
+                return None
+        made = isinstance(fact, events.ContactMade | events.BooksReached)
+        if self._made.get(peer) is made:
             return None
-        self._contact[peer] = made
-        if made:
-            return logging.INFO, f"in contact with the {peer}"
-        return logging.WARNING, f"no contact with the {peer} ({fact.reason}), trying again"
+        self._made[peer] = made
+        if isinstance(fact, events.ContactLost | events.BooksUnreachable):
+            return logging.WARNING, f"no contact with the {peer} ({fact.reason}), trying again"
+        return logging.INFO, f"in contact with the {peer}"
 
 
 def _participant_line(fact: Fact) -> _Line | None:

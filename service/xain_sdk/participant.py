@@ -1,0 +1,38 @@
+"""`xain_sdk.participant` of 0.8: its errors, and `run_participant`."""
+
+import logging
+from typing import Any
+
+from fedround import events
+from fedround.errors import DeserializationError, ParticipantError, SerializationError, TrainingError
+from fedround.events import Fact
+from fedround.participant import run
+from fedround.participant.abc import ParticipantABC
+from fedround.wire import UPDATE
+
+__all__ = [
+    "DeserializationError",
+    "ParticipantABC",
+    "ParticipantError",
+    "SerializationError",
+    "TrainingError",
+    "run_participant",
+]
+
+LOG = logging.getLogger("http")
+
+
+def run_participant(participant: ParticipantABC[Any, Any], coordinator_url: str, heartbeat_period: float = 1) -> None:
+    """Take part in the training of the coordinator at `coordinator_url` until it is finished."""
+    run.run_participant(participant, coordinator_url, heartbeat_period, observers=[_log])
+
+
+def _log(fact: Fact) -> None:
+    """The lines of 0.8."""
+    match fact:
+        case events.StateChanged(state="waiting"):
+            LOG.info("waiting for being selected")
+        case events.PhaseBegan(phase="download"):
+            LOG.info("downloading global weights from the aggregator")
+        case events.ExchangeEnded(method="GET", path=path, status=200, received=received) if path == UPDATE:
+            LOG.info("retrieved training data (length: %d bytes)", received)

@@ -1,0 +1,641 @@
+import asyncio
+import base64
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from fedround.aggregator import app
+from fedround.aggregator.service import AggregatorService
+from fedround.aggregator.spool import Spool
+from fedround.aggregator.strategies import WeightedAverage
+from fedround.books import Admission, Closed, Difference, Entry, Outcome, Verdict
+from fedround.errors import ConfigurationError, ExchangeError, UnknownAttempt
+from fedround.events import Fact, Observers, UploadFailed
+from fedround.observability import ops
+from fedround.observability.health import Health
+from fedround.remote_books import RemoteBooks
+from fedround.serve import Endpoint, serving
+from fedround.settings import AggregatorSettings
+from support.sockets import Connection, connected
+from support.updates import claiming, npy, update
+
+ANNA, BERT = "aaaaaaaa-aaaa-4aaa-8aaa-aaaaaaaaaaaa", "bbbbbbbb-bbbb-4bbb-8bbb-bbbbbbbbbbbb"
+TOKEN = {ANNA: "11111111-1111-4111-8111-111111111111", BERT: "22222222-2222-4222-8222-222222222222"}
+MAX_SIZE = 4 << 20
+
+Answer = httpx.Response
+
+
+def path(id: str) -> str:
+    return f"/{id}/{TOKEN[id]}"
+
+
+def make(
+    *, directory: Path | None = None, window: float = 60.0, hold: float = 60.0, facts: list[Fact] | None = None
+) -> AggregatorService:
+    observer = None if facts is None else facts.append
+    spool = Spool(directory, max_size=MAX_SIZE, window=window)
+    return AggregatorService(WeightedAverage, spool, observer=observer, hold=hold, patience=0.0)
+
+
+async def open_round(service: AggregatorService, attempt: str = "attempt-0", round: int = 0) -> None:
+    await service.open(attempt, round, [Admission(id, token) for id, token in TOKEN.items()], [])
+
+
+async def assert_the_others_go_on(service: AggregatorService, client: httpx.AsyncClient) -> None:
+    """Bert's update is counted, and his alone, and becomes the model."""
+    answer = await client.post(path(BERT), content=update(2, 1, 2))
+    assert (answer.status_code, answer.content, answer.headers["fedround-update"]) == (200, b"", "counted")
+    assert await service.close("attempt-0", [BERT]) == Closed(parameters=2)
+
+
+@asynccontextmanager
+async def asking(service: AggregatorService, *, token: str | None = None) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(app.public(service, token=token))
+    async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+        yield client
+
+
+@asynccontextmanager
+async def on_sockets(service: AggregatorService) -> AsyncIterator[tuple[int, httpx.AsyncClient]]:
+    """The public app's port, and a client of it."""
+    endpoint = Endpoint(app.public(service), host="127.0.0.1", port=0, setting="PORT")
+    async with serving(endpoint), httpx.AsyncClient(base_url=f"http://127.0.0.1:{endpoint.port}") as client:
+        yield endpoint.port, client
+
+
+def test_before_the_first_aggregation_the_global_model_is_empty() -> None:
+    async def main() -> None:
+        service = make()
+        await open_round(service)
+        async with asking(service) as client:
+            answer = await client.get(path(ANNA))
+            assert (answer.status_code, answer.content, answer.headers["content-length"]) == (200, b"", "0")
+            assert answer.headers["content-type"] == "application/octet-stream"
+            assert (await client.get(path(ANNA), headers={"If-None-Match": answer.headers["etag"]})).status_code == 304
+
+    asyncio.run(main())
+
+
+def test_the_global_model_is_what_numpy_would_have_saved() -> None:
+    async def main() -> None:
+        service = make()
+        await open_round(service)
+        await service.deliver(ANNA, TOKEN[ANNA], only(update(1, 1, 2)))
+        await service.close("attempt-0", [ANNA])
+        async with asking(service) as client:
+            answer = await client.get(path(ANNA))
+            expected = npy(np.array([1, 2], "<f4"), version=(1, 0))
+            assert (answer.content, answer.headers["content-length"]) == (expected, str(len(expected)))
+
+    asyncio.run(main())
+
+
+async def only(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+def test_who_has_the_newest_model_is_told_so() -> None:
+    async def main() -> None:
+        service = make()
+        await open_round(service)
+        async with asking(service) as client:
+            await client.post(path(ANNA), content=update(1, 1, 2))
+            await service.close("attempt-0", [ANNA])
+            etag = (await client.get(path(ANNA))).headers["etag"]
+            for known in (etag, f'"other", W/{etag}'):
+                answer = await client.get(path(ANNA), headers={"If-None-Match": known})
+                assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", etag)
+            assert (await client.get(path(ANNA), headers={"If-None-Match": '"none"'})).status_code == 200
+
+    asyncio.run(main())
+
+
+def test_ids_and_tokens_are_read_as_tolerantly_as_in_0_8() -> None:
+    async def main() -> None:
+        service = make()
+        await open_round(service)
+        async with asking(service) as client:
+            for written in (ANNA.upper(), ANNA.replace("-", ""), f"urn:uuid:{ANNA}"):
+                assert (await client.get(f"/{written}/{TOKEN[ANNA].replace('-', '')}/?x=y")).status_code == 200
+
+    asyncio.run(main())
+
+
+def test_an_update_may_come_in_chunks_without_a_length() -> None:
+    async def main() -> None:
+        service = make()
+        await open_round(service)
+
+        async def chunks() -> AsyncIterator[bytes]:
+            for byte in update(1, 1, 2):
+                yield bytes([byte])
+
+        async with on_sockets(service) as (_, client):
+            assert (await client.post(path(ANNA), content=chunks())).headers["fedround-update"] == "counted"
+
+    asyncio.run(main())
+
+
+def test_a_repeat_is_answered_with_200_and_says_so() -> None:
+    async def main() -> None:
+        service = make()
+        await open_round(service)
+        async with asking(service) as client:
+            await client.post(path(ANNA), content=update(1, 1, 2))
+            again = await client.post(path(ANNA), content=update(1, 1, 2))
+            assert (again.status_code, again.content, again.headers["fedround-update"]) == (200, b"", "repeated")
+            await assert_both_counted(service, client)
+
+    asyncio.run(main())
+
+
+async def assert_both_counted(service: AggregatorService, client: httpx.AsyncClient) -> None:
+    await client.post(path(BERT), content=update(1, 1, 2))
+    assert await service.close("attempt-0", [ANNA, BERT]) == Closed(parameters=2)
+
+
+@pytest.mark.parametrize("samples", [0, 1, 2**32 - 1])
+def test_every_sample_count_is_valid(samples: int) -> None:
+    async def main() -> None:
+        service = make()
+        await open_round(service)
+        async with asking(service) as client:
+            assert (await client.post(path(ANNA), content=update(samples, 1, 2))).status_code == 200
+            assert [entry.samples for entry in (await service.ledger("another", 0)).entries] == [samples]
+            await assert_both_counted(service, client)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"/{ANNA}/{TOKEN[BERT]}",
+        f"/{TOKEN[ANNA]}/{ANNA}",
+        "/no-uuid/neither",
+        f"/{ANNA}/{TOKEN[ANNA]}0",
+        f"/{ANNA}",
+        "/",
+    ],
+)
+def test_without_credentials_there_is_nothing(address: str) -> None:
+    async def main() -> None:
+        service = make()
+        await open_round(service)
+        async with asking(service) as client:
+            for method in ("GET", "POST"):
+                answer = await client.request(method, address, content=update(1, 1, 2) if method == "POST" else None)
+                assert answer.status_code == 404
+                assert answer.headers["content-type"] == "application/problem+json"
+                assert answer.json()["title"] == "Not Found"
+            await assert_the_others_go_on(service, client)
+
+    asyncio.run(main())
+
+
+def test_an_aggregator_with_a_token_serves_nobody_without_it() -> None:
+    async def main() -> None:
+        service = make()
+        await open_round(service)
+        async with asking(service, token="secret") as client:
+            for headers in ({}, {"Authorization": "Bearer wrong"}):
+                answer = await client.post(path(ANNA), content=update(1, 1, 2), headers=headers)
+                assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+                assert (await client.get(path(ANNA), headers=headers)).status_code == 401
+            client.headers["Authorization"] = "Bearer secret"
+            await assert_the_others_go_on(service, client)
+
+    asyncio.run(main())
+
+
+def test_an_update_for_a_round_that_is_over_is_told_so() -> None:
+    async def main() -> None:
+        service = make()
+        await open_round(service)
+        await service.revoke("attempt-0", ANNA)
+        async with asking(service) as client:
+            answer = await client.post(path(ANNA), content=update(1, 1, 2))
+            assert answer.status_code == 409
+            assert answer.json() == {
+                "title": "Conflict",
+                "status": 409,
+                "detail": "the round of this token is over, or was given to others",
+            }
+            await assert_the_others_go_on(service, client)
+
+    asyncio.run(main())
+
+
+GOOD = update(1, 1, 2)
+OBJECTS = b"\0\0\0\1" + npy(np.array([{}], object))
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "detail"),
+    [
+        pytest.param(b"", 422, "begins with a sample count of 4 bytes, but 0 came", id="empty"),
+        pytest.param(GOOD[:50], 422, "ends within its header", id="cut within the header"),
+        pytest.param(GOOD[:-1], 422, "announces 8 bytes of weights, but 7 follow", id="cut within the weights"),
+        pytest.param(GOOD + b"!", 422, "announces 8 bytes of weights, but 9 follow", id="too long"),
+        pytest.param(b"\0\0\0\1" + b"PK\3\4" + bytes(100), 415, "this is no .npy array", id="wrong magic"),
+        pytest.param(GOOD[:10] + b"\x09" + GOOD[11:], 415, "of version 9.0", id="version 9"),
+        pytest.param(OBJECTS, 415, "pickled: that is never accepted", id="objects"),
+        pytest.param(claiming("(1000000000000,)"), 422, "announces 4000000000000 bytes", id="a terabyte in a row"),
+        pytest.param(claiming("(1048576, 1048576)"), 422, "announces 4398046511104 bytes", id="a terabyte in a square"),
+        pytest.param(claiming("(2,)", descr="<c8", data=bytes(16)), 415, "'<c8' is no dtype of weights", id="complex"),
+        pytest.param(update(1, 1, float("nan")), 422, "NaN or infinite", id="NaN"),
+        pytest.param(update(1, 1, float("inf")), 422, "NaN or infinite", id="infinite"),
+        pytest.param(bytes(MAX_SIZE + 1), 413, f"more than {MAX_SIZE} bytes", id="too large"),
+    ],
+)
+def test_what_is_no_update_is_refused_with_the_reason(body: bytes, status: int, detail: str) -> None:
+    async def main() -> None:
+        service = make()
+        await open_round(service)
+        async with on_sockets(service) as (_, client):
+            answer = await client.post(path(ANNA), content=body)
+            assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+            assert detail in answer.json()["detail"]
+            entry = (await service.ledger("another", 0)).entries[0]
+            assert (entry.id, entry.outcome) == (ANNA, Outcome.REFUSED)
+            await assert_the_others_go_on(service, client)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        (update(1, 1, 2, 3), "of shape (3,), but this training is of <f4 weights of shape (2,)"),
+        (update(1, 1, 2, dtype="<f8"), "these are <f8 weights"),
+    ],
+)
+def test_an_update_unlike_the_others_is_refused(body: bytes, detail: str) -> None:
+    async def main() -> None:
+        service = make()
+        await open_round(service)
+        async with asking(service) as client:
+            await client.post(path(BERT), content=GOOD)
+            answer = await client.post(path(ANNA), content=body)
+            assert answer.status_code == 422
+            assert detail in answer.json()["detail"]
+            assert await service.close("attempt-0", [BERT]) == Closed(parameters=2)
+
+    asyncio.run(main())
+
+
+def test_what_grows_too_large_without_an_announcement_is_refused() -> None:
+    async def main() -> None:
+        service = make()
+        await open_round(service)
+
+        async def endless() -> AsyncIterator[bytes]:
+            for _ in range(100):
+                yield bytes(100_000)
+
+        async with on_sockets(service) as (_, client):
+            answer = await client.post(path(ANNA), content=endless())
+            assert answer.status_code == 413
+            await assert_the_others_go_on(service, client)
+
+    asyncio.run(main())
+
+
+def test_a_full_spool_asks_to_come_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        service = make(directory=tmp_path / "gone")
+        await open_round(service)
+        async with asking(service) as client:
+            large = b"\0\0\0\1" + npy(np.zeros(1 << 19, "<f4"))
+            answer = await client.post(path(ANNA), content=large)
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+            assert "cannot be kept" in answer.json()["detail"]
+            (tmp_path / "gone").mkdir()
+            assert (await client.post(path(ANNA), content=large)).headers["fedround-update"] == "counted"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("header", "figures"),
+    [
+        ('{"loss": 0.5, "epochs": 3}', {"loss": 0.5, "epochs": 3.0}),
+        ("{}", {}),
+        ("no JSON", {}),
+        ("[1]", {}),
+        ('{"loss": NaN}', {}),
+        ('{"loss": 1e999}', {}),
+        ('{"loss": "low"}', {}),
+        ('{"loss": true}', {}),
+        ('{"loss": 1' + "0" * 400 + "}", {}),
+        ("[" * 1500, {}),
+        ('{"loss": 0.5, "x": "' + "x" * 2048 + '"}', {}),
+    ],
+)
+def test_what_a_participant_reports_is_entered_if_it_is_finite_numbers(header: str, figures: Mapping[str, float]) -> None:
+    async def main() -> None:
+        service = make()
+        await open_round(service)
+        async with asking(service) as client:
+            await client.post(path(ANNA), content=GOOD, headers={"Fedround-Metrics": header})
+            assert (await service.ledger("another", 0)).entries == (Entry(1, "attempt-0", ANNA, Outcome.COUNTED, 1, figures),)
+
+    asyncio.run(main())
+
+
+# What only sockets show
+
+Misbehaving = Callable[[Connection], Awaitable[None]]
+
+
+async def hang_up(connection: Connection) -> None:
+    await connection.ask("POST", path(ANNA), Content_Length=str(len(GOOD)))
+    await connection.send(GOOD[:-1])
+    connection.reset()
+
+
+async def hang_up_in_a_large_one(connection: Connection) -> None:
+    await connection.ask("POST", path(ANNA), Content_Length=str(3 << 20))
+    await connection.send(bytes(2 << 20))
+    connection.reset()
+
+
+async def hang_up_in_a_chunk(connection: Connection) -> None:
+    await connection.ask("POST", path(ANNA), Transfer_Encoding="chunked")
+    await connection.send(b"5\r\nhel")
+    connection.reset()
+
+
+async def be_slow(connection: Connection) -> None:
+    await connection.ask("POST", path(ANNA), Content_Length=str(len(GOOD)))
+    await connection.send(GOOD[:-1])
+    answer = await connection.answer()
+    assert (answer.status, answer.headers["connection"]) == (408, "close")
+    assert "less than 10000 bytes per second" in json.loads(answer.body)["detail"]
+
+
+@pytest.mark.parametrize("misbehave", [hang_up, hang_up_in_a_large_one, hang_up_in_a_chunk, be_slow])
+def test_an_upload_that_does_not_arrive_whole_counts_for_nothing(misbehave: Misbehaving, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedround.asgi.DRAIN_SECONDS", 0.05)
+
+    async def main() -> None:
+        failed = asyncio.Event()
+
+        def observe(fact: Fact) -> None:
+            if isinstance(fact, UploadFailed):
+                assert fact.id == ANNA
+                failed.set()
+
+        spool = Spool(None, max_size=MAX_SIZE, window=0.2)
+        service = AggregatorService(WeightedAverage, spool, observer=Observers([observe]), patience=0.0)
+        await open_round(service)
+        async with on_sockets(service) as (port, client):
+            async with connected(port) as connection:
+                await misbehave(connection)
+                await failed.wait()
+            await assert_the_others_go_on(service, client)
+
+    asyncio.run(main())
+
+
+def test_more_than_was_announced_harms_nobody() -> None:
+    async def main() -> None:
+        service = make()
+        await open_round(service)
+        async with on_sockets(service) as (port, client):
+            async with connected(port) as connection:
+                await connection.ask("POST", path(ANNA), Content_Length=str(len(GOOD) - 1))
+                await connection.send(GOOD)
+                # What is too much is no request: it is answered with 400, and that ends the connection.
+                assert (await connection.answer()).status in (400, 422)
+            answer = await client.post(path(BERT), content=GOOD)
+            assert answer.headers["fedround-update"] == "counted"
+            assert await service.close("attempt-0", [BERT]) == Closed(parameters=2)
+
+    asyncio.run(main())
+
+
+def test_a_refusal_reaches_who_reads_nothing_before_everything_is_written() -> None:
+    async def main() -> None:
+        service = make()
+        await open_round(service)
+        async with on_sockets(service) as (port, _), connected(port) as connection:
+            for address, status in [(f"/{ANNA}/{TOKEN[BERT]}", 404), (path(ANNA), 413)]:
+                await connection.ask("POST", address, Content_Length=str(5 << 20))
+                await connection.send(bytes(5 << 20))
+                answer = await connection.answer()
+                assert (answer.status, json.loads(answer.body)["status"]) == (status, status)
+
+    asyncio.run(main())
+
+
+def test_a_reader_that_hangs_up_in_the_middle_of_a_model_harms_nobody() -> None:
+    async def main() -> None:
+        service = make()
+        await open_round(service)
+        await service.deliver(ANNA, TOKEN[ANNA], only(b"\0\0\0\1" + npy(np.zeros(1 << 19))[:]))
+        await service.close("attempt-0", [ANNA])
+        async with on_sockets(service) as (port, client):
+            async with connected(port) as connection:
+                await connection.ask("GET", path(ANNA))
+                connection.reset()
+            assert len((await client.get(path(ANNA))).content) == (8 << 19) + 128
+
+    asyncio.run(main())
+
+
+# The coordinator's side
+
+
+@asynccontextmanager
+async def remote(service: AggregatorService, *, secret: str | None = None, sent: str | None = None) -> AsyncIterator[RemoteBooks]:
+    endpoint = Endpoint(app.internal(service, secret=secret), host="127.0.0.1", port=0, setting="PORT")
+    async with serving(endpoint):
+        books = RemoteBooks(f"http://127.0.0.1:{endpoint.port}", secret=sent)
+        try:
+            yield books
+        finally:
+            await books.aclose()
+
+
+def test_the_books_are_the_same_over_the_internal_port() -> None:
+    async def main() -> None:
+        service = make()
+        async with remote(service) as books:
+            await books.open("attempt-0", 0, [Admission(ANNA, TOKEN[ANNA])], ["somebody-gone"])
+            await books.admit("attempt-0", [Admission(BERT, TOKEN[BERT])])
+            await service.deliver(ANNA, TOKEN[ANNA], only(GOOD), figures={"loss": 0.5})
+            page = await books.ledger("another", 0)
+            assert page.entries == (Entry(1, "attempt-0", ANNA, Outcome.COUNTED, 1, {"loss": 0.5}),)
+            assert await books.revoke("attempt-0", ANNA) is Verdict.COUNTED
+            assert await books.revoke("attempt-0", BERT) is Verdict.REVOKED
+            assert await books.close("attempt-0", [BERT]) == Difference(frozenset([BERT]), frozenset([ANNA]))
+            assert await books.close("attempt-0", [ANNA]) == Closed(parameters=2)
+            with pytest.raises(UnknownAttempt):
+                await books.close("attempt-9", [ANNA])
+
+    asyncio.run(main())
+
+
+def test_the_internal_port_asks_for_its_secret() -> None:
+    async def main() -> None:
+        service = make()
+        async with remote(service, secret="secret", sent="secret") as books:
+            await books.open("attempt-0", 0, [], [])
+        for wrong in (None, "wrong"):
+            async with remote(service, secret="secret", sent=wrong) as books:
+                with pytest.raises(ExchangeError):
+                    await books.open("attempt-1", 0, [], [])
+        assert service.status()["attempt"] == "attempt-"
+
+    asyncio.run(main())
+
+
+def test_a_server_with_an_open_long_poll_stops_at_once() -> None:
+    async def main() -> None:
+        service = make()
+        async with asyncio.timeout(4):  # uvicorn looks ten times a second, the poll would last for a minute
+            async with asyncio.TaskGroup() as tasks, remote(service) as books:
+                incarnation = (await books.ledger("another", 0)).incarnation
+                tasks.create_task(is_cut(books.ledger(incarnation, 0)))
+                await service.open("attempt-0", 0, [], [])
+                service.stop()
+
+    async def is_cut(poll: Awaitable[object]) -> None:
+        with pytest.raises(ExchangeError):
+            await poll
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("method", "address", "body", "status"),
+    [
+        ("POST", "/books/open", b"no JSON", 400),
+        ("POST", "/books/open", b"{}", 400),
+        ("POST", "/books/open", b"[]", 400),
+        ("POST", "/books/admit", b'{"attempt": "a", "admissions": [["only an id"]]}', 400),
+        ("POST", "/books/burn", b"{}", 400),
+        ("GET", "/books/ledger?after=soon", b"", 400),
+        ("GET", "/books/open", b"", 405),
+    ],
+)
+def test_what_is_no_call_of_the_books_changes_nothing(method: str, address: str, body: bytes, status: int) -> None:
+    async def main() -> None:
+        transport = httpx.ASGITransport(app.internal(make()))
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            answer = await client.request(method, address, content=body)
+            assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+
+    asyncio.run(main())
+
+
+def test_a_call_of_the_books_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "MAX_CALL", 100)
+
+    async def main() -> None:
+        transport = httpx.ASGITransport(app.internal(make()))
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            assert (await client.post("/books/open", content=bytes(101))).status_code == 413
+
+    asyncio.run(main())
+
+
+# The operators' side
+
+
+def ask_ops(service: AggregatorService, address: str, *, token: str | None = None, **headers: str) -> Answer:
+    async def main() -> Answer:
+        routes = [app.model_route(service, token=token)]
+        transport = httpx.ASGITransport(ops.app(Health(), service.status, routes=routes))
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            return await client.get(address, headers=headers)
+
+    return asyncio.run(main())
+
+
+def trained(round: int) -> AggregatorService:
+    async def main() -> None:
+        await open_round(service, round=round)
+        await service.deliver(ANNA, TOKEN[ANNA], only(GOOD))
+        await service.close("attempt-0", [ANNA])
+
+    service = make()
+    asyncio.run(main())
+    return service
+
+
+def test_the_newest_model_can_be_fetched_from_the_ops_port() -> None:
+    answer = ask_ops(trained(round=7), "/model")
+    assert (answer.status_code, answer.headers["etag"]) == (200, '"7"')
+    assert list(np.load(BytesIO(answer.content))) == [1, 2]
+
+
+def test_before_the_first_round_there_is_no_model_to_fetch() -> None:
+    answer = ask_ops(make(), "/model")
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
+    assert "before the first round" in answer.json()["detail"]
+
+
+def test_the_model_is_given_to_who_has_the_token_also_as_a_password() -> None:
+    service = trained(round=0)
+    refused = ask_ops(service, "/model", token="secret")
+    assert (refused.status_code, refused.headers["www-authenticate"]) == (401, 'Basic realm="fedround"')
+    basic = base64.b64encode(b"somebody:secret").decode()
+    for given in ("Bearer secret", f"Basic {basic}"):
+        assert ask_ops(service, "/model", token="secret", Authorization=given).status_code == 200
+    assert ask_ops(service, "/readyz", token="secret").status_code == 200
+
+
+def test_the_status_is_on_the_ops_port() -> None:
+    status = ask_ops(trained(round=7), "/status").json()
+    assert status["model"] == {"round": 7, "parameters": 2, "dtype": "float32"}
+    assert status["ready"] is True
+
+
+# The process
+
+
+def settings(**values: Any) -> AggregatorSettings:
+    return AggregatorSettings(**{"bind": "127.0.0.1", "port": 0, "internal_port": 0, "ops_port": 0} | values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"spool_dir": "/nowhere"}, "AGGREGATOR_SPOOL_DIR"),
+        ({"strategy": "unheard_of"}, "AGGREGATOR_STRATEGY"),
+        ({"strategy_options": '{"no": "such"}'}, "AGGREGATOR_STRATEGY_OPTIONS: weighted_average does not take them"),
+    ],
+)
+def test_settings_that_cannot_work_are_told_at_the_start(values: Mapping[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        app.build(settings(**values), Observers())
+
+
+def test_an_aggregator_serves_three_ports_until_it_is_told_to_stop() -> None:
+    command = [sys.executable, "-m", "fedround", "aggregator", "--port", "0", "--internal-port", "0", "--ops-port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "NO_COLOR": "1"}) as process:
+        assert process.stderr is not None
+        lines = [process.stderr.readline() for _ in range(3)]
+        ports = [int(match[1]) for line in lines if (match := re.search(r"AGGREGATOR_\w*PORT: listening on .*, port (\d+)", line))]
+        assert len(ports) == 3
+        with urllib.request.urlopen(f"http://127.0.0.1:{ports[2]}/readyz", timeout=10) as answer:
+            assert json.load(answer) == {"ready": True, "reasons": []}
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+        assert "Traceback" not in process.stderr.read()

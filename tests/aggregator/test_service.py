@@ -1,0 +1,552 @@
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedround.aggregator.service import AggregatorService
+from fedround.aggregator.spool import Spool
+from fedround.aggregator.strategies import StrategyFactory, WeightedAverage
+from fedround.books import Admission, Closed, Difference, Entry, Outcome, Verdict
+from fedround.errors import Busy, Late, NotAdmitted, NotFinite, TooLarge, TooSlow, UnknownAttempt, WrongWeights
+from fedround.events import Aggregated, Fact, UpdateReceived, UploadFailed
+from fedround.weights import Array, Spec
+from fedround.wire import UpdateOutcome
+from support.updates import npy, update
+
+ANNA, BERT, CARL = "aaaaaaaa-0000", "bbbbbbbb-0000", "cccccccc-0000"
+
+
+def service(
+    strategy: StrategyFactory = WeightedAverage, *, patience: float = 0.0, window: float = 60.0, facts: list[Fact] | None = None
+) -> AggregatorService:
+    spool = Spool(None, max_size=1 << 20, window=window)
+    return AggregatorService(strategy, spool, observer=None if facts is None else facts.append, hold=60.0, patience=patience)
+
+
+async def open_round(service: AggregatorService, number: int = 0, ids: Sequence[str] = (ANNA, BERT, CARL)) -> None:
+    """Open the attempt `attempt-{number}`; tokens differ from round to round."""
+    await service.open(f"attempt-{number}", number, [Admission(id, f"{id} {number}") for id in ids], [])
+
+
+async def send(service: AggregatorService, id: str, *chunks: bytes, number: int = 0, **options: Any) -> UpdateOutcome:
+    return await service.deliver(id, f"{id} {number}", stream(*chunks), **options)
+
+
+async def deliver(service: AggregatorService, id: str, *weights: float, number: int = 0, dtype: str = "<f4") -> UpdateOutcome:
+    return await send(service, id, update(1, *weights, dtype=dtype), number=number)
+
+
+async def stream(*chunks: bytes) -> AsyncIterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+
+
+async def entries(service: AggregatorService) -> list[Entry]:
+    """All that are not acknowledged."""
+    return list((await service.ledger("another", 0)).entries)
+
+
+async def counted(service: AggregatorService) -> list[str]:
+    return [entry.id for entry in await entries(service) if entry.outcome is Outcome.COUNTED]
+
+
+def weights(service: AggregatorService) -> list[float]:
+    assert service.model is not None
+    array: Array = np.load(BytesIO(b"".join(service.model.buffers)))
+    return [float(value) for value in array]
+
+
+def test_what_was_counted_becomes_the_global_model() -> None:
+    async def main() -> None:
+        facts: list[Fact] = []
+        aggregator = service(facts=facts)
+        await open_round(aggregator)
+        assert aggregator.read(ANNA, f"{ANNA} 0") is None
+        assert await send(aggregator, ANNA, update(1, 1, 2)) is UpdateOutcome.COUNTED
+        assert await send(aggregator, BERT, update(2, 4, 8)) is UpdateOutcome.COUNTED
+        assert await aggregator.close("attempt-0", [BERT, ANNA]) == Closed(parameters=2)
+        assert weights(aggregator) == [3, 6]
+        model = aggregator.read(ANNA, f"{ANNA} 0")
+        assert model is not None
+        assert (model.round, model.etag[:3], len(model.etag)) == (0, '"0-', 12)
+        assert facts[:2] == [UpdateReceived(ANNA, "accepted", 140), UpdateReceived(BERT, "accepted", 140)]
+        assert isinstance(facts[2], Aggregated)
+        assert (facts[2].round, facts[2].updates, facts[2].parameters) == (0, 2, 2)
+
+    asyncio.run(main())
+
+
+def test_an_entry_says_what_was_folded_in_the_order_of_folding() -> None:
+    async def main() -> None:
+        aggregator = service()
+        await open_round(aggregator)
+        await send(aggregator, BERT, update(2**32 - 1, 1.0), figures={"loss": 0.5})
+        await send(aggregator, ANNA, update(0, 1.0))
+        first, second = await entries(aggregator)
+        assert (first.seq, first.attempt, first.id, first.samples, first.metrics) == (
+            1,
+            "attempt-0",
+            BERT,
+            2**32 - 1,
+            {"loss": 0.5},
+        )
+        assert (second.seq, second.id, second.samples, second.metrics) == (2, ANNA, 0, {})
+
+    asyncio.run(main())
+
+
+def test_the_shape_of_the_updates_is_that_of_the_model() -> None:
+    async def main() -> None:
+        aggregator = service()
+        await open_round(aggregator)
+        shaped = np.arange(6, dtype=">f8").reshape(2, 3)
+        await send(aggregator, ANNA, b"\0\0\0\1" + npy(np.asfortranarray(shaped)))
+        await aggregator.close("attempt-0", [ANNA])
+        assert aggregator.model is not None
+        model: Array = np.load(BytesIO(b"".join(aggregator.model.buffers)))
+        assert model.dtype.str == "<f8"
+        assert model.flags.c_contiguous
+        assert (model == shaped).all()
+
+    asyncio.run(main())
+
+
+def test_a_model_that_is_being_sent_is_not_changed_by_the_next_round() -> None:
+    async def main() -> None:
+        aggregator = service()
+        for number in range(2):
+            await open_round(aggregator, number)
+            await deliver(aggregator, ANNA, float(number), number=number)
+            sent = aggregator.model
+            await aggregator.close(f"attempt-{number}", [ANNA])
+        assert sent is not None
+        assert np.frombuffer(sent.buffers[1], "<f4") == [0.0]
+        assert aggregator.model is not None
+        assert sent.etag != aggregator.model.etag
+        assert weights(aggregator) == [1.0]
+
+    asyncio.run(main())
+
+
+def test_an_answer_waits_until_the_coordinator_knows() -> None:
+    async def main() -> None:
+        aggregator = service(patience=60.0)
+        await open_round(aggregator)
+        incarnation = (await aggregator.ledger("another", 0)).incarnation
+        async with asyncio.TaskGroup() as tasks:
+            answer = tasks.create_task(deliver(aggregator, ANNA, 1.0))
+            told = await aggregator.ledger(incarnation, 0)
+            assert [entry.id for entry in told.entries] == [ANNA]
+            assert not answer.done()
+            poll = tasks.create_task(aggregator.ledger(incarnation, 1))
+            assert await answer is UpdateOutcome.COUNTED
+            poll.cancel()
+
+    asyncio.run(main())
+
+
+def test_an_answer_waits_for_a_coordinator_that_is_away_no_longer_than_its_patience() -> None:
+    async def main() -> None:
+        aggregator = service(patience=0.01)
+        await open_round(aggregator)
+        assert await deliver(aggregator, ANNA, 1.0) is UpdateOutcome.COUNTED
+
+    asyncio.run(main())
+
+
+def test_a_repeat_is_read_and_thrown_away_whatever_it_is() -> None:
+    async def main() -> None:
+        facts: list[Fact] = []
+        aggregator = service(facts=facts)
+        await open_round(aggregator)
+        await deliver(aggregator, ANNA, 1.0)
+        nonsense = stream(b"non", b"sense")
+        assert await aggregator.deliver(ANNA, f"{ANNA} 0", nonsense) is UpdateOutcome.REPEATED
+        assert [chunk async for chunk in nonsense] == []
+        assert facts[1] == UpdateReceived(ANNA, "repeated", 8)
+        await aggregator.close("attempt-0", [ANNA])
+        assert await deliver(aggregator, ANNA, 9.0) is UpdateOutcome.REPEATED
+        assert await counted(aggregator) == [ANNA]
+        assert weights(aggregator) == [1.0]
+
+    asyncio.run(main())
+
+
+def test_of_several_uploads_at_once_with_one_token_one_is_counted() -> None:
+    async def main() -> None:
+        aggregator = service()
+        await open_round(aggregator)
+        outcomes = await asyncio.gather(*(deliver(aggregator, ANNA, 1.0) for _ in range(5)))
+        assert sorted(outcomes) == ["counted", *["repeated"] * 4]
+        assert await counted(aggregator) == [ANNA]
+
+    asyncio.run(main())
+
+
+def test_who_was_not_admitted_delivers_nothing_and_reads_nothing() -> None:
+    async def main() -> None:
+        facts: list[Fact] = []
+        aggregator = service(facts=facts)
+        await open_round(aggregator)
+        for id, token in [(ANNA, "wrong"), ("unknown", f"{ANNA} 0"), ("", "")]:
+            with pytest.raises(NotAdmitted):
+                await aggregator.deliver(id, token, stream(update(1, 1.0)))
+            with pytest.raises(NotAdmitted):
+                aggregator.read(id, token)
+        assert facts[0] == UpdateReceived(ANNA, "unauthorized", 0, "no such id and token")
+        assert await entries(aggregator) == []
+
+    asyncio.run(main())
+
+
+def test_an_update_for_a_round_that_is_over_is_late() -> None:
+    async def main() -> None:
+        facts: list[Fact] = []
+        aggregator = service(facts=facts)
+        await open_round(aggregator)
+        assert await aggregator.revoke("attempt-0", BERT) is Verdict.REVOKED
+        await deliver(aggregator, ANNA, 1.0)
+        await aggregator.close("attempt-0", [ANNA])
+        for id in (BERT, CARL):
+            with pytest.raises(Late):
+                await deliver(aggregator, id, 1.0)
+        assert facts[-1] == UpdateReceived(CARL, "late", 0, "the round of this token is over, or was given to others")
+
+    asyncio.run(main())
+
+
+def test_an_update_whose_round_ends_while_it_arrives_is_late() -> None:
+    async def main() -> None:
+        aggregator = service()
+        await open_round(aggregator)
+        upload = Upload(update(1, 1.0))
+        async with asyncio.TaskGroup() as tasks:
+            answer = tasks.create_task(is_late(aggregator.deliver(ANNA, f"{ANNA} 0", upload.chunks())))
+            await upload.begun.wait()
+            assert await aggregator.revoke("attempt-0", ANNA) is Verdict.RECEIVING
+            await open_round(aggregator, 1)
+            upload.go_on.set()
+            await answer
+        assert await entries(aggregator) == []
+
+    asyncio.run(main())
+
+
+class Upload:
+    """Half of the data, `begun`, and when it is told to `go_on` the rest."""
+
+    def __init__(self, data: bytes) -> None:
+        self.begun, self.go_on = asyncio.Event(), asyncio.Event()
+        self._data = data
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        half = len(self._data) // 2
+        yield self._data[:half]
+        self.begun.set()
+        await self.go_on.wait()
+        yield self._data[half:]
+
+
+async def is_late(step: Coroutine[Any, Any, object]) -> None:
+    with pytest.raises(Late):
+        await step
+
+
+def test_an_invalid_update_is_entered_as_refused_and_the_others_go_on() -> None:
+    async def main() -> None:
+        facts: list[Fact] = []
+        aggregator = service(facts=facts)
+        await open_round(aggregator)
+        with pytest.raises(NotFinite):
+            await deliver(aggregator, ANNA, float("nan"))
+        with pytest.raises(TooLarge):
+            await send(aggregator, BERT, length=1 << 21)
+        with pytest.raises(Late):
+            await deliver(aggregator, ANNA, 1.0)
+        await deliver(aggregator, CARL, 1.0)
+        assert [(entry.id, entry.outcome) for entry in await entries(aggregator)] == [
+            (ANNA, Outcome.REFUSED),
+            (BERT, Outcome.REFUSED),
+            (CARL, Outcome.COUNTED),
+        ]
+        assert await aggregator.close("attempt-0", [CARL]) == Closed(parameters=1)
+        outcomes = [fact.outcome for fact in facts if isinstance(fact, UpdateReceived)]
+        assert outcomes == ["invalid", "too_large", "late", "accepted"]
+
+    asyncio.run(main())
+
+
+def test_until_there_is_a_model_the_first_update_says_what_the_others_must_look_like() -> None:
+    async def main() -> None:
+        aggregator = service()
+        await open_round(aggregator)
+        await deliver(aggregator, ANNA, 1.0, 2.0)
+        with pytest.raises(WrongWeights, match=r"these are <f4 .* of shape \(3,\), but this training is of <f4 .* of shape \(2,\)"):
+            await deliver(aggregator, BERT, 1.0, 2.0, 3.0)
+        with pytest.raises(WrongWeights, match=r"these are <f8 .*, but this training is of <f4 "):
+            await deliver(aggregator, CARL, 1.0, 2.0, dtype="<f8")
+        await open_round(aggregator, 1)
+        assert await deliver(aggregator, BERT, 1.0, 2.0, 3.0, number=1) is UpdateOutcome.COUNTED
+
+    asyncio.run(main())
+
+
+def test_once_there_is_a_model_updates_must_look_like_it() -> None:
+    async def main() -> None:
+        aggregator = service()
+        await open_round(aggregator)
+        await deliver(aggregator, ANNA, 1, 2, dtype="<i4")
+        await aggregator.close("attempt-0", [ANNA])
+        await open_round(aggregator, 1)
+        with pytest.raises(WrongWeights, match=r"<f8 weights of shape \(1,\), but this training is of <f8 weights of shape \(2,\)"):
+            await deliver(aggregator, ANNA, 1.0, number=1, dtype="<f8")
+        assert await deliver(aggregator, BERT, 1, 2, number=1, dtype="<i4") is UpdateOutcome.COUNTED
+
+    asyncio.run(main())
+
+
+def test_closing_over_others_than_were_counted_is_answered_with_the_difference() -> None:
+    async def main() -> None:
+        aggregator = service()
+        await open_round(aggregator)
+        await deliver(aggregator, ANNA, 1.0)
+        assert await aggregator.close("attempt-0", [BERT]) == Difference(frozenset([BERT]), frozenset([ANNA]))
+        assert aggregator.model is None
+        await deliver(aggregator, BERT, 3.0)
+        for _ in range(2):  # who got no answer asks again
+            assert await aggregator.close("attempt-0", [ANNA, BERT]) == Closed(parameters=1)
+        assert weights(aggregator) == [2.0]
+
+    asyncio.run(main())
+
+
+def test_a_new_attempt_begins_a_new_sum_and_a_repeated_call_does_not() -> None:
+    async def main() -> None:
+        aggregator = service()
+        await open_round(aggregator, 0)
+        await deliver(aggregator, ANNA, 100.0)
+        await open_round(aggregator, 1)
+        await deliver(aggregator, ANNA, 1.0, number=1)
+        await open_round(aggregator, 1)
+        await aggregator.admit("attempt-1", [Admission("dora", "dora 1")])
+        await deliver(aggregator, "dora", 3.0, number=1)
+        assert await aggregator.close("attempt-1", [ANNA, "dora"]) == Closed(parameters=1)
+        assert weights(aggregator) == [2.0]
+        with pytest.raises(UnknownAttempt):
+            await aggregator.close("attempt-0", [ANNA])
+
+    asyncio.run(main())
+
+
+def test_an_attempt_closed_over_nobody_leaves_the_model_as_it_was() -> None:
+    async def main() -> None:
+        aggregator = service()
+        await open_round(aggregator)
+        assert await aggregator.close("attempt-0", []) == Closed(parameters=0)
+        assert aggregator.model is None
+
+    asyncio.run(main())
+
+
+class Failing(WeightedAverage):
+    """Fails when told to, in the middle."""
+
+    def __init__(self, spec: Spec, *, on: float = 13.0) -> None:
+        super().__init__(spec)
+        self._on = on
+
+    def fold(self, samples: int, blocks: Iterable[Array]) -> None:
+        whole = [block.copy() for block in blocks]
+        super().fold(samples, whole)
+        if whole[0][0] == self._on:
+            raise MemoryError
+
+    def result(self) -> Array:
+        result = super().result()
+        if result[0] == -self._on:
+            raise MemoryError
+        return result
+
+
+def test_a_fold_that_fails_loses_the_sum_and_the_round_begins_anew(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        aggregator = service(Failing, patience=60.0)
+        await open_round(aggregator)
+        incarnation = (await aggregator.ledger("another", 0)).incarnation
+        async with asyncio.TaskGroup() as tasks:
+            # It was folded, but the coordinator does not know yet, and never will.
+            tasks.create_task(is_late(deliver(aggregator, BERT, 1.0)))
+            await aggregator.ledger(incarnation, 0)
+            with pytest.raises(Late, match="the round begins anew"):
+                await deliver(aggregator, ANNA, 13.0)
+        with pytest.raises(UnknownAttempt):
+            await aggregator.close("attempt-0", [BERT])
+        aggregator.stop()
+        await open_round(aggregator, 1)
+        await deliver(aggregator, ANNA, 1.0, number=1)
+        assert await aggregator.close("attempt-1", [ANNA]) == Closed(parameters=1)
+        assert weights(aggregator) == [1.0]
+
+    asyncio.run(main())
+    assert "an update cannot be folded" in caplog.text
+    assert "MemoryError" in caplog.text
+
+
+def test_a_result_that_cannot_be_made_is_a_lost_sum_and_the_coordinator_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        aggregator = service(Failing)
+        await open_round(aggregator)
+        await deliver(aggregator, ANNA, -13.0)
+        incarnation = (await aggregator.ledger("another", 0)).incarnation
+        async with asyncio.TaskGroup() as tasks:
+            poll = tasks.create_task(aggregator.ledger(incarnation, 1))
+            with pytest.raises(UnknownAttempt):
+                await aggregator.close("attempt-0", [ANNA])
+        assert poll.result().incarnation != incarnation
+        assert poll.result().entries == ()
+        assert aggregator.model is None
+
+    asyncio.run(main())
+    assert "no model can be made of it" in caplog.text
+
+
+class Gate:
+    """A strategy that folds when it is told to go on. Folding is on a thread of its own."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.folding, self.go_on = asyncio.Event(), threading.Event()
+
+    def __call__(self, spec: Spec) -> WeightedAverage:
+        gate = self
+
+        class Gated(WeightedAverage):
+            def fold(self, samples: int, blocks: Iterable[Array]) -> None:
+                gate.loop.call_soon_threadsafe(gate.folding.set)
+                assert gate.go_on.wait(30)
+                super().fold(samples, blocks)
+
+        return Gated(spec)
+
+
+def test_a_fold_goes_on_to_its_entry_though_the_uploader_has_hung_up() -> None:
+    async def main() -> None:
+        gate = Gate()
+        aggregator = service(gate)
+        await open_round(aggregator)
+        incarnation = (await aggregator.ledger("another", 0)).incarnation
+        upload = asyncio.create_task(deliver(aggregator, ANNA, 1.0))
+        await gate.folding.wait()
+        upload.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await upload
+        gate.go_on.set()
+        assert [entry.id for entry in (await aggregator.ledger(incarnation, 0)).entries] == [ANNA]
+        assert await aggregator.close("attempt-0", [ANNA]) == Closed(parameters=1)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("operation", ["open", "admit", "revoke", "close", "refuse"])
+def test_nothing_comes_between_a_fold_and_its_entry(operation: str) -> None:
+    async def main() -> None:
+        gate = Gate()
+        aggregator = service(gate)
+        await open_round(aggregator)
+        calls: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
+            "open": lambda: open_round(aggregator, 1),
+            "admit": lambda: aggregator.admit("attempt-0", [Admission("dora", "dora 0")]),
+            "revoke": lambda: aggregator.revoke("attempt-0", ANNA),
+            "close": lambda: aggregator.close("attempt-0", [ANNA]),
+            "refuse": lambda: is_too_large(send(aggregator, ANNA, length=1 << 21)),
+        }
+        async with asyncio.TaskGroup() as tasks:
+            fold = tasks.create_task(deliver(aggregator, ANNA, 1.0))
+            await gate.folding.wait()
+            call = tasks.create_task(calls[operation]())
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert not call.done()
+            gate.go_on.set()
+        assert fold.result() is UpdateOutcome.COUNTED
+        assert call.result() in (None, Verdict.COUNTED, Closed(parameters=1))
+
+    asyncio.run(main())
+
+
+async def is_too_large(step: Coroutine[Any, Any, object]) -> None:
+    with pytest.raises(TooLarge):
+        await step
+
+
+def test_who_hangs_up_while_sending_may_send_again() -> None:
+    async def main() -> None:
+        facts: list[Fact] = []
+        aggregator = service(facts=facts)
+        await open_round(aggregator)
+        upload = Upload(update(1, 1.0))
+        sending = asyncio.create_task(aggregator.deliver(ANNA, f"{ANNA} 0", upload.chunks()))
+        await upload.begun.wait()
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+        assert facts == [UploadFailed(ANNA, "the connection was closed")]
+        assert await deliver(aggregator, ANNA, 1.0) is UpdateOutcome.COUNTED
+
+    asyncio.run(main())
+
+
+def test_an_upload_that_stops_coming_is_given_up_and_may_come_again() -> None:
+    async def main() -> None:
+        facts: list[Fact] = []
+        aggregator = service(window=0.02, facts=facts)
+        await open_round(aggregator)
+        with pytest.raises(TooSlow):
+            await aggregator.deliver(ANNA, f"{ANNA} 0", Upload(update(1, 1.0)).chunks())
+        assert isinstance(facts[0], UploadFailed)
+        assert await aggregator.revoke("attempt-0", BERT) is Verdict.REVOKED
+        assert await deliver(aggregator, ANNA, 1.0) is UpdateOutcome.COUNTED
+
+    asyncio.run(main())
+
+
+def test_a_service_that_stops_ends_every_wait_and_begins_none() -> None:
+    async def main() -> None:
+        aggregator = service(patience=60.0)
+        await open_round(aggregator)
+        incarnation = (await aggregator.ledger("another", 0)).incarnation
+        async with asyncio.TaskGroup() as tasks:
+            upload = tasks.create_task(deliver(aggregator, ANNA, 1.0))
+            assert (await aggregator.ledger(incarnation, 0)).entries
+            poll = tasks.create_task(is_busy(aggregator.ledger(incarnation, 1)))
+            await upload
+            aggregator.stop()
+            await poll
+        await is_busy(aggregator.ledger(incarnation, 1))
+        await deliver(aggregator, BERT, 1.0)
+        assert [entry.id for entry in (await aggregator.ledger(incarnation, 1)).entries] == [BERT]
+
+    asyncio.run(main())
+
+
+async def is_busy(step: Coroutine[Any, Any, object]) -> None:
+    with pytest.raises(Busy):
+        await step
+
+
+def test_the_status_tells_the_round_and_the_model() -> None:
+    async def main() -> None:
+        aggregator = service()
+        assert aggregator.status() == {"state": "closed", "round": None, "attempt": None, "counted": 0, "model": None}
+        await open_round(aggregator)
+        await deliver(aggregator, ANNA, 1.0)
+        assert aggregator.status() == {"state": "open", "round": 0, "attempt": "attempt-", "counted": 1, "model": None}
+        await aggregator.close("attempt-0", [ANNA])
+        assert aggregator.status()["state"] == "closed"
+        assert aggregator.status()["model"] == {"round": 0, "parameters": 1, "dtype": "float32"}
+
+    asyncio.run(main())

@@ -1,0 +1,440 @@
+"""Participants at work, with real platforms on the loopback: ours, and one that speaks 0.8."""
+
+import gc
+import io
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedround import events
+from fedround.errors import CoordinatorUnreachable, DeserializationError, SerializationError, TrainingError
+from fedround.events import Fact
+from fedround.participant.abc import NumPyParticipant, ParticipantABC, Update
+from fedround.participant.round import current_round
+from fedround.participant.run import run_participant
+from fedround.weights import Array
+from support.federation import FINISH, REFUSED, REJECT, STAND_BY, TOKEN, Answer, OldPlatform, order, our_platform, say
+
+FAST = 0.02
+"""A heartbeat period."""
+
+
+class Mean(NumPyParticipant):
+    """Trains by answering with its own value."""
+
+    def __init__(self, value: float = 1.0) -> None:
+        self.value = value
+        self.given: list[Array | None] = []
+
+    def train_round(self, training_input: Array | None) -> Update:
+        self.given.append(None if training_input is None else training_input.copy())
+        return Update(1, np.full(3, self.value))
+
+
+class Training(NumPyParticipant):
+    """Trains as a function says."""
+
+    def __init__(self, train: Callable[[Array | None], Any]) -> None:
+        self.train = train
+
+    def train_round(self, training_input: Array | None) -> Any:
+        return self.train(training_input)
+
+
+class Text(ParticipantABC[str, str]):
+    """A format of its own."""
+
+    def deserialize_training_input(self, data: bytes) -> str:
+        assert type(data) is bytes
+        return data.decode()
+
+    def train_round(self, training_input: str) -> str:
+        return training_input + "!"
+
+    def serialize_training_result(self, training_result: str) -> memoryview:
+        return memoryview(training_result.encode())
+
+
+def double(weights: Array | None) -> Update:
+    assert weights is not None
+    return Update(7, weights * 2)
+
+
+def npy(array: Array) -> bytes:
+    body = io.BytesIO()
+    np.save(body, array)
+    return body.getvalue()
+
+
+def update(samples: int, array: Array) -> bytes:
+    return samples.to_bytes(4, "big") + npy(array)
+
+
+def outcomes(facts: list[Fact]) -> list[str]:
+    return [fact.outcome for fact in facts if isinstance(fact, events.RoundEnded)]
+
+
+# With our platform
+
+
+def test_participants_train_with_our_platform_until_it_is_finished() -> None:
+    with our_platform(rounds=3, min_clients=3) as p:
+        participants = [Mean(float(value)) for value in range(3)]
+        threads = [threading.Thread(target=run_participant, args=(participant, p.url)) for participant in participants]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        model = p.platform.aggregator.model
+    assert model is not None
+    assert np.frombuffer(model.buffers[1]).tolist() == [1.0, 1.0, 1.0]
+    for participant in participants:
+        assert [None if given is None else given.tolist() for given in participant.given] == [None, [1.0] * 3, [1.0] * 3]
+
+
+def test_a_round_with_our_platform_tells_its_whole_story() -> None:
+    facts: list[Fact] = []
+    with our_platform(rounds=1) as p:
+        run_participant(Mean(), p.url, observers=[facts.append])
+    story = [fact for fact in facts if not isinstance(fact, events.ExchangeEnded | events.PhaseBegan | events.ContactMade)]
+    assert [fact.state if isinstance(fact, events.StateChanged) else type(fact).__name__ for fact in story] == [
+        *("registering", "Registered", "waiting", "OrderAccepted", "training"),
+        *["PhaseEnded"] * 6,
+        *("RoundEnded", "waiting", "finished"),
+    ]
+    phases = [fact.phase for fact in facts if isinstance(fact, events.PhaseEnded)]
+    assert phases == ["download", "decode", "train", "check", "encode", "upload"]
+    assert [fact.phase for fact in facts if isinstance(fact, events.PhaseBegan)] == phases
+    assert outcomes(facts) == ["completed"]
+
+
+def test_what_user_code_reports_reaches_the_platform() -> None:
+    def train(weights: Array | None) -> Update:
+        current_round().report(loss=2.0 + current_round().number)
+        return Update(4, np.ones(2))
+
+    facts: list[Fact] = []
+    with our_platform(rounds=2) as p:
+        run_participant(Training(train), p.url, observers=[facts.append])
+        figures = [completed["figures"] for completed in p.status()["last_rounds"]]
+    assert figures == [{"loss": 2.0}, {"loss": 3.0}]
+    assert events.Reported(0, (("loss", 2.0),)) in facts
+
+
+def test_participants_get_the_numbers_of_their_shards_from_our_platform() -> None:
+    shards = set()
+
+    def train(weights: Array | None) -> Update:
+        shards.add(current_round().shard.of(range(4)))
+        return Update(1, np.ones(2))
+
+    with our_platform(rounds=1, min_clients=2) as p:
+        threads = [threading.Thread(target=run_participant, args=(Training(train), p.url), kwargs={"shards": 2}) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert shards == {range(0, 4, 2), range(1, 5, 2)}
+
+
+def test_a_participant_of_a_fleet_leaves_when_it_fails_so_that_the_others_go_on() -> None:
+    def fail(weights: Array | None) -> Update:
+        raise ZeroDivisionError("no data")
+
+    with our_platform(rounds=1, min_clients=1) as p:
+        with pytest.raises(TrainingError, match="round 0: ZeroDivisionError: no data") as raised:
+            run_participant(Training(fail), p.url)
+        assert isinstance(raised.value.__cause__, ZeroDivisionError)
+        assert p.status()["participants"] == []
+        run_participant(Mean(), p.url)
+
+
+def test_a_participant_may_fail_as_often_as_it_is_allowed_to() -> None:
+    left = iter([True, True, False])
+
+    def train(weights: Array | None) -> Update:
+        if next(left):
+            raise ZeroDivisionError
+        return Update(1, np.ones(2))
+
+    facts: list[Fact] = []
+    with our_platform(rounds=1) as p:
+        run_participant(Training(train), p.url, max_failures=3, observers=[facts.append])
+    assert outcomes(facts) == ["failed", "failed", "completed"]
+
+
+# With a platform of 0.8
+
+
+def test_a_participant_trains_with_a_platform_of_0_8() -> None:
+    model = np.arange(3, dtype=np.float32)
+    with OldPlatform(heartbeat=[STAND_BY, order(4), order(5), FINISH], download=[Answer(body=npy(model))]) as p:
+        facts: list[Fact] = []
+        run_participant(Training(double), p.url, FAST, observers=[facts.append])
+    assert [request.body for request in p.of("upload")] == [update(7, model * 2)] * 2
+    assert {request.path for request in p.of("upload")} == {p.of("download")[0].path}
+    assert outcomes(facts) == ["completed", "completed"]
+
+
+def test_any_format_travels() -> None:
+    with OldPlatform(heartbeat=[order(0), FINISH], download=[Answer(body=b"hello")]) as p:
+        run_participant(Text(), p.url, FAST)
+    assert p.of("upload")[0].body == b"hello!"
+
+
+def test_the_same_round_right_after_an_upload_is_neither_trained_nor_sent_again() -> None:
+    participant = Mean()
+    with OldPlatform(heartbeat=[order(0), order(0), order(0), order(0), order(1), order(1), FINISH]) as p:
+        run_participant(participant, p.url, FAST)
+    assert len(participant.given) == len(p.of("upload")) == 2
+
+
+def test_an_update_that_stays_unconfirmed_is_sent_again_without_training() -> None:
+    participant = Mean()
+    facts: list[Fact] = []
+    with OldPlatform(heartbeat=[order(0)] * 8 + [order(1), FINISH]) as p:
+        run_participant(participant, p.url, 0.05, confirm_timeout=0.12, observers=[facts.append])
+    first, second, *_ = p.of("upload")
+    assert first.body == second.body
+    assert len(p.of("upload")) > len(participant.given) == 2
+    assert outcomes(facts) == ["completed", "completed"]
+
+
+def test_a_dead_token_is_replaced_and_the_kept_update_delivered() -> None:
+    participant = Mean()
+    with OldPlatform(heartbeat=[order(0), order(0), order(0), FINISH], upload=[Answer(405), Answer()]) as p:
+        run_participant(participant, p.url, 0.2)
+    assert len(p.of("start_training")) == len(p.of("upload")) == 2
+    assert len(participant.given) == 1
+
+
+def test_an_order_for_a_kept_update_asks_whether_the_model_is_still_the_same() -> None:
+    participant = Mean()
+    old, new = Answer(headers={"ETag": '"0"'}), Answer(body=npy(np.ones(3)), headers={"ETag": '"1"'})
+    with OldPlatform(
+        heartbeat=[order(0), order(0), order(0), order(1), FINISH],
+        download=[old, Answer(304, headers={"ETag": '"0"'}), new],
+        upload=[Answer(409), Answer(409), Answer(200, headers={"Fedround-Update": "counted"})],
+    ) as p:
+        run_participant(participant, p.url, FAST)
+    assert [request.headers.get("If-None-Match") for request in p.of("download")] == [None, '"0"', '"0"', None]
+    assert len(p.of("upload")) == 4
+    assert len(participant.given) == 3
+
+
+def test_a_refused_order_and_a_rejection_are_survived() -> None:
+    with OldPlatform(
+        heartbeat=[order(0), REJECT, order(0), FINISH],
+        start_training=[REFUSED, say({"url": "http://nowhere.invalid", "token": TOKEN, "ok": True})],
+    ) as p:
+        run_participant(Mean(), p.url, FAST, aggregator_url=p.url)
+    assert len(p.of("rendez_vous")) == 2
+    assert len(p.of("upload")) == 1
+
+
+def test_the_name_the_token_and_the_wish_to_be_held_are_sent() -> None:
+    with OldPlatform(heartbeat=[FINISH]) as p:
+        run_participant(Mean(), p.url, name="silo-1", token="secret", long_poll=7)
+    register, beat = p.requests
+    assert (register.headers["Fedround-Participant"], register.headers["Authorization"]) == ("silo-1", "Bearer secret")
+    assert beat.headers["Prefer"] == "wait=7"
+
+
+def test_a_finished_training_accepts_nobody() -> None:
+    with OldPlatform(rendez_vous=[say({"id": None, "ok": False})]) as p:
+        run_participant(Mean(), p.url)
+
+
+# Failures of the network
+
+
+def test_a_coordinator_that_is_away_is_waited_for() -> None:
+    with OldPlatform(
+        rendez_vous=[Answer(502), Answer(404), Answer(body=b"<html>"), say({"id": TOKEN, "ok": True})],
+        heartbeat=[Answer(500), Answer(429, headers={"Retry-After": "0"}), order(0), FINISH],
+        start_training=[Answer(404), say({"url": "http://unused.invalid", "token": TOKEN, "ok": True})],
+        download=[Answer(503, headers={"Retry-After": "0"}), Answer()],
+    ) as p:
+        facts: list[Fact] = []
+        run_participant(Mean(), p.url, FAST, aggregator_url=p.url, reconnect_max=0.01, observers=[facts.append])
+    reasons = [(fact.path, fact.reason) for fact in facts if isinstance(fact, events.Retrying)]
+    assert reasons == [
+        ("/rendez_vous", "unreachable"),
+        ("/rendez_vous", "refused"),
+        ("/rendez_vous", "bad_answer"),
+        ("/heartbeat/{id}", "unreachable"),
+        ("/heartbeat/{id}", "busy"),
+        ("/start_training/{id}", "unreachable"),
+        ("/{id}/{token}", "busy"),
+    ]
+
+
+def test_a_coordinator_that_stays_away_is_given_up_if_so_wished() -> None:
+    with OldPlatform() as p:
+        pass
+    with pytest.raises(CoordinatorUnreachable, match="rendez_vous"):
+        run_participant(Mean(), p.url, give_up_after=0.05, reconnect_max=0.01)
+
+
+def test_a_model_that_is_larger_than_allowed_is_not_received() -> None:
+    facts: list[Fact] = []
+    with OldPlatform(heartbeat=[order(0), FINISH], download=[Answer(body=bytes(1000))]) as p:
+        run_participant(Mean(), p.url, FAST, max_model_size=999, observers=[facts.append])
+    assert outcomes(facts) == ["abandoned"]
+
+
+# User code
+
+
+def test_user_code_always_runs_on_the_thread_of_the_caller() -> None:
+    threads = set()
+
+    class Bound(Text):
+        def deserialize_training_input(self, data: bytes) -> str:
+            threads.add(threading.current_thread())
+            return super().deserialize_training_input(data)
+
+        def train_round(self, training_input: str) -> str:
+            threads.add(threading.current_thread())
+            return training_input
+
+        def serialize_training_result(self, training_result: str) -> memoryview:
+            threads.add(threading.current_thread())
+            return memoryview(b"")
+
+    with OldPlatform(heartbeat=[order(0), order(1), order(2), FINISH]) as p:
+        run_participant(Bound(), p.url, FAST)
+    assert threads == {threading.current_thread()}
+
+
+def test_heartbeats_go_on_while_user_code_trains() -> None:
+    with OldPlatform(heartbeat=[order(0)] * 6 + [FINISH]) as p:
+
+        def train(weights: Array | None) -> Update:
+            p.seen("heartbeat", 5)
+            return Update(1, np.ones(1))
+
+        run_participant(Training(train), p.url, FAST)
+    assert "Prefer" in p.of("heartbeat")[0].headers
+    assert "Prefer" not in p.of("heartbeat")[1].headers
+
+
+def test_user_code_can_see_that_its_round_was_given_away() -> None:
+    def train(weights: Array | None) -> Update:
+        while not current_round().cancelled:
+            p.seen("heartbeat", len(p.of("heartbeat")) + 1)
+        return Update(1, np.ones(1))
+
+    facts: list[Fact] = []
+    with OldPlatform(heartbeat=[order(0), order(0), STAND_BY, STAND_BY, STAND_BY, STAND_BY, FINISH]) as p:
+        run_participant(Training(train), p.url, FAST, long_poll=0, observers=[facts.append])
+    assert outcomes(facts) == ["abandoned"]
+    assert p.of("upload") == []
+
+
+def test_an_error_in_a_round_that_was_given_away_ends_nothing() -> None:
+    def train(weights: Array | None) -> Update:
+        p.seen("heartbeat", 4)
+        raise InterruptedError
+
+    with OldPlatform(heartbeat=[order(0), STAND_BY, STAND_BY, STAND_BY, FINISH]) as p:
+        run_participant(Training(train), p.url, FAST)
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
+def test_an_interruption_of_user_code_passes_when_the_participant_has_left(interruption: type[BaseException]) -> None:
+    def train(weights: Array | None) -> Update:
+        raise interruption
+
+    with our_platform() as p:
+        with pytest.raises(interruption):
+            run_participant(Training(train), p.url)
+        assert p.status()["participants"] == []
+
+
+@pytest.mark.parametrize(
+    ("model", "result", "complaint"),
+    [
+        (np.ones(3), Update(1, np.array([1.0, np.nan, 1.0])), "NaN or infinite"),
+        (np.ones(3), Update(1, np.ones(4)), "shape"),
+        (np.ones(3, np.float32), Update(1, np.ones(3)), "<f8"),
+        (np.ones(3), Update(-1, np.ones(3)), "-1"),
+        (np.ones(3), Update(2**32, np.ones(3)), "4294967296"),
+        (np.ones(3), (1, np.array([None, None, None])), "dtype"),
+        (np.ones(3), None, "NoneType"),
+    ],
+)
+def test_what_is_no_good_update_never_leaves_the_house(model: Array, result: Any, complaint: str) -> None:
+    with OldPlatform(heartbeat=[order(0), order(0)], download=[Answer(body=npy(model))]) as p:
+        with pytest.raises(SerializationError, match=complaint):
+            run_participant(Training(lambda weights: result), p.url, FAST)
+        assert p.of("upload") == []
+
+
+def test_a_model_that_is_none_fails_the_round() -> None:
+    with OldPlatform(heartbeat=[order(0)], download=[Answer(body=b"no array")]) as p:
+        with pytest.raises(DeserializationError, match=r"numpy\.save"):
+            run_participant(Mean(), p.url, FAST)
+        assert len(p.of("leave")) == 1
+
+
+# Memory
+
+
+def test_nothing_holds_a_model_or_an_update_when_the_next_model_is_fetched() -> None:
+    alive: list[weakref.ref[Array]] = []
+    seen: list[int] = []
+    model = Answer(body=npy(np.ones(1000)))
+
+    def fetch() -> Answer:
+        gc.collect()
+        seen.append(sum(array() is not None for array in alive))
+        return model
+
+    def train(weights: Array | None) -> Update:
+        assert weights is not None
+        assert weights.flags.writeable
+        alive.append(weakref.ref(weights))
+        result = weights + 1
+        alive.append(weakref.ref(result))
+        return Update(1, result)
+
+    with OldPlatform(heartbeat=[order(0), order(1), order(2), FINISH], download=[fetch]) as p:
+        run_participant(Training(train), p.url, FAST)
+    assert seen == [0, 0, 0]
+    assert not any(array() is not None for array in alive)
+
+
+def test_the_model_belongs_to_user_code_alone() -> None:
+    class Freeing(NumPyParticipant):
+        def train_round(self, training_input: Array | None) -> Update:
+            assert training_input is not None
+            model = weakref.ref(training_input)
+            del training_input
+            assert model() is None
+            return Update(1, np.ones(1000))
+
+    with OldPlatform(heartbeat=[order(0), FINISH], download=[Answer(body=npy(np.ones(1000)))]) as p:
+        run_participant(Freeing(), p.url, FAST)
+
+
+def test_a_failure_holds_no_model() -> None:
+    alive: list[weakref.ref[Array]] = []
+    failing = iter([True, False])
+
+    def train(weights: Array | None) -> Update:
+        assert weights is not None
+        gc.collect()
+        assert not any(array() is not None for array in alive)
+        alive.append(weakref.ref(weights))
+        if next(failing):
+            raise ZeroDivisionError
+        return Update(1, weights)
+
+    with OldPlatform(heartbeat=[order(0), order(0), FINISH], download=[Answer(body=npy(np.ones(1000)))]) as p:
+        run_participant(Training(train), p.url, FAST, max_failures=2)
+    assert len(alive) == 2

@@ -1,0 +1,184 @@
+"""Platforms for participants: ours, at work in the background, and one of 0.8 that says what a test has written."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from fedround import platform
+from fedround.platform import Platform
+from fedround.settings import AggregatorSettings, CoordinatorSettings
+
+ID = "11111111-1111-4111-8111-111111111111"
+TOKEN = "22222222-2222-4222-8222-222222222222"
+ANY_PORT = {"bind": "127.0.0.1", "port": 0, "ops_port": 0}
+
+
+@dataclass(frozen=True)
+class Running:
+    """Our platform, on an event loop of its own."""
+
+    platform: Platform
+    loop: asyncio.AbstractEventLoop
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.platform.coordinator_public.port}"
+
+    def status(self) -> dict[str, Any]:
+        return self.platform.coordinator.status()
+
+
+@contextmanager
+def our_platform(**settings: object) -> Iterator[Running]:
+    """Our platform, with coordinator `settings`, at work within the block."""
+    stop = asyncio.Event()
+    ready, ended = threading.Event(), threading.Event()
+    running: list[Running] = []
+
+    async def serve() -> None:
+        coordinator = CoordinatorSettings.model_validate({**ANY_PORT, **settings})
+        async with platform.serving(coordinator, AggregatorSettings.model_validate(ANY_PORT)) as p:
+            running.append(Running(p, asyncio.get_running_loop()))
+            ready.set()
+            await stop.wait()
+
+    def run() -> None:
+        try:
+            asyncio.run(serve())
+        finally:
+            ready.set()
+            ended.set()
+
+    threading.Thread(target=run, daemon=True).start()
+    ready.wait()
+    try:
+        yield running[0]
+    finally:
+        running[0].loop.call_soon_threadsafe(stop.set)
+        ended.wait()
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int = 200
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Request:
+    kind: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+def say(data: Mapping[str, object]) -> Answer:
+    return Answer(body=json.dumps(data).encode())
+
+
+STAND_BY = say({"state": "stand_by", "round": None})
+FINISH = say({"state": "finish", "round": None})
+REJECT = say({"state": "reject", "round": None})
+REFUSED = say({"url": None, "token": None, "ok": False})
+
+
+def order(number: int) -> Answer:
+    return say({"state": "round", "round": number})
+
+
+Line = Answer | Callable[[], Answer]
+
+
+class OldPlatform:
+    """Coordinator and aggregator on one port, as 0.8 speaks. Each kind of request has its answers, of which the last one stays.
+
+    An answer may be a function, and wait. `requests` is what came; `seen(kind, n)` waits until n of a kind have come.
+    """
+
+    def __init__(
+        self,
+        *,
+        heartbeat: Sequence[Line] = (STAND_BY,),
+        rendez_vous: Sequence[Line] | None = None,
+        start_training: Sequence[Line] | None = None,
+        download: Sequence[Line] = (Answer(),),
+        upload: Sequence[Line] = (Answer(),),
+        leave: Sequence[Line] = (Answer(405),),
+    ) -> None:
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._lines = {
+            "heartbeat": list(heartbeat),
+            "rendez_vous": list(rendez_vous or [say({"id": ID, "ok": True})]),
+            "start_training": list(start_training or [say({"url": self.url, "token": TOKEN, "ok": True})]),
+            "download": list(download),
+            "upload": list(upload),
+            "leave": list(leave),
+        }
+        self.requests: list[Request] = []
+        self._news = threading.Condition()
+
+    def of(self, kind: str) -> list[Request]:
+        return [request for request in self.requests if request.kind == kind]
+
+    def seen(self, kind: str, count: int = 1) -> None:
+        with self._news:
+            assert self._news.wait_for(lambda: len(self.of(kind)) >= count, timeout=20), f"no {count} of {kind}"
+
+    def __enter__(self) -> "OldPlatform":
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _take(self, request: Request) -> Answer:
+        with self._news:
+            lines = self._lines[request.kind]
+            line = lines.pop(0) if len(lines) > 1 else lines[0]
+            self.requests.append(request)
+            self._news.notify_all()
+        return line if isinstance(line, Answer) else line()
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        platform = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_any(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                answer = platform._take(Request(_kind(self.command, self.path), self.path, dict(self.headers), body))
+                try:
+                    self.send_response(answer.status)
+                    self.send_header("Content-Length", str(len(answer.body)))
+                    for name, value in answer.headers.items():
+                        self.send_header(name, value)
+                    self.end_headers()
+                    if answer.status != 304:
+                        self.wfile.write(answer.body)
+                except OSError:
+                    self.close_connection = True
+
+            do_GET = do_POST = do_DELETE = handle_any  # noqa: N815 the base class calls them so
+
+            def log_message(self, format: str, *args: object) -> None: ...
+
+        return Handler
+
+
+def _kind(method: str, path: str) -> str:
+    first = path.split("/")[1]
+    if method == "DELETE":
+        return "leave"
+    if first in ("rendez_vous", "heartbeat", "start_training"):
+        return first
+    return "upload" if method == "POST" else "download"

@@ -1,0 +1,24 @@
+"""Updates as numpy itself writes them, and as nobody should."""
+
+import io
+import struct
+from typing import Any
+
+import numpy as np
+
+
+def npy(array: "np.ndarray[Any, Any]", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, array, **options)
+    return buffer.getvalue()
+
+
+def update(samples: int, *weights: float, dtype: str = "<f4") -> bytes:
+    """The update of a flat model."""
+    return struct.pack(">I", samples) + npy(np.array(weights, dtype))
+
+
+def claiming(shape: str, *, descr: str = "<f4", data: bytes = b"") -> bytes:
+    """An update whose header says whatever it likes."""
+    header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
+    return struct.pack(">I", 1) + b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + data

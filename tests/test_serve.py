@@ -12,7 +12,7 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fedround import asgi
 from fedround.errors import ConfigurationError
@@ -131,6 +131,32 @@ def test_a_request_that_outlasts_the_grace_is_told_to_come_again(caplog: pytest.
 
     run(main())
     assert "Traceback" not in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux only")
+def test_a_peer_that_takes_nothing_of_an_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedround.serve.STALL", 1)
+
+    async def main() -> None:
+        sent = asyncio.Event()
+
+        class Endless(Response):
+            async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+                while (await receive())["type"] != "http.disconnect":
+                    for _ in range(100):
+                        await send({"type": "http.response.body", "body": bytes(1 << 20), "more_body": True})
+                sent.set()
+
+        async def endless(request: Request) -> Response:
+            return Endless()
+
+        served = endpoint(asgi.application([Route("/", endless)]))
+        async with serving(served, grace=0), connected(served.port) as stalled:
+            await stalled.ask("GET", "/")
+            await sent.wait()
+
+    run(main())
 
 
 def test_a_signal_sets_the_event_and_afterwards_the_handlers_are_as_before() -> None:

@@ -24,6 +24,8 @@ KEEP_ALIVE = 75
 """Seconds for which an idle connection is kept."""
 GRACE = 5
 """Seconds that running requests have to end when a server stops."""
+STALL = 60
+"""Seconds after which a peer that takes nothing of an answer is cut off: it would keep a whole model in memory."""
 BACKLOG = 2048
 
 T = TypeVar("T")
@@ -46,6 +48,8 @@ class Endpoint:
         except OSError as error:
             reason = f"cannot listen on {self.host}: {error.strerror}; choose another port, or 0 for any free one"
             raise ConfigurationError(f"{self.setting}={self.port}: {reason}") from error
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; connections have it from the socket that accepts them
+            bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALL * 1000)
         self.port = bound.getsockname()[1]
         return bound
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from fedround.aggregator.spool import Spool
 from fedround.aggregator.strategies import WeightedAverage
 from fedround.books import Admission, Closed, Difference, Entry, Outcome, Verdict
 from fedround.errors import ConfigurationError, ExchangeError, UnknownAttempt
-from fedround.events import Fact, Observers, UploadFailed
+from fedround.events import Fact, Observer, Observers, UploadFailed
 from fedround.observability import ops
 from fedround.observability.health import Health
 from fedround.remote_books import RemoteBooks
@@ -44,11 +44,10 @@ def path(id: str) -> str:
 
 
 def make(
-    *, directory: Path | None = None, window: float = 60.0, hold: float = 60.0, facts: list[Fact] | None = None
+    *, directory: Path | None = None, window: float = 60.0, patience: float = 0.0, observer: Observer | None = None
 ) -> AggregatorService:
-    observer = None if facts is None else facts.append
     spool = Spool(directory, max_size=MAX_SIZE, window=window)
-    return AggregatorService(WeightedAverage, spool, observer=observer, hold=hold, patience=0.0)
+    return AggregatorService(WeightedAverage, spool, observer=observer, hold=60.0, patience=patience)
 
 
 async def open_round(service: AggregatorService, attempt: str = "attempt-0", round: int = 0) -> None:
@@ -400,8 +399,7 @@ def test_an_upload_that_does_not_arrive_whole_counts_for_nothing(misbehave: Misb
                 assert fact.id == ANNA
                 failed.set()
 
-        spool = Spool(None, max_size=MAX_SIZE, window=0.2)
-        service = AggregatorService(WeightedAverage, spool, observer=Observers([observe]), patience=0.0)
+        service = make(window=0.2, observer=observe)
         await open_round(service)
         async with on_sockets(service) as (port, client):
             async with connected(port) as connection:
@@ -447,13 +445,13 @@ def test_a_reader_that_hangs_up_in_the_middle_of_a_model_harms_nobody() -> None:
     async def main() -> None:
         service = make()
         await open_round(service)
-        await service.deliver(ANNA, TOKEN[ANNA], only(b"\0\0\0\1" + npy(np.zeros(1 << 19))[:]))
+        await service.deliver(ANNA, TOKEN[ANNA], only(b"\0\0\0\1" + npy(np.zeros(1 << 18))))
         await service.close("attempt-0", [ANNA])
         async with on_sockets(service) as (port, client):
             async with connected(port) as connection:
                 await connection.ask("GET", path(ANNA))
                 connection.reset()
-            assert len((await client.get(path(ANNA))).content) == (8 << 19) + 128
+            assert len((await client.get(path(ANNA))).content) == (8 << 18) + 128
 
     asyncio.run(main())
 
@@ -507,17 +505,19 @@ def test_the_internal_port_asks_for_its_secret() -> None:
 
 def test_a_server_with_an_open_long_poll_stops_at_once() -> None:
     async def main() -> None:
-        service = make()
-        async with asyncio.timeout(4):  # uvicorn looks ten times a second, the poll would last for a minute
-            async with asyncio.TaskGroup() as tasks, remote(service) as books:
-                incarnation = (await books.ledger("another", 0)).incarnation
-                tasks.create_task(is_cut(books.ledger(incarnation, 0)))
-                await service.open("attempt-0", 0, [], [])
+        service = make(patience=60.0)
+        await open_round(service)
+        async with AsyncExitStack() as after, asyncio.timeout(4):  # the poll would last for a minute, the grace is 5 s
+            endpoint = Endpoint(app.internal(service), host="127.0.0.1", port=0, setting="PORT")
+            async with serving(endpoint), asyncio.TaskGroup() as tasks:
+                upload = tasks.create_task(service.deliver(ANNA, TOKEN[ANNA], only(GOOD)))
+                incarnation = (await service.ledger("another", 0)).incarnation
+                coordinator = await after.enter_async_context(connected(endpoint.port))
+                await coordinator.ask("GET", f"/books/ledger?incarnation={incarnation}&after=1")
+                await upload  # this poll has begun: it acknowledges the update
                 service.stop()
-
-    async def is_cut(poll: Awaitable[object]) -> None:
-        with pytest.raises(ExchangeError):
-            await poll
+            answer = await coordinator.answer()
+            assert (answer.status, answer.headers["retry-after"]) == (503, "1")
 
     asyncio.run(main())
 
@@ -611,7 +611,7 @@ def test_the_status_is_on_the_ops_port() -> None:
 
 
 def settings(**values: Any) -> AggregatorSettings:
-    return AggregatorSettings(**{"bind": "127.0.0.1", "port": 0, "internal_port": 0, "ops_port": 0} | values)
+    return AggregatorSettings(bind="127.0.0.1", port=0, internal_port=0, ops_port=0, **values)
 
 
 @pytest.mark.parametrize(

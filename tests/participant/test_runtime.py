@@ -17,7 +17,7 @@ from fedround.participant.abc import NumPyParticipant, ParticipantABC, Update
 from fedround.participant.round import current_round
 from fedround.participant.run import run_participant
 from fedround.weights import Array
-from support.federation import FINISH, REFUSED, REJECT, STAND_BY, TOKEN, Answer, OldPlatform, order, our_platform, say
+from support.federation import FINISH, REFUSED, REJECT, STAND_BY, TOKEN, After, Answer, OldPlatform, order, our_platform, say
 
 FAST = 0.02
 """A heartbeat period."""
@@ -172,7 +172,7 @@ def test_a_participant_may_fail_as_often_as_it_is_allowed_to() -> None:
 
 def test_a_participant_trains_with_a_platform_of_0_8() -> None:
     model = np.arange(3, dtype=np.float32)
-    with OldPlatform(heartbeat=[STAND_BY, order(4), order(5), FINISH], download=[Answer(body=npy(model))]) as p:
+    with OldPlatform(heartbeat=After("upload", [STAND_BY, order(4)], order(5), FINISH), download=[Answer(body=npy(model))]) as p:
         facts: list[Fact] = []
         run_participant(Training(double), p.url, FAST, observers=[facts.append])
     assert [request.body for request in p.of("upload")] == [update(7, model * 2)] * 2
@@ -181,14 +181,16 @@ def test_a_participant_trains_with_a_platform_of_0_8() -> None:
 
 
 def test_any_format_travels() -> None:
-    with OldPlatform(heartbeat=[order(0), FINISH], download=[Answer(body=b"hello")]) as p:
+    with OldPlatform(heartbeat=After("upload", order(0), FINISH), download=[Answer(body=b"hello")]) as p:
         run_participant(Text(), p.url, FAST)
     assert p.of("upload")[0].body == b"hello!"
 
 
 def test_the_same_round_right_after_an_upload_is_neither_trained_nor_sent_again() -> None:
     participant = Mean()
-    with OldPlatform(heartbeat=[order(0), order(0), order(0), order(0), order(1), order(1), FINISH]) as p:
+    with OldPlatform(
+        heartbeat=After("upload", order(0), [order(0), order(0), order(0), order(1)], [order(1), order(1), FINISH])
+    ) as p:
         run_participant(participant, p.url, FAST)
     assert len(participant.given) == len(p.of("upload")) == 2
 
@@ -196,18 +198,18 @@ def test_the_same_round_right_after_an_upload_is_neither_trained_nor_sent_again(
 def test_an_update_that_stays_unconfirmed_is_sent_again_without_training() -> None:
     participant = Mean()
     facts: list[Fact] = []
-    with OldPlatform(heartbeat=[order(0)] * 8 + [order(1), FINISH]) as p:
+    with OldPlatform(heartbeat=After("upload", order(0), order(0), order(1), FINISH)) as p:
         run_participant(participant, p.url, 0.05, confirm_timeout=0.12, observers=[facts.append])
-    first, second, *_ = p.of("upload")
+    first, second, _ = p.of("upload")
     assert first.body == second.body
-    assert len(p.of("upload")) > len(participant.given) == 2
+    assert (len(p.of("upload")), len(participant.given)) == (3, 2)
     assert outcomes(facts) == ["completed", "completed"]
 
 
 def test_a_dead_token_is_replaced_and_the_kept_update_delivered() -> None:
     participant = Mean()
-    with OldPlatform(heartbeat=[order(0), order(0), order(0), FINISH], upload=[Answer(405), Answer()]) as p:
-        run_participant(participant, p.url, 0.2)
+    with OldPlatform(heartbeat=After("upload", order(0), order(0), FINISH), upload=[Answer(405), Answer()]) as p:
+        run_participant(participant, p.url, FAST)
     assert len(p.of("start_training")) == len(p.of("upload")) == 2
     assert len(participant.given) == 1
 
@@ -216,7 +218,7 @@ def test_an_order_for_a_kept_update_asks_whether_the_model_is_still_the_same() -
     participant = Mean()
     old, new = Answer(headers={"ETag": '"0"'}), Answer(body=npy(np.ones(3)), headers={"ETag": '"1"'})
     with OldPlatform(
-        heartbeat=[order(0), order(0), order(0), order(1), FINISH],
+        heartbeat=After("upload", order(0), order(0), order(0), order(1), FINISH),
         download=[old, Answer(304, headers={"ETag": '"0"'}), new],
         upload=[Answer(409), Answer(409), Answer(200, headers={"Fedround-Update": "counted"})],
     ) as p:
@@ -228,7 +230,7 @@ def test_an_order_for_a_kept_update_asks_whether_the_model_is_still_the_same() -
 
 def test_a_refused_order_and_a_rejection_are_survived() -> None:
     with OldPlatform(
-        heartbeat=[order(0), REJECT, order(0), FINISH],
+        heartbeat=After("upload", [order(0), REJECT, order(0)], FINISH),
         start_training=[REFUSED, say({"url": "http://nowhere.invalid", "token": TOKEN, "ok": True})],
     ) as p:
         run_participant(Mean(), p.url, FAST, aggregator_url=p.url)
@@ -255,7 +257,7 @@ def test_a_finished_training_accepts_nobody() -> None:
 def test_a_coordinator_that_is_away_is_waited_for() -> None:
     with OldPlatform(
         rendez_vous=[Answer(502), Answer(404), Answer(body=b"<html>"), say({"id": TOKEN, "ok": True})],
-        heartbeat=[Answer(500), Answer(429, headers={"Retry-After": "0"}), order(0), FINISH],
+        heartbeat=After("upload", [Answer(500), Answer(429, headers={"Retry-After": "0"}), order(0)], FINISH),
         start_training=[Answer(404), say({"url": "http://unused.invalid", "token": TOKEN, "ok": True})],
         download=[Answer(503, headers={"Retry-After": "0"}), Answer()],
     ) as p:
@@ -282,7 +284,7 @@ def test_a_coordinator_that_stays_away_is_given_up_if_so_wished() -> None:
 
 def test_a_model_that_is_larger_than_allowed_is_not_received() -> None:
     facts: list[Fact] = []
-    with OldPlatform(heartbeat=[order(0), FINISH], download=[Answer(body=bytes(1000))]) as p:
+    with OldPlatform(heartbeat=After("download", order(0), order(0), FINISH), download=[Answer(body=bytes(1000))]) as p:
         run_participant(Mean(), p.url, FAST, max_model_size=999, observers=[facts.append])
     assert outcomes(facts) == ["abandoned"]
 
@@ -306,7 +308,7 @@ def test_user_code_always_runs_on_the_thread_of_the_caller() -> None:
             threads.add(threading.current_thread())
             return memoryview(b"")
 
-    with OldPlatform(heartbeat=[order(0), order(1), order(2), FINISH]) as p:
+    with OldPlatform(heartbeat=After("upload", order(0), order(1), order(2), FINISH)) as p:
         run_participant(Bound(), p.url, FAST)
     assert threads == {threading.current_thread()}
 
@@ -403,7 +405,7 @@ def test_nothing_holds_a_model_or_an_update_when_the_next_model_is_fetched() -> 
         alive.append(weakref.ref(result))
         return Update(1, result)
 
-    with OldPlatform(heartbeat=[order(0), order(1), order(2), FINISH], download=[fetch]) as p:
+    with OldPlatform(heartbeat=After("upload", order(0), order(1), order(2), FINISH), download=[fetch]) as p:
         run_participant(Training(train), p.url, FAST)
     assert seen == [0, 0, 0]
     assert not any(array() is not None for array in alive)
@@ -418,7 +420,7 @@ def test_the_model_belongs_to_user_code_alone() -> None:
             assert model() is None
             return Update(1, np.ones(1000))
 
-    with OldPlatform(heartbeat=[order(0), FINISH], download=[Answer(body=npy(np.ones(1000)))]) as p:
+    with OldPlatform(heartbeat=After("upload", order(0), FINISH), download=[Answer(body=npy(np.ones(1000)))]) as p:
         run_participant(Freeing(), p.url, FAST)
 
 
@@ -435,6 +437,6 @@ def test_a_failure_holds_no_model() -> None:
             raise ZeroDivisionError
         return Update(1, weights)
 
-    with OldPlatform(heartbeat=[order(0), order(0), FINISH], download=[Answer(body=npy(np.ones(1000)))]) as p:
+    with OldPlatform(heartbeat=After("upload", order(0), FINISH), download=[Answer(body=npy(np.ones(1000)))]) as p:
         run_participant(Training(train), p.url, FAST, max_failures=2)
     assert len(alive) == 2

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, SupportsFloat, TypeVar
 
 from fedround import wire
 
@@ -56,7 +56,7 @@ class Round:
     def __repr__(self) -> str:
         return f"<round {self.number}>"
 
-    def report(self, **figures: float) -> None:
+    def report(self, **figures: SupportsFloat) -> None:
         """Report figures of the training, as in `report(loss=0.3, accuracy=0.9)`. A name that comes again replaces its figure.
 
         They become metrics and log fields here, and travel with the update: the platform shows their means over all participants.
@@ -77,7 +77,7 @@ class Round:
         return self._figures
 
 
-def _number(name: str, value: float) -> float:
+def _number(name: str, value: SupportsFloat) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):

@@ -1,0 +1,108 @@
+import json
+import logging
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedround.participant.round import MAX_FIGURES, Round, Shard, current_round, encode_figures, entered, find_shard
+from fedround.wire import MAX_METRICS
+
+
+def make(told: list[Mapping[str, float]] | None = None) -> Round:
+    return Round(3, Shard(0, 1), ([] if told is None else told).append)
+
+
+def test_there_is_a_current_round_only_within_one() -> None:
+    with pytest.raises(RuntimeError, match="within train_round"):
+        current_round()
+    round = make()
+    with entered(round):
+        assert current_round() is round
+        assert repr(round) == "<round 3>"
+    with pytest.raises(RuntimeError):
+        current_round()
+
+
+def test_reported_figures_are_told_and_gathered_the_last_one_of_a_name_stays() -> None:
+    told: list[Mapping[str, float]] = []
+    round = make(told)
+    round.report(loss=1.0, accuracy=0.5)
+    round.report(loss=np.float32(0.5))
+    assert told == [{"loss": 1.0, "accuracy": 0.5}, {"loss": 0.5}]
+    assert round.figures == {"loss": 0.5, "accuracy": 0.5}
+    assert encode_figures(round.figures) == '{"loss":0.5,"accuracy":0.5}'
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "much", None, 10**400])
+def test_a_figure_is_a_finite_number(value: float) -> None:
+    round = make()
+    with pytest.raises(ValueError, match="loss must be a finite number"):
+        round.report(accuracy=1.0, loss=value)
+    assert round.figures == {}
+
+
+def test_a_round_reports_a_bounded_number_of_names() -> None:
+    round = make()
+    round.report(**{f"name{i}": 0.0 for i in range(MAX_FIGURES)})
+    round.report(name0=1.0)
+    with pytest.raises(ValueError, match="at most 20 names"):
+        round.report(more=1.0)
+
+
+def test_a_round_reports_a_bounded_number_of_bytes() -> None:
+    with pytest.raises(ValueError, match="2048 bytes"):
+        make().report(**{"n" * 2100: 1.0})
+
+
+@given(st.dictionaries(st.text(min_size=1, max_size=150), st.floats(allow_nan=False, allow_infinity=False), max_size=25))
+def test_whatever_is_accepted_travels(figures: dict[str, float]) -> None:
+    round = make()
+    try:
+        round.report(**figures)
+    except ValueError:
+        return
+    header = encode_figures(round.figures)
+    assert len(header.encode("ascii")) <= MAX_METRICS
+    assert json.loads(header) == figures
+
+
+@given(st.integers(0, 50), st.integers(1, 12))
+def test_every_row_is_in_one_shard_and_sizes_differ_by_one_at_most(rows: int, count: int) -> None:
+    parts = [Shard(index, count).of(np.arange(rows)) for index in range(count)]
+    assert sorted(np.concatenate(parts).tolist()) == list(range(rows))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_a_shard_of_an_array_is_a_view() -> None:
+    data = np.arange(10)
+    assert np.shares_memory(Shard(1, 3).of(data), data)
+
+
+@pytest.mark.parametrize(
+    ("setting", "pod_index", "ordinal", "shard"),
+    [
+        (Shard(3, 7), 1, 2, Shard(3, 7)),
+        (None, 1, 2, Shard(1, 10)),
+        (None, None, 2, Shard(2, 10)),
+        (None, 0, 2, Shard(0, 10)),
+    ],
+)
+def test_a_shard_is_found_in_the_order_of_its_sources(
+    setting: Shard | None, pod_index: int | None, ordinal: int | None, shard: Shard
+) -> None:
+    assert find_shard(setting, 10, pod_index, ordinal, "host") == shard
+
+
+def test_without_any_source_the_hosts_name_decides_and_always_in_the_same_way(caplog: pytest.LogCaptureFixture) -> None:
+    assert find_shard(None, 10, None, None, "silo-1") == find_shard(None, 10, None, None, "silo-1")
+    assert len({find_shard(None, 10, None, None, f"silo-{i}").index for i in range(100)}) == 10
+    assert not caplog.records
+
+
+def test_a_number_beyond_the_last_shard_wraps_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert find_shard(None, 10, None, 12, "host") == Shard(2, 10)
+    assert "number 12 wraps to 2" in caplog.text

@@ -1,0 +1,139 @@
+"""Programs that were written for xain-sdk 0.8.0."""
+
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fedround
+import xain_sdk
+import xain_sdk.participant
+from fedround import errors
+from support.federation import FINISH, STAND_BY, After, OldPlatform, order, our_platform
+
+# The code that the public tutorial of xain-sdk 0.8.0 (Apache-2.0) ends with, as it stands there.
+TUTORIAL = (Path(__file__).parent / "support" / "tutorial_0_8.txt").read_text()
+FIRST_ROUND_HANDLING = "        if not data:\n            return None\n"
+EXAMPLE = Path(__file__).parent.parent / "examples" / "tutorial"
+
+
+def run(program: str, url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    code = program.replace("http://localhost:8081", url)
+    assert url in code
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_the_tutorials_final_code_runs_and_its_model_falls_towards_zero() -> None:
+    with our_platform(rounds=5) as p:
+        done = run(TUTORIAL, p.url, "--upper-bound", "1000")
+        assert (done.returncode, p.status()["state"]) == (0, "complete")
+    lines = re.findall(r"global weights: \[([\d.e+-]+)", done.stderr)
+    values = [float(value) for value in lines]
+    assert len(values) == 4
+    assert values == sorted(values, reverse=True)
+
+
+def test_the_log_of_the_tutorial_is_the_one_that_it_shows() -> None:
+    with our_platform(rounds=1) as p:
+        log = run(TUTORIAL, p.url, "--upper-bound", "1000").stderr
+    # What httpx itself has to say, in a program that asks for DEBUG, is left out.
+    ours = re.compile(r"INFO +(waiting|downloading|retrieved|>>>|<<<)|DEBUG +content-length")
+    lines = [line[24:] for line in log.splitlines() if ours.match(line[24:])]
+    begin = lines.index("INFO     downloading global weights from the aggregator")
+    assert "INFO     waiting for being selected" in lines[:begin]
+    asked, answered, length, retrieved = lines[begin + 1 : begin + 5]
+    assert re.fullmatch(r"INFO     >>> GET http://localhost:\d+/[0-9a-f]{8}/\*\*\*", asked)
+    assert re.fullmatch(r"INFO     <<< GET http://localhost:\d+/[0-9a-f]{8}/\*\*\* \[200\]", answered)
+    assert length == "DEBUG    content-length: 0"
+    assert retrieved == "INFO     retrieved training data (length: 0 bytes)"
+
+
+def test_the_tutorials_first_code_ends_with_what_went_wrong() -> None:
+    assert FIRST_ROUND_HANDLING in TUTORIAL
+    with our_platform(rounds=1) as p:
+        done = run(TUTORIAL.replace(FIRST_ROUND_HANDLING, ""), p.url, "--upper-bound", "100")
+    assert done.returncode == 1
+    # NumPy says EOFError for what used to be a ValueError.
+    assert re.search(
+        r"in deserialize_training_input\n(?:.*\n)*(ValueError|EOFError): .*\n\n"
+        r"The above exception was the direct cause .*\n(?:.*\n)*fedround\.errors\.DeserializationError: ",
+        done.stderr,
+    )
+
+
+def test_the_names_of_0_8_are_ours() -> None:
+    assert xain_sdk.__all__ == ["ParticipantABC", "ParticipantError", "configure_logging", "run_participant"]
+    assert xain_sdk.ParticipantABC is xain_sdk.participant.ParticipantABC is fedround.ParticipantABC
+    assert xain_sdk.ParticipantError is errors.ParticipantError
+    for name in ("TrainingError", "DeserializationError", "SerializationError"):
+        assert getattr(xain_sdk.participant, name) is getattr(errors, name)
+        assert issubclass(getattr(errors, name), xain_sdk.ParticipantError)
+
+
+def test_requests_are_logged_only_when_asked(caplog: pytest.LogCaptureFixture) -> None:
+    class Ones(fedround.NumPyParticipant):
+        def train_round(self, training_input: object) -> fedround.Update:
+            return fedround.Update(1, np.ones(1))
+
+    with caplog.at_level(logging.INFO):
+        for wanted in (True, False):
+            caplog.clear()
+            xain_sdk.configure_logging(log_http_requests=wanted)
+            with OldPlatform(heartbeat=After("upload", [STAND_BY, order(0)], FINISH)) as p:
+                xain_sdk.run_participant(Ones(), p.url, heartbeat_period=0.02)
+            assert ("xain-sdk.http" in {record.name for record in caplog.records}) is wanted
+            assert "retrieved training data (length: 0 bytes)" in [r.getMessage() for r in caplog.records if r.name == "http"]
+
+
+def test_it_warns_where_the_real_one_is_installed_too(tmp_path: Path) -> None:
+    metadata = tmp_path / "xain_sdk-0.8.0.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: xain-sdk\nVersion: 0.8.0\n")
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([sys.executable, "-c", "import xain_sdk"], env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "RuntimeWarning: xain-sdk 0.8.0 is installed beside fedround" in done.stderr
+
+
+# Our own tutorial
+
+
+def test_run_participant_takes_part() -> None:
+    with our_platform(rounds=3) as p:
+        program = [sys.executable, "-m", "fedround.participant.tutorial", "--upper-bound", "10", "--coordinator-url", p.url]
+        done = subprocess.run(program, capture_output=True, text=True, check=False)
+        assert (done.returncode, p.status()["state"]) == (0, "complete")
+    assert done.stderr.count("local weight") == 3
+
+
+def test_run_participant_ends_in_good_order_on_sigterm() -> None:
+    with our_platform(min_clients=2) as p:
+        program = [sys.executable, "-m", "fedround.participant.tutorial", "--upper-bound", "10", "--coordinator-url", p.url]
+        with subprocess.Popen(program, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            while "registered" not in process.stderr.readline():
+                pass
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+        assert p.status()["participants"] == []
+
+
+def test_run_participants_help_is_the_tutorials() -> None:
+    program = [sys.executable, "-m", "fedround.participant.tutorial", "--help"]
+    done = subprocess.run(program, capture_output=True, text=True, check=False)
+    text = " ".join(done.stdout.split())
+    assert "--upper-bound UPPER_BOUND Initial upper bound for picking a random float to send to the coordinator" in text
+
+
+def test_the_example_takes_part() -> None:
+    with our_platform(rounds=2) as p:
+        program = [sys.executable, "-m", "xain_sdk_tutorial.participant", "--upper-bound", "10", "--coordinator-url", p.url]
+        done = subprocess.run(program, cwd=EXAMPLE, capture_output=True, text=True, check=False)
+        assert (done.returncode, p.status()["state"]) == (0, "complete")
+    assert "global weights: [" in done.stderr

@@ -275,9 +275,9 @@ def _asking(parser: ArgumentParser, path: str) -> Run:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with opener.open(arguments["url"].rstrip("/") + path, timeout=5) as response:
-                print(response.read().decode())
+                print(response.read().decode().strip())
         except urllib.error.HTTPError as error:
-            print(error.read().decode(errors="replace"))
+            print(error.read().decode(errors="replace").strip())
             return Exit.FAILED
         except (OSError, ValueError) as error:
             print(f"no answer from {arguments['url']}: {error}", file=sys.stderr)

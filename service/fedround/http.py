@@ -4,6 +4,7 @@ Whatever goes wrong becomes one of our errors, in `_mapped` and `_check`; its te
 What a participant asks with is synchronous: an asynchronous request costs httpx twice the CPU.
 """
 
+import asyncio
 import json
 import math
 import re
@@ -19,6 +20,7 @@ from typing import Any, TypedDict, Unpack
 
 import httpx
 import numpy as np
+from starlette.types import ASGIApp
 
 from fedround import http_log, wire
 from fedround.errors import (
@@ -34,6 +36,7 @@ from fedround.errors import (
 from fedround.events import ExchangeEnded, Observer, Observers, redact
 from fedround.wire import Heartbeat, Problem, RendezVous, StartTraining, UpdateOutcome
 
+Transport = httpx.BaseTransport
 Instrument = Callable[[httpx.Client | httpx.AsyncClient], object]
 Query = Mapping[str, str | int]
 
@@ -478,3 +481,20 @@ def _environment() -> Iterator[None]:
 def _instrumented(http: httpx.Client | httpx.AsyncClient, instrument: Instrument | None) -> None:
     if instrument is not None:
         instrument(http)
+
+
+class InMemory(httpx.BaseTransport):
+    """For tests: in place of sockets, ASGI apps by the names of their hosts, at work on an event loop of another thread."""
+
+    def __init__(self, apps: Mapping[str, ASGIApp], loop: asyncio.AbstractEventLoop) -> None:
+        self._hosts = {host: httpx.ASGITransport(app, raise_app_exceptions=False) for host, app in apps.items()}
+        self._loop = loop
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Whole bodies in both directions."""
+        return asyncio.run_coroutine_threadsafe(self._ask(request, request.read()), self._loop).result()
+
+    async def _ask(self, request: httpx.Request, body: bytes) -> httpx.Response:
+        asked = httpx.Request(request.method, request.url, headers=request.headers, content=body)
+        answer = await self._hosts[request.url.host].handle_async_request(asked)
+        return httpx.Response(answer.status_code, headers=answer.headers, stream=httpx.ByteStream(await answer.aread()))

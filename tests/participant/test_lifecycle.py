@@ -713,6 +713,12 @@ def test_answers_for_an_id_or_order_of_before_change_nothing() -> None:
         assert (participant.core.state, participant.core.next_deadline()) == before
 
 
+def insides(thing: object) -> object:
+    """All that an object of ours is made of, to be compared."""
+    names = getattr(thing, "__dict__", None) or getattr(thing, "__slots__", None)
+    return {name: insides(getattr(thing, name)) for name in names} if names else repr(thing)
+
+
 @pytest.mark.parametrize(
     "event",
     [
@@ -732,10 +738,10 @@ def test_answers_for_an_id_or_order_of_before_change_nothing() -> None:
 )
 def test_an_answer_to_what_was_not_asked_raises_and_changes_nothing(event: m.Event) -> None:
     participant = training()
-    before = repr(vars(participant.core))
+    before = insides(participant.core)
     with pytest.raises(IllegalMove, match=rf"{type(event).__name__}.* is not possible in training"):
         participant.tell(event)
-    assert repr(vars(participant.core)) == before
+    assert insides(participant.core) == before
 
 
 def test_neither_ids_nor_tokens_are_shown_by_orders_and_events() -> None:

@@ -120,6 +120,8 @@ def _fields(fact: Fact) -> dict[str, Any]:
 class TextFormatter(logging.Formatter):
     """For people: time, level, message; on a terminal in colours."""
 
+    default_msec_format = "%s.%03d"
+
     def __init__(self, *, colours: bool) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s")
         self._colours = colours

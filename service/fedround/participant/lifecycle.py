@@ -25,15 +25,14 @@ The rules:
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 from fedround import events, wire
-from fedround.backoff import delays
 from fedround.errors import IllegalMove
 from fedround.participant import moves as m
 from fedround.participant.moves import Outcome, Reason, State
-from fedround.participant.work import Kept, Lane, Work
+from fedround.participant.work import Contact, Kept, Lane, Work
 from fedround.wire import HeartbeatState
 
 MAX_CONFIRMS = 3
@@ -44,8 +43,6 @@ SETTLE = 5.0
 """Seconds that an upload has left once the heartbeat says that its round is over."""
 ASK_FINISHED = 30.0
 """Seconds between two questions whether a finished training goes on."""
-REJOIN_MAX = 20.0
-"""Seconds, at most, between two registrations of a participant that is rejected again and again."""
 
 _ASKED: dict[type, type] = {m.StartTrainingAnswered: m.StartTraining, m.Downloaded: m.Download, m.UploadAnswered: m.Upload}
 _PATHS: dict[type, str] = {m.StartTraining: wire.START_TRAINING, m.Download: wire.UPDATE, m.Upload: wire.UPDATE}
@@ -68,15 +65,8 @@ class Lifecycle:
         self._serial = 0
         self._failures = 0
         self._why = "start"
-        self._contact = Lane(random, policy.reconnect_max)
-        self._contact.plan(-math.inf)
-        self._asked_at = -math.inf
-        self._held = False
-        """The coordinator may hold the heartbeat under way."""
-        self._outdated = False
-        """The heartbeat under way was sent before the round ended: what it says of it is old."""
-        self._rejoins: Iterator[float] | None = None
-        self._give_up_at = self._stop_by = math.inf
+        self._contact = Contact(policy, random)
+        self._stop_by = math.inf
         self._commands: list[m.Command] = []
         self._facts: list[events.Fact] = []
         self._told: events.StateChanged | None = None
@@ -97,7 +87,7 @@ class Lifecycle:
 
     def next_deadline(self) -> float:
         """When `TimerFired` is due, if nothing else happens before."""
-        due = min(self._stop_by, self._give_up_at, self._contact.due)
+        due = min(self._stop_by, self._contact.give_up_at, self._contact.due)
         work = self._work
         return due if work is None else min(due, work.deadline, math.inf if self._blocked(work) else work.lane.due)
 
@@ -162,17 +152,13 @@ class Lifecycle:
     # The coordinator
 
     def _contact_failed(self, path: str, event: m.RegisterFailed | m.HeartbeatFailed, now: float) -> None:
-        if self._give_up_at == math.inf and not self._finished:
-            self._give_up_at = now + self._policy.give_up_after
-        delay = ASK_FINISHED if self._finished else self._contact.delay(event.retry_after)
-        self._facts += [events.ContactLost(event.detail or event.reason), events.Retrying(path, event.reason, delay)]
-        self._outdated = False
+        delay = ASK_FINISHED if self._finished else self._contact.failed(event.retry_after, now)
         self._contact.plan(now + delay)
+        self._facts += [events.ContactLost(event.detail or event.reason), events.Retrying(path, event.reason, delay)]
 
     def _contact_made(self, event: m.Joined | m.JoinRefused | m.HeartbeatAnswered, now: float) -> None:
         self._facts.append(events.ContactMade())
-        self._contact.reset()
-        self._give_up_at = math.inf
+        self._contact.answered(now)
         match event:
             case m.Joined(id):
                 self._id, self._finished = id, False
@@ -181,15 +167,14 @@ class Lifecycle:
             case m.JoinRefused():
                 self._finish(now)
             case _:
-                self._contact.plan(max(now, self._asked_at + self._policy.heartbeat_period))
                 self._heard(event.answer, now)
 
     def _heard(self, answer: wire.Heartbeat, now: float) -> None:
-        outdated, self._outdated = self._outdated, False
+        outdated, self._contact.outdated = self._contact.outdated, False
         if answer.state is HeartbeatState.REJECT:
             self._rejected(now)
             return
-        self._rejoins = None
+        self._contact.welcome()
         if outdated and answer.state is not HeartbeatState.FINISH:
             self._contact.plan(now)
         elif self._work is None:
@@ -199,12 +184,7 @@ class Lifecycle:
 
     def _rejected(self, now: float) -> None:
         self._give_up("the coordinator does not know this participant any more", now)
-        at = now
-        if self._rejoins is None:
-            self._rejoins = delays(self._random, first=1.0, most=REJOIN_MAX)
-        else:
-            at += next(self._rejoins)
-        self._register("rejected", at)
+        self._register("rejected", self._contact.rejoin(now))
         if self.draining:
             self._exit(Reason.STOPPED)
 
@@ -219,7 +199,7 @@ class Lifecycle:
 
     def _register(self, why: str, at: float) -> None:
         self._throw_away()
-        self._id, self._why, self._outdated = None, why, False
+        self._id, self._why, self._contact.outdated = None, why, False
         self._contact.plan(at)
 
     def _finish(self, now: float) -> None:
@@ -235,7 +215,7 @@ class Lifecycle:
         assert answer.round is not None  # noqa: S101 with `round`
         if self._kept is not None and self._kept.round != answer.round:
             self._throw_away()
-        self._work = work = Work(self._new_order(self._id, answer.round), Lane(self._random, self._policy.reconnect_max))
+        self._work = work = Work(self._new_order(self._id, answer.round), Lane(self._policy, self._random))
         if answer.url is not None and answer.token is not None:
             self._accept(work, answer.url, answer.token, answer.traceparent, now)
         else:
@@ -302,7 +282,7 @@ class Lifecycle:
             self._give_up_and_rest("the round was over before the platform said that it had the update", now)
             return
         work.deadline = now + self._policy.confirm_timeout
-        self._ask_anew(now)
+        self._contact.anew(now)
 
     def _retry(self, work: Work, transfer: m.Transfer | None, reason: str, retry_after: float | None, now: float) -> None:
         if isinstance(transfer, m.Upload) and work.etag is None and retry_after is None:
@@ -372,14 +352,9 @@ class Lifecycle:
         elif self.draining:
             self._leave_and_exit()
         elif at_once:
-            self._ask_anew(now)
+            self._contact.anew(now)
         else:
-            self._outdated = self._contact.under_way
-
-    def _ask_anew(self, now: float) -> None:
-        self._outdated = self._contact.under_way
-        if not self._outdated:
-            self._contact.plan(now)
+            self._contact.outdated = self._contact.under_way
 
     def _fail(self, work: Work, reason: str, now: float) -> None:
         # Code that is told to come to an end may well raise: that is no failure.
@@ -394,7 +369,7 @@ class Lifecycle:
 
     def _leave_and_exit(self) -> None:
         if self._id is not None:
-            self._do(m.Leave(self._id, at_once=self._contact.under_way and self._held))
+            self._do(m.Leave(self._id, at_once=self._contact.under_way and self._contact.held))
         self._exit(Reason.STOPPED)
 
     def _exit(self, reason: Reason, *, at_once: bool = False) -> None:
@@ -420,7 +395,7 @@ class Lifecycle:
         if self._stop_by <= now:
             self._give_up("asked to stop, and out of time", now)
             self._leave_and_exit()
-        elif self._give_up_at <= now:
+        elif self._contact.give_up_at <= now:
             self._give_up("the coordinator was unreachable for too long", now)
             self._exit(Reason.GAVE_UP)
         elif work is not None and work.deadline <= now:
@@ -434,10 +409,7 @@ class Lifecycle:
     def _start_what_is_due(self, now: float) -> None:
         work = self._work
         if self._contact.start(now):
-            self._asked_at = now
-            wait = self._policy.long_poll if work is None else 0.0
-            self._held = wait > 0
-            self._do(m.Register() if self._id is None else m.Heartbeat(self._id, wait))
+            self._do(self._contact.ask(self._id, self._policy.long_poll if work is None else 0.0, now))
         if work is not None and not self._blocked(work) and work.lane.start(now):
             assert work.lane.command is not None  # noqa: S101 it was planned with one
             self._do(work.lane.command)

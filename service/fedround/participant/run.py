@@ -97,7 +97,7 @@ def run_participant(
         ConfigurationError: An argument is wrong.
     """
     with (
-        _runtime(participant, coordinator_url, heartbeat_period, options) as runtime,
+        connected(participant, coordinator_url, heartbeat_period, options) as runtime,
         signals(partial(runtime.stop, _drain_timeout(options))) if handle_signals else nullcontext(),
     ):
         runtime.run()
@@ -110,9 +110,9 @@ async def arun_participant(
 
     Cancelled, it ends the round if that takes no longer than `drain_timeout`, and leaves; cancelled again, it ends at once.
     """
-    with _runtime(participant, coordinator_url, heartbeat_period, options) as runtime:
+    with connected(participant, coordinator_url, heartbeat_period, options) as runtime:
         ended: Future[m.Reason] = Future()
-        threading.Thread(target=_fulfil, args=(ended, runtime.run), name="fedround-participant", daemon=True).start()
+        threading.Thread(target=fulfil, args=(ended, runtime.run), name="fedround-participant", daemon=True).start()
         waiting = asyncio.wrap_future(ended)
         try:
             await asyncio.shield(waiting)
@@ -125,7 +125,8 @@ async def arun_participant(
             raise
 
 
-def _fulfil(future: "Future[m.Reason]", run: Callable[[], m.Reason]) -> None:
+def fulfil(future: "Future[m.Reason]", run: Callable[[], m.Reason]) -> None:
+    """Give a future what `run` returns or raises."""
     try:
         future.set_result(run())
     except BaseException as error:  # noqa: BLE001 raised by who waits
@@ -137,16 +138,18 @@ def _drain_timeout(options: Options) -> float:
 
 
 @contextmanager
-def _runtime(
+def connected(
     participant: Participant,
     coordinator_url: str,
     heartbeat_period: float,
     options: Options,
     *,
+    transport: http.Transport | None = None,
     exit_after_finish: bool = True,
     pod_index: int | None = None,
     beat: Callable[[float], None] = lambda _within: None,
 ) -> Iterator[Runtime]:
+    """A participant that is ready to run, with its connections open."""
     if not isinstance(participant, ParticipantABC):
         raise ConfigurationError(f"{type(participant).__name__} is no subclass of fedround.ParticipantABC or NumPyParticipant")
     if parse_name(name := options.get("name", clean_name(socket.gethostname()))) is None:
@@ -164,10 +167,10 @@ def _runtime(
     shard = options.get("shard")
     fixed = None if shard is None else Shard(*shard)
     observe = Observers(options.get("observers", ()))
-    token, max_model_size = options.get("token"), options.get("max_model_size", 1 << 30)
+    both = http.Options(token=options.get("token"), observe=observe, transport=transport)
     with (
-        closing(http.CoordinatorClient(coordinator_url, token=token, observe=observe)) as coordinator,
-        closing(http.AggregatorClient(max_model_size=max_model_size, token=token, observe=observe)) as aggregator,
+        closing(http.CoordinatorClient(coordinator_url, **both)) as coordinator,
+        closing(http.AggregatorClient(max_model_size=options.get("max_model_size", 1 << 30), **both)) as aggregator,
     ):
         yield Runtime(
             Training(participant, observe),
@@ -235,7 +238,7 @@ def serve_participant(settings: ParticipantSettings) -> int:
         confirm_timeout=settings.confirm_timeout,
         observers=[watch, LogObserver()],
     )
-    with _runtime(
+    with connected(
         participant,
         settings.coordinator_url,
         settings.heartbeat_period,

@@ -1,29 +1,31 @@
 """What the lifecycle remembers of a round, and of exchanges that are due. No I/O, no clock; no rule of the protocol."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from fedround import wire
 from fedround.backoff import delays
-from fedround.participant.moves import Order, Outcome, Transfer, Upload
+from fedround.participant.moves import Heartbeat, Order, Outcome, Policy, Register, Transfer, Upload
 from fedround.wire import HeartbeatState
 
 FIRST_DELAY = 0.1
 RETRY_AFTER_MAX = 60.0
 """Seconds: no peer sends us away for longer."""
+REJOIN_MAX = 20.0
+"""Seconds, at most, between two registrations of a participant that is rejected again and again."""
 
 
 class Lane:
     """Nothing planned, an exchange planned for `due`, or one under way."""
 
-    def __init__(self, random: Callable[[], float], most: float) -> None:
+    def __init__(self, policy: Policy, random: Callable[[], float]) -> None:
         self.command: Transfer | None = None
         self.due = math.inf
         self.under_way = False
+        self._policy = policy
         self._random = random
-        self._most = most
-        self.reset()
+        self._delays = self._new_delays()
 
     def plan(self, at: float, command: Transfer | None = None) -> None:
         self.command, self.due, self.under_way = command, at, False
@@ -45,9 +47,57 @@ class Lane:
         """How long to wait until it is done again."""
         return max(next(self._delays), min(retry_after or 0.0, RETRY_AFTER_MAX))
 
-    def reset(self) -> None:
-        """The peer is well: delays begin small again."""
-        self._delays = delays(self._random, first=FIRST_DELAY, most=self._most, spread=0.5)
+    def _new_delays(self) -> Iterator[float]:
+        return delays(self._random, first=FIRST_DELAY, most=self._policy.reconnect_max, spread=0.5)
+
+
+class Contact(Lane):
+    """The lane of the coordinator: there is always a next exchange, and it is known since when there was no answer."""
+
+    def __init__(self, policy: Policy, random: Callable[[], float]) -> None:
+        super().__init__(policy, random)
+        self.plan(-math.inf)
+        self.held = False
+        """The heartbeat under way may be held."""
+        self.outdated = False
+        """The heartbeat under way was sent before the round ended: what it says of it is old."""
+        self.give_up_at = math.inf
+        self._asked_at = -math.inf
+        self._rejoins: Iterator[float] | None = None
+
+    def ask(self, id: str | None, wait: float, now: float) -> Register | Heartbeat:
+        """The exchange that has just been started."""
+        self._asked_at, self.held = now, wait > 0
+        return Register() if id is None else Heartbeat(id, wait)
+
+    def anew(self, now: float) -> None:
+        """Ask at once; but if a heartbeat is under way, when it is answered."""
+        self.outdated = self.under_way
+        if not self.under_way:
+            self.plan(now)
+
+    def answered(self, now: float) -> None:
+        self._delays = self._new_delays()
+        self.give_up_at = math.inf
+        self.plan(max(now, self._asked_at + self._policy.heartbeat_period))
+
+    def failed(self, retry_after: float | None, now: float) -> float:
+        """How long to wait until it is done again."""
+        if self.give_up_at == math.inf:
+            self.give_up_at = now + self._policy.give_up_after
+        self.outdated = False
+        return self.delay(retry_after)
+
+    def rejoin(self, now: float) -> float:
+        """When to register after a rejection."""
+        if self._rejoins is None:
+            self._rejoins = delays(self._random, first=1.0, most=REJOIN_MAX)
+            return now
+        return now + next(self._rejoins)
+
+    def welcome(self) -> None:
+        """The id is good: the next rejection will be a first one."""
+        self._rejoins = None
 
 
 @dataclass(frozen=True, slots=True)

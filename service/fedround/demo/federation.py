@@ -1,0 +1,171 @@
+"""`fedround demo`: a platform and its participants as processes on this machine, started as a user would start them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+from fedround import http, weights
+from fedround.demo import contest
+from fedround.demo.view import Status, View
+from fedround.errors import FedroundError
+
+FRAME = 0.1
+"""Seconds between two looks at the federation."""
+PATIENCE = 120.0
+"""Seconds without a completed round after which something must be wrong."""
+GRACE = 5.0
+"""Seconds that all processes together have to end before they are killed."""
+LAST_WORDS = 15
+"""Lines that are shown of the log of a process that failed."""
+
+PORTS = ("COORDINATOR_PORT", "COORDINATOR_OPS_PORT", "AGGREGATOR_PORT", "AGGREGATOR_OPS_PORT")
+
+
+def show(silos: int, rounds: int, epochs: int) -> int:
+    """Train, and show it on standard output. Returns the exit code. Raises `FedroundError` when training was not completed."""
+    # Who ends the demo, by whichever signal, ends all that it has started.
+    former = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with tempfile.TemporaryDirectory(prefix="fedround-demo-") as logs, closing(Fleet(Path(logs))) as fleet:
+            _show(fleet, View(sys.stdout, silos), silos, rounds, epochs)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    finally:
+        signal.signal(signal.SIGTERM, former)
+    return os.EX_OK
+
+
+def _show(fleet: "Fleet", view: View, silos: int, rounds: int, epochs: int) -> None:
+    urls = start_platform(fleet, silos, rounds)
+    view.say(
+        f"{silos} silos of house sales in Ames, Iowa, train one price model in {rounds} rounds.\n"
+        f"Error: RMSE of log price on sales that nobody trains on, of the model that a round begins with.\n"
+        f"Coordinator: {urls['COORDINATOR_OPS_PORT']}/status\n"
+    )
+    for index in range(silos):
+        start_participant(fleet, urls["COORDINATOR_PORT"], index, silos, epochs)
+    for status in statuses(fleet, urls["COORDINATOR_OPS_PORT"]):
+        view.show(status)
+    model, _ = http.fetch_model(urls["AGGREGATOR_OPS_PORT"])
+    view.say(f"\n{contest.compare(weights.decode(model), silos, rounds, epochs).table()}")
+
+
+def start_platform(fleet: "Fleet", silos: int, rounds: int) -> dict[str, str]:
+    """Start coordinator and aggregator, in one process. Returns the URL at each of its ports."""
+    log = fleet.start(
+        "platform",
+        "platform",
+        COORDINATOR_BIND="127.0.0.1",
+        AGGREGATOR_BIND="127.0.0.1",
+        COORDINATOR_ROUNDS=str(rounds),
+        COORDINATOR_MIN_CLIENTS=str(silos),
+        **dict.fromkeys(PORTS, "0"),
+    )
+    for _ in fleet.frames():
+        urls = {name: f"http://127.0.0.1:{port}" for name, port in re.findall(r"(\w+): listening on .* (\d+)\n", log.read_text())}
+        if urls.keys() == set(PORTS):
+            break
+    return urls
+
+
+def start_participant(fleet: "Fleet", coordinator_url: str, index: int, silos: int, epochs: int) -> None:
+    """Start the participant that has silo number `index`."""
+    name = contest.name(index, silos)
+    fleet.start(
+        name,
+        "participant",
+        PARTICIPANT_CLASS="fedround.demo:HousePrices",
+        PARTICIPANT_OPTIONS=json.dumps({"epochs": epochs}),
+        PARTICIPANT_COORDINATOR_URL=coordinator_url,
+        PARTICIPANT_NAME=name,
+        PARTICIPANT_SHARD=f"{index}/{silos}",
+        PARTICIPANT_OPS_BIND="127.0.0.1",
+        PARTICIPANT_OPS_PORT="0",
+    )
+
+
+def statuses(fleet: "Fleet", url: str) -> Iterator[Status]:
+    """The coordinator's status, again and again until training is complete."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    round, since = -1, time.monotonic()
+    for _ in fleet.frames():
+        if time.monotonic() - since > PATIENCE:
+            raise FedroundError(f"no round was completed in {PATIENCE:.0f} s\n{fleet.last_words('platform')}")
+        try:
+            with opener.open(f"{url}/status", timeout=GRACE) as answer:
+                status: Status = json.load(answer)
+        except OSError:
+            continue  # If the platform has ended, the next frame will tell.
+        yield status
+        if status["state"] == "complete":
+            return
+        if status["round"] != round:
+            round, since = status["round"], time.monotonic()
+
+
+class Fleet:
+    """Processes of ours, each with its log in a file. None of them outlives `close()`."""
+
+    def __init__(self, logs: Path) -> None:
+        self._logs = logs
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, name: str, command: str, **environ: str) -> Path:
+        """Start `fedround command` as the process `name`. Returns the path of its log."""
+        log = self._logs / name
+        with log.open("wb") as file:
+            self._processes[name] = subprocess.Popen(  # noqa: S603 our own program
+                [sys.executable, "-m", "fedround", command],
+                env=_environment() | environ,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+        return log
+
+    def frames(self) -> Iterator[None]:
+        """Time to look, again and again. Raises `FedroundError` when a process has failed, or the platform is no more."""
+        while True:
+            for name, process in self._processes.items():
+                code = process.poll()
+                if code or (code == 0 and name == "platform"):
+                    raise FedroundError(f"{name} has ended, exit code {code}\n{self.last_words(name)}")
+            yield
+            time.sleep(FRAME)
+
+    def last_words(self, name: str) -> str:
+        """The end of the log of a process."""
+        lines = (self._logs / name).read_text(errors="replace").splitlines()
+        return "\n".join(f"  {name}: {line}" for line in lines[-LAST_WORDS:])
+
+    def close(self) -> None:
+        """End all processes: in good order, or after a while not."""
+        try:
+            for process in self._processes.values():
+                process.terminate()
+            deadline = time.monotonic() + GRACE
+            for process in self._processes.values():
+                process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            for process in self._processes.values():
+                process.kill()
+                process.wait()
+
+
+def _environment() -> dict[str, str]:
+    """What the user has set is for other processes than these; and of these, one thread each is enough for a machine."""
+    ours = ("PARTICIPANT_", "COORDINATOR_", "AGGREGATOR_", "FEDROUND_")
+    return {k: v for k, v in os.environ.items() if not k.startswith(ours)} | dict.fromkeys(
+        ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"
+    )

@@ -1,0 +1,143 @@
+"""For tests of participants: the real platform in memory, without sockets.
+
+def test_it_learns():
+    with fedround.testing.platform(rounds=3) as p:
+        p.run(MyParticipant())
+    assert len(p.rounds) == 3
+    assert p.rounds[-1].figures["loss"] < p.rounds[0].figures["loss"]
+    assert p.global_model.shape == (10,)
+"""
+
+import asyncio
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Unpack
+
+from fedround import events, weights
+from fedround.aggregator import app as aggregator_app
+from fedround.coordinator import app as coordinator_app
+from fedround.events import Fact
+from fedround.http import InMemory
+from fedround.participant import moves as m
+from fedround.participant.run import Options, Participant, connected, fulfil
+from fedround.participant.runtime import Runtime
+from fedround.settings import AggregatorSettings, CoordinatorSettings
+from fedround.weights import Array
+
+__all__ = ["CompletedRound", "Platform", "platform"]
+
+HEARTBEAT_PERIOD = 0.05
+
+
+@dataclass(frozen=True)
+class CompletedRound:
+    """A round that has made a new global model."""
+
+    number: int
+    updates: int
+    """How many were averaged."""
+    samples: int
+    """On how many samples they were trained, all together."""
+    figures: Mapping[str, float]
+    """The means of what the participants have reported, weighted by their samples."""
+
+
+class Platform:
+    """A coordinator and an aggregator, and what became of the training."""
+
+    def __init__(self, coordinator: CoordinatorSettings, aggregator: AggregatorSettings) -> None:
+        self.rounds: list[CompletedRound] = []
+        """The completed rounds."""
+        self._aggregator = aggregator_app.build(aggregator, self._observe)
+        self._coordinator = coordinator_app.build(coordinator, self._aggregator, self._observe)
+        self._apps = {
+            "coordinator": coordinator_app.public(self._coordinator),
+            "aggregator": aggregator_app.public(self._aggregator),
+        }
+        self._loop: Future[asyncio.AbstractEventLoop] = Future()
+        self._runtimes: set[Runtime] = set()
+        self._failed = False
+
+    @property
+    def global_model(self) -> Array | None:
+        """A copy of the newest global model; None before the first."""
+        model = self._aggregator.model
+        return None if model is None else weights.decode(b"".join(model.buffers))
+
+    def run(self, *participants: Participant, **options: Unpack[Options]) -> None:
+        """Run participants together until training is finished; the first of them on this thread, the others each on its own.
+
+        Raises:
+            ParticipantError: A participant's own code failed. The others are then stopped.
+        """
+        self._failed = False
+        others = [Future[m.Reason]() for _ in participants[1:]]
+        for number, (other, participant) in enumerate(zip(others, participants[1:], strict=True), 1):
+            run = partial(self._run, participant, Options(name=f"participant-{number}") | options)
+            threading.Thread(target=fulfil, args=(other, run), daemon=True).start()
+        try:
+            self._run(participants[0], Options(name="participant-0") | options)
+        finally:
+            wait(others)
+        for other in others:
+            other.result()
+
+    def _run(self, participant: Participant, options: Options) -> m.Reason:
+        transport = InMemory(self._apps, self._loop.result())
+        with connected(participant, "http://coordinator", HEARTBEAT_PERIOD, options, transport=transport) as runtime:
+            self._runtimes.add(runtime)
+            if self._failed:
+                runtime.stop(0.0)
+            try:
+                return runtime.run()
+            except BaseException:
+                self._failed = True
+                for other in tuple(self._runtimes):
+                    other.stop(0.0)
+                raise
+
+    def _observe(self, fact: Fact) -> None:
+        if isinstance(fact, events.RoundCompleted):
+            self.rounds.append(CompletedRound(fact.round, len(fact.ids), fact.samples, dict(fact.figures)))
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        thread = threading.Thread(target=asyncio.run, args=(self._work(),), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._loop.result().call_soon_threadsafe(self._stop.set)
+            thread.join()
+
+    async def _work(self) -> None:
+        self._stop = asyncio.Event()
+        self._loop.set_result(asyncio.get_running_loop())
+        async with asyncio.TaskGroup() as tasks:
+            work = tasks.create_task(self._coordinator.run())
+            await self._stop.wait()
+            work.cancel()
+
+
+@contextmanager
+def platform(
+    *, rounds: int = 3, min_clients: int = 1, participants_ratio: float = 1.0, strategy: str = "weighted_average"
+) -> Iterator[Platform]:
+    """A platform at work within the block. `rounds` and `global_model` can still be looked at behind it.
+
+    Args:
+        rounds: How many are trained.
+        min_clients: How many participants there must be before a round begins.
+        participants_ratio: Which part of them is selected for a round.
+        strategy: How updates become a global model: a name, or `module:Class`.
+    """
+    coordinator = CoordinatorSettings(
+        rounds=rounds, min_clients=min_clients, participants_ratio=participants_ratio, aggregator_url="http://aggregator"
+    )
+    running = Platform(coordinator, AggregatorSettings(strategy=strategy))
+    with running._at_work():
+        yield running

@@ -1,0 +1,66 @@
+"""The platform in memory that users test their participants with."""
+
+import socket
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fedround
+from fedround import testing
+from fedround.errors import TrainingError
+from fedround.weights import Array
+
+
+class Counting(fedround.NumPyParticipant):
+    """Adds one, and says so."""
+
+    def __init__(self, samples: int = 1, step: float = 1.0) -> None:
+        self.samples = samples
+        self.step = step
+
+    def train_round(self, training_input: Array | None) -> fedround.Update:
+        fedround.current_round().report(step=self.step)
+        return fedround.Update(self.samples, np.zeros(4) if training_input is None else training_input + self.step)
+
+
+def test_a_participant_is_tested_without_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a connection")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    with testing.platform(rounds=3) as p:
+        assert p.global_model is None
+        p.run(Counting())
+    assert p.global_model is not None
+    assert p.global_model.tolist() == [2.0] * 4
+    assert p.rounds == [testing.CompletedRound(number, updates=1, samples=1, figures={"step": 1.0}) for number in range(3)]
+
+
+def test_several_participants_are_averaged_by_their_samples() -> None:
+    with testing.platform(rounds=2, min_clients=2) as p:
+        p.run(Counting(samples=1, step=1.0), Counting(samples=3, step=5.0))
+    assert p.global_model is not None
+    assert p.global_model.tolist() == [4.0] * 4
+    assert p.rounds[1].figures == {"step": 4.0}
+
+
+def test_another_strategy_can_be_chosen() -> None:
+    with testing.platform(rounds=2, min_clients=2, strategy="model_sum") as p:
+        p.run(Counting(), Counting())
+    assert p.global_model is not None
+    assert p.global_model.tolist() == [2.0] * 4
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_participant_that_fails_fails_the_test_and_stops_the_others(order: int) -> None:
+    class Broken(Counting):
+        def train_round(self, training_input: Array | None) -> fedround.Update:
+            raise ZeroDivisionError
+
+    with testing.platform(rounds=1, min_clients=2) as p, pytest.raises(TrainingError):
+        p.run(*[Counting(), Broken()][::order])
+
+
+def test_only_what_is_promised_is_public() -> None:
+    assert testing.__all__ == sorted(testing.__all__)

@@ -26,8 +26,10 @@ finite = st.floats(-1e6, 1e6)
 class Silo:
     name: str
     id: str | None = None
-    order: tuple[int, str] | None = None
-    """The round and token it was last told, which it uses as long as it is not refused: xain-sdk 0.8.0 does."""
+    token: str | None = None
+    """The token it was last told, which it uses as long as it is not refused."""
+    used: str | None = None
+    """The token it used last."""
     uploads: list[Receipt] = field(default_factory=list)
 
 
@@ -40,6 +42,7 @@ class Aggregator:
         self.sum: WeightedAverage | None = None
         self.folded: dict[str, list[tuple[str, int, float]]] = {}
         self.closed: dict[str, tuple[str, ...]] = {}
+        self.counted_tokens: set[str] = set()
 
     def restart(self) -> None:
         self.lives += 1
@@ -52,6 +55,7 @@ class Aggregator:
         self.sum = self.sum or WeightedAverage(Spec(np.dtype("<f8"), (1,)))
         self.sum.fold(samples, [np.array([value])])
         self.ledger.count(receipt, samples, {})
+        self.counted_tokens.add(receipt.right.token)
         self.folded.setdefault(attempt.id, []).append((receipt.id, samples, value))
 
     def carry_out(self, call: Call) -> Answer:
@@ -116,9 +120,7 @@ class Federation(RuleBasedStateMachine):
             return
         answer = self.rounds.heartbeat(self.now, silo.id)
         if answer.state is HeartbeatState.ROUND:
-            assert answer.round is not None
-            assert answer.token is not None
-            silo.order = answer.round, answer.token
+            silo.token = answer.token
         elif answer.state is HeartbeatState.REJECT:
             self.silos[n] = Silo(silo.name)
 
@@ -130,12 +132,24 @@ class Federation(RuleBasedStateMachine):
     @rule(n=silo)
     def begin_upload(self, n: int) -> None:
         silo = self.silos[n]
-        if silo.id is None or silo.order is None:
+        if silo.id is None or silo.token is None:
             return
         try:
-            silo.uploads.append(self.aggregator.ledger.begin(silo.id, silo.order[1]))
+            silo.uploads.append(self.aggregator.ledger.begin(silo.id, silo.token))
+            silo.used = silo.token
         except (Late, NotAdmitted):
-            silo.order = None
+            silo.token = None
+
+    @rule(n=silo)
+    def deliver_again_what_was_counted(self, n: int) -> None:
+        """xain-sdk 0.8.0 may do so at any time, and ends where it is refused."""
+        silo = self.silos[n]
+        if silo.id is None or silo.used is None:
+            return
+        if silo.id in self.rounds.present and silo.used in self.aggregator.counted_tokens:
+            receipt = self.aggregator.ledger.begin(silo.id, silo.used)
+            assert receipt.repeated
+            self.aggregator.ledger.abort(receipt)
 
     @rule(n=silo, samples=st.sampled_from([0, 1, 3, 2**32 - 1]), value=finite)
     def end_upload(self, n: int, samples: int, value: float) -> None:

@@ -79,13 +79,29 @@ def test_a_counted_token_stays_good_for_reading_and_repeating_in_later_attempts(
     assert ledger.begin("a", "token-a").repeated
 
 
-def test_a_counted_token_is_late_once_its_id_has_another() -> None:
+def test_a_counted_token_stays_good_until_its_id_uses_another() -> None:
+    """xain-sdk 0.8.0 goes on with it when start_training was refused, and may be selected anew just then."""
     ledger = a_ledger("a")
     deliver(ledger, "a")
     ledger.open("attempt-2", 1, [Admission("a", "token-a2")])
+    ledger.open("attempt-3", 1, [Admission("a", "token-a3")])
+    ledger.check_read("a", "token-a")
+    again = ledger.begin("a", "token-a")
+    assert again.repeated
+    assert not ledger.countable(again)
+    ledger.abort(again)
+    ledger.check_read("a", "token-a3")
+    with pytest.raises(NotAdmitted):
+        ledger.begin("a", "token-a")
+
+
+def test_a_token_is_late_once_its_id_used_another() -> None:
+    ledger = a_ledger("a")
+    deliver(ledger, "a")
+    ledger.open("attempt-2", 1, [Admission("a", "token-a2")])
+    deliver(ledger, "a", "token-a2")
     with pytest.raises(Late):
         ledger.begin("a", "token-a")
-    ledger.check_read("a", "token-a2")
 
 
 def test_forgotten_ids_have_no_credentials() -> None:

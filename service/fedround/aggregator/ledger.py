@@ -6,8 +6,8 @@ The rules:
 2. A *right* is one id's newest token. It is admitted once; then it is counted, or it is over (revoked, refused, its attempt ended).
 3. An update is counted when its right is admitted at the moment of counting, and a right is counted at most once: an entry.
    Whoever counts has folded in the same step (`countable`, fold, `count`, with nothing in between), so the entries are the sum.
-4. A counted token stays good for reading, and for a repeat that is read and thrown away, until its id gets another or is forgotten:
-   xain-sdk 0.8.0 may train and deliver once more with it, and ends where it is refused.
+4. A counted token stays good for reading, and for a repeat that is read and thrown away, until its id uses a newer one or is
+   forgotten: xain-sdk 0.8.0 may train and deliver once more with it, even when it is selected again, and ends where it is refused.
 5. A right is not revoked while an update is being received for it.
 6. Entries are numbered from 1 within an incarnation, and kept until they are acknowledged. Losing the sum begins a new incarnation.
 """
@@ -36,8 +36,10 @@ class State(Enum):
 class Right:
     id: str
     token: str
-    former: str | None
+    former: str | None = None
     """The token that this one replaced: late, rather than unknown."""
+    counted_before: "Right | None" = None
+    """The right that was counted last, as long as this one has not been used."""
     state: State = State.ADMITTED
     receiving: int = 0
 
@@ -114,12 +116,13 @@ class Ledger:
                 continue
             if admission.id in current.counted:
                 raise IllegalMove("counted", f"admit({admission.id[:8]})")
-            former = None
+            new = Right(admission.id, admission.token)
             if right is not None:
-                former = right.token
+                new.former = right.token
+                new.counted_before = right if right.state is State.COUNTED else right.counted_before
                 if right.state is State.ADMITTED:
                     right.state = State.OVER
-            self._rights[admission.id] = Right(admission.id, admission.token, former)
+            self._rights[admission.id] = new
 
     def revoke(self, attempt: str, id: str) -> Verdict:
         """Take an id's right back, unless its update was counted or is being received. Raises `UnknownAttempt`."""
@@ -208,10 +211,16 @@ class Ledger:
 
     def _right(self, id: str, token: str) -> Right:
         right = self._rights.get(id)
-        if right is None or token not in (right.token, right.former):
+        if right is None:
+            raise NotAdmitted("no such id and token")
+        before = right.counted_before
+        if before is not None and token == before.token:
+            return before
+        if token not in (right.token, right.former):
             raise NotAdmitted("no such id and token")
         if token == right.former or right.state is State.OVER:
             raise Late("the round of this token is over, or was given to others")
+        right.counted_before = None
         return right
 
     def _end(self, receipt: Receipt, event: str) -> None:

@@ -35,6 +35,8 @@ accepted and ignored with a warning: coordinator and aggregator find each other 
 
 ## Exit codes
 
+A second SIGTERM or SIGINT does not wait: coordinator, aggregator and platform then exit with 128 and the signal's number.
+
 | code | meaning |
 | --- | --- |
 """

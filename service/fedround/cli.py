@@ -49,7 +49,7 @@ class Exit(IntEnum):
 
 MEANINGS = {
     Exit.OK: "It did what it was told to do: training is complete, or it was asked to stop and has stopped.",
-    Exit.FAILED: "`model`, `status`, `healthcheck`: no answer, or not the answer that was hoped for.",
+    Exit.FAILED: "`model`, `status`, `healthcheck`, `demo`: no answer, or not the answer that was hoped for.",
     Exit.USAGE: "The command line is wrong.",
     Exit.UNREACHABLE: "The coordinator was unreachable for longer than `PARTICIPANT_GIVE_UP_AFTER`.",
     Exit.USER_CODE: "The participant's own code failed, `PARTICIPANT_MAX_FAILURES` times in a row; the log has its traceback.",

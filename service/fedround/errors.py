@@ -1,29 +1,29 @@
 """Every error that fedround raises, as one tree.
 
-    FedroundError
-    ├── ConfigurationError        a setting is missing or wrong                          exit 78
-    ├── DataDirectoryHeld         another process holds the data directory               exit 75
-    ├── IllegalMove               a core was given an event that its state does not allow
-    ├── UnknownAttempt            the books know no such attempt, or know it as over      (409)
-    ├── NotAdmitted               no such id and token at the aggregator                  (404)
-    ├── Late                      a token whose round is over, or was given away          (409)
-    ├── TooSlow                   an upload below the minimum rate                        (408)
-    ├── SpoolFull                 no room for an upload; later there may be               (503)
-    ├── ExchangeError             an HTTP exchange that brought no usable answer
-    │   ├── Unreachable           refused, no such host, time-out, cut, 5xx              retryable
-    │   ├── Busy                  429 or 503: try again after `retry_after` seconds      retryable
-    │   ├── BadAnswer             an answer that is not the protocol's, HTML say         retryable
-    │   ├── Refused               any other 4xx: `status`, `detail`
-    │   └── Aborted               we cut the transfer ourselves
-    ├── CoordinatorUnreachable    it stayed away for longer than we were told to wait    exit 69
-    ├── WeightsError              bytes that are no weights, or no update                   (415)
-    │   ├── WrongWeights          not the shape, dtype or size that is expected             (422)
-    │   ├── NotFinite             NaN, infinite, or too large to be averaged                (422)
-    │   └── TooLarge              more bytes than are allowed                               (413)
-    └── ParticipantError          the participant's own code failed                      exit 70
-        ├── DeserializationError  in `deserialize_training_input`
-        ├── TrainingError         in `train_round`
-        └── SerializationError    in `serialize_training_result`, or its result is no update
+FedroundError
+├── ConfigurationError        a setting is missing or wrong                          exit 78
+├── DataDirectoryHeld         another process holds the data directory               exit 75
+├── IllegalMove               a core was given an event that its state does not allow
+├── UnknownAttempt            the books know no such attempt, or know it as over      (409)
+├── NotAdmitted               no such id and token at the aggregator                  (404)
+├── Late                      a token whose round is over, or was given away          (409)
+├── TooSlow                   an upload below the minimum rate                        (408)
+├── SpoolFull                 no room for an upload; later there may be               (503)
+├── ExchangeError             an HTTP exchange that brought no usable answer
+│   ├── Unreachable           refused, no such host, time-out, cut, 5xx              retryable
+│   ├── Busy                  429 or 503: try again after `retry_after` seconds      retryable
+│   ├── BadAnswer             an answer that is not the protocol's, HTML say         retryable
+│   ├── Refused               any other 4xx: `status`, `detail`
+│   └── Aborted               we cut the transfer ourselves
+├── CoordinatorUnreachable    it stayed away for longer than we were told to wait    exit 69
+├── WeightsError              bytes that are no weights, or no update                   (415)
+│   ├── WrongWeights          not the shape, dtype or size that is expected             (422)
+│   ├── NotFinite             NaN, infinite, or too large to be averaged                (422)
+│   └── TooLarge              more bytes than are allowed                               (413)
+└── ParticipantError          the participant's own code failed                      exit 70
+    ├── DeserializationError  in `deserialize_training_input`
+    ├── TrainingError         in `train_round`
+    └── SerializationError    in `serialize_training_result`, or its result is no update
 """
 
 from typing import ClassVar

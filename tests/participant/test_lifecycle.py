@@ -1,7 +1,7 @@
 """The lifecycle, rule by rule; and whatever happens, what must never happen."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 from hypothesis import given, settings
@@ -22,6 +22,7 @@ from fedround.events import (
 )
 from fedround.participant import moves as m
 from fedround.participant.lifecycle import ASK_FINISHED, MAX_DEAD_TOKENS, SETTLE, Lifecycle
+from fedround.participant.work import Lane, Work
 from fedround.wire import HeartbeatState, UpdateOutcome
 
 STAND_BY, ROUND, FINISH, REJECT = HeartbeatState
@@ -269,6 +270,13 @@ def test_heartbeats_go_on_once_a_period_while_training() -> None:
         participant.hear(ROUND, 0)
         assert participant.core.next_deadline() == participant.now + 1
     assert participant.state == "training"
+
+
+def test_an_order_that_ended_a_long_hold_is_not_followed_by_a_heartbeat_at_once() -> None:
+    participant = waiting()
+    participant.now += 10
+    assert of(m.Heartbeat, participant.order()) == []
+    assert participant.core.next_deadline() == participant.now + 1
 
 
 def test_a_failed_transfer_is_tried_again_and_a_repeated_update_is_settled_too() -> None:
@@ -714,9 +722,11 @@ def test_answers_for_an_id_or_order_of_before_change_nothing() -> None:
 
 
 def insides(thing: object) -> object:
-    """All that an object of ours is made of, to be compared."""
-    names = getattr(thing, "__dict__", None) or getattr(thing, "__slots__", None)
-    return {name: insides(getattr(thing, name)) for name in names} if names else repr(thing)
+    """All that an object of the core is made of, to be compared."""
+    if not isinstance(thing, Lifecycle | Lane | Work):
+        return repr(thing)
+    names: Iterable[str] = getattr(thing, "__dict__", ()) or getattr(thing, "__slots__", ())
+    return {name: insides(getattr(thing, name)) for name in names}
 
 
 @pytest.mark.parametrize(

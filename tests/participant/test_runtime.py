@@ -5,6 +5,7 @@ import io
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,16 @@ import pytest
 from fedround import events
 from fedround.errors import CoordinatorUnreachable, DeserializationError, SerializationError, TrainingError
 from fedround.events import Fact
+from fedround.http import AggregatorClient, CoordinatorClient
 from fedround.participant.abc import NumPyParticipant, ParticipantABC, Update
-from fedround.participant.round import current_round
+from fedround.participant.lifecycle import Lifecycle
+from fedround.participant.moves import Policy
+from fedround.participant.round import Shard, current_round
 from fedround.participant.run import run_participant
+from fedround.participant.runtime import Runtime
+from fedround.participant.training import Training as Steps
 from fedround.weights import Array
+from fedround.wire import RendezVous
 from support.federation import FINISH, REFUSED, REJECT, STAND_BY, TOKEN, After, Answer, OldPlatform, order, our_platform, say
 
 FAST = 0.02
@@ -287,6 +294,32 @@ def test_a_model_that_is_larger_than_allowed_is_not_received() -> None:
     with OldPlatform(heartbeat=After("download", order(0), order(0), FINISH), download=[Answer(body=bytes(1000))]) as p:
         run_participant(Mean(), p.url, FAST, max_model_size=999, observers=[facts.append])
     assert outcomes(facts) == ["abandoned"]
+
+
+def test_a_good_bye_that_fails_is_no_failure_of_its_own() -> None:
+    with OldPlatform(heartbeat=[order(0)], download=[Answer(body=b"no array")], leave=[Answer(500)]) as p:
+        with pytest.raises(DeserializationError):
+            run_participant(Mean(), p.url, FAST)
+        assert len(p.of("leave")) == 1
+
+
+def test_a_bug_in_any_thread_ends_the_participant_and_is_told() -> None:
+    class Buggy(CoordinatorClient):
+        def rendez_vous(self, name: str, ordinal: int | None = None) -> RendezVous:
+            raise NotImplementedError("a bug")
+
+    with closing(Buggy("http://localhost:1")) as coordinator, closing(AggregatorClient(max_model_size=1)) as aggregator:
+        runtime = Runtime(
+            Steps(Mean(), lambda fact: None),
+            coordinator,
+            aggregator,
+            Lifecycle(Policy(), lambda: 0.0),
+            name="silo-1",
+            shard=lambda ordinal: Shard(0, 1),
+            observe=lambda fact: None,
+        )
+        with pytest.raises(NotImplementedError, match="a bug"):
+            runtime.run()
 
 
 # User code

@@ -90,6 +90,7 @@ def start_participant(fleet: "Fleet", coordinator_url: str, index: int, silos: i
         PARTICIPANT_SHARD=f"{index}/{silos}",
         PARTICIPANT_OPS_BIND="127.0.0.1",
         PARTICIPANT_OPS_PORT="0",
+        PARTICIPANT_DRAIN_TIMEOUT="1s",
     )
 
 

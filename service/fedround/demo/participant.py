@@ -11,7 +11,7 @@ from fedround.participant.round import current_round
 from fedround.weights import Array
 
 PENALTY = 0.01
-"""Of the squared weights, beside the mean squared error: without it the few sales of a silo fit any price."""
+"""Of the squared weights, beside the mean squared error. It is about the best for all: for a silo, a federation and pooled data."""
 MOMENTUM = 0.9
 """How much of the global model's last step is made once more before training (Nesterov's acceleration, over rounds)."""
 

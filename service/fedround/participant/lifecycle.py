@@ -215,6 +215,7 @@ class Lifecycle:
         assert answer.round is not None  # noqa: S101 with `round`
         if self._kept is not None and self._kept.round != answer.round:
             self._throw_away()
+        self._contact.plan(now + self._policy.heartbeat_period)
         self._work = work = Work(self._new_order(self._id, answer.round), Lane(self._policy, self._random))
         if answer.url is not None and answer.token is not None:
             self._accept(work, answer.url, answer.token, answer.traceparent, now)

@@ -122,11 +122,14 @@ async def arun_participant(
                 await asyncio.wait([waiting])
             except asyncio.CancelledError:
                 runtime.stop(0.0)
+            # Whatever it still brings, nobody asks for it: an error would be logged as forgotten.
+            waiting.cancel() or waiting.exception()
             raise
 
 
 def fulfil(future: "Future[m.Reason]", run: Callable[[], m.Reason]) -> None:
     """Give a future what `run` returns or raises."""
+    future.set_running_or_notify_cancel()  # nobody can cancel it any more
     try:
         future.set_result(run())
     except BaseException as error:  # noqa: BLE001 raised by who waits
@@ -269,7 +272,7 @@ def _not_for_ever(runtime: Runtime) -> Iterator[None]:
         if not returned.wait(GRACE):
             LOG.warning("the participant's own code does not return: exiting without it")
             logging.shutdown()
-            os._exit(os.EX_UNAVAILABLE if runtime.reason is m.Reason.GAVE_UP else os.EX_OK)
+            os._exit({None: os.EX_SOFTWARE, m.Reason.GAVE_UP: os.EX_UNAVAILABLE}.get(runtime.reason, os.EX_OK))
 
     threading.Thread(target=watch, name="fedround-exit", daemon=True).start()
     try:

@@ -29,6 +29,9 @@ JOIN_TIMEOUT = 0.5
 LEAVE_TIMEOUT = 2.0
 """Seconds for which an exit waits until the coordinator has heard of it."""
 
+Kept = tuple[Sequence[memoryview], str | None]
+"""An update, and the figures that travel with it."""
+
 
 class Tasks:
     """What a thread has to do, one after the other, until it is told to stop."""
@@ -79,7 +82,7 @@ class Runtime:
         self._left.set()
         self._ordinal: int | None = None
         self._model: list[Any] = []
-        self._kept: tuple[Sequence[memoryview], str | None] | None = None
+        self._kept: Kept | None = None
         self._round: Round | None = None
         self._hurry = False
         self._failure: ParticipantError | None = None
@@ -165,11 +168,12 @@ class Runtime:
                 self._left.clear()
                 (self._transfers if at_once else self._contacts).submit(partial(self._leave, id))
             case m.StartTraining(order) | m.Download(order) | m.Upload(order):
-                self._transfers.submit(partial(self._transfer, command, order))
+                self._transfers.submit(partial(self._transfer, command, order, self._kept))
             case m.Train(order):
                 self._round = Round(order.round, self._shard(self._ordinal), partial(self._report, order.round))
                 self._round.cancelled = self._hurry
-                self._user.submit(partial(self._train, order, self._round))
+                self._user.submit(partial(self._train, order, self._round, self._model))
+                self._model = []
             case m.Hurry():
                 self._hurry = True
                 self._cancel()
@@ -226,9 +230,9 @@ class Runtime:
         finally:
             self._left.set()
 
-    def _transfer(self, command: m.Transfer, order: m.Order) -> None:
+    def _transfer(self, command: m.Transfer, order: m.Order, kept: Kept | None) -> None:
         try:
-            event = self._exchange(command, order)
+            event = self._exchange(command, order, kept)
         except Refused as error:
             event = m.TransferRefused(order, error.status, error.detail)
         except TooLarge as error:
@@ -237,7 +241,7 @@ class Runtime:
             event = m.TransferFailed(order, error.reason, _retry_after(error))
         self._events.put(event)
 
-    def _exchange(self, command: m.Transfer, order: m.Order) -> m.Event:
+    def _exchange(self, command: m.Transfer, order: m.Order, kept: Kept | None) -> m.Event:
         url = self._aggregator_url or order.url
         self._model.clear()
         match command:
@@ -250,14 +254,15 @@ class Runtime:
                     self._model.append(answer.body)
                 return m.Downloaded(order, answer.etag, answer.body is not None)
             case m.Upload():
-                buffers, figures = self._kept or ((), None)
+                assert kept is not None  # noqa: S101 nothing else is ever uploaded
+                buffers, figures = kept
                 with phase(self._observe, order.round, "upload"):
                     outcome = self._aggregator.upload(url, order.id, order.token, buffers, metrics=figures)
                 return m.UploadAnswered(order, outcome)
 
-    def _train(self, order: m.Order, round: Round) -> None:
+    def _train(self, order: m.Order, round: Round, model: list[Any]) -> None:
         try:
-            update = self._training(round, self._model)
+            update = self._training(round, model)
         except ParticipantError as error:
             release(error)
             self._failure = error

@@ -33,7 +33,7 @@ lock: $(VENV)/ready ## renew requirements/*.txt
 	@$(COMPILE) --group dev --output-file requirements/dev.txt
 
 clean: ## remove the virtual environment and everything that was built
-	@rm -rf $(VENV) build dist .coverage* htmlcov .hypothesis .*_cache
+	@rm -rf $(VENV) .cache build dist .coverage* htmlcov .hypothesis .*_cache
 	@find service tests tools bench -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # Everything from the lock, the project itself as it stands here; done again only when one of the two changes.

@@ -72,6 +72,10 @@ def test_a_participant_trains_with_the_platform_and_the_model_can_be_fetched(por
     assert np.array_equal(np.load(directory / "model.npy"), np.full(5, 1.5))
     assert sorted(path.name for path in directory.glob("*model*")) == ["model.npy"]
 
+    unwritable = fedround("model", "--from", ports["AGGREGATOR_OPS_PORT"], "-o", "no/such/model.npy", cwd=directory)
+    assert unwritable.returncode == 1
+    assert "no/such" in unwritable.stderr
+
     status = fedround("status", ports["COORDINATOR_OPS_PORT"], cwd=directory)
     assert (status.returncode, json.loads(status.stdout)["state"]) == (0, "complete")
     assert fedround("healthcheck", ports["AGGREGATOR_OPS_PORT"], cwd=directory).returncode == 0
@@ -84,8 +88,13 @@ def test_a_model_that_is_not_there_is_not_written(ports: dict[str, str], directo
     assert not list(directory.glob("*.npy*"))
 
 
-def test_a_port_in_use_exits_with_78_and_names_the_setting(ports: dict[str, str], directory: Path) -> None:
+def test_a_port_in_use_exits_with_78_and_names_the_setting_after_warning_of_what_a_file_of_0_8_has_in_vain(
+    ports: dict[str, str], directory: Path
+) -> None:
     port = ports["COORDINATOR_PORT"].rpartition(":")[2]
-    refused = fedround("coordinator", "--port", port, cwd=directory)
+    (directory / "coordinator.toml").write_text('[rpc]\nbind_address = "0.0.0.0:5555"\n')
+    refused = fedround("coordinator", "-c", "coordinator.toml", "--port", port, cwd=directory)
+    warning, problem = map(json.loads, refused.stderr.splitlines())
     assert refused.returncode == 78
-    assert "COORDINATOR_PORT" in refused.stderr
+    assert (warning["level"], warning["message"]) == ("warning", "coordinator.toml: rpc.bind_address has no meaning here")
+    assert (problem["level"], problem["message"].partition("=")[0]) == ("error", "COORDINATOR_PORT")

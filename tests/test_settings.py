@@ -139,6 +139,12 @@ def test_a_size_is_bytes(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
+@pytest.mark.parametrize("text", ["", "-1", "10 apples", "1.5.0MB", "1kiB"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="512MiB"):
+        parse_size(text)
+
+
 def test_a_participant_is_called_after_its_host_unless_told_otherwise() -> None:
     assert participant().name
     assert "1 to 63" in problems(ParticipantSettings, NEEDED | {"PARTICIPANT_NAME": "Silo 1"})

@@ -1,6 +1,6 @@
 """The books: what counted, kept by the aggregator alone, and the five operations by which the coordinator works with them.
 
-The coordinator calls them directly (`fedround platform`) or over the aggregator's internal port (`fedround.remote_books.RemoteBooks`).
+The coordinator calls them directly (`fedround platform`) or over the aggregator's internal port (`remote_books.RemoteBooks`).
 All of them are idempotent and keyed by an *attempt* of a round, so a caller that got no answer asks again.
 This file owns the messages and their JSON; it does no I/O.
 """

@@ -82,7 +82,7 @@ class OrderAccepted(Fact):
 
 @dataclass(frozen=True, slots=True)
 class PhaseBegan(Fact):
-    """Told, as `PhaseEnded` is, on the thread that carries the phase out. Each attempt to download or upload is a phase of its own."""
+    """Told, as `PhaseEnded` is, on the thread that carries the phase out. Each try to download or upload is a phase of its own."""
 
     round: int
     phase: str
@@ -90,7 +90,7 @@ class PhaseBegan(Fact):
 
 @dataclass(frozen=True, slots=True)
 class PhaseEnded(Fact):
-    """`phase` is download, decode, train, check, encode, upload or confirm, which does not begin. `error`: the class, if it failed."""
+    """`phase` is download, decode, train, check, encode, upload or confirm, which does not begin. `error`: the class, if any."""
 
     round: int
     phase: str

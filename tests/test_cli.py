@@ -133,7 +133,8 @@ def test_help_and_probes_load_neither_numpy_nor_a_web_server_nor_the_settings(ar
 
 @pytest.mark.parametrize(("command", "_cls"), SERVICES)
 def test_a_services_help_loads_neither_numpy_nor_a_web_server(command: str, _cls: type[Settings]) -> None:
-    assert not imported_by(command, "--help") & HEAVY
+    # pydantic-settings itself needs asyncio.
+    assert not imported_by(command, "--help") & (HEAVY - {"asyncio"})
 
 
 class Ops(BaseHTTPRequestHandler):

@@ -18,9 +18,7 @@ from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SecretStr,
     ValidationError,
@@ -28,6 +26,7 @@ from pydantic import (
     field_validator,
 )
 from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from fedround.errors import ConfigurationError
 from fedround.wire import clean_name, parse_name
@@ -143,10 +142,22 @@ class Row(NamedTuple):
         return "--" + (self.variable.lower() if long else self.name.rstrip("_")).replace("_", "-")
 
 
-class Settings(BaseModel):
+class Settings(BaseSettings):
     """What the three have in common. Frozen; made from keyword arguments, they read nothing else."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The arguments alone: the other sources are `load`'s, which is told the environment and names both ways to set a thing."""
+        return (init_settings,)
 
     prefix: ClassVar[str]
     file_keys: ClassVar[Mapping[str, str]] = {}

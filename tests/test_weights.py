@@ -16,6 +16,7 @@ from fedround.weights import (
     LARGEST,
     Array,
     Spec,
+    Statistics,
     UpdateReader,
     decode,
     encode_model,
@@ -103,6 +104,7 @@ def test_decoding_and_encoding_share_memory_with_what_they_are_given() -> None:
     assert np.shares_memory(np.frombuffer(data, np.uint8), array)
     buffer = bytearray(header + bytes(data))
     decoded = decode(buffer)
+    assert np.shares_memory(decoded, np.frombuffer(buffer, np.uint8))
     decoded[0] = 7
     assert decode(buffer)[0] == 7
 
@@ -135,7 +137,7 @@ def header(descr: str = "'<f8'", fortran: str = "False", shape: str = "(2,)") ->
     [
         (b"", "this is no .npy array"),
         (b"<!DOCTYPE html>", "this is no .npy array: it begins with b'<!DOC"),
-        (b"\x93NUMPY", "version"),
+        (b"\x93NUMPY", "ends within its header"),
         (npy("", version=b"\x09\x00"), "version 9.0; versions 1.0 to 3.0 are known"),
         (b"\x93NUMPY\x01\x00\xff\xff", "announces 65535 bytes of itself"),
         (header()[:40], "ends within its header"),
@@ -153,6 +155,9 @@ def header(descr: str = "'<f8'", fortran: str = "False", shape: str = "(2,)") ->
         (header(descr="'|V8'"), "no dtype of weights"),
         (header(descr="'nonsense'"), "no dtype of weights"),
         (header(descr="[('a', '<f8')]"), "no dtype of weights"),
+        (header(descr="'T'"), "no dtype of weights"),
+        (header(descr="0x" + "f" * 9000), "no dictionary"),
+        (header(shape=f"(0x{'f' * 9000},)"), "no dictionary"),
         (header(shape="2"), "shape '2' is none"),
         (header(shape="(-1,)"), "is none"),
         (header(shape="(True,)"), "is none"),
@@ -261,6 +266,25 @@ def test_statistics_leave_out_what_is_not_finite_and_count_it() -> None:
     found = statistics(np.array([[1.0, np.nan], [np.inf, 3.0]], "f4"))
     assert (found.mean, found.nonfinite) == (2.0, 2)
     assert statistics(np.array([np.nan])).nonfinite == 1
+
+
+def test_statistics_of_any_layout_are_the_same_and_copy_nothing_whole() -> None:
+    array = np.arange(4.0 * BLOCK).reshape(4, -1)
+    padded = np.zeros((4, 2 * BLOCK), ">f8")
+    padded[:, ::2] = array
+    tracemalloc.start()
+    try:
+        found = statistics(padded[:, ::2])
+        assert tracemalloc.get_traced_memory()[1] < array.nbytes
+    finally:
+        tracemalloc.stop()
+    assert found == statistics(array)
+    assert statistics(np.array(3.0)) == Statistics(3.0, 0.0, 3.0, 3.0, 3.0, 0)
+
+
+def test_statistics_too_large_for_float64_are_infinite_and_no_error() -> None:
+    found = statistics(np.array([1e200] * BLOCK + [-1e200]))
+    assert (found.stddev, found.l2_norm, found.least, found.largest) == (np.inf, np.inf, -1e200, 1e200)
 
 
 def test_lists_of_arrays_are_flattened_and_back() -> None:

@@ -3,7 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fedround.aggregator.strategies import ModelSum, Strategy, WeightedAverage, load_strategy
@@ -23,10 +23,21 @@ def fold(strategy: Strategy, *updates: tuple[int, Any]) -> np.ndarray[Any, Any]:
 
 
 @given(st.lists(st.tuples(samples, magnitudes), min_size=1, max_size=12))
-def test_the_weighted_average_is_that_of_exact_sums(updates: list[tuple[int, float]]) -> None:
+@example([(1, 2.0**60), (1, 1.0), (1, -(2.0**60))])
+@example([(1, 1e200), (1, 1e100), (1, 1.0), (1, -1e200), (1, -1e100)])
+def test_the_weighted_average_is_that_of_exact_sums_as_far_as_twice_the_precision_goes(updates: list[tuple[int, float]]) -> None:
     counts = [count for count, _ in updates] if any(count for count, _ in updates) else [1] * len(updates)
-    exact = math.fsum(count * value for count, (_, value) in zip(counts, updates, strict=True)) / sum(counts)
-    assert abs(fold(WeightedAverage(F8), *updates)[0] - exact) <= 2 * math.ulp(exact)
+    terms = [count * value for count, (_, value) in zip(counts, updates, strict=True)]
+    exact = math.fsum(terms) / sum(counts)
+    cancelled = (len(terms) * 2.0**-53) ** 2 * math.fsum(map(abs, terms)) / sum(counts)
+    assert abs(fold(WeightedAverage(F8), *updates)[0] - exact) <= 2 * math.ulp(exact) + cancelled
+
+
+@given(st.lists(st.tuples(samples, st.integers(-(2**40), 2**40)), min_size=1, max_size=12))
+def test_of_weights_within_forty_bits_of_each_other_the_average_is_exact_to_two_ulp(updates: list[tuple[int, int]]) -> None:
+    counts = [count for count, _ in updates] if any(count for count, _ in updates) else [1] * len(updates)
+    exact = math.fsum(count * float(value) for count, (_, value) in zip(counts, updates, strict=True)) / sum(counts)
+    assert abs(fold(WeightedAverage(F8), *((n, float(value)) for n, value in updates))[0] - exact) <= 2 * math.ulp(exact)
 
 
 @given(st.lists(st.tuples(samples, st.floats(-(2.0**100), 2.0**100, width=32)), min_size=1, max_size=12))
@@ -90,7 +101,10 @@ def test_strategies_are_found_by_name_and_by_class() -> None:
     ("name", "message"),
     [
         ("median", "is one of model_sum, weighted_average, or module:Class"),
-        ("no_such_module:Median", "No module named 'no_such_module'"),
+        (":Median", "there is no strategy ':Median'"),
+        (".relative:Median", "or module:Class"),
+        ("no_such_module:Median", "No module named 'no_such_module'; is it installed"),
+        ("os:sep", "os:sep is no class"),
         ("fedround.aggregator.strategies:Median", "has no attribute 'Median'"),
     ],
 )

@@ -18,7 +18,7 @@ class Strategy(Protocol):
     """What the aggregator asks of a strategy. It is made with the `Spec` of the attempt, and the options of the settings."""
 
     def fold(self, samples: int, blocks: Iterable[Array]) -> None:
-        """Take an update in: its sample count, and its weights in 1-D blocks, which are good until the next one."""
+        """Take an update in: its sample count, and its weights in 1-D blocks of at most `BLOCK`, good until the next one."""
         ...
 
     def result(self) -> Array:
@@ -29,9 +29,10 @@ class Strategy(Protocol):
 class Sums:
     """Element-wise sums of scaled updates.
 
-    Of float64 the rounding errors are summed too (Neumaier, ZAMM 54, 1974), so that the result is that of exact sums to the last
-    bit or two, whatever cancels. float16 and float32 are exact enough in a plain float64 sum: its errors are 2**-29 of their own
-    last bit. Memory: 8 bytes an element, 16 for float64.
+    Of float64 the rounding errors are summed too (Neumaier, ZAMM 54, 1974): n terms are as in twice the precision, that is, their
+    sum is exact to the last bit or two, and beyond that to (n * 2**-53)**2 of the sum of their magnitudes (Ogita, Rump and Oishi,
+    SIAM J. Sci. Comput. 26, 2005), which shows only where all but n**2 * 2**-54 of them cancels. float16 and float32 are exact
+    enough in a plain float64 sum: each of its errors is 2**-29 of their own last bit. Memory: 8 bytes an element, 16 for float64.
     """
 
     def __init__(self, spec: Spec) -> None:
@@ -136,12 +137,16 @@ def load_strategy(name: str) -> StrategyFactory:
     """
     if name in STRATEGIES:
         return STRATEGIES[name]
-    module, colon, attribute = name.partition(":")
+    module, _, attribute = name.partition(":")
     known = ", ".join(sorted(STRATEGIES))
-    if not colon:
+    if not all(part.isidentifier() for part in (*module.split("."), attribute)):
         raise ConfigurationError(f"there is no strategy {name!r}: AGGREGATOR_STRATEGY is one of {known}, or module:Class")
     try:
         factory: StrategyFactory = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ConfigurationError(f"the strategy {name!r} cannot be imported: {error}") from error
+        raise ConfigurationError(
+            f"AGGREGATOR_STRATEGY: {name} cannot be imported: {error}; is it installed, or on PYTHONPATH?"
+        ) from error
+    if not callable(factory):
+        raise ConfigurationError(f"AGGREGATOR_STRATEGY: {name} is no class")
     return factory

@@ -1,0 +1,257 @@
+"""The examples of docs/participants.md run, and what docs/protocol.md names is what the code names."""
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import Route
+
+import fedround
+from fedround import asgi, errors, http, remote_books, serve, weights, wire
+from fedround.aggregator import app as aggregator_app
+from fedround.aggregator import service as aggregator_service
+from fedround.aggregator import spool
+from fedround.books import Books, Outcome, Verdict
+from fedround.coordinator import app as coordinator_app
+from fedround.coordinator import attempt
+from fedround.coordinator import service as coordinator_service
+from fedround.events import Observers
+from fedround.participant import lifecycle, moves, work
+from fedround.participant.run import Options
+from fedround.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings
+from support.federation import our_platform
+
+DOCS = Path(__file__).parent.parent / "docs"
+PROTOCOL = (DOCS / "protocol.md").read_text()
+PARTICIPANTS = (DOCS / "participants.md").read_text()
+COORDINATOR, MODEL = "http://localhost:8081", "http://localhost:9082"
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+
+
+def quoted(page: str) -> set[str]:
+    """What stands in backticks, and each name in it."""
+    found = re.findall(r"`([^`\n]+)`", page)
+    return {*found, *(name for text in found for name in re.findall(r"[\w./{}-]+", text))}
+
+
+def section(page: str, title: str) -> str:
+    """From a heading to the next one."""
+    found = re.search(rf"^#+ {title}\n(.*?)(?=^#+ |\Z)", page, re.MULTILINE | re.DOTALL)
+    assert found is not None, title
+    return found[1]
+
+
+def rows(table: str) -> Iterator[list[str]]:
+    for line in re.findall(r"^\| (.*) \|$", table, re.MULTILINE):
+        yield line.split(" | ")
+
+
+# Participants
+
+
+def is_shown_alone(example: str) -> bool:
+    """A method without its class, of a library that is not there."""
+    return example.startswith("def train_round(self")
+
+
+def test_the_examples_run_one_after_the_other(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    ran = 0
+    for example in blocks(PARTICIPANTS, "python"):
+        if is_shown_alone(example):
+            continue
+        with our_platform(rounds=2) as p:
+            exec(compile(example.replace(COORDINATOR, p.url), str(DOCS / "participants.md"), "exec"), names)  # noqa: S102 our own
+            if COORDINATOR in example:
+                assert p.status()["state"] == "complete"
+                ran += 1
+    assert ran == 3
+    assert capsys.readouterr().out.splitlines()[1].startswith("round 1: completed after ")
+
+
+def test_the_example_of_an_own_format_trains() -> None:
+    examples = blocks(PARTICIPANTS, "python")
+    names: dict[str, Any] = {"fedround": fedround}
+    for example in (examples[0], next(example for example in examples if "class Own" in example)):
+        exec(example, names)  # noqa: S102 our own
+    with our_platform(rounds=2) as p:
+        fedround.run_participant(names["Own"](), p.url)
+        assert [r["parameters"] for r in p.status()["last_rounds"]] == [5, 5]
+
+
+@pytest.mark.parametrize("example", list(filter(is_shown_alone, blocks(PARTICIPANTS, "python"))))
+def test_a_method_that_is_shown_alone_is_python(example: str) -> None:
+    compile(example, "participants.md", "exec")
+
+
+def test_the_commands_run(tmp_path: Path) -> None:
+    (tmp_path / "my_module.py").write_text(blocks(PARTICIPANTS, "python")[0])
+    (tmp_path / "fedround").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m fedround "$@"\n')
+    (tmp_path / "fedround").chmod(0o755)
+    ours = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "PARTICIPANT_OPS_PORT": "0", "PARTICIPANT_OPS_BIND": "127.0.0.1"}
+    starting, configured, fetching = blocks(PARTICIPANTS, "console")
+    for commands in (starting + fetching, configured + fetching):
+        with our_platform(rounds=1) as p:
+            lines = re.findall(r"^\$ (.*)$", commands, re.MULTILINE)
+            script = "\n".join(["set -e", *lines]).replace(COORDINATOR, p.url)
+            script = script.replace(MODEL, f"http://127.0.0.1:{p.platform.aggregator_ops.port}")
+            subprocess.run(["sh", "-c", script], cwd=tmp_path, env=os.environ | ours, check=True, capture_output=True)
+            assert p.status()["state"] == "complete"
+        (tmp_path / "model.npy").unlink()
+
+
+def test_every_name_of_ours_is_public() -> None:
+    named = set(re.findall(r"\bfedround\.(\w+)", PARTICIPANTS))
+    assert {name for name in named if name not in fedround.__all__} <= {"events", "testing"}
+    assert {"NumPyParticipant", "ParticipantABC", "Update", "current_round", "flatten", "unflatten"} <= named
+
+
+def test_every_option_of_run_participant_is_told() -> None:
+    assert get_type_hints(Options).keys() <= quoted(section(PARTICIPANTS, "Run it from Python"))
+
+
+@pytest.mark.parametrize("page", [PARTICIPANTS, PROTOCOL], ids=["participants", "protocol"])
+def test_every_setting_and_every_header_that_is_named_is_there(page: str) -> None:
+    services = (ParticipantSettings, CoordinatorSettings, AggregatorSettings)
+    settings = {row.variable for service in services for row in service.rows()}
+    assert set(re.findall(r"\b(?:PARTICIPANT|COORDINATOR|AGGREGATOR|FEDROUND)_[A-Z_]+\b", page)) <= settings
+    assert set(re.findall(r"\bFedround-\w+\b", page)) <= set(vars(wire).values() & strings(vars(wire)))
+
+
+def strings(names: Mapping[str, object]) -> set[str]:
+    return {value for value in names.values() if isinstance(value, str)}
+
+
+# Protocol
+
+
+def inner(app: object) -> Starlette:
+    assert isinstance(app, asgi.Front)
+    assert isinstance(app._app, Starlette)
+    return app._app
+
+
+def requests(routes: Iterable[object]) -> Iterator[str]:
+    """Such as `GET /rendez_vous`. HEAD goes with GET."""
+    for route in routes:
+        assert isinstance(route, Route)
+        paths = [route.path]
+        if route.path == "/books/{operation}":
+            paths = [f"/books/{name}" for name in vars(Books) if not name.startswith("_") and name != "ledger"]
+        for method in (route.methods or set()) - {"HEAD"}:
+            yield from (f"{method} {path}" for path in paths)
+
+
+def test_the_requests_are_the_routes_of_the_apps() -> None:
+    aggregator = aggregator_app.build(AggregatorSettings(), Observers())
+    coordinator = coordinator_app.build(CoordinatorSettings(), aggregator, Observers())
+    apps = coordinator_app.public(coordinator), aggregator_app.public(aggregator), aggregator_app.internal(aggregator)
+    served = {request for app in apps for request in requests(inner(app).routes)}
+    served |= set(requests([aggregator_app.model_route(aggregator)]))
+    assert set(re.findall(r"^\| `([A-Z]+ /[^`]*)`", PROTOCOL, re.MULTILINE)) == served
+
+
+def test_the_paths_and_headers_of_the_wire_are_all_told() -> None:
+    constants = {value for name, value in vars(wire).items() if name.isupper() and isinstance(value, str)}
+    assert len(constants) > 10
+    assert constants <= quoted(PROTOCOL)
+
+
+@pytest.mark.parametrize("words", [wire.HeartbeatState, wire.UpdateOutcome, Verdict, Outcome, moves.State, moves.Outcome])
+def test_every_word_of_the_protocol_is_told(words: Iterable[str]) -> None:
+    assert set(words) <= quoted(PROTOCOL)
+
+
+def test_every_state_of_a_participant_in_an_attempt_is_told() -> None:
+    assert {state.value for state in attempt.State} <= quoted(section(PROTOCOL, "The coordinator's rules"))
+
+
+def test_every_field_of_the_messages_is_told() -> None:
+    for message in (wire.RendezVous, wire.Heartbeat, wire.StartTraining):
+        assert set(message.__dataclass_fields__) <= quoted(PROTOCOL)
+
+
+def test_the_statuses_of_refusals_are_those_of_the_errors() -> None:
+    ours = {status for error in vars(errors).values() if isinstance(status := getattr(error, "status", None), int)}
+    told = {int(row[0]) for row in rows(section(PROTOCOL, "Refusals")) if row[0].isdecimal()}
+    assert told == ours | {400, 401, 405}
+
+
+@pytest.mark.parametrize("line", [line for block in blocks(PROTOCOL, "json") for line in block.splitlines()])
+def test_a_message_is_as_we_send_it_byte_by_byte(line: str) -> None:
+    fields = json.loads(line)
+    if "status" in fields:
+        assert wire.Problem(**fields).encode() == line.encode()
+        return
+    message = next(cls for key, cls in MESSAGES.items() if key in fields)
+    assert message.decode(line.encode()).encode() == line.encode()
+
+
+MESSAGES: dict[str, type[wire.RendezVous | wire.Heartbeat | wire.StartTraining]] = {
+    "state": wire.Heartbeat,
+    "url": wire.StartTraining,
+    "id": wire.RendezVous,
+}
+
+
+def test_the_calls_of_the_books_are_answered_as_told() -> None:
+    aggregator = aggregator_app.build(AggregatorSettings(), Observers())
+    aggregator.stop()  # so that the ledger holds nobody
+    calls = section(PROTOCOL, "The books")
+    told = re.findall(r"^(GET|POST) (\S+)(?: (\{.*))?\n(\{.*)$", calls, re.MULTILINE)
+
+    async def main() -> None:
+        transport = httpx.ASGITransport(aggregator_app.internal(aggregator))
+        async with httpx.AsyncClient(transport=transport, base_url="http://books") as peer:
+            for method, path, body, expected in told:
+                answer = await peer.request(method, path, content=body)
+                assert expected == re.sub(r'(?<="incarnation":")[^"]+', "INCARNATION", answer.text)
+
+    assert len(told) == 7
+    asyncio.run(main())
+
+
+HOLD = [wire.MAX_HOLD, coordinator_service.HOLD_RATIO]
+KIB, MIB = 1 << 10, 1 << 20
+LIMITS: dict[str, list[float]] = {
+    "hold of a heartbeat": HOLD,
+    "participant: connecting": [http.CONNECT_TIMEOUT],
+    "participant: a small answer": [http.ANSWER_TIMEOUT, http.MAX_ANSWER / KIB],
+    "participant: the answer to a held heartbeat": [http.HOLD_MARGIN],
+    "participant: one read or write of a transfer": [http.TRANSFER_TIMEOUT],
+    "participant: an idle connection is used again": [http.KEEPALIVE],
+    "participant: `Retry-After`": [work.RETRY_AFTER_MAX],
+    "HTTP servers: an idle connection is kept": [serve.KEEP_ALIVE],
+    "HTTP servers: an answer that nobody takes": [serve.STALL],
+    "HTTP servers: running requests at a stop": [serve.GRACE],
+    "upload: rate": [wire.MIN_RATE, wire.MIN_RATE_WINDOW],
+    "upload: in memory, more goes to the spool": [spool.IN_MEMORY / MIB],
+    "upload: its answer waits for the coordinator": [aggregator_service.PATIENCE],
+    "after a refusal": [wire.DRAIN_SECONDS, wire.DRAIN_BYTES / MIB],
+    "samples": [wire.MAX_SAMPLES],
+    "`.npy` header": [weights._MAX_HEADER],
+    "`Fedround-Metrics`": [wire.MAX_METRICS],
+    "an update is offered again, unconfirmed": [lifecycle.MAX_CONFIRMS],
+    "an order is made again, its token dead": [lifecycle.MAX_DEAD_TOKENS],
+    "books: the ledger waits for an entry": [aggregator_service.HOLD],
+    "books: an answer, of `close`, of `ledger`": [http.ANSWER_TIMEOUT, remote_books.CLOSE_TIMEOUT, remote_books.LEDGER_TIMEOUT],
+    "books: a call, an answer": [aggregator_app.MAX_CALL / MIB, remote_books.MAX_ANSWER / MIB],
+    "books: delays between attempts": [coordinator_service.RETRY_FIRST, coordinator_service.RETRY_MOST],
+}
+
+
+def test_the_limits_are_those_of_the_code() -> None:
+    table = [row for row in rows(section(PROTOCOL, "Time-outs and limits")) if row[0] not in ("what", "---")]
+    assert {what: [float(number) for number in re.findall(r"\d+(?:\.\d+)?", limit)] for what, limit in table} == LIMITS

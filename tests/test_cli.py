@@ -95,7 +95,6 @@ def test_a_configuration_file_that_is_not_there_exits_with_78() -> None:
     ("error", "code"),
     [
         (errors.ConfigurationError("x"), 78),
-        (errors.DataDirectoryHeld("x"), 75),
         (errors.TrainingError("x"), 70),
         (errors.CoordinatorUnreachable("x"), 69),
         (errors.Unreachable("x"), 1),
@@ -107,7 +106,7 @@ def test_an_error_has_its_exit_code(error: errors.FedroundError, code: int) -> N
 
 def test_every_exit_code_has_a_meaning_and_is_in_the_drawing_of_the_errors() -> None:
     assert list(MEANINGS) == list(Exit)
-    for code in (Exit.UNREACHABLE, Exit.USER_CODE, Exit.HELD, Exit.CONFIGURATION):
+    for code in (Exit.UNREACHABLE, Exit.USER_CODE, Exit.CONFIGURATION):
         assert f"exit {code}\n" in (errors.__doc__ or "")
 
 

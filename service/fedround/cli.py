@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Never, TypeVar
 from fedround.errors import (
     ConfigurationError,
     CoordinatorUnreachable,
-    DataDirectoryHeld,
     FedroundError,
     ParticipantError,
 )
@@ -43,7 +42,6 @@ class Exit(IntEnum):
     USAGE = 64
     UNREACHABLE = 69
     USER_CODE = 70
-    HELD = 75
     CONFIGURATION = 78
 
 
@@ -53,14 +51,12 @@ MEANINGS = {
     Exit.USAGE: "The command line is wrong.",
     Exit.UNREACHABLE: "The coordinator was unreachable for longer than `PARTICIPANT_GIVE_UP_AFTER`.",
     Exit.USER_CODE: "The participant's own code failed, `PARTICIPANT_MAX_FAILURES` times in a row; the log has its traceback.",
-    Exit.HELD: "Another process holds the data directory.",
     Exit.CONFIGURATION: "A setting is missing or wrong, or a port is in use; the message names every setting that is not right.",
 }
 
 _EXITS: dict[type[FedroundError], Exit] = {
     ConfigurationError: Exit.CONFIGURATION,
     CoordinatorUnreachable: Exit.UNREACHABLE,
-    DataDirectoryHeld: Exit.HELD,
     ParticipantError: Exit.USER_CODE,
 }
 
@@ -119,7 +115,7 @@ def _participant(parser: ArgumentParser) -> Run:
 
     def run(arguments: Arguments) -> int:
         settings = load(arguments)
-        from fedround.participant.run import serve_participant
+        from fedround.participant.service import serve_participant
 
         return serve_participant(settings)
 

@@ -2,7 +2,6 @@
 
 FedroundError
 ├── ConfigurationError        a setting is missing or wrong                          exit 78
-├── DataDirectoryHeld         another process holds the data directory               exit 75
 ├── IllegalMove               a core was given an event that its state does not allow
 ├── UnknownAttempt            the books know no such attempt, or know it as over      (409)
 ├── NotAdmitted               no such id and token at the aggregator                  (404)
@@ -35,10 +34,6 @@ class FedroundError(Exception):
 
 class ConfigurationError(FedroundError):
     """A setting is missing or wrong; the message names it and says how to set it."""
-
-
-class DataDirectoryHeld(FedroundError):
-    """Another process holds the lock on the data directory."""
 
 
 class IllegalMove(FedroundError):

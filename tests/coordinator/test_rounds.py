@@ -348,6 +348,7 @@ def test_an_attempt_that_the_books_lost_begins_anew_when_their_ledger_is_read() 
     table.rounds.lost(table.now, first.attempt)
     assert table.rounds.pending(table.now) is None
     table.rounds.recorded(table.now, Page("second-life", ()))
+    table.later(PAUSE)
     second = table.open()
     assert second.attempt != first.attempt
     assert second.round == first.round
@@ -385,6 +386,7 @@ def test_an_answer_for_an_attempt_that_is_over_changes_nothing() -> None:
     table = Table(Plan(), present=1)
     first = table.open()
     table.rounds.lost(table.now, first.attempt)
+    table.later(PAUSE)
     table.rounds.answered(table.now, first, None)
     assert table.rounds.attempt is not None
     assert not table.rounds.attempt.opened

@@ -182,7 +182,7 @@ class Rounds:
         """The books do not know this attempt any more. Which life they are in now, the next page of the ledger tells."""
         if self.attempt is not None and self.attempt.id == attempt:
             self.incarnation = ""
-            self._drop(now, self.attempt, "the aggregator lost its sum", 0.0)
+            self._drop(now, self.attempt, "the aggregator lost its sum", PAUSE)
             self._settle(now)
 
     def recorded(self, now: float, page: Page) -> None:

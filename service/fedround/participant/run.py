@@ -1,14 +1,13 @@
-"""Runs a participant: in a program of the user's (`run_participant`, `arun_participant`), or as a service (`serve_participant`)."""
+"""Runs a participant in a program of the user's. Touches neither its signals, unless asked to, nor its logging."""
 
 import asyncio
 import logging
 import math
-import os
 import random
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing, contextmanager, nullcontext
 from functools import partial
@@ -18,27 +17,17 @@ from typing import Any, TypedDict, Unpack
 from fedround import http
 from fedround.errors import ConfigurationError
 from fedround.events import Observer, Observers
-from fedround.observability.health import Health
-from fedround.observability.logs import LogObserver
 from fedround.participant import moves as m
 from fedround.participant.abc import ParticipantABC
 from fedround.participant.lifecycle import Lifecycle
-from fedround.participant.load import load_participant
-from fedround.participant.operators import Operators
 from fedround.participant.round import Shard, find_shard
 from fedround.participant.runtime import Runtime
 from fedround.participant.training import Training
-from fedround.participant.watch import Watch
-from fedround.settings import AfterFinish, ParticipantSettings
 from fedround.wire import clean_name, parse_name
 
 LOG = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-GRACE = 1.0
-"""Seconds that the participant's own code has to return when everything else has ended."""
-POD_INDEX = "POD_INDEX"
-"""The variable in which the chart tells the number of a pod of a StatefulSet."""
 
 Participant = ParticipantABC[Any, Any]
 
@@ -216,66 +205,3 @@ def signals(on_signal: Callable[[], None]) -> Iterator[None]:
 
 def _ignore(_number: int, _frame: FrameType | None) -> None:
     """The byte in the socket says it all. A handler of Python's there must be, or no byte is written."""
-
-
-def serve_participant(settings: ParticipantSettings) -> int:
-    """Run a participant as a service, until training is finished or SIGTERM or SIGINT has come. Returns the exit code.
-
-    Raises:
-        FedroundError: See `fedround.errors` for what each means, and with which code the command line exits for it.
-    """
-    participant = load_participant(settings.class_, settings.options)
-    health = Health()
-    watch = Watch(settings.name, health, within=max(settings.long_poll, settings.heartbeat_period))
-    options = Options(
-        name=settings.name,
-        token=None if settings.token is None else settings.token.get_secret_value(),
-        long_poll=settings.long_poll,
-        shard=settings.shard,
-        shards=settings.shards,
-        aggregator_url=settings.aggregator_url,
-        max_model_size=settings.max_model_size,
-        reconnect_max=settings.reconnect_max,
-        give_up_after=settings.give_up_after,
-        max_failures=settings.max_failures,
-        confirm_timeout=settings.confirm_timeout,
-        observers=[watch, LogObserver()],
-    )
-    with connected(
-        participant,
-        settings.coordinator_url,
-        settings.heartbeat_period,
-        options,
-        exit_after_finish=settings.after_finish is AfterFinish.EXIT,
-        pod_index=_pod_index(os.environ),
-        beat=lambda within: health.beat(within=within),
-    ) as runtime:
-        operators = Operators(settings, health, watch.status, on_failure=partial(runtime.stop, 0.0))
-        with signals(partial(runtime.stop, settings.drain_timeout)), _not_for_ever(runtime), operators.serving():
-            runtime.run()
-        operators.check()
-    return os.EX_OK
-
-
-def _pod_index(environ: Mapping[str, str]) -> int | None:
-    index = environ.get(POD_INDEX, "")
-    return int(index) if index.isdecimal() else None
-
-
-@contextmanager
-def _not_for_ever(runtime: Runtime) -> Iterator[None]:
-    """End the process when everything has ended but the participant's own code, which nobody can interrupt."""
-    returned = threading.Event()
-
-    def watch() -> None:
-        runtime.ended.wait()
-        if not returned.wait(GRACE):
-            LOG.warning("the participant's own code does not return: exiting without it")
-            logging.shutdown()
-            os._exit({None: os.EX_SOFTWARE, m.Reason.GAVE_UP: os.EX_UNAVAILABLE}.get(runtime.reason, os.EX_OK))
-
-    threading.Thread(target=watch, name="fedround-exit", daemon=True).start()
-    try:
-        yield
-    finally:
-        returned.set()

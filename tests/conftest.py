@@ -5,6 +5,11 @@ from collections.abc import Generator
 from typing import TypeVar
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says more about the machine than about us.
+settings.register_profile("fedround", deadline=None)
+settings.load_profile("fedround")
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 

@@ -94,7 +94,7 @@ def test_a_port_in_use_exits_with_78_and_names_the_setting_after_warning_of_what
     port = ports["COORDINATOR_PORT"].rpartition(":")[2]
     (directory / "coordinator.toml").write_text('[rpc]\nbind_address = "0.0.0.0:5555"\n')
     refused = fedround("coordinator", "-c", "coordinator.toml", "--port", port, cwd=directory)
-    warning, problem = map(json.loads, refused.stderr.splitlines())
+    warning, *_, problem = map(json.loads, refused.stderr.splitlines())
     assert refused.returncode == 78
     assert (warning["level"], warning["message"]) == ("warning", "coordinator.toml: rpc.bind_address has no meaning here")
     assert (problem["level"], problem["message"].partition("=")[0]) == ("error", "COORDINATOR_PORT")

@@ -103,6 +103,11 @@ def _json_object(value: object) -> object:
         raise ValueError(f"this is no JSON: {error}") from None
 
 
+def reveal(secret: SecretStr | None) -> str | None:
+    """The secret itself, for who sends or compares it."""
+    return None if secret is None else secret.get_secret_value()
+
+
 def _sendable(value: SecretStr | None) -> SecretStr | None:
     if value is not None and not re.fullmatch(r"[!-~]+", value.get_secret_value()):
         raise ValueError("a secret is sent in a header: one or more visible ASCII characters, no blanks")

@@ -631,9 +631,9 @@ def test_an_aggregator_serves_three_ports_until_it_is_told_to_stop() -> None:
     command = [sys.executable, "-m", "fedround", "aggregator", "--port", "0", "--internal-port", "0", "--ops-port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "NO_COLOR": "1"}) as process:
         assert process.stderr is not None
-        lines = [process.stderr.readline() for _ in range(3)]
-        ports = [int(match[1]) for line in lines if (match := re.search(r"AGGREGATOR_\w*PORT: listening on .*, port (\d+)", line))]
-        assert len(ports) == 3
+        ports: list[str] = []
+        while len(ports) < 3:
+            ports += re.findall(r"AGGREGATOR_\w*PORT: listening on .*, port (\d+)", process.stderr.readline())
         with urllib.request.urlopen(f"http://127.0.0.1:{ports[2]}/readyz", timeout=10) as answer:
             assert json.load(answer) == {"ready": True, "reasons": []}
         process.send_signal(signal.SIGTERM)

@@ -363,6 +363,7 @@ def test_books_of_another_life_have_lost_the_attempt() -> None:
     table.enter(table.ids[0])
     table.rounds.recorded(table.now, Page("second-life", ()))
     assert table.rounds.after == 0
+    table.later(PAUSE)
     assert table.open().attempt != first.attempt
 
 

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from pydantic import SecretStr
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -35,12 +34,12 @@ from fedround.books import (
     page_to_json,
 )
 from fedround.errors import ConfigurationError, TooLarge
-from fedround.events import Observer, short
+from fedround.events import Observer, Observers, short
 from fedround.observability import ops
 from fedround.observability.health import Health
 from fedround.observability.logs import LogObserver
 from fedround.serve import Endpoint
-from fedround.settings import AggregatorSettings
+from fedround.settings import AggregatorSettings, reveal
 from fedround.weights import Spec
 
 LOG = logging.getLogger(__name__)
@@ -185,24 +184,25 @@ def build(settings: AggregatorSettings, observer: Observer) -> AggregatorService
         new_sum(Spec(np.dtype("<f4"), (1,)))
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"AGGREGATOR_STRATEGY_OPTIONS: {settings.strategy} does not take them: {error}") from error
+    LOG.info("the global model is kept in memory only: a restart loses it")
     return AggregatorService(new_sum, spool, observer=observer)
 
 
 def public_endpoint(settings: AggregatorSettings, service: AggregatorService) -> Endpoint:
     """Where participants are served."""
-    app = public(service, token=_secret(settings.token))
+    app = public(service, token=reveal(settings.token))
     return Endpoint(app, host=settings.bind, port=settings.port, setting="AGGREGATOR_PORT")
 
 
 def internal_endpoint(settings: AggregatorSettings, service: AggregatorService) -> Endpoint:
     """Where the coordinator is served, if it is another process."""
-    app = internal(service, secret=_secret(settings.internal_secret))
+    app = internal(service, secret=reveal(settings.internal_secret))
     return Endpoint(app, host=settings.internal_bind, port=settings.internal_port, setting="AGGREGATOR_INTERNAL_PORT")
 
 
 def ops_endpoint(settings: AggregatorSettings, service: AggregatorService, health: Health) -> Endpoint:
     """Where operators are served."""
-    app = ops.app(health, service.status, routes=[model_route(service, token=_secret(settings.token))])
+    app = ops.app(health, service.status, routes=[model_route(service, token=reveal(settings.token))])
     return Endpoint(app, host=settings.bind, port=settings.ops_port, setting="AGGREGATOR_OPS_PORT")
 
 
@@ -213,7 +213,7 @@ def run(settings: AggregatorSettings) -> None:
 
 async def _run(settings: AggregatorSettings) -> None:
     health = Health()
-    service = build(settings, LogObserver())
+    service = build(settings, Observers([LogObserver()]))
     endpoints = (
         public_endpoint(settings, service),
         internal_endpoint(settings, service),
@@ -225,7 +225,3 @@ async def _run(settings: AggregatorSettings) -> None:
             LOG.info("stopping")
             health.fault("process", "it stops")
             service.stop()
-
-
-def _secret(value: SecretStr | None) -> str | None:
-    return value.get_secret_value() if value is not None else None

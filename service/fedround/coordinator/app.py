@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import partial
 from random import SystemRandom
 
-from pydantic import SecretStr
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -24,7 +23,7 @@ from fedround.observability.health import Health
 from fedround.observability.logs import LogObserver
 from fedround.remote_books import RemoteBooks
 from fedround.serve import Endpoint
-from fedround.settings import CoordinatorSettings
+from fedround.settings import CoordinatorSettings, reveal
 from fedround.wire import Heartbeat, RendezVous, StartTraining
 
 LOG = logging.getLogger(__name__)
@@ -108,6 +107,7 @@ def build(settings: CoordinatorSettings, books: Books, observer: Observer) -> Co
     )
     # Its random numbers become tokens: nobody may guess the next one.
     rounds = Rounds(plan, SystemRandom())
+    LOG.info("the rounds are kept in memory only: after a restart they begin at 0")
     return CoordinatorService(rounds, books, aggregator_url=settings.aggregator_url, observer=observer)
 
 
@@ -127,7 +127,7 @@ def readiness(health: Health) -> Observer:
 
 def public_endpoint(settings: CoordinatorSettings, service: CoordinatorService) -> Endpoint:
     """Where participants are served."""
-    app = public(service, token=_secret(settings.token))
+    app = public(service, token=reveal(settings.token))
     return Endpoint(app, host=settings.bind, port=settings.port, setting="COORDINATOR_PORT")
 
 
@@ -143,7 +143,7 @@ def run(settings: CoordinatorSettings) -> None:
 
 async def _run(settings: CoordinatorSettings) -> None:
     health = Health()
-    async with aclosing(RemoteBooks(settings.aggregator_internal_url, secret=_secret(settings.internal_secret))) as books:
+    async with aclosing(RemoteBooks(settings.aggregator_internal_url, secret=reveal(settings.internal_secret))) as books:
         service = build(settings, books, Observers([readiness(health), LogObserver()]))
         with serve.capture_signals() as stop:
             endpoints = public_endpoint(settings, service), ops_endpoint(settings, service, health)
@@ -152,7 +152,3 @@ async def _run(settings: CoordinatorSettings) -> None:
                 await stop.wait()
                 LOG.info("stopping")
                 work.cancel()
-
-
-def _secret(value: SecretStr | None) -> str | None:
-    return value.get_secret_value() if value is not None else None

@@ -34,7 +34,7 @@ from fedround.wire import Heartbeat, HeartbeatState
 ASK_AGAIN = 1.0
 """Seconds until a right whose update is being received is revoked again."""
 PAUSE = 1.0
-"""Seconds between a dropped attempt and the next: user code that always fails must not make the platform spin."""
+"""Seconds between a dropped attempt and the next: one that must fail, whatever the reason, does not make the platform spin."""
 HISTORY = 50
 """Completed rounds that are remembered."""
 
@@ -173,7 +173,7 @@ class Rounds:
             case Close(), Closed():
                 self._completed(now, attempt, answer)
             case Close(), Difference():
-                self._drop(now, attempt, "the ledger holds other updates than the coordinator was told of", PAUSE)
+                self._drop(now, attempt, "the ledger holds other updates than the coordinator was told of")
             case _:
                 raise IllegalMove(type(call).__name__, type(answer).__name__)
         self._settle(now)
@@ -182,7 +182,7 @@ class Rounds:
         """The books do not know this attempt any more. Which life they are in now, the next page of the ledger tells."""
         if self.attempt is not None and self.attempt.id == attempt:
             self.incarnation = ""
-            self._drop(now, self.attempt, "the aggregator lost its sum", PAUSE)
+            self._drop(now, self.attempt, "the aggregator lost its sum")
             self._settle(now)
 
     def recorded(self, now: float, page: Page) -> None:
@@ -190,7 +190,7 @@ class Rounds:
         if page.incarnation != self.incarnation:
             known, self.incarnation, self.after = self.incarnation, page.incarnation, 0
             if known and self.attempt is not None:
-                self._drop(now, self.attempt, "the aggregator lost its sum", 0.0)
+                self._drop(now, self.attempt, "the aggregator lost its sum")
         for entry in page.entries:
             if entry.seq > self.after:
                 self.after = entry.seq
@@ -226,7 +226,7 @@ class Rounds:
         expected = len(attempt.counted) + attempt.outstanding
         if expected >= self.plan.required or self._choose(attempt) or attempt.outstanding:
             return
-        self._drop(now, attempt, self._why_nobody_is_left(attempt), PAUSE)
+        self._drop(now, attempt, self._why_nobody_is_left(attempt))
 
     def _choose(self, attempt: Attempt) -> bool:
         """Choose among the Waiting up to the wanted number; False when none is Waiting."""
@@ -297,10 +297,10 @@ class Rounds:
         if self.complete:
             self._facts.append(events.TrainingCompleted(self.round))
 
-    def _drop(self, now: float, attempt: Attempt, reason: str, pause: float) -> None:
+    def _drop(self, now: float, attempt: Attempt, reason: str) -> None:
         self._facts.append(events.AttemptDropped(attempt.round, attempt.id, len(attempt.counted), reason))
         self.attempt = None
-        self._not_before = now + pause
+        self._not_before = now + PAUSE
 
     def _why_nobody_is_left(self, attempt: Attempt) -> str:
         reasons = {m.reason for m in attempt.by_state[State.IGNORED].values()}

@@ -15,7 +15,7 @@ from fedround.participant.operators import Operators
 from fedround.participant.run import Options, connected, signals
 from fedround.participant.runtime import Runtime
 from fedround.participant.watch import Watch
-from fedround.settings import AfterFinish, ParticipantSettings
+from fedround.settings import AfterFinish, ParticipantSettings, reveal
 
 LOG = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def serve_participant(settings: ParticipantSettings) -> int:
     watch = Watch(settings.name, health, within=max(settings.long_poll, settings.heartbeat_period))
     options = Options(
         name=settings.name,
-        token=None if settings.token is None else settings.token.get_secret_value(),
+        token=reveal(settings.token),
         long_poll=settings.long_poll,
         shard=settings.shard,
         shards=settings.shards,

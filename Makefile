@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench lock clean
+.PHONY: help demo test check cover bench lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 # What goes into the locks: versions and hashes, no word about where they were found or on which machine.
 COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-emit-index-url --no-emit-find-links pyproject.toml
+
+CORES := */participant/lifecycle.py,*/participant/work.py,*/participant/moves.py,*/coordinator/rounds.py,*/coordinator/attempt.py,$\
+	*/coordinator/presence.py,*/aggregator/ledger.py,*/aggregator/strategies.py,*/weights.py,*/wire.py,*/books.py,*/backoff.py
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +26,13 @@ check: $(VENV)/ready ## lint, format, types, layers, docs
 	@$(BIN)/mypy
 	@PYTHONPATH=service $(BIN)/lint-imports --no-logo
 	@$(BIN)/python tools/docs.py --check
+
+cover: $(VENV)/ready ## run the tests and hold their coverage: the cores' branches all, the rest what was reached
+	@$(BIN)/coverage erase
+	@$(BIN)/coverage run -m pytest --quiet --ignore=tests/conformance $(ARGS)
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report --skip-covered --show-missing
+	@$(BIN)/coverage report --include="$(CORES)" --fail-under=100 --format=total > /dev/null
 
 bench: $(VENV)/ready ## measure; see bench/README.md
 	@$(BIN)/python bench/run.py $(ARGS)

@@ -154,8 +154,7 @@ async def carry_out(books: Books, call: Call) -> Answer:
             return None
         case Revoke(attempt, id):
             return await books.revoke(attempt, id)
-        case Close(attempt, ids):
-            return await books.close(attempt, ids)
+    return await books.close(call.attempt, call.ids)
 
 
 def page_to_json(page: Page) -> dict[str, Any]:

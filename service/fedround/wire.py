@@ -70,8 +70,7 @@ class RendezVous:
     @classmethod
     def decode(cls, body: bytes) -> Self:
         data = _load(body)
-        with_id = data.get("ok") is True
-        return cls(id=_uuid(data, "id") if with_id else None, ordinal=_int(data, "ordinal"))
+        return cls(id=_uuid(data, "id") if _ok(data) else None, ordinal=_int(data, "ordinal"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +87,7 @@ class StartTraining:
     @classmethod
     def decode(cls, body: bytes) -> Self:
         data = _load(body)
-        if data.get("ok") is not True:
+        if not _ok(data):
             return cls(url=None, token=None)
         return cls(url=_str(data, "url"), token=_uuid(data, "token"), traceparent=_optional_str(data, "traceparent"))
 
@@ -191,6 +190,13 @@ def _load(body: bytes) -> dict[str, Any]:
         start = body[:24].decode(errors="replace")
         raise BadAnswer(f"the answer is no JSON object but begins with {start!r}: is this URL a coordinator?")
     return data
+
+
+def _ok(data: dict[str, Any]) -> bool:
+    # Some other service's object must not be taken for a refusal: it would end a participant.
+    if not isinstance(data.get("ok"), bool):
+        raise BadAnswer("the answer's 'ok' is neither true nor false: is this URL a coordinator?")
+    return data["ok"] is True
 
 
 def _str(data: dict[str, Any], key: str) -> str:

@@ -1,0 +1,132 @@
+"""The messages: 0.8's bytes, what a peer may send, and what it may not."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedround import wire
+from fedround.errors import BadAnswer
+from fedround.wire import Heartbeat, HeartbeatState, Problem, RendezVous, StartTraining
+
+ID = "0b8b3f6e-52a5-4b44-8e51-5f0a3c1f0a77"
+ids = st.uuids(version=4).map(str)
+numbers = st.none() | st.integers(0, 2**40)
+texts = st.none() | st.text(max_size=20)
+
+
+@pytest.mark.parametrize(
+    ("message", "encoded"),
+    [
+        (RendezVous(ID), f'{{"id":"{ID}","ok":true}}'),
+        (RendezVous(None), '{"id":null,"ok":false}'),
+        (RendezVous(ID, ordinal=0), f'{{"id":"{ID}","ok":true,"ordinal":0}}'),
+        (Heartbeat(HeartbeatState.ROUND, 0), '{"round":0,"state":"round"}'),
+        (Heartbeat(HeartbeatState.STAND_BY), '{"round":null,"state":"stand_by"}'),
+        (StartTraining("http://localhost:8082", ID), f'{{"url":"http://localhost:8082","token":"{ID}","ok":true}}'),
+        (StartTraining(None, None), '{"url":null,"token":null,"ok":false}'),
+        (Problem(409, "Conflict"), '{"title":"Conflict","status":409}'),
+        (Problem(409, "Conflict", "too late"), '{"title":"Conflict","status":409,"detail":"too late"}'),
+    ],
+)
+def test_messages_are_0_8s_to_the_byte_with_ours_behind(message: RendezVous | Heartbeat | Problem, encoded: str) -> None:
+    assert message.encode().decode() == encoded
+
+
+@given(st.none() | ids, numbers)
+def test_a_rendez_vous_survives_the_round_trip(id: str | None, ordinal: int | None) -> None:
+    assert RendezVous.decode(RendezVous(id, ordinal).encode()) == RendezVous(id, ordinal)
+
+
+@given(st.sampled_from(HeartbeatState), st.integers(0, 2**40), texts, st.none() | ids, texts, numbers)
+def test_a_heartbeat_survives_the_round_trip(
+    state: HeartbeatState, number: int, url: str | None, token: str | None, traceparent: str | None, counted: int | None
+) -> None:
+    message = Heartbeat(state, number if state is HeartbeatState.ROUND else None, url, token, traceparent, counted)
+    assert Heartbeat.decode(message.encode()) == message
+
+
+@given(st.text(max_size=20), ids, texts)
+def test_an_order_survives_the_round_trip(url: str, token: str, traceparent: str | None) -> None:
+    assert StartTraining.decode(StartTraining(url, token, traceparent).encode()) == StartTraining(url, token, traceparent)
+
+
+@pytest.mark.parametrize(
+    ("message", "body", "complaint"),
+    [
+        (
+            RendezVous,
+            b"<!DOCTYPE html><html>",
+            "no JSON object but begins with '<!DOCTYPE html><html>': is this URL a coordinator?",
+        ),
+        (RendezVous, b"[]", "no JSON object"),
+        (RendezVous, b'{"status":"fine"}', "'ok' is neither true nor false"),
+        (StartTraining, b'{"ok":"yes"}', "'ok' is neither true nor false"),
+        (RendezVous, b'{"id":7,"ok":true}', "'id' is no text"),
+        (RendezVous, b'{"id":"seven","ok":true}', "'id' is no UUID"),
+        (RendezVous, b'{"id":null,"ok":false,"ordinal":-1}', "'ordinal' is no number from 0"),
+        (Heartbeat, b'{"state":"dance","round":null}', "the heartbeat's state is 'dance', which the protocol does not know"),
+        (Heartbeat, b'{"state":"round","round":null}', "`round` without a number"),
+        (Heartbeat, b'{"state":"round","round":true}', "'round' is no number"),
+        (Heartbeat, b'{"state":"round","round":1,"token":"x"}', "'token' is no UUID"),
+        (StartTraining, b'{"ok":true}', "'url' is no text"),
+    ],
+)
+def test_what_is_not_in_the_protocol_is_a_bad_answer(
+    message: type[RendezVous | Heartbeat | StartTraining], body: bytes, complaint: str
+) -> None:
+    with pytest.raises(BadAnswer) as raised:
+        message.decode(body)
+    assert complaint in str(raised.value)
+
+
+@given(
+    st.binary(max_size=60)
+    | st.recursive(st.none() | st.booleans() | st.text(), lambda v: st.lists(v) | st.dictionaries(st.text(), v)).map(
+        lambda v: json.dumps(v).encode()
+    )
+)
+def test_any_bytes_are_a_message_or_a_bad_answer(body: bytes) -> None:
+    for message in (RendezVous, Heartbeat, StartTraining):
+        with pytest.raises(BadAnswer):
+            message.decode(body)
+
+
+@pytest.mark.parametrize("form", [ID, ID.upper(), ID.replace("-", ""), f"urn:uuid:{ID}"])
+def test_an_id_is_read_in_all_forms_of_0_8(form: str) -> None:
+    assert wire.parse_id(form) == ID
+
+
+def test_what_is_no_uuid_is_no_id() -> None:
+    assert wire.parse_id("nobody") is None
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        (None, None),
+        ("", None),
+        ("wait=10", 10),
+        ("respond-async, Wait=10", 10),
+        ('wait="10"; foo=bar', 10),
+        ("wait=0", 0),
+        ("wait", None),
+        ("wait=-1", None),
+        ("wait=soon", None),
+        ("wait=٣", None),
+        ("handling=strict", None),
+    ],
+)
+def test_a_preference_to_wait_is_read(header: str | None, seconds: float | None) -> None:
+    assert wire.parse_prefer_wait(header) == seconds
+
+
+@pytest.mark.parametrize(("text", "name"), [("silo-1.de", "silo-1.de"), ("Silo", None), ("", None), ("x" * 64, None), (None, None)])
+def test_a_name_is_taken_only_as_it_must_be(text: str | None, name: str | None) -> None:
+    assert wire.parse_name(text) == name
+
+
+@given(st.text(max_size=100))
+def test_any_host_name_can_be_cleaned_into_a_name(text: str) -> None:
+    assert wire.parse_name(wire.clean_name(text)) is not None

@@ -1,0 +1,119 @@
+"""Whole processes that are killed, or cannot be reached: what the federation makes of it."""
+
+import io
+import socket
+import threading
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Unpack
+
+import numpy as np
+
+import fedround
+from fedround.events import Fact, RoundEnded
+from fedround.participant.run import Options
+from fedround.weights import Array
+from support.processes import Process, running
+
+PARTICIPANTS = 2
+
+
+class KnownAnswer(fedround.NumPyParticipant):
+    """Number k of n adds n to weight k only: after R rounds of all n every weight is R. `before` is called in each round."""
+
+    def __init__(self, k: int, before: Callable[[int], None] = lambda _number: None) -> None:
+        self.k = k
+        self.before = before
+        self.rounds: list[int] = []
+
+    def train_round(self, training_input: Array | None) -> fedround.Update:
+        weights = np.zeros(PARTICIPANTS) if training_input is None else training_input
+        number = fedround.current_round().number
+        self.rounds.append(number)
+        self.before(number)
+        weights[self.k] += PARTICIPANTS
+        return fedround.Update(1, weights)
+
+
+def train(pool: ThreadPoolExecutor, platform: Process, participant: KnownAnswer, **options: Unpack[Options]) -> Future[None]:
+    url = f"http://127.0.0.1:{platform.ports['COORDINATOR_PORT']}"
+    options.setdefault("reconnect_max", 0.1)
+    return pool.submit(fedround.run_participant, participant, url, 0.05, **options)
+
+
+def global_model(process: Process) -> list[float]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{process.ports['AGGREGATOR_OPS_PORT']}/model", timeout=10) as answer:
+        weights: list[float] = np.load(io.BytesIO(answer.read())).tolist()
+    return weights
+
+
+def test_participants_outlive_a_platform_that_is_killed_and_comes_back_without_memory() -> None:
+    killed = threading.Event()
+    platform = Process("platform", 4, COORDINATOR_ROUNDS="5", COORDINATOR_MIN_CLIENTS="2")
+
+    def in_round_2(number: int) -> None:
+        if number == 2 and not killed.is_set():
+            platform.kill()
+            killed.set()
+
+    participants = [KnownAnswer(0, in_round_2), KnownAnswer(1)]
+    with ThreadPoolExecutor() as pool:
+        futures = [train(pool, platform, participant) for participant in participants]
+        killed.wait()
+        with running("platform", **platform.ports, COORDINATOR_ROUNDS="5", COORDINATOR_MIN_CLIENTS="2") as again:
+            for future in futures:
+                future.result()
+            assert again.status("COORDINATOR_OPS_PORT")["state"] == "complete"
+            assert global_model(again) == [5.0, 5.0]
+
+
+def test_an_aggregator_that_is_killed_in_a_round_gets_the_kept_update_again_and_nobody_trains_twice() -> None:
+    delivered, lost = threading.Event(), threading.Event()
+    aggregator = Process("aggregator", 3)
+    settings = {
+        "COORDINATOR_ROUNDS": "3",
+        "COORDINATOR_MIN_CLIENTS": "2",
+        "COORDINATOR_AGGREGATOR_URL": f"http://127.0.0.1:{aggregator.ports['AGGREGATOR_PORT']}",
+        "COORDINATOR_AGGREGATOR_INTERNAL_URL": f"http://127.0.0.1:{aggregator.ports['AGGREGATOR_INTERNAL_PORT']}",
+    }
+
+    def until_it_is_killed(number: int) -> None:
+        if number == 0:
+            assert lost.wait(20)
+
+    def observer(fact: Fact) -> None:
+        if isinstance(fact, RoundEnded):
+            delivered.set()
+
+    quick, slow = KnownAnswer(0), KnownAnswer(1, until_it_is_killed)
+    with running("coordinator", **settings) as coordinator, ThreadPoolExecutor() as pool:
+        futures = [train(pool, coordinator, quick, observers=[observer]), train(pool, coordinator, slow)]
+        assert delivered.wait(20)
+        aggregator.kill()
+        with running("aggregator", **aggregator.ports) as again:
+            coordinator.said("lost its sum")
+            lost.set()
+            for future in futures:
+                future.result()
+            assert coordinator.status("COORDINATOR_OPS_PORT")["state"] == "complete"
+            assert (quick.rounds, slow.rounds) == ([0, 1, 2], [0, 1, 2])
+            assert global_model(again) == [3.0, 3.0]
+
+
+def test_a_participant_that_cannot_reach_the_aggregator_costs_the_others_a_deadline_and_no_round() -> None:
+    plan = {"COORDINATOR_ROUNDS": "4", "COORDINATOR_MIN_CLIENTS": "2", "COORDINATOR_PARTICIPANTS_RATIO": "0.5"}
+    cut_off, fine = KnownAnswer(0), KnownAnswer(1)
+    with (
+        running("platform", COORDINATOR_ROUND_TIMEOUT="300ms", **plan) as platform,
+        socket.socket() as nobody,
+        ThreadPoolExecutor() as pool,
+    ):
+        nobody.bind(("127.0.0.1", 0))
+        unreachable = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        futures = [train(pool, platform, cut_off, aggregator_url=unreachable), train(pool, platform, fine)]
+        for future in futures:
+            future.result()
+        assert platform.status("COORDINATOR_OPS_PORT")["state"] == "complete"
+        assert global_model(platform) == [0.0, 4.0 * PARTICIPANTS]
+        assert cut_off.rounds == []

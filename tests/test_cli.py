@@ -62,7 +62,8 @@ def test_the_version_is_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["dance"], ["coordinator", "--prot", "1"], ["coordinator", "--por", "1"], ["model"], ["status", "a", "b"]]
+    "arguments",
+    [[], ["dance"], ["coordinator", "--prot", "1"], ["coordinator", "--por", "1"], ["model"], ["status", "--from", "a", "b"]],
 )
 def test_a_wrong_command_line_exits_with_64(arguments: list[str]) -> None:
     done = fedround(*arguments)
@@ -125,7 +126,7 @@ main({list(arguments)})
     return set(done.stderr.rpartition("MODULES")[2].split())
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["healthcheck", "http://127.0.0.1:1"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["healthcheck", "--from", "http://127.0.0.1:1"]])
 def test_help_and_probes_load_neither_numpy_nor_a_web_server_nor_the_settings(arguments: list[str]) -> None:
     assert not imported_by(*arguments) & (HEAVY | {"pydantic"})
 
@@ -159,21 +160,21 @@ def ops() -> Iterator[str]:
 
 
 def test_status_shows_what_the_service_says(ops: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["status", ops]) == 0
+    assert main(["status", "--from", ops]) == 0
     assert capsys.readouterr().out == '{"path": "/status"}\n'
 
 
 def test_healthcheck_fails_with_the_reason_where_a_service_is_not_ready(ops: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["healthcheck", f"{ops}/"]) == 1
+    assert main(["healthcheck", "--from", f"{ops}/"]) == 1
     assert capsys.readouterr().out == '{"path": "/readyz"}\n'
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "no-url"])
 def test_healthcheck_fails_where_nobody_answers(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["healthcheck", url]) == 1
+    assert main(["healthcheck", "--from", url]) == 1
     assert url in capsys.readouterr().err
 
 
 def test_the_probe_ignores_proxies(ops: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
-    assert main(["status", ops]) == 0
+    assert main(["status", "--from", ops]) == 0

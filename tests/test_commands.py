@@ -76,9 +76,9 @@ def test_a_participant_trains_with_the_platform_and_the_model_can_be_fetched(por
     assert unwritable.returncode == 1
     assert "no/such" in unwritable.stderr
 
-    status = fedround("status", ports["COORDINATOR_OPS_PORT"], cwd=directory)
+    status = fedround("status", "--from", ports["COORDINATOR_OPS_PORT"], cwd=directory)
     assert (status.returncode, json.loads(status.stdout)["state"]) == (0, "complete")
-    assert fedround("healthcheck", ports["AGGREGATOR_OPS_PORT"], cwd=directory).returncode == 0
+    assert fedround("healthcheck", "--from", ports["AGGREGATOR_OPS_PORT"], cwd=directory).returncode == 0
 
 
 def test_a_model_that_is_not_there_is_not_written(ports: dict[str, str], directory: Path) -> None:

@@ -264,7 +264,9 @@ def _settings(parser: ArgumentParser, cls: "type[S]", *, file: bool = False, lon
 
 def _asking(parser: ArgumentParser, path: str) -> Run:
     """GET `path` from an ops port and show the answer."""
-    parser.add_argument("url", nargs="?", default="http://127.0.0.1:8080", help="the service's ops port [default %(default)s]")
+    parser.add_argument(
+        "--from", dest="url", default="http://127.0.0.1:8080", metavar="URL", help="the service's ops port [default %(default)s]"
+    )
 
     def run(arguments: Arguments) -> int:
         # Not httpx: a probe runs every few seconds, and this is imported in a tenth of the time.

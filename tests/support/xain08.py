@@ -1,0 +1,243 @@
+"""A strict platform of 0.8: coordinator and aggregator as XAIN FL 0.8 behaved, with its faults, and with books of what it was sent.
+
+Written from what is known of the wire and of the running platform: an upload is answered before it is looked at, each counts, and
+the coordinator learns of it later (`race`); dead credentials are 405; no header of ours is known; a heartbeat of an unknown id after
+the last round ends the coordinator. What a participant must not do is noted in `faults`.
+"""
+
+import io
+import math
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from uuid import UUID, uuid4
+
+import numpy as np
+
+STAND_BY, FINISH, REJECT = (b'{"round":null,"state":"%s"}' % state for state in (b"stand_by", b"finish", b"reject"))
+
+
+@dataclass
+class Client:
+    state: str = "waiting"
+    token: str = ""
+    stale: int = 0
+    """How many more heartbeats do not know yet that its upload has come."""
+
+
+@dataclass
+class Answer:
+    status: int
+    body: bytes = b""
+    kind: str = "application/json"
+
+
+class Xain08:
+    """The platform. `close`, `down` and `lose` say how many of the next requests of a kind go wrong.
+
+    Args:
+        rounds: How many rounds are trained.
+        clients: How many participants there must be.
+        race: How many heartbeats after an upload still say `round`.
+    """
+
+    def __init__(self, rounds: int, clients: int, race: int = 0) -> None:
+        self.rounds, self.min_clients, self.race = rounds, clients, race
+        self.faults: list[str] = []
+        self.requests: Counter[str] = Counter()
+        self.counted: Counter[tuple[int, str]] = Counter()
+        self.close: Counter[str] = Counter()
+        """Connections that are closed without an answer, by kind; an upload is looked at all the same."""
+        self.down = 0
+        """How many start_trainings are answered with 404, as by a coordinator that cannot reach its aggregator."""
+        self.lose = 0
+        """How many uploads the aggregator forgets after its 200."""
+        self.model = b""
+        self.round = 0
+        self._clients: dict[str, Client] = {}
+        self._updates: list[tuple[int, np.ndarray[tuple[int, ...], np.dtype[np.float64]]]] = []
+        self._lock = threading.RLock()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    @contextmanager
+    def serving(self) -> Iterator["Xain08"]:
+        thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._server.shutdown()
+            self._server.server_close()
+
+    @property
+    def complete(self) -> bool:
+        return self.round >= self.rounds
+
+    def forget(self) -> None:
+        """Somebody's heartbeats were missed: its next is rejected."""
+        with self._lock:
+            del self._clients[next(iter(self._clients))]
+            self._advance()
+
+    def restart_aggregator(self) -> None:
+        with self._lock:
+            self.model = b""
+
+    def answer(self, kind: str, ids: list[str]) -> Answer | None:
+        """None: the connection shall be closed without one, though what was asked for was done."""
+        with self._lock:
+            self.requests[kind] += 1
+            answer = Answer(404) if any(_uuid(id) is None for id in ids) else self._answer(kind, ids)
+            if not self.close[kind]:
+                return answer
+            self.close[kind] -= 1
+            if kind == "rendez_vous":
+                # Nobody will ever send a heartbeat with this id: it is missed at once, where the real platform takes 15 s.
+                self._clients.popitem()
+            return None
+
+    def take(self, id: str, token: str, body: bytes) -> None:
+        """Look at an upload that was answered already."""
+        with self._lock:
+            client = self._clients.get(id)
+            if self.lose:
+                self.lose -= 1
+            elif client is not None and client.token == token:
+                self._count(id, client, body)
+
+    def _answer(self, kind: str, ids: list[str]) -> Answer:
+        match kind:
+            case "rendez_vous":
+                return self._join()
+            case "heartbeat":
+                return Answer(200, self._heartbeat(ids[0]))
+            case "start_training":
+                return self._start(ids[0])
+            case "download":
+                return self._download(*ids)
+        return Answer(200)
+
+    def _join(self) -> Answer:
+        if self.complete:
+            return Answer(200, b'{"id":null,"ok":false}')
+        id = str(uuid4())
+        self._clients[id] = Client()
+        self._advance()
+        return Answer(200, b'{"id":"%s","ok":true}' % id.encode())
+
+    def _heartbeat(self, id: str) -> bytes:
+        client = self._clients.get(id)
+        if client is None:
+            if self.complete:
+                self.faults.append("a heartbeat of an unknown id after the last round: the coordinator panics")
+            return REJECT
+        if client.stale:
+            answer = self._order()
+            client.stale -= 1
+            if not client.stale:
+                client.state = "done"
+                self._advance()
+            return answer
+        if self.complete:
+            return FINISH
+        return self._order() if client.state == "selected" else STAND_BY
+
+    def _order(self) -> bytes:
+        return b'{"round":%d,"state":"round"}' % self.round
+
+    def _start(self, id: str) -> Answer:
+        if self.down:
+            self.down -= 1
+            return Answer(404)
+        client = self._clients.get(id)
+        if client is None or client.state != "selected" or self.complete:
+            return Answer(200, b'{"url":null,"token":null,"ok":false}')
+        client.token = str(uuid4())
+        return Answer(200, b'{"url":"%s","token":"%s","ok":true}' % (self.url.encode(), client.token.encode()))
+
+    def _download(self, id: str, token: str) -> Answer:
+        if (client := self._clients.get(id)) is None or client.token != token:
+            return Answer(405, b"HTTP method not allowed", "text/plain")
+        return Answer(200, self.model, "application/octet-stream")
+
+    def _count(self, id: str, client: Client, body: bytes) -> None:
+        self.counted[self.round, id] += 1
+        if self.counted[self.round, id] > 1:
+            self.faults.append(f"an update of round {self.round} was counted twice")
+        try:
+            self._updates.append((int.from_bytes(body[:4], "big"), np.load(io.BytesIO(body[4:]), allow_pickle=False)))
+        except (ValueError, EOFError) as error:
+            self.faults.append(f"an upload that is no update: {error}")
+            client.state = "ignored"
+        else:
+            client.stale = self.race
+            client.state = "selected" if self.race else "done"
+        self._advance()
+
+    def _advance(self) -> None:
+        """End the round when nobody is selected any more and enough are done; select whoever waits when too few are."""
+        states = Counter(client.state for client in self._clients.values())
+        if states["done"] >= self.min_clients and not states["selected"]:
+            self._aggregate()
+            states.clear()
+        if not self.complete and states["selected"] + states["done"] < self.min_clients <= len(self._clients):
+            for client in self._clients.values():
+                client.state = "selected" if client.state == "waiting" else client.state
+
+    def _aggregate(self) -> None:
+        total = math.fsum(samples for samples, _ in self._updates)
+        mean = sum(samples * weights for samples, weights in self._updates) / total
+        buffer = io.BytesIO()
+        np.save(buffer, mean, allow_pickle=False)
+        self.model, self._updates = buffer.getvalue(), []
+        self.round += 1
+        for client in self._clients.values():
+            client.state, client.token = "waiting", ""
+
+
+def _uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
+
+
+def _handler(platform: Xain08) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def do_GET(self) -> None:
+            kind, *ids = self.path.strip("/").split("/")
+            if kind not in ("rendez_vous", "heartbeat", "start_training"):
+                kind, ids = "download", [kind, *ids]
+            self._say(kind, platform.answer(kind, ids))
+
+        def do_POST(self) -> None:
+            id, token = self.path.strip("/").split("/")
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            self._say("upload", platform.answer("upload", [id, token]))
+            platform.take(id, token, body)
+
+        def do_DELETE(self) -> None:
+            self._say("leave", Answer(405, b"HTTP method not allowed", "text/plain"))
+
+        def _say(self, kind: str, answer: Answer | None) -> None:
+            if answer is None:
+                self.close_connection = True
+                return
+            self.send_response(answer.status)
+            if answer.body:
+                self.send_header("Content-Type", answer.kind)
+            self.send_header("Content-Length", str(len(answer.body)))
+            self.end_headers()
+            self.wfile.write(answer.body)
+
+        def log_message(self, *_: object) -> None:
+            """Nobody reads it."""
+
+    return Handler

@@ -1,8 +1,8 @@
 """A strict platform of 0.8: coordinator and aggregator as XAIN FL 0.8 behaved, with its faults, and with books of what it was sent.
 
 Written from what is known of the wire and of the running platform: an upload is answered before it is looked at, each counts, and
-the coordinator learns of it later (`race`); dead credentials are 405; no header of ours is known; a heartbeat of an unknown id after
-the last round ends the coordinator. What a participant must not do is noted in `faults`.
+the coordinator learns of it later (`race`); dead credentials are 405; no header of ours is known; a heartbeat of an unknown id
+after the last round ends the coordinator. What a participant must not do is noted in `faults`.
 """
 
 import io

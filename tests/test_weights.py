@@ -279,7 +279,7 @@ def test_statistics_of_any_layout_are_the_same_and_copy_nothing_whole() -> None:
     finally:
         tracemalloc.stop()
     assert found == statistics(array)
-    assert statistics(np.array(3.0)) == Statistics(3.0, 0.0, 3.0, 3.0, 3.0, 0)
+    assert statistics(np.array(3.0)) == Statistics(1, 3.0, 0.0, 3.0, 3.0, 3.0, 3.0, 0, (0, 0, 0, 0, 0, 0, 0, 1), (3.0,))
 
 
 def test_statistics_too_large_for_float64_are_infinite_and_no_error() -> None:

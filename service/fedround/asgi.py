@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import hmac
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
@@ -12,14 +13,16 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fedround.errors import Busy, FedroundError, Late, NotAdmitted, SpoolFull, TooSlow, UnknownAttempt, WeightsError
+from fedround.events import Observer, RequestServed
 from fedround.wire import DRAIN_BYTES, DRAIN_SECONDS, Problem
 
 SLICE = 512 << 10
 """Bytes of a large body that are handed over at once: asyncio before Python 3.12 copies what the socket does not take."""
+METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE"))
 RETRY_AFTER = "5"
 """Seconds after which one may come back to a full spool."""
 
@@ -30,11 +33,12 @@ def problem(status: int, detail: str = "", headers: Mapping[str, str] | None = N
     return Response(body.encode(), status, headers, media_type=body.media_type)
 
 
-def application(routes: Sequence[BaseRoute], *, token: str | None = None) -> ASGIApp:
-    """A whole app: `routes`, our errors and Starlette's own refusals as problems, a `Front` outside."""
+def application(routes: Sequence[BaseRoute], *, token: str | None = None, observe: Observer | None = None) -> ASGIApp:
+    """A whole app: `routes`, our errors and Starlette's own refusals as problems, a `Front` outside. `observe` hears of it all."""
     app = Starlette(routes=routes, exception_handlers=dict.fromkeys((HTTPException, ClientDisconnect, FedroundError), _refusal))
     app.router.redirect_slashes = False
-    return Front(app, token=token)
+    front = Front(app, token=token)
+    return front if observe is None else _Observed(front, routes, observe)
 
 
 def authorized(headers: Headers, token: str | None, *, basic: bool = False) -> bool:
@@ -82,9 +86,40 @@ class Front:
             await send(message)
 
         if len(scope["path"]) > 1 and scope["path"].endswith("/"):
-            scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
+            scope["path"] = scope["path"].rstrip("/") or "/"
         app = self._app if authorized(headers, self._token) else unauthorized()
         await app(scope, body.receive, answer)
+
+
+class _Observed:
+    """Tells of each request."""
+
+    def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute], observe: Observer) -> None:
+        self._app = app
+        self._templates: dict[object, str] = {route.endpoint: route.path for route in routes if isinstance(route, Route)}
+        self._observe = observe
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        status: int | None = None
+        began = time.monotonic()
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, answer)
+        finally:
+            route = self._templates.get(scope.get("endpoint"), "")  # what Starlette has found
+            self._observe(RequestServed(method(scope), route, status, time.monotonic() - began))
+
+
+def method(scope: Scope) -> str:
+    """The method of a request; `_OTHER`, as OpenTelemetry has it, for what somebody made up."""
+    name: str = scope["method"]
+    return name if name in METHODS else "_OTHER"
 
 
 class _Body:

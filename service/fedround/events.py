@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from fedround.weights import Change, Statistics
+
 LOG = logging.getLogger(__name__)
 
 _UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
@@ -96,6 +98,25 @@ class PhaseEnded(Fact):
     phase: str
     seconds: float
     error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsMeasured(Fact):
+    """The weights of a model that came or goes. `source` is global or local, `size` the bytes that travel."""
+
+    round: int
+    source: str
+    size: int
+    statistics: Statistics
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateMeasured(Fact):
+    """What training made of the global model. `change` is None where there was none, or where no copy was kept to compare."""
+
+    round: int
+    samples: int
+    change: Change | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,12 +223,13 @@ class UpdateCounted(Fact):
 
 @dataclass(frozen=True, slots=True)
 class AttemptDropped(Fact):
-    """An attempt ended without a result; the round is tried anew."""
+    """An attempt ended without a result; the round is tried anew. `timed_out`: its deadline took it from too many."""
 
     round: int
     attempt: str
     counted: int
     reason: str
+    timed_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,4 +291,17 @@ class Aggregated(Fact):
     round: int
     updates: int
     parameters: int
+    seconds: float
+
+
+# Every server's
+
+
+@dataclass(frozen=True, slots=True)
+class RequestServed(Fact):
+    """A request was answered. `route`: the template of its path, empty where there is none; `status` None: it was cut off."""
+
+    method: str
+    route: str
+    status: int | None
     seconds: float

@@ -11,9 +11,10 @@ from fedround.aggregator import app as aggregator_app
 from fedround.aggregator.service import AggregatorService
 from fedround.coordinator import app as coordinator_app
 from fedround.coordinator.service import CoordinatorService
-from fedround.events import Observer, Observers
+from fedround.events import Observer
 from fedround.observability.health import Health
-from fedround.observability.logs import LogObserver
+from fedround.observability.metrics import AggregatorMetrics, CoordinatorMetrics
+from fedround.observability.telemetry import Telemetry
 from fedround.serve import Endpoint
 from fedround.settings import AggregatorSettings, CoordinatorSettings
 
@@ -44,16 +45,18 @@ async def serving(
 
     Where nobody said how participants reach the aggregator they are sent to the port that it got.
     """
-    health, observer = Health(), Observers([LogObserver(), *observers])
-    books = aggregator_app.build(aggregator, observer)
-    service = coordinator_app.build(coordinator, books, Observers([coordinator_app.readiness(health), observer]))
+    health, others = Health(), tuple(observers)
+    of_aggregator = Telemetry(AggregatorMetrics(), others)
+    of_coordinator = Telemetry(CoordinatorMetrics(), [coordinator_app.readiness(health), *others])
+    books = aggregator_app.build(aggregator, of_aggregator.observe)
+    service = coordinator_app.build(coordinator, books, of_coordinator.observe)
     platform = Platform(
         service,
         books,
-        coordinator_app.public_endpoint(coordinator, service),
-        coordinator_app.ops_endpoint(coordinator, service, health),
-        aggregator_app.public_endpoint(aggregator, books),
-        aggregator_app.ops_endpoint(aggregator, books, Health()),
+        coordinator_app.public_endpoint(coordinator, service, of_coordinator),
+        coordinator_app.ops_endpoint(coordinator, service, health, of_coordinator),
+        aggregator_app.public_endpoint(aggregator, books, of_aggregator),
+        aggregator_app.ops_endpoint(aggregator, books, Health(), of_aggregator),
     )
     async with serve.serving(*platform.endpoints):
         if "aggregator_url" not in coordinator.model_fields_set:

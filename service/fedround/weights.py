@@ -28,6 +28,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 BLOCK = 1 << 16
 """Elements that are worked on at once: they stay in the processor's cache."""
 SAMPLES_BYTES = 4
+DECADES = tuple(10.0**power for power in range(-6, 2))
+"""Absolute values of weights are counted by them."""
+FEW = 32
 LARGEST = 1e290
 """The largest float64 that is averaged: sums of 2**32 - 1 samples from any number of participants stay finite."""
 
@@ -81,6 +84,10 @@ class Header:
     @property
     def spec(self) -> Spec:
         return Spec(result_dtype(self.dtype), self.shape)
+
+    def array(self, memory: memoryview | mmap.mmap, start: int) -> Array:
+        """A view of the data, which begins at `start` of `memory`."""
+        return np.ndarray(self.shape, self.dtype, memory, start, order="F" if self.fortran else "C")
 
     def check_size(self, size: int) -> None:
         """Raises `WrongWeights` unless `size` bytes are just this header and its data."""
@@ -149,6 +156,18 @@ def _fortran(value: object) -> bool:
     return value
 
 
+def view(buffer: "Buffer") -> Array:
+    """The array in a whole `.npy`, just as it lies there: perhaps read-only, not aligned, of the other byte order.
+
+    Raises:
+        WeightsError: `buffer` is no `.npy`, or not exactly one.
+    """
+    data = memoryview(buffer).cast("B")
+    header = parse_header(data[:_MAX_PREFIX])
+    header.check_size(len(data))
+    return header.array(data, header.offset)
+
+
 def decode(buffer: "Buffer") -> Array:
     """The array in a whole `.npy`: a writable view of `buffer` in native byte order, or a copy where it cannot be one.
 
@@ -157,10 +176,7 @@ def decode(buffer: "Buffer") -> Array:
     Raises:
         WeightsError: `buffer` is no `.npy`, or not exactly one.
     """
-    view = memoryview(buffer).cast("B")
-    header = parse_header(view[:_MAX_PREFIX])
-    header.check_size(len(view))
-    array: Array = np.ndarray(header.shape, header.dtype, view, header.offset, order="F" if header.fortran else "C")
+    array = view(buffer)
     flags = array.flags
     if flags.writeable and flags.aligned and array.dtype.isnative:
         return array
@@ -189,6 +205,23 @@ def encode_update(samples: int, array: Array) -> tuple[bytes, memoryview]:
         raise WrongWeights(f"a sample count is a number from 0 to 2**32 - 1, not {samples}")
     header, data = encode_model(array)
     return samples.to_bytes(SAMPLES_BYTES, "big") + header, data
+
+
+def view_update(parts: Sequence[memoryview]) -> tuple[int, Array | None]:
+    """The sample count of an update that was encoded, and a view of its weights: None where they are no `.npy` in one piece."""
+    prefix = b"".join(part[: SAMPLES_BYTES + _MAX_PREFIX] for part in parts)
+    samples = int.from_bytes(prefix[:SAMPLES_BYTES], "big")
+    try:
+        header = parse_header(prefix[SAMPLES_BYTES:])
+        header.check_size(sum(map(len, parts)) - SAMPLES_BYTES)
+    except WeightsError:
+        return samples, None
+    start = SAMPLES_BYTES + header.offset
+    for part in parts:
+        if start < len(part):
+            return samples, header.array(part, start) if len(part) - start == header.nbytes else None
+        start -= len(part)
+    return samples, None
 
 
 class UpdateReader:
@@ -244,7 +277,7 @@ class UpdateReader:
     def _reordered_blocks(self) -> Iterator[Array]:
         file, header = self._file, self.header
         memory: Any = file.getbuffer() if isinstance(file, io.BytesIO) else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        array: Array = np.ndarray(header.shape, header.dtype, memory, SAMPLES_BYTES + header.offset, order="F")
+        array = header.array(memory, SAMPLES_BYTES + header.offset)
         for start in range(0, header.count, BLOCK):
             yield array.flat[start : start + BLOCK]
 
@@ -266,24 +299,28 @@ def check_finite(block: Array) -> None:
 class Statistics:
     """Of all finite weights of a model; all 0 where there is none. What float64 cannot hold (from about 1e150 on) is not finite."""
 
+    count: int
+    """Of all weights, finite or not."""
     mean: float
     stddev: float
     least: float
     largest: float
+    l1_norm: float
     l2_norm: float
     nonfinite: int
+    decades: tuple[int, ...]
+    """How many have an absolute value of at most each of `DECADES`."""
+    values: tuple[float, ...]
+    """The weights themselves, of a model of at most `FEW`."""
 
 
 def statistics(array: Array) -> Statistics:
     """The statistics of an array of any shape, in float64, block by block (the variance by Chan, Golub and LeVeque's update)."""
-    count, mean, deviations = 0, 0.0, 0.0
+    count, mean, deviations, absolute = 0, 0.0, 0.0, 0.0
     least, largest = math.inf, -math.inf
-    # Of any layout, dtype and byte order it makes float64 blocks, and copies no more than one of them at a time.
-    blocks: Any = np.nditer(
-        array, ["external_loop", "buffered", "zerosize_ok"], order="K", buffersize=BLOCK, op_dtypes=[np.float64]
-    )
+    decades = [0] * len(DECADES)
     with np.errstate(over="ignore", invalid="ignore"):
-        for block in blocks:
+        for block in _float64_blocks(array):
             finite = np.isfinite(block)
             values = block if finite.all() else block[finite]
             if not values.size:
@@ -295,11 +332,42 @@ def statistics(array: Array) -> Statistics:
             deviations += difference * count * values.size / total * difference  # in this order 0 for the first, however large
             mean, count = mean + difference * values.size / total, total
             least, largest = min(least, float(values.min())), max(largest, float(values.max()))
+            sizes = np.abs(values, out=centred)
+            absolute += float(sizes.sum())
+            decades = [n + int(np.count_nonzero(sizes <= decade)) for n, decade in zip(decades, DECADES, strict=True)]
+    few = tuple(map(float, array.flat)) if array.size <= FEW else ()
     if not count:
-        return Statistics(0.0, 0.0, 0.0, 0.0, 0.0, array.size)
+        return Statistics(array.size, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, array.size, tuple(decades), few)
     # The sum of squares is that of the deviations and of the mean: nothing cancels there.
     norm = math.sqrt(deviations + count * mean * mean)
-    return Statistics(mean, math.sqrt(deviations / count), least, largest, norm, array.size - count)
+    stddev, nonfinite = math.sqrt(deviations / count), array.size - count
+    return Statistics(array.size, mean, stddev, least, largest, absolute, norm, nonfinite, tuple(decades), few)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """From one model to another: the L2 norm of the difference, and the cosine of the angle between the two; 0 where one is 0."""
+
+    l2_norm: float
+    cosine_similarity: float
+
+
+def change(before: Array, after: Array) -> Change:
+    """What became of `before`, an array of the same shape as `after`; in float64, block by block."""
+    square, product, first, second = 0.0, 0.0, 0.0, 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        for a, b in _float64_blocks(before, after):
+            product, first, second = product + float(a @ b), first + float(a @ a), second + float(b @ b)
+            difference = b - a
+            square += float(difference @ difference)
+    norms = math.sqrt(first) * math.sqrt(second)
+    return Change(math.sqrt(square), product / norms if norms else 0.0)
+
+
+def _float64_blocks(*arrays: Array) -> Any:
+    # Of any layout, dtype and byte order it makes float64 blocks, and copies no more than one of them at a time.
+    flags = ["external_loop", "buffered", "zerosize_ok"]
+    return np.nditer(arrays, flags, order="K", buffersize=BLOCK, op_dtypes=[np.float64] * len(arrays))  # type: ignore[call-overload]
 
 
 def flatten(arrays: Sequence[Array]) -> Array:

@@ -541,10 +541,24 @@ async def is_busy(step: Coroutine[Any, Any, object]) -> None:
 def test_the_status_tells_the_round_and_the_model() -> None:
     async def main() -> None:
         aggregator = service()
-        assert aggregator.status() == {"state": "closed", "round": None, "attempt": None, "counted": 0, "model": None}
+        assert aggregator.status() == {
+            "state": "closed",
+            "round": None,
+            "attempt": None,
+            "counted": 0,
+            "receiving": 0,
+            "model": None,
+        }
         await open_round(aggregator)
         await deliver(aggregator, ANNA, 1.0)
-        assert aggregator.status() == {"state": "open", "round": 0, "attempt": "attempt-", "counted": 1, "model": None}
+        assert aggregator.status() == {
+            "state": "open",
+            "round": 0,
+            "attempt": "attempt-",
+            "counted": 1,
+            "receiving": 0,
+            "model": None,
+        }
         await aggregator.close("attempt-0", [ANNA])
         assert aggregator.status()["state"] == "closed"
         assert aggregator.status()["model"] == {"round": 0, "parameters": 1, "dtype": "float32"}

@@ -11,8 +11,9 @@ from starlette.types import Receive, Scope, Send
 from fedround import events
 from fedround.coordinator import app
 from fedround.coordinator.rounds import Plan
-from fedround.events import Observers
 from fedround.observability.health import Health
+from fedround.observability.metrics import CoordinatorMetrics
+from fedround.observability.telemetry import Telemetry
 from fedround.serve import Endpoint, serving
 from fedround.settings import CoordinatorSettings
 from support.coordinating import AGGREGATOR_URL, Coordinating, MemoryBooks, coordinating
@@ -258,8 +259,9 @@ def test_a_coordinator_is_ready_once_it_has_reached_the_aggregator_and_as_long_a
         books = MemoryBooks()
         changed = asyncio.Event()
         health, settings = Health(), CoordinatorSettings()
-        service = app.build(settings, books, Observers([app.readiness(health), lambda fact: changed.set()]))
-        operators = httpx.ASGITransport(app.ops_endpoint(settings, service, health).app)
+        telemetry = Telemetry(CoordinatorMetrics(), [app.readiness(health), lambda fact: changed.set()])
+        service = app.build(settings, books, telemetry.observe)
+        operators = httpx.ASGITransport(app.ops_endpoint(settings, service, health, telemetry).app)
         async with httpx.AsyncClient(transport=operators, base_url="http://ops") as http:
             assert (await http.get("/readyz")).json()["reasons"] == ["the aggregator was not reached yet"]
             async with asyncio.TaskGroup() as tasks:

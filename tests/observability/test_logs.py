@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import get_type_hints
 
+import numpy as np
 import pytest
 
 from fedround import events
 from fedround.events import Fact
 from fedround.observability.logs import JsonFormatter, LogObserver, TextFormatter
+from fedround.weights import Change, Statistics, statistics
 
 ID = "12345678-aaaa-bbbb-cccc-dddddddddddd"
 VALUES: dict[object, object] = {
@@ -24,6 +26,8 @@ VALUES: dict[object, object] = {
     bool: True,
     tuple[str, ...]: (ID, ID),
     tuple[tuple[str, float], ...]: (("loss", 0.25),),
+    Statistics: statistics(np.ones(2)),
+    Change | None: Change(0.5, 1.0),
 }
 KINDS = sorted(Fact.__subclasses__(), key=lambda kind: kind.__name__)
 

@@ -34,10 +34,11 @@ from fedround.books import (
     page_to_json,
 )
 from fedround.errors import ConfigurationError, TooLarge
-from fedround.events import Observer, Observers, short
+from fedround.events import Observer, short
 from fedround.observability import ops
 from fedround.observability.health import Health
-from fedround.observability.logs import LogObserver
+from fedround.observability.metrics import AggregatorMetrics
+from fedround.observability.telemetry import Telemetry
 from fedround.serve import Endpoint
 from fedround.settings import AggregatorSettings, reveal
 from fedround.weights import Spec
@@ -51,8 +52,8 @@ MAX_CALL = 64 << 20
 # For participants
 
 
-def public(service: AggregatorService, *, token: str | None = None) -> ASGIApp:
-    """`GET` and `POST /{id}/{token}`; with `token`, only for who bears it."""
+def public(service: AggregatorService, *, token: str | None = None, observe: Observer | None = None) -> ASGIApp:
+    """`GET` and `POST /{id}/{token}`; with `token`, only for who bears it. `observe` is told of each request."""
 
     async def model(request: Request) -> Response:
         model = service.read(*_credentials(request))
@@ -73,7 +74,7 @@ def public(service: AggregatorService, *, token: str | None = None) -> ASGIApp:
         )
         return Response(headers={wire.UPDATE_OUTCOME: outcome})
 
-    return asgi.application([Route(wire.UPDATE, model), Route(wire.UPDATE, update, methods=["POST"])], token=token)
+    return asgi.application([Route(wire.UPDATE, model), Route(wire.UPDATE, update, methods=["POST"])], token=token, observe=observe)
 
 
 def _credentials(request: Request) -> tuple[str, str]:
@@ -100,7 +101,7 @@ def _figures(id: str, header: str | None) -> dict[str, float]:
 # For the coordinator
 
 
-def internal(books: Books, *, secret: str | None = None) -> ASGIApp:
+def internal(books: Books, *, secret: str | None = None, observe: Observer | None = None) -> ASGIApp:
     """The books over HTTP (see `fedround.remote_books.RemoteBooks`); with `secret`, only for who bears it."""
 
     async def call(request: Request) -> Response:
@@ -117,7 +118,8 @@ def internal(books: Books, *, secret: str | None = None) -> ASGIApp:
             return asgi.problem(400, "`after` is the number of an entry")
         return _answer(page_to_json(await books.ledger(request.query_params.get("incarnation", ""), int(after))))
 
-    return asgi.application([Route("/books/ledger", ledger), Route("/books/{operation}", call, methods=["POST"])], token=secret)
+    routes = [Route("/books/ledger", ledger), Route("/books/{operation}", call, methods=["POST"])]
+    return asgi.application(routes, token=secret, observe=observe)
 
 
 _CALLS: Mapping[str, Callable[[Any], Call]] = {
@@ -188,21 +190,22 @@ def build(settings: AggregatorSettings, observer: Observer) -> AggregatorService
     return AggregatorService(new_sum, spool, observer=observer)
 
 
-def public_endpoint(settings: AggregatorSettings, service: AggregatorService) -> Endpoint:
+def public_endpoint(settings: AggregatorSettings, service: AggregatorService, telemetry: Telemetry) -> Endpoint:
     """Where participants are served."""
-    app = public(service, token=reveal(settings.token))
+    app = public(service, token=reveal(settings.token), observe=telemetry.observe)
     return Endpoint(app, host=settings.bind, port=settings.port, setting="AGGREGATOR_PORT")
 
 
-def internal_endpoint(settings: AggregatorSettings, service: AggregatorService) -> Endpoint:
+def internal_endpoint(settings: AggregatorSettings, service: AggregatorService, telemetry: Telemetry) -> Endpoint:
     """Where the coordinator is served, if it is another process."""
-    app = internal(service, secret=reveal(settings.internal_secret))
+    app = internal(service, secret=reveal(settings.internal_secret), observe=telemetry.observe)
     return Endpoint(app, host=settings.internal_bind, port=settings.internal_port, setting="AGGREGATOR_INTERNAL_PORT")
 
 
-def ops_endpoint(settings: AggregatorSettings, service: AggregatorService, health: Health) -> Endpoint:
+def ops_endpoint(settings: AggregatorSettings, service: AggregatorService, health: Health, telemetry: Telemetry) -> Endpoint:
     """Where operators are served."""
-    app = ops.app(health, service.status, routes=[model_route(service, token=reveal(settings.token))])
+    telemetry.show(service.status)
+    app = ops.app(health, service.status, scrape=telemetry.scrape, routes=[model_route(service, token=reveal(settings.token))])
     return Endpoint(app, host=settings.bind, port=settings.ops_port, setting="AGGREGATOR_OPS_PORT")
 
 
@@ -213,11 +216,12 @@ def run(settings: AggregatorSettings) -> None:
 
 async def _run(settings: AggregatorSettings) -> None:
     health = Health()
-    service = build(settings, Observers([LogObserver()]))
+    telemetry = Telemetry(AggregatorMetrics())
+    service = build(settings, telemetry.observe)
     endpoints = (
-        public_endpoint(settings, service),
-        internal_endpoint(settings, service),
-        ops_endpoint(settings, service, health),
+        public_endpoint(settings, service, telemetry),
+        internal_endpoint(settings, service, telemetry),
+        ops_endpoint(settings, service, health, telemetry),
     )
     with serve.capture_signals() as stop:
         async with serve.serving(*endpoints):

@@ -15,8 +15,8 @@ from fedround.aggregator.spool import Received, Spool
 from fedround.aggregator.strategies import Strategy, StrategyFactory
 from fedround.books import Admission, Closed, Difference, Entry, Page, Verdict
 from fedround.errors import Busy, Late, NotAdmitted, TooLarge, UnknownAttempt, WeightsError
-from fedround.events import Aggregated, Observer, Observers, UpdateReceived, UploadFailed, short
-from fedround.weights import Array, Spec, UpdateReader, encode_model
+from fedround.events import Aggregated, Observer, Observers, UpdateReceived, UploadFailed, WeightsMeasured, short
+from fedround.weights import Array, Spec, UpdateReader, encode_model, statistics
 from fedround.wire import UpdateOutcome
 
 LOG = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Model:
 
     round: int
     spec: Spec
-    parameters: int
+    array: Array
     buffers: tuple[bytes, memoryview]
     """What is sent: the `.npy` header, and the array's own memory."""
     etag: str
@@ -43,7 +43,7 @@ class Model:
     @classmethod
     def of(cls, round: int, array: Array, spec: Spec) -> Self:
         header, data = encode_model(array)
-        return cls(round, spec, array.size, (header, data), f'"{round}-{zlib.crc32(data):08x}"')
+        return cls(round, spec, array, (header, data), f'"{round}-{zlib.crc32(data):08x}"')
 
 
 class AggregatorService:
@@ -80,6 +80,7 @@ class AggregatorService:
         self._steps: set[asyncio.Task[Any]] = set()
         self._entered = _Bell()
         self._acknowledged = _Bell()
+        self._receiving = 0
         self._stopping = False
 
     @property
@@ -95,7 +96,8 @@ class AggregatorService:
             "round": attempt and attempt.round,
             "attempt": attempt and short(attempt.id),
             "counted": len(attempt.counted) if attempt else 0,
-            "model": model and {"round": model.round, "parameters": model.parameters, "dtype": str(model.spec.dtype)},
+            "receiving": self._receiving,
+            "model": model and {"round": model.round, "parameters": model.array.size, "dtype": str(model.spec.dtype)},
         }
 
     def stop(self) -> None:
@@ -149,7 +151,7 @@ class AggregatorService:
                 return answer
             if self._ledger.attempt is not None and self._sum is not None and self._spec is not None:
                 await self._aggregate(self._ledger.attempt, self._sum, self._spec)
-            return Closed(self._model.parameters if self._model else 0)
+            return Closed(self._model.array.size if self._model else 0)
 
     async def _aggregate(self, attempt: Attempt, total: Strategy, spec: Spec) -> None:
         began = time.perf_counter()
@@ -159,7 +161,12 @@ class AggregatorService:
             self._lose("no model can be made of it", error)
             raise UnknownAttempt(attempt.id) from error
         self._model, self._sum = model, None
-        self._observer(Aggregated(model.round, len(attempt.counted), model.parameters, time.perf_counter() - began))
+        self._observer(Aggregated(model.round, len(attempt.counted), model.array.size, time.perf_counter() - began))
+        self._start(self._measure(model))  # nobody waits for it
+
+    async def _measure(self, model: Model) -> None:
+        measured = await asyncio.to_thread(statistics, model.array)
+        self._observer(WeightsMeasured(model.round, "global", sum(map(len, model.buffers)), measured))
 
     # The participants' exchanges
 
@@ -190,6 +197,7 @@ class AggregatorService:
             NotAdmitted, Late, WeightsError, TooSlow, SpoolFull: It was not counted. What reading `chunks` raises: likewise.
         """
         incarnation = self._ledger.incarnation
+        self._receiving += 1
         try:
             receipt = self._ledger.begin(id, token)
             received = await self._receive(receipt, chunks, length)
@@ -197,6 +205,8 @@ class AggregatorService:
         except (NotAdmitted, Late, WeightsError) as error:
             self._observer(UpdateReceived(id, _outcome(error), length or 0, str(error)))
             raise
+        finally:
+            self._receiving -= 1
         self._observer(UpdateReceived(id, "accepted" if entry else "repeated", received.size))
         if entry is None:
             return UpdateOutcome.REPEATED
@@ -272,10 +282,13 @@ class AggregatorService:
 
     async def _to_its_end(self, step: Coroutine[Any, Any, T]) -> T:
         """Run `step` as a whole, even if the caller is cancelled meanwhile."""
+        return await asyncio.shield(self._start(step))
+
+    def _start(self, step: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(step)
         self._steps.add(task)  # the event loop itself would let it be collected as garbage
         task.add_done_callback(self._steps.discard)
-        return await asyncio.shield(task)
+        return task
 
 
 class _Bell:

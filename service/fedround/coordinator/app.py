@@ -17,10 +17,11 @@ from fedround import asgi, events, serve, wire
 from fedround.books import Books
 from fedround.coordinator.rounds import Plan, Rounds
 from fedround.coordinator.service import CoordinatorService
-from fedround.events import Fact, Observer, Observers
+from fedround.events import Fact, Observer
 from fedround.observability import ops
 from fedround.observability.health import Health
-from fedround.observability.logs import LogObserver
+from fedround.observability.metrics import CoordinatorMetrics
+from fedround.observability.telemetry import Telemetry
 from fedround.remote_books import RemoteBooks
 from fedround.serve import Endpoint
 from fedround.settings import CoordinatorSettings, reveal
@@ -35,8 +36,8 @@ ANONYMOUS = "participant"
 # For participants
 
 
-def public(service: CoordinatorService, *, token: str | None = None) -> ASGIApp:
-    """What participants talk to. Who uses none of the additions gets the very bytes of 0.8."""
+def public(service: CoordinatorService, *, token: str | None = None, observe: Observer | None = None) -> ASGIApp:
+    """What participants talk to. Who uses none of the additions gets the very bytes of 0.8. `observe` is told of each request."""
 
     async def rendez_vous(request: Request, _: str) -> Response:
         name = request.headers.get(wire.PARTICIPANT_NAME)
@@ -64,7 +65,7 @@ def public(service: CoordinatorService, *, token: str | None = None) -> ASGIApp:
         _route(wire.START_TRAINING, "GET", start_training),
         _route(wire.LEAVE, "DELETE", leave),
     ]
-    return asgi.application(routes, token=token)
+    return asgi.application(routes, token=token, observe=observe)
 
 
 def _route(path: str, method: str, handler: Callable[[Request, str], Awaitable[Response]]) -> Route:
@@ -125,15 +126,17 @@ def readiness(health: Health) -> Observer:
     return observer
 
 
-def public_endpoint(settings: CoordinatorSettings, service: CoordinatorService) -> Endpoint:
+def public_endpoint(settings: CoordinatorSettings, service: CoordinatorService, telemetry: Telemetry) -> Endpoint:
     """Where participants are served."""
-    app = public(service, token=reveal(settings.token))
+    app = public(service, token=reveal(settings.token), observe=telemetry.observe)
     return Endpoint(app, host=settings.bind, port=settings.port, setting="COORDINATOR_PORT")
 
 
-def ops_endpoint(settings: CoordinatorSettings, service: CoordinatorService, health: Health) -> Endpoint:
+def ops_endpoint(settings: CoordinatorSettings, service: CoordinatorService, health: Health, telemetry: Telemetry) -> Endpoint:
     """Where operators are served."""
-    return Endpoint(ops.app(health, service.status), host=settings.bind, port=settings.ops_port, setting="COORDINATOR_OPS_PORT")
+    telemetry.show(service.status)
+    app = ops.app(health, service.status, scrape=telemetry.scrape)
+    return Endpoint(app, host=settings.bind, port=settings.ops_port, setting="COORDINATOR_OPS_PORT")
 
 
 def run(settings: CoordinatorSettings) -> None:
@@ -144,9 +147,10 @@ def run(settings: CoordinatorSettings) -> None:
 async def _run(settings: CoordinatorSettings) -> None:
     health = Health()
     async with aclosing(RemoteBooks(settings.aggregator_internal_url, secret=reveal(settings.internal_secret))) as books:
-        service = build(settings, books, Observers([readiness(health), LogObserver()]))
+        telemetry = Telemetry(CoordinatorMetrics(), [readiness(health)])
+        service = build(settings, books, telemetry.observe)
         with serve.capture_signals() as stop:
-            endpoints = public_endpoint(settings, service), ops_endpoint(settings, service, health)
+            endpoints = public_endpoint(settings, service, telemetry), ops_endpoint(settings, service, health, telemetry)
             async with serve.serving(*endpoints), asyncio.TaskGroup() as tasks:
                 work = tasks.create_task(service.run())
                 await stop.wait()

@@ -226,7 +226,8 @@ class Rounds:
         expected = len(attempt.counted) + attempt.outstanding
         if expected >= self.plan.required or self._choose(attempt) or attempt.outstanding:
             return
-        self._drop(now, attempt, self._why_nobody_is_left(attempt))
+        reasons = {member.reason for member in attempt.by_state[State.IGNORED].values()}
+        self._drop(now, attempt, self._why_nobody_is_left(attempt, reasons), timed_out="deadline" in reasons)
 
     def _choose(self, attempt: Attempt) -> bool:
         """Choose among the Waiting up to the wanted number; False when none is Waiting."""
@@ -297,13 +298,12 @@ class Rounds:
         if self.complete:
             self._facts.append(events.TrainingCompleted(self.round))
 
-    def _drop(self, now: float, attempt: Attempt, reason: str) -> None:
-        self._facts.append(events.AttemptDropped(attempt.round, attempt.id, len(attempt.counted), reason))
+    def _drop(self, now: float, attempt: Attempt, reason: str, *, timed_out: bool = False) -> None:
+        self._facts.append(events.AttemptDropped(attempt.round, attempt.id, len(attempt.counted), reason, timed_out))
         self.attempt = None
         self._not_before = now + PAUSE
 
-    def _why_nobody_is_left(self, attempt: Attempt) -> str:
-        reasons = {m.reason for m in attempt.by_state[State.IGNORED].values()}
+    def _why_nobody_is_left(self, attempt: Attempt, reasons: set[str]) -> str:
         if "deadline" in reasons:
             return (
                 f"too few delivered within {self.plan.round_timeout:g} s: is COORDINATOR_ROUND_TIMEOUT shorter than training takes?"

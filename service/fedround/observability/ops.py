@@ -11,9 +11,14 @@ from starlette.types import ASGIApp
 from fedround import asgi
 from fedround.observability.health import Health
 
+Scrape = Callable[[str], tuple[bytes, str]]
+"""Gives all metrics in the format that an `Accept` header asks for, and its content type."""
 
-def app(health: Health, status: Callable[[], Mapping[str, object]], *, routes: Sequence[BaseRoute] = ()) -> ASGIApp:
-    """`/livez`, `/readyz` (200, or 503 with the reasons), `/status` (what `status` returns, as JSON), and `routes`."""
+
+def app(
+    health: Health, status: Callable[[], Mapping[str, object]], *, scrape: Scrape | None = None, routes: Sequence[BaseRoute] = ()
+) -> ASGIApp:
+    """`/livez`, `/readyz` (200, or 503 with the reasons), `/status` (what `status` returns, as JSON), `/metrics`, and `routes`."""
 
     async def livez(request: Request) -> Response:
         return _json({"alive": health.alive}, 200 if health.alive else 503)
@@ -25,7 +30,13 @@ def app(health: Health, status: Callable[[], Mapping[str, object]], *, routes: S
     async def show_status(request: Request) -> Response:
         return _json({"ready": not health.reasons, **status()}, 200)
 
-    own = [Route("/livez", livez), Route("/readyz", readyz), Route("/status", show_status)]
+    async def metrics(request: Request) -> Response:
+        if scrape is None:
+            return asgi.problem(404, "this service keeps no metrics")
+        body, content_type = scrape(request.headers.get("accept", ""))
+        return Response(body, headers={"Content-Type": content_type})
+
+    own = [Route("/livez", livez), Route("/readyz", readyz), Route("/status", show_status), Route("/metrics", metrics)]
     return asgi.application([*own, *routes])
 
 

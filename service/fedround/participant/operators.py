@@ -5,9 +5,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from fedround.observability.health import Health
 from fedround.settings import ParticipantSettings
+
+if TYPE_CHECKING:
+    from fedround.observability.ops import Scrape
 
 Status = Callable[[], Mapping[str, object]]
 
@@ -15,10 +19,19 @@ Status = Callable[[], Mapping[str, object]]
 class Operators:
     """Serves operators. `on_failure` is called when that is not possible; `check` then raises the reason."""
 
-    def __init__(self, settings: ParticipantSettings, health: Health, status: Status, *, on_failure: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        settings: ParticipantSettings,
+        health: Health,
+        status: Status,
+        scrape: "Scrape",
+        *,
+        on_failure: Callable[[], None],
+    ) -> None:
         self._settings = settings
         self._health = health
         self._status = status
+        self._scrape = scrape
         self._on_failure = on_failure
         self._started: Future[Callable[[], object]] = Future()
         """Its result ends the serving."""
@@ -54,7 +67,7 @@ class Operators:
         from fedround import serve
         from fedround.observability import ops
 
-        app = ops.app(self._health, self._status)
+        app = ops.app(self._health, self._status, scrape=self._scrape)
         endpoint = serve.Endpoint(app, host=self._settings.ops_bind, port=self._settings.ops_port, setting="PARTICIPANT_OPS_PORT")
         async with serve.serving(endpoint):
             stopped = asyncio.Event()

@@ -20,6 +20,7 @@ from fedround.events import Observer, Observers
 from fedround.participant import moves as m
 from fedround.participant.abc import ParticipantABC
 from fedround.participant.lifecycle import Lifecycle
+from fedround.participant.measuring import Measuring
 from fedround.participant.round import Shard, find_shard
 from fedround.participant.runtime import Runtime
 from fedround.participant.training import Training
@@ -139,9 +140,11 @@ def connected(
     transport: http.Transport | None = None,
     exit_after_finish: bool = True,
     pod_index: int | None = None,
+    instrument: http.Instrument | None = None,
+    measure: bool = False,
     beat: Callable[[float], None] = lambda _within: None,
 ) -> Iterator[Runtime]:
-    """A participant that is ready to run, with its connections open."""
+    """A participant that is ready to run, with its connections open. `measure`: tell observers of the weights, too."""
     if not isinstance(participant, ParticipantABC):
         raise ConfigurationError(f"{type(participant).__name__} is no subclass of fedround.ParticipantABC or NumPyParticipant")
     if parse_name(name := options.get("name", clean_name(socket.gethostname()))) is None:
@@ -159,13 +162,13 @@ def connected(
     shard = options.get("shard")
     fixed = None if shard is None else Shard(*shard)
     observe = Observers(options.get("observers", ()))
-    both = http.Options(token=options.get("token"), observe=observe, transport=transport)
+    both = http.Options(token=options.get("token"), observe=observe, transport=transport, instrument=instrument)
     with (
         closing(http.CoordinatorClient(coordinator_url, **both)) as coordinator,
         closing(http.AggregatorClient(max_model_size=options.get("max_model_size", 1 << 30), **both)) as aggregator,
     ):
         yield Runtime(
-            Training(participant, observe),
+            Training(participant, observe, Measuring(observe) if measure else None),
             coordinator,
             aggregator,
             Lifecycle(policy, random.random),

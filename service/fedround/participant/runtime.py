@@ -17,8 +17,9 @@ from fedround.events import Observer, Reported
 from fedround.participant import moves as m
 from fedround.participant.lifecycle import Lifecycle
 from fedround.participant.peers import Aggregator, Coordinator
+from fedround.participant.phase import phase
 from fedround.participant.round import Round, Shard, encode_figures
-from fedround.participant.training import Training, phase, release
+from fedround.participant.training import Training, release
 
 LOG = logging.getLogger(__name__)
 

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from functools import partial
 
 from fedround.observability.health import Health
-from fedround.observability.logs import LogObserver
+from fedround.observability.metrics import ParticipantMetrics
+from fedround.observability.telemetry import Telemetry
 from fedround.participant import moves as m
 from fedround.participant.load import load_participant
 from fedround.participant.operators import Operators
@@ -34,6 +35,7 @@ def serve_participant(settings: ParticipantSettings) -> int:
     participant = load_participant(settings.class_, settings.options)
     health = Health()
     watch = Watch(settings.name, health, within=max(settings.long_poll, settings.heartbeat_period))
+    telemetry = Telemetry(ParticipantMetrics(), [watch])
     options = Options(
         name=settings.name,
         token=reveal(settings.token),
@@ -46,7 +48,7 @@ def serve_participant(settings: ParticipantSettings) -> int:
         give_up_after=settings.give_up_after,
         max_failures=settings.max_failures,
         confirm_timeout=settings.confirm_timeout,
-        observers=[watch, LogObserver()],
+        observers=[telemetry.observe],
     )
     with connected(
         participant,
@@ -55,9 +57,10 @@ def serve_participant(settings: ParticipantSettings) -> int:
         options,
         exit_after_finish=settings.after_finish is AfterFinish.EXIT,
         pod_index=_pod_index(os.environ),
+        measure=True,
         beat=lambda within: health.beat(within=within),
     ) as runtime:
-        operators = Operators(settings, health, watch.status, on_failure=partial(runtime.stop, 0.0))
+        operators = Operators(settings, health, watch.status, telemetry.scrape, on_failure=partial(runtime.stop, 0.0))
         with signals(partial(runtime.stop, settings.drain_timeout)), _not_for_ever(runtime), operators.serving():
             runtime.run()
         operators.check()

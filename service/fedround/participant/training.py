@@ -1,38 +1,25 @@
 """Runs the participant's own code on one global model: decode, train, check, encode. No reference to the model outlives its use."""
 
-import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from fedround import events
 from fedround.errors import DeserializationError, ParticipantError, SerializationError, TrainingError
 from fedround.events import Observer
 from fedround.participant.abc import ParticipantABC
+from fedround.participant.measuring import Measuring
+from fedround.participant.phase import phase
 from fedround.participant.round import Round, entered
 
 
-@contextmanager
-def phase(observe: Observer, round: int, name: str) -> Iterator[None]:
-    """Tell observers of a phase of a round."""
-    observe(events.PhaseBegan(round, name))
-    began, error = time.monotonic(), ""
-    try:
-        yield
-    except BaseException as failure:
-        error = type(failure).__name__
-        raise
-    finally:
-        observe(events.PhaseEnded(round, name, time.monotonic() - began, error))
-
-
 class Training:
-    """Calls a participant's methods, always on the thread that calls this."""
+    """Calls a participant's methods, always on the thread that calls this. `measuring`: what looks at the weights on their way."""
 
-    def __init__(self, participant: ParticipantABC[Any, Any], observe: Observer) -> None:
+    def __init__(self, participant: ParticipantABC[Any, Any], observe: Observer, measuring: Measuring | None = None) -> None:
         self._participant = participant
         self._observe = observe
+        self._measuring = measuring
 
     def __call__(self, round: Round, model: list[Any]) -> Sequence[memoryview]:
         """The update for the only element of `model`, which is taken out of the list: whoever trains holds the last reference.
@@ -40,7 +27,9 @@ class Training:
         Raises:
             ParticipantError: from what the participant's code raised.
         """
-        code = self._participant
+        code, measuring = self._participant, self._measuring
+        if measuring is not None:
+            measuring.received(round.number, model[0])
         with entered(round):
             with self._step(round, "decode", DeserializationError):
                 data = model.pop()
@@ -54,8 +43,11 @@ class Training:
                 code.check_training_result(result)
             with self._step(round, "encode", SerializationError):
                 payload = code.serialize_training_result(result)
-                parts = [payload] if isinstance(payload, bytes | bytearray | memoryview) else payload
-                return [memoryview(part).cast("B") for part in parts]
+                buffers = [payload] if isinstance(payload, bytes | bytearray | memoryview) else payload
+                parts = [memoryview(buffer).cast("B") for buffer in buffers]
+        if measuring is not None:
+            measuring.sending(round.number, parts)
+        return parts
 
     @contextmanager
     def _step(self, round: Round, name: str, error: type[ParticipantError]) -> Iterator[None]:

@@ -1,0 +1,392 @@
+"""The Prometheus metrics of the three services, each an observer of facts. The only file that imports prometheus_client.
+
+Labels come from closed sets: never an id, a URL, a token or a round's number. What is known from the start begins at 0, so that a
+rate is right from the first scrape on. Every class makes its metrics in a registry of its own, or in `registry`.
+"""
+
+import os
+import platform
+from collections import Counter as Counts
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version
+from itertools import product
+from typing import Any, TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram, Info, disable_created_metrics
+from prometheus_client.core import GaugeHistogramMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from fedround import events, wire
+from fedround.events import Fact
+from fedround.weights import DECADES, Statistics
+
+Labels = Mapping[str, Sequence[str]]
+"""The names of labels, and the values that are known from the start."""
+NO_LABELS: Labels = {}
+M = TypeVar("M", Counter, Gauge, Histogram)
+
+REVISION = "FEDROUND_REVISION"
+"""The variable in which an image tells which commit it was built from."""
+MAX_REPORTED = 20
+"""How many names of what user code reports become series."""
+
+_REQUEST = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 30)
+_WORK = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 1800, 3600)
+_SIZE = tuple(10.0**power for power in range(2, 11))
+_EXCHANGES = (
+    ("GET", wire.RENDEZ_VOUS, "200"),
+    ("DELETE", wire.LEAVE, "204"),
+    ("GET", wire.HEARTBEAT, "200"),
+    ("GET", wire.START_TRAINING, "200"),
+    ("GET", wire.UPDATE, "200"),
+    ("POST", wire.UPDATE, "200"),
+)
+_PATHS = tuple(dict.fromkeys(path for _, path, _ in _EXCHANGES))
+_SOURCES = ("global", "local")
+
+
+class Metrics:
+    """What the metrics of all services have in common.
+
+    Args:
+        registry: Where the metrics are registered; by default a registry of their own.
+        exemplar: Gives the labels of an exemplar for what is observed now, or None.
+    """
+
+    prefix = "fedround_"
+
+    def __init__(
+        self, registry: CollectorRegistry | None = None, *, exemplar: Callable[[], dict[str, str] | None] = lambda: None
+    ) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # each labelset would be two series
+        self.registry = registry or CollectorRegistry()
+        self._exemplar = exemplar
+        build = {"version": version("fedround"), "revision": os.environ.get(REVISION, ""), "python": platform.python_version()}
+        Info("fedround_build", "What is running.", registry=self.registry).info(build)
+        ProcessCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+
+    def __call__(self, fact: Fact) -> None:
+        """Take note of `fact`."""
+        raise NotImplementedError
+
+    def show(self, status: Callable[[], Mapping[str, Any]]) -> None:
+        """Make gauges of what `status` tells, at each scrape."""
+
+    def scrape(self, accept: str) -> tuple[bytes, str]:
+        """All metrics in the format that an `Accept` header asks for, and its content type."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
+
+    def _make(
+        self, kind: type[M], name: str, help: str, labels: Labels = NO_LABELS, *, prefix: str | None = None, **options: Any
+    ) -> M:
+        metric = kind((self.prefix if prefix is None else prefix) + name, help, tuple(labels), registry=self.registry, **options)
+        for values in product(*labels.values()) if labels else ():
+            metric.labels(*values)
+        return metric
+
+    def _observe(self, histogram: Histogram, amount: float) -> None:
+        histogram.observe(amount, self._exemplar())
+
+
+class ParticipantMetrics(Metrics):
+    """Of a participant."""
+
+    prefix = "fedround_participant_"
+
+    def __init__(self, registry: CollectorRegistry | None = None, **options: Any) -> None:
+        super().__init__(registry, **options)
+        states = ["registering", "waiting", "training", "confirming", "finished", "stopped", "draining"]
+        outcomes = {"outcome": ["completed", "unconfirmed", "failed", "refused", "abandoned"]}
+        phases = {"phase": ["download", "decode", "train", "check", "encode", "upload", "confirm"]}
+        make = self._make
+        self._state = Enum(f"{self.prefix}state", "What it is doing.", states=states, registry=self.registry)
+        self._joined = make(Counter, "rounds_joined_total", "Orders to train that it accepted.")
+        self._rounds = make(Counter, "rounds_total", "Rounds that ended for it.", outcomes)
+        self._round = make(Gauge, "round_number", "The newest round that it was asked for, counted from 0.")
+        self._in_progress = make(Gauge, "round_in_progress", "1 from an order until the end of its round.")
+        self._completed = make(
+            Gauge, "last_round_completed_timestamp_seconds", "When an update of its was last counted, in Unix time; 0: never."
+        )
+        self._duration = make(Histogram, "round_duration_seconds", "From an order to its end.", outcomes, buckets=_WORK)
+        self._phase = make(
+            Histogram,
+            "round_phase_duration_seconds",
+            "The phases of a round; each try of a transfer is one.",
+            phases,
+            buckets=_WORK,
+        )
+        self._retries = make(
+            Counter, "retries_total", "Exchanges that are tried again.", {"url_template": _PATHS, "reason": ["unreachable"]}
+        )
+        self._reachable = make(Gauge, "coordinator_reachable", "1 while the coordinator answers.")
+        self._contact = make(Gauge, "coordinator_last_contact_timestamp_seconds", "Its last answer, in Unix time; 0: none yet.")
+        self._registrations = make(
+            Counter, "registrations_total", "Ids that it was given.", {"reason": ["start", "rejected", "round_failed"]}
+        )
+        self._reported = make(Gauge, "training_metric", "What the training code reports, the newest of each name.", {"name": []})
+        self._names: set[str] = set()
+        self._exchanges = _Exchanges(self)
+        self._weights = _Weights(self, _SOURCES)
+        self._change = make(Gauge, "update_l2_norm", "The L2 norm of what training changed (models of up to 8 MiB).")
+        self._cosine = make(
+            Gauge, "update_cosine_similarity", "The cosine between the trained and the global weights (models of up to 8 MiB)."
+        )
+        self._samples = make(Counter, "trained_samples_total", "Samples that its updates were trained on.")
+
+    def __call__(self, fact: Fact) -> None:
+        """Take note of `fact`."""
+        match fact:
+            case events.StateChanged():
+                self._state.state("draining" if fact.draining and fact.state != "stopped" else fact.state)
+            case events.OrderAccepted():
+                self._joined.inc()
+                self._round.set(fact.round)
+                self._in_progress.set(1)
+            case events.PhaseEnded():
+                self._observe(self._phase.labels(fact.phase), fact.seconds)
+            case events.RoundEnded():
+                self._rounds.labels(fact.outcome).inc()
+                self._observe(self._duration.labels(fact.outcome), fact.seconds)
+                self._in_progress.set(0)
+                if fact.outcome == "completed":
+                    self._completed.set_to_current_time()
+            case events.ExchangeEnded():
+                self._exchanges.ended(fact)
+            case events.Retrying():
+                self._retries.labels(fact.path, fact.reason).inc()
+            case events.ContactMade():
+                self._reachable.set(1)
+                self._contact.set_to_current_time()
+            case events.ContactLost():
+                self._reachable.set(0)
+            case events.Registered():
+                self._registrations.labels(fact.reason).inc()
+            case events.WeightsMeasured():
+                self._weights.measured(fact)
+            case events.UpdateMeasured():
+                self._samples.inc(fact.samples)
+                if fact.change is not None:
+                    self._change.set(fact.change.l2_norm)
+                    self._cosine.set(fact.change.cosine_similarity)
+            case events.Reported():
+                for name, value in fact.figures:
+                    if name in self._names or len(self._names) < MAX_REPORTED:
+                        self._names.add(name)
+                        self._reported.labels(name).set(value)
+
+
+class CoordinatorMetrics(Metrics):
+    """Of a coordinator."""
+
+    prefix = "fedround_coordinator_"
+
+    def __init__(self, registry: CollectorRegistry | None = None, **options: Any) -> None:
+        super().__init__(registry, **options)
+        make = self._make
+        self._rounds = make(
+            Counter, "rounds_total", "Attempts of rounds that ended.", {"outcome": ["completed", "failed", "timed_out"]}
+        )
+        self._duration = make(Histogram, "round_duration_seconds", "Of rounds that were completed.", buckets=_WORK)
+        self._selected = make(Counter, "selected_total", "Participants that were told of a round.")
+        self._dropped = make(
+            Counter,
+            "dropped_total",
+            "Participants that fell silent or left, and rounds that the deadline took from one.",
+            {"reason": ["silent", "deadline", "left"]},
+        )
+        self._requests = _Requests(self)
+
+    def show(self, status: Callable[[], Mapping[str, Any]]) -> None:
+        """Make gauges of what `status` tells, at each scrape."""
+        self.registry.register(_CoordinatorState(self.prefix, status))
+
+    def __call__(self, fact: Fact) -> None:
+        """Take note of `fact`."""
+        match fact:
+            case events.RoundCompleted():
+                self._rounds.labels("completed").inc()
+                self._observe(self._duration, fact.seconds)
+            case events.AttemptDropped():
+                self._rounds.labels("timed_out" if fact.timed_out else "failed").inc()
+            case events.Selected():
+                self._selected.inc(len(fact.ids))
+            case events.ParticipantGone():
+                self._dropped.labels(fact.reason).inc()
+            case events.Revoked(reason="deadline"):
+                self._dropped.labels("deadline").inc()
+            case events.RequestServed():
+                self._requests.served(fact)
+
+
+class AggregatorMetrics(Metrics):
+    """Of an aggregator."""
+
+    prefix = "fedround_aggregator_"
+
+    def __init__(self, registry: CollectorRegistry | None = None, **options: Any) -> None:
+        super().__init__(registry, **options)
+        outcomes = ["accepted", "repeated", "unauthorized", "late", "invalid", "too_large"]
+        make = self._make
+        self._updates = make(Counter, "updates_total", "Updates that were delivered.", {"outcome": outcomes})
+        self._size = make(Histogram, "update_bytes", "The size of updates that were counted.", buckets=_SIZE)
+        self._aggregation = make(
+            Histogram, "aggregation_duration_seconds", "To make the global model of a round's sum.", buckets=_WORK
+        )
+        self._uploads = make(Gauge, "uploads_in_progress", "Updates that are being received.")
+        self._weights = _Weights(self, _SOURCES[:1])
+        self._requests = _Requests(self)
+
+    def show(self, status: Callable[[], Mapping[str, Any]]) -> None:
+        """Make gauges of what `status` tells, at each scrape."""
+        self._uploads.set_function(lambda: status()["receiving"])
+
+    def __call__(self, fact: Fact) -> None:
+        """Take note of `fact`."""
+        match fact:
+            case events.UpdateReceived():
+                self._updates.labels(fact.outcome).inc()
+                if fact.outcome == "accepted":
+                    self._observe(self._size, fact.size)
+            case events.Aggregated():
+                self._observe(self._aggregation, fact.seconds)
+            case events.WeightsMeasured():
+                self._weights.measured(fact)
+            case events.RequestServed():
+                self._requests.served(fact)
+
+
+class _Exchanges:
+    """What a participant asks over HTTP, failed attempts too. The names are OpenTelemetry's."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        labels = dict.fromkeys(("http_request_method", "url_template", "http_response_status_code", "error_type"), ())
+        self._duration = metrics._make(
+            Histogram,
+            "http_client_request_duration_seconds",
+            "Requests, until the answer was read.",
+            labels,
+            prefix="",
+            buckets=_REQUEST,
+        )
+        for method, path, status in _EXCHANGES:
+            self._duration.labels(method, path, status, "")
+        sizes: Any = {"labels": {"url_template": _PATHS}, "prefix": "", "buckets": _SIZE}
+        self._sent = metrics._make(Histogram, "http_client_request_body_size_bytes", "Bodies that were sent.", **sizes)
+        self._received = metrics._make(Histogram, "http_client_response_body_size_bytes", "Bodies that came.", **sizes)
+
+    def ended(self, fact: events.ExchangeEnded) -> None:
+        duration = self._duration.labels(fact.method, fact.path, _text(fact.status), fact.error or "")
+        self._metrics._observe(duration, fact.seconds)
+        self._sent.labels(fact.path).observe(fact.sent)
+        self._received.labels(fact.path).observe(fact.received)
+
+
+class _Requests:
+    """What a server was asked; probes and scrapes are not told of. The name is OpenTelemetry's."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        labels = dict.fromkeys(("http_request_method", "http_route", "http_response_status_code"), ())
+        self._duration = metrics._make(
+            Histogram,
+            "http_server_request_duration_seconds",
+            "Requests, until the answer was sent; without a status: cut off.",
+            labels,
+            prefix="",
+            buckets=_REQUEST,
+        )
+
+    def served(self, fact: events.RequestServed) -> None:
+        self._metrics._observe(self._duration.labels(fact.method, fact.route, _text(fact.status)), fact.seconds)
+
+
+class _Weights(Collector):
+    """The newest weights of each source."""
+
+    def __init__(self, metrics: Metrics, sources: Sequence[str]) -> None:
+        self._prefix = metrics.prefix
+        self._newest: dict[str, events.WeightsMeasured] = {}
+        self._nonfinite = metrics._make(
+            Counter, "nonfinite_weights_total", "Weights that were NaN or infinite.", {"source": sources}
+        )
+        metrics.registry.register(self)
+
+    def measured(self, fact: events.WeightsMeasured) -> None:
+        self._newest[fact.source] = fact
+        self._nonfinite.labels(fact.source).inc(fact.statistics.nonfinite)
+
+    def collect(self) -> Iterator[Metric]:
+        """Each family, without a sample before there is one to show."""
+        newest = {source: fact.statistics for source, fact in self._newest.copy().items()}
+        model = self._newest.get("global")
+        count, size = (model.statistics.count, model.size) if model else (None, None)
+        yield GaugeMetricFamily(self._prefix + "model_parameters", "Weights of the global model.", value=count)
+        yield GaugeMetricFamily(self._prefix + "model_bytes", "Bytes of the global model, as they travel.", value=size)
+        for name, help, field in _FIGURES:
+            family = GaugeMetricFamily(self._prefix + name, help, labels=["source"])
+            for source, found in newest.items():
+                family.add_metric([source], getattr(found, field))
+            yield family
+        one_by_one = GaugeMetricFamily(
+            self._prefix + "weight_value", "The weights of a model of at most 32, one by one.", labels=["index", "source"]
+        )
+        absolute = GaugeHistogramMetricFamily(
+            self._prefix + "weights", "Absolute values of the weights, by powers of ten.", labels=["source"]
+        )
+        for source, found in newest.items():
+            for index, value in enumerate(found.values):
+                one_by_one.add_metric([str(index), source], value)
+            absolute.add_metric([source], list(_buckets(found)), found.l1_norm)
+        yield one_by_one
+        yield absolute
+
+
+_FIGURES = (
+    ("weight_mean", "The mean of the weights.", "mean"),
+    ("weight_stddev", "Their standard deviation.", "stddev"),
+    ("weight_min", "The least of them.", "least"),
+    ("weight_max", "The largest of them.", "largest"),
+    ("weight_l2_norm", "Their L2 norm.", "l2_norm"),
+)
+
+
+def _buckets(found: Statistics) -> Iterator[tuple[str, float]]:
+    for decade, count in zip(DECADES, found.decades, strict=True):
+        yield str(decade), count
+    yield "+Inf", found.count - found.nonfinite
+
+
+class _CoordinatorState(Collector):
+    """What a coordinator's status says in numbers."""
+
+    def __init__(self, prefix: str, status: Callable[[], Mapping[str, Any]]) -> None:
+        self._prefix = prefix
+        self._status = status
+
+    def collect(self) -> Iterator[Metric]:
+        """The state at this moment."""
+        status = self._status()
+        state: str = status["state"]
+        gauges = (
+            ("round", "The round that is open or comes next, counted from 0.", status["round"]),
+            ("rounds_configured", "Rounds of the whole training; 0: it does not end.", status["rounds"]),
+            ("waiting_for_participants", "1 while there are too few to begin.", state.startswith("waiting for participants")),
+            ("training_complete", "1 after the last round.", state == "complete"),
+        )
+        for name, help, value in gauges:
+            yield GaugeMetricFamily(self._prefix + name, help, value=value)
+        parts = Counts(p["state"] for p in status["participants"])
+        family = GaugeMetricFamily(self._prefix + "participants", "Who is present, by their part in the round.", labels=["state"])
+        for part in ("waiting", "chosen", "selected", "revoking", "done", "ignored"):
+            family.add_metric([part], parts[part])
+        yield family
+
+
+def _text(status: int | None) -> str:
+    return "" if status is None else str(status)

@@ -1,0 +1,209 @@
+"""Metrics: which fact moves which series, what they show before anything has happened, and that they stay few."""
+
+import subprocess
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse
+
+from fedround import events
+from fedround.events import Fact
+from fedround.observability.metrics import AggregatorMetrics, CoordinatorMetrics, Metrics, ParticipantMetrics
+from fedround.weights import change, statistics
+from support.tools import tool
+
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+ID = "12345678-aaaa-bbbb-cccc-dddddddddddd"
+FIVE = np.array([0.5, -0.25, 0.0, 2.0, 1e-9])
+
+KINDS: list[type[Metrics]] = [ParticipantMetrics, CoordinatorMetrics, AggregatorMetrics]
+
+WEIGHTS = events.WeightsMeasured(0, "global", 168, statistics(FIVE))
+LOCAL = events.WeightsMeasured(0, "local", 172, statistics(np.array([1.0, np.nan, 3.0])))
+
+
+def sample(metrics: Metrics, series: str, /, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(series, labels)
+
+
+def told(metrics: Metrics, *facts: Fact) -> Metrics:
+    for fact in facts:
+        metrics(fact)
+    return metrics
+
+
+def shown(metrics: Metrics) -> Metrics:
+    metrics.show(lambda: {"round": 3, "rounds": 10, "state": "training", "participants": [], "receiving": 2})
+    return metrics
+
+
+@pytest.mark.parametrize(
+    ("fact", "series", "labels", "value"),
+    [
+        (events.OrderAccepted(7, repeated=False, traceparent=None), "rounds_joined_total", {}, 1),
+        (events.OrderAccepted(7, repeated=False, traceparent=None), "round_number", {}, 7),
+        (events.OrderAccepted(7, repeated=False, traceparent=None), "round_in_progress", {}, 1),
+        (events.RoundEnded(7, "completed", 0.3), "rounds_total", {"outcome": "completed"}, 1),
+        (events.RoundEnded(7, "refused", 0.3), "round_duration_seconds_sum", {"outcome": "refused"}, 0.3),
+        (events.PhaseEnded(7, "train", 0.3), "round_phase_duration_seconds_bucket", {"phase": "train", "le": "0.5"}, 1),
+        (events.Registered(ID, "rejected"), "registrations_total", {"reason": "rejected"}, 1),
+        (
+            events.Retrying("/heartbeat/{id}", "busy", 1.0),
+            "retries_total",
+            {"url_template": "/heartbeat/{id}", "reason": "busy"},
+            1,
+        ),
+        (events.ContactMade(), "coordinator_reachable", {}, 1),
+        (events.ContactLost("refused"), "coordinator_reachable", {}, 0),
+        (WEIGHTS, "model_parameters", {}, 5),
+        (WEIGHTS, "model_bytes", {}, 168),
+        (WEIGHTS, "weight_mean", {"source": "global"}, pytest.approx(FIVE.mean())),
+        (WEIGHTS, "weight_stddev", {"source": "global"}, pytest.approx(FIVE.std())),
+        (WEIGHTS, "weight_min", {"source": "global"}, -0.25),
+        (WEIGHTS, "weight_max", {"source": "global"}, 2.0),
+        (WEIGHTS, "weight_l2_norm", {"source": "global"}, pytest.approx(np.linalg.norm(FIVE))),
+        (WEIGHTS, "weight_value", {"index": "1", "source": "global"}, -0.25),
+        (WEIGHTS, "weights_bucket", {"source": "global", "le": "1e-06"}, 2),
+        (WEIGHTS, "weights_bucket", {"source": "global", "le": "1.0"}, 4),
+        (WEIGHTS, "weights_gcount", {"source": "global"}, 5),
+        (LOCAL, "nonfinite_weights_total", {"source": "local"}, 1),
+        (LOCAL, "weights_gcount", {"source": "local"}, 2),
+        (events.UpdateMeasured(7, 30, change(np.zeros(2), np.array([3.0, 4.0]))), "update_l2_norm", {}, 5),
+        (events.UpdateMeasured(7, 30, change(np.ones(2), np.ones(2))), "update_cosine_similarity", {}, pytest.approx(1)),
+        (events.UpdateMeasured(7, 30, None), "trained_samples_total", {}, 30),
+        (events.Reported(7, (("loss", 0.25),)), "training_metric", {"name": "loss"}, 0.25),
+        (events.StateChanged("training", 7, draining=False), "state", {"fedround_participant_state": "training"}, 1),
+        (events.StateChanged("training", 7, draining=True), "state", {"fedround_participant_state": "draining"}, 1),
+        (events.StateChanged("stopped", None, draining=True), "state", {"fedround_participant_state": "stopped"}, 1),
+    ],
+)
+def test_what_a_participant_does_is_counted(fact: Fact, series: str, labels: dict[str, str], value: float) -> None:
+    assert sample(told(ParticipantMetrics(), fact), f"fedround_participant_{series}", **labels) == value
+
+
+def test_an_exchange_is_counted_with_its_sizes_whether_it_was_answered_or_not() -> None:
+    metrics = told(
+        ParticipantMetrics(),
+        events.ExchangeEnded("POST", "/{id}/{token}", 200, None, 0.3, 1000, 0),
+        events.ExchangeEnded("GET", "/heartbeat/{id}", None, "ConnectError", 0.02, 0, 0),
+    )
+    names = ("http_request_method", "url_template", "http_response_status_code", "error_type")
+    for values in (("POST", "/{id}/{token}", "200", ""), ("GET", "/heartbeat/{id}", "", "ConnectError")):
+        assert sample(metrics, "http_client_request_duration_seconds_count", **dict(zip(names, values, strict=True))) == 1
+    assert sample(metrics, "http_client_request_body_size_bytes_sum", url_template="/{id}/{token}") == 1000
+
+
+@pytest.mark.parametrize(
+    ("fact", "series", "labels", "value"),
+    [
+        (events.RoundCompleted(0, ID, (ID,), 5, 5, 0.3, ()), "rounds_total", {"outcome": "completed"}, 1),
+        (events.RoundCompleted(0, ID, (ID,), 5, 5, 0.3, ()), "round_duration_seconds_sum", {}, 0.3),
+        (events.AttemptDropped(0, ID, 0, "too few", timed_out=False), "rounds_total", {"outcome": "failed"}, 1),
+        (events.AttemptDropped(0, ID, 0, "too late", timed_out=True), "rounds_total", {"outcome": "timed_out"}, 1),
+        (events.Selected(0, (ID, ID)), "selected_total", {}, 2),
+        (events.ParticipantGone(ID, "anna", "silent"), "dropped_total", {"reason": "silent"}, 1),
+        (events.Revoked(0, ID, "deadline"), "dropped_total", {"reason": "deadline"}, 1),
+        (events.Revoked(0, ID, "silent"), "dropped_total", {"reason": "silent"}, 0),  # `ParticipantGone` tells of that
+    ],
+)
+def test_what_a_coordinator_does_is_counted(fact: Fact, series: str, labels: dict[str, str], value: float) -> None:
+    assert sample(told(CoordinatorMetrics(), fact), f"fedround_coordinator_{series}", **labels) == value
+
+
+def test_a_coordinators_gauges_are_its_status() -> None:
+    status = {
+        "round": 3,
+        "rounds": 10,
+        "state": "training",
+        "participants": [{"state": "waiting"}, {"state": "done"}, {"state": "done"}],
+    }
+    metrics = CoordinatorMetrics()
+    metrics.show(lambda: status)
+    found = {name: sample(metrics, f"fedround_coordinator_{name}") for name in ("round", "rounds_configured", "training_complete")}
+    assert found == {"round": 3, "rounds_configured": 10, "training_complete": 0}
+    states = [sample(metrics, "fedround_coordinator_participants", state=state) for state in ("waiting", "selected", "done")]
+    assert states == [1, 0, 2]
+    status["state"] = "waiting for participants: 7 of 10"
+    assert sample(metrics, "fedround_coordinator_waiting_for_participants") == 1
+    status["state"] = "complete"
+    assert sample(metrics, "fedround_coordinator_training_complete") == 1
+
+
+@pytest.mark.parametrize(
+    ("fact", "series", "labels", "value"),
+    [
+        (events.UpdateReceived(ID, "late", 100), "updates_total", {"outcome": "late"}, 1),
+        (events.UpdateReceived(ID, "late", 100), "update_bytes_count", {}, 0),
+        (events.UpdateReceived(ID, "accepted", 100), "update_bytes_sum", {}, 100),
+        (events.Aggregated(0, 2, 5, 0.3), "aggregation_duration_seconds_sum", {}, 0.3),
+        (WEIGHTS, "weight_mean", {"source": "global"}, pytest.approx(FIVE.mean())),
+    ],
+)
+def test_what_an_aggregator_does_is_counted(fact: Fact, series: str, labels: dict[str, str], value: float) -> None:
+    assert sample(told(AggregatorMetrics(), fact), f"fedround_aggregator_{series}", **labels) == value
+
+
+def test_an_aggregator_shows_the_uploads_of_this_moment() -> None:
+    assert sample(shown(AggregatorMetrics()), "fedround_aggregator_uploads_in_progress") == 2
+
+
+@pytest.mark.parametrize("kind", [CoordinatorMetrics, AggregatorMetrics])
+def test_requests_that_were_cut_off_are_counted_without_a_status(kind: type[Metrics]) -> None:
+    metrics = told(kind(), events.RequestServed("GET", "/heartbeat/{id}", None, 0.1))
+    labels = {"http_request_method": "GET", "http_route": "/heartbeat/{id}", "http_response_status_code": ""}
+    assert sample(metrics, "http_server_request_duration_seconds_count", **labels) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_registry_of_the_users_own_is_used_and_two_services_do_not_meet(kind: type[Metrics]) -> None:
+    registry = CollectorRegistry()
+    assert kind(registry).registry is registry
+    kind(CollectorRegistry())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_known_begins_at_0_and_nothing_is_there_twice(kind: type[Metrics]) -> None:
+    body, content_type = shown(kind()).scrape("text/plain")
+    assert content_type.startswith("text/plain")
+    assert b"_created" not in body
+    families = {family.name: family for family in parse(body.decode())}
+    for name, family in families.items():
+        if family.type == "counter" and name.startswith("fedround_"):
+            assert family.samples, name
+            assert {sample.value for sample in family.samples} == {0}
+
+
+def test_openmetrics_has_the_exemplar_of_a_traced_round() -> None:
+    metrics = told(ParticipantMetrics(exemplar=lambda: {"trace_id": "a" * 32}), events.RoundEnded(7, "completed", 0.3))
+    body, content_type = metrics.scrape(OPENMETRICS)
+    assert content_type.startswith("application/openmetrics-text; version=1.0.0")
+    found = {
+        sample.exemplar.labels["trace_id"]
+        for family in parse_openmetrics(body.decode())  # type: ignore[no-untyped-call]
+        for sample in family.samples
+        if sample.exemplar
+    }
+    assert found == {"a" * 32}
+
+
+def test_names_that_user_code_reports_do_not_become_more_than_20_series() -> None:
+    metrics = ParticipantMetrics()
+    for number in range(100):
+        metrics(events.Reported(number, ((f"name{number}", 1.0),)))
+    assert sample(metrics, "fedround_participant_training_metric", name="name19") == 1
+    assert sample(metrics, "fedround_participant_training_metric", name="name20") is None
+
+
+def test_a_participant_has_fewer_than_1000_series() -> None:
+    metrics = told(ParticipantMetrics(), WEIGHTS, LOCAL, *(events.Reported(n, ((f"name{n}", 1.0),)) for n in range(20)))
+    body, _ = metrics.scrape("")
+    assert sum(not line.startswith(b"#") for line in body.splitlines()) < 1000
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_promtool_has_nothing_to_say(kind: type[Metrics]) -> None:
+    body, _ = told(shown(kind()), WEIGHTS).scrape("")
+    done = subprocess.run([tool("promtool"), "check", "metrics"], input=body, capture_output=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, b"")

@@ -50,7 +50,7 @@ def global_model(process: Process) -> list[float]:
 
 def test_participants_outlive_a_platform_that_is_killed_and_comes_back_without_memory() -> None:
     killed = threading.Event()
-    platform = Process("platform", 4, COORDINATOR_ROUNDS="5", COORDINATOR_MIN_CLIENTS="2")
+    platform = Process("platform", COORDINATOR_ROUNDS="5", COORDINATOR_MIN_CLIENTS="2")
 
     def in_round_2(number: int) -> None:
         if number == 2 and not killed.is_set():
@@ -70,7 +70,7 @@ def test_participants_outlive_a_platform_that_is_killed_and_comes_back_without_m
 
 def test_an_aggregator_that_is_killed_in_a_round_gets_the_kept_update_again_and_nobody_trains_twice() -> None:
     delivered, lost = threading.Event(), threading.Event()
-    aggregator = Process("aggregator", 3)
+    aggregator = Process("aggregator")
     settings = {
         "COORDINATOR_ROUNDS": "3",
         "COORDINATOR_MIN_CLIENTS": "2",

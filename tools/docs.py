@@ -1,12 +1,22 @@
-"""Write docs/settings.md from the settings and exit codes themselves; `--check` says whether it is up to date."""
+"""Write those tables of docs/ that the code itself can tell: settings, exit codes, metrics. `--check` says whether they are old.
 
+docs/settings.md is made as a whole, docs/operations.md has blocks between comments.
+"""
+
+import re
 import sys
 from pathlib import Path
 
+import numpy as np
+
+from fedround import events, weights
 from fedround.cli import MEANINGS
+from fedround.observability.metrics import AggregatorMetrics, CoordinatorMetrics, Metrics, ParticipantMetrics
 from fedround.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings, Settings
 
-PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
+DOCS = Path(__file__).parent.parent / "docs"
+SERVICES: tuple[type[Settings], ...] = (ParticipantSettings, CoordinatorSettings, AggregatorSettings)
+BLOCK = re.compile(r"(<!-- made by tools/docs.py: ([a-z ]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 HEAD = """\
 # Settings
@@ -32,14 +42,15 @@ TAIL = """
 `aggregator_url`, `[api] bind_address` and `[aggregation.python]`. Its classes `weighted_average` and `model_sum` become the
 strategies of these names, any other becomes `module:Class`. `[rpc]`, `[metric_store]`, `[logging]` and `log_level` are
 accepted and ignored with a warning: coordinator and aggregator find each other by `COORDINATOR_AGGREGATOR_INTERNAL_URL`.
-
-## Exit codes
-
-A second SIGTERM or SIGINT does not wait: coordinator, aggregator and platform then exit with 128 and the signal's number.
-
-| code | meaning |
-| --- | --- |
 """
+
+STATISTICS = weights.statistics(np.ones(1))
+ONE_OF_EACH = [  # of what has labels that only the facts tell
+    events.ExchangeEnded("GET", "/", 200, None, 0.1, 0, 0),
+    events.RequestServed("GET", "/", 200, 0.1),
+    events.Reported(0, (("loss", 0.5),)),
+    events.WeightsMeasured(0, "global", 1, STATISTICS),
+]
 
 
 def table(cls: type[Settings]) -> str:
@@ -52,20 +63,56 @@ def table(cls: type[Settings]) -> str:
     return "\n".join([f"\n## {title}\n", "| variable | flag | value | default | |", "| --- | --- | --- | --- | --- |", *rows, ""])
 
 
-def page() -> str:
+def settings(_: str) -> str:
     """All of docs/settings.md."""
-    tables = [table(cls) for cls in (ParticipantSettings, CoordinatorSettings, AggregatorSettings)]
-    return HEAD + "".join(tables) + TAIL + "".join(f"| {code} | {meaning} |\n" for code, meaning in MEANINGS.items())
+    return HEAD + "".join(table(cls) for cls in SERVICES) + TAIL
+
+
+def exit_codes() -> str:
+    """A table of them."""
+    return "".join(["| code | meaning |\n| --- | --- |\n", *(f"| {code} | {meaning} |\n" for code, meaning in MEANINGS.items())])
+
+
+def metrics(kind: type[Metrics]) -> str:
+    """A table of one service's own metrics."""
+    service = kind()
+    service.show(lambda: {"round": 0, "rounds": 0, "state": "", "participants": [], "receiving": 0})
+    for fact in ONE_OF_EACH:
+        service(fact)
+    rows = ["| name | type | labels | |\n| --- | --- | --- | --- |\n"]
+    for family in service.registry.collect():
+        if not family.name.startswith(("process_", "python_")):
+            name = family.name + {"counter": "_total", "info": "_info"}.get(family.type, "")
+            labels = dict.fromkeys(label for sample in family.samples for label in sample.labels if label != "le")
+            rows.append(f"| `{name}` | {family.type} | {', '.join(labels)} | {family.documentation} |\n")
+    return "".join(rows)
+
+
+def operations(text: str) -> str:
+    """docs/operations.md with its blocks made anew."""
+    blocks = {
+        "exit codes": exit_codes(),
+        "metrics of participants": metrics(ParticipantMetrics),
+        "metrics of the coordinator": metrics(CoordinatorMetrics),
+        "metrics of the aggregator": metrics(AggregatorMetrics),
+    }
+    return BLOCK.sub(lambda block: block[1] + blocks[block[2]] + block[4], text)
 
 
 def main() -> int:
-    """Write the page, or check it."""
-    if "--check" not in sys.argv:
-        PAGE.write_text(page())
-    elif PAGE.read_text() != page():
-        print("docs/settings.md is out of date: run tools/docs.py", file=sys.stderr)
-        return 1
-    return 0
+    """Write the pages, or check them."""
+    old = False
+    for name, make in {"settings.md": settings, "operations.md": operations}.items():
+        page = DOCS / name
+        text = page.read_text()
+        if (new := make(text)) == text:
+            continue
+        if "--check" in sys.argv:
+            print(f"docs/{name} is out of date: run tools/docs.py", file=sys.stderr)
+            old = True
+        else:
+            page.write_text(new)
+    return int(old)
 
 
 if __name__ == "__main__":

@@ -11,18 +11,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-LOOPBACK = {f"{role}_BIND": "127.0.0.1" for role in ("COORDINATOR", "AGGREGATOR")}
-ANY_PORT = {f"{role}_{port}": "0" for role in ("COORDINATOR", "AGGREGATOR") for port in ("PORT", "OPS_PORT", "INTERNAL_PORT")}
+ROLES = ("PARTICIPANT", "COORDINATOR", "AGGREGATOR")
+LOOPBACK = {"PARTICIPANT_OPS_BIND": "127.0.0.1", "COORDINATOR_BIND": "127.0.0.1", "AGGREGATOR_BIND": "127.0.0.1"}
+PORTS = {
+    "participant": ["PARTICIPANT_OPS_PORT"],
+    "coordinator": ["COORDINATOR_PORT", "COORDINATOR_OPS_PORT"],
+    "aggregator": ["AGGREGATOR_PORT", "AGGREGATOR_OPS_PORT", "AGGREGATOR_INTERNAL_PORT"],
+    "platform": ["COORDINATOR_PORT", "COORDINATOR_OPS_PORT", "AGGREGATOR_PORT", "AGGREGATOR_OPS_PORT"],
+}
+ANY_PORT = {port: "0" for ports in PORTS.values() for port in ports}
+JSON = {f"{role}_LOG_FORMAT": "json" for role in ROLES}
 
 
 class Process:
     """One command. `ports` are its addresses by setting; `said(text)` waits for a line of its log."""
 
-    def __init__(self, command: str, count: int, **settings: str) -> None:
-        environ = {name: value for name, value in (LOOPBACK | ANY_PORT | settings).items() if name != "COORDINATOR_INTERNAL_PORT"}
+    def __init__(self, command: str, **settings: str) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "fedround", command],
-            env=os.environ | environ | {"COORDINATOR_LOG_FORMAT": "json", "AGGREGATOR_LOG_FORMAT": "json"},
+            env=os.environ | LOOPBACK | ANY_PORT | JSON | settings,
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -30,16 +37,8 @@ class Process:
         self._news = threading.Condition()
         threading.Thread(target=self._read, daemon=True).start()
         self.ports = {
-            match[1]: match[2]
-            for match in (self.said(rf"({port}): listening on .*, port (\d+)") for port in self._settings(command)[:count])
+            match[1]: match[2] for match in (self.said(rf"({port}): listening on .*, port (\d+)") for port in PORTS[command])
         }
-
-    @staticmethod
-    def _settings(command: str) -> list[str]:
-        coordinator, aggregator = ["COORDINATOR_PORT", "COORDINATOR_OPS_PORT"], ["AGGREGATOR_PORT", "AGGREGATOR_OPS_PORT"]
-        return {"coordinator": coordinator, "aggregator": [*aggregator, "AGGREGATOR_INTERNAL_PORT"]}.get(
-            command, coordinator + aggregator
-        )
 
     def said(self, pattern: str) -> re.Match[str]:
         """The first line of its log that `pattern` is found in."""
@@ -52,9 +51,16 @@ class Process:
             assert match is not None, f"it never said {pattern!r}: {self._lines}"
             return match
 
+    def url(self, port: str) -> str:
+        return f"http://127.0.0.1:{self.ports[port]}"
+
+    def get(self, port: str, path: str, **headers: str) -> bytes:
+        with urllib.request.urlopen(urllib.request.Request(self.url(port) + path, headers=headers), timeout=10) as answer:
+            body: bytes = answer.read()
+        return body
+
     def status(self, port: str) -> Any:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[port]}/status", timeout=10) as answer:
-            return json.load(answer)
+        return json.loads(self.get(port, "/status"))
 
     def kill(self) -> None:
         self._process.kill()
@@ -72,7 +78,7 @@ class Process:
 @contextmanager
 def running(command: str, **settings: str) -> Iterator[Process]:
     """A command at work within the block; killed at its end."""
-    process = Process(command, 4, **settings)
+    process = Process(command, **settings)
     try:
         yield process
     finally:

@@ -1,0 +1,108 @@
+"""docs/operations.md is true: each metric and each endpoint that it names is there on the running services, and none is missing."""
+
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+
+from support.processes import Process, running
+from support.tools import tool
+
+PAGE = (Path(__file__).parent.parent / "docs" / "operations.md").read_text()
+OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+SERVICES = {
+    "participant": "metrics of participants",
+    "coordinator": "metrics of the coordinator",
+    "aggregator": "metrics of the aggregator",
+}
+
+
+@pytest.fixture(scope="module")
+def services() -> Iterator[dict[str, Process]]:
+    """Coordinator, aggregator and participant as processes; the participant has had rounds."""
+    with ExitStack() as stack:
+        aggregator = stack.enter_context(running("aggregator"))
+        coordinator = stack.enter_context(
+            running(
+                "coordinator",
+                COORDINATOR_ROUNDS="3",
+                COORDINATOR_MIN_CLIENTS="1",
+                COORDINATOR_AGGREGATOR_URL=aggregator.url("AGGREGATOR_PORT"),
+                COORDINATOR_AGGREGATOR_INTERNAL_URL=aggregator.url("AGGREGATOR_INTERNAL_PORT"),
+            )
+        )
+        participant = stack.enter_context(
+            running(
+                "participant",
+                PARTICIPANT_COORDINATOR_URL=coordinator.url("COORDINATOR_PORT"),
+                PARTICIPANT_CLASS="fedround.demo:HousePrices",
+                PARTICIPANT_AFTER_FINISH="wait",
+            )
+        )
+        participant.said("^finished")
+        yield {"participant": participant, "coordinator": coordinator, "aggregator": aggregator}
+
+
+def scrape(services: dict[str, Process], service: str, **headers: str) -> bytes:
+    return services[service].get(f"{service.upper()}_OPS_PORT", "/metrics", **headers)
+
+
+def families(text: str) -> set[str]:
+    return {name for name in re.findall(r"^# TYPE (\S+)", text, re.MULTILINE) if not name.startswith(("process_", "python_"))}
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_the_page_names_all_metrics_of_a_live_scrape_and_no_other(services: dict[str, Process], service: str) -> None:
+    block = re.search(rf"{SERVICES[service]} -->\n(.*?)<!-- end", PAGE, re.DOTALL)
+    assert block is not None
+    named = set(re.findall(r"^\| `(\w+)`", block[1], re.MULTILINE))
+    scraped = families(scrape(services, service).decode())
+    assert {name for name in scraped if not name.endswith(("_gsum", "_gcount"))} == named
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_promtool_finds_nothing_in_a_live_scrape(services: dict[str, Process], service: str) -> None:
+    body = scrape(services, service)
+    done = subprocess.run([tool("promtool"), "check", "metrics"], input=body, capture_output=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_openmetrics_is_given_to_who_accepts_it(services: dict[str, Process], service: str) -> None:
+    text = scrape(services, service, Accept=OPENMETRICS).decode()
+    assert text.endswith("# EOF\n")
+    assert len(list(parse_openmetrics(text))) > 10  # type: ignore[no-untyped-call]
+
+
+def test_rounds_are_counted_the_same_by_all_three(services: dict[str, Process]) -> None:
+    series = {
+        "participant": 'fedround_participant_rounds_total{outcome="completed"} 3.0',
+        "coordinator": 'fedround_coordinator_rounds_total{outcome="completed"} 3.0',
+        "aggregator": 'fedround_aggregator_updates_total{outcome="accepted"} 3.0',
+    }
+    for service, line in series.items():
+        assert line in scrape(services, service).decode().splitlines()
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_no_id_and_no_token_is_in_a_scrape(services: dict[str, Process], service: str) -> None:
+    assert re.search(r"[0-9a-f]{8}-[0-9a-f]{4}", scrape(services, service).decode()) is None
+
+
+def test_probes_and_scrapes_are_not_counted_as_requests(services: dict[str, Process]) -> None:
+    for path in ("/livez", "/readyz", "/status", "/metrics"):
+        services["coordinator"].get("COORDINATOR_OPS_PORT", path)
+    text = scrape(services, "coordinator").decode()
+    routes = set(re.findall(r'http_server_request_duration_seconds_count{.*http_route="([^"]*)"', text))
+    assert routes == {"/rendez_vous", "/heartbeat/{id}"}
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"^\| `(/\w+)` \|", PAGE, re.MULTILINE))))
+def test_an_endpoint_that_the_page_names_answers(services: dict[str, Process], path: str) -> None:
+    for service, process in services.items():
+        if path != "/model" or service == "aggregator":
+            assert process.get(f"{service.upper()}_OPS_PORT", path)

@@ -1,0 +1,69 @@
+"""A thousand rounds in one process: memory, descriptors, threads and series stay as they are."""
+
+import gc
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fedround
+from fedround.observability.metrics import Metrics, ParticipantMetrics
+from fedround.observability.telemetry import Telemetry
+from fedround.participant.run import Options, connected
+from fedround.weights import Array
+from support.federation import our_platform
+
+ROUNDS = 1000
+WARM = 200
+"""Rounds after which everything that is made once has been made."""
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True)
+class Use:
+    """What the process uses."""
+
+    rss_mb: float
+    descriptors: int
+    threads: int
+    series: int
+
+    @classmethod
+    def of(cls, metrics: Metrics) -> "Use":
+        gc.collect()
+        resident = int(Path("/proc/self/statm").read_text().split()[1]) * PAGE / 1e6
+        series = sum(len(family.samples) for family in metrics.registry.collect())
+        return cls(resident, len(list(Path("/proc/self/fd").iterdir())), threading.active_count(), series)
+
+
+class Measured(fedround.NumPyParticipant):
+    """Looks at the process while it trains: then the same is under way each time."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.metrics = metrics
+        self.uses: dict[int, Use] = {}
+
+    def train_round(self, training_input: Array | None) -> fedround.Update:
+        number = fedround.current_round().number
+        fedround.current_round().report(loss=1 / (1 + number))
+        if number in (WARM, ROUNDS - 1):
+            self.uses[number] = Use.of(self.metrics)
+        return fedround.Update(1, np.full(5, 1.0 + number))
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux' /proc")
+def test_a_thousand_rounds_leave_nothing_behind() -> None:
+    metrics = ParticipantMetrics()
+    participant = Measured(metrics)
+    with our_platform(rounds=ROUNDS, min_clients=1) as p:
+        options = Options(observers=[Telemetry(metrics).observe])
+        with connected(participant, p.url, 1.0, options, measure=True) as runtime:
+            runtime.run()
+    before, after = participant.uses[WARM], participant.uses[ROUNDS - 1]
+    print(f"\nafter {WARM} rounds:  {before}\nafter {ROUNDS} rounds: {after}")
+    assert (after.descriptors, after.threads, after.series) == (before.descriptors, before.threads, before.series)
+    assert after.rss_mb - before.rss_mb < 5

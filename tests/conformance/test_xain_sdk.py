@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import venv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from support import xain_sdk
 from support.federation import Running, our_platform
 
 HERE = Path(__file__).parent
@@ -25,17 +25,11 @@ REPEATS = int(os.environ.get("CONFORMANCE_REPEATS", "1"))
 
 @pytest.fixture(scope="session")
 def theirs() -> str:
-    """The Python of an environment with xain-sdk 0.8.0, made once."""
-    directory = ROOT / ".cache" / f"xain-sdk-0.8.0-python-{sys.version_info[0]}.{sys.version_info[1]}"
-    python = directory / "bin" / "python"
-    if not (directory / "ready").exists():
-        venv.create(directory, with_pip=True, clear=True)
-        install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "xain-sdk==0.8.0"]
-        done = subprocess.run(install, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"xain-sdk 0.8.0 cannot be installed: {done.stderr[-300:]}")
-        (directory / "ready").touch()
-    return str(python)
+    """The Python of an environment with xain-sdk 0.8.0."""
+    try:
+        return xain_sdk.python()
+    except xain_sdk.NotInstalled as error:
+        pytest.skip(str(error))
 
 
 @contextmanager

@@ -3,11 +3,14 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
+import time
+import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,8 +37,10 @@ class Process:
             text=True,
         )
         self._lines: list[str] = []
+        self._raw = ""
         self._news = threading.Condition()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
         self.ports = {
             match[1]: match[2] for match in (self.said(rf"({port}): listening on .*, port (\d+)") for port in PORTS[command])
         }
@@ -62,6 +67,37 @@ class Process:
     def status(self, port: str) -> Any:
         return json.loads(self.get(port, "/status"))
 
+    def probe(self, path: str, port: str = "") -> tuple[int, Any]:
+        """What a probe sees: the status, and what the JSON says. `port`: which of its ops ports, by default the first."""
+        port = port or next(name for name in self.ports if name.endswith("OPS_PORT"))
+        try:
+            return 200, json.loads(self.get(port, path))
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.load(error)
+
+    def end(self) -> int:
+        """Ask it to stop; its exit code."""
+        self.send(signal.SIGTERM)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Its exit code."""
+        return self._process.wait(30)
+
+    def send(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def log(self) -> str:
+        """All that it said, as it said it, up to its end."""
+        self._reader.join()
+        return self._raw
+
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
@@ -71,8 +107,18 @@ class Process:
         with self._process.stderr as log:
             for line in log:
                 with self._news:
+                    self._raw += line
                     self._lines.append(json.loads(line)["message"] if line.startswith("{") else line)
                     self._news.notify_all()
+
+
+def until(condition: Callable[[], object], within: float = 20.0) -> float:
+    """Ask again and again; the seconds until it was true."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < within, "it never was"
+        time.sleep(0.01)
+    return time.monotonic() - began
 
 
 @contextmanager

@@ -1,0 +1,145 @@
+"""What the cases are made of: platforms and participants as processes, and what Linux knows of these."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
+
+import numpy as np
+from bench.model import expected
+
+from fedround.http import fetch_model
+from support import xain_sdk
+from support.processes import LOOPBACK, Process
+
+ROOT = Path(__file__).parent.parent
+MB = 1_000_000
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Failed(Exception):
+    """A case did not do its work."""
+
+
+def rss(pid: int, *, peak: bool = False) -> float:
+    """MB that a process has in memory, or had at the most."""
+    field = "VmHWM" if peak else "VmRSS"
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024 / MB
+
+
+def cpu(pid: int) -> float:
+    """Seconds of CPU that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+@dataclass(frozen=True)
+class Platform:
+    """`fedround platform`, or coordinator and aggregator: the processes by their commands."""
+
+    services: Mapping[str, Process]
+
+    @property
+    def coordinator(self) -> Process:
+        return next(iter(self.services.values()))
+
+    @property
+    def url(self) -> str:
+        return self.coordinator.url("COORDINATOR_PORT")
+
+    def registered(self, count: int) -> float:
+        """Wait for the first participant; returns the time. There shall be `count` of them then."""
+        self.coordinator.said("joined as")
+        now = time.perf_counter()
+        if len(self.coordinator.status("COORDINATOR_OPS_PORT")["participants"]) != count:
+            raise Failed(f"the coordinator does not show {count} participants")
+        return now
+
+    def completed(self, *rounds: int) -> float:
+        """Wait for the ends of rounds, each of them in its time; returns the time of the last."""
+        for number in rounds:
+            self.coordinator.said(rf"^round {number} completed")
+        return time.perf_counter()
+
+    def check(self, count: int, size: int) -> None:
+        """The global model is what `count` participants must have made of it."""
+        aggregator = list(self.services.values())[-1]
+        body, number = fetch_model(aggregator.url("AGGREGATOR_OPS_PORT"))
+        model = np.load(io.BytesIO(body), allow_pickle=False)
+        if number is None or not np.allclose(model, expected(count, size, number + 1), rtol=1e-9):
+            raise Failed(f"the global model after round {number} is not the mean of the updates")
+
+
+@contextmanager
+def platform(*, min_clients: int, split: bool = False, **settings: str) -> Iterator[Platform]:
+    """A platform that trains for ever, `split` into coordinator and aggregator; killed at the end of the block."""
+    settings |= {"COORDINATOR_ROUNDS": "0", "COORDINATOR_MIN_CLIENTS": str(min_clients)}
+    with ExitStack() as stack:
+
+        def start(command: str) -> Process:
+            service = Process(command, **settings)
+            stack.callback(service.kill)
+            return service
+
+        if split:
+            aggregator = start("aggregator")
+            settings["COORDINATOR_AGGREGATOR_URL"] = aggregator.url("AGGREGATOR_PORT")
+            settings["COORDINATOR_AGGREGATOR_INTERNAL_URL"] = aggregator.url("AGGREGATOR_INTERNAL_PORT")
+            yield Platform({"coordinator": start("coordinator"), "aggregator": aggregator})
+        else:
+            yield Platform({"platform": start("platform")})
+
+
+@dataclass(frozen=True)
+class Participants:
+    """A kind of participants: ours, or theirs where there is a `python` that has the real xain-sdk."""
+
+    name: str = "fedround"
+    period: float = 1.0
+    python: str | None = None
+
+    def _command(self, k: int, size: int, url: str) -> tuple[Sequence[str], Mapping[str, str]]:
+        if self.python is not None:
+            environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+            return [self.python, "-m", "bench.theirs", str(k), str(size), url, str(self.period)], environ
+        settings = {
+            "PARTICIPANT_CLASS": "bench.ours:Ours",
+            "PARTICIPANT_COORDINATOR_URL": url,
+            "PARTICIPANT_HEARTBEAT_PERIOD": str(self.period),
+            "PARTICIPANT_OPTIONS": json.dumps({"k": k, "size": size}),
+            "PARTICIPANT_OPS_PORT": "0",
+        }
+        return [sys.executable, "-m", "fedround", "participant"], os.environ | LOOPBACK | settings
+
+    @contextmanager
+    def at_work(self, numbers: Sequence[int], size: int, url: str) -> Iterator[list[int]]:
+        """One process for each of `numbers`: gives their ids. They are killed at the end of the block; none may end before."""
+        with ExitStack() as stack:
+            processes = []
+            for k in numbers:
+                command, environ = self._command(k, size, url)
+                log = stack.enter_context(TemporaryFile("w+"))
+                process = subprocess.Popen(command, env=environ, cwd=ROOT, stdout=log, stderr=log)
+                stack.callback(process.wait)
+                stack.callback(process.kill)
+                processes.append((process, log))
+            try:
+                yield [process.pid for process, _ in processes]
+            finally:
+                for process, log in processes:
+                    if process.poll() is not None:
+                        log.seek(0)
+                        raise Failed(f"a participant of {self.name} has ended: {log.read()[-2000:]}")
+
+
+def theirs(period: float) -> Participants:
+    """The real xain-sdk, with its heartbeat period."""
+    return Participants(f"xain-sdk 0.8.0, heartbeat {period:g} s", period, xain_sdk.python())

@@ -1,19 +1,26 @@
 """The command line: help, exit codes, what is imported when."""
 
 import os
+import resource
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
 from fedround import errors
-from fedround.cli import COMMANDS, MEANINGS, Exit, exit_code, main
+from fedround.cli import COMMANDS, MEANINGS, OPS, Exit, exit_code, main
 from fedround.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings, Settings
+from support.peer import Peer
 
-SERVICES = [("participant", ParticipantSettings), ("coordinator", CoordinatorSettings), ("aggregator", AggregatorSettings)]
+SERVICES: list[tuple[str, type[Settings]]] = [
+    ("participant", ParticipantSettings),
+    ("coordinator", CoordinatorSettings),
+    ("aggregator", AggregatorSettings),
+]
 ENVIRON = {
     name: value for name, value in os.environ.items() if name.partition("_")[0] not in ("PARTICIPANT", "COORDINATOR", "AGGREGATOR")
 }
@@ -92,6 +99,68 @@ def test_a_configuration_file_that_is_not_there_exits_with_78() -> None:
     assert "/nowhere/coordinator.toml" in done.stderr
 
 
+def shown(done: subprocess.CompletedProcess[str]) -> dict[str, tuple[str, str]]:
+    """Value and source by variable, of a table whose columns stand one below the other."""
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    starts = [lines[0].index(title) for title in ("variable", "value", "source")]
+    assert all(line[start - 1 : start].strip() == "" for line in lines for start in starts)
+    cells = [[line[a:b].strip() for a, b in zip(starts, [*starts[1:], None], strict=True)] for line in lines[1:]]
+    assert len(cells) == len({variable for variable, *_ in cells})
+    return {variable: (value, source) for variable, value, source in cells}
+
+
+def test_the_settings_in_force_are_shown_with_their_source_and_without_secrets(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("correct-horse\n")
+    done = fedround(
+        *("participant", "--class", "my.module:Mine", "--drain-timeout", "2m", "--show-settings"),
+        PARTICIPANT_COORDINATOR_URL="http://coordinator:8081",
+        PARTICIPANT_MAX_MODEL_SIZE="512MiB",
+        PARTICIPANT_OPTIONS='{"epochs": 3, "db": {"password": "battery"}, "more": ["staple"]}',
+        PARTICIPANT_TOKEN_FILE=str(tmp_path / "secret"),
+        PARTICIPANT_DRAIN_TIMEOUT="5s",
+        PARTICIPANT_MAXFAILURES="3",
+    )
+    found = shown(done)
+    assert list(found) == [row.variable for row in ParticipantSettings.rows()]
+    assert found["PARTICIPANT_CLASS"] == ("my.module:Mine", "flag")
+    assert found["PARTICIPANT_DRAIN_TIMEOUT"] == ("2m", "flag")
+    assert found["PARTICIPANT_MAX_MODEL_SIZE"] == ("512MiB", "environment")
+    assert found["PARTICIPANT_TOKEN"] == ("***", "environment")
+    assert found["PARTICIPANT_TOKEN_FILE"] == (str(tmp_path / "secret"), "environment")
+    assert found["PARTICIPANT_OPTIONS"][0] == '{"epochs": 3, "db": {"password": "***"}, "more": ["***"]}'
+    assert found["PARTICIPANT_GIVE_UP_AFTER"] == ("never", "default")
+    assert found["PARTICIPANT_SHARD"] == ("-", "default")
+    assert found["PARTICIPANT_NAME"] not in (("-", "default"), ("", "default"))
+    assert "PARTICIPANT_MAXFAILURES is no setting: did you mean PARTICIPANT_MAX_FAILURES?" in done.stderr
+    for secret in ("correct-horse", "battery", "staple"):
+        assert secret not in done.stdout + done.stderr
+
+
+def test_the_settings_of_a_file_are_shown_as_such(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("[federated_learning]\nrounds = 4\nheartbeat_timeout = 5\n[api]\nbind_address = '[::1]:9'\n")
+    arguments = ("coordinator", "-c", str(tmp_path / "c.toml"), "--show-settings")
+    found = shown(fedround(*arguments, COORDINATOR_ROUNDS="7", FEDROUND_INTERNAL_SECRET="geheim"))
+    assert found["COORDINATOR_ROUNDS"] == ("7", "environment")
+    assert found["COORDINATOR_HEARTBEAT_TIMEOUT"] == ("5", "file")
+    assert (found["COORDINATOR_BIND"], found["COORDINATOR_PORT"]) == (("::1", "file"), ("9", "file"))
+    assert found["FEDROUND_INTERNAL_SECRET"] == ("***", "environment")
+
+
+def test_the_settings_of_the_platform_are_those_of_both_services() -> None:
+    found = shown(fedround("platform", "--show-settings", "--aggregator-port", "7", COORDINATOR_PORT="8"))
+    assert set(found) == {row.variable for cls in (CoordinatorSettings, AggregatorSettings) for row in cls.rows()}
+    assert (found["AGGREGATOR_PORT"], found["COORDINATOR_PORT"]) == (("7", "flag"), ("8", "environment"))
+
+
+@pytest.mark.parametrize("command", ["participant", "coordinator", "aggregator", "platform"])
+def test_wrong_settings_are_not_shown_but_told(command: str) -> None:
+    wrong = {"PARTICIPANT_SHARDS": "x", "COORDINATOR_LOG_LEVEL": "x", "AGGREGATOR_LOG_LEVEL": "x"}
+    done = fedround(command, "--show-settings", **wrong)
+    assert (done.returncode, done.stdout) == (78, "")
+    assert "the settings are not right" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [
@@ -111,7 +180,7 @@ def test_every_exit_code_has_a_meaning_and_is_in_the_drawing_of_the_errors() -> 
         assert f"exit {code}\n" in (errors.__doc__ or "")
 
 
-HEAVY = {"numpy", "httpx", "starlette", "uvicorn", "uvloop", "asyncio"}
+HEAVY = {"numpy", "httpx", "starlette", "uvicorn", "uvloop", "asyncio", "opentelemetry", "prometheus_client"}
 
 
 def imported_by(*arguments: str) -> set[str]:
@@ -137,13 +206,27 @@ def test_a_services_help_loads_neither_numpy_nor_a_web_server(command: str, _cls
     assert not imported_by(command, "--help") & (HEAVY - {"asyncio"})
 
 
+def test_to_import_fedround_loads_no_server_and_no_telemetry() -> None:
+    program = "import sys, fedround, xain_sdk; fedround.run_participant; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=ENVIRON, check=True)
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert "httpx" in loaded
+    assert not loaded & {"starlette", "uvicorn", "uvloop", "opentelemetry", "prometheus_client", "pydantic"}
+
+
 class Ops(BaseHTTPRequestHandler):
-    """An ops port that is alive and not ready."""
+    """An ops port that is alive and not ready, with two reasons."""
 
     def do_GET(self) -> None:
-        self.send_response({"/status": 200, "/readyz": 503}[self.path])
+        status, body = {
+            "/status": (200, b'{"path": "/status"}'),
+            "/readyz": (503, b'{"ready": false, "reasons": ["no contact with the coordinator: refused", "it stops"]}\n'),
+            "/fine/readyz": (200, b'{"ready": true, "reasons": []}\n'),
+            "/other/readyz": (200, b"<html>welcome</html>"),
+        }.get(self.path, (404, b"[]"))
+        self.send_response(status)
         self.end_headers()
-        self.wfile.write(b'{"path": "%s"}' % self.path.encode())
+        self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
         """Stay quiet."""
@@ -166,13 +249,79 @@ def test_status_shows_what_the_service_says(ops: str, capsys: pytest.CaptureFixt
 
 def test_healthcheck_fails_with_the_reason_where_a_service_is_not_ready(ops: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["healthcheck", "--from", f"{ops}/"]) == 1
-    assert capsys.readouterr().out == '{"path": "/readyz"}\n'
+    assert capsys.readouterr() == ("not ready: no contact with the coordinator: refused, it stops\n", "")
+
+
+def test_healthcheck_says_that_a_service_is_ready(ops: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["healthcheck", "--from", f"{ops}/fine"]) == 0
+    assert capsys.readouterr() == ("ready\n", "")
+
+
+@pytest.mark.parametrize("path", ["other", "nothing"])
+def test_healthcheck_fails_where_something_else_answers(path: str, ops: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["healthcheck", "--from", f"{ops}/{path}"]) == 1
+    assert capsys.readouterr().out.startswith("not a service of fedround: ")
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "no-url"])
 def test_healthcheck_fails_where_nobody_answers(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["healthcheck", "--from", url]) == 1
-    assert url in capsys.readouterr().err
+    assert capsys.readouterr().out.startswith(f"no answer from {url}: ")
+    assert main(["status", "--from", url]) == 1
+    assert capsys.readouterr().err.startswith(f"no answer from {url}: ")
+
+
+def test_healthcheck_fails_where_no_http_is_spoken(capsys: pytest.CaptureFixture[str]) -> None:
+    with Peer(b"220 mail ready\r\n") as peer:
+        assert main(["healthcheck", "--from", peer.url]) == 1
+    assert capsys.readouterr().out.startswith(f"no answer from {peer.url}: ")
+
+
+@pytest.mark.parametrize("service", [[], ["participant"], ["coordinator"], ["aggregator"]])
+def test_healthcheck_finds_the_service_by_its_variables(
+    service: list[str], ops: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bind, port, _ = OPS[service[0] if service else "participant"]
+    monkeypatch.setenv(bind, "0.0.0.0")  # noqa: S104 as in a container
+    monkeypatch.setenv(port, ops.rpartition(":")[2])
+    assert main(["healthcheck", *service]) == 1
+    assert capsys.readouterr().out.startswith("not ready: ")
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "url"),
+    [
+        ("::", "", "http://[::1]:9081"),
+        ("", "tcp://10.0.0.1:9081", "http://127.0.0.1:9081"),
+        ("localhost", "0", "http://localhost:0"),
+    ],
+)
+def test_healthcheck_asks_where_the_service_listens(
+    host: str, port: str, url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COORDINATOR_BIND", host)
+    monkeypatch.setenv("COORDINATOR_OPS_PORT", port)
+    assert main(["healthcheck", "coordinator"]) == 1
+    assert capsys.readouterr().out.startswith(f"no answer from {url}: ")
+
+
+def test_the_probe_knows_the_variables_and_defaults_of_the_ops_ports() -> None:
+    for name, cls in SERVICES:
+        bind, port, default = OPS[name]
+        defaults = {row.variable: row.default for row in cls.rows()}
+        assert bind in defaults
+        assert defaults[port] == default
+
+
+def test_healthcheck_takes_less_than_a_quarter_of_a_second(ops: str) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    for _ in range(4):
+        assert fedround("healthcheck", "--from", ops).returncode == 1
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Of the processor, and not by the clock: others use the machine too.
+    seconds = (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / 4
+    print(f"\nhealthcheck: {seconds * 1000:.0f} ms of processor time")
+    assert seconds < 0.25
 
 
 def test_the_probe_ignores_proxies(ops: str, monkeypatch: pytest.MonkeyPatch) -> None:

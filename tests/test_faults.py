@@ -1,51 +1,12 @@
 """Whole processes that are killed, or cannot be reached: what the federation makes of it."""
 
-import io
 import socket
 import threading
-import urllib.request
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Unpack
+from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
-
-import fedround
 from fedround.events import Fact, RoundEnded
-from fedround.participant.run import Options
-from fedround.weights import Array
+from support.known_answer import PARTICIPANTS, KnownAnswer, global_model, train
 from support.processes import Process, running
-
-PARTICIPANTS = 2
-
-
-class KnownAnswer(fedround.NumPyParticipant):
-    """Number k of n adds n to weight k only: after R rounds of all n every weight is R. `before` is called in each round."""
-
-    def __init__(self, k: int, before: Callable[[int], None] = lambda _number: None) -> None:
-        self.k = k
-        self.before = before
-        self.rounds: list[int] = []
-
-    def train_round(self, training_input: Array | None) -> fedround.Update:
-        weights = np.zeros(PARTICIPANTS) if training_input is None else training_input
-        number = fedround.current_round().number
-        self.rounds.append(number)
-        self.before(number)
-        weights[self.k] += PARTICIPANTS
-        return fedround.Update(1, weights)
-
-
-def train(pool: ThreadPoolExecutor, platform: Process, participant: KnownAnswer, **options: Unpack[Options]) -> Future[None]:
-    url = f"http://127.0.0.1:{platform.ports['COORDINATOR_PORT']}"
-    options.setdefault("reconnect_max", 0.1)
-    return pool.submit(fedround.run_participant, participant, url, 0.05, **options)
-
-
-def global_model(process: Process) -> list[float]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{process.ports['AGGREGATOR_OPS_PORT']}/model", timeout=10) as answer:
-        weights: list[float] = np.load(io.BytesIO(answer.read())).tolist()
-    return weights
 
 
 def test_participants_outlive_a_platform_that_is_killed_and_comes_back_without_memory() -> None:

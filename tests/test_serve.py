@@ -60,8 +60,16 @@ def test_a_port_in_use_is_told_with_the_name_of_its_setting() -> None:
 
 
 def test_a_host_that_is_none_of_ours_is_told_too() -> None:
-    with pytest.raises(ConfigurationError, match=r"SOME_PORT=0: cannot listen on 192\.0\.2\.1"):
+    with pytest.raises(ConfigurationError, match=r"SOME_PORT=0: cannot listen on 192\.0\.2\.1") as raised:
         Endpoint(endpoint().app, host="192.0.2.1", port=0, setting="SOME_PORT").bind()
+    assert "another port" not in str(raised.value)
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="there is no IPv6 here")
+def test_all_addresses_of_ipv6_are_those_of_ipv4_too() -> None:
+    with Endpoint(endpoint().app, host="::", port=0, setting="SOME_PORT").bind() as bound:
+        for host in ("127.0.0.1", "::1"):
+            socket.create_connection((host, bound.getsockname()[1])).close()
 
 
 def test_what_is_raised_while_serving_comes_out_as_it_is() -> None:
@@ -79,6 +87,39 @@ def test_an_idle_connection_does_not_delay_the_end() -> None:
         async with serving(served, grace=60), connected(served.port) as idle:
             await idle.ask("GET", "/")
             await idle.answer()
+
+    run(main())
+
+
+def test_operators_are_served_until_all_others_have_ended() -> None:
+    async def main() -> None:
+        started, go_on = asyncio.Event(), asyncio.Event()
+
+        async def slow(request: Request) -> Response:
+            started.set()
+            await go_on.wait()
+            return Response("done")
+
+        public = endpoint(asgi.application([Route("/", slow)]))
+        operators = Endpoint(endpoint().app, host="127.0.0.1", port=0, setting="OPS_PORT", last=True)
+
+        async def ask_while_it_ends() -> None:
+            with suppress(ConnectionError):
+                while True:
+                    async with connected(public.port):
+                        pass
+            async with connected(operators.port) as connection:
+                await connection.ask("GET", "/")
+                assert (await connection.answer()).body == b"hello"
+            go_on.set()
+
+        async with AsyncExitStack() as after, asyncio.TaskGroup() as tasks:
+            async with serving(operators, public, grace=60):
+                connection = await after.enter_async_context(connected(public.port))
+                await connection.ask("GET", "/")
+                await started.wait()
+                tasks.create_task(ask_while_it_ends())
+            assert (await connection.answer()).body == b"done"
 
     run(main())
 

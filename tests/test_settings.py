@@ -71,6 +71,7 @@ def test_the_coordinators_defaults_are_the_documented_ones() -> None:
         "round_timeout": 3600.0,
         "aggregator_url": "http://localhost:8082",
         "aggregator_internal_url": "http://localhost:7082",
+        "data_dir": None,
         "bind": "0.0.0.0",  # noqa: S104
         "port": 8081,
         "ops_port": 9081,
@@ -86,6 +87,9 @@ def test_the_aggregators_defaults_are_the_documented_ones() -> None:
         "strategy": "weighted_average",
         "strategy_options": {},
         "max_model_size": 1 << 30,
+        "data_dir": None,
+        "keep_models": 10,
+        "initial_model": None,
         "spool_dir": None,
         "bind": "0.0.0.0",  # noqa: S104
         "port": 8082,
@@ -154,7 +158,7 @@ def test_a_flag_beats_a_variable_beats_the_file_beats_the_default(tmp_path: Path
     file = tmp_path / "coordinator.toml"
     file.write_text("[federated_learning]\nrounds = 2\nmin_clients = 2\nheartbeat_timeout = 2\n")
     environ = {"COORDINATOR_ROUNDS": "3", "COORDINATOR_MIN_CLIENTS": "3"}
-    settings, _ = load(CoordinatorSettings, environ, {"rounds": "4"}, file=file)
+    settings = load(CoordinatorSettings, environ, {"rounds": "4"}, file=file).settings
     assert (settings.rounds, settings.min_clients, settings.heartbeat_timeout, settings.participants_ratio) == (4, 3, 2.0, 1.0)
 
 
@@ -210,8 +214,14 @@ def test_what_is_no_shard_is_refused(text: str) -> None:
 
 
 def test_an_unknown_variable_is_warned_of_with_the_nearest_name() -> None:
-    _, warnings = load(CoordinatorSettings, {"COORDINATOR_ROUND": "3", "COORDINATOR_XYZZY": "1", "PARTICIPANT_X": "1"}, {})
+    _, warnings, _ = load(CoordinatorSettings, {"COORDINATOR_ROUND": "3", "COORDINATOR_XYZZY": "1", "PARTICIPANT_X": "1"}, {})
     assert warnings == ["COORDINATOR_ROUND is no setting: did you mean COORDINATOR_ROUNDS?", "COORDINATOR_XYZZY is no setting"]
+
+
+def test_a_misspelt_variable_is_told_of_beside_what_is_missing() -> None:
+    text = problems(ParticipantSettings, {"PARTICIPANT_COORDINATOR_URI": "http://coordinator:8081", "PARTICIPANT_CLASS": "a:B"})
+    assert "PARTICIPANT_COORDINATOR_URL (--coordinator-url): is not set" in text
+    assert "PARTICIPANT_COORDINATOR_URI is no setting: did you mean PARTICIPANT_COORDINATOR_URL?" in text
 
 
 def test_what_kubernetes_sets_for_a_service_of_the_same_name_is_not_a_setting() -> None:
@@ -221,7 +231,7 @@ def test_what_kubernetes_sets_for_a_service_of_the_same_name_is_not_a_setting() 
         "COORDINATOR_SERVICE_PORT_HTTP": "8081",
         "COORDINATOR_PORT_8081_TCP_ADDR": "10.0.0.1",
     }
-    settings, warnings = load(CoordinatorSettings, environ, {})
+    settings, warnings, _ = load(CoordinatorSettings, environ, {})
     assert (settings.port, warnings) == (8081, [])
 
 
@@ -240,7 +250,7 @@ def test_a_secret_that_cannot_be_read_or_is_set_twice_is_a_problem(tmp_path: Pat
 
 
 def test_a_secret_is_never_shown() -> None:
-    settings, _ = load(CoordinatorSettings, {"COORDINATOR_TOKEN": SECRET, "FEDROUND_INTERNAL_SECRET": SECRET}, {})
+    settings, *_ = load(CoordinatorSettings, {"COORDINATOR_TOKEN": SECRET, "FEDROUND_INTERNAL_SECRET": SECRET}, {})
     unusable = problems(CoordinatorSettings, {"COORDINATOR_TOKEN": f"{SECRET} and more", "COORDINATOR_ROUNDS": "x"})
     assert "visible ASCII" in unusable
     for text in (repr(settings), str(settings), settings.model_dump_json(), unusable):
@@ -290,7 +300,7 @@ telemetry = { jaeger_endpoint = "jaeger:6831", service_name = "coordinator" }
 def test_the_coordinator_reads_a_file_of_0_8(tmp_path: Path) -> None:
     file = tmp_path / "coordinator.toml"
     file.write_text(COORDINATOR_FILE)
-    settings, warnings = load(CoordinatorSettings, {}, {}, file=file)
+    settings, warnings, _ = load(CoordinatorSettings, {}, {}, file=file)
     assert (settings.rounds, settings.participants_ratio, settings.min_clients, settings.heartbeat_timeout) == (100, 0.8, 100, 5)
     assert (settings.bind, settings.port, settings.aggregator_url) == ("localhost", 9000, "http://10.0.0.9:8082")
     said = "\n".join(warnings)
@@ -311,7 +321,7 @@ def test_the_coordinator_reads_a_file_of_0_8(tmp_path: Path) -> None:
 def test_the_aggregator_reads_a_file_of_0_8(tmp_path: Path, module: str, strategy: str) -> None:
     file = tmp_path / "aggregator.toml"
     file.write_text(f'[aggregation.python]\nmodule = "{module}"\nclass = "Aggregator"\n[api]\nbind_address = "[::1]:9002"\n')
-    settings, warnings = load(AggregatorSettings, {}, {}, file=file)
+    settings, warnings, _ = load(AggregatorSettings, {}, {}, file=file)
     assert (settings.strategy, settings.bind, settings.port, warnings) == (strategy, "::1", 9002, [])
 
 

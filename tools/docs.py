@@ -24,7 +24,8 @@ HEAD = """\
 <!-- Made by tools/docs.py from service/fedround/settings.py: `.venv/bin/python tools/docs.py` -->
 
 Every setting is a variable and a flag of its command. The flag beats the variable, the variable beats the file of `-c`,
-the file beats the default. An empty variable counts as not set. `fedround COMMAND --help` shows the same.
+the file beats the default. An empty variable counts as not set. `fedround COMMAND --help` shows the same,
+`fedround COMMAND --show-settings` those in force and who set each of them, secrets masked.
 
 - duration: `500ms`, `30s`, `2m`, `1h`, or plain seconds
 - size: `512MiB`, `1GiB`, `10MB`, or plain bytes

@@ -51,11 +51,23 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Newest:
+    """The newest model that was trained."""
+
+    round: int
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
-    """The entries that were not acknowledged. Another `incarnation` than before: the sum was lost, and `seq` begins anew."""
+    """The entries that were not acknowledged. Another `incarnation` than before: the sum was lost, and `seq` begins anew.
+
+    The round of `newest` is over, even if nobody was told that it was closed.
+    """
 
     incarnation: str
     entries: tuple[Entry, ...]
+    newest: Newest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +173,7 @@ def page_to_json(page: Page) -> dict[str, Any]:
     return {
         "incarnation": page.incarnation,
         "entries": [[e.seq, e.attempt, e.id, e.outcome, e.samples, dict(e.metrics)] for e in page.entries],
+        "newest": page.newest and [page.newest.round, page.newest.parameters],
     }
 
 
@@ -171,6 +184,7 @@ def page_from_json(data: dict[str, Any]) -> Page:
             Entry(seq, attempt, id, Outcome(outcome), samples, metrics)
             for seq, attempt, id, outcome, samples, metrics in data["entries"]
         ),
+        newest=None if data["newest"] is None else Newest(*data["newest"]),
     )
 
 

@@ -3,29 +3,29 @@
 A command's own code is imported when that command is chosen: `fedround --help` and the probes load neither numpy nor a web server.
 """
 
+import json
 import logging
 import os
+import signal
 import sys
-import urllib.error
-import urllib.request
 from argparse import ArgumentParser, HelpFormatter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import IntEnum
-from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Never, TypeVar
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Never
 
 from fedround.errors import (
     ConfigurationError,
     CoordinatorUnreachable,
+    DataDirectoryHeld,
     FedroundError,
     ParticipantError,
 )
 
 if TYPE_CHECKING:
-    from fedround.settings import Settings
-
-    S = TypeVar("S", bound=Settings)
+    from fedround.settings import Line, Loaded, Settings
 
 LOG = logging.getLogger("fedround")
 
@@ -42,6 +42,7 @@ class Exit(IntEnum):
     USAGE = 64
     UNREACHABLE = 69
     USER_CODE = 70
+    HELD = 75
     CONFIGURATION = 78
 
 
@@ -51,11 +52,13 @@ MEANINGS = {
     Exit.USAGE: "The command line is wrong.",
     Exit.UNREACHABLE: "The coordinator was unreachable for longer than `PARTICIPANT_GIVE_UP_AFTER`.",
     Exit.USER_CODE: "The participant's own code failed, `PARTICIPANT_MAX_FAILURES` times in a row; the log has its traceback.",
+    Exit.HELD: "Another process holds the data directory; started again later, it may get it.",
     Exit.CONFIGURATION: "A setting is missing or wrong, or a port is in use; the message names every setting that is not right.",
 }
 
 _EXITS: dict[type[FedroundError], Exit] = {
     ConfigurationError: Exit.CONFIGURATION,
+    DataDirectoryHeld: Exit.HELD,
     CoordinatorUnreachable: Exit.UNREACHABLE,
     ParticipantError: Exit.USER_CODE,
 }
@@ -90,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             run = command(subparser)
     arguments = vars(parser.parse_args(argv))
     if arguments["version"]:
+        from importlib.metadata import version
+
         print(f"fedround {version('fedround')}")
         return Exit.OK
     if run is None:
@@ -111,74 +116,51 @@ def _participant(parser: ArgumentParser) -> Run:
     """Join a coordinator and train when selected, until training is complete."""
     from fedround.settings import ParticipantSettings
 
-    load = _settings(parser, ParticipantSettings)
-
-    def run(arguments: Arguments) -> int:
-        settings = load(arguments)
+    def serve(settings: ParticipantSettings) -> int:
         from fedround.participant.service import serve_participant
 
         return serve_participant(settings)
 
-    return run
+    return _service(parser, serve, ParticipantSettings)
 
 
 def _coordinator(parser: ArgumentParser) -> Run:
     """Serve a coordinator."""
     from fedround.settings import CoordinatorSettings
 
-    load = _settings(parser, CoordinatorSettings, file=True)
-
-    def run(arguments: Arguments) -> int:
-        settings = load(arguments)
+    def serve(settings: CoordinatorSettings) -> int:
         from fedround.coordinator import app
 
         app.run(settings)
         return Exit.OK
 
-    return run
+    return _service(parser, serve, CoordinatorSettings, file=True)
 
 
 def _aggregator(parser: ArgumentParser) -> Run:
     """Serve an aggregator."""
     from fedround.settings import AggregatorSettings
 
-    load = _settings(parser, AggregatorSettings, file=True)
-
-    def run(arguments: Arguments) -> int:
-        settings = load(arguments)
+    def serve(settings: AggregatorSettings) -> int:
         from fedround.aggregator import app
 
         app.run(settings)
         return Exit.OK
 
-    return run
+    return _service(parser, serve, AggregatorSettings, file=True)
 
 
 def _platform(parser: ArgumentParser) -> Run:
     """Serve a coordinator and an aggregator in one process."""
     from fedround.settings import AggregatorSettings, CoordinatorSettings
 
-    load_aggregator = _settings(parser, AggregatorSettings, long=True)
-    load_coordinator = _settings(parser, CoordinatorSettings, long=True)
-
-    def run(arguments: Arguments) -> int:
-        problems = []
-        try:
-            aggregator = load_aggregator(arguments)
-        except ConfigurationError as error:
-            problems.append(str(error))
-        try:
-            coordinator = load_coordinator(arguments)
-        except ConfigurationError as error:
-            problems.append(str(error))
-        if problems:
-            raise ConfigurationError("\n".join(problems))
+    def serve(aggregator: AggregatorSettings, coordinator: CoordinatorSettings) -> int:
         from fedround import platform
 
         platform.run(coordinator, aggregator)
         return Exit.OK
 
-    return run
+    return _service(parser, serve, AggregatorSettings, CoordinatorSettings)
 
 
 def _demo(parser: ArgumentParser) -> Run:
@@ -216,12 +198,39 @@ def _model(parser: ArgumentParser) -> Run:
 
 def _status(parser: ArgumentParser) -> Run:
     """Show what a service is doing."""
-    return _asking(parser, "/status")
+    asked = _asking(parser)
+
+    def run(arguments: Arguments) -> int:
+        try:
+            status, answer = asked(arguments, "/status")
+        except OSError as error:
+            print(error, file=sys.stderr)
+            return Exit.FAILED
+        print(answer.strip())
+        return Exit.OK if status == 200 else Exit.FAILED
+
+    return run
 
 
 def _healthcheck(parser: ArgumentParser) -> Run:
     """Exit with 0 when a service is ready, with 1 when it is not; say why."""
-    return _asking(parser, "/readyz")
+    asked = _asking(parser)
+
+    def run(arguments: Arguments) -> int:
+        try:
+            status, answer = asked(arguments, "/readyz")
+            health = json.loads(answer)
+            ready, reasons = health["ready"], ", ".join(health["reasons"])
+        except OSError as error:
+            print(error)
+        except (KeyError, TypeError, ValueError):
+            print(f"not a service of fedround: it answers /readyz with {status}")
+        else:
+            print("ready" if ready else f"not ready: {reasons}")
+            return Exit.OK if ready else Exit.FAILED
+        return Exit.FAILED
+
+    return run
 
 
 COMMANDS: Mapping[str, Callable[[ArgumentParser], Run]] = {
@@ -237,49 +246,98 @@ COMMANDS: Mapping[str, Callable[[ArgumentParser], Run]] = {
 """Each adds its arguments to its parser, and gives back what runs it. The first line of its docstring is its help."""
 
 
-def _settings(parser: ArgumentParser, cls: "type[S]", *, file: bool = False, long: bool = False) -> "Callable[[Arguments], S]":
-    """Make a flag of every setting. What is given back makes the settings, and sets up logging as they say."""
+def _service(parser: ArgumentParser, serve: Callable[..., int], *classes: "type[Settings]", file: bool = False) -> Run:
+    """Make a flag of every setting. What is given back makes the settings, sets up logging as they say, and calls `serve`."""
     from fedround import settings
     from fedround.observability import logs
 
+    long = len(classes) > 1
     parser.usage = f"{parser.prog} [options]"
     parser.epilog = "Every option may be given as the variable behind it instead; the option wins."
+    parser.add_argument("--show-settings", action="store_true", help="print the settings in force and who set them, and exit")
     if file:
         parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="a configuration file of XAIN FL 0.8 (TOML)")
-    for row in cls.rows():
+    for row in chain.from_iterable(cls.rows() for cls in classes):
         default = f", default {row.default}" if row.default else ""
         text = f"{row.description} [{row.variable}{default}]".replace("%", "%%")
         parser.add_argument(row.flag(long=long), dest=row.variable, metavar=row.kind, help=text)
 
-    def load(arguments: Arguments) -> "S":
-        flags = {row.name: text for row in cls.rows() if (text := arguments[row.variable]) is not None}
-        loaded, warnings = settings.load(cls, os.environ, flags, file=arguments.get("config"), long_flags=long)
-        logs.configure(loaded.log_format, loaded.log_level)
-        for warning in warnings:
-            LOG.warning("%s", warning)
-        return loaded
-
-    return load
-
-
-def _asking(parser: ArgumentParser, path: str) -> Run:
-    """GET `path` from an ops port and show the answer."""
-    parser.add_argument(
-        "--from", dest="url", default="http://127.0.0.1:8080", metavar="URL", help="the service's ops port [default %(default)s]"
-    )
-
     def run(arguments: Arguments) -> int:
-        # Not httpx: a probe runs every few seconds, and this is imported in a tenth of the time.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            with opener.open(arguments["url"].rstrip("/") + path, timeout=5) as response:
-                print(response.read().decode().strip())
-        except urllib.error.HTTPError as error:
-            print(error.read().decode(errors="replace").strip())
-            return Exit.FAILED
-        except (OSError, ValueError) as error:
-            print(f"no answer from {arguments['url']}: {error}", file=sys.stderr)
-            return Exit.FAILED
-        return Exit.OK
+        loaded: list[Loaded[Any]] = []
+        problems = []
+        for cls in classes:
+            flags = {row.name: text for row in cls.rows() if (text := arguments[row.variable]) is not None}
+            try:
+                loaded.append(settings.load(cls, os.environ, flags, file=arguments.get("config"), long_flags=long))
+            except ConfigurationError as error:
+                problems.append(str(error))
+                continue
+            logs.configure(loaded[-1].settings.log_format, loaded[-1].settings.log_level)
+            for warning in loaded[-1].warnings:
+                LOG.warning("%s", warning)
+        if problems:
+            raise ConfigurationError("\n".join(problems))
+        if arguments["show_settings"]:
+            _show(line for of_one in loaded for line in of_one.lines)
+            return Exit.OK
+        # Until the service handles them itself: the user's imports may take long, and process 1 of a container has no defaults.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _end)
+        return serve(*(of_one.settings for of_one in loaded))
 
     return run
+
+
+def _end(_number: int, _frame: FrameType | None) -> Never:
+    sys.exit(Exit.OK)
+
+
+def _show(lines: "Iterable[Line]") -> None:
+    """A table with columns one below the other; once, what two services share."""
+    rows = [("variable", "value", "source"), *dict.fromkeys(lines)]
+    wide, wider = (max(len(row[column]) for row in rows) for column in (0, 1))
+    for variable, value, source in rows:
+        print(f"{variable:{wide}}  {value or '-':{wider}}  {source}")
+
+
+def _asking(parser: ArgumentParser) -> Callable[[Arguments, str], tuple[int, str]]:
+    """Flags that say whose ops port is meant. What is given back asks it for a path: HTTP status and body; raises `OSError`."""
+    parser.add_argument(
+        "service", nargs="?", choices=OPS, default="participant", help="which one on this machine [default %(default)s]"
+    )
+    parser.add_argument("--from", dest="url", metavar="URL", help="the service's ops port; by default what its variables say")
+
+    def ask(arguments: Arguments, path: str) -> tuple[int, str]:
+        # Not httpx: a probe runs every few seconds, and this is imported in a tenth of the time.
+        import urllib.error
+        import urllib.request
+        from http.client import HTTPException
+
+        url = arguments["url"] or _ops_url(*OPS[arguments["service"]])
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(url.rstrip("/") + path, timeout=5) as response:
+                return response.status, response.read().decode(errors="replace")
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode(errors="replace")
+        except (OSError, ValueError, HTTPException) as error:
+            reason = getattr(error, "reason", error)
+            raise OSError(f"no answer from {url}: {getattr(reason, 'strerror', None) or reason}") from error
+
+    return ask
+
+
+OPS = {
+    "participant": ("PARTICIPANT_OPS_BIND", "PARTICIPANT_OPS_PORT", "8080"),
+    "coordinator": ("COORDINATOR_BIND", "COORDINATOR_OPS_PORT", "9081"),
+    "aggregator": ("AGGREGATOR_BIND", "AGGREGATOR_OPS_PORT", "9082"),
+}
+"""The variables that say where each is served to operators, and its default port: to load the settings takes longer than to ask."""
+
+
+def _ops_url(bind: str, port: str, default: str) -> str:
+    host = os.environ.get(bind, "").strip()
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    number = os.environ.get(port, "").strip()
+    return f"http://{f'[{host}]' if ':' in host else host}:{number if number.isdecimal() else default}"

@@ -2,6 +2,8 @@
 
 FedroundError
 ├── ConfigurationError        a setting is missing or wrong                          exit 78
+│   └── DataDamaged           a file in a data directory is not what was written
+├── DataDirectoryHeld         another process holds the data directory               exit 75
 ├── IllegalMove               a core was given an event that its state does not allow
 ├── UnknownAttempt            the books know no such attempt, or know it as over      (409)
 ├── NotAdmitted               no such id and token at the aggregator                  (404)
@@ -34,6 +36,17 @@ class FedroundError(Exception):
 
 class ConfigurationError(FedroundError):
     """A setting is missing or wrong; the message names it and says how to set it."""
+
+
+class DataDamaged(ConfigurationError):
+    """A file in a data directory is not what was written. Nothing is repaired or thrown away without being asked."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(f"{name} in the data directory cannot be used: {why}. Put a copy back, or point to an empty directory")
+
+
+class DataDirectoryHeld(FedroundError):
+    """Another process has held the data directory for too long."""
 
 
 class IllegalMove(FedroundError):

@@ -7,9 +7,10 @@ import logging
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from fedround.weights import Change, Statistics
+if TYPE_CHECKING:
+    from fedround.weights import Change, Statistics
 
 LOG = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ class WeightsMeasured(Fact):
     round: int
     source: str
     size: int
-    statistics: Statistics
+    statistics: "Statistics"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ class UpdateMeasured(Fact):
 
     round: int
     samples: int
-    change: Change | None
+    change: "Change | None"
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +296,21 @@ class Aggregated(Fact):
 
 
 # Every server's
+
+
+@dataclass(frozen=True, slots=True)
+class WasKept(Fact):
+    """What shall survive a restart was written to the data directory."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class NotKept(Fact):
+    """It could not be written; it is tried again."""
+
+    what: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

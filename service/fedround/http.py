@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import cache
 from threading import Event
-from typing import Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import httpx
 import numpy as np
-from starlette.types import ASGIApp
 
 from fedround import http_log, wire
 from fedround.errors import (
@@ -35,6 +34,9 @@ from fedround.errors import (
 )
 from fedround.events import ExchangeEnded, Observer, Observers, redact
 from fedround.wire import Heartbeat, Problem, RendezVous, StartTraining, UpdateOutcome
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
 
 Transport = httpx.BaseTransport
 Instrument = Callable[[httpx.Client | httpx.AsyncClient], object]
@@ -486,7 +488,7 @@ def _instrumented(http: httpx.Client | httpx.AsyncClient, instrument: Instrument
 class InMemory(httpx.BaseTransport):
     """For tests: in place of sockets, ASGI apps by the names of their hosts, at work on an event loop of another thread."""
 
-    def __init__(self, apps: Mapping[str, ASGIApp], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, apps: "Mapping[str, ASGIApp]", loop: asyncio.AbstractEventLoop) -> None:
         self._hosts = {host: httpx.ASGITransport(app, raise_app_exceptions=False) for host, app in apps.items()}
         self._loop = loop
 

@@ -1,18 +1,18 @@
 """Coordinator and aggregator in one process: the books are asked by plain calls, and there is no internal port."""
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from fedround import serve
+from fedround import durable, serve
 from fedround.aggregator import app as aggregator_app
 from fedround.aggregator.service import AggregatorService
 from fedround.coordinator import app as coordinator_app
 from fedround.coordinator.service import CoordinatorService
+from fedround.durable import Disk
 from fedround.events import Observer
-from fedround.observability.health import Health
+from fedround.observability.health import Health, tended
 from fedround.observability.metrics import AggregatorMetrics, CoordinatorMetrics
 from fedround.observability.telemetry import Telemetry
 from fedround.serve import Endpoint
@@ -39,43 +39,50 @@ class Platform:
 
 @asynccontextmanager
 async def serving(
-    coordinator: CoordinatorSettings, aggregator: AggregatorSettings, observers: Iterable[Observer] = ()
+    coordinator: CoordinatorSettings,
+    aggregator: AggregatorSettings,
+    observers: Iterable[Observer] = (),
+    *,
+    disks: Sequence[Disk | None] = (None, None),
 ) -> AsyncIterator[Platform]:
     """Serve both within the block. Raises `ConfigurationError`.
 
-    Where nobody said how participants reach the aggregator they are sent to the port that it got.
+    Where nobody said how participants reach the aggregator they are sent to the port that it got. `disks`: the coordinator's and
+    the aggregator's.
     """
-    health, others = Health(), tuple(observers)
+    health, others = (Health(), Health()), tuple(observers)
     of_aggregator = Telemetry(AggregatorMetrics(), others)
-    of_coordinator = Telemetry(CoordinatorMetrics(), [coordinator_app.readiness(health), *others])
-    books = aggregator_app.build(aggregator, of_aggregator.observe)
-    service = coordinator_app.build(coordinator, books, of_coordinator.observe)
+    of_coordinator = Telemetry(CoordinatorMetrics(), [coordinator_app.readiness(health[0]), *others])
+    books = aggregator_app.build(aggregator, of_aggregator.observe, disks[1])
+    service = coordinator_app.build(coordinator, books, of_coordinator.observe, disks[0])
     platform = Platform(
         service,
         books,
         coordinator_app.public_endpoint(coordinator, service, of_coordinator),
-        coordinator_app.ops_endpoint(coordinator, service, health, of_coordinator),
+        coordinator_app.ops_endpoint(coordinator, service, health[0], of_coordinator),
         aggregator_app.public_endpoint(aggregator, books, of_aggregator),
-        aggregator_app.ops_endpoint(aggregator, books, Health(), of_aggregator),
+        aggregator_app.ops_endpoint(aggregator, books, health[1], of_aggregator),
     )
     async with serve.serving(*platform.endpoints):
         if "aggregator_url" not in coordinator.model_fields_set:
             service.aggregator_url = f"http://localhost:{platform.aggregator_public.port}"
-        async with asyncio.TaskGroup() as tasks:
-            work = tasks.create_task(service.run())
+        async with tended(health[0], service.run()), tended(health[1], aggregator_app.keep_checking(aggregator, health[1])):
             yield platform
-            work.cancel()
         # Now nobody acknowledges updates any more: who waits for that is answered.
         books.stop()
 
 
 def run(coordinator: CoordinatorSettings, aggregator: AggregatorSettings) -> None:
     """Serve until SIGTERM or SIGINT. Raises `ConfigurationError`."""
-    serve.run(_run(coordinator, aggregator))
+    with (
+        durable.held(coordinator.data_dir, "COORDINATOR_DATA_DIR") as rounds,
+        durable.held(aggregator.data_dir, "AGGREGATOR_DATA_DIR") as models,
+    ):
+        serve.run(_run(coordinator, aggregator, rounds, models))
 
 
-async def _run(coordinator: CoordinatorSettings, aggregator: AggregatorSettings) -> None:
+async def _run(coordinator: CoordinatorSettings, aggregator: AggregatorSettings, *disks: Disk | None) -> None:
     with serve.capture_signals() as stop:
-        async with serving(coordinator, aggregator):
+        async with serving(coordinator, aggregator, disks=disks):
             await stop.wait()
             LOG.info("stopping")

@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import errno
 import gc
 import logging
 import os
@@ -32,21 +33,28 @@ T = TypeVar("T")
 
 
 class Endpoint:
-    """An app and where it is served. `setting` is the variable that holds the port, for messages; port 0 is any free one."""
+    """An app and where it is served. `setting` is the variable that holds the port, for messages; port 0 is any free one.
 
-    def __init__(self, app: ASGIApp, *, host: str, port: int, setting: str) -> None:
+    `last`: it is served until all others have ended, for operators who want to see them end.
+    """
+
+    def __init__(self, app: ASGIApp, *, host: str, port: int, setting: str, last: bool = False) -> None:
         self.app = app
         self.host = host
         self.port = port
         self.setting = setting
+        self.last = last
 
     def bind(self) -> socket.socket:
         """Take the port; from now on `port` is the real one, and who connects waits. Raises `ConfigurationError`."""
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         try:
-            bound = socket.create_server((self.host, self.port), family=family, backlog=BACKLOG)
+            both = self.host == "::" and socket.has_dualstack_ipv6()  # IPv4 too
+            bound = socket.create_server((self.host, self.port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
         except OSError as error:
-            reason = f"cannot listen on {self.host}: {error.strerror}; choose another port, or 0 for any free one"
+            reason = f"cannot listen on {self.host}: {error.strerror}"
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                reason += "; choose another port, or 0 for any free one"
             raise ConfigurationError(f"{self.setting}={self.port}: {reason}") from error
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; connections have it from the socket that accepts them
             bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALL * 1000)
@@ -69,9 +77,11 @@ async def serving(*endpoints: Endpoint, grace: int = GRACE) -> AsyncIterator[Non
         try:
             yield
         finally:
-            for server in servers:
-                server.should_exit = True
-            await asyncio.gather(*running)
+            for last in (False, True):
+                ending = [n for n, endpoint in enumerate(endpoints) if endpoint.last is last]
+                for n in ending:
+                    servers[n].should_exit = True
+                await asyncio.gather(*(running[n] for n in ending))
 
 
 class _Server(uvicorn.Server):

@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -250,6 +250,9 @@ class CoordinatorSettings(_Platform):
     round_timeout: Duration = setting("1h", "After so long the selected who have not delivered lose the round to others.", gt=0)
     aggregator_url: Url = setting("http://localhost:8082", "Where participants reach the aggregator; they are told.")
     aggregator_internal_url: Url = setting("http://localhost:7082", "Where the coordinator reaches the aggregator's internal port.")
+    data_dir: Annotated[Path | None, Field(title="path")] = setting(
+        None, "Where the round and the known participants are kept over a restart. Unset: nowhere."
+    )
     port: Port = setting(8081, "The port for participants. 0: any free one.")
     ops_port: Port = setting(9081, "The port for operators. 0: any free one.")
 
@@ -262,6 +265,13 @@ class AggregatorSettings(_Platform):
     strategy: str = setting("weighted_average", "How updates become a global model: weighted_average, model_sum, or module:Class.")
     strategy_options: Options = setting("{}", "Keyword arguments for the strategy, as a JSON object.")
     max_model_size: Size = setting("1GiB", "The largest update that is accepted.")
+    data_dir: Annotated[Path | None, Field(title="path")] = setting(
+        None, "Where global models are kept over a restart. Unset: nowhere, and only the newest can be had."
+    )
+    keep_models: int = setting(10, "How many global models the data directory keeps.", ge=1, title="number")
+    initial_model: Annotated[Path | None, Field(title="path")] = setting(
+        None, "A .npy file to begin training with, where there is no other model."
+    )
     spool_dir: Annotated[Path | None, Field(title="path")] = setting(
         None, "Where an update waits until it has arrived whole. Unset: the system's directory for temporary files."
     )
@@ -282,23 +292,42 @@ class AggregatorSettings(_Platform):
 S = TypeVar("S", bound=Settings)
 
 
+class Line(NamedTuple):
+    """One setting as it is in force: `value` as a person would write it, secrets masked; `source` says who set it."""
+
+    variable: str
+    value: str
+    source: str
+
+
+class Loaded(NamedTuple, Generic[S]):
+    """Settings, what to warn of, and where each of them comes from."""
+
+    settings: S
+    warnings: list[str]
+    lines: list[Line]
+
+
 def load(
     cls: type[S], environ: Mapping[str, str], flags: Mapping[str, str], *, file: Path | None = None, long_flags: bool = False
-) -> tuple[S, list[str]]:
-    """The settings, and what to warn of. `flags` are by the names of rows, as text.
+) -> Loaded[S]:
+    """`flags` are by the names of rows, as text.
 
     Raises `ConfigurationError`, which tells everything that is wrong.
     """
     rows = {row.name: row for row in cls.rows()}
     problems: list[str] = []
     values, warnings = ({}, []) if file is None else _read_file(cls, file)
-    for source in (_from_environment(rows, environ), dict(flags)):
+    shown = {name: (str(value), "file") for name, value in values.items()}
+    for name, source in {"environment": _from_environment(rows, environ), "flag": dict(flags)}.items():
+        shown |= {key: (text, name) for key, text in source.items()}
         for row in rows.values():
             if row.kind == "secret" and (path := source.pop(f"{row.name}_file", None)) is not None:
                 try:
                     if row.name in source:
                         raise ValueError("the secret itself is set too: which of them is meant?")
                     source[row.name] = Path(path).read_text().strip()
+                    shown[row.name] = ("", name)
                 except (OSError, ValueError) as error:
                     problems.append(f"{row.variable}_FILE ({row.flag(long=long_flags)}-file): {error}")
         values |= source
@@ -306,9 +335,37 @@ def load(
         settings = cls(**values)
     except ValidationError as error:
         problems += [_problem(cls, rows[str(e["loc"][0])], dict(e), long_flags) for e in error.errors()]
+    unknown = list(_unknown(f"{cls.prefix}_", environ, {row.variable for row in rows.values()}))
     if problems:
-        raise ConfigurationError("\n  ".join(["the settings are not right:", *problems]))
-    return settings, warnings + list(_unknown(f"{cls.prefix}_", environ, {row.variable for row in rows.values()}))
+        # What is misspelt is often what is missing.
+        raise ConfigurationError("\n  ".join(["the settings are not right:", *problems, *unknown]))
+    warnings += unknown
+    return Loaded(
+        settings, warnings, [_line(row, settings, *shown.get(row.name, (row.default, "default"))) for row in rows.values()]
+    )
+
+
+def _line(row: Row, settings: Settings, text: str, source: str) -> Line:
+    value = getattr(settings, row.name, None)
+    if row.kind == "secret":
+        text = "***" if value else ""
+    elif row.kind == "json":
+        text = json.dumps(_masked(value))
+    elif not text and value is not None:
+        text = str(value)  # found out, such as the host's name
+    return Line(row.variable, text, source)
+
+
+def _masked(value: object) -> object:
+    """Options as they may be shown: a text among them may be a password, a number hardly."""
+    match value:
+        case str():
+            return "***"
+        case dict():
+            return {name: _masked(inner) for name, inner in value.items()}
+        case list():
+            return [_masked(inner) for inner in value]
+    return value
 
 
 def _from_environment(rows: Mapping[str, Row], environ: Mapping[str, str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ import math
 import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from io import FileIO
 from typing import TYPE_CHECKING, Any
 
@@ -119,6 +119,7 @@ def parse_header(prefix: bytes | bytearray | memoryview) -> Header:
     return Header(_dtype(fields["descr"]), _shape(fields["shape"]), _fortran(fields["fortran_order"]), start + length)
 
 
+@lru_cache(maxsize=16)  # the header of a training's model is the same each time, and takes longer to read than a small model
 def _literal(text: bytes) -> dict[str, Any]:
     try:
         fields = ast.literal_eval(text.decode().strip())

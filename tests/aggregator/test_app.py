@@ -1,6 +1,7 @@
 import asyncio
 import base64
 import json
+import math
 import os
 import re
 import signal
@@ -25,7 +26,7 @@ from fedround.books import Admission, Closed, Difference, Entry, Outcome, Verdic
 from fedround.errors import ConfigurationError, ExchangeError, UnknownAttempt
 from fedround.events import Fact, Observer, Observers, UploadFailed
 from fedround.observability import ops
-from fedround.observability.health import Health
+from fedround.observability.health import Health, tended
 from fedround.remote_books import RemoteBooks
 from fedround.serve import Endpoint, serving
 from fedround.settings import AggregatorSettings
@@ -625,6 +626,41 @@ def settings(**values: Any) -> AggregatorSettings:
 def test_settings_that_cannot_work_are_told_at_the_start(values: Mapping[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         app.build(settings(**values), Observers())
+
+
+@pytest.mark.parametrize("kind", ["spool", "data"])
+def test_a_directory_that_cannot_be_written_makes_unready_until_it_can(kind: str, tmp_path: Path) -> None:
+    directories = {name: tmp_path / name for name in ("spool", "data")}
+    for directory in directories.values():
+        directory.mkdir()
+
+    class Telling(Health):
+        looked = asyncio.Event()
+
+        def fault(self, topic: str, reason: str) -> None:
+            super().fault(topic, reason)
+            self.looked.set()
+
+        def fine(self, topic: str, *, within: float = math.inf) -> None:
+            super().fine(topic, within=within)
+            self.looked.set()
+
+        async def until(self, reasons: list[str]) -> None:
+            async with asyncio.timeout(20):
+                while self.reasons != reasons:
+                    self.looked.clear()
+                    await self.looked.wait()
+
+    async def main() -> None:
+        health = Telling()
+        values = {f"{name}_dir": str(directory) for name, directory in directories.items()}
+        async with tended(health, app.keep_checking(settings(**values), health, every=0.001)):
+            directories[kind].rmdir()
+            await health.until([f"the {kind} directory cannot be written: No such file or directory"])
+            directories[kind].mkdir()
+            await health.until([])
+
+    asyncio.run(main())
 
 
 def test_an_aggregator_serves_three_ports_until_it_is_told_to_stop() -> None:

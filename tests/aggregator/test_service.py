@@ -547,6 +547,7 @@ def test_the_status_tells_the_round_and_the_model() -> None:
             "attempt": None,
             "counted": 0,
             "receiving": 0,
+            "models": [],
             "model": None,
         }
         await open_round(aggregator)
@@ -557,6 +558,7 @@ def test_the_status_tells_the_round_and_the_model() -> None:
             "attempt": "attempt-",
             "counted": 1,
             "receiving": 0,
+            "models": [],
             "model": None,
         }
         await aggregator.close("attempt-0", [ANNA])

@@ -33,7 +33,7 @@ KINDS = sorted(Fact.__subclasses__(), key=lambda kind: kind.__name__)
 
 
 def example(kind: type[Fact]) -> Fact:
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, localns={"Change": Change, "Statistics": Statistics})
     return kind(**{field.name: ID if field.name in ("id", "attempt") else VALUES[hints[field.name]] for field in fields(kind)})
 
 

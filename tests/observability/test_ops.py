@@ -1,6 +1,7 @@
 import asyncio
 import json
 from collections.abc import Mapping
+from itertools import count
 
 import httpx
 import pytest
@@ -9,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from fedround.observability import ops
-from fedround.observability.health import Health
+from fedround.observability.health import Health, tended
 
 
 class Clock:
@@ -77,6 +78,59 @@ def test_a_loop_that_stands_still_is_not_alive() -> None:
     assert (answer.status_code, answer.json()) == (503, {"alive": False})
     health.beat(within=10)
     assert health.alive
+
+
+def test_a_tended_service_is_alive_while_its_loop_turns_and_unready_from_the_end_on() -> None:
+    async def main() -> None:
+        health, working, cancelled = Health(clock=(clock := Clock())), asyncio.Event(), asyncio.Event()
+
+        async def chore() -> None:
+            working.set()
+            try:
+                await asyncio.Future()
+            finally:
+                cancelled.set()
+
+        async with tended(health, chore()):
+            await working.wait()
+            assert (health.alive, health.reasons) == (True, [])
+            clock.now += 16
+            assert not health.alive
+        assert cancelled.is_set()
+        assert health.reasons == ["it stops"]
+
+    asyncio.run(main())
+
+
+def test_a_chore_that_fails_ends_the_service() -> None:
+    async def main() -> None:
+        async def chore() -> None:
+            raise LookupError
+
+        async with tended(Health(), chore()):
+            await asyncio.Future()
+
+    with pytest.raises(ExceptionGroup) as raised:
+        asyncio.run(main())
+    assert raised.group_contains(LookupError)
+
+
+def test_a_loop_that_turns_beats_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedround.observability.health.BEAT", 0.001)
+
+    class Counting(Health):
+        def beat(self, *, within: float) -> None:
+            super().beat(within=within)
+            if next(beats) == 2:
+                thrice.set()
+
+    beats, thrice = count(), asyncio.Event()
+
+    async def main() -> None:
+        async with tended(Counting()):
+            await thrice.wait()
+
+    asyncio.run(main())
 
 
 def test_an_unready_service_is_alive() -> None:

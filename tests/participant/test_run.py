@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,13 @@ from fedround.participant.round import current_round
 from fedround.participant.run import arun_participant, run_participant, signals
 from fedround.weights import Array
 from support.federation import FINISH, After, OldPlatform, order, our_platform
+from support.gate import Gate
 
 MODULE = """
-import time
+import os, time
+if "STUCK" in os.environ:
+    print("importing", flush=True)
+    time.sleep(100)
 import fedround
 import numpy as np
 
@@ -294,6 +298,51 @@ def test_a_second_signal_ends_a_service_at_once(tmp_path: Path) -> None:
         assert s.end(signal.SIGTERM) == 0
 
 
+def test_a_service_whose_class_takes_long_to_import_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENVIRON, "STUCK", "1")
+    with service(tmp_path, "http://127.0.0.1:1") as s:
+        assert s.process.stdout is not None
+        assert s.process.stdout.readline() == "importing\n"
+        began = time.monotonic()
+        assert s.end(signal.SIGTERM) == 0
+        assert time.monotonic() - began < 3
+    assert "Traceback" not in s.log
+
+
+def test_an_upload_under_way_is_finished_before_a_service_ends(tmp_path: Path) -> None:
+    with our_platform(rounds=2) as p, Gate(p.platform.aggregator_public.port) as gate:
+        with service(tmp_path, p.url, AGGREGATOR_URL=gate.url) as s:
+            assert gate.held.wait(20)
+            s.process.send_signal(signal.SIGTERM)
+            s.until("draining")
+            gate.open.set()
+            assert s.end() == 0
+        assert [completed["counted"] for completed in p.status()["last_rounds"]] == [1]
+        assert p.status()["participants"] == []
+    assert "round 0 completed" in s.log
+
+
+def test_an_upload_that_takes_too_long_is_given_up_and_the_coordinator_knows_at_once(tmp_path: Path) -> None:
+    with our_platform(rounds=2) as p, Gate(p.platform.aggregator_public.port) as gate:
+        with service(tmp_path, p.url, AGGREGATOR_URL=gate.url, DRAIN_TIMEOUT="300ms") as s:
+            assert gate.held.wait(20)
+            began = time.monotonic()
+            assert s.end(signal.SIGTERM) == 0
+            assert 0.3 <= time.monotonic() - began < 3
+            assert p.status()["participants"] == []
+        assert p.status()["last_rounds"] == []
+    assert "round 0 abandoned" in s.log
+
+
+def test_a_coordinator_that_stays_away_exits_with_69_even_if_the_code_does_not_return(tmp_path: Path) -> None:
+    options = {"OPTIONS": mood("deaf"), "GIVE_UP_AFTER": "300ms", "RECONNECT_MAX": "100ms", "HEARTBEAT_PERIOD": "100ms"}
+    with ExitStack() as stack:
+        with our_platform(rounds=2) as p:
+            s = stack.enter_context(service(tmp_path, p.url, **options))
+            s.training()
+        assert s.end() == 69
+
+
 def test_user_code_that_keeps_failing_exits_with_70_and_its_traceback(tmp_path: Path) -> None:
     with our_platform(rounds=2) as p, service(tmp_path, p.url, OPTIONS=mood("broken"), MAX_FAILURES="2") as s:
         assert s.end() == 70
@@ -318,6 +367,15 @@ def test_an_ops_port_in_use_exits_with_78_after_leaving(tmp_path: Path) -> None:
         with service(tmp_path, p.url, OPS_PORT=str(taken.getsockname()[1])) as s:
             assert s.end() == 78
         assert p.status()["participants"] == []
+    assert "PARTICIPANT_OPS_PORT" in s.log
+
+
+def test_an_ops_port_in_use_exits_with_78_even_if_the_code_does_not_return(tmp_path: Path) -> None:
+    with our_platform() as p, socket.create_server(("127.0.0.1", 0)) as taken:
+        with service(tmp_path, p.url, OPTIONS=mood("deaf"), OPS_PORT=str(taken.getsockname()[1])) as s:
+            assert s.end() == 78
+        assert p.status()["participants"] == []
+    assert "does not return" in s.log
     assert "PARTICIPANT_OPS_PORT" in s.log
 
 

@@ -1,5 +1,6 @@
 """The aggregator's HTTP: for participants, for the coordinator, for operators; and the process that serves all three."""
 
+import asyncio
 import json
 import logging
 import math
@@ -14,9 +15,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from fedround import asgi, serve, wire
-from fedround.aggregator.service import AggregatorService
-from fedround.aggregator.spool import Spool
+from fedround import asgi, durable, serve, wire
+from fedround.aggregator.service import AggregatorService, Model
+from fedround.aggregator.spool import Spool, check_writable
+from fedround.aggregator.store import ModelStore
 from fedround.aggregator.strategies import load_strategy
 from fedround.books import (
     Admit,
@@ -33,10 +35,11 @@ from fedround.books import (
     carry_out,
     page_to_json,
 )
-from fedround.errors import ConfigurationError, TooLarge
+from fedround.durable import Disk
+from fedround.errors import ConfigurationError, TooLarge, WeightsError
 from fedround.events import Observer, short
 from fedround.observability import ops
-from fedround.observability.health import Health
+from fedround.observability.health import Health, tended
 from fedround.observability.metrics import AggregatorMetrics
 from fedround.observability.telemetry import Telemetry
 from fedround.serve import Endpoint
@@ -45,6 +48,10 @@ from fedround.weights import Spec
 
 LOG = logging.getLogger(__name__)
 
+CHECK_EVERY = 2.0
+"""Seconds between two looks at the directories."""
+CHECK_WITHIN = 30.0
+"""Seconds after which a look that has not ended is a fault: the disk hangs."""
 MAX_CALL = 64 << 20
 """Bytes of a call of the books, which may list every participant."""
 
@@ -161,15 +168,22 @@ def _answer(data: Mapping[str, object]) -> Response:
 
 
 def model_route(service: AggregatorService, *, token: str | None = None) -> Route:
-    """`/model` for the ops port: the newest global model as `.npy`, its round as `ETag`."""
+    """`/model` for the ops port: the newest global model as `.npy`, or that of `?round=N`; its round is the `ETag`."""
 
     async def newest(request: Request) -> Response:
         if not asgi.authorized(request.headers, token, basic=True):
             return asgi.unauthorized(basic=True)
-        if (model := service.model) is None:
+        wanted = request.query_params.get("round")
+        if wanted is not None and not wanted.isdecimal():
+            return asgi.problem(400, "`round` is the number of a round")
+        number = int(wanted) if wanted is not None else service.model.round if service.model else None
+        buffers = await service.kept(number)
+        if buffers is None and wanted is None:
             return asgi.problem(404, "there is no global model before the first round is completed")
-        headers = {"ETag": f'"{model.round}"', "Content-Disposition": 'attachment; filename="model.npy"'}
-        return asgi.Slices(model.buffers, headers=headers, media_type="application/octet-stream")
+        if buffers is None:
+            return asgi.problem(404, "that model is not kept: `/status` names the rounds whose models are")
+        headers = {"ETag": f'"{number}"', "Content-Disposition": 'attachment; filename="model.npy"'}
+        return asgi.Slices(buffers, headers=headers, media_type="application/octet-stream")
 
     return Route("/model", newest)
 
@@ -177,8 +191,8 @@ def model_route(service: AggregatorService, *, token: str | None = None) -> Rout
 # The process
 
 
-def build(settings: AggregatorSettings, observer: Observer) -> AggregatorService:
-    """The service as the settings want it. Raises `ConfigurationError`."""
+def build(settings: AggregatorSettings, observer: Observer, disk: Disk | None = None) -> AggregatorService:
+    """The service as the settings want it, with the models that `disk` keeps. Raises `ConfigurationError`."""
     spool = Spool(settings.spool_dir, max_size=settings.max_model_size)
     spool.check()
     new_sum = partial(load_strategy(settings.strategy), **settings.strategy_options)
@@ -186,8 +200,22 @@ def build(settings: AggregatorSettings, observer: Observer) -> AggregatorService
         new_sum(Spec(np.dtype("<f4"), (1,)))
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"AGGREGATOR_STRATEGY_OPTIONS: {settings.strategy} does not take them: {error}") from error
-    LOG.info("the global model is kept in memory only: a restart loses it")
-    return AggregatorService(new_sum, spool, observer=observer)
+    store = ModelStore(disk, keep=settings.keep_models) if disk else None
+    return AggregatorService(new_sum, spool, model=_model(settings, store), store=store, observer=observer)
+
+
+def _model(settings: AggregatorSettings, store: ModelStore | None) -> Model | None:
+    """What training goes on from."""
+    if store is not None and store.rounds:
+        newest = store.rounds[-1]
+        LOG.info("back with the model of round %d", newest)
+        return Model.read(newest, store.read(newest))
+    if settings.initial_model is None:
+        return None
+    try:
+        return Model.read(None, memoryview(bytearray(settings.initial_model.read_bytes())))
+    except (OSError, WeightsError) as error:
+        raise ConfigurationError(f"AGGREGATOR_INITIAL_MODEL={settings.initial_model}: {error}") from error
 
 
 def public_endpoint(settings: AggregatorSettings, service: AggregatorService, telemetry: Telemetry) -> Endpoint:
@@ -206,18 +234,40 @@ def ops_endpoint(settings: AggregatorSettings, service: AggregatorService, healt
     """Where operators are served."""
     telemetry.show(service.status)
     app = ops.app(health, service.status, scrape=telemetry.scrape, routes=[model_route(service, token=reveal(settings.token))])
-    return Endpoint(app, host=settings.bind, port=settings.ops_port, setting="AGGREGATOR_OPS_PORT")
+    return Endpoint(app, host=settings.bind, port=settings.ops_port, setting="AGGREGATOR_OPS_PORT", last=True)
 
 
 def run(settings: AggregatorSettings) -> None:
     """Serve until SIGTERM or SIGINT. Raises `ConfigurationError`."""
-    serve.run(_run(settings))
+    with durable.held(settings.data_dir, "AGGREGATOR_DATA_DIR") as disk:
+        serve.run(_run(settings, disk))
 
 
-async def _run(settings: AggregatorSettings) -> None:
+async def keep_checking(settings: AggregatorSettings, health: Health, *, every: float = CHECK_EVERY) -> None:
+    """Not ready while a directory cannot be written, for as long as this runs."""
+    directories = {"spool directory": settings.spool_dir} | ({"data directory": settings.data_dir} if settings.data_dir else {})
+    failing: set[str] = set()
+    while True:
+        for topic, directory in directories.items():
+            try:
+                await asyncio.to_thread(check_writable, directory)
+            except OSError as error:
+                health.fault(topic, f"the {topic} cannot be written: {error.strerror}")
+                if topic not in failing:
+                    LOG.warning("the %s cannot be written: %s", topic, error)
+                failing.add(topic)
+            else:
+                health.fine(topic, within=CHECK_WITHIN)
+                if topic in failing:
+                    LOG.info("the %s can be written again", topic)
+                failing.discard(topic)
+        await asyncio.sleep(every)
+
+
+async def _run(settings: AggregatorSettings, disk: Disk | None) -> None:
     health = Health()
     telemetry = Telemetry(AggregatorMetrics())
-    service = build(settings, telemetry.observe)
+    service = build(settings, telemetry.observe, disk)
     endpoints = (
         public_endpoint(settings, service, telemetry),
         internal_endpoint(settings, service, telemetry),
@@ -225,7 +275,7 @@ async def _run(settings: AggregatorSettings) -> None:
     )
     with serve.capture_signals() as stop:
         async with serve.serving(*endpoints):
-            await stop.wait()
-            LOG.info("stopping")
-            health.fault("process", "it stops")
+            async with tended(health, keep_checking(settings, health)):
+                await stop.wait()
+                LOG.info("stopping")
             service.stop()

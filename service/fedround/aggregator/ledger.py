@@ -9,7 +9,8 @@ The rules:
 4. A counted token stays good for reading, and for a repeat that is read and thrown away, until its id uses a newer one or is
    forgotten: xain-sdk 0.8.0 may train and deliver once more with it, even when it is selected again, and ends where it is refused.
 5. A right is not revoked while an update is being received for it.
-6. Entries are numbered from 1 within an incarnation, and kept until they are acknowledged. Losing the sum begins a new incarnation.
+6. A round whose model there is is over: no attempt of it is opened.
+7. Entries are numbered from 1 within an incarnation, and kept until they are acknowledged. Losing the sum begins a new incarnation.
 """
 
 from collections import deque
@@ -17,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from fedround.books import Admission, Difference, Entry, Outcome, Page, Verdict
+from fedround.books import Admission, Difference, Entry, Newest, Outcome, Page, Verdict
 from fedround.errors import IllegalMove, Late, NotAdmitted, UnknownAttempt
 
 REMEMBERED_ATTEMPTS = 64
@@ -78,10 +79,11 @@ class Counted:
 
 
 class Ledger:
-    """See the rules above. `incarnation` names the life of the sum."""
+    """See the rules above. `incarnation` names the life of the sum, `newest` the model that is there."""
 
-    def __init__(self, incarnation: str) -> None:
+    def __init__(self, incarnation: str, newest: Newest | None = None) -> None:
         self.incarnation = incarnation
+        self.newest = newest
         self.acknowledged = 0
         self.attempt: Attempt | None = None
         self._ended: deque[str] = deque(maxlen=REMEMBERED_ATTEMPTS)
@@ -92,10 +94,10 @@ class Ledger:
     # The coordinator's calls
 
     def open(self, attempt: str, round: int, admissions: Sequence[Admission], forget: Sequence[str] = ()) -> bool:
-        """Begin an attempt; True when it is a new one, so that a new sum begins. Raises `UnknownAttempt` for one that has ended."""
-        if attempt in self._ended:
-            raise UnknownAttempt(attempt)
+        """Begin an attempt; True when it is a new one, with a new sum. Raises `UnknownAttempt` when it, or its round, is over."""
         new = self.attempt is None or self.attempt.id != attempt
+        if attempt in self._ended or (new and self.newest is not None and self.newest.round >= round):
+            raise UnknownAttempt(attempt)
         if new:
             self._end_attempt()
             self.attempt = Attempt(attempt, round)
@@ -155,7 +157,7 @@ class Ledger:
         self.acknowledged = max(self.acknowledged, min(after, self._seq))
         while self._entries and self._entries[0].seq <= self.acknowledged:
             self._entries.popleft()
-        return Page(self.incarnation, tuple(self._entries))
+        return Page(self.incarnation, tuple(self._entries), self.newest)
 
     # The participants' exchanges
 

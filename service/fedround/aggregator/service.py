@@ -12,11 +12,12 @@ from uuid import uuid4
 
 from fedround.aggregator.ledger import Attempt, Ledger, Receipt
 from fedround.aggregator.spool import Received, Spool
+from fedround.aggregator.store import ModelStore
 from fedround.aggregator.strategies import Strategy, StrategyFactory
-from fedround.books import Admission, Closed, Difference, Entry, Page, Verdict
+from fedround.books import Admission, Closed, Difference, Entry, Newest, Page, Verdict
 from fedround.errors import Busy, Late, NotAdmitted, TooLarge, UnknownAttempt, WeightsError
-from fedround.events import Aggregated, Observer, Observers, UpdateReceived, UploadFailed, WeightsMeasured, short
-from fedround.weights import Array, Spec, UpdateReader, encode_model, statistics
+from fedround.events import Aggregated, NotKept, Observer, Observers, UpdateReceived, UploadFailed, WasKept, WeightsMeasured, short
+from fedround.weights import Array, Spec, UpdateReader, decode, encode_model, parse_header, statistics
 from fedround.wire import UpdateOutcome
 
 LOG = logging.getLogger(__name__)
@@ -33,7 +34,8 @@ T = TypeVar("T")
 class Model:
     """A global model, ready to be served. It never changes: whoever is still sending it keeps it alive."""
 
-    round: int
+    round: int | None
+    """None: training begins with it."""
     spec: Spec
     array: Array
     buffers: tuple[bytes, memoryview]
@@ -41,9 +43,19 @@ class Model:
     etag: str
 
     @classmethod
-    def of(cls, round: int, array: Array, spec: Spec) -> Self:
+    def of(cls, round: int | None, array: Array, spec: Spec) -> Self:
         header, data = encode_model(array)
-        return cls(round, spec, array, (header, data), f'"{round}-{zlib.crc32(data):08x}"')
+        return cls(round, spec, array, (header, data), f'"{"initial" if round is None else round}-{zlib.crc32(data):08x}"')
+
+    @classmethod
+    def read(cls, round: int | None, data: memoryview) -> Self:
+        """From the bytes of an `.npy`. Raises `WeightsError`."""
+        spec = parse_header(data).spec
+        return cls.of(round, decode(data).astype(spec.dtype, copy=False), spec)
+
+    @property
+    def newest(self) -> Newest | None:
+        return None if self.round is None else Newest(self.round, self.array.size)
 
 
 class AggregatorService:
@@ -52,6 +64,8 @@ class AggregatorService:
     Args:
         new_sum: Makes the sum of an attempt, given what its updates look like.
         spool: Where updates are received.
+        model: What training begins with, or went on to before a restart.
+        store: Where models are kept; None: nowhere.
         observer: Told of every fact.
         hold: Seconds for which `ledger` waits for an entry.
         patience: Seconds for which `deliver` waits until the coordinator has acknowledged the entry.
@@ -62,6 +76,8 @@ class AggregatorService:
         new_sum: StrategyFactory,
         spool: Spool,
         *,
+        model: Model | None = None,
+        store: ModelStore | None = None,
         observer: Observer | None = None,
         hold: float = HOLD,
         patience: float = PATIENCE,
@@ -71,10 +87,13 @@ class AggregatorService:
         self._observer = observer or Observers()
         self._hold = hold
         self._patience = patience
-        self._ledger = Ledger(str(uuid4()))
+        self._store = store
+        self._ledger = Ledger(str(uuid4()), model.newest if model else None)
         self._sum: Strategy | None = None
         self._spec: Spec | None = None
-        self._model: Model | None = None
+        self._model = model
+        self._unkept: Model | None = None
+        """The result of the attempt that is being closed, until it is kept."""
         # Held for a whole step: what the ledger was asked first must still be true when it is told of the result.
         self._step = asyncio.Lock()
         self._steps: set[asyncio.Task[Any]] = set()
@@ -97,6 +116,7 @@ class AggregatorService:
             "attempt": attempt and short(attempt.id),
             "counted": len(attempt.counted) if attempt else 0,
             "receiving": self._receiving,
+            "models": list(self._store.rounds) if self._store else [],
             "model": model and {"round": model.round, "parameters": model.array.size, "dtype": str(model.spec.dtype)},
         }
 
@@ -112,7 +132,7 @@ class AggregatorService:
         """See `Books.open`."""
         async with self._step:
             if self._ledger.open(attempt, round, admissions, forget):
-                self._sum = None
+                self._sum = self._unkept = None
                 self._spec = self._model.spec if self._model else None
 
     async def admit(self, attempt: str, admissions: Sequence[Admission]) -> None:
@@ -126,7 +146,7 @@ class AggregatorService:
             return self._ledger.revoke(attempt, id)
 
     async def close(self, attempt: str, ids: Sequence[str]) -> Closed | Difference:
-        """See `Books.close`. A result that cannot be made is a lost sum: `UnknownAttempt`."""
+        """See `Books.close`. A result that cannot be made is a lost sum, `UnknownAttempt`; one that is not kept yet is `Busy`."""
         return await self._to_its_end(self._close(attempt, ids))
 
     async def ledger(self, incarnation: str, after: int) -> Page:
@@ -151,6 +171,8 @@ class AggregatorService:
                 return answer
             if self._ledger.attempt is not None and self._sum is not None and self._spec is not None:
                 await self._aggregate(self._ledger.attempt, self._sum, self._spec)
+            if self._unkept is not None:
+                await self._publish(self._unkept)
             return Closed(self._model.array.size if self._model else 0)
 
     async def _aggregate(self, attempt: Attempt, total: Strategy, spec: Spec) -> None:
@@ -160,13 +182,34 @@ class AggregatorService:
         except Exception as error:
             self._lose("no model can be made of it", error)
             raise UnknownAttempt(attempt.id) from error
-        self._model, self._sum = model, None
-        self._observer(Aggregated(model.round, len(attempt.counted), model.array.size, time.perf_counter() - began))
+        self._unkept, self._sum = model, None
+        self._observer(Aggregated(attempt.round, len(attempt.counted), model.array.size, time.perf_counter() - began))
+
+    async def _publish(self, model: Model) -> None:
+        """Serve the model, once it is kept: whoever has seen it shall not find another after a restart."""
+        if self._store is not None and model.round is not None:
+            began = time.perf_counter()
+            try:
+                await asyncio.to_thread(self._store.save, model.round, model.buffers)
+            except OSError as error:
+                self._observer(NotKept(f"the model of round {model.round}", str(error)))
+                raise Busy(f"the model of round {model.round} cannot be kept: {error}", retry_after=1.0) from error
+            self._observer(WasKept(time.perf_counter() - began))
+        self._model, self._unkept = model, None
+        self._ledger.newest = model.newest
         self._start(self._measure(model))  # nobody waits for it
 
     async def _measure(self, model: Model) -> None:
         measured = await asyncio.to_thread(statistics, model.array)
-        self._observer(WeightsMeasured(model.round, "global", sum(map(len, model.buffers)), measured))
+        self._observer(WeightsMeasured(model.round or 0, "global", sum(map(len, model.buffers)), measured))
+
+    async def kept(self, round: int | None) -> Sequence[bytes | memoryview] | None:
+        """The model of a round as `.npy`, of None the initial one; None where it is not kept. Raises `DataDamaged`."""
+        if self._model is not None and self._model.round == round:
+            return self._model.buffers
+        if self._store is None or round is None or round not in self._store.rounds:
+            return None
+        return [await asyncio.to_thread(self._store.read, round)]
 
     # The participants' exchanges
 

@@ -13,6 +13,8 @@ from fedround.wire import MIN_RATE, MIN_RATE_WINDOW
 
 IN_MEMORY = 1 << 20
 """Bytes up to which a body stays in memory, and beyond which they are written out together."""
+BLOCK = 4096
+"""Bytes of which a disk has at least one free if it has any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class Spool:
     def check(self) -> None:
         """Raises `ConfigurationError` where no file can be made."""
         try:
-            self._create().close()
+            check_writable(self._directory)
         except OSError as error:
             raise ConfigurationError(f"AGGREGATOR_SPOOL_DIR: no file can be made there: {error}") from error
 
@@ -94,7 +96,17 @@ class Spool:
             raise TooLarge(f"more than {self._max_size} bytes (AGGREGATOR_MAX_MODEL_SIZE)")
 
     def _create(self) -> FileIO:
-        return tempfile.TemporaryFile(buffering=0, prefix="fedround-", dir=self._directory)
+        return _nameless(self._directory)
+
+
+def check_writable(directory: Path | None) -> None:
+    """Raises `OSError` where no file can be made, or nothing be written into it: a full disk still takes empty ones."""
+    with _nameless(directory) as file:
+        file.write(bytes(BLOCK))
+
+
+def _nameless(directory: Path | None) -> FileIO:
+    return tempfile.TemporaryFile(buffering=0, prefix="fedround-", dir=directory)
 
 
 def _write(file: FileIO, data: bytearray) -> None:

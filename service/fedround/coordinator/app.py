@@ -1,7 +1,7 @@
 """The coordinator over HTTP: its public app, its ops app, and the process that serves both."""
 
-import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
@@ -13,13 +13,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive
 
-from fedround import asgi, events, serve, wire
+from fedround import asgi, durable, events, serve, wire
 from fedround.books import Books
-from fedround.coordinator.rounds import Plan, Rounds
+from fedround.coordinator import store
+from fedround.coordinator.rounds import Memory, Plan, Rounds
 from fedround.coordinator.service import CoordinatorService
+from fedround.durable import Disk
 from fedround.events import Fact, Observer
 from fedround.observability import ops
-from fedround.observability.health import Health
+from fedround.observability.health import Health, tended
 from fedround.observability.metrics import CoordinatorMetrics
 from fedround.observability.telemetry import Telemetry
 from fedround.remote_books import RemoteBooks
@@ -42,7 +44,9 @@ def public(service: CoordinatorService, *, token: str | None = None, observe: Ob
     async def rendez_vous(request: Request, _: str) -> Response:
         name = request.headers.get(wire.PARTICIPANT_NAME)
         ordinal = request.headers.get(wire.ORDINAL, "")
-        answer = service.join(wire.parse_name(name) or ANONYMOUS, int(ordinal) if _is_ordinal(ordinal) else None)
+        answer = service.join(
+            wire.parse_name(name) or ANONYMOUS, int(ordinal) if _is_ordinal(ordinal) else None, extended=name is not None
+        )
         return _json(answer if name is not None else replace(answer, ordinal=None))
 
     async def heartbeat(request: Request, id: str) -> Response:
@@ -97,8 +101,8 @@ async def _hung_up(receive: Receive) -> None:
 # The process
 
 
-def build(settings: CoordinatorSettings, books: Books, observer: Observer) -> CoordinatorService:
-    """The service as the settings want it."""
+def build(settings: CoordinatorSettings, books: Books, observer: Observer, disk: Disk | None = None) -> CoordinatorService:
+    """The service as the settings want it, with what `disk` knows of its life before. Raises `DataDamaged`."""
     plan = Plan(
         rounds=settings.rounds,
         participants_ratio=settings.participants_ratio,
@@ -107,9 +111,12 @@ def build(settings: CoordinatorSettings, books: Books, observer: Observer) -> Co
         round_timeout=settings.round_timeout,
     )
     # Its random numbers become tokens: nobody may guess the next one.
-    rounds = Rounds(plan, SystemRandom())
-    LOG.info("the rounds are kept in memory only: after a restart they begin at 0")
-    return CoordinatorService(rounds, books, aggregator_url=settings.aggregator_url, observer=observer)
+    memory = store.load(disk) if disk else Memory()
+    rounds = Rounds(plan, SystemRandom(), time.monotonic(), memory)
+    if memory.participants:
+        LOG.info("back in round %d, with %d participants known from before", memory.round, len(memory.participants))
+    keep = partial(store.save, disk) if disk else None
+    return CoordinatorService(rounds, books, aggregator_url=settings.aggregator_url, observer=observer, keep=keep)
 
 
 def readiness(health: Health) -> Observer:
@@ -136,23 +143,22 @@ def ops_endpoint(settings: CoordinatorSettings, service: CoordinatorService, hea
     """Where operators are served."""
     telemetry.show(service.status)
     app = ops.app(health, service.status, scrape=telemetry.scrape)
-    return Endpoint(app, host=settings.bind, port=settings.ops_port, setting="COORDINATOR_OPS_PORT")
+    return Endpoint(app, host=settings.bind, port=settings.ops_port, setting="COORDINATOR_OPS_PORT", last=True)
 
 
 def run(settings: CoordinatorSettings) -> None:
     """Serve until SIGTERM or SIGINT. Raises `ConfigurationError`."""
-    serve.run(_run(settings))
+    with durable.held(settings.data_dir, "COORDINATOR_DATA_DIR") as disk:
+        serve.run(_run(settings, disk))
 
 
-async def _run(settings: CoordinatorSettings) -> None:
+async def _run(settings: CoordinatorSettings, disk: Disk | None) -> None:
     health = Health()
     async with aclosing(RemoteBooks(settings.aggregator_internal_url, secret=reveal(settings.internal_secret))) as books:
         telemetry = Telemetry(CoordinatorMetrics(), [readiness(health)])
-        service = build(settings, books, telemetry.observe)
+        service = build(settings, books, telemetry.observe, disk)
         with serve.capture_signals() as stop:
             endpoints = public_endpoint(settings, service, telemetry), ops_endpoint(settings, service, health, telemetry)
-            async with serve.serving(*endpoints), asyncio.TaskGroup() as tasks:
-                work = tasks.create_task(service.run())
+            async with serve.serving(*endpoints), tended(health, service.run()):
                 await stop.wait()
                 LOG.info("stopping")
-                work.cancel()

@@ -6,6 +6,18 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is worth to be known of a participant after a restart."""
+
+    id: str
+    name: str
+    ordinal: int
+    extended: bool
+    counted: int | None
+    owed: int | None
+
+
 @dataclass(slots=True)
 class Participant:
     id: str
@@ -14,8 +26,12 @@ class Participant:
     """The lowest number that nobody else held when it joined."""
     seen: float
     expires: float
+    extended: bool = False
+    """It is one of ours: it understands that it is to ask again."""
     counted: int | None = None
     """The last round in which its update was counted."""
+    owed: int | None = None
+    """If that round is tried anew, it is asked again: it may have been told that its update was counted."""
     known_to_books: bool = False
     """It was chosen at least once: when it is gone, the books are told to forget it."""
 
@@ -43,10 +59,10 @@ class Presence:
     def get(self, id: str) -> Participant | None:
         return self._present.get(id)
 
-    def add(self, now: float, id: str, name: str, ordinal: int | None) -> Participant:
-        """`ordinal`: the one it held before, given back if it is free."""
-        participant = Participant(id, name, self._take_ordinal(ordinal), now, now + self._timeout)
-        self._present[id] = participant
+    def add(self, now: float, id: str, name: str, ordinal: int | None, *, extended: bool, grace: float = 0.0) -> Participant:
+        """`ordinal`: the one it held before, given back if it is free. `grace`: what its first time-out is at least."""
+        expires = now + max(self._timeout, grace)
+        participant = self._present[id] = Participant(id, name, self._take_ordinal(ordinal), now, expires, extended)
         heappush(self._expiry, (participant.expires, id))
         return participant
 

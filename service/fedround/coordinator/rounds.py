@@ -10,10 +10,14 @@ The rules:
 4. An outstanding right is taken back (deadline, silence, leaving) only by `Revoke`, and stays outstanding until the books have
    answered. What was counted is what the ledger's entries say, and nothing else.
 5. Nobody outstanding and enough counted: `Close`. Nobody outstanding, too few counted and nobody left to choose: the attempt is
-   dropped and the round tried anew, and who had delivered delivers its kept update again. So with an attempt that the books lost.
+   dropped and the round tried anew; who had delivered is chosen again, and delivers its kept update. So with an attempt that the
+   books lost.
 6. `pending` is the one call to the books that is due. It follows from the state alone: a call that got no answer is just made
    again, and an answer for an attempt that is over changes nothing.
 7. After the last round everybody is told `finish`, for ever.
+8. `Memory` is what survives a restart: it begins a new attempt of the round. Whatever the round was, one whose model the books
+   have is over. Until it is known whether a participant of the attempt before has its part in the next, it is told to ask again
+   (`Busy`): with `stand_by` it would throw away what it is training.
 """
 
 import math
@@ -25,16 +29,33 @@ from random import Random
 from uuid import UUID
 
 from fedround import events
-from fedround.books import Admission, Admit, Answer, Call, Close, Closed, Difference, Entry, Open, Outcome, Page, Revoke, Verdict
+from fedround.books import (
+    Admission,
+    Admit,
+    Answer,
+    Call,
+    Close,
+    Closed,
+    Difference,
+    Entry,
+    Newest,
+    Open,
+    Outcome,
+    Page,
+    Revoke,
+    Verdict,
+)
 from fedround.coordinator.attempt import Attempt, Member, State
-from fedround.coordinator.presence import Participant, Presence
-from fedround.errors import IllegalMove
+from fedround.coordinator.presence import Known, Participant, Presence
+from fedround.errors import Busy, IllegalMove
 from fedround.wire import Heartbeat, HeartbeatState
 
 ASK_AGAIN = 1.0
 """Seconds until a right whose update is being received is revoked again."""
 PAUSE = 1.0
 """Seconds between a dropped attempt and the next: one that must fail, whatever the reason, does not make the platform spin."""
+RETURN = 30.0
+"""Seconds that the participants of before a restart have at least to be heard of."""
 HISTORY = 50
 """Completed rounds that are remembered."""
 
@@ -57,12 +78,20 @@ class Plan:
         return max(1, math.ceil(self.participants_ratio * present - 1e-9))
 
 
-class Rounds:
-    """See the rules above. Every method takes `now`, monotonic seconds, first."""
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a coordinator knows after a restart."""
 
-    def __init__(self, plan: Plan, rng: Random) -> None:
+    round: int = 0
+    participants: tuple[Known, ...] = ()
+
+
+class Rounds:
+    """See the rules above. Every method takes `now`, monotonic seconds, first. `memory` is of the life before."""
+
+    def __init__(self, plan: Plan, rng: Random, now: float = 0.0, memory: Memory = Memory()) -> None:
         self.plan = plan
-        self.round = 0
+        self.round = memory.round
         self.incarnation = ""
         """Of the books, as far as their ledger was read; empty before its first page."""
         self.after = 0
@@ -74,6 +103,23 @@ class Rounds:
         self.attempt: Attempt | None = None
         self._not_before = 0.0
         self._facts: list[events.Fact] = []
+        self._unsettled = bool(memory.participants)
+        """It is not known yet who of an attempt that is gone has a part in the next."""
+        for known in memory.participants:
+            back = self.present.add(now, known.id, known.name, known.ordinal, extended=known.extended, grace=RETURN)
+            back.counted, back.owed, back.known_to_books = known.counted, known.owed, True
+
+    @property
+    def memory(self) -> Memory:
+        """What is worth to be known after a restart. When training is complete, nobody: who was told `finish` is gone."""
+        present = () if self.complete else self.present
+        members = self.attempt.members if self.attempt else {}
+        return Memory(
+            self.round,
+            tuple(
+                Known(p.id, p.name, p.ordinal, p.extended, p.counted, self.round if p.id in members else p.owed) for p in present
+            ),
+        )
 
     @property
     def complete(self) -> bool:
@@ -81,17 +127,20 @@ class Rounds:
 
     # What participants say
 
-    def join(self, now: float, name: str, ordinal: int | None = None) -> Participant | None:
+    def join(self, now: float, name: str, ordinal: int | None = None, *, extended: bool = False) -> Participant | None:
         """A new participant; None once training is complete. `ordinal`: the one it held before, given back if it is free."""
         if self.complete:
             return None
-        participant = self.present.add(now, self._uuid(), name, ordinal)
+        participant = self.present.add(now, self._uuid(), name, ordinal, extended=extended)
         self._facts.append(events.ParticipantJoined(participant.id, name))
         self._settle(now)
         return participant
 
-    def heartbeat(self, now: float, id: str) -> Heartbeat:
-        """Re-arm the participant's time-out and say what it shall do; for ROUND with its token."""
+    def heartbeat(self, now: float, id: str, *, idle: bool = False) -> Heartbeat:
+        """Re-arm the participant's time-out and say what it shall do; for ROUND with its token. `idle`: it trains nothing.
+
+        Raises `Busy`: it shall ask again.
+        """
         participant = self.present.touch(now, id)
         if self.complete:
             return Heartbeat(HeartbeatState.FINISH)
@@ -99,6 +148,8 @@ class Rounds:
             return Heartbeat(HeartbeatState.REJECT)
         member = self._told(id)
         if self.attempt is None or member is None:
+            if self._unsettled and participant.extended and not idle:
+                raise Busy("the round begins anew in a moment", retry_after=1.0)
             return Heartbeat(HeartbeatState.STAND_BY, counted=participant.counted)
         return Heartbeat(HeartbeatState.ROUND, self.attempt.round, token=member.token, counted=participant.counted)
 
@@ -182,15 +233,17 @@ class Rounds:
         """The books do not know this attempt any more. Which life they are in now, the next page of the ledger tells."""
         if self.attempt is not None and self.attempt.id == attempt:
             self.incarnation = ""
-            self._drop(now, self.attempt, "the aggregator lost its sum")
+            self._lose(now, self.attempt)
             self._settle(now)
 
     def recorded(self, now: float, page: Page) -> None:
         """A page of the ledger was read."""
         if page.incarnation != self.incarnation:
             known, self.incarnation, self.after = self.incarnation, page.incarnation, 0
-            if known and self.attempt is not None:
-                self._drop(now, self.attempt, "the aggregator lost its sum")
+            if page.newest is not None and page.newest.round >= self.round:
+                self._catch_up(now, page.newest)
+            elif known and self.attempt is not None:
+                self._lose(now, self.attempt)
         for entry in page.entries:
             if entry.seq > self.after:
                 self.after = entry.seq
@@ -216,6 +269,7 @@ class Rounds:
         if self.complete:
             return
         if len(self.present) < self.plan.min_clients:
+            self._unsettled = False
             return
         attempt = self.attempt
         if attempt is None:
@@ -230,11 +284,13 @@ class Rounds:
         self._drop(now, attempt, self._why_nobody_is_left(attempt, reasons), timed_out="deadline" in reasons)
 
     def _choose(self, attempt: Attempt) -> bool:
-        """Choose among the Waiting up to the wanted number; False when none is Waiting."""
+        """Choose among the Waiting up to the wanted number, first those who have delivered before; False when none is Waiting."""
         waiting = [p for p in self.present if p.id not in attempt.members]
         expected = len(attempt.counted) + attempt.outstanding
         wanted = max(self.plan.wanted(len(self.present)), self.plan.required) - expected
-        chosen = self._rng.sample(waiting, min(wanted, len(waiting)))
+        chosen = [p for p in waiting if p.owed == attempt.round]
+        others = [p for p in waiting if p.owed != attempt.round]
+        chosen += self._rng.sample(others, min(max(wanted - len(chosen), 0), len(others)))
         for p in chosen:
             p.known_to_books = True
             attempt.move(Member(p.id, p.name, self._uuid(), State.CHOSEN), State.CHOSEN)
@@ -248,6 +304,7 @@ class Rounds:
             heappush(attempt.deadlines, (member.deadline, member.id))
             attempt.move(member, State.SELECTED)
         if selected:
+            self._unsettled = False
             self._facts.append(events.Selected(attempt.round, tuple(m.id for m in selected)))
 
     def _revoked(self, now: float, attempt: Attempt, member: Member, verdict: Verdict) -> None:
@@ -276,7 +333,7 @@ class Rounds:
         member.entry = entry
         attempt.move(member, State.DONE)
         if (participant := self.present.get(member.id)) is not None:
-            participant.counted = attempt.round
+            participant.counted = participant.owed = attempt.round
         self._facts.append(events.UpdateCounted(attempt.round, member.id, entry.samples))
 
     def _completed(self, now: float, attempt: Attempt, closed: Closed) -> None:
@@ -297,6 +354,20 @@ class Rounds:
         self.round += 1
         if self.complete:
             self._facts.append(events.TrainingCompleted(self.round))
+
+    def _catch_up(self, now: float, newest: Newest) -> None:
+        """A model was made of the round, but we were not told: the aggregator or we ourselves died in between."""
+        if self.attempt is not None and self.attempt.opened and self.attempt.round == newest.round:
+            self._completed(now, self.attempt, Closed(newest.parameters))
+            return
+        self.attempt = None
+        self.round = newest.round + 1
+        if self.complete:
+            self._facts.append(events.TrainingCompleted(self.round))
+
+    def _lose(self, now: float, attempt: Attempt) -> None:
+        self._drop(now, attempt, "the aggregator lost its sum")
+        self._unsettled = True
 
     def _drop(self, now: float, attempt: Attempt, reason: str, *, timed_out: bool = False) -> None:
         self._facts.append(events.AttemptDropped(attempt.round, attempt.id, len(attempt.counted), reason, timed_out))

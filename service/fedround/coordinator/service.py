@@ -12,7 +12,7 @@ from typing import Any
 from fedround import events
 from fedround.backoff import delays
 from fedround.books import Books, Call, carry_out
-from fedround.coordinator.rounds import Rounds
+from fedround.coordinator.rounds import Memory, Rounds
 from fedround.coordinator.status import status
 from fedround.errors import ExchangeError, UnknownAttempt
 from fedround.events import Observer
@@ -21,6 +21,10 @@ from fedround.wire import MAX_HOLD, Heartbeat, HeartbeatState, RendezVous, Start
 RETRY_FIRST = 0.1
 RETRY_MOST = 1.0
 """Seconds between two calls to books that do not answer."""
+WORTH_KEEPING = (events.ParticipantJoined, events.ParticipantGone, events.Selected, events.TrainingCompleted)
+"""Facts after which the memory is written down at once; after a round, when what is written is older than ..."""
+STALE = 1.0
+"""... so many seconds."""
 HOLD_RATIO = 0.9
 """Part of the heartbeat time-out for which a heartbeat is held at most: nobody shall be silent for too long because of us."""
 
@@ -38,18 +42,30 @@ class CoordinatorService:
         books: The aggregator's.
         aggregator_url: Where participants are sent.
         observer: Told of every fact, in order.
+        keep: Writes down what shall be known after a restart; raises `OSError`.
         clock: Gives monotonic seconds.
     """
 
     def __init__(
-        self, rounds: Rounds, books: Books, *, aggregator_url: str, observer: Observer, clock: Callable[[], float] = time.monotonic
+        self,
+        rounds: Rounds,
+        books: Books,
+        *,
+        aggregator_url: str,
+        observer: Observer,
+        keep: Callable[[Memory], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._rounds = rounds
         self._books = books
         self.aggregator_url = aggregator_url
         self._observer = observer
+        self._keep = keep
         self._clock = clock
         self._kick = asyncio.Event()
+        self._news = asyncio.Event()
+        """The memory is to be written down."""
+        self._stale_from = -math.inf
         self._reachable = asyncio.Event()
         self._delays: Iterator[float] | None = None
         """Of the outage that goes on; None while there is none."""
@@ -62,15 +78,17 @@ class CoordinatorService:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow_ledger())
                 tasks.create_task(self._follow_rounds())
+                if self._keep is not None:
+                    tasks.create_task(self._write_down(self._keep))
         finally:
             self._longest_hold = 0.0
             self._end_holds()
 
     # What participants ask
 
-    def join(self, name: str, ordinal: int | None = None) -> RendezVous:
-        """Let a participant in, until training is complete. `ordinal`: the one it held before."""
-        participant = self._rounds.join(self._clock(), name, ordinal)
+    def join(self, name: str, ordinal: int | None = None, *, extended: bool = False) -> RendezVous:
+        """Let a participant in, until training is complete. `ordinal`: the one it held before; `extended`: it is one of ours."""
+        participant = self._rounds.join(self._clock(), name, ordinal, extended=extended)
         self._changed()
         return RendezVous(None) if participant is None else RendezVous(participant.id, participant.ordinal)
 
@@ -81,7 +99,8 @@ class CoordinatorService:
         next heartbeat of the same id, or until `hung_up()` returns.
         """
         self._end_hold(id)
-        answer = self._answer(id)
+        # Only one who waits asks for an answer to be held.
+        answer = self._answer(id, idle=wait > 0)
         wait = min(wait, self._longest_hold)
         if wait <= 0 or answer.state is not HeartbeatState.STAND_BY:
             return answer
@@ -92,7 +111,7 @@ class CoordinatorService:
                 await hung_up()
             return answer
         except TimeoutError:
-            return self._answer(id)
+            return self._answer(id, idle=True)
         finally:
             if self._holds.get(id) is hold:
                 del self._holds[id]
@@ -111,8 +130,8 @@ class CoordinatorService:
         """The state as JSON-able data, ids cut."""
         return status(self._rounds, self._clock())
 
-    def _answer(self, id: str) -> Heartbeat:
-        answer = self._rounds.heartbeat(self._clock(), id)
+    def _answer(self, id: str, *, idle: bool) -> Heartbeat:
+        answer = self._rounds.heartbeat(self._clock(), id, idle=idle)
         return answer if answer.token is None else replace(answer, url=self.aggregator_url)
 
     def _end_hold(self, id: str) -> None:
@@ -141,6 +160,21 @@ class CoordinatorService:
                 case events.TrainingCompleted():
                     self._end_holds()
             self._observer(fact)
+            if isinstance(fact, WORTH_KEEPING) or (isinstance(fact, events.RoundCompleted) and self._clock() >= self._stale_from):
+                self._news.set()
+
+    async def _write_down(self, keep: Callable[[Memory], None]) -> None:
+        """Keep the memory on disk. Of rounds that are quick it may be behind: which are over, the books know."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            self._stale_from = self._clock() + STALE
+            try:
+                await asyncio.to_thread(keep, self._rounds.memory)
+            except OSError as error:
+                self._observer(events.NotKept("who takes part", str(error)))
+                await asyncio.sleep(RETRY_MOST)
+                self._news.set()
 
     # The books
 

@@ -1,8 +1,15 @@
 """What a service tells its ops port about itself: why it is not ready, and that its loop turns. No I/O; safe from two threads."""
 
+import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+
+BEAT = 1.0
+"""Seconds between two beats of an event loop."""
+PATIENCE = 15.0
+"""Seconds for which it may stand still and is alive all the same."""
 
 
 class Health:
@@ -41,3 +48,22 @@ class Health:
         now = self._clock()
         stale = [f"no news of the {topic}" for topic, until in self._fresh_until.copy().items() if until < now]
         return [*self._faults.copy().values(), *stale]
+
+
+@asynccontextmanager
+async def tended(health: Health, *chores: Coroutine[object, object, object]) -> AsyncIterator[None]:
+    """Within the block: do the chores, and beat with the event loop. From its end on: not ready, and the chores are cancelled."""
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(chore) for chore in (_keep_beating(health), *chores)]
+        try:
+            yield
+        finally:
+            health.fault("process", "it stops")
+            for task in running:
+                task.cancel()
+
+
+async def _keep_beating(health: Health) -> None:
+    while True:
+        health.beat(within=PATIENCE)
+        await asyncio.sleep(BEAT)

@@ -30,8 +30,10 @@ class LogObserver:
     def __call__(self, fact: Fact) -> None:
         """Log what `fact` has to say. Each attempt tells that a contact is still lost: one line is enough."""
         line = self._contact_line(fact) or _participant_line(fact) or _platform_line(fact)
-        level, text = line or (logging.DEBUG, str(_fields(fact)))
-        LOG.log(level, "%s", text, extra={"fact": fact})
+        if line is not None:
+            LOG.log(line[0], "%s", line[1], extra={"fact": fact})
+        elif LOG.isEnabledFor(logging.DEBUG):
+            LOG.debug("%s", _fields(fact), extra={"fact": fact})
 
     def _contact_line(self, fact: Fact) -> _Line | None:
         match fact:
@@ -88,6 +90,8 @@ def _platform_line(fact: Fact) -> _Line | None:
             return level, f"update of {short(id)} ({size} bytes): {outcome}" + (f", {reason}" if reason else "")
         case events.UploadFailed(id, reason):
             return logging.WARNING, f"update of {short(id)} did not arrive: {reason}"
+        case events.NotKept(what, reason):
+            return logging.ERROR, f"{what} cannot be kept in the data directory, trying again: {reason}"
         case events.Aggregated(number, updates, parameters, seconds):
             return (
                 logging.INFO,

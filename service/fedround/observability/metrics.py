@@ -237,6 +237,9 @@ class AggregatorMetrics(Metrics):
         self._aggregation = make(
             Histogram, "aggregation_duration_seconds", "To make the global model of a round's sum.", buckets=_WORK
         )
+        self._checkpoint = make(
+            Histogram, "checkpoint_duration_seconds", "To write a model to the data directory, flushed to the disk.", buckets=_WORK
+        )
         self._uploads = make(Gauge, "uploads_in_progress", "Updates that are being received.")
         self._weights = _Weights(self, _SOURCES[:1])
         self._requests = _Requests(self)
@@ -254,6 +257,8 @@ class AggregatorMetrics(Metrics):
                     self._observe(self._size, fact.size)
             case events.Aggregated():
                 self._observe(self._aggregation, fact.seconds)
+            case events.WasKept():
+                self._observe(self._checkpoint, fact.seconds)
             case events.WeightsMeasured():
                 self._weights.measured(fact)
             case events.RequestServed():

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
+from fedround.errors import ConfigurationError
 from fedround.observability.health import Health
 from fedround.observability.metrics import ParticipantMetrics
 from fedround.observability.telemetry import Telemetry
@@ -61,7 +62,7 @@ def serve_participant(settings: ParticipantSettings) -> int:
         beat=lambda within: health.beat(within=within),
     ) as runtime:
         operators = Operators(settings, health, watch.status, telemetry.scrape, on_failure=partial(runtime.stop, 0.0))
-        with signals(partial(runtime.stop, settings.drain_timeout)), _not_for_ever(runtime), operators.serving():
+        with signals(partial(runtime.stop, settings.drain_timeout)), _not_for_ever(runtime, operators), operators.serving():
             runtime.run()
         operators.check()
     return os.EX_OK
@@ -73,7 +74,7 @@ def _pod_index(environ: Mapping[str, str]) -> int | None:
 
 
 @contextmanager
-def _not_for_ever(runtime: Runtime) -> Iterator[None]:
+def _not_for_ever(runtime: Runtime, operators: Operators) -> Iterator[None]:
     """End the process when everything has ended but the participant's own code, which nobody can interrupt."""
     returned = threading.Event()
 
@@ -81,8 +82,14 @@ def _not_for_ever(runtime: Runtime) -> Iterator[None]:
         runtime.ended.wait()
         if not returned.wait(GRACE):
             LOG.warning("the participant's own code does not return: exiting without it")
+            code = {None: os.EX_SOFTWARE, m.Reason.GAVE_UP: os.EX_UNAVAILABLE}.get(runtime.reason, os.EX_OK)
+            try:
+                operators.check()
+            except Exception as error:
+                LOG.error("%s", error, exc_info=not isinstance(error, ConfigurationError))
+                code = os.EX_CONFIG if isinstance(error, ConfigurationError) else os.EX_SOFTWARE
             logging.shutdown()
-            os._exit({None: os.EX_SOFTWARE, m.Reason.GAVE_UP: os.EX_UNAVAILABLE}.get(runtime.reason, os.EX_OK))
+            os._exit(code)
 
     threading.Thread(target=watch, name="fedround-exit", daemon=True).start()
     try:

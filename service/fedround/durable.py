@@ -1,0 +1,173 @@
+"""What must survive `kill -9`: files that are replaced as a whole, or not at all, in a directory that one process holds.
+
+A file is written beside its place, flushed to the disk, renamed, and the directory is flushed: whoever comes back finds the old one
+or the new one. A document has its version and checksum in its first line, so that damage is seen, and never mistaken for nothing.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import threading
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+from fedround.errors import ConfigurationError, DataDamaged, DataDirectoryHeld
+
+LOG = logging.getLogger(__name__)
+
+VERSION = 1
+LOCK = "lock"
+PART = ".part"
+"""The ending of what was being written: of no use to who comes back."""
+PATIENCE = 30.0
+"""Seconds for which one waits until another process lets go of the directory."""
+
+Buffer = bytes | memoryview
+
+
+class Disk(Protocol):
+    """A directory. What it raises is an `OSError`."""
+
+    def read(self, name: str) -> memoryview:
+        """All of a file, writable; raises `FileNotFoundError`."""
+        ...
+
+    def write(self, name: str, parts: Iterable[Buffer]) -> None:
+        """Make a file, and flush it to the disk."""
+        ...
+
+    def rename(self, old: str, new: str) -> None: ...
+
+    def flush(self) -> None:
+        """Flush the directory itself: what was made, renamed and removed."""
+        ...
+
+    def remove(self, name: str) -> None: ...
+
+    def names(self) -> list[str]: ...
+
+
+class Directory:
+    """A `Disk` that is one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self, name: str) -> memoryview:
+        """See `Disk`."""
+        with (self.path / name).open("rb", buffering=0) as file:
+            buffer = memoryview(bytearray(os.fstat(file.fileno()).st_size))
+            left = buffer
+            while left and (got := file.readinto(left)):
+                left = left[got:]
+        return buffer
+
+    def write(self, name: str, parts: Iterable[Buffer]) -> None:
+        """See `Disk`."""
+        with (self.path / name).open("wb", buffering=0) as file:
+            for part in parts:
+                left = memoryview(part)
+                while left:
+                    left = left[file.write(left) :]
+            os.fsync(file.fileno())
+
+    def rename(self, old: str, new: str) -> None:
+        """See `Disk`."""
+        (self.path / old).replace(self.path / new)
+
+    def flush(self) -> None:
+        """See `Disk`."""
+        directory = os.open(self.path, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def remove(self, name: str) -> None:
+        """See `Disk`."""
+        (self.path / name).unlink()
+
+    def names(self) -> list[str]:
+        """See `Disk`."""
+        return [path.name for path in self.path.iterdir()]
+
+
+def replace(disk: Disk, name: str, parts: Iterable[Buffer]) -> None:
+    """Write a file, all of it or nothing. When this returns it survives anything; raises `OSError`."""
+    try:
+        disk.write(name + PART, parts)
+    except OSError:
+        with suppress(OSError):
+            disk.remove(name + PART)  # on a full disk it would be in the way
+        raise
+    disk.rename(name + PART, name)
+    disk.flush()
+
+
+def save(disk: Disk, name: str, document: Any) -> None:
+    """Write a JSON document. Raises `OSError`."""
+    body = json.dumps(document, separators=(",", ":")).encode()
+    replace(disk, name, [f"fedround {VERSION} {zlib.crc32(body):08x}\n".encode(), body])
+
+
+def load(disk: Disk, name: str) -> Any:
+    """The document that was saved; None if there was none. Raises `DataDamaged`."""
+    try:
+        head, _, body = bytes(disk.read(name)).partition(b"\n")
+    except FileNotFoundError:
+        return None
+    match head.split():
+        case [b"fedround", version, checksum] if version == str(VERSION).encode():
+            if f"{zlib.crc32(body):08x}".encode() != checksum:
+                raise DataDamaged(name, "its checksum is wrong")
+            return json.loads(body)
+        case [b"fedround", version, _]:
+            raise DataDamaged(
+                name, f"it is of version {version.decode(errors='replace')}, and this is fedround for version {VERSION}"
+            )
+    raise DataDamaged(name, "it is none of ours")
+
+
+def tidy(disk: Disk) -> None:
+    """Remove what was left half written."""
+    for name in disk.names():
+        if name.endswith(PART):
+            disk.remove(name)
+
+
+@contextmanager
+def held(path: Path | None, setting: str, *, within: float = PATIENCE) -> Iterator[Directory | None]:
+    """Hold the directory for this process, and make it if there is none. None where nobody wants one.
+
+    Raises:
+        DataDirectoryHeld: Another process has held it for longer than `within` seconds.
+        ConfigurationError: It cannot be made, or not be written.
+    """
+    if path is None:
+        LOG.info("%s is not set: nothing is kept over a restart", setting)
+        yield None
+        return
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        opened = (path / LOCK).open("ab")
+    except OSError as error:
+        raise ConfigurationError(f"{setting}={path} cannot be used: {error.strerror}") from error
+    with opened as lock:
+        got = threading.Event()
+
+        def wait() -> None:
+            with suppress(ValueError, OSError):  # given up meanwhile: the file is closed
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                got.set()
+
+        # There is no flock with a time-out: a thread waits, and is left behind where that takes too long.
+        threading.Thread(target=wait, name="fedround-lock", daemon=True).start()
+        if not got.wait(within):
+            raise DataDirectoryHeld(f"{setting}={path} is held by another process; one directory belongs to one service")
+        directory = Directory(path)
+        tidy(directory)
+        yield directory

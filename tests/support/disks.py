@@ -1,0 +1,61 @@
+"""A disk in memory that can die at any of its steps, and what is found on it then."""
+
+import math
+from collections.abc import Iterable
+
+from fedround.durable import Buffer
+
+
+class Died(Exception):
+    """The process ended here."""
+
+
+class MemoryDisk:
+    """A `fedround.durable.Disk`. It dies after so many `steps`; everything that changes it is one step, or several."""
+
+    def __init__(self, files: dict[str, bytes] | None = None, *, steps: float = math.inf) -> None:
+        self.files = dict(files or {})
+        """As the process sees them."""
+        self.flushed = dict(self.files)
+        """What survives in any case."""
+        self.steps = steps
+
+    def read(self, name: str) -> memoryview:
+        if name not in self.files:
+            raise FileNotFoundError(name)
+        return memoryview(bytearray(self.files[name]))
+
+    def write(self, name: str, parts: Iterable[Buffer]) -> None:
+        self._step()
+        self.files[name] = b""
+        for part in parts:
+            half = len(part) // 2
+            self._step()
+            self.files[name] += bytes(part[:half])
+            self._step()
+            self.files[name] += bytes(part[half:])
+        self._step()
+
+    def rename(self, old: str, new: str) -> None:
+        self._step()
+        self.files[new] = self.files.pop(old)
+
+    def flush(self) -> None:
+        self._step()
+        self.flushed = dict(self.files)
+
+    def remove(self, name: str) -> None:
+        self._step()
+        del self.files[name]
+
+    def names(self) -> list[str]:
+        return list(self.files)
+
+    def found(self) -> list[dict[str, bytes]]:
+        """What may be there after the end: nothing but what was flushed, or all that was written."""
+        return [self.flushed, self.files]
+
+    def _step(self) -> None:
+        self.steps -= 1
+        if self.steps < 0:
+            raise Died

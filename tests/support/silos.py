@@ -1,0 +1,35 @@
+"""Participants for processes under test. They know `gate`, a named pipe: the first round lasts until somebody has written to it."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+import fedround
+from fedround.weights import Array
+
+
+class Plus1(fedround.NumPyParticipant):
+    """Adds 1 to every weight: after R rounds every weight is R."""
+
+    def __init__(self, *, gate: str | None = None) -> None:
+        self.gate = gate
+
+    def train_round(self, training_input: Array | None) -> fedround.Update:
+        if self.gate is not None:
+            Path(self.gate).read_text()
+            self.gate = None
+        return fedround.Update(1, (np.zeros(3) if training_input is None else training_input) + 1)
+
+
+class Hog(fedround.NumPyParticipant):
+    """Computes in pure Python for so many seconds, and never lets go of the interpreter by itself."""
+
+    def __init__(self, *, seconds: float) -> None:
+        self.seconds = seconds
+
+    def train_round(self, training_input: Array | None) -> fedround.Update:
+        until, total = time.monotonic() + self.seconds, 0
+        while time.monotonic() < until:
+            total += sum(n * n for n in range(1000))
+        return fedround.Update(1, np.full(3, float(total > 0)))

@@ -1,0 +1,264 @@
+"""Processes as operators meet them: what they tell probes, how they stop, and what they never say."""
+
+import http.client
+import json
+import logging
+import os
+import re
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import fedround
+from fedround.books import Admission, admissions_to_json
+from support import silos
+from support.federation import our_platform
+from support.processes import ANY_PORT, LOOPBACK, PORTS, Process, running, until
+
+TESTS = str(Path(__file__).parent)
+SECRET = "correct-horse-battery-staple"
+UUID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
+
+
+def silo(coordinator: Process, kind: type = silos.Plus1, **settings: str) -> dict[str, str]:
+    """The settings of a participant that finds its class among the tests."""
+    return {
+        "PYTHONPATH": TESTS,
+        "PARTICIPANT_COORDINATOR_URL": coordinator.url("COORDINATOR_PORT"),
+        "PARTICIPANT_CLASS": f"support.silos:{kind.__name__}",
+        **{f"PARTICIPANT_{name}": value for name, value in settings.items()},
+    }
+
+
+@contextmanager
+def two_services(**settings: str) -> Iterator[tuple[Process, Process]]:
+    """A coordinator and its aggregator, as processes of their own."""
+    with running("aggregator", **settings) as aggregator:
+        urls = {
+            "COORDINATOR_AGGREGATOR_URL": aggregator.url("AGGREGATOR_PORT"),
+            "COORDINATOR_AGGREGATOR_INTERNAL_URL": aggregator.url("AGGREGATOR_INTERNAL_PORT"),
+        }
+        with running("coordinator", **urls, **settings) as coordinator:
+            coordinator.said("in contact with the aggregator")
+            yield coordinator, aggregator
+
+
+# Probes
+
+
+@pytest.fixture(scope="module")
+def services() -> Iterator[dict[str, Process]]:
+    """All three, at rest."""
+    with (
+        two_services(COORDINATOR_MIN_CLIENTS="2") as (coordinator, aggregator),
+        running("participant", **silo(coordinator)) as participant,
+    ):
+        until(lambda: participant.probe("/readyz")[0] == 200)
+        yield {"coordinator": coordinator, "aggregator": aggregator, "participant": participant}
+
+
+@pytest.mark.parametrize("service", ["participant", "coordinator", "aggregator"])
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/status", "/metrics", "/livez/"])
+def test_a_probe_may_ask_for_the_head_only_keeps_its_connection_and_is_never_redirected(
+    services: dict[str, Process], service: str, path: str
+) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", int(services[service].ports[f"{service.upper()}_OPS_PORT"]), timeout=10)
+    connection.connect()
+    used = connection.sock
+    for method in ("GET", "HEAD", "HEAD", "GET"):
+        connection.request(method, path)
+        answer = connection.getresponse()
+        body = answer.read()
+        assert (answer.status, answer.getheader("location")) == (200, None)
+        assert bool(body) is (method == "GET")
+        assert answer.getheader("content-length") not in (None, "0")
+    assert connection.sock is used
+    connection.close()
+
+
+@pytest.mark.parametrize("service", ["participant", "coordinator", "aggregator"])
+def test_healthcheck_and_status_find_a_service_by_its_variables(services: dict[str, Process], service: str) -> None:
+    environ = os.environ | LOOPBACK | services[service].ports
+    for command, said in (("healthcheck", "ready\n"), ("status", '"ready": true')):
+        program = [sys.executable, "-m", "fedround", command, service]
+        done = subprocess.run(program, env=environ, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert said in done.stdout
+
+
+def test_a_coordinator_is_ready_while_its_aggregator_can_be_reached() -> None:
+    with two_services() as (coordinator, aggregator):
+        assert coordinator.probe("/readyz") == (200, {"ready": True, "reasons": []})
+        aggregator.kill()
+        until(lambda: coordinator.probe("/readyz")[0] == 503)
+        assert "no contact with the aggregator: " in coordinator.probe("/readyz")[1]["reasons"][0]
+        assert coordinator.probe("/livez")[0] == 200
+        with running("aggregator", **aggregator.ports):
+            until(lambda: coordinator.probe("/readyz")[0] == 200)
+
+
+@pytest.mark.parametrize("command", ["aggregator", "platform"])
+def test_an_aggregator_whose_spool_is_gone_is_not_ready_until_it_is_back(command: str, tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    with running(command, AGGREGATOR_SPOOL_DIR=str(spool)) as process:
+
+        def ready() -> tuple[bool, list[str]]:
+            answer = process.probe("/readyz", "AGGREGATOR_OPS_PORT")[1]
+            return answer["ready"], answer["reasons"]
+
+        assert ready() == (True, [])
+        spool.rename(tmp_path / "elsewhere")
+        process.said("the spool directory cannot be written: ")
+        assert ready() == (False, ["the spool directory cannot be written: No such file or directory"])
+        (tmp_path / "elsewhere").rename(spool)
+        process.said("the spool directory can be written again")
+        assert ready() == (True, [])
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="Linux only")
+def test_an_aggregator_that_cannot_write_a_byte_is_not_ready(tmp_path: Path) -> None:
+    with running("aggregator", AGGREGATOR_SPOOL_DIR=str(tmp_path)) as aggregator:
+        limit = resource.prlimit(aggregator.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(aggregator.pid, resource.RLIMIT_FSIZE, (0, limit[1]))
+        aggregator.said("the spool directory cannot be written: ")
+        assert aggregator.probe("/readyz") == (
+            503,
+            {"ready": False, "reasons": ["the spool directory cannot be written: File too large"]},
+        )
+        resource.prlimit(aggregator.pid, resource.RLIMIT_FSIZE, limit)
+        aggregator.said("the spool directory can be written again")
+        assert aggregator.probe("/readyz")[0] == 200
+
+
+@pytest.mark.parametrize(("command", "port"), [(command, port) for command, ports in PORTS.items() for port in ports])
+def test_a_port_in_use_ends_a_service_with_78_and_the_name_of_the_setting(command: str, port: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = str(taken.getsockname()[1])
+        settings = {"PARTICIPANT_COORDINATOR_URL": "http://127.0.0.1:1", "PARTICIPANT_CLASS": "support.silos:Plus1"}
+        done = subprocess.run(
+            [sys.executable, "-m", "fedround", command],
+            env=os.environ | LOOPBACK | ANY_PORT | settings | {"PYTHONPATH": TESTS, port: number},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 78
+    assert f"{port}={number}: cannot listen on 127.0.0.1: " in done.stderr
+    assert "choose another port" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# Stopping
+
+
+def test_a_service_that_is_told_to_stop_is_not_ready_while_it_still_serves(tmp_path: Path) -> None:
+    """A probe that comes while a participant finishes its round is told so."""
+    os.mkfifo(gate := tmp_path / "gate")
+    with two_services() as (coordinator, _):
+        options = json.dumps({"gate": str(gate)})
+        with running("participant", **silo(coordinator, OPTIONS=options, DRAIN_TIMEOUT="20s")) as participant:
+            with gate.open("w"):  # it is in training
+                participant.send(signal.SIGTERM)
+                participant.said("draining")
+                status, answer = participant.probe("/readyz")
+                assert (status, answer["reasons"][-1]) == (503, "it stops")
+                assert participant.probe("/livez")[0] == 200
+                assert participant.probe("/status")[1]["draining"] is True
+            assert participant.wait() == 0
+            assert coordinator.status("COORDINATOR_OPS_PORT")["participants"] == []
+            coordinator.said("round 0 completed")
+
+
+def test_an_aggregator_that_is_told_to_stop_is_not_ready_while_an_upload_goes_on() -> None:
+    id, token = "aaaaaaaa-aaaa-4aaa-8aaa-aaaaaaaaaaaa", "11111111-1111-4111-8111-111111111111"
+    with running("aggregator") as aggregator:
+        url = aggregator.url("AGGREGATOR_INTERNAL_PORT") + "/books/open"
+        opened = {"attempt": "one", "round": 0, "admissions": admissions_to_json([Admission(id, token)]), "forget": []}
+        urllib.request.urlopen(url, json.dumps(opened).encode()).close()
+        with socket.create_connection(("127.0.0.1", int(aggregator.ports["AGGREGATOR_PORT"]))) as upload:
+            upload.sendall(f"POST /{id}/{token} HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n".encode())
+            assert upload.recv(100).startswith(b"HTTP/1.1 100 ")
+            aggregator.send(signal.SIGTERM)
+            aggregator.said("^stopping")
+            assert aggregator.probe("/readyz") == (503, {"ready": False, "reasons": ["it stops"]})
+            assert aggregator.probe("/livez")[0] == 200
+            upload.sendall(b"hello")
+            assert upload.recv(100).startswith(b"HTTP/1.1 415 ")
+        assert aggregator.wait() == 0
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_coordinator_that_holds_heartbeats_and_an_aggregator_that_holds_its_ledger_stop_at_once(which: int) -> None:
+    with (
+        two_services(COORDINATOR_MIN_CLIENTS="2") as services,
+        running("participant", **silo(services[0])) as participant,
+    ):
+        until(lambda: participant.probe("/readyz")[0] == 200)
+        began = time.monotonic()
+        assert services[which].end() == 0
+        assert time.monotonic() - began < 3
+        assert "Traceback" not in services[which].log
+        assert participant.end() == 0
+
+
+# User code
+
+
+def test_code_that_never_rests_costs_no_heartbeat() -> None:
+    plan = {"COORDINATOR_ROUNDS": "1", "COORDINATOR_HEARTBEAT_TIMEOUT": "2s"}
+    with running("platform", **plan) as platform:
+        with running("participant", **silo(platform, silos.Hog, OPTIONS='{"seconds": 6}', NAME="hog")) as participant:
+            participant.said("round 0: selected")
+            slowest = 0.0
+            while participant.probe("/status")[1]["state"] == "training":
+                assert participant.probe("/livez")[0] == participant.probe("/readyz")[0] == 200
+                (shown,) = platform.status("COORDINATOR_OPS_PORT")["participants"]
+                slowest = max(slowest, shown["seconds_since_contact"])
+            print(f"\nthe longest time without a heartbeat: {slowest:.2f} s")
+            participant.said("^finished")
+        (completed,) = platform.status("COORDINATOR_OPS_PORT")["last_rounds"]
+        assert completed["counted"] == 1
+        assert platform.end() == 0
+        assert "is gone" not in platform.log
+
+
+# What is logged
+
+
+def test_a_program_that_logs_everything_logs_no_id_and_no_secret(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with our_platform(rounds=3, token=SECRET) as p:
+        fedround.run_participant(silos.Plus1(), p.url, token=SECRET)
+    assert {"fedround", "httpx", "httpcore.http11"} <= {record.name for record in caplog.records}
+    assert not UUID.search(caplog.text)
+    assert SECRET not in caplog.text
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_no_log_has_an_id_or_a_secret(log_format: str) -> None:
+    roles = ("PARTICIPANT", "COORDINATOR", "AGGREGATOR")
+    loud = {f"{role}_LOG_LEVEL": "debug" for role in roles} | {f"{role}_LOG_FORMAT": log_format for role in roles}
+    secrets = {f"{role}_TOKEN": SECRET for role in roles} | {"FEDROUND_INTERNAL_SECRET": f"internal-{SECRET}"}
+    logs = []
+    with two_services(COORDINATOR_ROUNDS="3", **loud, **secrets) as (coordinator, aggregator):
+        with running("participant", **silo(coordinator), **loud, **secrets) as participant:
+            participant.said("stopped|finished")
+            assert participant.wait() == 0
+            logs.append(participant.log)
+        for process in (coordinator, aggregator):
+            assert process.end() == 0
+            logs.append(process.log)
+    for log in logs:
+        assert re.search("debug", log, re.IGNORECASE)
+        assert not UUID.search(log)
+        assert SECRET not in log

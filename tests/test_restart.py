@@ -1,0 +1,67 @@
+"""A platform with data directories that is killed: training goes on where it was, and nobody trains a round twice."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from support.known_answer import PARTICIPANTS, KnownAnswer, global_model, train
+from support.processes import Process, running
+
+ROUNDS = 6
+PLAN = {"COORDINATOR_ROUNDS": str(ROUNDS), "COORDINATOR_MIN_CLIENTS": str(PARTICIPANTS)}
+
+
+def kept_in(path: Path) -> dict[str, str]:
+    return {"COORDINATOR_DATA_DIR": str(path / "coordinator"), "AGGREGATOR_DATA_DIR": str(path / "aggregator")}
+
+
+def ids(platform: Process) -> dict[str, str]:
+    return {p["name"]: p["id"] for p in platform.status("COORDINATOR_OPS_PORT")["participants"]}
+
+
+@pytest.mark.parametrize("when", range(1, ROUNDS))
+def test_training_goes_on_where_it_was(tmp_path: Path, when: int) -> None:
+    settings = PLAN | kept_in(tmp_path)
+    platform = Process("platform", **settings)
+    known: dict[str, str] = {}
+    killed = threading.Event()
+
+    def kill(number: int) -> None:
+        if number == when and not killed.is_set():
+            known.update(ids(platform))
+            platform.kill()
+            killed.set()
+
+    participants = [KnownAnswer(0, kill), KnownAnswer(1)]
+    with ThreadPoolExecutor() as pool:
+        futures = [train(pool, platform, p, name=f"silo-{p.k}") for p in participants]
+        killed.wait()
+        with running("platform", **platform.ports, **settings) as again:
+            again.said(r"^back in round \d, with 2 participants")
+            for future in futures:
+                future.result()
+            assert global_model(again) == [float(ROUNDS)] * PARTICIPANTS
+            assert ids(again).items() <= known.items()
+    assert [p.rounds for p in participants] == [list(range(ROUNDS))] * PARTICIPANTS
+
+
+def test_a_finished_training_goes_on_when_there_are_to_be_more_rounds(tmp_path: Path) -> None:
+    settings = PLAN | kept_in(tmp_path)
+    for rounds in (2, 5):
+        participants = [KnownAnswer(0), KnownAnswer(1)]
+        with running("platform", **settings | {"COORDINATOR_ROUNDS": str(rounds)}) as platform, ThreadPoolExecutor() as pool:
+            for future in [train(pool, platform, p) for p in participants]:
+                future.result()
+            assert global_model(platform) == [float(rounds)] * PARTICIPANTS
+    assert [p.rounds for p in participants] == [[2, 3, 4]] * PARTICIPANTS
+
+
+def test_models_of_former_rounds_can_be_had(tmp_path: Path) -> None:
+    settings = PLAN | kept_in(tmp_path) | {"AGGREGATOR_KEEP_MODELS": "3"}
+    with running("platform", **settings) as platform, ThreadPoolExecutor() as pool:
+        for future in [train(pool, platform, KnownAnswer(k)) for k in range(PARTICIPANTS)]:
+            future.result()
+        assert platform.status("AGGREGATOR_OPS_PORT")["models"] == [3, 4, 5]
+        assert [global_model(platform, round) for round in (3, 4, 5)] == [[n, n] for n in (4.0, 5.0, 6.0)]

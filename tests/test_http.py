@@ -6,9 +6,9 @@ import os
 import re
 import tracemalloc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from threading import Event
 from typing import Any, Unpack
@@ -107,13 +107,31 @@ def test_a_heartbeat_asks_to_be_held_in_whole_seconds_and_tells_whether_it_was()
 def test_a_held_heartbeat_has_five_seconds_more_than_it_asked_for() -> None:
     seen: list[dict[str, Any]] = []
 
-    def instrument(client: Any) -> None:
-        client.event_hooks["request"].append(lambda request: seen.append(request.extensions))
-
-    with Peer(answer("200 OK", STAND_BY)) as peer, coordinator(peer, instrument=instrument) as client:
+    with Peer(answer("200 OK", STAND_BY)) as peer, coordinator(peer) as client:
+        client._http.event_hooks["request"].append(lambda request: seen.append(request.extensions))
         client.heartbeat(ID, wait=15)
     assert seen[0]["timeout"]["read"] == 20
-    assert seen[0]["path"] == "/heartbeat/{id}"
+
+
+def test_who_traces_surrounds_a_request_sends_headers_with_it_and_is_told_of_the_answer() -> None:
+    seen: list[object] = []
+
+    class Exchange:
+        headers: Mapping[str, str] = {"Traceparent": "here"}
+
+        def answered(self, status: int) -> None:
+            seen.append(status)
+
+    @contextmanager
+    def trace(method: str, url: str, path: str) -> Iterator[Exchange]:
+        seen.append((method, url.rpartition("/")[2], path))
+        yield Exchange()
+        seen.append("ended")
+
+    with Peer(answer("200 OK", STAND_BY)) as peer, coordinator(peer, trace=trace) as client:
+        client.heartbeat(ID, wait=None)
+    assert seen == [("GET", ID, "/heartbeat/{id}"), 200, "ended"]
+    assert peer.requests[0].headers["traceparent"] == "here"
 
 
 def test_small_requests_share_a_connection() -> None:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import fedround
+from fedround.observability.logs import LogObserver
 from fedround.observability.metrics import Metrics, ParticipantMetrics
-from fedround.observability.telemetry import Telemetry
 from fedround.participant.run import Options, connected
 from fedround.weights import Array
 from support.federation import our_platform
@@ -62,7 +62,7 @@ def test_a_thousand_rounds_leave_nothing_behind() -> None:
     metrics = ParticipantMetrics()
     participant = Measured(metrics)
     with our_platform(rounds=ROUNDS, min_clients=1) as p:
-        options = Options(observers=[Telemetry(metrics).observe])
+        options = Options(observers=[metrics, LogObserver()])
         with connected(participant, p.url, 1.0, options, measure=True) as runtime:
             runtime.run()
     before, after = participant.uses[WARM], participant.uses[ROUNDS - 1]

@@ -55,6 +55,7 @@ def test_the_participants_defaults_are_the_documented_ones() -> None:
         "drain_timeout": 8.0,
         "after_finish": AfterFinish.EXIT,
         "token": None,
+        "trace_heartbeats": True,
         "ops_bind": "0.0.0.0",  # noqa: S104 what is documented
         "ops_port": 8080,
         "log_format": "text",

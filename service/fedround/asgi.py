@@ -4,9 +4,10 @@ import asyncio
 import base64
 import hmac
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from http import HTTPStatus
+from typing import Protocol
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
@@ -33,12 +34,27 @@ def problem(status: int, detail: str = "", headers: Mapping[str, str] | None = N
     return Response(body.encode(), status, headers, media_type=body.media_type)
 
 
-def application(routes: Sequence[BaseRoute], *, token: str | None = None, observe: Observer | None = None) -> ASGIApp:
-    """A whole app: `routes`, our errors and Starlette's own refusals as problems, a `Front` outside. `observe` hears of it all."""
+class Served(Protocol):
+    """One request as whoever traces sees it."""
+
+    def answered(self, route: str, status: int | None, /) -> None: ...
+
+
+Trace = Callable[[str, str, Mapping[str, str]], AbstractContextManager[Served]]
+"""Is given the method, the path and the headers of a request, and surrounds it."""
+
+
+def application(
+    routes: Sequence[BaseRoute], *, token: str | None = None, observe: Observer | None = None, trace: Trace | None = None
+) -> ASGIApp:
+    """A whole app: `routes`, our errors and Starlette's own refusals as problems, a `Front` outside.
+
+    `observe` is told of each request, `trace` surrounds it.
+    """
     app = Starlette(routes=routes, exception_handlers=dict.fromkeys((HTTPException, ClientDisconnect, FedroundError), _refusal))
     app.router.redirect_slashes = False
     front = Front(app, token=token)
-    return front if observe is None else _Observed(front, routes, observe)
+    return front if observe is None else _Observed(front, routes, observe, trace)
 
 
 def authorized(headers: Headers, token: str | None, *, basic: bool = False) -> bool:
@@ -94,12 +110,20 @@ class Front:
 class _Observed:
     """Tells of each request."""
 
-    def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute], observe: Observer) -> None:
+    def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute], observe: Observer, trace: Trace | None) -> None:
         self._app = app
         self._templates: dict[object, str] = {route.endpoint: route.path for route in routes if isinstance(route, Route)}
         self._observe = observe
+        self._trace = trace
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._trace is None:
+            await self._serve(scope, receive, send)
+            return
+        with self._trace(method(scope), scope["path"], Headers(scope=scope)) as served:
+            served.answered(*await self._serve(scope, receive, send))
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> tuple[str, int | None]:
         status: int | None = None
         began = time.monotonic()
 
@@ -114,6 +138,7 @@ class _Observed:
         finally:
             route = self._templates.get(scope.get("endpoint"), "")  # what Starlette has found
             self._observe(RequestServed(method(scope), route, status, time.monotonic() - began))
+        return route, status
 
 
 def method(scope: Scope) -> str:

@@ -11,12 +11,12 @@ import re
 import ssl
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import cache
 from threading import Event
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack
 
 import httpx
 import numpy as np
@@ -39,7 +39,19 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 Transport = httpx.BaseTransport
-Instrument = Callable[[httpx.Client | httpx.AsyncClient], object]
+
+
+class Exchange(Protocol):
+    """One request as whoever traces sees it: `headers` go with it, and it is told when the head of an answer has come."""
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+    def answered(self, status: int, /) -> None: ...
+
+
+Trace = Callable[[str, str, str], AbstractContextManager[Exchange]]
+"""Is given the method, the URL and the template of its path."""
 Query = Mapping[str, str | int]
 
 CONNECT_TIMEOUT = 5.0
@@ -84,8 +96,8 @@ class Options(TypedDict, total=False):
     """In place of httpx's own, and of the environment's proxies."""
     observe: Observer
     """Told of each exchange, failed ones too."""
-    instrument: Instrument | None
-    """Called with the httpx client; each request's `extensions["path"]` is the template of its path."""
+    trace: Trace | None
+    """Surrounds each request."""
     timeout: float
     """Seconds for one read or write."""
 
@@ -100,7 +112,7 @@ class _Client:
         with _environment():
             common = _common(url, options.get("token"), options.get("tls"))
             self._http = httpx.Client(**common, transport=options.get("transport"), event_hooks=hooks)
-        _instrumented(self._http, options.get("instrument"))
+        self._trace = options.get("trace") or _untraced
 
     def close(self) -> None:
         self._http.close()
@@ -119,22 +131,23 @@ class _Client:
         timeout: float | None = None,
     ) -> Iterator[httpx.Response]:
         """Ask, and lend the answer to be read, if its status is one of `accept`."""
-        where = _where(method, url, path)
+        where, url = _where(method, url, path), url.rstrip("/") + path.format_map(ids)
         response: httpx.Response | None = None
         failed: str | None = None
         began = time.monotonic()
         try:
             with (
+                self._trace(method, url, path) as exchange,
                 _mapped(where),
                 self._http.stream(
                     method,
-                    url.rstrip("/") + path.format_map(ids),
-                    headers=(headers or {}) | ({"Content-Length": str(body.size)} if body else {}),
+                    url,
+                    headers={**(headers or {}), **({"Content-Length": str(body.size)} if body else {}), **exchange.headers},
                     content=body,
                     timeout=_timeout(timeout or self._timeout),
-                    extensions={"path": path},
                 ) as response,
             ):
+                exchange.answered(response.status_code)
                 _check(where, response, _read_problem(response), accept)
                 yield response
         except BaseException as error:
@@ -306,27 +319,29 @@ class AsyncPeer:
         url: its base URL.
         token: sent as a bearer token.
         tls: authorities and client certificate; without it, httpx's authorities.
-        instrument: see `Options`.
+        trace: see `Options`.
     """
 
     def __init__(
-        self, url: str, *, token: str | None = None, tls: ssl.SSLContext | None = None, instrument: Instrument | None = None
+        self, url: str, *, token: str | None = None, tls: ssl.SSLContext | None = None, trace: Trace | None = None
     ) -> None:
         self._url = url.rstrip("/")
         with _environment():
             self._http = httpx.AsyncClient(**_common(url, token, tls))
-        _instrumented(self._http, instrument)
+        self._trace = trace or _untraced
 
     async def ask(
         self, method: str, path: str, *, timeout: float, max_answer: int, json: object = None, query: Query | None = None
     ) -> bytes:
         """Send a request. Returns the answer's body."""
-        where = _where(method, self._url, path)
+        where, url = _where(method, self._url, path), self._url + path
         body = bytearray()
-        with _mapped(where):
+        with self._trace(method, url, path) as exchange, _mapped(where):
+            headers = dict(exchange.headers)
             async with self._http.stream(
-                method, self._url + path, json=json, params=query, timeout=_timeout(timeout), extensions={"path": path}
+                method, url, json=json, params=query, headers=headers, timeout=_timeout(timeout)
             ) as response:
+                exchange.answered(response.status_code)
                 async for chunk in response.aiter_raw():
                     body += chunk
                     _bounded(body, max_answer)
@@ -480,9 +495,15 @@ def _environment() -> Iterator[None]:
         raise ConfigurationError(f"the environment's proxy or certificates cannot be used: {redact(str(error))}") from error
 
 
-def _instrumented(http: httpx.Client | httpx.AsyncClient, instrument: Instrument | None) -> None:
-    if instrument is not None:
-        instrument(http)
+class _Untraced:
+    headers: Mapping[str, str] = {}
+
+    def answered(self, status: int) -> None: ...
+
+
+@contextmanager
+def _untraced(_method: str, _url: str, _path: str) -> Iterator[Exchange]:
+    yield _Untraced()
 
 
 class InMemory(httpx.BaseTransport):

@@ -4,6 +4,7 @@ import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fedround import durable, serve
 from fedround.aggregator import app as aggregator_app
@@ -14,9 +15,12 @@ from fedround.durable import Disk
 from fedround.events import Observer
 from fedround.observability.health import Health, tended
 from fedround.observability.metrics import AggregatorMetrics, CoordinatorMetrics
-from fedround.observability.telemetry import Telemetry
+from fedround.observability.telemetry import INSTANCE, Telemetry, tracing
 from fedround.serve import Endpoint
 from fedround.settings import AggregatorSettings, CoordinatorSettings
+
+if TYPE_CHECKING:
+    from fedround.observability.tracing import Tracing
 
 LOG = logging.getLogger(__name__)
 
@@ -44,6 +48,7 @@ async def serving(
     observers: Iterable[Observer] = (),
     *,
     disks: Sequence[Disk | None] = (None, None),
+    traces: "Tracing | None" = None,
 ) -> AsyncIterator[Platform]:
     """Serve both within the block. Raises `ConfigurationError`.
 
@@ -51,10 +56,10 @@ async def serving(
     the aggregator's.
     """
     health, others = (Health(), Health()), tuple(observers)
-    of_aggregator = Telemetry(AggregatorMetrics(), others)
-    of_coordinator = Telemetry(CoordinatorMetrics(), [coordinator_app.readiness(health[0]), *others])
+    of_aggregator = Telemetry(AggregatorMetrics, others, traces)
+    of_coordinator = Telemetry(CoordinatorMetrics, [coordinator_app.readiness(health[0]), *others], traces)
     books = aggregator_app.build(aggregator, of_aggregator.observe, disks[1])
-    service = coordinator_app.build(coordinator, books, of_coordinator.observe, disks[0])
+    service = coordinator_app.build(coordinator, books, of_coordinator.observe, disks[0], of_coordinator.traceparent)
     platform = Platform(
         service,
         books,
@@ -82,7 +87,7 @@ def run(coordinator: CoordinatorSettings, aggregator: AggregatorSettings) -> Non
 
 
 async def _run(coordinator: CoordinatorSettings, aggregator: AggregatorSettings, *disks: Disk | None) -> None:
-    with serve.capture_signals() as stop:
-        async with serving(coordinator, aggregator, disks=disks):
+    with serve.capture_signals() as stop, tracing("platform", INSTANCE) as traces:
+        async with serving(coordinator, aggregator, disks=disks, traces=traces):
             await stop.wait()
             LOG.info("stopping")

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from fedround.books import Admission, Closed, Difference, Page, Verdict, admissions_to_json, page_from_json
 from fedround.errors import BadAnswer, Refused, UnknownAttempt
-from fedround.http import ANSWER_TIMEOUT, AsyncPeer, Instrument, Query
+from fedround.http import ANSWER_TIMEOUT, AsyncPeer, Query, Trace
 
 T = TypeVar("T")
 
@@ -26,13 +26,13 @@ class RemoteBooks:
         url: the aggregator's internal port.
         secret: `FEDROUND_INTERNAL_SECRET`.
         tls: authorities and client certificate; without it, the usual authorities.
-        instrument: see `fedround.http.Options`.
+        trace: see `fedround.http.Options`.
     """
 
     def __init__(
-        self, url: str, *, secret: str | None = None, tls: ssl.SSLContext | None = None, instrument: Instrument | None = None
+        self, url: str, *, secret: str | None = None, tls: ssl.SSLContext | None = None, trace: Trace | None = None
     ) -> None:
-        self._peer = AsyncPeer(url, token=secret, tls=tls, instrument=instrument)
+        self._peer = AsyncPeer(url, token=secret, tls=tls, trace=trace)
 
     async def aclose(self) -> None:
         """Close the connections. (`close` is the books' own.)"""

@@ -259,7 +259,7 @@ def test_a_coordinator_is_ready_once_it_has_reached_the_aggregator_and_as_long_a
         books = MemoryBooks()
         changed = asyncio.Event()
         health, settings = Health(), CoordinatorSettings()
-        telemetry = Telemetry(CoordinatorMetrics(), [app.readiness(health), lambda fact: changed.set()])
+        telemetry = Telemetry(CoordinatorMetrics, [app.readiness(health), lambda fact: changed.set()])
         service = app.build(settings, books, telemetry.observe)
         operators = httpx.ASGITransport(app.ops_endpoint(settings, service, health, telemetry).app)
         async with httpx.AsyncClient(transport=operators, base_url="http://ops") as http:

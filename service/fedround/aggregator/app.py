@@ -41,7 +41,7 @@ from fedround.events import Observer, short
 from fedround.observability import ops
 from fedround.observability.health import Health, tended
 from fedround.observability.metrics import AggregatorMetrics
-from fedround.observability.telemetry import Telemetry
+from fedround.observability.telemetry import INSTANCE, Telemetry, tracing
 from fedround.serve import Endpoint
 from fedround.settings import AggregatorSettings, reveal
 from fedround.weights import Spec
@@ -59,8 +59,10 @@ MAX_CALL = 64 << 20
 # For participants
 
 
-def public(service: AggregatorService, *, token: str | None = None, observe: Observer | None = None) -> ASGIApp:
-    """`GET` and `POST /{id}/{token}`; with `token`, only for who bears it. `observe` is told of each request."""
+def public(
+    service: AggregatorService, *, token: str | None = None, observe: Observer | None = None, trace: asgi.Trace | None = None
+) -> ASGIApp:
+    """`GET` and `POST /{id}/{token}`; with `token`, only for who bears it. `observe` and `trace`: see `asgi.application`."""
 
     async def model(request: Request) -> Response:
         model = service.read(*_credentials(request))
@@ -81,7 +83,8 @@ def public(service: AggregatorService, *, token: str | None = None, observe: Obs
         )
         return Response(headers={wire.UPDATE_OUTCOME: outcome})
 
-    return asgi.application([Route(wire.UPDATE, model), Route(wire.UPDATE, update, methods=["POST"])], token=token, observe=observe)
+    routes = [Route(wire.UPDATE, model), Route(wire.UPDATE, update, methods=["POST"])]
+    return asgi.application(routes, token=token, observe=observe, trace=trace)
 
 
 def _credentials(request: Request) -> tuple[str, str]:
@@ -108,7 +111,9 @@ def _figures(id: str, header: str | None) -> dict[str, float]:
 # For the coordinator
 
 
-def internal(books: Books, *, secret: str | None = None, observe: Observer | None = None) -> ASGIApp:
+def internal(
+    books: Books, *, secret: str | None = None, observe: Observer | None = None, trace: asgi.Trace | None = None
+) -> ASGIApp:
     """The books over HTTP (see `fedround.remote_books.RemoteBooks`); with `secret`, only for who bears it."""
 
     async def call(request: Request) -> Response:
@@ -126,7 +131,7 @@ def internal(books: Books, *, secret: str | None = None, observe: Observer | Non
         return _answer(page_to_json(await books.ledger(request.query_params.get("incarnation", ""), int(after))))
 
     routes = [Route("/books/ledger", ledger), Route("/books/{operation}", call, methods=["POST"])]
-    return asgi.application(routes, token=secret, observe=observe)
+    return asgi.application(routes, token=secret, observe=observe, trace=trace)
 
 
 _CALLS: Mapping[str, Callable[[Any], Call]] = {
@@ -220,13 +225,13 @@ def _model(settings: AggregatorSettings, store: ModelStore | None) -> Model | No
 
 def public_endpoint(settings: AggregatorSettings, service: AggregatorService, telemetry: Telemetry) -> Endpoint:
     """Where participants are served."""
-    app = public(service, token=reveal(settings.token), observe=telemetry.observe)
+    app = public(service, token=reveal(settings.token), observe=telemetry.observe, trace=telemetry.server)
     return Endpoint(app, host=settings.bind, port=settings.port, setting="AGGREGATOR_PORT")
 
 
 def internal_endpoint(settings: AggregatorSettings, service: AggregatorService, telemetry: Telemetry) -> Endpoint:
     """Where the coordinator is served, if it is another process."""
-    app = internal(service, secret=reveal(settings.internal_secret), observe=telemetry.observe)
+    app = internal(service, secret=reveal(settings.internal_secret), observe=telemetry.observe, trace=telemetry.server)
     return Endpoint(app, host=settings.internal_bind, port=settings.internal_port, setting="AGGREGATOR_INTERNAL_PORT")
 
 
@@ -266,16 +271,17 @@ async def keep_checking(settings: AggregatorSettings, health: Health, *, every: 
 
 async def _run(settings: AggregatorSettings, disk: Disk | None) -> None:
     health = Health()
-    telemetry = Telemetry(AggregatorMetrics())
-    service = build(settings, telemetry.observe, disk)
-    endpoints = (
-        public_endpoint(settings, service, telemetry),
-        internal_endpoint(settings, service, telemetry),
-        ops_endpoint(settings, service, health, telemetry),
-    )
-    with serve.capture_signals() as stop:
-        async with serve.serving(*endpoints):
-            async with tended(health, keep_checking(settings, health)):
-                await stop.wait()
-                LOG.info("stopping")
-            service.stop()
+    with tracing("aggregator", INSTANCE) as traces:
+        telemetry = Telemetry(AggregatorMetrics, tracing=traces)
+        service = build(settings, telemetry.observe, disk)
+        endpoints = (
+            public_endpoint(settings, service, telemetry),
+            internal_endpoint(settings, service, telemetry),
+            ops_endpoint(settings, service, health, telemetry),
+        )
+        with serve.capture_signals() as stop:
+            async with serve.serving(*endpoints):
+                async with tended(health, keep_checking(settings, health)):
+                    await stop.wait()
+                    LOG.info("stopping")
+                service.stop()

@@ -23,7 +23,7 @@ from fedround.events import Fact, Observer
 from fedround.observability import ops
 from fedround.observability.health import Health, tended
 from fedround.observability.metrics import CoordinatorMetrics
-from fedround.observability.telemetry import Telemetry
+from fedround.observability.telemetry import INSTANCE, Telemetry, tracing
 from fedround.remote_books import RemoteBooks
 from fedround.serve import Endpoint
 from fedround.settings import CoordinatorSettings, reveal
@@ -38,8 +38,13 @@ ANONYMOUS = "participant"
 # For participants
 
 
-def public(service: CoordinatorService, *, token: str | None = None, observe: Observer | None = None) -> ASGIApp:
-    """What participants talk to. Who uses none of the additions gets the very bytes of 0.8. `observe` is told of each request."""
+def public(
+    service: CoordinatorService, *, token: str | None = None, observe: Observer | None = None, trace: asgi.Trace | None = None
+) -> ASGIApp:
+    """What participants talk to. Who uses none of the additions gets the very bytes of 0.8.
+
+    `observe` and `trace`: see `asgi.application`.
+    """
 
     async def rendez_vous(request: Request, _: str) -> Response:
         name = request.headers.get(wire.PARTICIPANT_NAME)
@@ -69,7 +74,7 @@ def public(service: CoordinatorService, *, token: str | None = None, observe: Ob
         _route(wire.START_TRAINING, "GET", start_training),
         _route(wire.LEAVE, "DELETE", leave),
     ]
-    return asgi.application(routes, token=token, observe=observe)
+    return asgi.application(routes, token=token, observe=observe, trace=trace)
 
 
 def _route(path: str, method: str, handler: Callable[[Request, str], Awaitable[Response]]) -> Route:
@@ -101,7 +106,13 @@ async def _hung_up(receive: Receive) -> None:
 # The process
 
 
-def build(settings: CoordinatorSettings, books: Books, observer: Observer, disk: Disk | None = None) -> CoordinatorService:
+def build(
+    settings: CoordinatorSettings,
+    books: Books,
+    observer: Observer,
+    disk: Disk | None = None,
+    traceparent: Callable[[], str | None] = lambda: None,
+) -> CoordinatorService:
     """The service as the settings want it, with what `disk` knows of its life before. Raises `DataDamaged`."""
     plan = Plan(
         rounds=settings.rounds,
@@ -116,7 +127,9 @@ def build(settings: CoordinatorSettings, books: Books, observer: Observer, disk:
     if memory.participants:
         LOG.info("back in round %d, with %d participants known from before", memory.round, len(memory.participants))
     keep = partial(store.save, disk) if disk else None
-    return CoordinatorService(rounds, books, aggregator_url=settings.aggregator_url, observer=observer, keep=keep)
+    return CoordinatorService(
+        rounds, books, aggregator_url=settings.aggregator_url, observer=observer, keep=keep, traceparent=traceparent
+    )
 
 
 def readiness(health: Health) -> Observer:
@@ -135,7 +148,7 @@ def readiness(health: Health) -> Observer:
 
 def public_endpoint(settings: CoordinatorSettings, service: CoordinatorService, telemetry: Telemetry) -> Endpoint:
     """Where participants are served."""
-    app = public(service, token=reveal(settings.token), observe=telemetry.observe)
+    app = public(service, token=reveal(settings.token), observe=telemetry.observe, trace=telemetry.server)
     return Endpoint(app, host=settings.bind, port=settings.port, setting="COORDINATOR_PORT")
 
 
@@ -154,11 +167,17 @@ def run(settings: CoordinatorSettings) -> None:
 
 async def _run(settings: CoordinatorSettings, disk: Disk | None) -> None:
     health = Health()
-    async with aclosing(RemoteBooks(settings.aggregator_internal_url, secret=reveal(settings.internal_secret))) as books:
-        telemetry = Telemetry(CoordinatorMetrics(), [readiness(health)])
-        service = build(settings, books, telemetry.observe, disk)
-        with serve.capture_signals() as stop:
-            endpoints = public_endpoint(settings, service, telemetry), ops_endpoint(settings, service, health, telemetry)
-            async with serve.serving(*endpoints), tended(health, service.run()):
-                await stop.wait()
-                LOG.info("stopping")
+    with tracing("coordinator", INSTANCE) as traces:
+        telemetry = Telemetry(CoordinatorMetrics, [readiness(health)], traces)
+        secret = reveal(settings.internal_secret)
+        async with aclosing(RemoteBooks(settings.aggregator_internal_url, secret=secret, trace=telemetry.client)) as books:
+            service = build(settings, books, telemetry.observe, disk, telemetry.traceparent)
+            await _serve(settings, service, health, telemetry)
+
+
+async def _serve(settings: CoordinatorSettings, service: CoordinatorService, health: Health, telemetry: Telemetry) -> None:
+    with serve.capture_signals() as stop:
+        endpoints = public_endpoint(settings, service, telemetry), ops_endpoint(settings, service, health, telemetry)
+        async with serve.serving(*endpoints), tended(health, service.run()):
+            await stop.wait()
+            LOG.info("stopping")

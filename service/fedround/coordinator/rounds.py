@@ -158,6 +158,11 @@ class Rounds:
         member = self._told(id)
         return None if member is None or id not in self.present else member.token
 
+    def extended(self, id: str) -> bool:
+        """Whether it is one of ours, which understands additions to the protocol."""
+        participant = self.present.get(id)
+        return participant is not None and participant.extended
+
     def leave(self, now: float, id: str) -> bool:
         """It says good-bye; False when nobody knows it."""
         if id not in self.present:

@@ -42,6 +42,7 @@ class CoordinatorService:
         books: The aggregator's.
         aggregator_url: Where participants are sent.
         observer: Told of every fact, in order.
+        traceparent: Gives that of the open round's trace, for participants that are ours.
         keep: Writes down what shall be known after a restart; raises `OSError`.
         clock: Gives monotonic seconds.
     """
@@ -54,6 +55,7 @@ class CoordinatorService:
         aggregator_url: str,
         observer: Observer,
         keep: Callable[[Memory], None] | None = None,
+        traceparent: Callable[[], str | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._rounds = rounds
@@ -61,6 +63,7 @@ class CoordinatorService:
         self.aggregator_url = aggregator_url
         self._observer = observer
         self._keep = keep
+        self._traceparent = traceparent
         self._clock = clock
         self._kick = asyncio.Event()
         self._news = asyncio.Event()
@@ -119,7 +122,9 @@ class CoordinatorService:
     def start_training(self, id: str) -> StartTraining:
         """Where to go with which token. It was admitted before the participant was told of the round, so nobody has to be asked."""
         token = self._rounds.start_training(self._clock(), id)
-        return StartTraining(None if token is None else self.aggregator_url, token)
+        if token is None:
+            return StartTraining(None, None)
+        return StartTraining(self.aggregator_url, token, self._traceparent() if self._rounds.extended(id) else None)
 
     def leave(self, id: str) -> None:
         """Good-bye, also to somebody unknown."""
@@ -132,7 +137,7 @@ class CoordinatorService:
 
     def _answer(self, id: str, *, idle: bool) -> Heartbeat:
         answer = self._rounds.heartbeat(self._clock(), id, idle=idle)
-        return answer if answer.token is None else replace(answer, url=self.aggregator_url)
+        return answer if answer.token is None else replace(answer, url=self.aggregator_url, traceparent=self._traceparent())
 
     def _end_hold(self, id: str) -> None:
         hold = self._holds.pop(id, None)

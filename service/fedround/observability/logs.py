@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -130,6 +131,11 @@ class TextFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)-7s %(message)s")
         self._colours = colours
 
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 logging's
+        """The line, with the id of the trace that it belongs to."""
+        ids: dict[str, str] | None = getattr(record, "trace", None)
+        return super().formatMessage(record) + (f" trace_id={ids['trace_id']}" if ids else "")
+
     def format(self, record: logging.LogRecord) -> str:
         """The line, and behind it the traceback where there is one."""
         line = redact(super().format(record))
@@ -149,6 +155,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
             **(_fields(fact) if isinstance(fact, Fact) else {}),
+            **(getattr(record, "trace", None) or {}),
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -164,3 +171,14 @@ def configure(format: Literal["text", "json"], level: str) -> None:
     logging.captureWarnings(True)
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def correlate(ids: Callable[[], dict[str, str] | None]) -> None:
+    """From now on lines bear the ids that `ids` gives: those of the span that is under way, if there is one."""
+
+    def note(record: logging.LogRecord) -> bool:
+        record.trace = ids()
+        return True
+
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(note)

@@ -140,7 +140,7 @@ def connected(
     transport: http.Transport | None = None,
     exit_after_finish: bool = True,
     pod_index: int | None = None,
-    instrument: http.Instrument | None = None,
+    trace: http.Trace | None = None,
     measure: bool = False,
     beat: Callable[[float], None] = lambda _within: None,
 ) -> Iterator[Runtime]:
@@ -162,7 +162,7 @@ def connected(
     shard = options.get("shard")
     fixed = None if shard is None else Shard(*shard)
     observe = Observers(options.get("observers", ()))
-    both = http.Options(token=options.get("token"), observe=observe, transport=transport, instrument=instrument)
+    both = http.Options(token=options.get("token"), observe=observe, transport=transport, trace=trace)
     with (
         closing(http.CoordinatorClient(coordinator_url, **both)) as coordinator,
         closing(http.AggregatorClient(max_model_size=options.get("max_model_size", 1 << 30), **both)) as aggregator,

@@ -1,0 +1,293 @@
+"""Traces: one of each round across coordinator, participants and aggregator, one of every exchange beside it.
+
+The only file that imports opentelemetry, itself imported only where traces are wanted. The SDK is set up by its own `OTEL_*`
+variables. The spans of HTTP are made here and not by an instrumentation of httpx or ASGI: these would see whole URLs, and with them
+ids and tokens, and cost a small request more than it costs itself.
+"""
+
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import Token
+from importlib.metadata import entry_points, version
+
+from opentelemetry import context, propagate, trace
+from opentelemetry.context import Context
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from fedround import events, wire
+from fedround.errors import ConfigurationError
+from fedround.events import Fact, redact
+
+LOG = logging.getLogger(__name__)
+
+ROUND = "fedround.round"
+REGISTER = "fedround.register"
+LEDGER = "/books/ledger"
+COMPLAIN_EVERY = 60.0
+"""Seconds between two lines about an exporter that fails."""
+
+_W3C = TraceContextTextMapPropagator()
+_LONG_HEX = re.compile("[0-9a-fA-F]{9,}")
+
+
+def exporters(environ: Mapping[str, str]) -> list[SpanExporter]:
+    """Those that `OTEL_TRACES_EXPORTER` names; of OTLP the protocol that the variables name, http/protobuf by default.
+
+    Raises:
+        ConfigurationError: One of them is not installed, or cannot be made.
+    """
+    protocol = environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "http/protobuf"
+    otlp = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}.get(protocol, protocol)
+    found = []
+    for name in (environ.get("OTEL_TRACES_EXPORTER") or "otlp").split(","):
+        name = otlp if name.strip() == "otlp" else name.strip()
+        known = [*entry_points(group="opentelemetry_traces_exporter", name=name)]
+        if not known:
+            package = f": install opentelemetry-exporter-{name.replace('_', '-')}" if name.startswith("otlp_") else ""
+            raise ConfigurationError(f"OTEL_TRACES_EXPORTER: there is no exporter {name}{package}")
+        try:
+            found.append(known[0].load()())
+        except Exception as error:
+            raise ConfigurationError(f"OTEL_TRACES_EXPORTER: the exporter {name} cannot be made: {error}") from error
+    return found
+
+
+class Tracing:
+    """The spans of a process: `before` and `after` are observers, to be told of each fact before and after all others.
+
+    Args:
+        service: participant, coordinator, aggregator or platform.
+        instance: Its name among others of its kind.
+        exporters: Where spans go.
+        heartbeats: Whether a heartbeat outside of rounds is a trace.
+    """
+
+    def __init__(self, service: str, instance: str, exporters: list[SpanExporter], *, heartbeats: bool = True) -> None:
+        own = {"service.name": f"fedround-{service}", "service.version": version("fedround"), "service.instance.id": instance}
+        resource = Resource.create({**own, **OTELResourceDetector().detect().attributes})
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        for exporter in exporters:
+            self._provider.add_span_processor(BatchSpanProcessor(exporter))
+        self._tracer = self._provider.get_tracer("fedround", version("fedround"))
+        self._heartbeats = heartbeats
+        self._round: Span | None = None
+        self._registering: Span | None = None
+        self._phases = threading.local()
+        self._failed: dict[tuple[str, str], int] = {}
+        """How often in a row, by method and path."""
+        library = logging.getLogger("opentelemetry")
+        library.handlers, library.propagate = [_Complaints()], False
+
+    def serve_user_code(self) -> None:
+        """Make the provider the one of the process: spans that the participant's own code makes are in the round's trace."""
+        trace.set_tracer_provider(self._provider)
+
+    def close(self, within: float = 2.0) -> None:
+        """Send what is there, in `within` seconds or not at all: the SDK's own time-outs do not hold when nobody answers."""
+        for span in (self._round, self._registering):
+            if span is not None:
+                span.end()
+        flushing = threading.Thread(target=self._provider.shutdown, name="fedround-traces", daemon=True)
+        flushing.start()
+        flushing.join(within)
+
+    def ids(self) -> dict[str, str] | None:
+        """The ids of the span that is under way, for log lines and exemplars; None where there is none that is sampled."""
+        span = trace.get_current_span()
+        if not span.get_span_context().is_valid:
+            span = self._round or span
+        found = span.get_span_context()
+        if not found.trace_flags.sampled:
+            return None
+        return {"trace_id": trace.format_trace_id(found.trace_id), "span_id": trace.format_span_id(found.span_id)}
+
+    def traceparent(self) -> str | None:
+        """Of the round that is open."""
+        if self._round is None:
+            return None
+        carrier: dict[str, str] = {}
+        _W3C.inject(carrier, trace.set_span_in_context(self._round))
+        return carrier.get("traceparent")
+
+    # Facts
+
+    def before(self, fact: Fact) -> None:
+        """Begin what begins."""
+        match fact:
+            case events.OrderAccepted(number, _, traceparent):
+                self._begin_round(number, _W3C.extract({"traceparent": traceparent}) if traceparent else Context())
+            case events.AttemptOpened(number):
+                self._begin_round(number, Context())
+            case events.PhaseBegan(_, phase):
+                span = self._tracer.start_span(phase, self._parent())
+                self._open_phases().append((span, context.attach(trace.set_span_in_context(span))))
+
+    def after(self, fact: Fact) -> None:
+        """Note what is known now, and end what ends."""
+        match fact:
+            case events.PhaseEnded(_, "confirm", seconds):
+                now = time.time_ns()
+                self._tracer.start_span("confirm", self._parent(), start_time=now - int(seconds * 1e9)).end(now)
+            case events.PhaseEnded(_, _, _, error) if self._open_phases():
+                span, token = self._open_phases().pop()
+                context.detach(token)
+                _failed(span, error)
+                span.end()
+            case events.Registered(_, reason) if self._registering is not None:
+                self._registering.set_attribute("fedround.register.reason", reason)
+                self._registering.end()
+                self._registering = None
+            case events.WeightsMeasured(_, _, _, statistics) if self._round is not None:
+                self._round.set_attribute("fedround.round.parameters", statistics.count)
+            case events.UpdateMeasured(_, samples) if self._round is not None:
+                self._round.set_attribute("fedround.round.samples", samples)
+            case events.Reported(_, figures) if self._round is not None:
+                self._round.set_attributes({f"fedround.metric.{name}": value for name, value in figures})
+            case events.RoundEnded(outcome=outcome):
+                self._end_round(outcome)
+            case events.RoundCompleted(ids=ids, samples=samples, parameters=parameters):
+                known = {"participants": len(ids), "samples": samples, "parameters": parameters}
+                self._end_round("completed", {f"fedround.round.{name}": value for name, value in known.items()})
+            case events.AttemptDropped(timed_out=timed_out):
+                self._end_round("timed_out" if timed_out else "failed")
+
+    def _begin_round(self, number: int, parent: Context) -> None:
+        if self._round is None:
+            self._round = self._tracer.start_span(ROUND, parent, attributes={"fedround.round.number": number})
+
+    def _end_round(self, outcome: str, attributes: Mapping[str, int] | None = None) -> None:
+        span, self._round = self._round, None
+        if span is not None:
+            span.set_attributes({"fedround.round.outcome": outcome, **(attributes or {})})
+            _failed(span, outcome if outcome in ("failed", "timed_out") else "")
+            span.end()
+
+    def _open_phases(self) -> list[tuple[Span, Token[Context]]]:
+        # Each thread has its own: a phase begins and ends on one thread.
+        if not hasattr(self._phases, "open"):
+            self._phases.open = []
+        phases: list[tuple[Span, Token[Context]]] = self._phases.open
+        return phases
+
+    def _parent(self) -> Context:
+        """What is under way on this thread, else the round."""
+        if trace.get_current_span().get_span_context().is_valid:
+            return context.get_current()
+        return Context() if self._round is None else trace.set_span_in_context(self._round)
+
+    # HTTP
+
+    @contextmanager
+    def client(self, method: str, url: str, path: str) -> Iterator["ClientSpan"]:
+        """The span of one request of ours, of which `path` is the template."""
+        parent = self._parent()
+        if path == wire.RENDEZ_VOUS:
+            self._registering = self._registering or self._tracer.start_span(REGISTER, parent)
+            parent = trace.set_span_in_context(self._registering)
+        if path == LEDGER or (path == wire.HEARTBEAT and not self._heartbeats and self._round is None):
+            yield ClientSpan(trace.INVALID_SPAN, {"traceparent": _not_sampled()})
+            return
+        span = self._tracer.start_span(f"{method} {path}", parent, SpanKind.CLIENT)
+        headers: dict[str, str] = {}
+        propagate.inject(headers, trace.set_span_in_context(span))
+        if span.is_recording():
+            span.set_attributes({"http.request.method": method, "url.template": path, "url.full": redact(url), **_server(url)})
+            if again := self._failed.get((method, path), 0):
+                span.set_attribute("http.request.resend_count", again)
+        exchange = ClientSpan(span, headers)
+        try:
+            yield exchange
+            self._failed.pop((method, path), None)
+        except BaseException as error:
+            self._failed[method, path] = self._failed.get((method, path), 0) + 1
+            if exchange.status is None:
+                _failed(span, type(error.__cause__ or error).__name__)
+            raise
+        finally:
+            span.end()
+
+    @contextmanager
+    def server(self, method: str, path: str, headers: Mapping[str, str]) -> Iterator["ServerSpan"]:
+        """The span of one request to us."""
+        span = self._tracer.start_span(method, propagate.extract(headers, Context()), SpanKind.SERVER)
+        if span.is_recording():
+            path = _LONG_HEX.sub(lambda match: match[0][:8], redact(path))  # ids are told in other spellings, too
+            span.set_attributes({"http.request.method": method, "url.path": path, "url.scheme": "http"})
+        token = context.attach(trace.set_span_in_context(span))
+        try:
+            yield ServerSpan(span, method)
+        finally:
+            context.detach(token)
+            span.end()
+
+
+class ClientSpan:
+    """A request that is under way. `headers` go with it."""
+
+    def __init__(self, span: Span, headers: Mapping[str, str]) -> None:
+        self._span = span
+        self.headers = headers
+        self.status: int | None = None
+
+    def answered(self, status: int) -> None:
+        """The head of an answer came."""
+        self.status = status
+        self._span.set_attribute("http.response.status_code", status)
+        _failed(self._span, str(status) if status >= 400 else "")
+
+
+class ServerSpan:
+    """A request that is being served."""
+
+    def __init__(self, span: Span, method: str) -> None:
+        self._span = span
+        self._method = method
+
+    def answered(self, route: str, status: int | None) -> None:
+        """It was answered; without a status it was cut off. Only what is our fault is an error."""
+        if route:
+            self._span.update_name(f"{self._method} {route}")
+            self._span.set_attribute("http.route", route)
+        if status is not None:
+            self._span.set_attribute("http.response.status_code", status)
+            _failed(self._span, str(status) if status >= 500 else "")
+
+
+class _Complaints(logging.Handler):
+    """What the SDK logs of exports that fail: a line now and then instead of a traceback each time."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._next = 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.created >= self._next:
+            self._next = record.created + COMPLAIN_EVERY
+            LOG.warning("traces: %s", redact(record.getMessage())[:200])
+
+
+def _failed(span: Span, error: str) -> None:
+    if error:
+        span.set_attribute("error.type", error)
+        span.set_status(Status(StatusCode.ERROR))
+
+
+def _server(url: str) -> dict[str, str | int]:
+    match = re.match(r"(https?)://(?:[^/@]*@)?(\[[^\]]*\]|[^:/]*)(?::(\d+))?", url)
+    if match is None:
+        return {}
+    return {"server.address": match[2].strip("[]"), "server.port": int(match[3] or (443 if match[1] == "https" else 80))}
+
+
+def _not_sampled() -> str:
+    """Tells a server that samples by its parents to be quiet as well."""
+    return f"00-{os.urandom(16).hex()}-{os.urandom(8).hex()}-00"

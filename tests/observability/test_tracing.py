@@ -1,0 +1,309 @@
+"""Traces: the spans of one process from its facts, and those of a federation as they arrive at a receiver."""
+
+import logging
+import re
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from fedround import events, weights
+from fedround.errors import ConfigurationError, Unreachable
+from fedround.observability.telemetry import traced
+from fedround.observability.tracing import Tracing, exporters
+from support.otlp import Span, receiving
+from support.processes import Process, running
+
+ID = "12345678-aaaa-4bbb-8ccc-dddddddddddd"
+TOKEN = "87654321-aaaa-4bbb-8ccc-dddddddddddd"
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+OK = 200
+
+
+class Traced:
+    """The spans of what was told and asked within."""
+
+    def __init__(self, *, heartbeats: bool = True) -> None:
+        self._memory = InMemorySpanExporter()
+        self.tracing = Tracing("participant", "anna", [self._memory], heartbeats=heartbeats)
+
+    def tell(self, *facts: events.Fact) -> None:
+        for fact in facts:
+            self.tracing.before(fact)
+            self.tracing.after(fact)
+
+    def ask(self, method: str, path: str, status: int | None = OK) -> dict[str, str]:
+        """One request; without a status the peer is away. Its headers."""
+        try:
+            with self.tracing.client(method, f"http://peer:80{path.format(id=ID, token=TOKEN)}", path) as exchange:
+                if status is None:
+                    raise Unreachable("nobody there") from ConnectionRefusedError()
+                exchange.answered(status)
+        except Unreachable:
+            pass
+        return dict(exchange.headers)
+
+    def spans(self) -> dict[str, ReadableSpan]:
+        self.tracing.close()
+        return {span.name: span for span in self._memory.get_finished_spans()}
+
+
+def parent(span: ReadableSpan) -> str:
+    return "" if span.parent is None else trace.format_span_id(span.parent.span_id)
+
+
+def own(span: ReadableSpan) -> str:
+    assert span.context is not None
+    return trace.format_span_id(span.context.span_id)
+
+
+def test_a_participants_round_is_a_child_of_the_coordinators_and_has_its_phases_below_it() -> None:
+    traced = Traced()
+    traced.tell(events.OrderAccepted(3, repeated=False, traceparent=PARENT))
+    traced.tracing.before(events.PhaseBegan(3, "download"))
+    traced.ask("GET", "/{id}/{token}")
+    traced.tracing.after(events.PhaseEnded(3, "download", 0.1))
+    traced.tell(
+        events.WeightsMeasured(3, "global", 100, weights.statistics(np.ones(5))),
+        events.UpdateMeasured(3, 30, None),
+        events.Reported(3, (("loss", 0.5),)),
+        events.PhaseEnded(3, "confirm", 0.25),
+        events.RoundEnded(3, "completed", 1.0),
+    )
+    spans = traced.spans()
+    round = spans["fedround.round"]
+    assert round.context is not None
+    assert trace.format_trace_id(round.context.trace_id) == PARENT.split("-")[1]
+    assert parent(round) == PARENT.split("-")[2]
+    assert dict(round.attributes or {}) == {
+        "fedround.round.number": 3,
+        "fedround.round.parameters": 5,
+        "fedround.round.samples": 30,
+        "fedround.metric.loss": 0.5,
+        "fedround.round.outcome": "completed",
+    }
+    assert parent(spans["download"]) == parent(spans["confirm"]) == own(round)
+    assert parent(spans["GET /{id}/{token}"]) == own(spans["download"])
+    assert trace.get_current_span() is trace.INVALID_SPAN
+
+
+def test_a_phase_that_fails_is_an_error_and_does_not_leak_into_the_next_round() -> None:
+    traced = Traced()
+    traced.tell(events.OrderAccepted(3, repeated=False, traceparent=None))
+    traced.tell(events.PhaseBegan(3, "train"), events.PhaseEnded(3, "train", 0.1, "ValueError"))
+    traced.tell(events.RoundEnded(3, "failed", 1.0))
+    assert traced.tracing.ids() is None
+    traced.tell(events.OrderAccepted(4, repeated=False, traceparent=None), events.RoundEnded(4, "completed", 1.0))
+    spans = traced.spans()
+    assert (spans["train"].attributes or {})["error.type"] == "ValueError"
+    assert parent(spans["fedround.round"]) == ""
+
+
+def test_requests_bear_what_happened_and_no_id_and_no_token() -> None:
+    traced = Traced()
+    traced.ask("GET", "/heartbeat/{id}", None)
+    traced.ask("GET", "/heartbeat/{id}", 404)
+    headers = traced.ask("POST", "/{id}/{token}")
+    spans = traced.spans()
+    assert re.fullmatch(r"00-[0-9a-f]{32}-[0-9a-f]{16}-0[13]", headers["traceparent"])
+    assert spans["POST /{id}/{token}"].attributes == {
+        "http.request.method": "POST",
+        "url.template": "/{id}/{token}",
+        "url.full": "http://peer:80/12345678/***",
+        "server.address": "peer",
+        "server.port": 80,
+        "http.response.status_code": 200,
+    }
+    again = spans["GET /heartbeat/{id}"].attributes or {}
+    assert (again["http.request.resend_count"], again["http.response.status_code"], again["error.type"]) == (1, 404, "404")
+
+
+def test_a_registration_has_its_attempts_below_it() -> None:
+    traced = Traced()
+    traced.ask("GET", "/rendez_vous", None)
+    traced.ask("GET", "/rendez_vous")
+    traced.tell(events.Registered(ID, "start"))
+    spans = traced.spans()
+    assert parent(spans["GET /rendez_vous"]) == own(spans["fedround.register"])
+    assert (spans["fedround.register"].attributes or {})["fedround.register.reason"] == "start"
+
+
+def test_heartbeats_outside_of_rounds_can_be_silenced_on_both_ends() -> None:
+    traced = Traced(heartbeats=False)
+    assert traced.ask("GET", "/heartbeat/{id}")["traceparent"].endswith("-00")
+    traced.tell(events.OrderAccepted(3, repeated=False, traceparent=None))
+    assert traced.ask("GET", "/heartbeat/{id}")["traceparent"][-1] in "13"
+    traced.tell(events.RoundEnded(3, "completed", 1.0))
+    assert set(traced.spans()) == {"fedround.round", "GET /heartbeat/{id}"}
+
+
+def test_a_coordinators_round_ends_with_its_attempt_and_tells_its_traceparent_meanwhile() -> None:
+    traced = Traced()
+    assert traced.tracing.traceparent() is None
+    traced.tell(events.AttemptOpened(3, ID))
+    told = traced.tracing.traceparent()
+    traced.tell(events.AttemptDropped(3, ID, 1, "too late", timed_out=True))
+    assert traced.tracing.traceparent() is None
+    dropped = traced.spans()["fedround.round"]
+    assert told is not None
+    assert told.split("-")[2] == own(dropped)
+    assert (dropped.attributes or {})["fedround.round.outcome"] == "timed_out"
+    assert not dropped.status.is_ok
+
+
+def test_a_served_request_is_a_child_of_the_one_that_was_sent() -> None:
+    traced = Traced()
+    path = f"/{ID}/{TOKEN.replace('-', '')}"
+    with traced.tracing.server("GET", path, {"traceparent": PARENT}) as served:
+        assert (traced.tracing.ids() or {})["trace_id"] == PARENT.split("-")[1]
+        served.answered("/{id}/{token}", 404)
+    with traced.tracing.server("GET", "/nowhere", {}) as served:
+        served.answered("", None)
+    spans = traced.spans()
+    span = spans["GET /{id}/{token}"]
+    assert parent(span) == PARENT.split("-")[2]
+    assert span.status.is_unset
+    assert (span.attributes or {})["url.path"] == "/12345678/87654321"
+    assert "http.response.status_code" not in (spans["GET"].attributes or {})
+
+
+@pytest.mark.parametrize(
+    ("environ", "wanted"),
+    [
+        ({}, False),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}, True),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://collector:4318"}, True),
+        ({"OTEL_TRACES_EXPORTER": "console"}, True),
+        ({"OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}, False),
+        ({"OTEL_SDK_DISABLED": "true", "OTEL_TRACES_EXPORTER": "console"}, False),
+    ],
+)
+def test_traces_are_made_where_somebody_wants_them(environ: dict[str, str], wanted: bool) -> None:
+    assert traced(environ) is wanted
+
+
+def test_exporters_are_those_of_the_variables() -> None:
+    (otlp,) = exporters({})
+    (console,) = exporters({"OTEL_TRACES_EXPORTER": "console"})
+    assert [type(exporter).__name__ for exporter in (otlp, console)] == ["OTLPSpanExporter", "ConsoleSpanExporter"]
+    otlp.shutdown()
+    for environ, complaint in [
+        ({"OTEL_TRACES_EXPORTER": "nonsense"}, "there is no exporter nonsense"),
+        ({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "install opentelemetry-exporter-otlp-proto-grpc"),
+    ]:
+        with pytest.raises(ConfigurationError, match=complaint):
+            exporters(environ)
+
+
+def test_an_exporter_that_fails_is_one_line_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    Tracing("participant", "anna", [])
+    with caplog.at_level(logging.WARNING, "fedround"):
+        for _ in range(3):
+            logging.getLogger("opentelemetry.sdk.trace.export").error("no connection to %s", f"http://collector/{ID}/{TOKEN}")
+    assert [record.getMessage() for record in caplog.records] == ["traces: no connection to http://collector/12345678/***"]
+
+
+# Whole federations
+
+
+@contextmanager
+def federation(rounds: int, **environ: str) -> Iterator[tuple[Process, Process, Sequence[Process]]]:
+    """Coordinator, aggregator and two participants."""
+    with ExitStack() as stack:
+        aggregator = stack.enter_context(running("aggregator", **environ))
+        urls = {
+            "COORDINATOR_AGGREGATOR_URL": aggregator.url("AGGREGATOR_PORT"),
+            "COORDINATOR_AGGREGATOR_INTERNAL_URL": aggregator.url("AGGREGATOR_INTERNAL_PORT"),
+        }
+        plan = {"COORDINATOR_ROUNDS": str(rounds), "COORDINATOR_MIN_CLIENTS": "2"}
+        coordinator = stack.enter_context(running("coordinator", **urls, **plan, **environ))
+        joining = {
+            "PARTICIPANT_COORDINATOR_URL": coordinator.url("COORDINATOR_PORT"),
+            "PARTICIPANT_CLASS": "fedround.demo:HousePrices",
+            "PARTICIPANT_AFTER_FINISH": "wait",
+        }
+        silos = [stack.enter_context(running("participant", PARTICIPANT_NAME=f"silo-{n}", **joining, **environ)) for n in range(2)]
+        for silo in silos:
+            silo.said("^finished")
+        yield coordinator, aggregator, silos
+
+
+def of_round(spans: Sequence[Span], number: int) -> list[Span]:
+    """All spans of a round's trace."""
+    (root,) = (s for s in spans if s.service == "fedround-coordinator" and s.attributes.get("fedround.round.number") == number)
+    return [span for span in spans if span.trace == root.trace]
+
+
+def whole(spans: Sequence[Span], number: int) -> bool:
+    try:
+        names = Counter((span.service, span.name) for span in of_round(spans, number))
+    except ValueError:
+        return False
+    return names["fedround-participant", "fedround.round"] == 2 and names["fedround-aggregator", "POST /{id}/{token}"] == 2
+
+
+@pytest.mark.timeout(120)
+def test_a_round_is_one_trace_over_all_processes_and_nothing_in_it_is_secret() -> None:
+    with receiving() as (url, receiver):
+        environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": url, "OTEL_BSP_SCHEDULE_DELAY": "100"}
+        with federation(3, **environ) as (coordinator, aggregator, silos):
+            for process in (*silos, coordinator, aggregator):
+                assert process.end() == 0
+            spans = receiver.wait_for(lambda spans: whole(spans, 1))
+            logs = "".join(process.log for process in (*silos, coordinator, aggregator))
+    tree = of_round(spans, 1)
+    by_id = {span.id: span for span in tree}
+    (root,) = (span for span in tree if not span.parent)
+    assert (root.service, root.name) == ("fedround-coordinator", "fedround.round")
+    assert root.attributes["fedround.round.outcome"] == "completed"
+    ways = set()
+    for span in tree:
+        way = [f"{span.service.removeprefix('fedround-')} {span.name}"]
+        while span.parent:
+            span = by_id[span.parent]
+            way.append(f"{span.service.removeprefix('fedround-')} {span.name}")
+        ways.add(" < ".join(way))
+    for step, request in {"download": "GET", "upload": "POST"}.items():
+        exchange = f"aggregator {request} /{{id}}/{{token}} < participant {request} /{{id}}/{{token}}"
+        assert f"{exchange} < participant {step} < participant fedround.round < coordinator fedround.round" in ways
+    for phase in ("decode", "train", "check", "encode"):
+        assert f"participant {phase} < participant fedround.round < coordinator fedround.round" in ways
+    assert "aggregator POST /books/{operation} < coordinator POST /books/close < coordinator fedround.round" in ways
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text().partition("## Traces")[2].partition("## Logs")[0]
+    named = set(re.findall(r"^\| `([\w.]+)` \|", page, re.MULTILINE))
+    assert named - {"confirm"} == {span.name for span in spans if " " not in span.name}  # a platform of ours confirms at once
+    assert re.search(rb"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}|[0-9a-f]{8}/[0-9a-f]{8}", receiver.raw) is None
+    assert f'"trace_id": "{root.trace}"' in logs
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("collector", ["dead", "deaf"])
+def test_a_collector_that_does_not_answer_delays_no_round_and_an_exit_by_2_seconds_only(collector: str) -> None:
+    answers = threading.Event()
+    with ExitStack() as stack:
+        if collector == "deaf":
+            url, _ = stack.enter_context(receiving(answers=answers))
+        else:
+            with socket.create_server(("127.0.0.1", 0)) as gone:
+                url = f"http://127.0.0.1:{gone.getsockname()[1]}"
+        began = time.monotonic()
+        with federation(20, OTEL_EXPORTER_OTLP_ENDPOINT=url, OTEL_BSP_SCHEDULE_DELAY="100") as (coordinator, aggregator, silos):
+            assert time.monotonic() - began < 30
+            for process in (*silos, coordinator, aggregator):
+                told = time.monotonic()
+                process.send(signal.SIGTERM)
+                assert process.wait() == 0
+                assert time.monotonic() - told < 6
+                if collector == "dead":
+                    assert process.log.count("traces: ") == 1
+                assert "Traceback" not in process.log

@@ -1,9 +1,7 @@
 """What survives: files are replaced as a whole or not at all, whatever the moment of the end; damage is seen."""
 
-import resource
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,7 @@ from fedround.coordinator.presence import Known
 from fedround.coordinator.rounds import Memory
 from fedround.durable import Directory, held
 from fedround.errors import ConfigurationError, DataDamaged, DataDirectoryHeld
-from support.disks import Died, MemoryDisk
+from support.disks import Died, MemoryDisk, files_of_at_most
 from support.updates import npy
 
 SETTING = "AGGREGATOR_DATA_DIR"
@@ -28,6 +26,13 @@ def model(round: int) -> list[bytes | memoryview]:
 
 def memory(round: int) -> Memory:
     return Memory(round, (Known(f"id-{round}", "anna", 0, extended=True, counted=round - 1, owed=round),))
+
+
+def document(data: object) -> bytes:
+    """A file as it should be, whatever is in it."""
+    disk = MemoryDisk()
+    durable.save(disk, "name", data)
+    return disk.files["name"]
 
 
 def test_at_whatever_step_the_aggregator_dies_each_model_of_its_list_is_whole() -> None:
@@ -97,6 +102,7 @@ def test_a_directory_gives_back_what_was_written(tmp_path: Path) -> None:
         ("models.json", lambda data: data.replace(b"fedround 1", b"fedround 2"), "version 2"),
         ("models.json", lambda data: b"[]", "none of ours"),
         ("models.json", lambda data: b"", "none of ours"),
+        ("models.json", lambda data: document([{"round": 4}]), "models.json.*an entry that is none"),
         ("round-000004.npy", lambda data: data[:-1], "round-000004.npy.*size"),
         ("round-000004.npy", lambda data: data[:-1] + b"?", "checksum"),
     ],
@@ -125,17 +131,6 @@ def test_a_memory_that_lacks_something_is_damage(tmp_path: Path, document: objec
     durable.save(Directory(tmp_path), store.NAME, document)
     with pytest.raises(DataDamaged, match="lacks something"):
         store.load(Directory(tmp_path))
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """To the process it is as if the disk were full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_is_an_error_that_leaves_what_there_was(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from fedround.weights import (
     result_dtype,
     statistics,
     unflatten,
+    view_update,
 )
 
 DTYPES = [f"{order}{kind}" for kind in ("f2", "f4", "f8", "i2", "i4", "i8", "u2", "u4", "u8") for order in "<>"] + ["i1", "u1"]
@@ -207,6 +208,26 @@ def test_an_update_shorter_than_its_sample_count_is_refused() -> None:
 def test_a_sample_count_has_to_fit_its_four_bytes(samples: int) -> None:
     with pytest.raises(WrongWeights, match="from 0 to"):
         encode_update(samples, np.arange(2.0))
+
+
+@given(weights(), st.booleans())
+def test_of_an_update_on_its_way_one_sees_the_samples_and_the_weights_in_place(array: Array, joined: bool) -> None:
+    parts = [memoryview(part) for part in encode_update(7, array)]
+    parts = [memoryview(b"".join(parts))] if joined else parts
+    samples, seen = view_update(parts)
+    assert samples == 7
+    assert seen is not None
+    assert seen.dtype.newbyteorder("=") == array.dtype.newbyteorder("=")
+    np.testing.assert_array_equal(seen, array)
+    assert np.shares_memory(seen, np.frombuffer(parts[-1], np.uint8))
+
+
+@pytest.mark.parametrize(
+    "weights", [[b"opaque"], [b""], [body(np.ones(3))[4:-1]], [body(np.ones(3))[4:], b"more"], [body(np.ones(3))[4:-8], bytes(8)]]
+)
+def test_of_an_update_that_is_no_npy_in_one_piece_one_sees_the_samples(weights: list[bytes]) -> None:
+    parts = [memoryview(part) for part in ((7).to_bytes(4, "big"), *weights)]
+    assert view_update(parts) == (7, None)
 
 
 @pytest.mark.parametrize("dtype", ["c16", "O", "?", "i4,f4"])

@@ -217,12 +217,8 @@ def view_update(parts: Sequence[memoryview]) -> tuple[int, Array | None]:
         header.check_size(sum(map(len, parts)) - SAMPLES_BYTES)
     except WeightsError:
         return samples, None
-    start = SAMPLES_BYTES + header.offset
-    for part in parts:
-        if start < len(part):
-            return samples, header.array(part, start) if len(part) - start == header.nbytes else None
-        start -= len(part)
-    return samples, None
+    start = len(parts[-1]) - header.nbytes
+    return samples, header.array(parts[-1], start) if start >= 0 else None
 
 
 class UpdateReader:

@@ -21,8 +21,10 @@ import pytest
 from fedround.aggregator import app
 from fedround.aggregator.service import AggregatorService
 from fedround.aggregator.spool import Spool
+from fedround.aggregator.store import ModelStore
 from fedround.aggregator.strategies import WeightedAverage
 from fedround.books import Admission, Closed, Difference, Entry, Outcome, Verdict
+from fedround.durable import Directory
 from fedround.errors import ConfigurationError, ExchangeError, UnknownAttempt
 from fedround.events import Fact, Observer, Observers, UploadFailed
 from fedround.observability import ops
@@ -45,10 +47,15 @@ def path(id: str) -> str:
 
 
 def make(
-    *, directory: Path | None = None, window: float = 60.0, patience: float = 0.0, observer: Observer | None = None
+    *,
+    directory: Path | None = None,
+    window: float = 60.0,
+    patience: float = 0.0,
+    observer: Observer | None = None,
+    store: ModelStore | None = None,
 ) -> AggregatorService:
     spool = Spool(directory, max_size=MAX_SIZE, window=window)
-    return AggregatorService(WeightedAverage, spool, observer=observer, hold=60.0, patience=patience)
+    return AggregatorService(WeightedAverage, spool, store=store, observer=observer, hold=60.0, patience=patience)
 
 
 async def open_round(service: AggregatorService, attempt: str = "attempt-0", round: int = 0) -> None:
@@ -569,21 +576,37 @@ def ask_ops(service: AggregatorService, address: str, *, token: str | None = Non
     return asyncio.run(main())
 
 
-def trained(round: int) -> AggregatorService:
+def trained(*rounds: int, store: ModelStore | None = None) -> AggregatorService:
     async def main() -> None:
-        await open_round(service, round=round)
-        await service.deliver(ANNA, TOKEN[ANNA], only(GOOD))
-        await service.close("attempt-0", [ANNA])
+        for round in rounds:
+            token = f"{TOKEN[ANNA]} {round}"
+            await service.open(f"attempt-{round}", round, [Admission(ANNA, token)], [])
+            await service.deliver(ANNA, token, only(update(1, round, 2)))
+            await service.close(f"attempt-{round}", [ANNA])
 
-    service = make()
+    service = make(store=store)
     asyncio.run(main())
     return service
 
 
 def test_the_newest_model_can_be_fetched_from_the_ops_port() -> None:
-    answer = ask_ops(trained(round=7), "/model")
+    answer = ask_ops(trained(7), "/model")
     assert (answer.status_code, answer.headers["etag"]) == (200, '"7"')
-    assert list(np.load(BytesIO(answer.content))) == [1, 2]
+    assert list(np.load(BytesIO(answer.content))) == [7, 2]
+
+
+def test_the_model_of_a_former_round_can_be_fetched_while_it_is_kept(tmp_path: Path) -> None:
+    service = trained(0, 1, 2, store=ModelStore(Directory(tmp_path), keep=2))
+    for round in (1, 2):
+        answer = ask_ops(service, f"/model?round={round}")
+        assert (answer.status_code, answer.headers["etag"]) == (200, f'"{round}"')
+        assert list(np.load(BytesIO(answer.content))) == [round, 2]
+    for address, status, detail in [
+        ("/model?round=0", 404, "`/status` names the rounds whose models are"),
+        ("/model?round=-1", 400, "`round` is the number of a round"),
+    ]:
+        answer = ask_ops(service, address)
+        assert (answer.status_code, detail in answer.json()["detail"]) == (status, True)
 
 
 def test_before_the_first_round_there_is_no_model_to_fetch() -> None:
@@ -593,7 +616,7 @@ def test_before_the_first_round_there_is_no_model_to_fetch() -> None:
 
 
 def test_the_model_is_given_to_who_has_the_token_also_as_a_password() -> None:
-    service = trained(round=0)
+    service = trained(0)
     refused = ask_ops(service, "/model", token="secret")
     assert (refused.status_code, refused.headers["www-authenticate"]) == (401, 'Basic realm="fedround"')
     basic = base64.b64encode(b"somebody:secret").decode()
@@ -603,7 +626,7 @@ def test_the_model_is_given_to_who_has_the_token_also_as_a_password() -> None:
 
 
 def test_the_status_is_on_the_ops_port() -> None:
-    status = ask_ops(trained(round=7), "/status").json()
+    status = ask_ops(trained(7), "/status").json()
     assert status["model"] == {"round": 7, "parameters": 2, "dtype": "float32"}
     assert status["ready"] is True
 
@@ -626,6 +649,29 @@ def settings(**values: Any) -> AggregatorSettings:
 def test_settings_that_cannot_work_are_told_at_the_start(values: Mapping[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         app.build(settings(**values), Observers())
+
+
+def test_training_begins_with_the_initial_model_and_goes_on_from_the_newest(tmp_path: Path) -> None:
+    initial = tmp_path / "initial.npy"
+    np.save(initial, np.array([5.0, 6.0], "<f4"))
+    disk = Directory(tmp_path)
+    given = settings(initial_model=initial)
+    first = app.build(given, Observers(), disk).model
+    assert first is not None
+    assert (first.round, list(first.array)) == (None, [5, 6])
+    trained(3, store=ModelStore(disk))
+    again = app.build(given, Observers(), disk).model
+    assert again is not None
+    assert (again.round, list(again.array)) == (3, [3, 2])
+
+
+@pytest.mark.parametrize(("content", "message"), [(None, "No such file"), (b"nonsense", "this is no .npy array")])
+def test_an_initial_model_that_is_none_is_told_at_the_start(tmp_path: Path, content: bytes | None, message: str) -> None:
+    file = tmp_path / "initial.npy"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ConfigurationError, match=f"AGGREGATOR_INITIAL_MODEL=.*: .*{message}"):
+        app.build(settings(initial_model=file), Observers())
 
 
 @pytest.mark.parametrize("kind", ["spool", "data"])

@@ -1,7 +1,7 @@
 import pytest
 
 from fedround.aggregator.ledger import REMEMBERED_ATTEMPTS, Counted, Ledger, Receipt
-from fedround.books import Admission, Difference, Outcome, Verdict
+from fedround.books import Admission, Difference, Newest, Outcome, Verdict
 from fedround.errors import IllegalMove, Late, NotAdmitted, UnknownAttempt
 
 
@@ -204,6 +204,16 @@ def test_opening_the_same_attempt_again_changes_nothing() -> None:
     deliver(ledger, "a")
     assert not ledger.open("attempt-1", 0, [Admission("a", "token-a")])
     assert isinstance(ledger.close("attempt-1", ["a"]), Counted)
+
+
+def test_a_round_whose_model_is_there_is_not_begun_again() -> None:
+    ledger = Ledger("second-life", Newest(3, parameters=5))
+    for round in (2, 3):
+        with pytest.raises(UnknownAttempt):
+            ledger.open("attempt-1", round, [Admission("a", "token-a")])
+    assert ledger.open("attempt-1", 4, [Admission("a", "token-a")])
+    ledger.newest = Newest(4, parameters=5)
+    assert not ledger.open("attempt-1", 4, [Admission("a", "token-a")])
 
 
 def test_calls_for_an_attempt_that_ended_are_refused() -> None:

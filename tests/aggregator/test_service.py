@@ -2,6 +2,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,22 +10,31 @@ import pytest
 
 from fedround.aggregator.service import AggregatorService
 from fedround.aggregator.spool import Spool
+from fedround.aggregator.store import ModelStore
 from fedround.aggregator.strategies import StrategyFactory, WeightedAverage
 from fedround.books import Admission, Closed, Difference, Entry, Outcome, Verdict
+from fedround.durable import Directory
 from fedround.errors import Busy, Late, NotAdmitted, NotFinite, TooLarge, TooSlow, UnknownAttempt, WrongWeights
-from fedround.events import Aggregated, Fact, UpdateReceived, UploadFailed
+from fedround.events import Aggregated, Fact, NotKept, UpdateReceived, UploadFailed
 from fedround.weights import Array, Spec
 from fedround.wire import UpdateOutcome
+from support.disks import files_of_at_most
 from support.updates import npy, update
 
 ANNA, BERT, CARL = "aaaaaaaa-0000", "bbbbbbbb-0000", "cccccccc-0000"
 
 
 def service(
-    strategy: StrategyFactory = WeightedAverage, *, patience: float = 0.0, window: float = 60.0, facts: list[Fact] | None = None
+    strategy: StrategyFactory = WeightedAverage,
+    *,
+    patience: float = 0.0,
+    window: float = 60.0,
+    facts: list[Fact] | None = None,
+    store: ModelStore | None = None,
 ) -> AggregatorService:
     spool = Spool(None, max_size=1 << 20, window=window)
-    return AggregatorService(strategy, spool, observer=None if facts is None else facts.append, hold=60.0, patience=patience)
+    observer = None if facts is None else facts.append
+    return AggregatorService(strategy, spool, store=store, observer=observer, hold=60.0, patience=patience)
 
 
 async def open_round(service: AggregatorService, number: int = 0, ids: Sequence[str] = (ANNA, BERT, CARL)) -> None:
@@ -510,6 +520,40 @@ def test_an_upload_that_stops_coming_is_given_up_and_may_come_again() -> None:
         assert isinstance(facts[0], UploadFailed)
         assert await aggregator.revoke("attempt-0", BERT) is Verdict.REVOKED
         assert await deliver(aggregator, ANNA, 1.0) is UpdateOutcome.COUNTED
+
+    asyncio.run(main())
+
+
+def test_a_model_that_cannot_be_kept_is_given_to_nobody_until_it_can(tmp_path: Path) -> None:
+    async def main() -> None:
+        facts: list[Fact] = []
+        aggregator = service(store=ModelStore(Directory(tmp_path)), facts=facts)
+        await open_round(aggregator)
+        await deliver(aggregator, ANNA, 3.0)
+        for _ in range(2):
+            with files_of_at_most(100), pytest.raises(Busy, match=r"the model of round 0 cannot be kept: .*File too large"):
+                await aggregator.close("attempt-0", [ANNA])
+            assert aggregator.model is None
+        assert [type(fact) for fact in facts].count(Aggregated) == 1
+        assert [fact.what for fact in facts if isinstance(fact, NotKept)] == ["the model of round 0"] * 2
+        assert await aggregator.close("attempt-0", [ANNA]) == Closed(parameters=1)
+        assert weights(aggregator) == [3.0]
+        assert list(ModelStore(Directory(tmp_path)).rounds) == [0]
+
+    asyncio.run(main())
+
+
+def test_a_result_that_was_never_kept_is_forgotten_with_its_attempt(tmp_path: Path) -> None:
+    async def main() -> None:
+        aggregator = service(store=ModelStore(Directory(tmp_path)))
+        await open_round(aggregator)
+        await deliver(aggregator, ANNA, 3.0)
+        with files_of_at_most(100), pytest.raises(Busy):
+            await aggregator.close("attempt-0", [ANNA])
+        await aggregator.open("another", 0, [Admission(ANNA, f"{ANNA} 1")], [])
+        await deliver(aggregator, ANNA, 4.0, number=1)
+        assert await aggregator.close("another", [ANNA]) == Closed(parameters=1)
+        assert weights(aggregator) == [4.0]
 
     asyncio.run(main())
 

@@ -4,8 +4,9 @@ from random import Random
 import pytest
 
 from fedround import events
-from fedround.books import Admit, Close, Closed, Difference, Entry, Open, Outcome, Page, Revoke, Verdict
-from fedround.coordinator.rounds import ASK_AGAIN, PAUSE, Plan, Rounds
+from fedround.books import Admit, Close, Closed, Difference, Entry, Newest, Open, Outcome, Page, Revoke, Verdict
+from fedround.coordinator.presence import Known
+from fedround.coordinator.rounds import ASK_AGAIN, PAUSE, Memory, Plan, Rounds
 from fedround.coordinator.status import status
 from fedround.errors import IllegalMove
 from fedround.wire import HeartbeatState
@@ -371,6 +372,54 @@ def test_books_of_another_life_before_any_attempt_change_nothing() -> None:
     table = Table(Plan(min_clients=2), present=1)
     table.rounds.recorded(table.now, Page("second-life", ()))
     assert table.facts(events.AttemptDropped) == []
+
+
+def test_a_round_whose_model_the_books_of_another_life_have_is_completed() -> None:
+    table = Table(Plan(rounds=1), present=1)
+    attempt = table.open().attempt
+    table.enter(*table.ids, samples=3)
+    table.rounds.take_facts()
+    table.rounds.recorded(table.now, Page("second-life", (), Newest(0, parameters=5)))
+    completed, over = table.rounds.take_facts()
+    assert isinstance(completed, events.RoundCompleted)
+    assert (completed.attempt, completed.samples, completed.parameters) == (attempt, 3, 5)
+    assert over == events.TrainingCompleted(1)
+    assert table.state(table.ids[0]) is HeartbeatState.FINISH
+
+
+def known(*ids: str, owed: int) -> tuple[Known, ...]:
+    return tuple(Known(id, id, n, extended=True, counted=owed - 1, owed=owed) for n, id in enumerate(ids))
+
+
+@pytest.mark.parametrize(("newest", "rounds", "complete"), [(6, 10, False), (6, 7, True), (9, 0, False)])
+def test_a_coordinator_that_comes_back_goes_on_behind_the_newest_model(newest: int, rounds: int, complete: bool) -> None:
+    core = Rounds(Plan(rounds=rounds), Random(1), memory=Memory(4, known("anna", owed=4)))
+    core.recorded(0, Page(LIFE, (), Newest(newest, parameters=5)))
+    assert (core.round, core.complete) == (newest + 1, complete)
+    assert ([type(fact) for fact in core.take_facts()] == [events.TrainingCompleted]) is complete
+    call = core.pending(0)
+    assert call is None if complete else isinstance(call, Open) and call.round == newest + 1
+
+
+def test_who_may_have_delivered_before_a_restart_is_asked_again_before_others() -> None:
+    ids = [f"silo-{n}" for n in range(20)]
+    memory = Memory(4, known(*ids[:3], owed=4) + known(*ids[3:], owed=3))
+    core = Rounds(Plan(participants_ratio=0.1, min_clients=20), Random(1), memory=memory)
+    core.recorded(0, Page(LIFE, ()))
+    call = core.pending(0)
+    assert isinstance(call, Open)
+    assert {admission.id for admission in call.admissions} == set(ids[:3])
+    assert {p.id for p in core.memory.participants if p.owed == 4} == set(ids[:3])
+
+
+def test_who_has_a_part_in_the_round_is_remembered_to_have_it_whether_it_delivered_or_not() -> None:
+    table = Table(Plan(participants_ratio=0.5, min_clients=4), present=4)
+    table.open()
+    assert table.rounds.attempt is not None
+    members = set(table.rounds.attempt.members)
+    table.enter(min(members))
+    assert {p.id for p in table.rounds.memory.participants if p.owed == 0} == members
+    assert len(members) == 2
 
 
 def test_a_difference_in_the_books_drops_the_attempt() -> None:

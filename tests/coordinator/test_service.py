@@ -1,12 +1,18 @@
 import asyncio
 from collections.abc import Awaitable
+from pathlib import Path
+
+import pytest
 
 from fedround import events
 from fedround.books import Outcome
-from fedround.coordinator.rounds import Plan
+from fedround.coordinator import store
+from fedround.coordinator.rounds import Memory, Plan
 from fedround.coordinator.service import CoordinatorService, never
+from fedround.durable import Directory
 from fedround.wire import Heartbeat, HeartbeatState
 from support.coordinating import AGGREGATOR_URL, Coordinating, MemoryBooks, coordinating
+from support.disks import files_of_at_most
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 
@@ -262,5 +268,30 @@ def test_a_lost_sum_costs_one_attempt_even_if_a_call_meets_it_before_the_ledger_
             books.deliver(other, (await ordered(c, other)).token)
             await c.recorder.until(events.TrainingCompleted)
             assert len(c.recorder.all(events.AttemptDropped)) == 1
+
+    asyncio.run(main())
+
+
+def test_who_takes_part_is_kept_and_what_could_not_be_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedround.coordinator.service.RETRY_MOST", 0.0)
+    kept: asyncio.Queue[Memory] = asyncio.Queue()
+
+    async def main() -> None:
+        loop, disk = asyncio.get_running_loop(), Directory(tmp_path)
+
+        def keep(memory: Memory) -> None:
+            store.save(disk, memory)
+            loop.call_soon_threadsafe(kept.put_nowait, store.load(disk))
+
+        async with coordinating(Plan(min_clients=2), MemoryBooks(), keep) as c:
+            with files_of_at_most(10):
+                anna = join(c.service, "anna")
+                told = await c.recorder.until(events.NotKept)
+                assert (told.what, "File too large" in told.reason) == ("who takes part", True)
+            memory = await kept.get()
+            assert [(known.id, known.name) for known in memory.participants] == [(anna, "anna")]
+            c.service.leave(anna)
+            while (await kept.get()).participants:
+                pass
 
     asyncio.run(main())

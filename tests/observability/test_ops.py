@@ -139,6 +139,23 @@ def test_an_unready_service_is_alive() -> None:
     assert ask(health, "/livez").status_code == 200
 
 
+def test_metrics_are_in_the_format_that_was_asked_for() -> None:
+    def scrape(accept: str) -> tuple[bytes, str]:
+        return f"asked for {accept}".encode(), "text/plain; version=0.0.4"
+
+    async def main() -> httpx.Response:
+        app = ops.app(Health(), dict, scrape=scrape)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
+            return await client.get("/metrics", headers={"Accept": "application/openmetrics-text"})
+
+    answer = asyncio.run(main())
+    assert (answer.text, answer.headers["content-type"]) == ("asked for application/openmetrics-text", "text/plain; version=0.0.4")
+
+
+def test_a_service_without_metrics_says_so() -> None:
+    assert ask(Health(), "/metrics").status_code == 404
+
+
 def test_the_status_is_what_the_service_says() -> None:
     answer = ask(Health(), "/status", status={"round": 3})
     assert (answer.status_code, answer.json()) == (200, {"ready": True, "round": 3})

@@ -1,7 +1,7 @@
 """A coordinator at work, and books without HTTP or sums to work with."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from random import Random
@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from fedround.aggregator.ledger import Counted, Ledger
 from fedround.books import Admission, Books, Closed, Difference, Page, Verdict
-from fedround.coordinator.rounds import Plan, Rounds
+from fedround.coordinator.rounds import Memory, Plan, Rounds
 from fedround.coordinator.service import CoordinatorService
 from fedround.errors import Unreachable
 from fedround.events import Fact
@@ -109,9 +109,9 @@ class Coordinating:
 
 
 @asynccontextmanager
-async def coordinating(plan: Plan, books: Books) -> AsyncIterator[Coordinating]:
+async def coordinating(plan: Plan, books: Books, keep: Callable[[Memory], None] | None = None) -> AsyncIterator[Coordinating]:
     recorder = Recorder()
-    service = CoordinatorService(Rounds(plan, Random(1)), books, aggregator_url=AGGREGATOR_URL, observer=recorder)
+    service = CoordinatorService(Rounds(plan, Random(1)), books, aggregator_url=AGGREGATOR_URL, observer=recorder, keep=keep)
     async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
         work = tasks.create_task(service.run())
         yield Coordinating(service, recorder, work)

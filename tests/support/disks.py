@@ -1,7 +1,9 @@
-"""A disk in memory that can die at any of its steps, and what is found on it then."""
+"""A disk in memory that can die at any of its steps, and what is found on it then; and one that is full."""
 
 import math
-from collections.abc import Iterable
+import resource
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from fedround.durable import Buffer
 
@@ -59,3 +61,14 @@ class MemoryDisk:
         self.steps -= 1
         if self.steps < 0:
             raise Died
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """To the process it is as if the disk were full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -4,6 +4,7 @@
 when the list has forgotten it: whatever the moment of a crash, each model of the list is whole.
 """
 
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ from fedround.durable import Disk
 from fedround.errors import DataDamaged
 
 LIST = "models.json"
+OURS = re.compile(r"round-\d{6,}\.npy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +69,10 @@ class ModelStore:
         self._sweep()
 
     def _sweep(self) -> None:
-        """Remove the models that the list does not name."""
+        """Remove the models that the list does not name; what somebody else has put here is not ours to remove."""
         named = {kept.name for kept in self._kept}
         for name in self._disk.names():
-            if name.endswith(".npy") and name not in named:
+            if OURS.fullmatch(name) and name not in named:
                 self._disk.remove(name)
 
 

@@ -51,7 +51,7 @@ class Telemetry:
 
     Args:
         metrics: The kind of its metrics.
-        others: Are told after them.
+        others: Are told before the log: who has read there that something is so finds it so.
         tracing: The spans of its process.
     """
 
@@ -59,7 +59,7 @@ class Telemetry:
         own = metrics(exemplar=tracing.ids) if tracing else metrics()
         first, last = ([tracing.before], [tracing.after]) if tracing else ([], [])
         # In between a fact's span is the current one: its exemplar and its log line bear its id.
-        self.observe = Observers([*first, own, LogObserver(), *others, *last])
+        self.observe = Observers([*first, *others, own, LogObserver(), *last])
         self.scrape = own.scrape
         self.show = own.show
         self.client = tracing.client if tracing else None

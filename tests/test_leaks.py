@@ -67,5 +67,7 @@ def test_a_thousand_rounds_leave_nothing_behind() -> None:
             runtime.run()
     before, after = participant.uses[WARM], participant.uses[ROUNDS - 1]
     print(f"\nafter {WARM} rounds:  {before}\nafter {ROUNDS} rounds: {after}")
-    assert (after.descriptors, after.threads, after.series) == (before.descriptors, before.threads, before.series)
+    assert (after.threads, after.series) == (before.threads, before.series)
+    # A connection may be just closing; what leaks in a round, or in every tenth, is there 80 times by then.
+    assert after.descriptors <= before.descriptors + 4
     assert after.rss_mb - before.rss_mb < 5

@@ -93,7 +93,7 @@ class PhaseBegan(Fact):
 
 @dataclass(frozen=True, slots=True)
 class PhaseEnded(Fact):
-    """`phase` is download, decode, train, check, encode, upload or confirm, which does not begin. `error`: the class, if any."""
+    """`phase` is download, decode, train, encode, check, upload or confirm, which does not begin. `error`: the class, if any."""
 
     round: int
     phase: str

@@ -29,8 +29,8 @@ def received(data: bytes) -> Callable[[Measuring], None]:
     return lambda measure: measure.received(3, memoryview(bytearray(data)))
 
 
-def sending(*parts: bytes | memoryview) -> Callable[[Measuring], None]:
-    return lambda measure: measure.sending(3, [memoryview(part) for part in parts])
+def trained(*parts: bytes | memoryview) -> Callable[[Measuring], None]:
+    return lambda measure: measure.trained(3, [memoryview(part) for part in parts])
 
 
 def encoded(samples: int, array: Array) -> list[memoryview]:
@@ -39,7 +39,7 @@ def encoded(samples: int, array: Array) -> list[memoryview]:
 
 def test_a_model_that_comes_and_the_update_that_goes_are_measured() -> None:
     before, after = np.array([3.0, 4.0]), np.array([3.0, 5.0])
-    came, went, change = measured(received(npy(before)), sending(*weights.encode_update(30, after)))
+    came, went, change = measured(received(npy(before)), trained(*weights.encode_update(30, after)))
     assert came == events.WeightsMeasured(3, "global", len(npy(before)), weights.statistics(before))
     assert went == events.WeightsMeasured(3, "local", 4 + len(npy(after)), weights.statistics(after))
     assert isinstance(change, events.UpdateMeasured)
@@ -55,7 +55,7 @@ def test_training_in_place_does_not_change_what_came() -> None:
     measure.received(3, buffer)
     model = weights.decode(buffer)
     model[:] = 1.0
-    measure.sending(3, encoded(1, model))
+    measure.trained(3, encoded(1, model))
     (change,) = [fact.change for fact in facts if isinstance(fact, events.UpdateMeasured)]
     assert change is not None
     assert change.l2_norm == pytest.approx(np.sqrt(2))
@@ -63,7 +63,7 @@ def test_training_in_place_does_not_change_what_came() -> None:
 
 @pytest.mark.parametrize("parts", [[update(7, 1.0, 2.0)], [update(7, 1.0, 2.0)[:4], update(7, 1.0, 2.0)[4:]]], ids=["one", "two"])
 def test_an_update_in_one_piece_or_in_its_two_is_measured(parts: list[bytes]) -> None:
-    went, change = measured(sending(*parts))
+    went, change = measured(trained(*parts))
     assert isinstance(went, events.WeightsMeasured)
     assert went.statistics.values == (1.0, 2.0)
     assert change == events.UpdateMeasured(3, 7, None)
@@ -79,7 +79,7 @@ def test_an_update_in_one_piece_or_in_its_two_is_measured(parts: list[bytes]) ->
     ids=["own format", "in pieces", "cut"],
 )
 def test_of_another_format_only_the_samples_are_known(parts: list[bytes]) -> None:
-    assert measured(received(b"a format of its own"), sending(*parts)) == [events.UpdateMeasured(3, 7, None)]
+    assert measured(received(b"a format of its own"), trained(*parts)) == [events.UpdateMeasured(3, 7, None)]
 
 
 def test_the_first_round_has_no_model_to_measure() -> None:
@@ -95,7 +95,7 @@ def test_a_large_model_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     tracemalloc.start()
     try:
         measure.received(3, data)
-        measure.sending(3, encoded(1, model))
+        measure.trained(3, encoded(1, model))
         assert tracemalloc.get_traced_memory()[1] < model.nbytes
     finally:
         tracemalloc.stop()

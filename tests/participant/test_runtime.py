@@ -19,7 +19,7 @@ from fedround.participant.abc import NumPyParticipant, ParticipantABC, Update
 from fedround.participant.lifecycle import Lifecycle
 from fedround.participant.moves import Policy
 from fedround.participant.round import Shard, current_round
-from fedround.participant.run import run_participant
+from fedround.participant.run import connected, run_participant
 from fedround.participant.runtime import Runtime
 from fedround.participant.training import Training as Steps
 from fedround.weights import Array
@@ -114,7 +114,7 @@ def test_a_round_with_our_platform_tells_its_whole_story() -> None:
         *("RoundEnded", "waiting", "finished"),
     ]
     phases = [fact.phase for fact in facts if isinstance(fact, events.PhaseEnded)]
-    assert phases == ["download", "decode", "train", "check", "encode", "upload"]
+    assert phases == ["download", "decode", "train", "encode", "check", "upload"]
     assert [fact.phase for fact in facts if isinstance(fact, events.PhaseBegan)] == phases
     assert outcomes(facts) == ["completed"]
 
@@ -408,6 +408,18 @@ def test_what_is_no_good_update_never_leaves_the_house(model: Array, result: Any
         with pytest.raises(SerializationError, match=complaint):
             run_participant(Training(lambda weights: result), p.url, FAST)
         assert p.of("upload") == []
+
+
+def test_the_nan_of_an_update_that_is_not_sent_is_told() -> None:
+    facts: list[Fact] = []
+    participant = Training(lambda weights: Update(1, np.array([np.nan, 1.0, np.inf])))
+    with OldPlatform(heartbeat=[order(0), order(0)], download=[Answer(body=npy(np.ones(3)))]) as p:
+        runtime = connected(participant, p.url, FAST, {"observers": [facts.append]}, measure=True)
+        with pytest.raises(SerializationError, match="NaN or infinite"), runtime as ready:
+            ready.run()
+        assert p.of("upload") == []
+    measured = {fact.source: fact.statistics for fact in facts if isinstance(fact, events.WeightsMeasured)}
+    assert (measured["global"].nonfinite, measured["local"].nonfinite) == (0, 2)
 
 
 def test_a_model_that_is_none_fails_the_round() -> None:

@@ -102,7 +102,7 @@ class ParticipantMetrics(Metrics):
         super().__init__(registry, **options)
         states = ["registering", "waiting", "training", "confirming", "finished", "stopped", "draining"]
         outcomes = {"outcome": ["completed", "unconfirmed", "failed", "refused", "abandoned"]}
-        phases = {"phase": ["download", "decode", "train", "check", "encode", "upload", "confirm"]}
+        phases = {"phase": ["download", "decode", "train", "encode", "check", "upload", "confirm"]}
         make = self._make
         self._state = Enum(f"{self.prefix}state", "What it is doing.", states=states, registry=self.registry)
         self._joined = make(Counter, "rounds_joined_total", "Orders to train that it accepted.")

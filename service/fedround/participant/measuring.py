@@ -1,4 +1,4 @@
-"""Measures the weights that a participant receives and sends, for its metrics: whatever its format, where it is one of `.npy`."""
+"""Measures the weights that a participant receives and trains, for its metrics: whatever its format, where it is one of `.npy`."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -33,8 +33,8 @@ class Measuring:
             self._observe(WeightsMeasured(round, "global", len(model), statistics(weights)))
             self._before = weights.copy() if weights.nbytes <= MAX_COPY else None
 
-    def sending(self, round: int, parts: Sequence[memoryview]) -> None:
-        """The update, as it will be sent."""
+    def trained(self, round: int, parts: Sequence[memoryview]) -> None:
+        """The update, as it is sent where nothing is wrong with it."""
         before, self._before = self._before, None
         with self._safely(round):
             samples, weights = view_update(parts)

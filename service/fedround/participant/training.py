@@ -1,4 +1,4 @@
-"""Runs the participant's own code on one global model: decode, train, check, encode. No reference to the model outlives its use."""
+"""Runs the participant's own code on one global model: decode, train, encode, check. No reference to the model outlives its use."""
 
 import traceback
 from collections.abc import Iterator, Sequence
@@ -39,14 +39,14 @@ class Training:
                 del data
             with self._step(round, "train", TrainingError):
                 result = code.train_round(box.pop())
-            with self._step(round, "check", SerializationError):
-                code.check_training_result(result)
             with self._step(round, "encode", SerializationError):
                 payload = code.serialize_training_result(result)
                 buffers = [payload] if isinstance(payload, bytes | bytearray | memoryview) else payload
                 parts = [memoryview(buffer).cast("B") for buffer in buffers]
-        if measuring is not None:
-            measuring.sending(round.number, parts)
+            if measuring is not None:  # what is not sent, too: who is paged for a failed round wants to see the NaN
+                measuring.trained(round.number, parts)
+            with self._step(round, "check", SerializationError):
+                code.check_training_result(result)
         return parts
 
     @contextmanager

@@ -1,11 +1,15 @@
 """What is measured."""
 
+import statistics
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 from bench.harness import MB, Participants, cpu, platform, rss, theirs
+
+from support.otlp import Span, receiving
+from support.processes import Process
 
 Figures = Mapping[str, float]
 
@@ -19,10 +23,12 @@ class Case:
     variants: Mapping[str, Callable[[], Figures]]
 
 
-def rounds(kind: Participants, many: int) -> Figures:
-    """Nothing but the work around a round."""
-    count, size, warm = 10, 5, max(many // 10, 2)
-    with platform(min_clients=count) as p, kind.at_work(range(count), size, p.url) as participants:
+def rounds(
+    kind: Participants, many: int, count: int = 10, settings: Mapping[str, str] = {}, check: Callable[[], object] = bool
+) -> Figures:
+    """Nothing but the work around a round. `settings`: the platform's; `check`: what else must be so while all are at work."""
+    size, warm = 5, max(many // 10, 2)
+    with platform(min_clients=count, split=False, **settings) as p, kind.at_work(range(count), size, p.url) as participants:
 
         def used() -> tuple[float, float]:
             return sum(map(cpu, participants)) / count, cpu(p.coordinator.pid)
@@ -30,6 +36,7 @@ def rounds(kind: Participants, many: int) -> Figures:
         began, before = p.completed(*range(warm)), used()
         ended, after = p.completed(*range(warm, warm + many)), used()
         p.check(count, size)
+        check()
     a_participant, the_platform = (1000 * (b - a) / many for a, b in zip(before, after, strict=True))
     return {
         "rounds/s": many / (ended - began),
@@ -57,6 +64,41 @@ def model(kind: Participants, count: int, megabytes: int, many: int, *, split: b
     return figures
 
 
+def traced(kind: Participants, many: int) -> Figures:
+    """All spans of all rounds go to a receiver, in this process, which reads them."""
+    with receiving() as (endpoint, receiver):
+        variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
+        return rounds(replace(kind, settings=tuple(variables.items())), many, 3, variables, partial(receiver.wait_for, everybody))
+
+
+def everybody(spans: Sequence[Span]) -> bool:
+    return {span.service for span in spans} == {"fedround-participant", "fedround-platform"}
+
+
+def scrape() -> Figures:
+    """What Prometheus asks for, of a participant and a platform that have trained for fifty rounds."""
+    with platform(min_clients=1) as p:
+        variables = {"PARTICIPANT_CLASS": "bench.ours:Ours", "PARTICIPANT_OPTIONS": '{"k": 0, "size": 32}'}
+        participant = Process("participant", PARTICIPANT_COORDINATOR_URL=p.url, **variables)
+        try:
+            p.completed(*range(50))
+            services = {"participant": (participant, "PARTICIPANT_OPS_PORT")}
+            services |= {role: (p.coordinator, f"{role.upper()}_OPS_PORT") for role in ("coordinator", "aggregator")}
+            return {f"{name}: scrape, ms": answered(*service) for name, service in services.items()}
+        finally:
+            participant.kill()
+
+
+def answered(service: Process, port: str) -> float:
+    """The median time of a scrape, in ms, as long as training goes on."""
+    times = []
+    for _ in range(50):
+        began = time.perf_counter()
+        service.get(port, "/metrics")
+        times.append(1000 * (time.perf_counter() - began))
+    return statistics.median(times)
+
+
 def idle(kind: Participants, *, split: bool) -> Figures:
     """A participant that waits for a second one."""
     with platform(min_clients=2, split=split) as p:
@@ -79,6 +121,17 @@ def cases(quick: bool, count: int, megabytes: int) -> Mapping[str, Case]:
     small = {ours: 20, fast: 10, slow: 1} if quick else {ours: 300, fast: 100, slow: 5}
     large = partial(model, count=count, megabytes=megabytes, many=1 if quick else 5)
     split = f"{ours.name}, coordinator and aggregator apart"
+    off = {"OTEL_SDK_DISABLED": "true"}
+    untraced = Participants("OTEL_SDK_DISABLED=true", settings=tuple(off.items()))
+    bare = Participants("run_participant, no metrics either", program="bench.ours")
+    observed = {
+        seconds: {
+            "traced, metrics": partial(traced, Participants(seconds=seconds), many),
+            untraced.name: partial(rounds, replace(untraced, seconds=seconds), many, 3, off),
+            bare.name: partial(rounds, replace(bare, seconds=seconds), many, 3, off),
+        }
+        for seconds, many in {0.0: 20 if quick else 300, 0.1: 10 if quick else 60}.items()
+    }
     return {
         "rounds": Case(
             "Rounds: ten participants, five floats",
@@ -99,8 +152,20 @@ def cases(quick: bool, count: int, megabytes: int) -> Mapping[str, Case]:
             "From the start of the process until the coordinator shows it, and the RSS two seconds later.",
             {
                 ours.name: partial(idle, ours, split=False),
+                untraced.name: partial(idle, untraced, split=False),
                 slow.name: partial(idle, slow, split=False),
                 split: partial(idle, ours, split=True),
             },
         ),
+        "observed": Case(
+            "Observed: three participants, five floats, every span sent to a receiver",
+            "What metrics and traces cost. Platform and participants are traced, or neither of them is.",
+            observed[0.0],
+        ),
+        "training": Case(
+            "The same with 100 ms of training",
+            "Three participants, five floats.",
+            observed[0.1],
+        ),
+        "scrape": Case("A scrape", "`/metrics` of services at work; the median of fifty.", {"fedround": scrape}),
     }

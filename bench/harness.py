@@ -100,24 +100,30 @@ def platform(*, min_clients: int, split: bool = False, **settings: str) -> Itera
 
 @dataclass(frozen=True)
 class Participants:
-    """A kind of participants: ours, or theirs where there is a `python` that has the real xain-sdk."""
+    """A kind of participants: the service, or what `program` does: `k size [seconds] url period`, by `python`."""
 
     name: str = "fedround"
     period: float = 1.0
-    python: str | None = None
+    seconds: float = 0.0
+    """Of training, in each round of ours."""
+    settings: tuple[tuple[str, str], ...] = ()
+    """Variables."""
+    program: str | None = None
+    python: str = sys.executable
 
     def _command(self, k: int, size: int, url: str) -> tuple[Sequence[str], Mapping[str, str]]:
-        if self.python is not None:
-            environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-            return [self.python, "-m", "bench.theirs", str(k), str(size), url, str(self.period)], environ
+        if self.program is not None:
+            environ = {name: value for name, value in os.environ.items() if self.python == sys.executable or name != "PYTHONPATH"}
+            seconds = [str(self.seconds)] if self.program == "bench.ours" else []
+            return [self.python, "-m", self.program, str(k), str(size), *seconds, url, str(self.period)], environ
         settings = {
             "PARTICIPANT_CLASS": "bench.ours:Ours",
             "PARTICIPANT_COORDINATOR_URL": url,
             "PARTICIPANT_HEARTBEAT_PERIOD": str(self.period),
-            "PARTICIPANT_OPTIONS": json.dumps({"k": k, "size": size}),
+            "PARTICIPANT_OPTIONS": json.dumps({"k": k, "size": size, "seconds": self.seconds}),
             "PARTICIPANT_OPS_PORT": "0",
         }
-        return [sys.executable, "-m", "fedround", "participant"], os.environ | LOOPBACK | settings
+        return [self.python, "-m", "fedround", "participant"], os.environ | LOOPBACK | settings | dict(self.settings)
 
     @contextmanager
     def at_work(self, numbers: Sequence[int], size: int, url: str) -> Iterator[list[int]]:
@@ -142,4 +148,4 @@ class Participants:
 
 def theirs(period: float) -> Participants:
     """The real xain-sdk, with its heartbeat period."""
-    return Participants(f"xain-sdk 0.8.0, heartbeat {period:g} s", period, xain_sdk.python())
+    return Participants(f"xain-sdk 0.8.0, heartbeat {period:g} s", period, program="bench.theirs", python=xain_sdk.python())

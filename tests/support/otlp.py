@@ -44,7 +44,8 @@ class Receiver:
     def wait_for(self, condition: Callable[[list[Span]], bool], *, within: float = 20) -> list[Span]:
         """Until the spans are as they should be."""
         with self._news:
-            assert self._news.wait_for(lambda: condition(self.spans), timeout=within), [(s.service, s.name) for s in self.spans]
+            came = self._news.wait_for(lambda: condition(self.spans), timeout=within)
+            assert came, sorted({(span.service, span.name) for span in self.spans})
             return list(self.spans)
 
 

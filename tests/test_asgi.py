@@ -13,6 +13,7 @@ from fedround import asgi, wire
 from fedround.asgi import Slices
 from fedround.errors import Busy, FedroundError, Late, NotAdmitted, SpoolFull, TooLarge, TooSlow, UnknownAttempt, WrongWeights
 from fedround.serve import Endpoint, serving
+from fedround.tokens import Tokens
 from support.sockets import connected
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -24,7 +25,7 @@ async def show(request: Request) -> Response:
 
 def ask(handler: Handler, path: str = "/a", *, token: str | None = None, method: str = "GET", **headers: str) -> httpx.Response:
     async def main() -> httpx.Response:
-        app = asgi.application([Route("/a", handler, methods=["GET", "POST"])], token=token)
+        app = asgi.application([Route("/a", handler, methods=["GET", "POST"])], tokens=Tokens(token))
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
             return await client.request(method, path, headers={name.encode(): value.encode() for name, value in headers.items()})
 
@@ -106,8 +107,8 @@ def test_with_the_right_token_it_answers(given: str) -> None:
 )
 def test_a_page_for_people_takes_the_token_as_a_password(given: bytes, right: bool) -> None:
     async def page(request: Request) -> Response:
-        allowed = asgi.authorized(request.headers, "secret", basic=True)
-        return Response("here") if allowed else asgi.unauthorized(basic=True)
+        allowed = asgi.bearer(request.headers, Tokens("secret"), basic=True) is not None
+        return Response("here") if allowed else asgi.unauthorized(request.headers, basic=True)
 
     answer = ask(page, Authorization="Basic " + base64.b64encode(given).decode())
     assert answer.status_code == (200 if right else 401)

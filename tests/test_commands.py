@@ -72,6 +72,10 @@ def test_a_participant_trains_with_the_platform_and_the_model_can_be_fetched(por
     assert np.array_equal(np.load(directory / "model.npy"), np.full(5, 1.5))
     assert sorted(path.name for path in directory.glob("*model*")) == ["model.npy"]
 
+    former = fedround("model", "--round", "0", "--from", ports["AGGREGATOR_OPS_PORT"], "-o", "former.npy", cwd=directory)
+    assert former.returncode == 1
+    assert "that model is not kept" in former.stderr
+
     unwritable = fedround("model", "--from", ports["AGGREGATOR_OPS_PORT"], "-o", "no/such/model.npy", cwd=directory)
     assert unwritable.returncode == 1
     assert "no/such" in unwritable.stderr

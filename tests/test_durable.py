@@ -122,7 +122,7 @@ def test_damage_is_told_and_nothing_is_thrown_away(
 def test_a_model_that_is_gone_is_damage(tmp_path: Path) -> None:
     ModelStore(Directory(tmp_path)).save(4, model(4))
     (tmp_path / "round-000004.npy").unlink()
-    with pytest.raises(DataDamaged, match="it is gone"):
+    with pytest.raises(DataDamaged, match="it cannot be read: No such file"):
         ModelStore(Directory(tmp_path)).read(4)
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import hmac
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -19,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fedround.errors import Busy, FedroundError, Late, NotAdmitted, SpoolFull, TooSlow, UnknownAttempt, WeightsError
 from fedround.events import Observer, RequestServed
+from fedround.tokens import OPEN, Tokens
 from fedround.wire import DRAIN_BYTES, DRAIN_SECONDS, Problem
 
 SLICE = 512 << 10
@@ -45,7 +45,7 @@ Trace = Callable[[str, str, Mapping[str, str]], AbstractContextManager[Served]]
 
 
 def application(
-    routes: Sequence[BaseRoute], *, token: str | None = None, observe: Observer | None = None, trace: Trace | None = None
+    routes: Sequence[BaseRoute], *, tokens: Tokens = OPEN, observe: Observer | None = None, trace: Trace | None = None
 ) -> ASGIApp:
     """A whole app: `routes`, our errors and Starlette's own refusals as problems, a `Front` outside.
 
@@ -53,40 +53,47 @@ def application(
     """
     app = Starlette(routes=routes, exception_handlers=dict.fromkeys((HTTPException, ClientDisconnect, FedroundError), _refusal))
     app.router.redirect_slashes = False
-    front = Front(app, token=token)
+    front = Front(app, tokens)
     return front if observe is None else _Observed(front, routes, observe, trace)
 
 
-def authorized(headers: Headers, token: str | None, *, basic: bool = False) -> bool:
-    """Whether a request bears `token` (None: it need not); `basic`: as the password of HTTP Basic too, for people with browsers."""
-    if token is None:
-        return True
+def bearer(headers: Headers, tokens: Tokens, *, basic: bool = False) -> str | None:
+    """The name of who may come in: of the token's owner, or "" where it has none; None: a token is needed, and this is none.
+
+    `basic`: as the password of HTTP Basic too, for people with browsers.
+    """
+    if not tokens.needed:
+        return ""
     scheme, _, given = headers.get("authorization", "").partition(" ")
     if basic and scheme.lower() == "basic":
         try:
             given = base64.b64decode(given, validate=True).decode().partition(":")[2]
         except ValueError:
-            return False
+            return None
     elif scheme.lower() != "bearer":
-        return False
-    return hmac.compare_digest(given.strip().encode(), token.encode())
+        return None
+    return tokens.owner(given.strip())
 
 
-def unauthorized(*, basic: bool = False) -> Response:
+def unauthorized(headers: Headers, *, basic: bool = False) -> Response:
+    """Why somebody with these headers is not let in."""
     challenge = 'Basic realm="fedround"' if basic else "Bearer"
-    return problem(401, "a token is needed here: send `Authorization: Bearer ...`", {"WWW-Authenticate": challenge})
+    reason = "this token is not known" if "authorization" in headers else "a token is needed"
+    return problem(401, f"{reason} here: send `Authorization: Bearer ...`", {"WWW-Authenticate": challenge})
 
 
 class Front:
-    """The outside of an app: tolerates a trailing slash, echoes `Origin`, asks for the token, lets a refusal arrive.
+    """The outside of an app: tolerates a trailing slash, echoes `Origin`, asks for a token, lets a refusal arrive.
+
+    Whose token it was is the request's `state.owner`.
 
     A refusal may come before the body was read. To close then resets the connection, and many who send would never see the answer:
     so first read on and discard, up to a bound. (To answer first would not do: `requests`, say, reads nothing while it writes.)
     """
 
-    def __init__(self, app: ASGIApp, *, token: str | None = None) -> None:
+    def __init__(self, app: ASGIApp, tokens: Tokens) -> None:
         self._app = app
-        self._token = token
+        self._tokens = tokens
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
@@ -103,7 +110,9 @@ class Front:
 
         if len(scope["path"]) > 1 and scope["path"].endswith("/"):
             scope["path"] = scope["path"].rstrip("/") or "/"
-        app = self._app if authorized(headers, self._token) else unauthorized()
+        owner = bearer(headers, self._tokens)
+        app = self._app if owner is not None else unauthorized(headers)
+        scope.setdefault("state", {})["owner"] = owner
         await app(scope, body.receive, answer)
 
 

@@ -172,16 +172,17 @@ def _demo(parser: ArgumentParser) -> Run:
 
 
 def _model(parser: ArgumentParser) -> Run:
-    """Fetch the newest global model."""
+    """Fetch the newest global model, or a former one."""
     parser.add_argument("--from", dest="url", required=True, metavar="URL", help="the aggregator's ops port")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the .npy file to write")
+    parser.add_argument("--round", type=int, metavar="N", help="the round whose model it is; by default the last")
     parser.add_argument("--token", help="the aggregator's token")
 
     def run(arguments: Arguments) -> int:
         from fedround.http import fetch_model
 
         output: Path = arguments["output"]
-        model, number = fetch_model(arguments["url"], token=arguments["token"])
+        model, number = fetch_model(arguments["url"], round=arguments["round"], token=arguments["token"])
         partial = output.with_name(f".{output.name}.part")
         try:
             partial.write_bytes(model)

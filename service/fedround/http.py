@@ -297,8 +297,10 @@ def _outcome(value: str | None) -> UpdateOutcome | None:
         raise BadAnswer(f"an update cannot be {value!r}") from None
 
 
-def fetch_model(url: str, *, token: str | None = None, max_model_size: int = 1 << 40) -> tuple[memoryview, int | None]:
-    """Fetch the newest global model from an aggregator's ops port.
+def fetch_model(
+    url: str, *, round: int | None = None, token: str | None = None, max_model_size: int = 1 << 40
+) -> tuple[memoryview, int | None]:
+    """Fetch the newest global model, or that of a former `round`, from an aggregator's ops port.
 
     Returns:
         The bytes of a `.npy` file, and the round that the model comes from.
@@ -307,7 +309,7 @@ def fetch_model(url: str, *, token: str | None = None, max_model_size: int = 1 <
         ExchangeError: no answer, or not the hoped for.
     """
     with closing(AggregatorClient(max_model_size=max_model_size, token=token)) as aggregator:
-        model = aggregator.fetch(url, MODEL)
+        model = aggregator.fetch(url, MODEL if round is None else f"{MODEL}?round={round}")
     etag = (model.etag or "").removeprefix("W/").strip('"')
     return model.body or memoryview(b""), int(etag) if etag.isdecimal() else None
 

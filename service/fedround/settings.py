@@ -224,8 +224,13 @@ class ParticipantSettings(Settings):
     ops_port: Port = setting(8080, "The port for operators. 0: any free one.")
 
 
-class _Platform(Settings):
+class PlatformSettings(Settings):
+    """What coordinator and aggregator have in common."""
+
     token: Secret = setting(None, "What participants must send as a bearer token. Unset: nothing.")
+    tokens_file: Annotated[Path | None, Field(title="path")] = setting(
+        None, "A file with a participant's name and its own token on each line, read again when it changes."
+    )
     internal_secret: Secret = setting(
         None,
         "Guards the aggregator's internal port: the same for both, required where that port is not on loopback.",
@@ -233,7 +238,7 @@ class _Platform(Settings):
     bind: str = setting("0.0.0.0", "The address on which participants are served, and the ops port.")  # noqa: S104 a service in a container
 
 
-class CoordinatorSettings(_Platform):
+class CoordinatorSettings(PlatformSettings):
     """`COORDINATOR_*`."""
 
     prefix = "COORDINATOR"
@@ -258,7 +263,7 @@ class CoordinatorSettings(_Platform):
     ops_port: Port = setting(9081, "The port for operators. 0: any free one.")
 
 
-class AggregatorSettings(_Platform):
+class AggregatorSettings(PlatformSettings):
     """`AGGREGATOR_*`."""
 
     prefix = "AGGREGATOR"
@@ -285,7 +290,7 @@ class AggregatorSettings(_Platform):
     @classmethod
     def _guarded(cls, value: str, info: ValidationInfo) -> str:
         # `internal_secret` is absent where it was itself refused: that is told already.
-        if not _is_loopback(value) and info.data.get("internal_secret", ...) is None:
+        if not is_loopback(value) and info.data.get("internal_secret", ...) is None:
             raise ValueError("off loopback the internal port needs FEDROUND_INTERNAL_SECRET, or ..._FILE")
         return value
 
@@ -398,7 +403,8 @@ def _is_secret(field: FieldInfo) -> bool:
     return field.annotation == SecretStr | None
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether who listens there is reached from this machine alone."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -32,6 +32,7 @@ from fedround.observability.health import Health, tended
 from fedround.remote_books import RemoteBooks
 from fedround.serve import Endpoint, serving
 from fedround.settings import AggregatorSettings
+from fedround.tokens import Tokens
 from support.sockets import Connection, connected
 from support.updates import claiming, npy, update
 
@@ -71,7 +72,7 @@ async def assert_the_others_go_on(service: AggregatorService, client: httpx.Asyn
 
 @asynccontextmanager
 async def asking(service: AggregatorService, *, token: str | None = None) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(app.public(service, token=token))
+    transport = httpx.ASGITransport(app.public(service, tokens=Tokens(token)))
     async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
         yield client
 
@@ -568,7 +569,7 @@ def test_a_call_of_the_books_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
 
 def ask_ops(service: AggregatorService, address: str, *, token: str | None = None, **headers: str) -> Answer:
     async def main() -> Answer:
-        routes = [app.model_route(service, token=token)]
+        routes = [app.model_route(service, Tokens(token))]
         transport = httpx.ASGITransport(ops.app(Health(), service.status, routes=routes))
         async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
             return await client.get(address, headers=headers)
@@ -607,6 +608,27 @@ def test_the_model_of_a_former_round_can_be_fetched_while_it_is_kept(tmp_path: P
     ]:
         answer = ask_ops(service, address)
         assert (answer.status_code, detail in answer.json()["detail"]) == (status, True)
+
+
+def test_a_former_model_that_is_damaged_says_so_and_the_others_can_be_had(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    service = trained(0, 1, store=ModelStore(Directory(tmp_path)))
+    (tmp_path / "round-000000.npy").write_bytes(b"something else")
+    answer = ask_ops(service, "/model?round=0")
+    assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")
+    assert "round-000000.npy in the data directory cannot be used" in answer.json()["detail"]
+    assert answer.json()["detail"] in caplog.text
+    assert ask_ops(service, "/model?round=1").status_code == 200
+
+
+def test_a_former_model_that_gives_way_to_a_newer_one_while_it_is_read_is_not_there(tmp_path: Path) -> None:
+    class Slow(Directory):
+        def read(self, name: str) -> memoryview:
+            if name == "round-000000.npy":
+                store.save(2, [b"a newer one"])
+            return super().read(name)
+
+    store = ModelStore(Slow(tmp_path), keep=2)
+    assert ask_ops(trained(0, 1, store=store), "/model?round=0").status_code == 404
 
 
 def test_before_the_first_round_there_is_no_model_to_fetch() -> None:

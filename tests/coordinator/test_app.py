@@ -16,6 +16,7 @@ from fedround.observability.metrics import CoordinatorMetrics
 from fedround.observability.telemetry import Telemetry
 from fedround.serve import Endpoint, serving
 from fedround.settings import CoordinatorSettings
+from fedround.tokens import Tokens
 from support.coordinating import AGGREGATOR_URL, Coordinating, MemoryBooks, coordinating
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
@@ -35,7 +36,7 @@ class Web(Coordinating):
 async def web(plan: Plan, *, token: str | None = None) -> AsyncIterator[Web]:
     books = MemoryBooks()
     async with coordinating(plan, books) as c:
-        transport = httpx.ASGITransport(app.public(c.service, token=token))
+        transport = httpx.ASGITransport(app.public(c.service, tokens=Tokens(token)))
         async with httpx.AsyncClient(transport=transport, base_url="http://coordinator") as http:
             yield Web(c.service, c.recorder, c.work, http, books)
 

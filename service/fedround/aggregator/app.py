@@ -36,7 +36,7 @@ from fedround.books import (
     page_to_json,
 )
 from fedround.durable import Disk
-from fedround.errors import ConfigurationError, TooLarge, WeightsError
+from fedround.errors import ConfigurationError, DataDamaged, TooLarge, WeightsError
 from fedround.events import Observer, short
 from fedround.observability import ops
 from fedround.observability.health import Health, tended
@@ -44,6 +44,7 @@ from fedround.observability.metrics import AggregatorMetrics
 from fedround.observability.telemetry import INSTANCE, Telemetry, tracing
 from fedround.serve import Endpoint
 from fedround.settings import AggregatorSettings, reveal
+from fedround.tokens import OPEN, Tokens, guard
 from fedround.weights import Spec
 
 LOG = logging.getLogger(__name__)
@@ -60,9 +61,9 @@ MAX_CALL = 64 << 20
 
 
 def public(
-    service: AggregatorService, *, token: str | None = None, observe: Observer | None = None, trace: asgi.Trace | None = None
+    service: AggregatorService, *, tokens: Tokens = OPEN, observe: Observer | None = None, trace: asgi.Trace | None = None
 ) -> ASGIApp:
-    """`GET` and `POST /{id}/{token}`; with `token`, only for who bears it. `observe` and `trace`: see `asgi.application`."""
+    """`GET` and `POST /{id}/{token}`. `tokens`, `observe` and `trace`: see `asgi.application`."""
 
     async def model(request: Request) -> Response:
         model = service.read(*_credentials(request))
@@ -84,7 +85,7 @@ def public(
         return Response(headers={wire.UPDATE_OUTCOME: outcome})
 
     routes = [Route(wire.UPDATE, model), Route(wire.UPDATE, update, methods=["POST"])]
-    return asgi.application(routes, token=token, observe=observe, trace=trace)
+    return asgi.application(routes, tokens=tokens, observe=observe, trace=trace)
 
 
 def _credentials(request: Request) -> tuple[str, str]:
@@ -131,7 +132,7 @@ def internal(
         return _answer(page_to_json(await books.ledger(request.query_params.get("incarnation", ""), int(after))))
 
     routes = [Route("/books/ledger", ledger), Route("/books/{operation}", call, methods=["POST"])]
-    return asgi.application(routes, token=secret, observe=observe, trace=trace)
+    return asgi.application(routes, tokens=Tokens(secret), observe=observe, trace=trace)
 
 
 _CALLS: Mapping[str, Callable[[Any], Call]] = {
@@ -172,17 +173,21 @@ def _answer(data: Mapping[str, object]) -> Response:
 # For operators
 
 
-def model_route(service: AggregatorService, *, token: str | None = None) -> Route:
+def model_route(service: AggregatorService, tokens: Tokens = OPEN) -> Route:
     """`/model` for the ops port: the newest global model as `.npy`, or that of `?round=N`; its round is the `ETag`."""
 
     async def newest(request: Request) -> Response:
-        if not asgi.authorized(request.headers, token, basic=True):
-            return asgi.unauthorized(basic=True)
+        if asgi.bearer(request.headers, tokens, basic=True) is None:
+            return asgi.unauthorized(request.headers, basic=True)
         wanted = request.query_params.get("round")
         if wanted is not None and not wanted.isdecimal():
             return asgi.problem(400, "`round` is the number of a round")
         number = int(wanted) if wanted is not None else service.model.round if service.model else None
-        buffers = await service.kept(number)
+        try:
+            buffers = await service.kept(number)
+        except DataDamaged as error:
+            LOG.error("%s", error)
+            return asgi.problem(500, str(error))
         if buffers is None and wanted is None:
             return asgi.problem(404, "there is no global model before the first round is completed")
         if buffers is None:
@@ -225,7 +230,7 @@ def _model(settings: AggregatorSettings, store: ModelStore | None) -> Model | No
 
 def public_endpoint(settings: AggregatorSettings, service: AggregatorService, telemetry: Telemetry) -> Endpoint:
     """Where participants are served."""
-    app = public(service, token=reveal(settings.token), observe=telemetry.observe, trace=telemetry.server)
+    app = public(service, tokens=guard(settings), observe=telemetry.observe, trace=telemetry.server)
     return Endpoint(app, host=settings.bind, port=settings.port, setting="AGGREGATOR_PORT")
 
 
@@ -238,7 +243,8 @@ def internal_endpoint(settings: AggregatorSettings, service: AggregatorService, 
 def ops_endpoint(settings: AggregatorSettings, service: AggregatorService, health: Health, telemetry: Telemetry) -> Endpoint:
     """Where operators are served."""
     telemetry.show(service.status)
-    app = ops.app(health, service.status, scrape=telemetry.scrape, routes=[model_route(service, token=reveal(settings.token))])
+    tokens = Tokens(reveal(settings.token), settings.tokens_file)
+    app = ops.app(health, service.status, scrape=telemetry.scrape, routes=[model_route(service, tokens)])
     return Endpoint(app, host=settings.bind, port=settings.ops_port, setting="AGGREGATOR_OPS_PORT", last=True)
 
 

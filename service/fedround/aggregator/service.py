@@ -15,7 +15,7 @@ from fedround.aggregator.spool import Received, Spool
 from fedround.aggregator.store import ModelStore
 from fedround.aggregator.strategies import Strategy, StrategyFactory
 from fedround.books import Admission, Closed, Difference, Entry, Newest, Page, Verdict
-from fedround.errors import Busy, Late, NotAdmitted, TooLarge, UnknownAttempt, WeightsError
+from fedround.errors import Busy, DataDamaged, Late, NotAdmitted, TooLarge, UnknownAttempt, WeightsError
 from fedround.events import Aggregated, NotKept, Observer, Observers, UpdateReceived, UploadFailed, WasKept, WeightsMeasured, short
 from fedround.weights import Array, Spec, UpdateReader, decode, encode_model, parse_header, statistics
 from fedround.wire import UpdateOutcome
@@ -209,7 +209,12 @@ class AggregatorService:
             return self._model.buffers
         if self._store is None or round is None or round not in self._store.rounds:
             return None
-        return [await asyncio.to_thread(self._store.read, round)]
+        try:
+            return [await asyncio.to_thread(self._store.read, round)]
+        except DataDamaged:
+            if round not in self._store.rounds:  # a newer one has taken its place meanwhile
+                return None
+            raise
 
     # The participants' exchanges
 

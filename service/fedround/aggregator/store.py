@@ -50,8 +50,8 @@ class ModelStore:
         kept = next(kept for kept in self._kept if kept.round == round)
         try:
             data = self._disk.read(kept.name)
-        except FileNotFoundError:
-            raise DataDamaged(kept.name, "it is gone") from None
+        except OSError as error:
+            raise DataDamaged(kept.name, f"it cannot be read: {error.strerror}") from error
         if len(data) != kept.size or f"{zlib.crc32(data):08x}" != kept.checksum:
             raise DataDamaged(kept.name, "its size or its checksum is wrong")
         return data

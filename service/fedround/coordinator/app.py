@@ -27,6 +27,7 @@ from fedround.observability.telemetry import INSTANCE, Telemetry, tracing
 from fedround.remote_books import RemoteBooks
 from fedround.serve import Endpoint
 from fedround.settings import CoordinatorSettings, reveal
+from fedround.tokens import OPEN, Tokens, guard
 from fedround.wire import Heartbeat, RendezVous, StartTraining
 
 LOG = logging.getLogger(__name__)
@@ -39,18 +40,20 @@ ANONYMOUS = "participant"
 
 
 def public(
-    service: CoordinatorService, *, token: str | None = None, observe: Observer | None = None, trace: asgi.Trace | None = None
+    service: CoordinatorService, *, tokens: Tokens = OPEN, observe: Observer | None = None, trace: asgi.Trace | None = None
 ) -> ASGIApp:
     """What participants talk to. Who uses none of the additions gets the very bytes of 0.8.
 
-    `observe` and `trace`: see `asgi.application`.
+    `tokens`, `observe` and `trace`: see `asgi.application`. Who has a token of its own is called as the token's owner is.
     """
 
     async def rendez_vous(request: Request, _: str) -> Response:
         name = request.headers.get(wire.PARTICIPANT_NAME)
         ordinal = request.headers.get(wire.ORDINAL, "")
         answer = service.join(
-            wire.parse_name(name) or ANONYMOUS, int(ordinal) if _is_ordinal(ordinal) else None, extended=name is not None
+            request.state.owner or wire.parse_name(name) or ANONYMOUS,
+            int(ordinal) if _is_ordinal(ordinal) else None,
+            extended=name is not None,
         )
         return _json(answer if name is not None else replace(answer, ordinal=None))
 
@@ -74,7 +77,7 @@ def public(
         _route(wire.START_TRAINING, "GET", start_training),
         _route(wire.LEAVE, "DELETE", leave),
     ]
-    return asgi.application(routes, token=token, observe=observe, trace=trace)
+    return asgi.application(routes, tokens=tokens, observe=observe, trace=trace)
 
 
 def _route(path: str, method: str, handler: Callable[[Request, str], Awaitable[Response]]) -> Route:
@@ -148,7 +151,7 @@ def readiness(health: Health) -> Observer:
 
 def public_endpoint(settings: CoordinatorSettings, service: CoordinatorService, telemetry: Telemetry) -> Endpoint:
     """Where participants are served."""
-    app = public(service, token=reveal(settings.token), observe=telemetry.observe, trace=telemetry.server)
+    app = public(service, tokens=guard(settings), observe=telemetry.observe, trace=telemetry.server)
     return Endpoint(app, host=settings.bind, port=settings.port, setting="COORDINATOR_PORT")
 
 

@@ -27,6 +27,8 @@ TURN = 5.0
 """Seconds after which the loop turns, whether or not there is something to do."""
 JOIN_TIMEOUT = 0.5
 """Seconds that each other thread has to end after the loop: one may wait for an answer that nobody wants any more."""
+REFUSED_PAUSE = 10.0
+"""Seconds until a token that was refused is tried again: only a person can mend that."""
 LEAVE_TIMEOUT = 2.0
 """Seconds for which an exit waits until the coordinator has heard of it."""
 
@@ -277,4 +279,9 @@ class Runtime:
 
 
 def _retry_after(error: ExchangeError) -> float | None:
-    return error.retry_after if isinstance(error, Busy) else None
+    match error:
+        case Busy():
+            return error.retry_after
+        case Refused(status=401 | 403):
+            return REFUSED_PAUSE
+    return None

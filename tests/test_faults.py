@@ -18,7 +18,7 @@ def test_participants_outlive_a_platform_that_is_killed_and_comes_back_without_m
             platform.kill()
             killed.set()
 
-    participants = [KnownAnswer(0, in_round_2), KnownAnswer(1)]
+    participants = [KnownAnswer(0, before=in_round_2), KnownAnswer(1)]
     with ThreadPoolExecutor() as pool:
         futures = [train(pool, platform, participant) for participant in participants]
         killed.wait()
@@ -47,7 +47,7 @@ def test_an_aggregator_that_is_killed_in_a_round_gets_the_kept_update_again_and_
         if isinstance(fact, RoundEnded):
             delivered.set()
 
-    quick, slow = KnownAnswer(0), KnownAnswer(1, until_it_is_killed)
+    quick, slow = KnownAnswer(0), KnownAnswer(1, before=until_it_is_killed)
     with running("coordinator", **settings) as coordinator, ThreadPoolExecutor() as pool:
         futures = [train(pool, coordinator, quick, observers=[observer]), train(pool, coordinator, slow)]
         assert delivered.wait(20)

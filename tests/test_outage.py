@@ -13,8 +13,8 @@ import pytest
 import fedround
 from fedround.events import ContactMade, Fact, Registered
 from fedround.weights import Array
-from support.gate import Gate
 from support.known_answer import global_model
+from support.link import Gate
 from support.processes import Process, running, until
 
 OUTAGE = float(os.environ.get("OUTAGE", "2"))

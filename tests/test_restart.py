@@ -34,7 +34,7 @@ def test_training_goes_on_where_it_was(tmp_path: Path, when: int) -> None:
             platform.kill()
             killed.set()
 
-    participants = [KnownAnswer(0, kill), KnownAnswer(1)]
+    participants = [KnownAnswer(0, before=kill), KnownAnswer(1)]
     with ThreadPoolExecutor() as pool:
         futures = [train(pool, platform, p, name=f"silo-{p.k}") for p in participants]
         killed.wait()

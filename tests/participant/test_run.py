@@ -26,7 +26,7 @@ from fedround.participant.round import current_round
 from fedround.participant.run import arun_participant, run_participant, signals
 from fedround.weights import Array
 from support.federation import FINISH, After, OldPlatform, order, our_platform
-from support.gate import Gate
+from support.link import Gate
 
 MODULE = """
 import os, time

@@ -1,8 +1,10 @@
 """Participants with a known answer: one lost or doubled update shows in the global model."""
 
 import io
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Unpack
 
 import numpy as np
@@ -16,19 +18,38 @@ PARTICIPANTS = 2
 
 
 class KnownAnswer(fedround.NumPyParticipant):
-    """Number k of n adds n to weight k only: after R rounds of all n every weight is R. `before` is called in each round."""
+    """Number k of `count` adds `count` to weights k, k + `count`...: after R rounds of all of them every weight is R.
 
-    def __init__(self, k: int, before: Callable[[int], None] = lambda _number: None) -> None:
-        self.k = k
+    `size`: of the model; `seconds`: of a round. `before` is called in each round; each training adds a line to `journal`.
+    """
+
+    def __init__(
+        self,
+        k: int,
+        count: int = PARTICIPANTS,
+        *,
+        size: int | None = None,
+        seconds: float = 0.0,
+        journal: str | None = None,
+        before: Callable[[int], None] = lambda _number: None,
+    ) -> None:
+        self.k, self.count = k, count
+        self.size = size or count
+        self.seconds = seconds
+        self.journal = None if journal is None else Path(journal)
         self.before = before
         self.rounds: list[int] = []
 
     def train_round(self, training_input: Array | None) -> fedround.Update:
-        weights = np.zeros(PARTICIPANTS) if training_input is None else training_input
+        weights = np.zeros(self.size) if training_input is None else training_input
         number = fedround.current_round().number
         self.rounds.append(number)
+        if self.journal is not None:
+            with self.journal.open("a") as journal:
+                journal.write(f"{number}\n")
         self.before(number)
-        weights[self.k] += PARTICIPANTS
+        time.sleep(self.seconds)
+        weights[self.k :: self.count] += self.count
         return fedround.Update(1, weights)
 
 

@@ -59,8 +59,12 @@ class Process:
     def url(self, port: str) -> str:
         return f"http://127.0.0.1:{self.ports[port]}"
 
+    def open(self, port: str, path: str, **headers: str) -> Any:
+        """The answer, to be read and closed. Raises `OSError`."""
+        return urllib.request.urlopen(urllib.request.Request(self.url(port) + path, headers=headers), timeout=10)
+
     def get(self, port: str, path: str, **headers: str) -> bytes:
-        with urllib.request.urlopen(urllib.request.Request(self.url(port) + path, headers=headers), timeout=10) as answer:
+        with self.open(port, path, **headers) as answer:
             body: bytes = answer.read()
         return body
 
@@ -87,6 +91,11 @@ class Process:
 
     def send(self, number: int) -> None:
         self._process.send_signal(number)
+
+    @property
+    def ended(self) -> int | None:
+        """Its exit code, if it has ended."""
+        return self._process.poll()
 
     @property
     def pid(self) -> int:

@@ -1,0 +1,207 @@
+"""A federation of processes with known answers, and unreliable links between all of them."""
+
+import io
+import json
+import random
+import re
+import socket
+import threading
+import time
+import urllib.error
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from support.link import Link
+from support.processes import PORTS, Process
+
+COUNT = 4
+"""Participants; a power of two, so that every mean is exact."""
+SIZE = 150_000
+"""Weights: more than an aggregator receives in memory, so that its spool is used."""
+TESTS = Path(__file__).parent.parent
+ERRORS = (OSError, ValueError, KeyError, EOFError, urllib.error.URLError)
+"""What it may lead to when one asks a service that has faults."""
+PLAN = {
+    "COORDINATOR_ROUNDS": "0",
+    "COORDINATOR_MIN_CLIENTS": str(COUNT),
+    "COORDINATOR_HEARTBEAT_TIMEOUT": "3s",
+    "COORDINATOR_ROUND_TIMEOUT": "10s",
+}
+PARTICIPANT = {
+    "PARTICIPANT_CLASS": "support.known_answer:KnownAnswer",
+    "PARTICIPANT_HEARTBEAT_PERIOD": "0.5s",
+    "PARTICIPANT_LONG_POLL": "2s",
+    "PARTICIPANT_MAX_FAILURES": "1000000",
+    "PARTICIPANT_CONFIRM_TIMEOUT": "3s",
+    "PARTICIPANT_DRAIN_TIMEOUT": "2s",
+    "PARTICIPANT_AFTER_FINISH": "wait",
+    "PYTHONPATH": str(TESTS),
+}
+
+
+class Broken(Exception):
+    """An invariant does not hold."""
+
+
+class Weather(Link):
+    """A link on which everything may be `slow`, `torn` (cut in the middle of a piece), `cut` at once, or held by `fog`."""
+
+    def __init__(self, port: int, random: random.Random) -> None:
+        super().__init__(port)
+        self.now = "fine"
+        self._random = random
+        self._changed = threading.Condition()
+
+    def change(self, weather: str) -> None:
+        with self._changed:
+            self.now = weather
+            self._changed.notify_all()
+
+    def passing(self, piece: bytes) -> Iterator[bytes]:
+        with self._changed:
+            weather = self.now
+            if weather == "slow":
+                self._changed.wait(self._random.uniform(0.01, 0.3))
+            elif weather == "fog":
+                self._changed.wait_for(lambda: self.now != "fog")
+        if weather in ("torn", "cut"):
+            yield piece[: self._random.randrange(len(piece)) if weather == "torn" else 0]
+            raise ConnectionResetError
+        yield piece
+
+
+@dataclass
+class Member:
+    """A service or a participant, over all its lives."""
+
+    name: str
+    command: str
+    settings: Mapping[str, str]
+    lives: list[Process] = field(default_factory=list)
+
+    @property
+    def process(self) -> Process:
+        return self.lives[-1]
+
+    def start(self) -> None:
+        self.lives.append(Process(self.command, **self.settings))
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def ready(self) -> bool:
+        try:
+            ports = [port for port in PORTS[self.command] if port.endswith("OPS_PORT")]
+            return all(self.process.probe("/readyz", port)[0] == 200 for port in ports)
+        except ERRORS:
+            return False
+
+    def lines(self, pattern: str) -> Iterator[re.Match[str]]:
+        """What it said in all its lives, as far as it is over, where `pattern` is found."""
+        for process in self.lives:
+            for line in process.log.splitlines():
+                if match := re.search(pattern, json.loads(line)["message"] if line.startswith("{") else line):
+                    yield match
+
+
+class Federation:
+    """`fedround platform`, or with `apart` coordinator and aggregator; participants; links before every port that they ask."""
+
+    def __init__(self, directory: Path, random: random.Random, *, apart: bool) -> None:
+        self._stack = ExitStack()
+        self._ports = self._free_ports(random)
+        self.links: dict[str, Weather] = {}
+        self.journals = [directory / f"trained-{k}" for k in range(COUNT)]
+        ports = {name: str(next(self._ports)) for command in ("coordinator", "aggregator") for name in PORTS[command]}
+        for name in ("COORDINATOR_PORT", "AGGREGATOR_PORT", "AGGREGATOR_INTERNAL_PORT"):
+            self.links[name.removesuffix("_PORT").lower()] = self._stack.enter_context(Weather(int(ports[name]), random))
+        settings = {
+            **PLAN,
+            **ports,
+            "COORDINATOR_AGGREGATOR_URL": self.links["aggregator"].url,
+            "COORDINATOR_AGGREGATOR_INTERNAL_URL": self.links["aggregator_internal"].url,
+            "COORDINATOR_DATA_DIR": str(directory / "coordinator"),
+            "AGGREGATOR_DATA_DIR": str(directory / "aggregator"),
+        }
+        if not apart:
+            self.links.pop("aggregator_internal")
+        commands = ("aggregator", "coordinator") if apart else ("platform",)
+        self.services = [Member(command, command, settings) for command in commands]
+        self.participants = [Member(f"silo-{k}", "participant", self._participant(k)) for k in range(COUNT)]
+
+    def _participant(self, k: int) -> dict[str, str]:
+        options = {"k": k, "count": COUNT, "size": SIZE, "seconds": 0.1, "journal": str(self.journals[k])}
+        return {
+            **PARTICIPANT,
+            "PARTICIPANT_NAME": f"silo-{k}",
+            "PARTICIPANT_OPTIONS": json.dumps(options),
+            "PARTICIPANT_COORDINATOR_URL": self.links["coordinator"].url,
+            "PARTICIPANT_OPS_PORT": str(next(self._ports)),
+        }
+
+    @property
+    def members(self) -> list[Member]:
+        return [*self.services, *self.participants]
+
+    @property
+    def aggregator(self) -> Member:
+        return self.services[0]
+
+    @property
+    def coordinator(self) -> Member:
+        return self.services[-1]
+
+    def __enter__(self) -> "Federation":
+        for member in self.members:
+            member.start()
+            self._stack.callback(member.kill)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def round(self) -> int:
+        """The round that the coordinator is in: so many are completed."""
+        number: int = self.coordinator.process.status("COORDINATOR_OPS_PORT")["round"]
+        return number
+
+    def model(self, round: int | None = None) -> tuple[int, float]:
+        """The round of a global model, by default of the newest, and what all its weights are. Raises `Broken`."""
+        path = "/model" if round is None else f"/model?round={round}"
+        with self.aggregator.process.open("AGGREGATOR_OPS_PORT", path) as answer:
+            number = int(answer.headers["ETag"].strip('"'))
+            weights = np.load(io.BytesIO(answer.read()))
+        if len(weights) != SIZE or (weights != number + 1).any():
+            wrong = np.flatnonzero(weights != number + 1)
+            raise Broken(f"after {number + 1} rounds {len(wrong)} weights are wrong; weight {wrong[0]} is {weights[wrong[0]]}")
+        return number, float(weights[0])
+
+    def recovered(self, within: float = 60.0) -> float:
+        """Wait until all are ready and a round was completed; how many seconds that took. Raises `Broken`."""
+        began, before = time.monotonic(), None
+        while time.monotonic() - began < within:
+            try:
+                before = self.round() if before is None else before
+                if all(member.ready() for member in self.members) and self.round() > before:
+                    return time.monotonic() - began
+            except ERRORS:
+                pass
+            for member in self.members:
+                if member.process.ended is not None:
+                    raise Broken(f"{member.name} has ended by itself, with exit code {member.process.ended}")
+            threading.Event().wait(0.02)
+        unready = [member.name for member in self.members if not member.ready()]
+        raise Broken(f"{within:.0f} s after the last fault no round is completed; not ready: {', '.join(unready) or 'nobody'}")
+
+    @staticmethod
+    def _free_ports(random: random.Random) -> Iterator[int]:
+        # Below those that the system gives to clients: who asks for a dead service's port would now and then get itself.
+        while True:
+            port = random.randrange(20_000, 32_000)
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) != 0:
+                    yield port

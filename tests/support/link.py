@@ -1,0 +1,116 @@
+"""A proxy in front of a server on this machine, and what goes wrong on the way."""
+
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Self
+
+PIECE = 64 << 10
+_RESET = struct.pack("ii", 1, 0)
+
+
+class Link:
+    """Passes everything on; a subclass says how, in `passing`."""
+
+    def __init__(self, port: int) -> None:
+        self._target = ("127.0.0.1", port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._ends: set[socket.socket] = set()
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Closed alone it would still accept as long as a thread waits in `accept`.
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.cut()
+
+    def passing(self, piece: bytes) -> Iterator[bytes]:
+        """What is passed on for a piece that came, on a thread of this direction alone. Raises `OSError` to cut the connection."""
+        yield piece
+
+    def cut(self) -> None:
+        """Reset all connections."""
+        for end in self._ends.copy():
+            _reset(end)
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client = self._listener.accept()[0]
+                threading.Thread(target=self._connect, args=(client,), daemon=True).start()
+
+    def _connect(self, client: socket.socket) -> None:
+        try:
+            server = socket.create_connection(self._target)
+        except OSError:
+            _reset(client)
+            client.close()
+            return
+        ends = (client, server)
+        self._ends.update(ends)
+        back = threading.Thread(target=self._pump, args=(server, client), daemon=True)
+        back.start()
+        self._pump(client, server)
+        back.join()
+        self._ends.difference_update(ends)
+        for end in ends:
+            end.close()
+
+    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+        try:
+            while piece := source.recv(PIECE):
+                for part in self.passing(piece):
+                    target.sendall(part)
+        except OSError:
+            _reset(source)
+            _reset(target)
+        for end in (source, target):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+def _reset(end: socket.socket) -> None:
+    # To linger for 0 seconds makes of a close a reset; to shut down first wakes who waits in `recv`.
+    with suppress(OSError):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        end.shutdown(socket.SHUT_RDWR)
+
+
+class Gate(Link):
+    """Passes a POST only once it is `open`: a slow link, as both ends see it. `held` is set when the first one has come."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(port)
+        self.held = threading.Event()
+        self.open = threading.Event()
+
+    def __exit__(self, *exception: object) -> None:
+        self.open.set()
+        super().__exit__(*exception)
+
+    def passing(self, piece: bytes) -> Iterator[bytes]:
+        if piece.startswith(b"POST "):
+            self.held.set()
+            self.open.wait()
+        yield piece
+
+
+class SlowLink(Link):
+    """Of a POST it passes the head, and the rest `seconds` later."""
+
+    def __init__(self, port: int, seconds: float) -> None:
+        super().__init__(port)
+        self.seconds = seconds
+
+    def passing(self, piece: bytes) -> Iterator[bytes]:
+        if piece.startswith(b"POST "):
+            head, end, piece = piece.partition(b"\r\n\r\n")
+            yield head + end
+            threading.Event().wait(self.seconds)
+        yield piece

@@ -78,10 +78,10 @@ def torment(f: Federation, random: random.Random, witness: Witness, seconds: flo
     f.recovered()
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        chosen = random.sample(sorted(FAULTS), random.choice([1, 1, 2]))
         with ExitStack() as stack:
-            for name in chosen:
-                stack.enter_context(FAULTS[name](f, random))
+            for group in random.sample(FAULTS, random.choice([1, 1, 2])):
+                name = random.choice(list(group))
+                stack.enter_context(group[name](f, random))
                 made[name] += 1
             threading.Event().wait(random.choice([0.0, 0.5, 2.0, 5.0]) * random.random())
         if random.random() < 0.5:

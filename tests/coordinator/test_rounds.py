@@ -25,8 +25,8 @@ class Table:
             self.rounds.recorded(self.now, Page(life, ()))
         self.ids = [self.join(f"silo-{n}") for n in range(present)]
 
-    def join(self, name: str = "silo", ordinal: int | None = None) -> str:
-        participant = self.rounds.join(self.now, name, ordinal)
+    def join(self, name: str = "silo", ordinal: int | None = None, *, extended: bool = False) -> str:
+        participant = self.rounds.join(self.now, name, ordinal, extended=extended)
         assert participant is not None
         return participant.id
 
@@ -38,6 +38,11 @@ class Table:
         assert isinstance(call, Open)
         self.rounds.answered(self.now, call, None)
         return call
+
+    def admit(self) -> None:
+        call = self.rounds.pending(self.now)
+        assert isinstance(call, Admit)
+        self.rounds.answered(self.now, call, None)
 
     def enter(self, *ids: str, outcome: Outcome = Outcome.COUNTED, samples: int = 1, loss: float | None = None) -> None:
         assert self.rounds.attempt is not None
@@ -257,6 +262,61 @@ def test_others_are_chosen_when_too_few_are_left() -> None:
     assert table.state(chosen) is HeartbeatState.ROUND
 
 
+def chosen(table: Table) -> set[str]:
+    call = table.rounds.pending(table.now)
+    return {admission.id for admission in call.admissions} if isinstance(call, Open | Admit) else set()
+
+
+@pytest.mark.parametrize("delivered", [True, False])
+@pytest.mark.parametrize("left", [True, False])
+def test_who_comes_back_under_its_name_does_not_deliver_twice_in_a_round(delivered: bool, left: bool) -> None:
+    table = Table(Plan(min_clients=3, heartbeat_timeout=10), present=3)
+    table.open()
+    killed, gone, stays = table.ids
+    if delivered:
+        table.enter(killed)
+        if left:
+            table.rounds.leave(table.now, killed)
+    again = table.join("silo-0", extended=True)
+    table.rounds.leave(table.now, gone)
+    assert table.revoke(Verdict.REVOKED) == gone
+    other = table.join("silo-1", extended=True)
+    assert chosen(table) == {other}, "whose former life has nothing to deliver any more"
+    table.admit()
+    assert table.state(again) is HeartbeatState.STAND_BY
+    table.enter(stays, other)
+    if not delivered:
+        table.later(10.0, stays, other, again)
+        assert table.revoke(Verdict.REVOKED) == killed
+        assert chosen(table) == {again}
+
+
+def test_who_comes_back_is_asked_in_the_next_attempt_if_nobody_else_is_there() -> None:
+    table = Table(Plan(min_clients=2, heartbeat_timeout=10), present=2)
+    table.open()
+    killed, gone = table.ids
+    table.enter(killed)
+    again = table.join("silo-0", extended=True)
+    table.rounds.leave(table.now, gone)
+    table.revoke(Verdict.REVOKED)
+    assert len(table.facts(events.AttemptDropped)) == 1
+    table.later(PAUSE)
+    assert {admission.id for admission in table.open().admissions} == {killed, again}
+
+
+def test_two_of_one_name_who_are_both_heard_of_both_deliver() -> None:
+    table = Table(Plan(min_clients=2, heartbeat_timeout=10))
+    first, second = (table.join("a-laptop", extended=True) for _ in range(2))
+    assert {admission.id for admission in table.open().admissions} == {first, second}
+    table.enter(first)
+    third = table.join("a-laptop", extended=True)
+    table.later(9.0, first, second, third)
+    table.later(1.0, first, second, third)
+    table.rounds.leave(table.now, second)
+    table.revoke(Verdict.REVOKED)
+    assert chosen(table) == {third}
+
+
 def test_somebody_who_leaves_while_the_books_admit_it_is_revoked() -> None:
     table = Table(Plan(), present=1)
     call = table.rounds.pending(table.now)
@@ -304,7 +364,7 @@ def test_a_round_that_nobody_delivers_in_time_is_tried_anew_with_a_warning() -> 
     first = table.open().attempt
     table.later(60)
     table.revoke(Verdict.REVOKED)
-    (dropped,) = table.facts(events.AttemptDropped)
+    assert len(table.facts(events.AttemptDropped)) == 1
     assert isinstance(dropped, events.AttemptDropped)
     assert "COORDINATOR_ROUND_TIMEOUT shorter than training" in dropped.reason
     assert table.rounds.next_deadline() == table.now + PAUSE
@@ -338,7 +398,7 @@ def test_a_round_in_which_every_update_is_refused_is_tried_anew() -> None:
     table = Table(Plan(), present=1)
     table.open()
     table.enter(table.ids[0], outcome=Outcome.REFUSED)
-    (dropped,) = table.facts(events.AttemptDropped)
+    assert len(table.facts(events.AttemptDropped)) == 1
     assert isinstance(dropped, events.AttemptDropped)
     assert "refused" in dropped.reason
 

@@ -26,6 +26,7 @@ class Participant:
     """The lowest number that nobody else held when it joined."""
     seen: float
     expires: float
+    joined: float
     extended: bool = False
     """It is one of ours: it understands that it is to ask again."""
     counted: int | None = None
@@ -62,7 +63,7 @@ class Presence:
     def add(self, now: float, id: str, name: str, ordinal: int | None, *, extended: bool, grace: float = 0.0) -> Participant:
         """`ordinal`: the one it held before, given back if it is free. `grace`: what its first time-out is at least."""
         expires = now + max(self._timeout, grace)
-        participant = self._present[id] = Participant(id, name, self._take_ordinal(ordinal), now, expires, extended)
+        participant = self._present[id] = Participant(id, name, self._take_ordinal(ordinal), now, expires, now, extended)
         heappush(self._expiry, (participant.expires, id))
         return participant
 

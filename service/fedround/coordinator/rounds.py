@@ -15,7 +15,9 @@ The rules:
 6. `pending` is the one call to the books that is due. It follows from the state alone: a call that got no answer is just made
    again, and an answer for an attempt that is over changes nothing.
 7. After the last round everybody is told `finish`, for ever.
-8. `Memory` is what survives a restart: it begins a new attempt of the round. Whatever the round was, one whose model the books
+8. Who joins under the name of one who has a part in the attempt may be that one after a restart, and its update counted already:
+   it is chosen in the next attempt, or when the other was heard of for so long that they must be two.
+9. `Memory` is what survives a restart: it begins a new attempt of the round. Whatever the round was, one whose model the books
    have is over. Until it is known whether a participant of the attempt before has its part in the next, it is told to ask again
    (`Busy`): with `stand_by` it would throw away what it is training.
 """
@@ -290,7 +292,12 @@ class Rounds:
 
     def _choose(self, attempt: Attempt) -> bool:
         """Choose among the Waiting up to the wanted number, first those who have delivered before; False when none is Waiting."""
-        waiting = [p for p in self.present if p.id not in attempt.members]
+        heard, sure = self._heard_by_name(attempt), self.plan.heartbeat_timeout
+        waiting = [
+            p
+            for p in self.present
+            if p.id not in attempt.members and not (p.extended and heard.get(p.name, math.inf) < p.joined + sure)
+        ]
         expected = len(attempt.counted) + attempt.outstanding
         wanted = max(self.plan.wanted(len(self.present)), self.plan.required) - expected
         chosen = [p for p in waiting if p.owed == attempt.round]
@@ -300,6 +307,15 @@ class Rounds:
             p.known_to_books = True
             attempt.move(Member(p.id, p.name, self._uuid(), State.CHOSEN), State.CHOSEN)
         return bool(chosen)
+
+    def _heard_by_name(self, attempt: Attempt) -> dict[str, float]:
+        """When those who have a part in the attempt were last heard of, by their names; of several with one name, the least."""
+        heard: dict[str, float] = {}
+        for member in attempt.members.values():
+            participant = self.present.get(member.id)
+            if member.state is not State.IGNORED:
+                heard[member.name] = min(heard.get(member.name, math.inf), participant.seen if participant else -math.inf)
+        return heard
 
     def _admitted(self, now: float, attempt: Attempt, admissions: Iterable[Admission]) -> None:
         members = [attempt.members[a.id] for a in admissions]

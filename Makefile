@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test check cover bench lock clean
+.PHONY: help demo test check cover chaos bench lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -33,6 +33,9 @@ cover: $(VENV)/ready ## run the tests and hold their coverage: the cores' branch
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report --skip-covered --show-missing
 	@$(BIN)/coverage report --include="$(CORES)" --fail-under=100 --format=total > /dev/null
+
+chaos: $(VENV)/ready ## kill, pause, cut, fill disks, and check the books; make chaos SECONDS=600 SEED=7 CASE=platform
+	@$(BIN)/python tests/chaos/run.py $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(CASE),--case $(CASE))
 
 bench: $(VENV)/ready ## measure; see bench/README.md
 	@$(BIN)/python bench/run.py $(ARGS)

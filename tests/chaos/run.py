@@ -24,7 +24,7 @@ sys.path[:1] = [str(Path(__file__).parent.parent)]
 from chaos.faults import FAULTS  # noqa: E402 only now it can be found
 from chaos.federation import COUNT, ERRORS, Broken, Federation  # noqa: E402
 
-UPDATE = re.compile(r"update of .*: (\w+)")
+UPDATE = re.compile(r"^update of \w+ \(\d+ bytes\): (\w+)")
 
 
 class Witness:

@@ -364,7 +364,7 @@ def test_a_round_that_nobody_delivers_in_time_is_tried_anew_with_a_warning() -> 
     first = table.open().attempt
     table.later(60)
     table.revoke(Verdict.REVOKED)
-    assert len(table.facts(events.AttemptDropped)) == 1
+    (dropped,) = table.facts(events.AttemptDropped)
     assert isinstance(dropped, events.AttemptDropped)
     assert "COORDINATOR_ROUND_TIMEOUT shorter than training" in dropped.reason
     assert table.rounds.next_deadline() == table.now + PAUSE
@@ -398,7 +398,7 @@ def test_a_round_in_which_every_update_is_refused_is_tried_anew() -> None:
     table = Table(Plan(), present=1)
     table.open()
     table.enter(table.ids[0], outcome=Outcome.REFUSED)
-    assert len(table.facts(events.AttemptDropped)) == 1
+    (dropped,) = table.facts(events.AttemptDropped)
     assert isinstance(dropped, events.AttemptDropped)
     assert "refused" in dropped.reason
 

@@ -1,0 +1,195 @@
+"""The dashboards: made of their sources, every query is one, every panel explains itself, and thousands of participants fit in."""
+
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedround import events
+from fedround.observability.metrics import AggregatorMetrics, CoordinatorMetrics, Metrics, ParticipantMetrics
+from fedround.weights import statistics
+from support import promql
+from support.dashboards import ALERTS, DASHBOARDS, RECORDED, ROOT, RULES_TEXT, RUNBOOKS, asked, panels, queries, runbook_queries
+from support.processes import until
+from support.prometheus import Prometheus, prometheus
+
+PARTICIPANTS = 3000
+MOST_SERIES = 50
+PANELS = dict(panels())
+# Recorded series have no exemplars; those of single participants are on their own dashboard.
+NO_EXEMPLARS = {"fleet: Phases of rounds"}
+
+
+def made_by_code() -> set[str]:
+    """The series of all three services."""
+    found = set(re.findall(r"^\| `(\w+)` \| \w+ \|", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE))
+    return {name + suffix for name in found for suffix in ("", "_bucket", "_count", "_sum")}
+
+
+def rule_queries() -> list[str]:
+    return [
+        re.sub(r"\s+", " ", inline if inline != "|" else block)
+        for inline, block in re.findall(r"expr: (.+)\n((?: {10}.*\n)*)", RULES_TEXT)
+    ]
+
+
+def test_the_json_is_what_the_sources_make() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools" / "dashboards.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_query_is_one_and_asks_for_what_the_services_have() -> None:
+    everywhere = [asked(query) for _, query in [*queries(), *runbook_queries()]] + rule_queries()
+    try:
+        found = promql.metrics(everywhere)
+    except promql.NotInstalled as error:
+        pytest.skip(str(error))
+    known = made_by_code() | RECORDED | {"ALERTS", "up"}
+    for query, names in zip(everywhere, found, strict=True):
+        assert not isinstance(names, str), f"{query}: {names}"
+        assert names, query
+        assert {name for name in names if not name.startswith("process_")} <= known, query
+
+
+@pytest.mark.parametrize("page", sorted(RUNBOOKS))
+def test_the_metrics_that_a_runbook_names_exist(page: str) -> None:
+    named = set(
+        re.findall(r"\b(?:fedround_(?:participant|coordinator|aggregator)|http_(?:client|server)_request)_\w+", RUNBOOKS[page])
+    )
+    assert named
+    assert named <= made_by_code()
+
+
+@pytest.mark.parametrize("name", PANELS)
+def test_a_panel_explains_itself(name: str) -> None:
+    panel = PANELS[name]
+    assert panel["title"]
+    assert panel["description"].endswith(".")
+    assert panel["fieldConfig"]["defaults"]["unit"]
+    for datasource in [panel["datasource"], *(target["datasource"] for target in panel["targets"])]:
+        assert datasource["uid"] == "$datasource"
+
+
+@pytest.mark.parametrize("name", sorted({name for name, panel in PANELS.items() if "histogram_quantile" in str(panel["targets"])}))
+def test_a_panel_of_latencies_leads_to_traces(name: str) -> None:
+    if PANELS[name]["fieldConfig"]["defaults"]["unit"] == "s":
+        assert any(target["exemplar"] for target in PANELS[name]["targets"]) or name in NO_EXEMPLARS
+
+
+def test_dashboards_lead_to_each_other_and_to_traces() -> None:
+    assert sorted(DASHBOARDS) == ["fleet", "participant", "platform"]
+    for name, dashboard in DASHBOARDS.items():
+        urls = " ".join(link["url"] for link in dashboard["links"])
+        assert all(f"/d/fedround-{other}?" in urls for other in DASHBOARDS if other != name)
+        assert "${traces}" in urls
+        assert {"datasource", "traces", "namespace"} <= {variable["name"] for variable in dashboard["templating"]["list"]}
+
+
+def test_no_panel_lies_on_another() -> None:
+    for dashboard in DASHBOARDS.values():
+        taken: set[tuple[int, int]] = set()
+        for panel in dashboard["panels"]:
+            at = panel["gridPos"]
+            cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+            assert not cells & taken, panel["title"]
+            assert at["x"] + at["w"] <= 24
+            taken |= cells
+
+
+def test_the_panel_of_alerts_knows_all_of_them() -> None:
+    assert set(re.findall(r"\b[A-Z][a-z]+[A-Z]\w+\b", PANELS["fleet: Alerts"]["targets"][0]["expr"])) == set(ALERTS)
+
+
+# Thousands
+
+
+def lines(metrics: Metrics, job: str, instances: int) -> Iterator[str]:
+    """A scrape of so many that show the same. Of each histogram some buckets must do, or it would be a million series."""
+    body = metrics.scrape("")[0].decode()
+    series = [line for line in body.splitlines() if line[0] != "#" and not re.search(r'le="(?!0\.1"|1\.0"|30\.0"|\+Inf)', line)]
+    for number in range(instances):
+        labels = f'job="{job}",namespace="ns-{number % 3}",instance="{job}-{number}"'
+        for line in series:
+            name, brace, rest = line.partition("{")
+            yield f"{name}{{{labels},{rest}" if brace else line.replace(" ", f"{{{labels}}} ", 1)
+
+
+def busy_participant() -> ParticipantMetrics:
+    """One that has seen everything go wrong that there is."""
+    metrics = ParticipantMetrics()
+    weights = statistics(np.linspace(-1, 1, 32))
+    facts: list[events.Fact] = [
+        events.StateChanged("training", 1, draining=False),
+        events.OrderAccepted(1, repeated=False, traceparent=None),
+        events.ContactMade(),
+        events.Reported(1, tuple((f"figure{n}", 0.5) for n in range(20))),
+        events.UpdateMeasured(1, 1, None),
+        *(events.WeightsMeasured(1, source, 1, weights) for source in ("global", "local")),
+        *(events.RoundEnded(1, outcome, 0.1) for outcome in ("completed", "failed", "refused")),
+        *(
+            events.ExchangeEnded("GET", path, status, error, 0.1, 0, 0)
+            for path in ("/rendez_vous", "/heartbeat/{id}", "/start_training/{id}", "/{id}/{token}")
+            for status, error in [(401, None), (404, None), (409, None), (503, None), (None, "ConnectError"), (None, "ReadTimeout")]
+        ),
+        *(events.Retrying(path, reason, 1) for path in ("/heartbeat/{id}", "/{id}/{token}") for reason in ("busy", "unreachable")),
+    ]
+    for fact in facts:
+        metrics(fact)
+    return metrics
+
+
+def platform_metrics() -> list[tuple[Metrics, str, int]]:
+    coordinator, aggregator = CoordinatorMetrics(), AggregatorMetrics()
+    status: dict[str, Any] = {"round": 3, "rounds": 10, "state": "training", "participants": [], "receiving": 2}
+    for metrics in (coordinator, aggregator):
+        metrics.show(lambda: status)
+        for route in ("/rendez_vous", "/heartbeat/{id}", "/start_training/{id}", "/{id}/{token}", "/books/{operation}"):
+            for code in (200, 204, 304, 401, 404, 409, 422, 503, None):
+                metrics(events.RequestServed("GET", route, code, 0.1))
+    return [(coordinator, "coordinator", 3), (aggregator, "aggregator", 3)]
+
+
+@pytest.fixture(scope="module")
+def thousands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """A Prometheus that has scraped thousands of participants of three federations, twice."""
+    services = [*platform_metrics(), (busy_participant(), "participant", PARTICIPANTS)]
+    body = "\n".join(line for service in services for line in lines(*service)).encode() + b"\n"
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain; version=0.0.4")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    directory: Path = tmp_path_factory.mktemp("thousands")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_address[1]}"
+        with prometheus(directory, {"all": [address]}, interval="20s", labels=True) as found:
+            until(lambda: found.value("sum(count_over_time(up[10m]))") >= 2, 150)
+            yield found
+        server.shutdown()
+
+
+@pytest.mark.timeout(240)
+def test_no_query_gives_more_than_50_series_however_many_participants_there_are(thousands: Prometheus) -> None:
+    assert thousands.value("count(fedround_participant_round_in_progress)") == PARTICIPANTS
+    found = {
+        (name, query): len(thousands.query(asked(query, instance="participant-7"))) for name, query in dict.fromkeys(queries())
+    }
+    print(f"\nthe most series: {max(found.values())}")
+    assert {key: count for key, count in found.items() if count > MOST_SERIES} == {}
+    empty = {name for (name, _), count in found.items() if not count}
+    assert len(empty) < len(PANELS) / 3, empty  # or it would prove nothing

@@ -1,0 +1,250 @@
+"""A real federation in which faults are made, a real Prometheus that scrapes it, and a real Alertmanager that tells of them.
+
+One run for all: what is asked at its end is what an operator would ask. Alerts come 60 times as fast (`support.prometheus`).
+"""
+
+import resource
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from support.dashboards import ALERTS, asked, queries, runbook_queries
+from support.link import SlowLink
+from support.processes import Process, until
+from support.prometheus import Prometheus, free_port, prometheus
+
+SHOWN_WITHIN = 30.0
+"""Seconds from a fault until the dashboards' queries show it."""
+TESTS = Path(__file__).parent.parent
+EXPECTED = {
+    "ParticipantDown",
+    "ParticipantNotReady",
+    "CoordinatorUnreachable",
+    "RoundStuck",
+    "RoundFailuresHigh coordinator",
+    "RoundFailuresHigh participant",
+    "RequestLatencyHigh",
+    "NonFiniteWeights local",
+    "UpdateNormExploding",
+    "NeverSelected",
+    "AggregatorRefusingUpdates invalid",
+    "AggregatorRefusingUpdates unavailable",
+}
+WEIGHTS = 150_000
+"""More than an aggregator receives in memory: its spool is used."""
+# Nothing listens there: rounds are sampled all the same, and exemplars have their ids.
+TRACED = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "PARTICIPANT_TRACE_HEARTBEATS": "false"}
+
+
+@dataclass
+class Federation:
+    """What runs. `took` is how long each fault needed to show, in seconds."""
+
+    directory: Path
+    stack: ExitStack
+    began: float = field(default_factory=time.time)
+    took: dict[str, float] = field(default_factory=dict)
+    coordinator: Process = field(init=False)
+    aggregator: Process = field(init=False)
+
+    def start(self, command: str, **settings: str) -> Process:
+        process = Process(command, **TRACED, **settings)
+        self.stack.callback(process.kill)
+        return process
+
+    def participant(self, name: str, url: str, size: int = WEIGHTS, /, **settings: str) -> Process:
+        mood = self.directory / name
+        mood.touch()
+        options = f'{{"size": {size}, "mood": "{mood}"}}'
+        return self.start(
+            "participant",
+            PARTICIPANT_COORDINATOR_URL=url,
+            PARTICIPANT_CLASS="support.moody:Moody",
+            PARTICIPANT_OPTIONS=options,
+            PARTICIPANT_NAME=name,
+            PYTHONPATH=str(TESTS),
+            **settings,
+        )
+
+    def mood(self, name: str, mood: str) -> None:
+        (self.directory / name).write_text(mood)
+
+    def start_coordinator(self, **ports: str) -> None:
+        self.coordinator = self.start(
+            "coordinator",
+            COORDINATOR_ROUNDS="0",
+            COORDINATOR_MIN_CLIENTS="2",
+            COORDINATOR_HEARTBEAT_TIMEOUT="3s",
+            COORDINATOR_ROUND_TIMEOUT="4s",
+            COORDINATOR_AGGREGATOR_URL=self.aggregator.url("AGGREGATOR_PORT"),
+            COORDINATOR_AGGREGATOR_INTERNAL_URL=self.aggregator.url("AGGREGATOR_INTERNAL_PORT"),
+            COORDINATOR_DATA_DIR=str(self.directory / "coordinator"),
+            **ports,
+        )
+
+    def shown(self, fault: str, condition: Callable[[], bool]) -> None:
+        """Wait until the dashboards show it."""
+        self.took[fault] = until(condition, 90)
+
+
+def full(aggregator: Process, size: int) -> None:
+    """To the aggregator it is as if the disk were full, with a `size` of 0."""
+    resource.prlimit(aggregator.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """After all faults: who can be asked, and since when. `instances` are of participants."""
+
+    prometheus: Prometheus
+    federation: Federation
+    instances: list[str]
+
+    def history(self, query: str) -> int:
+        """How many series an operator would have seen at some time, on the dashboard of any participant."""
+        instances = self.instances if "$instance" in query else [""]
+        return sum(
+            self.prometheus.history(asked(query, instance=instance, interval="5s"), self.federation.began, time.time())
+            for instance in instances
+        )
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
+    with ExitStack() as stack:
+        f = Federation(tmp_path_factory.mktemp("federation"), stack)
+        yield faults(f)
+
+
+def address(process: Process) -> str:
+    return f"127.0.0.1:{next(port for name, port in process.ports.items() if name.endswith('OPS_PORT'))}"
+
+
+def faults(f: Federation) -> Seen:
+    """Make one fault after another, each until its alert fires, and mend it."""
+    f.aggregator = f.start("aggregator", AGGREGATOR_DATA_DIR=str(f.directory / "models"))
+    f.start_coordinator()
+    url = f.coordinator.url("COORDINATOR_PORT")
+    participants = [f.participant(name, url) for name in ("one", "two", "three")]
+    _, two, _ = participants
+
+    # Registered where too few ever come, and started with the address of nobody: both from the beginning on.
+    wrong = f.start("coordinator", COORDINATOR_MIN_CLIENTS="5")
+    astray = f.participant("astray", wrong.url("COORDINATOR_PORT"))
+    lost = f.participant("lost", f"http://127.0.0.1:{free_port()}")
+
+    slow = f.start("platform", COORDINATOR_ROUNDS="0")
+    link = f.stack.enter_context(SlowLink(int(slow.ports["AGGREGATOR_PORT"]), 12))
+    far = f.participant("far", slow.url("COORDINATOR_PORT"), 5, PARTICIPANT_AGGREGATOR_URL=link.url)
+
+    everybody = [*participants, astray, lost, far]
+    targets = {
+        "coordinator": [address(f.coordinator), address(wrong)],
+        "aggregator": [address(f.aggregator)],
+        "far-platform": [f"127.0.0.1:{slow.ports[f'{role}_OPS_PORT']}" for role in ("COORDINATOR", "AGGREGATOR")],
+        "participant": [address(p) for p in everybody],
+    }
+    p = f.stack.enter_context(prometheus(f.directory, targets))
+
+    def firing(name: str) -> bool:
+        return name in p.told.names("firing")
+
+    # The lost one, while there is time: nothing else is wrong with its job.
+    until(lambda: firing("ParticipantNotReady"), 60)
+    lost.kill()
+    f.participant("lost", url, **lost.ports)
+
+    until(lambda: p.value("max(fedround_coordinator_round)") > 20, 90)
+    f.mood("three", "large")
+    until(lambda: firing("UpdateNormExploding"), 60)
+
+    f.mood("three", "nan")
+    f.shown("NaN", lambda: p.value("sum(increase(fedround_participant_nonfinite_weights_total[5s]))") > 0)
+    f.mood("one", "nan")  # a third of the participants is not enough to be many
+    for alert in ("NonFiniteWeights local", "AggregatorRefusingUpdates invalid", "RoundFailuresHigh participant"):
+        until(lambda alert=alert: firing(alert), 60)  # type: ignore[misc]
+    f.mood("three", "")
+    f.mood("one", "")
+
+    two.send(signal.SIGSTOP)
+    f.shown("paused", lambda: p.value('sum(increase(fedround_coordinator_dropped_total{reason="silent"}[5m]))') > 0)
+    until(lambda: firing("ParticipantDown"), 60)
+    two.send(signal.SIGCONT)
+
+    until(lambda: firing("RequestLatencyHigh"), 90)
+    link.seconds = 0
+
+    until(lambda: firing("NeverSelected"), 120)
+    astray.kill()
+    f.participant("astray", url, **astray.ports)
+
+    full(f.aggregator, 0)
+    f.shown(
+        "spool full",
+        lambda: p.value('sum(rate(http_server_request_duration_seconds_count{http_response_status_code="503"}[5s]))') > 0,
+    )
+    until(lambda: firing("AggregatorRefusingUpdates unavailable"), 60)
+    full(f.aggregator, resource.RLIM_INFINITY)
+
+    # Alone: a full spool is the cause of failed and stuck rounds too, and the Alertmanager tells of the cause only.
+    until(lambda: not p.query('ALERTS{alertname="AggregatorRefusingUpdates"}'), 60)
+    for name in ("one", "two", "three", "lost", "astray"):
+        f.mood(name, "slow")
+    until(lambda: firing("RoundFailuresHigh coordinator"), 90)
+    until(lambda: firing("RoundStuck"), 120)
+    for name in ("one", "two", "three", "lost", "astray"):
+        f.mood(name, "")
+
+    ports = f.coordinator.ports
+    f.coordinator.kill()
+    f.shown("coordinator killed", lambda: p.value("count(fedround_participant_coordinator_reachable == 0)") > 1)
+    until(lambda: firing("CoordinatorUnreachable"), 60)
+    f.start_coordinator(**ports)
+
+    until(lambda: not p.query("ALERTS"), 150)
+    return Seen(p, f, [address(process) for process in everybody])
+
+
+@pytest.mark.timeout(480)
+def test_each_fault_shows_within_30_seconds(seen: Seen) -> None:
+    print("\n" + ", ".join(f"{fault}: {seconds:.1f} s" for fault, seconds in seen.federation.took.items()))
+    assert set(seen.federation.took) == {"NaN", "paused", "spool full", "coordinator killed"}
+    assert max(seen.federation.took.values()) < SHOWN_WITHIN
+
+
+@pytest.mark.parametrize("alert", sorted(EXPECTED))
+def test_an_alert_has_told_of_its_fault_and_of_its_end(seen: Seen, alert: str) -> None:
+    until(lambda: alert in seen.prometheus.told.names("firing"), 30)
+    until(lambda: alert in seen.prometheus.told.names("resolved"), 30)
+
+
+def test_no_alert_is_missing_and_each_told_what_to_do(seen: Seen) -> None:
+    told = seen.prometheus.told.firing
+    assert {name.split()[0] for name in EXPECTED} == set(ALERTS)
+    assert {alert["labels"]["alertname"] for alert in told} == set(ALERTS)
+    for alert in told:
+        texts = alert["annotations"]
+        assert texts["runbook_url"] == f"docs/runbooks/{alert['labels']['alertname']}.md"
+        assert "{{" not in texts["summary"] + texts["description"]
+        assert "<no value>" not in texts["summary"] + texts["description"]
+
+
+@pytest.mark.parametrize(("panel", "query"), list(dict.fromkeys(queries())))
+def test_a_query_of_a_dashboard_gave_data(seen: Seen, panel: str, query: str) -> None:
+    assert seen.history(query) > 0, panel
+
+
+@pytest.mark.parametrize(("runbook", "query"), list(dict.fromkeys(runbook_queries())))
+def test_a_query_of_a_runbook_gave_data(seen: Seen, runbook: str, query: str) -> None:
+    assert seen.history(query) > 0, runbook
+
+
+@pytest.mark.parametrize("metric", ["fedround_coordinator_round_duration_seconds", "fedround_participant_round_duration_seconds"])
+def test_a_latency_leads_to_a_trace(seen: Seen, metric: str) -> None:
+    found = seen.prometheus.exemplars(f"{metric}_bucket", seen.federation.began, time.time())
+    assert any(exemplar["labels"]["trace_id"] for series in found for exemplar in series["exemplars"])

@@ -1,0 +1,53 @@
+"""The rules: Prometheus takes them, every alert fires when it should and only then, and somebody finds its runbook."""
+
+import re
+import subprocess
+
+import pytest
+
+from support.dashboards import ALERTS, ROOT, RULES_TEXT, RUNBOOKS
+from support.prometheus import DEPLOY, RULES
+from support.tools import tool
+
+CASES = DEPLOY / "prometheus" / "tests" / "alerts.yml"
+CATALOGUE = (
+    "ParticipantDown ParticipantNotReady RoundStuck RoundFailuresHigh CoordinatorUnreachable RequestLatencyHigh NonFiniteWeights "
+    "UpdateNormExploding NeverSelected AggregatorRefusingUpdates"
+)
+BLOCKS = re.findall(r"- alert: (\w+)\n(.*?)(?=\n\n|\Z)", RULES_TEXT, re.DOTALL)
+
+
+def test_promtool_takes_the_rules() -> None:
+    done = subprocess.run([tool("promtool"), "check", "rules", *RULES], capture_output=True, text=True, check=False)
+    assert (done.returncode, "FAILED" in done.stdout) == (0, False), done.stderr
+
+
+def test_each_alert_fires_when_it_should_and_only_then() -> None:
+    done = subprocess.run([tool("promtool"), "test", "rules", CASES], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("alert", ALERTS)
+def test_an_alert_has_cases_before_during_and_after(alert: str) -> None:
+    asked = re.findall(rf'expr: \'?ALERTS{{alertname="{alert}"[^\n]*?(exp_samples: \[\])?(?:}}\n|\n)', CASES.read_text())
+    assert asked.count("exp_samples: []") >= 2
+    assert "" in asked
+
+
+def test_the_alerts_are_those_of_the_catalogue_and_each_has_a_runbook() -> None:
+    assert sorted(CATALOGUE.split()) == ALERTS == sorted(RUNBOOKS)
+
+
+@pytest.mark.parametrize(("alert", "rule"), BLOCKS)
+def test_an_alert_says_what_it_is_how_bad_and_what_to_do(alert: str, rule: str) -> None:
+    assert re.search(r"severity: (critical|warning)\b", rule)
+    for field in ("for", "summary", "description"):
+        assert re.search(rf"\b{field}: .", rule), field
+    assert (ROOT / re.findall(r"runbook_url: (.*)", rule)[0]).stem == alert
+
+
+def test_alertmanager_takes_the_example() -> None:
+    config = DEPLOY / "alertmanager" / "alertmanager.yml"
+    done = subprocess.run([tool("amtool"), "check-config", config], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(re.findall(r"\b[A-Z][a-z]+[A-Z]\w+\b", config.read_text())) <= set(ALERTS)

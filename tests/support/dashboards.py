@@ -1,0 +1,42 @@
+"""What is shown and what is watched, as the shipped files have it: panels, queries, alerts."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from support.prometheus import DEPLOY, RULES
+
+ROOT = DEPLOY.parent
+DASHBOARDS = {path.stem: json.loads(path.read_text()) for path in sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))}
+RULES_TEXT = "\n".join(path.read_text() for path in RULES)
+ALERTS = sorted(set(re.findall(r"- alert: (\w+)", RULES_TEXT)))
+RECORDED = set(re.findall(r"- record: (\S+)", RULES_TEXT))
+RUNBOOKS = {path.stem: path.read_text() for path in sorted((ROOT / "docs" / "runbooks").glob("*.md")) if path.stem != "README"}
+
+
+def panels() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each panel that shows something, with a name for it."""
+    for name, dashboard in DASHBOARDS.items():
+        for panel in dashboard["panels"]:
+            if panel["type"] != "row":
+                yield f"{name}: {panel['title']}", panel
+
+
+def queries() -> Iterator[tuple[str, str]]:
+    """Each query of each dashboard, with the panel's name."""
+    for name, panel in panels():
+        for target in panel["targets"]:
+            yield name, target["expr"]
+
+
+def asked(query: str, *, instance: str = "a", interval: str = "5m") -> str:
+    """As Grafana sends it, with its variables filled in."""
+    return query.replace("$namespace", ".*").replace("$instance", instance).replace("$__rate_interval", interval)
+
+
+def runbook_queries() -> Iterator[tuple[str, str]]:
+    """Each block of PromQL of each runbook, with the alert's name."""
+    for name, text in RUNBOOKS.items():
+        for block in re.findall(r"```promql\n(.*?)```", text, re.DOTALL):
+            yield name, block

@@ -1,0 +1,31 @@
+"""A participant for processes under test that behaves as a file says, from one round to the next."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+import fedround
+from fedround.weights import Array
+
+
+class Moody(fedround.NumPyParticipant):
+    """Adds about 1 to every weight. `mood` is a file; in it: nothing, `large`, `nan`, or `slow`. A round takes `seconds`."""
+
+    def __init__(self, *, size: int, mood: str, seconds: float = 0.3) -> None:
+        self.size = size
+        self.mood = Path(mood)
+        self.seconds = seconds
+
+    def train_round(self, training_input: Array | None) -> fedround.Update:
+        mood = self.mood.read_text()
+        time.sleep(10 if mood == "slow" else self.seconds)
+        weights = np.zeros(self.size) if training_input is None else training_input
+        weights += 1e4 if mood == "large" else 1
+        if mood == "nan":
+            weights[:3] = np.nan
+        fedround.current_round().report(loss=0.5)
+        return fedround.Update(1, weights)
+
+    def check_training_result(self, training_result: object) -> None:
+        """Not at all: what nobody looked at is sent."""

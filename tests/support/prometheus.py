@@ -1,0 +1,178 @@
+"""A real Prometheus and a real Alertmanager, with the rules that we ship, and whoever is told of alerts.
+
+Alerts wait for minutes and hours. Here time runs `FASTER` times as fast: every duration in the rules is divided by it.
+"""
+
+import json
+import re
+import socket
+import subprocess
+import threading
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from support.processes import until
+from support.tools import tool
+
+DEPLOY = Path(__file__).parent.parent.parent / "deploy"
+RULES = sorted((DEPLOY / "prometheus" / "rules").glob("*.yml"))
+FASTER = 60
+_DURATION = re.compile(r"(\[|\bfor: |\boffset )(\d+)([smhd])\b")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def faster(text: str) -> str:
+    """Rules whose durations are so much shorter."""
+    return _DURATION.sub(lambda found: f"{found[1]}{int(found[2]) * _SECONDS[found[3]] * 1000 // FASTER}ms", text)
+
+
+@dataclass
+class Told:
+    """What the Alertmanager told: the alerts that were firing, and those that were resolved, by name and labels."""
+
+    firing: list[dict[str, Any]] = field(default_factory=list)
+    resolved: list[dict[str, Any]] = field(default_factory=list)
+
+    def names(self, status: str) -> set[str]:
+        alerts: list[dict[str, Any]] = getattr(self, status)
+        return {_name(alert["labels"]) for alert in alerts}
+
+
+def _name(labels: Mapping[str, str]) -> str:
+    return " ".join(labels[label] for label in ("alertname", "side", "outcome", "source") if label in labels)
+
+
+@dataclass(frozen=True)
+class Prometheus:
+    """Ask it with `query`: the value of each series, by its labels."""
+
+    url: str
+    told: Told
+
+    def query(self, query: str, **parameters: object) -> list[tuple[dict[str, str], float]]:
+        found = self._get("/api/v1/query", query=query, **parameters)["result"]
+        return [(series["metric"], float(series["value"][1])) for series in found]
+
+    def value(self, query: str) -> float:
+        """The only value; 0 where there is none."""
+        return sum(value for _, value in self.query(query))
+
+    def history(self, query: str, start: float, end: float) -> int:
+        """Of how many series there was a value in that time."""
+        return len(self._get("/api/v1/query_range", query=query, start=start, end=end, step=1)["result"])
+
+    def exemplars(self, query: str, start: float, end: float) -> list[Any]:
+        found: list[Any] = self._get("/api/v1/query_exemplars", query=query, start=start, end=end)
+        return found
+
+    def rules(self) -> list[dict[str, Any]]:
+        return [rule for group in self._get("/api/v1/rules")["groups"] for rule in group["rules"]]
+
+    def _get(self, path: str, **parameters: object) -> Any:
+        with urllib.request.urlopen(f"{self.url}{path}?{urllib.parse.urlencode(parameters)}", timeout=60) as answer:
+            return json.load(answer)["data"]
+
+
+@contextmanager
+def prometheus(
+    directory: Path, targets: Mapping[str, Sequence[str]], *, interval: str = "1s", labels: bool = False
+) -> Iterator[Prometheus]:
+    """At work within the block. `targets` are addresses by job; `labels`: theirs are kept, `instance` above all."""
+    told = Told()
+    with _receiving(told) as webhook, _alertmanager(directory, webhook) as alertmanager:
+        rules = directory / "rules"
+        rules.mkdir()
+        for path in RULES:
+            (rules / path.name).write_text(faster(path.read_text()))
+        jobs = [
+            {"job_name": job, "honor_labels": labels, "static_configs": [{"targets": list(addresses)}]}
+            for job, addresses in targets.items()
+        ]
+        config = {
+            "global": {"scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": "1s"},
+            "rule_files": [str(rules / "*.yml")],
+            "scrape_configs": jobs,
+            "alerting": {"alertmanagers": [{"static_configs": [{"targets": [alertmanager]}]}]},
+        }
+        (directory / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
+        address = f"127.0.0.1:{free_port()}"
+        command = [
+            tool("prometheus"),
+            f"--config.file={directory / 'prometheus.yml'}",
+            f"--storage.tsdb.path={directory / 'data'}",
+            f"--web.listen-address={address}",
+            "--enable-feature=exemplar-storage",
+            "--rules.alert.resend-delay=1s",
+        ]
+        with _at_work(command, address, directory / "prometheus.log"):
+            yield Prometheus(f"http://{address}", told)
+
+
+@contextmanager
+def _alertmanager(directory: Path, webhook: str) -> Iterator[str]:
+    """With the configuration that we ship, only quicker, and with somebody to tell."""
+    text = (DEPLOY / "alertmanager" / "alertmanager.yml").read_text()
+    text = re.sub(r"(group_\w+: )\w+$", r"\g<1>1s", text, flags=re.MULTILINE)
+    text = re.sub(r"- name: nobody.*", f"- {{name: nobody, webhook_configs: [{{url: '{webhook}'}}]}}", text)
+    (directory / "alertmanager.yml").write_text(text)
+    address = f"127.0.0.1:{free_port()}"
+    command = [
+        tool("prometheus-alertmanager"),
+        f"--config.file={directory / 'alertmanager.yml'}",
+        f"--storage.path={directory / 'alertmanager'}",
+        f"--web.listen-address={address}",
+        "--cluster.listen-address=",
+    ]
+    with _at_work(command, address, directory / "alertmanager.log"):
+        yield address
+
+
+def free_port() -> int:
+    """One that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
+
+
+@contextmanager
+def _at_work(command: Sequence[str], address: str, log: Path) -> Iterator[None]:
+    with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=file) as process:
+
+        def ready() -> bool:
+            assert process.poll() is None, log.read_text()
+            with suppress(OSError), urllib.request.urlopen(f"http://{address}/-/ready", timeout=10) as answer:
+                return bool(answer.status == 200)
+            return False
+
+        try:
+            until(ready, 60)
+            yield
+        finally:
+            process.kill()
+
+
+@contextmanager
+def _receiving(told: Told) -> Iterator[str]:
+    """An address that notes what an Alertmanager tells."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            for alert in json.loads(self.rfile.read(int(self.headers["Content-Length"])))["alerts"]:
+                (told.firing if alert["status"] == "firing" else told.resolved).append(alert)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/"
+        finally:
+            server.shutdown()

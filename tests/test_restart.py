@@ -1,13 +1,16 @@
 """A platform with data directories that is killed: training goes on where it was, and nobody trains a round twice."""
 
+import json
+import statistics
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from support.known_answer import PARTICIPANTS, KnownAnswer, global_model, train
-from support.processes import Process, running
+from support.processes import Process, running, until
 
 ROUNDS = 6
 PLAN = {"COORDINATOR_ROUNDS": str(ROUNDS), "COORDINATOR_MIN_CLIENTS": str(PARTICIPANTS)}
@@ -65,3 +68,36 @@ def test_models_of_former_rounds_can_be_had(tmp_path: Path) -> None:
             future.result()
         assert platform.status("AGGREGATOR_OPS_PORT")["models"] == [3, 4, 5]
         assert [global_model(platform, round) for round in (3, 4, 5)] == [[n, n] for n in (4.0, 5.0, 6.0)]
+
+
+@pytest.mark.timeout(180)
+def test_a_training_of_60_rounds_outlives_five_kills_of_the_platform(tmp_path: Path) -> None:
+    rounds, count = 60, 4
+    settings = kept_in(tmp_path) | {"COORDINATOR_ROUNDS": str(rounds), "COORDINATOR_MIN_CLIENTS": str(count)}
+    platform = Process("platform", **settings)
+    with ExitStack() as stack:
+        participants = []
+        for k in range(count):
+            options = {"k": k, "count": count, "seconds": 0.1, "journal": str(tmp_path / f"trained-{k}")}
+            silo = {
+                "PARTICIPANT_COORDINATOR_URL": platform.url("COORDINATOR_PORT"),
+                "PARTICIPANT_CLASS": "support.known_answer:KnownAnswer",
+                "PARTICIPANT_OPTIONS": json.dumps(options),
+                "PARTICIPANT_NAME": f"silo-{k}",
+                "PYTHONPATH": str(Path(__file__).parent),
+            }
+            participants.append(stack.enter_context(running("participant", **silo)))
+        took = []
+        for number in range(5, rounds, 12):
+            participants[0].said(f"^round {number}: selected")
+            platform.kill()
+            for participant in participants:
+                until(lambda participant=participant: participant.probe("/readyz")[0] == 503)  # type: ignore[misc]
+            platform = Process("platform", **platform.ports, **settings)
+            stack.callback(platform.kill)
+            took.append(until(lambda: all(participant.probe("/readyz")[0] == 200 for participant in participants)))
+        assert [participant.wait() for participant in participants] == [0] * count
+        assert global_model(platform) == [float(rounds)] * count
+        assert [(tmp_path / f"trained-{k}").read_text().split() for k in range(count)] == [[str(n) for n in range(rounds)]] * count
+        assert platform.end() == 0
+    print(f"\nready again {statistics.median(took):.2f} s after the platform's return, the median of five; worst {max(took):.2f} s")

@@ -1,0 +1,140 @@
+"""Write deploy/grafana/dashboards/*.json of deploy/grafana/sources/*.toml, for compose and chart alike. `--check`: are they old?
+
+No query may give more than 50 series, however many participants there are: it sums, or takes the top ones.
+"""
+
+import json
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+GRAFANA = Path(__file__).parent.parent / "deploy" / "grafana"
+SOURCES = sorted((GRAFANA / "sources").glob("*.toml"))
+PROMETHEUS = {"type": "prometheus", "uid": "$datasource"}
+KEEP = "${datasource:queryparam}&${namespace:queryparam}"
+"""What a link hands on to another dashboard."""
+SEARCH = {"datasource": "${traces}", "queries": [{"refId": "A", "queryType": "search", "operation": "fedround.round"}]}
+TRACES = f"/explore?schemaVersion=1&panes={quote(json.dumps({'traces': SEARCH}), safe='${}')}"
+STAT = {"width": 4, "height": 4}
+Json = dict[str, Any]
+
+
+def dashboard(name: str, source: Json) -> Json:
+    """A dashboard as Grafana reads it."""
+    others = {path.stem: f"/d/fedround-{path.stem}?{KEEP}" for path in SOURCES if path.stem != name}
+    links = {f"fedround {other}": url for other, url in others.items()} | {"Traces of rounds": TRACES}
+    asked = {"namespace": "label_values(fedround_build_info, namespace)"} | source.get("variables", {})
+    return {
+        "uid": f"fedround-{name}",
+        "title": f"fedround {name}",
+        "description": source["description"],
+        "tags": ["fedround"],
+        "schemaVersion": 39,
+        "version": 1,
+        "editable": True,
+        "graphTooltip": 1,
+        "refresh": "10s",
+        "time": {"from": "now-1h", "to": "now"},
+        "links": [{"type": "link", "title": title, "url": url, "keepTime": True} for title, url in links.items()],
+        "templating": {
+            "list": [
+                {"name": "datasource", "label": "Metrics", "type": "datasource", "query": "prometheus"},
+                {"name": "traces", "label": "Traces", "type": "datasource", "query": "jaeger"},
+                *(variable(label, query) for label, query in asked.items()),
+            ]
+        },
+        "annotations": {"list": []},
+        "panels": list(placed(source["rows"])),
+    }
+
+
+def variable(name: str, query: str) -> Json:
+    """A list that the dashboard asks for. Where there are no namespaces, as in compose, all of them is the empty one too."""
+    found: Json = {
+        "name": name,
+        "label": name.capitalize(),
+        "type": "query",
+        "datasource": PROMETHEUS,
+        "query": query,
+        "refresh": 2,
+    }
+    if name == "namespace":
+        found |= {"includeAll": True, "allValue": ".*", "current": {"text": "All", "value": "$__all"}}
+    return found
+
+
+def placed(rows: list[Json]) -> Iterator[Json]:
+    """Panels from left to right, below the heading of their row."""
+    number, y = 1, 0
+    for row in rows:
+        grid = {"x": 0, "y": y, "w": 24, "h": 1}
+        yield {"id": number, "type": "row", "title": row["title"], "collapsed": False, "panels": [], "gridPos": grid}
+        number, y, x, below = number + 1, y + 1, 0, 0
+        for source in row["panels"]:
+            size = {"width": 8, "height": 8} | (STAT if source.get("kind") == "stat" else {}) | source
+            if x + size["width"] > 24:
+                x, y, below = 0, y + below, 0
+            yield panel(source) | {"id": number, "gridPos": {"x": x, "y": y, "w": size["width"], "h": size["height"]}}
+            number, x, below = number + 1, x + size["width"], max(below, size["height"])
+        y += below
+
+
+def panel(source: Json) -> Json:
+    """A panel as Grafana reads it."""
+    kind = source.get("kind", "timeseries")
+    defaults: Json = {"unit": source["unit"]}
+    if kind == "timeseries" and source.get("stacked"):
+        defaults["custom"] = {"fillOpacity": 30, "stacking": {"mode": "normal"}}
+    if texts := source.get("texts"):
+        defaults["mappings"] = [{"type": "value", "options": {str(value): {"text": text} for value, text in enumerate(texts)}}]
+    if kind == "table":
+        link = f"/d/fedround-participant?{KEEP}&var-instance=${{__data.fields.instance}}"
+        defaults["links"] = [{"title": "This participant", "url": link}]
+    targets = [target(kind, "ABCDEFGH"[index], query) for index, query in enumerate(source["queries"])]
+    return {
+        "type": kind,
+        "title": source["title"],
+        "description": source["description"],
+        "datasource": PROMETHEUS,
+        "fieldConfig": {"defaults": defaults, "overrides": []},
+        "targets": targets,
+        "transformations": [{"id": "organize", "options": {"excludeByName": {"Time": True}}}] if kind == "table" else [],
+    }
+
+
+def target(kind: str, letter: str, source: Json) -> Json:
+    """A query as Grafana reads it; one of a histogram of durations brings its exemplars."""
+    instant = kind in ("bargauge", "stat", "table")
+    return {
+        "refId": letter,
+        "datasource": PROMETHEUS,
+        "expr": source["query"],
+        "legendFormat": source.get("legend", ""),
+        "instant": instant,
+        "range": not instant,
+        "format": "table" if kind == "table" else "time_series",
+        "exemplar": "_seconds_bucket{" in source["query"],
+    }
+
+
+def main() -> int:
+    """Write the dashboards, or check them."""
+    old = False
+    for path in SOURCES:
+        made = GRAFANA / "dashboards" / f"{path.stem}.json"
+        text = json.dumps(dashboard(path.stem, tomllib.loads(path.read_text())), indent=1) + "\n"
+        if made.exists() and made.read_text() == text:
+            continue
+        if "--check" in sys.argv:
+            print(f"{made.name} is out of date: run tools/dashboards.py", file=sys.stderr)
+            old = True
+        else:
+            made.write_text(text)
+    return int(old)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

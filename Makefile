@@ -42,6 +42,7 @@ bench: $(VENV)/ready ## measure; see bench/README.md
 
 lock: $(VENV)/ready ## renew requirements/*.txt
 	@$(BIN)/python -m pip install --quiet uv
+	@printf "hatchling\n" | $(COMPILE:pyproject.toml=-) --output-file requirements/build.txt
 	@$(COMPILE) --output-file requirements/runtime.txt
 	@$(COMPILE) --group dev --output-file requirements/dev.txt
 

@@ -1,0 +1,38 @@
+# One image for all roles: docker build -t fedround:0.1 .
+ARG PYTHON=python:3.13-slim-bookworm
+
+FROM ${PYTHON} AS build
+WORKDIR /build
+# What builds has an environment of its own: neither pip nor hatchling is in the result.
+COPY requirements/build.txt requirements/build.txt
+RUN python -m venv build && build/bin/python -m pip install --no-cache-dir --require-hashes --requirement requirements/build.txt
+# In a layer of its own: a change of the source installs nothing of this again.
+COPY requirements/runtime.txt requirements/runtime.txt
+RUN python -m venv --without-pip /opt/fedround \
+    && build/bin/python -m pip --python /opt/fedround/bin/python install --no-cache-dir --only-binary :all: \
+        --require-hashes --requirement requirements/runtime.txt \
+    && find /opt/fedround -type d -name tests -prune -exec rm -r {} +
+COPY pyproject.toml README.md LICENSE ./
+COPY service service
+RUN build/bin/python -m pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir dist . \
+    && build/bin/python -m pip --python /opt/fedround/bin/python install --no-cache-dir --no-deps dist/*.whl
+
+FROM ${PYTHON}
+LABEL org.opencontainers.image.title="fedround" \
+      org.opencontainers.image.description="Federated learning as a cloud-native service: participant, coordinator, aggregator" \
+      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.licenses="Apache-2.0"
+# A volume that is mounted here for the first time belongs to who owns this directory.
+RUN install --directory --owner 65532 --group 65532 --mode 0700 /data
+COPY --from=build /opt/fedround /opt/fedround
+ENV PATH=/opt/fedround/bin:$PATH \
+    HOME=/tmp \
+    PYTHONDONTWRITEBYTECODE=1
+# Modules that are copied here are found: PARTICIPANT_CLASS=my_module:MyParticipant.
+WORKDIR /app
+USER 65532:65532
+EXPOSE 8080 8081 8082 9081 9082
+# Asks a participant. For another role: fedround healthcheck coordinator, or aggregator.
+HEALTHCHECK --interval=5s --timeout=5s --start-period=60s --retries=3 CMD ["fedround", "healthcheck"]
+ENTRYPOINT ["fedround"]
+CMD ["participant"]

@@ -16,7 +16,7 @@ import numpy as np
 from bench.model import expected
 
 from fedround.http import fetch_model
-from support import xain_sdk
+from support import venvs
 from support.processes import LOOPBACK, Process
 
 ROOT = Path(__file__).parent.parent
@@ -148,4 +148,5 @@ class Participants:
 
 def theirs(period: float) -> Participants:
     """The real xain-sdk, with its heartbeat period."""
-    return Participants(f"xain-sdk 0.8.0, heartbeat {period:g} s", period, program="bench.theirs", python=xain_sdk.python())
+    python = venvs.python(venvs.XAIN_SDK)
+    return Participants(f"xain-sdk 0.8.0, heartbeat {period:g} s", period, program="bench.theirs", python=python)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from support import xain_sdk
+from support import venvs
 from support.federation import Running, our_platform
 
 HERE = Path(__file__).parent
@@ -27,8 +27,8 @@ REPEATS = int(os.environ.get("CONFORMANCE_REPEATS", "1"))
 def theirs() -> str:
     """The Python of an environment with xain-sdk 0.8.0."""
     try:
-        return xain_sdk.python()
-    except xain_sdk.NotInstalled as error:
+        return venvs.python(venvs.XAIN_SDK)
+    except venvs.NotInstalled as error:
         pytest.skip(str(error))
 
 

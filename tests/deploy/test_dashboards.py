@@ -19,6 +19,7 @@ from support import promql
 from support.dashboards import ALERTS, DASHBOARDS, RECORDED, ROOT, RULES_TEXT, RUNBOOKS, asked, panels, queries, runbook_queries
 from support.processes import until
 from support.prometheus import Prometheus, prometheus
+from support.venvs import NotInstalled
 
 PARTICIPANTS = 3000
 MOST_SERIES = 50
@@ -51,7 +52,7 @@ def test_every_query_is_one_and_asks_for_what_the_services_have() -> None:
     everywhere = [asked(query) for _, query in [*queries(), *runbook_queries()]] + rule_queries()
     try:
         found = promql.metrics(everywhere)
-    except promql.NotInstalled as error:
+    except NotInstalled as error:
         pytest.skip(str(error))
     known = made_by_code() | RECORDED | {"ALERTS", "up"}
     for query, names in zip(everywhere, found, strict=True):

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
@@ -50,7 +51,9 @@ class Receiver:
 
 
 @contextmanager
-def receiving(*, answers: threading.Event | None = None) -> Iterator[tuple[str, Receiver]]:
+def receiving(
+    *, answers: threading.Event | None = None, address: tuple[str, int] = ("127.0.0.1", 0)
+) -> Iterator[tuple[str, Receiver]]:
     """A receiver and its URL. It answers nobody before `answers`, where that is given."""
     receiver = Receiver()
 
@@ -66,7 +69,7 @@ def receiving(*, answers: threading.Event | None = None) -> Iterator[tuple[str, 
 
         def log_message(self, format: str, *args: object) -> None: ...
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with ThreadingHTTPServer(address, Handler) as server:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
@@ -75,3 +78,10 @@ def receiving(*, answers: threading.Event | None = None) -> Iterator[tuple[str, 
             if answers is not None:
                 answers.set()
             server.shutdown()
+
+
+if __name__ == "__main__":  # in a container, in the place of a trace store
+    with receiving(address=("0.0.0.0", 4318)) as (_, receiver):  # noqa: S104
+        for number in count():
+            span = receiver.wait_for(lambda spans, number=number: len(spans) > number, within=86400)[number]  # type: ignore[misc]
+            print("span", span.trace, span.service, span.name, flush=True)

@@ -2,13 +2,11 @@
 
 import json
 import subprocess
-import sys
-import venv
 from collections.abc import Iterable
-from pathlib import Path
+
+from support.venvs import python
 
 PARSER = "promql-parser==0.12.0"
-CACHE = Path(__file__).parent.parent.parent / ".cache"
 PROGRAM = r"""
 import json, sys
 import promql_parser
@@ -34,25 +32,10 @@ json.dump([told(query) for query in json.load(sys.stdin)], sys.stdout)
 """
 
 
-class NotInstalled(Exception):
-    """The environment cannot be made."""
-
-
 def metrics(queries: Iterable[str]) -> list[list[str] | str]:
     """The metrics that each query asks for, or, as text, why it is none."""
-    done = subprocess.run([_python(), "-c", PROGRAM], input=json.dumps(list(queries)), capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [python(PARSER), "-c", PROGRAM], input=json.dumps(list(queries)), capture_output=True, text=True, check=True
+    )
     found: list[list[str] | str] = json.loads(done.stdout)
     return found
-
-
-def _python() -> str:
-    directory = CACHE / f"{PARSER.replace('==', '-')}-python-{sys.version_info[0]}.{sys.version_info[1]}"
-    executable = str(directory / "bin" / "python")
-    if not (directory / "ready").exists():
-        venv.create(directory, with_pip=True, clear=True)
-        install = [executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", PARSER]
-        done = subprocess.run(install, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise NotInstalled(f"{PARSER} cannot be installed: {done.stderr[-300:]}")
-        (directory / "ready").touch()
-    return executable

@@ -1,0 +1,189 @@
+"""`docker compose up`, as a user runs it: replicas, kills, restarts, and what watches them."""
+
+import io
+import json
+import shutil
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from support.docker import BASE, ROOT, build, built, docker, inspect
+from support.processes import until
+from support.tools import tool
+
+SHORT = {"ROUNDS": "0", "EPOCH_SECONDS": "0.02"}
+
+
+def asked(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return json.load(answer)
+
+
+@dataclass(frozen=True)
+class Compose:
+    """The project's compose file under a name of its own; `command` is one of the two Composes."""
+
+    command: tuple[str, ...] = ("docker", "compose")
+    settings: Mapping[str, str] = field(default_factory=lambda: SHORT)
+    files: tuple[str, ...] = ("docker-compose.yml",)
+
+    def __call__(self, *arguments: str) -> str:
+        program, *before = self.command
+        files = [argument for file in self.files for argument in ("--file", file)]
+        options = ["--project-name", "fedround-test", *files, "--profile", "observability"]
+        return docker(*before, *options, *arguments, program=program, env=self.settings)
+
+    def up(self, *arguments: str) -> None:
+        self("up", "--detach", "--no-build", *arguments, "coordinator", "aggregator", "participant")
+
+    def containers(self, service: str) -> list[str]:
+        return self("ps", "--quiet", service).split()
+
+    def health(self, service: str) -> set[str]:
+        return {inspect(id)["State"]["Health"]["Status"] for id in self.containers(service)}
+
+    @property
+    def status(self) -> Any:
+        try:
+            return asked("http://localhost:9081/status")
+        except OSError:
+            return {"round": -1, "participants": [], "state": "no answer", "last_rounds": []}
+
+    def rounds(self, more: int) -> None:
+        """Wait until so many rounds more are completed."""
+        began = self.status["round"]
+        until(lambda: self.status["round"] >= began + more, 60)
+
+
+@contextmanager
+def project(compose: Compose, count: int) -> Iterator[Compose]:
+    """At work within the block, with so many participants. Projects have the same ports: one at a time."""
+    built()
+    compose("down", "--volumes", "--timeout", "2")
+    try:
+        compose.up("--scale", f"participant={count}")
+        yield compose
+    finally:
+        compose("down", "--volumes", "--timeout", "2")
+
+
+@pytest.fixture(scope="module")
+def compose() -> Iterator[Compose]:
+    tool("docker")
+    with project(Compose(), 10) as ten:
+        yield ten
+
+
+def shards(compose: Compose, count: int) -> None:
+    """Wait for so many participants with shards that differ, all of them healthy, in three rounds. Who stays keeps its own."""
+    until(lambda: len(compose.status["participants"]) == count, 90)
+    compose.rounds(3)
+    ordinals = {shown["ordinal"] for shown in compose.status["participants"]}
+    assert len(ordinals) == count
+    assert ordinals <= set(range(10))
+    assert compose.status["last_rounds"][-1]["counted"] == count
+    until(lambda: compose.health("participant") == {"healthy"}, 60)
+
+
+@pytest.mark.timeout(300)
+def test_ten_participants_train_with_ten_shards_and_can_become_three_and_ten_again(compose: Compose) -> None:
+    shards(compose, 10)
+    for count in (3, 10):
+        compose.up("--scale", f"participant={count}", "--no-recreate")
+        shards(compose, count)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("service", ["coordinator", "aggregator"])
+def test_a_service_that_is_killed_under_load_goes_on_where_it_was(compose: Compose, service: str) -> None:
+    until(lambda: len(compose.status["participants"]) == 10, 60)
+    compose.rounds(1)
+    known = {shown["name"]: shown["id"] for shown in compose.status["participants"]}
+    before = compose.status["round"]
+    compose("kill", "--signal", "KILL", service)
+    compose("start", service)
+    until(lambda: compose.status["round"] > before, 60)
+    compose.rounds(3)
+    assert {shown["name"]: shown["id"] for shown in compose.status["participants"]} == known
+    until(lambda: compose.health("participant") == {"healthy"}, 60)
+
+
+@pytest.mark.timeout(300)
+def test_participants_are_unhealthy_without_a_coordinator_and_healthy_when_it_is_back(compose: Compose) -> None:
+    until(lambda: compose.health("participant") == {"healthy"}, 60)
+    compose("stop", "coordinator")
+    until(lambda: compose.health("participant") == {"unhealthy"}, 90)
+    compose("start", "coordinator")
+    until(lambda: compose.health("participant") == {"healthy"}, 90)
+    compose.rounds(1)
+
+
+@pytest.mark.timeout(300)
+def test_prometheus_finds_every_replica_and_a_rounds_trace_arrives(compose: Compose, tmp_path: Path) -> None:
+    """With images of ours in the place of those that are pulled; their configuration is the one that we ship."""
+    for name in ("prometheus", "prometheus-alertmanager"):
+        shutil.copy(tool(name), tmp_path)
+        program = name.removeprefix("prometheus-")
+        dockerfile = f'FROM {BASE}\nCOPY {name} /bin/{program}\nRUN mkdir /{program}\nENTRYPOINT ["/bin/{program}"]\n'
+        (tmp_path / "Dockerfile").write_text(dockerfile)
+        build(tmp_path, f"fedround-{program}:test")
+    shutil.copy(ROOT / "tests" / "support" / "otlp.py", tmp_path)
+    (tmp_path / "Dockerfile").write_text(
+        'FROM fedround:0.1\nCOPY otlp.py .\nENTRYPOINT ["python", "otlp.py"]\nCMD []\nHEALTHCHECK NONE\n'
+    )
+    build(tmp_path, "fedround-traces:test")
+    images = {name.upper() + "_IMAGE": f"fedround-{name}:test" for name in ("prometheus", "alertmanager", "traces")}
+    observed = Compose(settings={**SHORT, **images})
+    observed("up", "--detach", "--no-build", "--no-recreate", "prometheus", "alertmanager", "traces")
+
+    def scraped(job: str) -> int:
+        query = urllib.parse.quote(f'up{{job="{job}"}} == 1')
+        try:
+            return len(asked(f"http://localhost:9090/api/v1/query?query={query}")["data"]["result"])
+        except OSError:
+            return 0
+
+    for job, count in {"participant": 10, "coordinator": 1, "aggregator": 1}.items():
+        until(lambda job=job, count=count: scraped(job) == count, 60)  # type: ignore[misc]
+    rules = asked("http://localhost:9090/api/v1/rules")["data"]["groups"]
+    assert all(rule["health"] == "ok" for group in rules for rule in group["rules"])
+    until(lambda: asked("http://localhost:9090/api/v1/alertmanagers")["data"]["activeAlertmanagers"], 60)
+
+    def arrived() -> set[str]:
+        """The services whose spans are in one trace."""
+        traces: dict[str, set[str]] = {}
+        for line in observed("logs", "--no-log-prefix", "traces").splitlines():
+            if line.startswith("span "):
+                _, trace, service, _name = line.split(" ", 3)
+                traces.setdefault(trace, set()).add(service)
+        return max(traces.values(), key=len, default=set())
+
+    until(lambda: arrived() == {"fedround-participant", "fedround-coordinator", "fedround-aggregator"}, 60)
+
+
+@pytest.mark.timeout(300)
+def test_a_participant_of_ones_own_is_five_lines() -> None:
+    example = ROOT / "examples" / "own_participant"
+    assert len((example / "Dockerfile").read_text().splitlines()) == 5
+    built()
+    build(example, "own-participant:1")
+    with project(Compose(files=("docker-compose.yml", "examples/own_participant/docker-compose.yml")), 4) as four:
+        shards(four, 4)
+        four.rounds(10)
+        with urllib.request.urlopen("http://localhost:9082/model", timeout=10) as answer:
+            model = np.load(io.BytesIO(answer.read()))
+    assert np.allclose(model, [-2, 3, 0.5], atol=0.1)
+
+
+@pytest.mark.timeout(300)
+def test_compose_1_29_does_it_too() -> None:
+    tool("docker-compose")
+    with project(Compose(("docker-compose",)), 10) as old:
+        shards(old, 10)

@@ -1,0 +1,57 @@
+"""A real Docker Engine: commands, and the project's own image."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from support.tools import tool
+
+ROOT = Path(__file__).parent.parent.parent
+IMAGE = "fedround:0.1"
+BASE = "python:3.13-slim-bookworm"
+
+
+class Failed(Exception):
+    """A command did not do what it was asked for."""
+
+
+def docker(*arguments: str, cwd: Path = ROOT, env: Mapping[str, str] | None = None, program: str = "docker") -> str:
+    """What a command says, on both of its streams. Raises `Failed`."""
+    command = [tool(program), *arguments]
+    done = subprocess.run(
+        command, cwd=cwd, env=os.environ | (env or {}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise Failed(f"{' '.join(command)}: {done.stdout[-4000:]}")
+    return done.stdout
+
+
+def inspect(name: str) -> Any:
+    (found,) = json.loads(docker("inspect", name))
+    return found
+
+
+def build(context: Path = ROOT, tag: str = IMAGE, *arguments: str) -> str:
+    # By the builder that every engine has, whose words are told below.
+    return docker("build", "--tag", tag, *arguments, ".", cwd=context, env={"DOCKER_BUILDKIT": "0"})
+
+
+@cache
+def built() -> str:
+    """The image, once made for all tests."""
+    build()
+    return IMAGE
+
+
+def copy_of_the_source(directory: Path) -> Path:
+    """What an image is made of, to be changed."""
+    for name in ("pyproject.toml", "README.md", "LICENSE", "Dockerfile", ".dockerignore"):
+        shutil.copy(ROOT / name, directory)
+    for name in ("requirements", "service"):
+        shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return directory

@@ -1,0 +1,35 @@
+"""Programs and libraries from PyPI that tests need, each in an environment of its own: the lock has none of them."""
+
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+CACHE = Path(__file__).parent.parent.parent / ".cache"
+
+
+XAIN_SDK = "xain-sdk==0.8.0"
+"""As its authors released it."""
+
+
+class NotInstalled(Exception):
+    """The environment cannot be made."""
+
+
+def python(requirement: str) -> str:
+    """The Python of the environment that has `requirement`, `NAME==VERSION`. It is made once."""
+    directory = CACHE / f"{requirement.replace('==', '-')}-python-{sys.version_info[0]}.{sys.version_info[1]}"
+    executable = str(directory / "bin" / "python")
+    if not (directory / "ready").exists():
+        venv.create(directory, with_pip=True, clear=True)
+        install = [executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", requirement]
+        done = subprocess.run(install, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise NotInstalled(f"{requirement} cannot be installed: {done.stderr[-300:]}")
+        (directory / "ready").touch()
+    return executable
+
+
+def program(requirement: str, name: str) -> str:
+    """A program of that environment."""
+    return str(Path(python(requirement)).with_name(name))

@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test check cover chaos bench lock clean
+.PHONY: help demo test check cover chaos bench k8s lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -29,7 +29,7 @@ check: $(VENV)/ready ## lint, format, types, layers, docs
 
 cover: $(VENV)/ready ## run the tests and hold their coverage: the cores' branches all, the rest what was reached
 	@$(BIN)/coverage erase
-	@$(BIN)/coverage run -m pytest --quiet --ignore=tests/conformance --ignore=tests/deploy $(ARGS)
+	@$(BIN)/coverage run -m pytest --quiet --ignore=tests/conformance --ignore=tests/deploy --ignore=tests/chart $(ARGS)
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report --skip-covered --show-missing
 	@$(BIN)/coverage report --include="$(CORES)" --fail-under=100 --format=total > /dev/null
@@ -39,6 +39,9 @@ chaos: $(VENV)/ready ## kill, pause, cut, fill disks, and check the books; make 
 
 bench: $(VENV)/ready ## measure; see bench/README.md
 	@$(BIN)/python bench/run.py $(ARGS)
+
+k8s: $(VENV)/ready ## make the charts' schemas and tables, and k8s/, anew; needs helm
+	@PYTHONPATH=service $(BIN)/python tools/charts.py
 
 lock: $(VENV)/ready ## renew requirements/*.txt
 	@$(BIN)/python -m pip install --quiet uv

@@ -12,7 +12,7 @@ CORES := */participant/lifecycle.py,*/participant/work.py,*/participant/moves.py
 	*/coordinator/presence.py,*/aggregator/ledger.py,*/aggregator/strategies.py,*/weights.py,*/wire.py,*/books.py,*/backoff.py
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/ready ## watch a whole federation train on this machine
 	@$(BIN)/fedround demo $(ARGS)
@@ -41,7 +41,7 @@ bench: $(VENV)/ready ## measure; see bench/README.md
 	@$(BIN)/python bench/run.py $(ARGS)
 
 k8s: $(VENV)/ready ## make the charts' schemas and tables, and k8s/, anew; needs helm
-	@PYTHONPATH=service $(BIN)/python tools/charts.py
+	@$(BIN)/python tools/charts.py
 
 lock: $(VENV)/ready ## renew requirements/*.txt
 	@$(BIN)/python -m pip install --quiet uv

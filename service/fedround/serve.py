@@ -168,14 +168,15 @@ def run(main: Coroutine[object, object, T]) -> T:
 def tune() -> None:
     """Settle the process for serving, after the imports.
 
-    glibc gives large buffers back to the kernel each time, and receiving pays page faults for them again and again: keep them.
+    glibc gives buffers back to the kernel each time, and receiving pays page faults for them again and again: keep those of a
+    few MB, but not what is as large as a model, nor much of what is free.
     A full garbage collection over thousands of connections stalls all of them: what is there now is never looked at again, and
     full collections become rare.
     """
     with suppress(AttributeError, OSError):  # another C library than glibc
         libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, 64 << 20)
-        libc.mallopt(M_TRIM_THRESHOLD, 256 << 20)
+        libc.mallopt(M_MMAP_THRESHOLD, 4 << 20)
+        libc.mallopt(M_TRIM_THRESHOLD, 16 << 20)
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 50, 50)

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive
 
 from fedround import asgi, durable, events, serve, wire
 from fedround.books import Books
-from fedround.coordinator import store
+from fedround.coordinator import page, store
 from fedround.coordinator.rounds import Memory, Plan, Rounds
 from fedround.coordinator.service import CoordinatorService
 from fedround.durable import Disk
@@ -158,7 +158,9 @@ def public_endpoint(settings: CoordinatorSettings, service: CoordinatorService, 
 def ops_endpoint(settings: CoordinatorSettings, service: CoordinatorService, health: Health, telemetry: Telemetry) -> Endpoint:
     """Where operators are served."""
     telemetry.show(service.status)
-    app = ops.app(health, service.status, scrape=telemetry.scrape)
+    tokens = Tokens(reveal(settings.token), settings.tokens_file)
+    live = page.routes(health, service.status, tokens)
+    app = ops.app(health, service.status, scrape=telemetry.scrape, routes=live)
     return Endpoint(app, host=settings.bind, port=settings.ops_port, setting="COORDINATOR_OPS_PORT", last=True)
 
 

@@ -23,6 +23,7 @@ class Health:
         self._faults: dict[str, str] = {}
         self._fresh_until: dict[str, float] = {}
         self._beat_due = math.inf
+        self.stopping = False
 
     def fault(self, topic: str, reason: str) -> None:
         """Not ready, because of `reason`, until the topic is `fine`."""
@@ -42,6 +43,11 @@ class Health:
     def alive(self) -> bool:
         return self._clock() <= self._beat_due
 
+    def stop(self) -> None:
+        """Not ready any more, whatever is fine."""
+        self.stopping = True
+        self.fault("process", "it stops")
+
     @property
     def reasons(self) -> list[str]:
         """Why the service is not ready; empty when it is."""
@@ -58,7 +64,7 @@ async def tended(health: Health, *chores: Coroutine[object, object, object]) -> 
         try:
             yield
         finally:
-            health.fault("process", "it stops")
+            health.stop()
             for task in running:
                 task.cancel()
 

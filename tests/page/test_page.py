@@ -1,0 +1,78 @@
+"""The page on the coordinator's ops port: it needs nothing from elsewhere, follows training, and holds up nobody."""
+
+import base64
+import json
+import re
+import urllib.error
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import silos
+from support.processes import Process, running
+
+TESTS = str(Path(__file__).parent.parent)
+
+
+def participant(platform: Process) -> dict[str, str]:
+    return {
+        "PYTHONPATH": TESTS,
+        "PARTICIPANT_COORDINATOR_URL": platform.url("COORDINATOR_PORT"),
+        "PARTICIPANT_CLASS": f"support.silos:{silos.Plus1.__name__}",
+        "PARTICIPANT_NAME": "anna",
+    }
+
+
+def events(platform: Process, **headers: str) -> Iterator[Any]:
+    """What the stream tells, until it ends."""
+    with platform.open("COORDINATOR_OPS_PORT", "/events", **headers) as stream:
+        assert stream.headers["Content-Type"].startswith("text/event-stream")
+        for line in stream:
+            if line.startswith(b"data: "):
+                yield json.loads(line.removeprefix(b"data: "))
+
+
+def test_the_page_needs_nothing_from_elsewhere() -> None:
+    with running("platform") as platform, platform.open("COORDINATOR_OPS_PORT", "/") as answer:
+        page = answer.read().decode()
+        assert answer.headers["Content-Type"].startswith("text/html")
+        assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert re.findall(r"(?:src|href)=[\"'](?!data:)|@import|url\(", page) == []
+    assert re.findall(r"https?://(?!www\.w3\.org/2000/svg)", page) == []
+
+
+def test_events_follow_training_and_end_with_the_coordinator() -> None:
+    with running("platform", COORDINATOR_ROUNDS="0") as platform:
+        told = events(platform)
+        assert next(told)["participants"] == []
+        with running("participant", **participant(platform)):
+            now = next(now for now in told if now["round"] > 1)
+            assert [shown["name"] for shown in now["participants"]] == ["anna"]
+            assert now["last_rounds"][-1]["counted"] == 1
+        assert platform.end() == 0
+        assert len(list(told)) < 5, "the stream ends"
+        assert "Traceback" not in platform.log
+
+
+def test_where_a_token_is_set_the_page_asks_for_it_as_a_password() -> None:
+    with running("platform", COORDINATOR_TOKEN="secret") as platform:
+        for path in ("/", "/events"):
+            with pytest.raises(urllib.error.HTTPError, match="401") as refused:
+                platform.open("COORDINATOR_OPS_PORT", path)
+            refused.value.close()
+            assert refused.value.headers["WWW-Authenticate"].startswith("Basic ")
+        password = f"Basic {base64.b64encode(b'me:secret').decode()}"
+        assert next(events(platform, Authorization=password))["state"].startswith("waiting")
+
+
+def test_no_more_pages_are_told_than_there_may_be() -> None:
+    with running("platform") as platform:
+        streams = [events(platform) for _ in range(50)]
+        assert [next(stream)["round"] for stream in streams] == [0] * 50
+        with pytest.raises(urllib.error.HTTPError, match="503") as refused:
+            next(events(platform))
+        refused.value.close()
+        for stream in streams:
+            stream.close()  # type: ignore[attr-defined]

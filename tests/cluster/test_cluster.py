@@ -1,4 +1,4 @@
-"""The charts on the cluster that the current kubeconfig names, with the image loaded: installed, scaled, robbed of a coordinator."""
+"""The charts on the cluster that the current kubeconfig names, with the image loaded: installed, scaled, robbed, uninstalled."""
 
 import json
 import os

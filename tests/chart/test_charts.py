@@ -1,6 +1,7 @@
 """The charts, rendered: what comes out is valid, says what was asked for, and nothing else."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,22 +18,29 @@ from support.venvs import python
 ROOT = Path(__file__).parent.parent.parent
 CASES = sorted(path.relative_to(ROOT / "helm") for path in (ROOT / "helm").glob("*/ci/*-values.yaml"))
 VALIDATE = "kubernetes-validate==1.37.0"
+HELMS = ("helm", "helm3")
+"""Helm 4, and Helm 3.17 under the name that those give it who have both."""
+CUSTOM = {
+    "monitoring.coreos.com": "github.com/prometheus-operator/prometheus-operator@v0.85.0/example/prometheus-operator-crd",
+    "gateway.networking.k8s.io": "sigs.k8s.io/gateway-api@v1.4.0/config/crd/standard",
+}
+"""Where the definitions of resources that are not Kubernetes' own are: a Go module, and a directory in it."""
 URL = "coordinator.url=http://fl-coordinator:8081"
 Object = Mapping[str, Any]
 
 
-def helm(*arguments: str) -> str:
-    done = subprocess.run([tool("helm"), *arguments], capture_output=True, text=True, cwd=ROOT / "helm", check=False)
+def helm(*arguments: str, program: str = "helm") -> str:
+    done = subprocess.run([tool(program), *arguments], capture_output=True, text=True, cwd=ROOT / "helm", check=False)
     if done.returncode:
         raise ValueError(done.stderr)
     return done.stdout
 
 
-def rendered(chart: str, *settings: str, values: Path | None = None) -> dict[tuple[str, str], Object]:
+def rendered(chart: str, *settings: str, values: Path | None = None, program: str = "helm") -> dict[tuple[str, str], Object]:
     """The objects of a chart, by kind and name."""
     arguments = [argument for setting in settings for argument in ("--set-json" if "={" in setting else "--set", setting)]
     arguments += ["--values", str(values)] if values else []
-    objects = filter(None, yaml.safe_load_all(helm("template", "fl", chart, *arguments)))
+    objects = filter(None, yaml.safe_load_all(helm("template", "fl", chart, *arguments, program=program)))
     return {(found["kind"], found["metadata"]["name"]): found for found in objects}
 
 
@@ -46,25 +54,63 @@ def pods(objects: Mapping[tuple[str, str], Object]) -> Iterator[Any]:
     yield from (found["spec"] for (kind, _), found in objects.items() if kind == "Pod")
 
 
+@pytest.mark.parametrize("program", HELMS)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_chart_renders_twice_the_same_and_lints(case: Path) -> None:
+def test_a_chart_renders_the_same_each_time_with_either_helm_and_lints(case: Path, program: str) -> None:
     chart = str(case.parts[0])
-    assert rendered(chart, values=case) == rendered(chart, values=case)
-    helm("lint", chart, "--strict", "--values", str(case))
+    assert rendered(chart, values=case) == rendered(chart, values=case, program=program)
+    helm("lint", chart, "--strict", "--values", str(case), program=program)
 
 
 @pytest.mark.parametrize("version", ["1.28", "1.37"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_kubernetes_takes_what_is_rendered(case: Path, version: str) -> None:
-    objects = [
-        found
-        for found in rendered(str(case.parts[0]), values=case).values()
-        if not found["apiVersion"].startswith(("monitoring.coreos.com", "gateway.networking"))
-    ]
+    objects = [found for found in rendered(str(case.parts[0]), values=case).values() if group(found) not in CUSTOM]
     program = (
         "import json, sys, kubernetes_validate as k\n"
         f"for found in json.load(sys.stdin): k.validate(found, {version!r}, strict=True)"
     )
+    in_its_own_environment(program, objects)
+
+
+@pytest.mark.parametrize("chart", ["coordinator", "participant"])
+def test_what_is_not_kubernetes_own_is_as_its_makers_define_it(chart: str) -> None:
+    objects = [found for found in rendered(chart, values=Path(chart, "ci", "full-values.yaml")).values() if group(found) in CUSTOM]
+    assert {found["kind"] for found in objects} == {
+        "coordinator": {"PodMonitor", "PrometheusRule", "HTTPRoute"},
+        "participant": {"PodMonitor"},
+    }[chart]
+    program = (
+        "import json, sys, jsonschema as j\n"
+        "for found, schema in json.load(sys.stdin):\n"
+        "    for error in j.Draft7Validator(schema).iter_errors(found): sys.exit(f'{error.json_path}: {error.message}')"
+    )
+    in_its_own_environment(program, [(found, definition(found)) for found in objects])
+
+
+def group(found: Object) -> str:
+    return str(found["apiVersion"].partition("/")[0])
+
+
+def definition(found: Object) -> Any:
+    """The schema of a custom resource, in which every key that it does not name is wrong."""
+    module, directory = re.match(r"(.*@[^/]*)/(.*)", CUSTOM[group(found)]).groups()  # type: ignore[union-attr]
+    done = subprocess.run([tool("go"), "mod", "download", "-json", module], capture_output=True, text=True, cwd="/", check=True)
+    (path,) = Path(json.loads(done.stdout)["Dir"], directory).glob(f"*_{found['kind'].lower()}s.yaml")
+    (version,) = [v for v in yaml.safe_load(path.read_text())["spec"]["versions"] if found["apiVersion"].endswith(f"/{v['name']}")]
+    return closed(version["schema"]["openAPIV3Schema"])
+
+
+def closed(schema: Any) -> Any:
+    match schema:
+        case {"properties": properties} if set(properties) != {"apiVersion", "kind", "metadata"}:
+            return schema | {"properties": {key: closed(inner) for key, inner in properties.items()}, "additionalProperties": False}
+        case {"items": items}:
+            return schema | {"items": closed(items)}
+    return schema
+
+
+def in_its_own_environment(program: str, objects: Any) -> None:
     done = subprocess.run([python(VALIDATE), "-c", program], input=json.dumps(objects), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 
@@ -84,6 +130,7 @@ def test_every_pod_may_run_where_pod_security_is_restricted(case: Path) -> None:
                 assert container["resources"]["limits"]["memory"]
 
 
+@pytest.mark.parametrize("program", HELMS)
 @pytest.mark.parametrize(
     ("chart", "setting", "complaint"),
     [
@@ -99,9 +146,9 @@ def test_every_pod_may_run_where_pod_security_is_restricted(case: Path) -> None:
         ("coordinator", "token.tokensKey=tokens", "of which token.existingSecret"),
     ],
 )
-def test_nonsense_is_refused_and_named(chart: str, setting: str, complaint: str) -> None:
+def test_nonsense_is_refused_and_named(chart: str, setting: str, complaint: str, program: str) -> None:
     with pytest.raises(ValueError, match=complaint):
-        rendered(chart, *([URL] if chart == "participant" else []), setting)
+        rendered(chart, *([URL] if chart == "participant" else []), setting, program=program)
 
 
 def test_silos_outside_need_the_aggregators_address() -> None:

@@ -1,18 +1,23 @@
-"""Participants with a known answer: one lost or doubled update shows in the global model."""
+"""Participants with a known answer: one lost or doubled update shows in the global model.
+
+This file is mounted into pods too, where it has nothing of the tests beside it.
+"""
 
 import io
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 
 import fedround
 from fedround.participant.run import Options
 from fedround.weights import Array
-from support.processes import Process
+
+if TYPE_CHECKING:
+    from support.processes import Process
 
 PARTICIPANTS = 2
 
@@ -20,12 +25,13 @@ PARTICIPANTS = 2
 class KnownAnswer(fedround.NumPyParticipant):
     """Number k of `count` adds `count` to weights k, k + `count`...: after R rounds of all of them every weight is R.
 
-    `size`: of the model; `seconds`: of a round. `before` is called in each round; each training adds a line to `journal`.
+    `k`: by default its shard; `size`: of the model; `seconds`: of a round. `before` is called in each round; each
+    training adds a line to `journal`.
     """
 
     def __init__(
         self,
-        k: int,
+        k: int | None = None,
         count: int = PARTICIPANTS,
         *,
         size: int | None = None,
@@ -42,23 +48,24 @@ class KnownAnswer(fedround.NumPyParticipant):
 
     def train_round(self, training_input: Array | None) -> fedround.Update:
         weights = np.zeros(self.size) if training_input is None else training_input
-        number = fedround.current_round().number
+        round = fedround.current_round()
+        number, k = round.number, round.shard.index if self.k is None else self.k
         self.rounds.append(number)
         if self.journal is not None:
             with self.journal.open("a") as journal:
                 journal.write(f"{number}\n")
         self.before(number)
         time.sleep(self.seconds)
-        weights[self.k :: self.count] += self.count
+        weights[k :: self.count] += self.count
         return fedround.Update(1, weights)
 
 
-def train(pool: ThreadPoolExecutor, platform: Process, participant: KnownAnswer, **options: Unpack[Options]) -> Future[None]:
+def train(pool: ThreadPoolExecutor, platform: "Process", participant: KnownAnswer, **options: Unpack[Options]) -> Future[None]:
     options.setdefault("reconnect_max", 0.1)
     return pool.submit(fedround.run_participant, participant, platform.url("COORDINATOR_PORT"), 0.05, **options)
 
 
-def global_model(process: Process, round: int | None = None) -> list[float]:
+def global_model(process: "Process", round: int | None = None) -> list[float]:
     path = "/model" if round is None else f"/model?round={round}"
     weights: list[float] = np.load(io.BytesIO(process.get("AGGREGATOR_OPS_PORT", path))).tolist()
     return weights

@@ -1,0 +1,105 @@
+"""Nothing is lost and nothing counted twice, whatever the cluster does to pods: ten silos whose every model is known beforehand."""
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from support.cluster import URL, Namespace, namespace
+from support.docker import ROOT
+from support.processes import until
+from support.tools import tool
+
+COUNT = 10
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def federation() -> Iterator[Namespace]:
+    with namespace("fedround-books") as made:
+        made.kubectl("create", "configmap", "code", f"--from-file={ROOT}/tests/support/known_answer.py")
+        platform = f"rounds=0,minClients={COUNT},aggregator.settings.keep_models=1000"
+        made.helm("install", "fl", "helm/coordinator", "--set", platform, "--wait", "--timeout", "120s")
+        values = {
+            "coordinator": {"url": URL},
+            "replicaCount": COUNT,
+            "class": "known_answer:KnownAnswer",
+            "options": {"count": COUNT, "seconds": 0.5},
+            "extraVolumes": [{"name": "code", "configMap": {"name": "code"}}],
+            "extraVolumeMounts": [{"name": "code", "mountPath": "/code"}],
+            "extraEnv": [{"name": "PYTHONPATH", "value": "/code"}],
+            "podDisruptionBudget": {"enabled": True},
+        }
+        silos = ("helm/participant", "--values", "-", "--wait", "--timeout", "120s")
+        made.run("helm", "install", "silo", *silos, stdin=json.dumps(values))
+        yield made
+
+
+@pytest.fixture
+def books(federation: Namespace) -> Iterator[Namespace]:
+    """After what a test does training goes on, and every model of every round is what ten updates of that round make it."""
+    federation.trains()
+    began = federation.status["round"]
+    yield federation
+    federation.trains()
+    for number in range(began, federation.status["round"]):
+        assert federation.model(number) == pytest.approx([number + 1.0] * COUNT, rel=1e-12)
+
+
+def test_silos_that_are_taken_away_finish_their_round_and_rounds_wait_for_them(books: Namespace) -> None:
+    books.kubectl("scale", "statefulset", "silo-participant", "--replicas=3")
+    until(lambda: books.status["state"] == "waiting for participants: 3 of 10", 60)
+    books.kubectl("scale", "statefulset", "silo-participant", f"--replicas={COUNT}")
+
+
+def test_silos_are_replaced_one_by_one(books: Namespace) -> None:
+    books.replaced("silo-participant")
+
+
+def test_the_platform_is_replaced(books: Namespace) -> None:
+    books.replaced("fl-coordinator")
+
+
+def test_a_platform_that_is_killed_comes_back_in_its_round_with_the_same_silos(books: Namespace) -> None:
+    before = books.status
+    books.kubectl("delete", "pod", "fl-coordinator-0", "--force", "--grace-period=0")
+    books.kubectl("wait", "--for=condition=Ready", "pod/fl-coordinator-0", "--timeout=120s")
+    began = time.monotonic()
+    books.silos_are("Ready")
+    print(f"\nready again {time.monotonic() - began:.1f} s after the platform's pod")
+    assert books.status["round"] >= before["round"]
+    assert {p["id"] for p in books.status["participants"]} == {p["id"] for p in before["participants"]}
+
+
+def test_while_the_platform_is_away_silos_live_and_are_not_ready(books: Namespace) -> None:
+    lives = restarts(books)
+    books.kubectl("scale", "statefulset", "fl-coordinator", "--replicas=0")
+    books.silos_are("Ready=false")
+    # None of them is ready: a budget must not keep them on a node that is to be drained.
+    assert evict(books, "silo-participant-9") == "Success"
+    books.kubectl("scale", "statefulset", "fl-coordinator", "--replicas=1")
+    until(lambda: len(books.silos()) == COUNT, 60)
+    books.silos_are("Ready")
+    assert restarts(books) == lives
+
+
+def test_one_silo_at_a_time_may_be_evicted(books: Namespace) -> None:
+    books.silos_are("Ready")
+    assert evict(books, "silo-participant-0") == "Success"
+    assert "disruption budget" in evict(books, "silo-participant-1")
+    until(lambda: len(books.silos()) == COUNT, 60)
+    books.silos_are("Ready")
+
+
+def restarts(books: Namespace) -> list[int]:
+    return [pod["status"]["containerStatuses"][0]["restartCount"] for pod in books.silos()]
+
+
+def evict(books: Namespace, pod: str) -> str:
+    """What the API server says of it."""
+    body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": books.name}}
+    command = [tool("kubectl"), "create", "--raw", f"/api/v1/namespaces/{books.name}/pods/{pod}/eviction", "-f", "-"]
+    done = subprocess.run(command, input=json.dumps(body), capture_output=True, text=True, check=False)
+    return json.loads(done.stdout)["status"] if done.returncode == 0 else done.stderr

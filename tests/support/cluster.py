@@ -1,0 +1,82 @@
+"""The cluster that the current kubeconfig names, which has the image: namespaces where Pod Security is restricted."""
+
+import io
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from support.processes import until
+from support.tools import tool
+
+URL = "http://fl-coordinator:8081"
+SILOS = ("--selector", "app.kubernetes.io/component=participant")
+
+
+class Namespace:
+    """One of its own for a federation, whose releases are `fl` and `silo`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def run(self, program: str, *arguments: str, stdin: str = "") -> bytes:
+        """What it says. Fails the test when it fails."""
+        command = [tool(program), "--namespace", self.name, *arguments]
+        done = subprocess.run(command, input=stdin.encode(), capture_output=True, timeout=180, check=False)
+        assert done.returncode == 0, f"{' '.join(command)}: {(done.stdout + done.stderr).decode()}"
+        return done.stdout
+
+    def kubectl(self, *arguments: str, stdin: str = "") -> str:
+        return self.run("kubectl", *arguments, stdin=stdin).decode()
+
+    def helm(self, *arguments: str) -> str:
+        return self.run("helm", *arguments).decode()
+
+    def get(self, service: str, path: str) -> bytes:
+        """What a service answers on its ops port, through the API server."""
+        return self.run("kubectl", "get", "--raw", f"/api/v1/namespaces/{self.name}/services/{service}:ops/proxy{path}")
+
+    @property
+    def status(self) -> Any:
+        return json.loads(self.get("fl-coordinator", "/status"))
+
+    def model(self, round: int) -> list[float]:
+        weights: list[float] = np.load(io.BytesIO(self.get("fl-aggregator", f"/model?round={round}"))).tolist()
+        return weights
+
+    def silos(self) -> Any:
+        """The participants' pods."""
+        return json.loads(self.kubectl("get", "pods", *SILOS, "--output", "json"))["items"]
+
+    def silos_are(self, condition: str) -> None:
+        """Wait until all of them are."""
+        self.kubectl("wait", f"--for=condition={condition}", "pod", *SILOS, "--timeout=60s")
+
+    def replaced(self, workload: str) -> None:
+        """Roll a StatefulSet, and wait for the end of it."""
+        self.kubectl("rollout", "restart", f"statefulset/{workload}")
+        self.kubectl("rollout", "status", f"statefulset/{workload}", "--timeout=170s")
+
+    def trains(self, rounds: int = 2) -> None:
+        """Wait until so many more rounds are completed."""
+        began = self.status["round"]
+        until(lambda: self.status["round"] >= began + rounds, 60)
+
+
+@contextmanager
+def namespace(name: str) -> Iterator[Namespace]:
+    """A namespace that is made, and taken away in the end. Skips the test where there is no cluster."""
+    if "KUBECONFIG" not in os.environ:
+        pytest.skip("KUBECONFIG is not set")
+    made = Namespace(name)
+    made.kubectl("create", "namespace", name)
+    try:
+        made.kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+        yield made
+    finally:
+        made.kubectl("delete", "namespace", name, "--wait=false")

@@ -194,6 +194,21 @@ def test_every_variable_that_is_set_is_a_setting() -> None:
         assert ours <= known
 
 
+@pytest.mark.parametrize("chart", ["coordinator", "participant"])
+def test_every_value_is_used(chart: str) -> None:
+    templates = "".join(path.read_text() for path in (ROOT / "helm" / chart / "templates").rglob("*") if path.is_file())
+
+    def unused(values: Object, way: tuple[str, ...] = ()) -> Iterator[str]:
+        for key, value in values.items():
+            if not re.search(rf"\.{key}\b", templates):
+                yield ".".join((*way, key))
+            # A map that is handed on as a whole is Kubernetes' own.
+            elif isinstance(value, dict) and not re.search(rf"toYaml .*\.{key}\b|with \S*\.{key} }}}}[^}}]*toYaml \.", templates):
+                yield from unused(value, (*way, key))
+
+    assert list(unused(yaml.safe_load((ROOT / "helm" / chart / "values.yaml").read_text()))) == []
+
+
 def test_what_is_made_from_something_else_is_as_it_is_made() -> None:
     tool("helm")
     done = subprocess.run([sys.executable, "tools/charts.py", "--check"], capture_output=True, text=True, cwd=ROOT, check=False)

@@ -29,7 +29,7 @@ check: $(VENV)/ready ## lint, format, types, layers, docs
 
 cover: $(VENV)/ready ## run the tests and hold their coverage: the cores' branches all, the rest what was reached
 	@$(BIN)/coverage erase
-	@$(BIN)/coverage run -m pytest --quiet --ignore=tests/conformance --ignore=tests/deploy --ignore=tests/chart $(ARGS)
+	@$(BIN)/coverage run -m pytest --quiet --ignore=tests/conformance --ignore=tests/deploy --ignore=tests/chart --ignore=tests/page/test_browser.py $(ARGS)
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report --skip-covered --show-missing
 	@$(BIN)/coverage report --include="$(CORES)" --fail-under=100 --format=total > /dev/null

@@ -221,6 +221,7 @@ class Ops(BaseHTTPRequestHandler):
             "/status": (200, b'{"path": "/status"}'),
             "/readyz": (503, b'{"ready": false, "reasons": ["no contact with the coordinator: refused", "it stops"]}\n'),
             "/fine/readyz": (200, b'{"ready": true, "reasons": []}\n'),
+            "/welcome/status": (200, b"<html>welcome</html>"),
             "/other/readyz": (200, b"<html>welcome</html>"),
         }.get(self.path, (404, b"[]"))
         self.send_response(status)
@@ -243,6 +244,21 @@ def ops() -> Iterator[str]:
 
 def test_status_shows_what_the_service_says(ops: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "--from", ops]) == 0
+    assert capsys.readouterr().out == '{"path": "/status"}\n'
+
+
+def test_status_of_something_else_is_none(ops: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--from", f"{ops}/welcome"]) == 1
+    assert capsys.readouterr() == ("", "not a service of fedround: its status is no JSON\n")
+
+
+def test_status_is_for_people_where_they_look(
+    ops: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["status", "--from", ops]) == 0
+    assert capsys.readouterr().out == "path  /status\n"
+    assert main(["status", "--from", ops, "--output", "json"]) == 0
     assert capsys.readouterr().out == '{"path": "/status"}\n'
 
 

@@ -8,14 +8,20 @@ from typing import TypeVar
 
 import pytest
 
-from fedround.books import Admission, Books, Closed, Difference, Entry, Outcome, Page, Verdict, page_to_json
+from fedround.books import Admission, Books, Closed, Difference, Entry, Measured, Newest, Outcome, Page, Verdict, page_to_json
 from fedround.errors import BadAnswer, Busy, ExchangeError, Refused, UnknownAttempt, Unreachable
 from fedround.remote_books import RemoteBooks
 from support.peer import Peer, Reply, answer
 
 T = TypeVar("T")
 ATTEMPT = "6f1c9a52-7a84-4a0e-9d4a-1b1f0c8d2e61"
-PAGE = Page("first life", (Entry(1, ATTEMPT, "an id", Outcome.COUNTED, 5, {"loss": 0.5}), Entry(2, ATTEMPT, "b", Outcome.REFUSED)))
+PAGE = Page(
+    "first life",
+    (Entry(1, ATTEMPT, "an id", Outcome.COUNTED, 5, {"loss": 0.5}), Entry(2, ATTEMPT, "b", Outcome.REFUSED)),
+    Newest(3, parameters=5),
+    Measured(3, {"mean": 0.5}),
+    ("the disk hangs",),
+)
 
 
 def ask(url: str, call: Callable[[RemoteBooks], Awaitable[T]], secret: str | None = None) -> T:

@@ -59,15 +59,26 @@ class Newest:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """What the weights of a round's model are like: figures that people are shown, all finite."""
+
+    round: int
+    figures: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """The entries that were not acknowledged. Another `incarnation` than before: the sum was lost, and `seq` begins anew.
 
-    The round of `newest` is over, even if nobody was told that it was closed.
+    The round of `newest` is over, even if nobody was told that it was closed. `measured` and `faults` (why the aggregator is not
+    ready) are for people: nothing follows from them.
     """
 
     incarnation: str
     entries: tuple[Entry, ...]
     newest: Newest | None = None
+    measured: Measured | None = None
+    faults: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +185,8 @@ def page_to_json(page: Page) -> dict[str, Any]:
         "incarnation": page.incarnation,
         "entries": [[e.seq, e.attempt, e.id, e.outcome, e.samples, dict(e.metrics)] for e in page.entries],
         "newest": page.newest and [page.newest.round, page.newest.parameters],
+        "measured": page.measured and [page.measured.round, dict(page.measured.figures)],
+        "faults": page.faults,
     }
 
 
@@ -185,6 +198,8 @@ def page_from_json(data: dict[str, Any]) -> Page:
             for seq, attempt, id, outcome, samples, metrics in data["entries"]
         ),
         newest=None if data["newest"] is None else Newest(*data["newest"]),
+        measured=None if data["measured"] is None else Measured(*data["measured"]),
+        faults=tuple(data["faults"]),
     )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Never
 
+from fedround import view
 from fedround.errors import (
     ConfigurationError,
     CoordinatorUnreachable,
@@ -200,14 +201,17 @@ def _model(parser: ArgumentParser) -> Run:
 def _status(parser: ArgumentParser) -> Run:
     """Show what a service is doing."""
     asked = _asking(parser)
+    parser.add_argument("--output", choices=["text", "json"], help="by default text on a terminal, and JSON elsewhere")
 
     def run(arguments: Arguments) -> int:
         try:
             status, answer = asked(arguments, "/status")
-        except OSError as error:
-            print(error, file=sys.stderr)
+            found = json.loads(answer)
+        except (OSError, ValueError) as error:
+            print(error if isinstance(error, OSError) else "not a service of fedround: its status is no JSON", file=sys.stderr)
             return Exit.FAILED
-        print(answer.strip())
+        as_text = arguments["output"] == "text" or (arguments["output"] is None and sys.stdout.isatty())
+        print("\n".join(view.lines(found)) if as_text else answer.strip())
         return Exit.OK if status == 200 else Exit.FAILED
 
     return run
@@ -296,9 +300,8 @@ def _end(_number: int, _frame: FrameType | None) -> Never:
 def _show(lines: "Iterable[Line]") -> None:
     """A table with columns one below the other; once, what two services share."""
     rows = [("variable", "value", "source"), *dict.fromkeys(lines)]
-    wide, wider = (max(len(row[column]) for row in rows) for column in (0, 1))
-    for variable, value, source in rows:
-        print(f"{variable:{wide}}  {value or '-':{wider}}  {source}")
+    for line in view.columns([(variable, value or "-", source) for variable, value, source in rows]):
+        print(line)
 
 
 def _asking(parser: ArgumentParser) -> Callable[[Arguments, str], tuple[int, str]]:

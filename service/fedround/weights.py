@@ -310,6 +310,11 @@ class Statistics:
     values: tuple[float, ...]
     """The weights themselves, of a model of at most `FEW`."""
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """The five that are shown everywhere, by the names that they have there."""
+        return {"mean": self.mean, "stddev": self.stddev, "min": self.least, "max": self.largest, "l2_norm": self.l2_norm}
+
 
 def statistics(array: Array) -> Statistics:
     """The statistics of an array of any shape, in float64, block by block (the variance by Chan, Golub and LeVeque's update)."""

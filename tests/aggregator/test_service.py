@@ -12,10 +12,10 @@ from fedround.aggregator.service import AggregatorService
 from fedround.aggregator.spool import Spool
 from fedround.aggregator.store import ModelStore
 from fedround.aggregator.strategies import StrategyFactory, WeightedAverage
-from fedround.books import Admission, Closed, Difference, Entry, Outcome, Verdict
+from fedround.books import Admission, Closed, Difference, Entry, Measured, Outcome, Verdict
 from fedround.durable import Directory
 from fedround.errors import Busy, Late, NotAdmitted, NotFinite, TooLarge, TooSlow, UnknownAttempt, WrongWeights
-from fedround.events import Aggregated, Fact, NotKept, UpdateReceived, UploadFailed
+from fedround.events import Aggregated, Fact, NotKept, UpdateReceived, UploadFailed, WeightsMeasured
 from fedround.weights import Array, Spec
 from fedround.wire import UpdateOutcome
 from support.disks import files_of_at_most
@@ -86,6 +86,28 @@ def test_what_was_counted_becomes_the_global_model() -> None:
         assert facts[:2] == [UpdateReceived(ANNA, "accepted", 140), UpdateReceived(BERT, "accepted", 140)]
         assert isinstance(facts[2], Aggregated)
         assert (facts[2].round, facts[2].updates, facts[2].parameters) == (0, 2, 2)
+
+    asyncio.run(main())
+
+
+def test_the_coordinator_is_told_what_the_model_is_like_and_what_is_wrong() -> None:
+    async def main() -> None:
+        measured = asyncio.Event()
+
+        def observe(fact: Fact) -> None:
+            if isinstance(fact, WeightsMeasured):
+                measured.set()
+
+        aggregator = AggregatorService(WeightedAverage, Spool(None, max_size=1 << 20), observer=observe, patience=0.0)
+        aggregator.faults = lambda: ["the disk hangs"]
+        await open_round(aggregator)
+        await send(aggregator, ANNA, update(1, -1e200, 1e200, dtype="<f8"))
+        await aggregator.close("attempt-0", [ANNA])
+        await measured.wait()
+        page = await aggregator.ledger("another", 0)
+        # What is not finite, here by its squares, is no JSON.
+        assert page.measured == Measured(0, {"mean": 0.0, "min": -1e200, "max": 1e200})
+        assert page.faults == ("the disk hangs",)
 
     asyncio.run(main())
 

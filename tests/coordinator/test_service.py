@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fedround import events
-from fedround.books import Outcome
+from fedround.books import Measured, Outcome
 from fedround.coordinator import store
 from fedround.coordinator.rounds import Memory, Plan
 from fedround.coordinator.service import CoordinatorService, never
@@ -171,6 +171,27 @@ def test_rounds_follow_one_another_and_say_what_was_counted() -> None:
                     books.deliver(id, answer.token, samples, loss=float(samples))
                 completed = await c.recorder.until(events.RoundCompleted, number + 1)
                 assert (completed.samples, completed.figures) == (3, (("loss", 5 / 3),))
+
+    asyncio.run(main())
+
+
+def test_the_status_says_what_the_models_are_like_and_what_the_aggregator_lacks() -> None:
+    async def main() -> None:
+        books = MemoryBooks()
+        async with coordinating(Plan(), books) as c:
+            id = join(c.service)
+            for number in range(3):
+                answer = await ordered(c, id)
+                books.told["measured"] = Measured(number - 1, {"mean": float(number)}) if number else None
+                books.deliver(id, answer.token)
+                await c.recorder.until(events.RoundCompleted, number + 1)
+            books.told["faults"] = ("the disk hangs",)
+            answer = await ordered(c, id)
+            books.deliver(id, answer.token)
+            await c.recorder.until(events.RoundCompleted, 4)
+            status = c.service.status()
+            assert [round["weights"] for round in status["last_rounds"]] == [{"mean": 1.0}, {"mean": 2.0}, {}, {}]
+            assert status["aggregator_faults"] == ["the disk hangs"]
 
     asyncio.run(main())
 

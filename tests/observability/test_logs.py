@@ -4,6 +4,7 @@ import json
 import logging
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import get_type_hints
@@ -13,7 +14,7 @@ import pytest
 
 from fedround import events
 from fedround.events import Fact
-from fedround.observability.logs import JsonFormatter, LogObserver, TextFormatter
+from fedround.observability.logs import WARNINGS, JsonFormatter, LogObserver, TextFormatter
 from fedround.weights import Change, Statistics, statistics
 
 ID = "12345678-aaaa-bbbb-cccc-dddddddddddd"
@@ -136,6 +137,18 @@ def test_what_an_operator_must_look_at_is_a_warning(log: pytest.LogCaptureFixtur
     )
     assert [level for level, _ in lines] == ["WARNING"] * 5
     assert lines[0][1] == "round 1 failed after 0.50 s: ValueError in train_round"
+
+
+def test_the_last_warnings_are_remembered_with_their_times() -> None:
+    log, began = LogObserver(), time.time()
+    for number in range(WARNINGS + 1):
+        log(events.Revoked(number, ID, "deadline"))
+        log(events.ParticipantGone(ID, "anna", "left"))
+    log(events.NotKept("who takes part", f"no room for {ID}"))
+    assert len(log.warnings) == WARNINGS
+    assert log.warnings[0]["text"] == "round 2: taken from 12345678 (deadline)"
+    assert log.warnings[-1]["text"] == "who takes part cannot be kept in the data directory, trying again: no room for 12345678"
+    assert all(began - 1 <= warning["time"] <= time.time() + 1 for warning in log.warnings)
 
 
 def test_an_exception_is_part_of_the_json_line() -> None:

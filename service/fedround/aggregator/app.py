@@ -243,6 +243,7 @@ def internal_endpoint(settings: AggregatorSettings, service: AggregatorService, 
 def ops_endpoint(settings: AggregatorSettings, service: AggregatorService, health: Health, telemetry: Telemetry) -> Endpoint:
     """Where operators are served."""
     telemetry.show(service.status)
+    service.faults = lambda: health.reasons
     tokens = Tokens(reveal(settings.token), settings.tokens_file)
     app = ops.app(health, service.status, scrape=telemetry.scrape, routes=[model_route(service, tokens)])
     return Endpoint(app, host=settings.bind, port=settings.ops_port, setting="AGGREGATOR_OPS_PORT", last=True)

@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
+import math
 import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar
 from uuid import uuid4
 
@@ -14,7 +15,7 @@ from fedround.aggregator.ledger import Attempt, Ledger, Receipt
 from fedround.aggregator.spool import Received, Spool
 from fedround.aggregator.store import ModelStore
 from fedround.aggregator.strategies import Strategy, StrategyFactory
-from fedround.books import Admission, Closed, Difference, Entry, Newest, Page, Verdict
+from fedround.books import Admission, Closed, Difference, Entry, Measured, Newest, Page, Verdict
 from fedround.errors import Busy, DataDamaged, Late, NotAdmitted, TooLarge, UnknownAttempt, WeightsError
 from fedround.events import Aggregated, NotKept, Observer, Observers, UpdateReceived, UploadFailed, WasKept, WeightsMeasured, short
 from fedround.weights import Array, Spec, UpdateReader, decode, encode_model, parse_header, statistics
@@ -92,6 +93,9 @@ class AggregatorService:
         self._sum: Strategy | None = None
         self._spec: Spec | None = None
         self._model = model
+        self._measured: Measured | None = None
+        self.faults: Callable[[], Sequence[str]] = tuple
+        """Says why the process is not ready, for the coordinator to show."""
         self._unkept: Model | None = None
         """The result of the attempt that is being closed, until it is kept."""
         # Held for a whole step: what the ledger was asked first must still be true when it is told of the result.
@@ -162,7 +166,7 @@ class AggregatorService:
         page = self._ledger.page(incarnation, after)
         if self._stopping and not page.entries:
             raise Busy("the aggregator stops", retry_after=1.0)
-        return page
+        return replace(page, measured=self._measured, faults=tuple(self.faults()))
 
     async def _close(self, attempt: str, ids: Sequence[str]) -> Closed | Difference:
         async with self._step:
@@ -200,8 +204,11 @@ class AggregatorService:
         self._start(self._measure(model))  # nobody waits for it
 
     async def _measure(self, model: Model) -> None:
-        measured = await asyncio.to_thread(statistics, model.array)
-        self._observer(WeightsMeasured(model.round or 0, "global", sum(map(len, model.buffers)), measured))
+        found = await asyncio.to_thread(statistics, model.array)
+        self._observer(WeightsMeasured(model.round or 0, "global", sum(map(len, model.buffers)), found))
+        figures = {name: value for name, value in found.figures.items() if math.isfinite(value)}
+        # The next page tells of it. It is worth no page of its own: that would be one more exchange in every round.
+        self._measured = Measured(model.round or 0, figures)
 
     async def kept(self, round: int | None) -> Sequence[bytes | memoryview] | None:
         """The model of a round as `.npy`, of None the initial one; None where it is not kept. Raises `DataDamaged`."""

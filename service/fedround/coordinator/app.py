@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -157,10 +157,13 @@ def public_endpoint(settings: CoordinatorSettings, service: CoordinatorService, 
 
 def ops_endpoint(settings: CoordinatorSettings, service: CoordinatorService, health: Health, telemetry: Telemetry) -> Endpoint:
     """Where operators are served."""
+
+    def status() -> Mapping[str, object]:
+        return service.status() | {"warnings": telemetry.log.warnings}
+
     telemetry.show(service.status)
     tokens = Tokens(reveal(settings.token), settings.tokens_file)
-    live = page.routes(health, service.status, tokens)
-    app = ops.app(health, service.status, scrape=telemetry.scrape, routes=live)
+    app = ops.app(health, status, scrape=telemetry.scrape, routes=page.routes(health, status, tokens))
     return Endpoint(app, host=settings.bind, port=settings.ops_port, setting="COORDINATOR_OPS_PORT", last=True)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -11,8 +12,8 @@ from typing import Any
 
 from fedround import events
 from fedround.backoff import delays
-from fedround.books import Books, Call, carry_out
-from fedround.coordinator.rounds import Memory, Rounds
+from fedround.books import Books, Call, Measured, carry_out
+from fedround.coordinator.rounds import HISTORY, Memory, Rounds
 from fedround.coordinator.status import status
 from fedround.errors import ExchangeError, UnknownAttempt
 from fedround.events import Observer
@@ -73,6 +74,9 @@ class CoordinatorService:
         self._delays: Iterator[float] | None = None
         """Of the outage that goes on; None while there is none."""
         self._holds: dict[str, asyncio.Timeout] = {}
+        self._measured: deque[Measured] = deque(maxlen=HISTORY)
+        self._faults: tuple[str, ...] = ()
+        """Of the aggregator, as far as it could say."""
         self._longest_hold = min(MAX_HOLD, HOLD_RATIO * rounds.plan.heartbeat_timeout)
 
     async def run(self) -> None:
@@ -133,7 +137,7 @@ class CoordinatorService:
 
     def status(self) -> dict[str, Any]:
         """The state as JSON-able data, ids cut."""
-        return status(self._rounds, self._clock())
+        return status(self._rounds, self._clock(), self._measured, self._faults)
 
     def _answer(self, id: str, *, idle: bool) -> Heartbeat:
         answer = self._rounds.heartbeat(self._clock(), id, idle=idle)
@@ -194,6 +198,9 @@ class CoordinatorService:
     async def _read_ledger(self, incarnation: str) -> None:
         page = await self._books.ledger(incarnation, self._rounds.after)
         self._reached()
+        self._faults = page.faults
+        if page.measured is not None and page.measured not in self._measured:
+            self._measured.append(page.measured)
         self._rounds.recorded(self._clock(), page)
         self._changed()
 

@@ -1,14 +1,17 @@
 """What `/status` tells of the rounds: JSON-able data, ids cut."""
 
+from collections.abc import Iterable
 from typing import Any
 
+from fedround.books import Measured
 from fedround.coordinator.rounds import Rounds
 from fedround.events import short
 
 
-def status(rounds: Rounds, now: float) -> dict[str, Any]:
-    """The state of the training at `now`, monotonic seconds."""
+def status(rounds: Rounds, now: float, measured: Iterable[Measured] = (), faults: Iterable[str] = ()) -> dict[str, Any]:
+    """The state of the training at `now`, monotonic seconds; with what the models are like, and what the aggregator lacks."""
     attempt = rounds.attempt
+    weights = {m.round: dict(m.figures) for m in measured}
     return {
         "state": _state(rounds),
         "round": rounds.round,
@@ -17,6 +20,7 @@ def status(rounds: Rounds, now: float) -> dict[str, Any]:
         "counted": 0 if attempt is None else len(attempt.counted),
         "outstanding": 0 if attempt is None else attempt.outstanding,
         "required": rounds.plan.required,
+        "aggregator_faults": list(faults),
         "participants": [
             {
                 "name": p.name,
@@ -36,6 +40,7 @@ def status(rounds: Rounds, now: float) -> dict[str, Any]:
                 "samples": r.samples,
                 "parameters": r.parameters,
                 "figures": dict(r.figures),
+                "weights": weights.get(r.round, {}),
             }
             for r in rounds.history
         ],

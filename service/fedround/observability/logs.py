@@ -4,6 +4,8 @@ import json
 import logging
 import os
 import sys
+import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -17,6 +19,9 @@ LOG = logging.getLogger("fedround")
 # Their lines hold whole URLs, and with them ids and tokens.
 QUIET = ("httpcore", "httpx", "uvicorn")
 
+WARNINGS = 20
+"""How many of the last warnings are remembered."""
+
 _COLOURS = {"DEBUG": "\x1b[2m", "WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31m"}
 
 _Line = tuple[int, str]
@@ -27,12 +32,20 @@ class LogObserver:
 
     def __init__(self) -> None:
         self._made: dict[str, bool] = {}
+        self._warnings: deque[tuple[float, str]] = deque(maxlen=WARNINGS)
+
+    @property
+    def warnings(self) -> list[dict[str, Any]]:
+        """The last lines at WARNING and above, as JSON-able data: `time` in seconds since 1970, and `text`."""
+        return [{"time": round(when, 3), "text": text} for when, text in self._warnings.copy()]
 
     def __call__(self, fact: Fact) -> None:
         """Log what `fact` has to say. Each attempt tells that a contact is still lost: one line is enough."""
         line = self._contact_line(fact) or _participant_line(fact) or _platform_line(fact)
         if line is not None:
             LOG.log(line[0], "%s", line[1], extra={"fact": fact})
+            if line[0] >= logging.WARNING:
+                self._warnings.append((time.time(), redact(line[1])))
         elif LOG.isEnabledFor(logging.DEBUG):
             LOG.debug("%s", _fields(fact), extra={"fact": fact})
 
@@ -74,7 +87,8 @@ def _platform_line(fact: Fact) -> _Line | None:
         case events.ParticipantJoined(id, name):
             return logging.INFO, f"{name} joined as {short(id)}"
         case events.ParticipantGone(id, name, reason):
-            return logging.INFO, f"{name} ({short(id)}) is gone: {reason}"
+            level = logging.WARNING if reason == "silent" else logging.INFO
+            return level, f"{name} ({short(id)}) is gone: {reason}"
         case events.Selected(number, ids):
             return logging.INFO, f"round {number}: {len(ids)} selected"
         case events.Revoked(number, id, reason):

@@ -333,10 +333,10 @@ class _Weights(Collector):
         count, size = (model.statistics.count, model.size) if model else (None, None)
         yield GaugeMetricFamily(self._prefix + "model_parameters", "Weights of the global model.", value=count)
         yield GaugeMetricFamily(self._prefix + "model_bytes", "Bytes of the global model, as they travel.", value=size)
-        for name, help, field in _FIGURES:
-            family = GaugeMetricFamily(self._prefix + name, help, labels=["source"])
+        for name, help in _FIGURES.items():
+            family = GaugeMetricFamily(f"{self._prefix}weight_{name}", help, labels=["source"])
             for source, found in newest.items():
-                family.add_metric([source], getattr(found, field))
+                family.add_metric([source], found.figures[name])
             yield family
         one_by_one = GaugeMetricFamily(
             self._prefix + "weight_value", "The weights of a model of at most 32, one by one.", labels=["index", "source"]
@@ -352,13 +352,13 @@ class _Weights(Collector):
         yield absolute
 
 
-_FIGURES = (
-    ("weight_mean", "The mean of the weights.", "mean"),
-    ("weight_stddev", "Their standard deviation.", "stddev"),
-    ("weight_min", "The least of them.", "least"),
-    ("weight_max", "The largest of them.", "largest"),
-    ("weight_l2_norm", "Their L2 norm.", "l2_norm"),
-)
+_FIGURES = {
+    "mean": "The mean of the weights.",
+    "stddev": "Their standard deviation.",
+    "min": "The least of them.",
+    "max": "The largest of them.",
+    "l2_norm": "Their L2 norm.",
+}
 
 
 def _buckets(found: Statistics) -> Iterator[tuple[str, float]]:

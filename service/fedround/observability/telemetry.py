@@ -59,7 +59,8 @@ class Telemetry:
         own = metrics(exemplar=tracing.ids) if tracing else metrics()
         first, last = ([tracing.before], [tracing.after]) if tracing else ([], [])
         # In between a fact's span is the current one: its exemplar and its log line bear its id.
-        self.observe = Observers([*first, *others, own, LogObserver(), *last])
+        self.log = LogObserver()
+        self.observe = Observers([*first, *others, own, self.log, *last])
         self.scrape = own.scrape
         self.show = own.show
         self.client = tracing.client if tracing else None

@@ -1,0 +1,47 @@
+"""A service's status as text for people: what `/status` says as JSON, in lines and tables."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+LAST = 10
+"""Rounds, and warnings, that are shown."""
+
+
+def lines(status: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each single value, then a table for each list of objects."""
+    tables = {
+        name: value for name, value in status.items() if isinstance(value, list) and any(isinstance(row, dict) for row in value)
+    }
+    yield from columns([(name, _text(name, value)) for name, value in status.items() if name not in tables])
+    for name, rows in tables.items():
+        shown = rows[-LAST:] if name in ("last_rounds", "warnings") else rows
+        heads = list(dict.fromkeys(key for row in shown for key in row))
+        yield ""
+        yield name + (f" (the last {len(shown)})" if len(shown) < len(rows) else "")
+        yield from (f"  {line}" for line in columns([heads, *([_text(key, row.get(key)) for key in heads] for row in shown)]))
+
+
+def columns(rows: Sequence[Iterable[str]]) -> Iterator[str]:
+    """The rows with their columns one below the other."""
+    table = [list(row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        yield "  ".join(f"{text:{width}}" for text, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _text(name: str, value: Any) -> str:
+    match value:
+        case None:
+            return "-"
+        case bool():
+            return "yes" if value else "no"
+        case float() if name == "time":
+            return datetime.fromtimestamp(value).astimezone().isoformat(" ", "seconds")
+        case float():
+            return f"{value:.4g}"
+        case dict():
+            value = " ".join(f"{key}={_text(key, inner)}" for key, inner in value.items())
+        case list():
+            value = ", ".join(_text("", inner) for inner in value)
+    return str(value) or "-"

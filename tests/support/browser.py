@@ -1,0 +1,79 @@
+"""A real browser without a window: Chromium, told what to do in the WebDriver protocol."""
+
+import base64
+import re
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+
+from support.tools import tool
+
+# As root, as in a container, Chromium has no sandbox; and /dev/shm is small there.
+ARGUMENTS = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--hide-scrollbars"]
+
+
+class Browser:
+    """One window. Scripts are bodies of functions."""
+
+    def __init__(self, http: httpx.Client, path: str) -> None:
+        self._http = http
+        self._path = path
+
+    def open(self, url: str) -> None:
+        self._call("url", url=url)
+
+    def run(self, script: str, *arguments: object) -> Any:
+        """What the script returns."""
+        return self._call("execute/sync", script=script, args=arguments)
+
+    def run_async(self, script: str) -> Any:
+        """What the script gives to its callback, the last of its arguments."""
+        return self._call("execute/async", script=script, args=[])
+
+    def text(self, selector: str) -> str:
+        text: str = self.run("return document.querySelector(arguments[0]).innerText", selector)
+        return text
+
+    def looks(self, *, width: int = 1280, height: int = 1000, scheme: str = "light") -> None:
+        """Make the window so large, and the user one of light or dark colours."""
+        self._tell("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self._tell("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    def screenshot(self) -> bytes:
+        return base64.b64decode(_value(self._http.get(f"{self._path}/screenshot")))
+
+    def _tell(self, command: str, **parameters: object) -> None:
+        self._call("goog/cdp/execute", cmd=command, params=parameters)
+
+    def _call(self, command: str, **message: object) -> Any:
+        return _value(self._http.post(f"{self._path}/{command}", json=message))
+
+
+def _value(answer: httpx.Response) -> Any:
+    value = answer.json()["value"]
+    assert answer.is_success, value
+    return value
+
+
+@contextmanager
+def browser() -> Iterator[Browser]:
+    """Skips the test where there is no Chromium."""
+    chromium = tool("chromium")
+    driver = subprocess.Popen([tool("chromedriver"), "--port=0"], stdout=subprocess.PIPE, text=True)
+    assert driver.stdout is not None
+    try:
+        port = next(found[1] for line in driver.stdout if (found := re.search(r"started successfully on port (\d+)", line)))
+        threading.Thread(target=driver.stdout.read, daemon=True).start()
+        options = {"goog:chromeOptions": {"binary": chromium, "args": ARGUMENTS}}
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as http:
+            session = _value(http.post("/session", json={"capabilities": {"alwaysMatch": options}}))["sessionId"]
+            yield Browser(http, f"/session/{session}")
+            _value(http.delete(f"/session/{session}"))
+    finally:
+        driver.terminate()
+        driver.wait()
+        driver.stdout.close()

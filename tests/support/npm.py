@@ -1,0 +1,19 @@
+"""Packages from npm that tests need, beside the environments of `support.venvs`."""
+
+import subprocess
+from pathlib import Path
+
+from support.tools import tool
+from support.venvs import CACHE, NotInstalled
+
+
+def package(requirement: str) -> Path:
+    """Where `NAME@VERSION` is. It is installed once."""
+    directory = CACHE / requirement
+    found = directory / "node_modules" / requirement.rpartition("@")[0]
+    if not found.exists():
+        install = [tool("npm"), "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(directory), requirement]
+        done = subprocess.run(install, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise NotInstalled(f"{requirement} cannot be installed: {done.stderr[-300:]}")
+    return found

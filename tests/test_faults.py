@@ -4,9 +4,12 @@ import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
+from fedround.errors import ConfigurationError
 from fedround.events import Fact, RoundEnded
 from support.known_answer import PARTICIPANTS, KnownAnswer, global_model, train
-from support.processes import Process, running
+from support.processes import Process, running, until
 
 
 def test_participants_outlive_a_platform_that_is_killed_and_comes_back_without_memory() -> None:
@@ -78,3 +81,13 @@ def test_a_participant_that_cannot_reach_the_aggregator_costs_the_others_a_deadl
         assert platform.status("COORDINATOR_OPS_PORT")["state"] == "complete"
         assert global_model(platform) == [0.0, 4.0 * PARTICIPANTS]
         assert cut_off.rounds == []
+
+
+def test_who_cannot_take_the_model_leaves_the_round_to_the_others_and_says_which_setting_it_is() -> None:
+    with running("platform", COORDINATOR_ROUNDS="40") as platform, ThreadPoolExecutor() as pool:
+        fine = train(pool, platform, KnownAnswer(0, size=1000, seconds=0.05))
+        until(lambda: platform.status("COORDINATOR_OPS_PORT")["round"] > 1)
+        with pytest.raises(ConfigurationError, match=r"has 8\d\d\d bytes or more, PARTICIPANT_MAX_MODEL_SIZE allows 1024"):
+            train(pool, platform, KnownAnswer(1, size=1000), max_model_size=1024).result()
+        fine.result()
+        assert global_model(platform) == [80.0, 0.0] * 500

@@ -564,6 +564,16 @@ def test_failing_user_code_leaves_and_registers_anew_and_gives_up_in_the_end() -
     assert participant.state == "stopped"
 
 
+def test_a_global_model_that_is_too_large_leaves_the_round_to_the_others_and_gives_up_in_the_end() -> None:
+    participant = Participant(m.Policy(max_failures=2))
+    for count in (1, 2):
+        participant.join()
+        participant.order()
+        commands = participant.tell(m.ModelRefused(participant.at_hand, "too large"))
+        assert commands == [m.Leave(ID, at_once=False), m.Register() if count < 2 else m.Exit(m.Reason.FAILED)]
+    assert participant.outcomes == ["failed"] * 2
+
+
 def test_only_failures_in_a_row_count() -> None:
     participant = Participant(m.Policy(max_failures=2))
     for _ in range(5):
@@ -738,6 +748,7 @@ def insides(thing: object) -> object:
         m.StartTrainingAnswered(m.Order(1, ID, 0), wire.StartTraining(None, None)),
         m.UploadAnswered(m.Order(1, ID, 0), COUNTED),
         m.Downloaded(m.Order(1, ID, 0), None),
+        m.ModelRefused(m.Order(1, ID, 0), "x"),
         m.TransferFailed(m.Order(1, ID, 0), "x"),
         m.TransferRefused(m.Order(1, ID, 0), 409),
         m.Trained(m.Order(9, ID, 0)),
@@ -865,6 +876,8 @@ class World:
             case m.StartTraining(order) | m.Download(order) | m.Upload(order):
                 if draw(st.integers(0, 2)) == 0:
                     return draw(FAILURES)(order)
+                if isinstance(command, m.Download) and draw(st.integers(0, 9)) == 0:
+                    return m.ModelRefused(order, "too large")
                 return self.succeed(command, order)
         raise AssertionError(command)
 

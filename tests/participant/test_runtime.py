@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fedround import events
-from fedround.errors import CoordinatorUnreachable, DeserializationError, SerializationError, TrainingError
+from fedround.errors import ConfigurationError, CoordinatorUnreachable, DeserializationError, SerializationError, TrainingError
 from fedround.events import Fact
 from fedround.http import AggregatorClient, CoordinatorClient
 from fedround.participant.abc import NumPyParticipant, ParticipantABC, Update
@@ -291,9 +291,11 @@ def test_a_coordinator_that_stays_away_is_given_up_if_so_wished() -> None:
 
 def test_a_model_that_is_larger_than_allowed_is_not_received() -> None:
     facts: list[Fact] = []
-    with OldPlatform(heartbeat=After("download", order(0), order(0), FINISH), download=[Answer(body=bytes(1000))]) as p:
-        run_participant(Mean(), p.url, FAST, max_model_size=999, observers=[facts.append])
-    assert outcomes(facts) == ["abandoned"]
+    with OldPlatform(heartbeat=[order(0)], download=[Answer(body=bytes(1000))]) as p:
+        with pytest.raises(ConfigurationError, match="model has 1000 bytes or more, PARTICIPANT_MAX_MODEL_SIZE allows 999"):
+            run_participant(Mean(), p.url, FAST, max_model_size=999, max_failures=2, observers=[facts.append])
+        assert len(p.of("leave")) == 2
+    assert outcomes(facts) == ["failed"] * 2
 
 
 def test_a_good_bye_that_fails_is_no_failure_of_its_own() -> None:

@@ -17,7 +17,8 @@ The rules:
 6. 409: the round is over. 413, 415, 422: the update is refused. Any other refusal: the token is dead, order again, boundedly.
 7. Another order, or `stand_by`, while training: the round was given away. While an upload is under way its own answer is waited for
    first, `SETTLE` seconds at most: it may be the very reason why the round went on.
-8. The participant's own code failed: leave, and register anew, until it has failed `max_failures` times in a row.
+8. The participant's own code failed, or the global model is larger than it takes: leave, and register anew, until that has happened
+   `max_failures` times in a row.
 9. `finish`: exit, or ask now and then whether training goes on, but never by the old id's heartbeat, which ends a 0.8 coordinator.
 10. Asked to stop: finish the round if that takes no longer than was said, else give it up; leave; exit. Asked twice: exit at once.
 11. User code is given one model at a time; the next is not even fetched while it is busy with a round that was given away.
@@ -44,7 +45,12 @@ SETTLE = 5.0
 ASK_FINISHED = 30.0
 """Seconds between two questions whether a finished training goes on."""
 
-_ASKED: dict[type, type] = {m.StartTrainingAnswered: m.StartTraining, m.Downloaded: m.Download, m.UploadAnswered: m.Upload}
+_ASKED: dict[type, type] = {
+    m.StartTrainingAnswered: m.StartTraining,
+    m.Downloaded: m.Download,
+    m.ModelRefused: m.Download,
+    m.UploadAnswered: m.Upload,
+}
 _PATHS: dict[type, str] = {m.StartTraining: wire.START_TRAINING, m.Download: wire.UPDATE, m.Upload: wire.UPDATE}
 
 
@@ -240,6 +246,9 @@ class Lifecycle:
                 self._give_up_and_rest("start_training was refused", now)
             case m.Downloaded(_, etag, modified):
                 self._downloaded(work, etag, modified, now)
+            case m.ModelRefused(_, reason):
+                self._failures += 1
+                self._fail(work, reason, now)
             case m.UploadAnswered(_, None):
                 self._sent(work, now)
             case m.UploadAnswered():

@@ -116,6 +116,14 @@ class Downloaded:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelRefused:
+    """The global model is larger than we take."""
+
+    order: Order
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Trained:
     """The update is ready, and kept by the shell."""
 
@@ -166,7 +174,7 @@ class StopRequested:
     within: float = 0.0
 
 
-TransferEvent = StartTrainingAnswered | Downloaded | UploadAnswered | TransferRefused | TransferFailed
+TransferEvent = StartTrainingAnswered | Downloaded | ModelRefused | UploadAnswered | TransferRefused | TransferFailed
 ContactEvent = Joined | JoinRefused | RegisterFailed | HeartbeatAnswered | HeartbeatFailed
 Event = TransferEvent | ContactEvent | Trained | TrainingFailed | TimerFired | StopRequested
 

@@ -84,7 +84,7 @@ def run_participant(
     Raises:
         ParticipantError: The participant's own code failed, `max_failures` times in a row; raised from what it raised.
         CoordinatorUnreachable: It was away for longer than `give_up_after`.
-        ConfigurationError: An argument is wrong.
+        ConfigurationError: An argument is wrong, or the global model is larger than `max_model_size`.
     """
     with (
         connected(participant, coordinator_url, heartbeat_period, options) as runtime,

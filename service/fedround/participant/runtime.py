@@ -12,7 +12,16 @@ from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from typing import Any
 
-from fedround.errors import Busy, CoordinatorUnreachable, ExchangeError, ParticipantError, Refused, TooLarge
+from fedround.errors import (
+    Busy,
+    ConfigurationError,
+    CoordinatorUnreachable,
+    ExchangeError,
+    FedroundError,
+    ParticipantError,
+    Refused,
+    TooLarge,
+)
 from fedround.events import Observer, Reported
 from fedround.participant import moves as m
 from fedround.participant.lifecycle import Lifecycle
@@ -88,7 +97,7 @@ class Runtime:
         self._kept: Kept | None = None
         self._round: Round | None = None
         self._hurry = False
-        self._failure: ParticipantError | None = None
+        self._failure: FedroundError | None = None
         self._error: BaseException | None = None
         self._trouble = ""
 
@@ -239,7 +248,8 @@ class Runtime:
         except Refused as error:
             event = m.TransferRefused(order, error.status, error.detail)
         except TooLarge as error:
-            event = m.TransferRefused(order, error.status, str(error))
+            self._failure = ConfigurationError(str(error))
+            event = m.ModelRefused(order, str(error))
         except ExchangeError as error:
             event = m.TransferFailed(order, error.reason, _retry_after(error))
         self._events.put(event)

@@ -184,7 +184,9 @@ def test_a_participant_trains_with_a_platform_of_0_8() -> None:
         run_participant(Training(double), p.url, FAST, observers=[facts.append])
     assert [request.body for request in p.of("upload")] == [update(7, model * 2)] * 2
     assert {request.path for request in p.of("upload")} == {p.of("download")[0].path}
-    assert outcomes(facts) == ["completed", "completed"]
+    # Unconfirmed where the next heartbeat overtakes the upload's answer, which says nothing.
+    assert len(outcomes(facts)) == 2
+    assert set(outcomes(facts)) <= {"completed", "unconfirmed"}
 
 
 def test_any_format_travels() -> None:

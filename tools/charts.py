@@ -1,7 +1,8 @@
 """What of the charts and of k8s/ is made from something else: `tools/charts.py` makes it, `--check` says what is old.
 
 The rules and dashboards in a chart are those of deploy/. A chart's schema follows from its values: each has the type of its
-default, and there are no others. The tables in helm/README.md are the values with their comments. k8s/ is the charts, rendered.
+default or what is said here, and there are no others. The tables in helm/README.md are the values with their comments. k8s/ is
+the charts, rendered.
 """
 
 import json
@@ -9,6 +10,8 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +23,58 @@ ROOT = Path(__file__).parent.parent
 HELM = ROOT / "helm"
 CHARTS = ("coordinator", "participant")
 COPIED = {"rules": "prometheus/rules/*.yml", "dashboards": "grafana/dashboards/*.json"}
-ENUMS = {
-    "kind": ["StatefulSet", "Deployment"],
-    "afterFinish": ["wait", "exit"],
-    "image.pullPolicy": ["Always", "IfNotPresent", "Never"],
-    "service.type": ["ClusterIP", "NodePort", "LoadBalancer"],
+NONSENSE: Mapping[str, Mapping[str, Any]] = {
+    "kind": {"enum": ["StatefulSet", "Deployment"]},
+    "afterFinish": {"enum": ["wait", "exit"]},
+    "image.pullPolicy": {"enum": ["Always", "IfNotPresent", "Never"]},
+    "image.digest": {"pattern": "^(sha256:[0-9a-f]{64})?$"},
+    "coordinator.url": {"pattern": "^(https?://.+)?$"},
+    "aggregator.url": {"pattern": "^(https?://.+)?$"},
+    "otel.endpoint": {"pattern": "^(https?://.+)?$"},
+    "class": {"pattern": r"^[\w.]+:[\w.]+$"},
+    "minClients": {"minimum": 1},
+    "startupSeconds": {"minimum": 2},
+    "tmpSizeLimit": {"$ref": "#/definitions/quantity"},
+    "persistence.size": {"$ref": "#/definitions/quantity"},
+    "service.type": {"enum": ["ClusterIP", "NodePort", "LoadBalancer"]},
+    "autoscaling.minReplicas": {"minimum": 1},
+    "autoscaling.maxReplicas": {"minimum": 1},
+    "podDisruptionBudget.maxUnavailable": {"type": ["integer", "string"], "minimum": 0, "pattern": "^[0-9]+%$"},
+    "networkPolicy.aggregatorPort": {"minimum": 1, "maximum": 65535},
+    "podMonitor.interval": {"$ref": "#/definitions/scrape"},
+    "podMonitor.scrapeTimeout": {"$ref": "#/definitions/scrape"},
+    "persistence.retentionPolicy": {"additionalProperties": {"enum": ["Retain", "Delete"]}},
 }
-FREE = {"resources", "podSecurityContext", "securityContext", "labels", "annotations"}
+"""What a value may be, where its default does not say it."""
+DURATION = {"type": ["string", "number"], "pattern": r"^[0-9]+([.][0-9]*)? *(ms|s|m|h)?$", "minimum": 0}
+DEFINITIONS = {
+    "quantity": {"type": "string", "pattern": "^[0-9.]+([kMGT]|[KMGT]i)?$"},
+    "scrape": {"type": "string", "pattern": "^([0-9]+(ms|s|m|h))+$"},
+    "duration": DURATION,
+    "duration|never": {"anyOf": [DURATION, {"const": "never"}]},
+    "size": {"type": ["string", "integer"], "pattern": r"^[0-9]+([.][0-9]*)? *([kMGT]|[KMGT]i)?B?$", "minimum": 1},
+    "number": {"type": "integer", "minimum": 0},
+    "ratio": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+    "port": {"type": "integer", "minimum": 0, "maximum": 65535},
+    "url": {"type": "string", "pattern": "^https?://.+"},
+    "true|false": {"type": "boolean"},
+    "json": {"type": "object"},
+    "text|json": {"enum": ["text", "json"]},
+    "debug|info|warning|error": {"enum": ["debug", "info", "warning", "error"]},
+}
+"""Of what kind values are; those of settings have the names that they have in `fedround.settings`."""
+FREE = {
+    "resources",
+    "podSecurityContext",
+    "securityContext",
+    "labels",
+    "annotations",
+    "behavior",
+    "updateStrategy",
+    "livenessProbe",
+    "readinessProbe",
+    "retentionPolicy",
+}
 """What is Kubernetes' own, and for it to check, though our default is not empty."""
 SETTINGS: Mapping[tuple[str, str], type[Settings]] = {
     ("coordinator", "coordinator.settings"): CoordinatorSettings,
@@ -34,12 +82,9 @@ SETTINGS: Mapping[tuple[str, str], type[Settings]] = {
     ("participant", "settings"): ParticipantSettings,
 }
 URL = "http://fl-coordinator:8081"
-RENDERED = {
-    "base/coordinator.yaml": ("fl", "coordinator", []),
-    "base/participant.yaml": ("silo", "participant", [f"coordinator.url={URL}"]),
-}
-COMMENT = re.compile(r"^# (.*)$")
-KEY = re.compile(r"^(\w+):")
+RENDERED = {"coordinator": ("fl", ()), "participant": ("silo", ("--set", f"coordinator.url={URL}"))}
+"""The release of each chart in k8s/base, and what its values have to say."""
+LINE = re.compile(r"^( *)(?:# (?P<comment>.*)|(?P<key>\w+):.*)$")
 
 
 def main() -> int:
@@ -62,26 +107,48 @@ def made() -> Iterator[tuple[Path, str]]:
         for source in sorted((ROOT / "deploy").glob(pattern)):
             yield HELM / "coordinator" / "files" / kind / source.name, source.read_text()
     for chart in CHARTS:
-        values = yaml.safe_load((HELM / chart / "values.yaml").read_text())
-        schema = {"$schema": "http://json-schema.org/draft-07/schema#", **of(values)}
-        schema["properties"]["global"] = {"type": "object"}  # helm's own
-        for (of_chart, path), cls in SETTINGS.items():
-            if of_chart == chart:
-                *way, last = path.split(".")
-                within = schema["properties"][way[0]]["properties"] if way else schema["properties"]
-                names = {row.name.rstrip("_"): {"type": ["string", "number", "boolean"]} for row in cls.rows()}
-                within[last] = {"type": "object", "properties": names, "additionalProperties": False}
-        yield HELM / chart / "values.schema.json", json.dumps(schema, indent=2) + "\n"
+        yield HELM / chart / "values.schema.json", json.dumps(schema(chart), indent=2) + "\n"
     yield HELM / "README.md", readme()
-    for name, (release, chart, settings) in RENDERED.items():
-        yield ROOT / "k8s" / name, rendered(release, chart, settings)
+    for chart, (release, arguments) in RENDERED.items():
+        objects, variables = rendered(release, chart, *arguments)
+        yield ROOT / "k8s" / "base" / f"{chart}.yaml", objects
+        yield ROOT / "k8s" / "base" / f"{chart}.env", variables
 
 
-def of(value: Any, path: str = "") -> dict[str, Any]:
-    """The schema of a value."""
-    if path in ENUMS:
-        return {"enum": ENUMS[path]}
-    match value:
+def schema(chart: str) -> dict[str, Any]:
+    """The values of a chart: which there are, and of what kind."""
+    properties: dict[str, Any] = {"global": {"type": "object"}}  # helm's own
+    used = set()
+    for path, default, comment in rows(chart):
+        *way, last = path.split(".")
+        within = properties
+        for key in way:
+            within = within.setdefault(key, {"type": "object", "additionalProperties": False, "properties": {}})["properties"]
+        kind = settings(SETTINGS[chart, path]) if (chart, path) in SETTINGS else {**of(default), **NONSENSE.get(path, {})}
+        used |= {found["$ref"] for found in (kind, *kind.get("properties", {}).values()) if "$ref" in found}
+        within[last] = kind if "$ref" in kind else {"description": comment, **kind}
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": properties,
+        "definitions": {name: kind for name, kind in DEFINITIONS.items() if f"#/definitions/{name}" in used},
+    }
+
+
+def settings(cls: type[Settings]) -> dict[str, Any]:
+    """The settings of a service by their names, without what is set for all services at once."""
+    properties = {
+        row.name.rstrip("_"): {"$ref": f"#/definitions/{row.kind}"} if row.kind in DEFINITIONS else {"type": "string"}
+        for row in cls.rows()
+        if row.variable.startswith(cls.prefix)
+    }
+    return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def of(default: Any) -> dict[str, Any]:
+    """What a value like this one may be."""
+    match default:
         case bool():
             return {"type": "boolean"}
         case int():
@@ -90,10 +157,7 @@ def of(value: Any, path: str = "") -> dict[str, Any]:
             return {"type": "string"}
         case list():
             return {"type": "array"}
-        case {} if not value or path.rpartition(".")[2] in FREE:
-            return {"type": "object"}
-    properties = {key: of(inner, f"{path}.{key}".lstrip(".")) for key, inner in value.items()}
-    return {"type": "object", "properties": properties, "additionalProperties": False}
+    return {"type": "object"}
 
 
 def readme() -> str:
@@ -107,32 +171,43 @@ def readme() -> str:
 
 
 def table(chart: str) -> Iterator[str]:
-    """The values of a chart, each with its default and the comment above it."""
-    source = (HELM / chart / "values.yaml").read_text()
-    values: Mapping[str, Any] = yaml.safe_load(source)
     yield "| value | default | |"
     yield "| --- | --- | --- |"
-    comment: list[str] = []
-    for line in source.splitlines():
-        if found := COMMENT.match(line.strip()):
-            comment.append(found[1])
-        elif key := KEY.match(line):
-            default = json.dumps(values[key[1]])
-            yield f"| `{key[1]}` | `{default}` | {' '.join(comment)} |"
-            comment = []
-        elif line.strip():
-            # What is said within belongs to the whole, whose row is there already.
-            comment = []
+    for path, default, comment in rows(chart):
+        yield f"| `{path}` | `{json.dumps(default)}` | {comment} |"
 
 
-def rendered(release: str, chart: str, settings: list[str]) -> str:
-    command = ["helm", "template", release, str(HELM / chart), "--no-hooks", "--skip-tests"]
-    for setting in settings:
-        command += ["--set", setting]
+def rows(chart: str) -> Iterator[tuple[str, Any, str]]:
+    """The values of a chart: where each is, its default, and the comment above it."""
+    source = (HELM / chart / "values.yaml").read_text()
+    values = yaml.safe_load(source)
+    way: list[str] = []
+    comment = ""
+    for indent, text, key in (found.groups() for line in source.splitlines() if (found := LINE.match(line))):
+        if text:
+            comment = f"{comment} {text}".strip()
+            continue
+        depth = len(indent) // 2
+        if depth <= len(way) and not FREE.intersection(way[:depth]):
+            way[depth:] = [key]
+            default = reduce(getitem, way, values)
+            if not isinstance(default, dict) or not default or key in FREE:
+                yield ".".join(way), default, comment
+        comment = ""
+
+
+def rendered(release: str, chart: str, *arguments: str) -> tuple[str, str]:
+    """The objects of a release; and its variables, of which kustomize makes a ConfigMap whose name changes with them."""
+    command = ["helm", "template", release, str(HELM / chart), "--no-hooks", "--skip-tests", *arguments]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     text = text.replace("app.kubernetes.io/managed-by: Helm", "app.kubernetes.io/managed-by: kustomize")
+    text = re.sub(r" *annotations:\n *checksum/config: \w+\n", "", text)
     lines = (line.rstrip() for line in text.splitlines() if not line.strip().startswith("helm.sh/chart:"))
-    return "# Made by tools/charts.py from the chart.\n" + "\n".join(line for line in lines if line) + "\n"
+    documents = re.split(r"^---\n", "\n".join(line for line in lines if line) + "\n", flags=re.MULTILINE)
+    (config,) = [document for document in documents if "\nkind: ConfigMap\n" in document]
+    variables = "".join(f"{name}={value}\n" for name, value in yaml.safe_load(config)["data"].items())
+    made = "# Made by tools/charts.py from the chart.\n"
+    return made + "---\n".join(document for document in documents if document is not config), made + variables
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The charts, rendered: what comes out is valid, says what was asked for, and nothing else."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,12 +12,13 @@ from typing import Any
 import pytest
 import yaml
 
-from fedround.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings
+from fedround.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings, load
 from support.tools import tool
 from support.venvs import python
 
 ROOT = Path(__file__).parent.parent.parent
-CASES = sorted(path.relative_to(ROOT / "helm") for path in (ROOT / "helm").glob("*/ci/*-values.yaml"))
+HELM = ROOT / "helm"
+CASES = sorted(path.relative_to(HELM) for path in HELM.glob("*/ci/*-values.yaml"))
 VALIDATE = "kubernetes-validate==1.37.0"
 HELMS = ("helm", "helm3")
 """Helm 4, and Helm 3.17 under the name that those give it who have both."""
@@ -30,7 +32,7 @@ Object = Mapping[str, Any]
 
 
 def helm(*arguments: str, program: str = "helm") -> str:
-    done = subprocess.run([tool(program), *arguments], capture_output=True, text=True, cwd=ROOT / "helm", check=False)
+    done = subprocess.run([tool(program), *arguments], capture_output=True, text=True, cwd=HELM, check=False)
     if done.returncode:
         raise ValueError(done.stderr)
     return done.stdout
@@ -38,7 +40,9 @@ def helm(*arguments: str, program: str = "helm") -> str:
 
 def rendered(chart: str, *settings: str, values: Path | None = None, program: str = "helm") -> dict[tuple[str, str], Object]:
     """The objects of a chart, by kind and name."""
-    arguments = [argument for setting in settings for argument in ("--set-json" if "={" in setting else "--set", setting)]
+    arguments = [
+        argument for setting in settings for argument in ("--set-json" if re.search(r"=[{\[]", setting) else "--set", setting)
+    ]
     arguments += ["--values", str(values)] if values else []
     objects = filter(None, yaml.safe_load_all(helm("template", "fl", chart, *arguments, program=program)))
     return {(found["kind"], found["metadata"]["name"]): found for found in objects}
@@ -138,9 +142,24 @@ def test_every_pod_may_run_where_pod_security_is_restricted(case: Path) -> None:
         ("participant", "replicaCount=many", "replicaCount"),
         ("participant", "kind=DaemonSet", "kind"),
         ("participant", "settings.hearbeat_period=1s", "hearbeat_period"),
-        ("participant", "settings.ops_port=1", "has a value of its own"),
+        ("participant", "settings.heartbeat_period=fast", "heartbeat_period"),
+        ("participant", "settings.give_up_after=soon", "give_up_after"),
+        ("participant", "settings.log_format=xml", "log_format"),
+        ("participant", "settings.ops_port=1", "the chart sets this one itself"),
+        ("participant", "settings.name=me", "the chart sets this one itself"),
         ("participant", "coordinator.url=", "coordinator.url is required"),
+        ("participant", "coordinator.url=fl-coordinator", "url"),
+        ("participant", "class=HousePrices", "class"),
+        ("participant", "podDisruptionBudget.maxUnavailable=few", "maxUnavailable"),
+        ("participant", "podMonitor.interval=30", "interval"),
+        ("participant", "autoscaling.enabled=true,autoscaling.minReplicas=40", "minReplicas is more than maxReplicas"),
+        ("participant", "autoscaling.enabled=true,autoscaling.targetCPUUtilizationPercentage=0", "by what"),
+        ("participant", "autoscaling.enabled=true,shards=0", "say how many"),
+        ("participant", "kind=Deployment,volumeClaimTemplates[0].metadata.name=mine", "only a StatefulSet makes claims"),
         ("coordinator", "replicaCount=2", "replicaCount"),
+        ("coordinator", "minClients=0", "minClients"),
+        ("coordinator", "coordinator.settings.participants_ratio=2", "participants_ratio"),
+        ("coordinator", "persistence.size=much", "size"),
         ("coordinator", "aggregator.settings.port=1", "the chart sets this one itself"),
         ("coordinator", "ingress.enabled=true", "coordinatorHost and aggregatorHost are required"),
         ("coordinator", "token.tokensKey=tokens", "of which token.existingSecret"),
@@ -156,6 +175,82 @@ def test_silos_outside_need_the_aggregators_address() -> None:
     with pytest.raises(ValueError, match=r"aggregator\.url is required"):
         rendered("coordinator", *hosts)
     assert ("Ingress", "fl-coordinator") in rendered("coordinator", *hosts, "aggregator.url=https://b.example.org")
+
+
+@pytest.mark.parametrize("program", HELMS)
+def test_numbers_and_objects_reach_the_settings_as_they_are_written(program: str) -> None:
+    for chart, cls in (
+        ("participant", ParticipantSettings),
+        ("coordinator", CoordinatorSettings),
+        ("coordinator", AggregatorSettings),
+    ):
+        objects = rendered(chart, values=Path(chart, "ci", "full-values.yaml"), program=program)
+        load(cls, objects["ConfigMap", f"fl-{chart}"]["data"], {})
+        if cls is AggregatorSettings:
+            assert objects["ConfigMap", "fl-coordinator"]["data"]["AGGREGATOR_STRATEGY_OPTIONS"] == '{"share":0.1}'
+
+
+def test_silos_may_connect_to_what_they_need_and_nothing_else() -> None:
+    addresses = ("coordinator.url=https://fl.example.org", "networkPolicy.aggregatorPort=8443", "otel.endpoint=http://c:4318")
+    policy = rendered("participant", "networkPolicy.enabled=true", *addresses)["NetworkPolicy", "fl-participant"]["spec"]
+    ports = [[port["port"] for port in rule["ports"]] for rule in policy["egress"]]
+    assert ports == [[53, 53], [443, 8443, 4318]]
+    assert policy["ingress"] == [{"ports": [{"port": "ops", "protocol": "TCP"}]}]
+
+
+def test_the_ops_ports_are_not_open_to_the_world_with_the_public_ones() -> None:
+    def ports(*settings: str) -> dict[str, list[str]]:
+        services = [found for (kind, _), found in rendered("coordinator", *settings).items() if kind == "Service"]
+        return {s["metadata"]["name"]: [port["name"] for port in s["spec"]["ports"]] for s in services}
+
+    assert ports() == {"fl-coordinator": ["http", "ops"], "fl-aggregator": ["http", "ops"]}
+    assert ports("service.type=LoadBalancer") == {
+        "fl-coordinator": ["http"],
+        "fl-coordinator-ops": ["ops"],
+        "fl-aggregator": ["http"],
+        "fl-aggregator-ops": ["ops"],
+    }
+
+
+@pytest.mark.parametrize("chart", ["coordinator", "participant"])
+def test_labels_and_annotations_of_yours_are_on_every_object_and_in_no_selector(chart: str) -> None:
+    yours = 'commonLabels={"team": "silo", "app.kubernetes.io/name": "mine"}', 'commonAnnotations={"ticket": "42"}'
+    for (kind, _), found in rendered(chart, *([URL] if chart == "participant" else []), *yours).items():
+        if kind != "Pod":  # of helm test, which is gone as soon as it is done
+            assert found["metadata"]["labels"]["team"] == "silo"
+            assert found["metadata"]["labels"]["app.kubernetes.io/name"] == chart
+            assert found["metadata"]["annotations"] == {"ticket": "42"}
+        if kind == "StatefulSet":
+            assert set(found["spec"]["selector"]["matchLabels"]) == {
+                f"app.kubernetes.io/{key}" for key in ("name", "instance", "component")
+            }
+            assert found["spec"]["template"]["metadata"]["labels"]["team"] == "silo"
+
+
+def test_pods_are_replaced_for_a_changed_setting_and_not_for_a_label_of_yours() -> None:
+    def template(*settings: str) -> Any:
+        return rendered("participant", URL, *settings)["StatefulSet", "fl-participant"]["spec"]["template"]["metadata"][
+            "annotations"
+        ]
+
+    assert template() == template("replicaCount=30") == template("podMonitor.enabled=true")
+    assert template() != template("settings.log_level=debug")
+
+
+def test_pods_that_are_spread_are_those_of_the_chart() -> None:
+    spread = 'topologySpreadConstraints=[{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}]'
+    objects = rendered("participant", URL, spread)
+    (constraint,) = pod(objects)["topologySpreadConstraints"]
+    assert constraint["labelSelector"] == objects["StatefulSet", "fl-participant"]["spec"]["selector"]
+
+
+def test_runbooks_are_where_you_say() -> None:
+    objects = rendered("coordinator", "prometheusRule.enabled=true", "prometheusRule.runbookBase=https://wiki.example.org/")
+    rules = [rule for group in objects["PrometheusRule", "fl-coordinator"]["spec"]["groups"] for rule in group["rules"]]
+    links = [rule["annotations"]["runbook_url"] for rule in rules if "alert" in rule]
+    assert links
+    for link in links:
+        assert (ROOT / link.removeprefix("https://wiki.example.org/")).exists()
 
 
 def test_what_is_optional_is_off_by_default() -> None:
@@ -180,8 +275,10 @@ def test_the_three_probes_differ_and_start_leaves_time_for_imports() -> None:
 
 
 def test_replicas_are_left_to_the_autoscaler() -> None:
-    objects = rendered("participant", URL, "autoscaling.enabled=true")
+    objects = rendered("participant", URL, "autoscaling.enabled=true", "autoscaling.targetMemoryUtilizationPercentage=90")
     assert "replicas" not in objects["StatefulSet", "fl-participant"]["spec"]
+    metrics = objects["HorizontalPodAutoscaler", "fl-participant"]["spec"]["metrics"]
+    assert [metric["resource"]["name"] for metric in metrics] == ["cpu", "memory"]
 
 
 def test_every_variable_that_is_set_is_a_setting() -> None:
@@ -195,18 +292,15 @@ def test_every_variable_that_is_set_is_a_setting() -> None:
 
 
 @pytest.mark.parametrize("chart", ["coordinator", "participant"])
-def test_every_value_is_used(chart: str) -> None:
+def test_every_value_is_documented_and_used(chart: str) -> None:
     templates = "".join(path.read_text() for path in (ROOT / "helm" / chart / "templates").rglob("*") if path.is_file())
-
-    def unused(values: Object, way: tuple[str, ...] = ()) -> Iterator[str]:
-        for key, value in values.items():
-            if not re.search(rf"\.{key}\b", templates):
-                yield ".".join((*way, key))
-            # A map that is handed on as a whole is Kubernetes' own.
-            elif isinstance(value, dict) and not re.search(rf"toYaml .*\.{key}\b|with \S*\.{key} }}}}[^}}]*toYaml \.", templates):
-                yield from unused(value, (*way, key))
-
-    assert list(unused(yaml.safe_load((ROOT / "helm" / chart / "values.yaml").read_text()))) == []
+    table = (HELM / "README.md").read_text().split(f"## {chart}\n")[1].split("<!-- end -->")[0]
+    rows = re.findall(r"^\| `([\w.]+)` \| `.*` \| (.*) \|$", table, re.MULTILINE)
+    paths = [path for path, _ in rows]
+    values = yaml.safe_load((HELM / chart / "values.yaml").read_text())
+    assert {path.partition(".")[0] for path in paths} == set(values)
+    assert [path for path, comment in rows if not comment] == []
+    assert [path for path in paths if not re.search(rf"[.\"]{path.rpartition('.')[2]}\b", templates)] == []
 
 
 def test_what_is_made_from_something_else_is_as_it_is_made() -> None:
@@ -215,11 +309,32 @@ def test_what_is_made_from_something_else_is_as_it_is_made() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
+def kustomized(path: Path) -> list[Any]:
+    done = subprocess.run([tool("kubectl"), "kustomize", str(path)], capture_output=True, text=True, check=True)
+    return list(yaml.safe_load_all(done.stdout))
+
+
 @pytest.mark.parametrize("overlay", ["demo", "production"])
 def test_an_overlay_is_in_a_namespace_that_is_restricted(overlay: str) -> None:
-    path = str(ROOT / "k8s" / "overlays" / overlay)
-    done = subprocess.run([tool("kubectl"), "kustomize", path], capture_output=True, text=True, check=True)
-    objects = list(yaml.safe_load_all(done.stdout))
+    objects = kustomized(ROOT / "k8s" / "overlays" / overlay)
     (namespace,) = [found for found in objects if found["kind"] == "Namespace"]
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     assert {found["metadata"].get("namespace") for found in objects if found is not namespace} == {"fedround"}
+
+
+def test_without_helm_too_pods_are_replaced_for_a_changed_setting(tmp_path: Path) -> None:
+    def variables(*literals: str) -> dict[str, list[str]]:
+        generated = [{"name": "silo-participant", "behavior": "merge", "literals": list(literals)}] if literals else []
+        overlay = {"resources": [os.path.relpath(ROOT / "k8s" / "base", tmp_path)], "configMapGenerator": generated}
+        (tmp_path / "kustomization.yaml").write_text(json.dumps(overlay))
+        workloads = (found for found in kustomized(tmp_path) if found["kind"] == "StatefulSet")
+        return {
+            found["metadata"]["name"]: [
+                c["envFrom"][0]["configMapRef"]["name"] for c in found["spec"]["template"]["spec"]["containers"]
+            ]
+            for found in workloads
+        }
+
+    before, after = variables(), variables("PARTICIPANT_LOG_LEVEL=debug")
+    assert before["fl-coordinator"] == after["fl-coordinator"]
+    assert before["silo-participant"] != after["silo-participant"]

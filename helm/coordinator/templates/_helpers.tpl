@@ -26,6 +26,15 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 
+{{/* Of an object; its `name` where that is not the usual one, and its own `labels` and `annotations`, beside those of all. */}}
+{{- define "coordinator.metadata" -}}
+name: {{ default (include "coordinator.fullname" .root) .name }}
+labels: {{- merge (include "coordinator.labels" .root | fromYaml) (default dict .labels) .root.Values.commonLabels | toYaml | nindent 2 }}
+{{- with merge dict (default dict .annotations) .root.Values.commonAnnotations }}
+annotations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
 {{- define "coordinator.image" -}}
 {{- $name := .Values.image.repository }}
 {{- if .Values.image.registry }}{{ $name = printf "%s/%s" .Values.image.registry $name }}{{ end }}
@@ -36,10 +45,44 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if .Values.serviceAccount.create }}{{ default (include "coordinator.fullname" .) .Values.serviceAccount.name }}{{ else }}{{ default "default" .Values.serviceAccount.name }}{{ end }}
 {{- end }}
 
+{{/* Where pods may be, and how they are pulled: the same for those of helm test. */}}
+{{- define "coordinator.placement" -}}
+{{- range $key := list "imagePullSecrets" "priorityClassName" "runtimeClassName" "nodeSelector" "tolerations" "affinity" "dnsConfig" }}
+{{- with index $.Values $key }}
+{{ $key }}: {{ toJson . }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* A value as text: YAML's numbers would come out as 1e+06. */}}
+{{- define "coordinator.text" -}}
+{{- if kindIs "string" . }}{{ . }}{{ else }}{{ toJson . }}{{ end }}
+{{- end }}
+
+{{/* The port in a URL. */}}
+{{- define "coordinator.port" -}}
+{{- $url := urlParse . }}
+{{- regexFind ":[0-9]+$" $url.host | trimPrefix ":" | default (ternary "443" "80" (eq $url.scheme "https")) }}
+{{- end }}
+
+{{- define "coordinator.aggregatorName" -}}
+{{ trimSuffix "-coordinator" (include "coordinator.fullname" .) }}-aggregator
+{{- end }}
+
+{{/* The Service of a role. */}}
+{{- define "coordinator.serviceName" -}}
+{{- if eq .role "aggregator" }}{{ include "coordinator.aggregatorName" .root }}{{ else }}{{ include "coordinator.fullname" .root }}{{ end }}
+{{- end }}
+
+{{/* And the one with its ops port: the same, unless that one is open to the world. */}}
+{{- define "coordinator.opsName" -}}
+{{- include "coordinator.serviceName" . }}{{ if ne .root.Values.service.type "ClusterIP" }}-ops{{ end }}
+{{- end }}
+
 {{/* Contradictions, all in one place. */}}
 {{- define "coordinator.check" -}}
 {{- range $role, $own := dict "coordinator" (list "rounds" "min_clients" "aggregator_url" "aggregator_internal_url") "aggregator" (list "internal_bind" "internal_port") }}
-{{- range $name := concat $own (list "data_dir" "spool_dir" "port" "ops_port" "bind" "token" "tokens_file" "internal_secret") }}
+{{- range $name := concat $own (list "data_dir" "spool_dir" "port" "ops_port" "bind" "token" "tokens_file" "internal_secret" "internal_secret_file") }}
 {{- if hasKey (index $.Values $role).settings $name }}{{ fail (printf "%s.settings.%s: the chart sets this one itself, see values.yaml" $role $name) }}{{ end }}
 {{- end }}
 {{- end }}
@@ -52,62 +95,4 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 {{- end }}
 {{- if and .Values.token.tokensKey (not .Values.token.existingSecret) }}{{ fail "token.tokensKey: of which token.existingSecret?" }}{{ end }}
-{{- end }}
-
-{{- define "coordinator.aggregatorName" -}}
-{{ trimSuffix "-coordinator" (include "coordinator.fullname" .) }}-aggregator
-{{- end }}
-
-{{/* One of the two containers: role, its ports, and what it is given. */}}
-{{- define "coordinator.container" -}}
-{{- $root := .root }}
-- name: {{ .role }}
-  image: {{ include "coordinator.image" $root }}
-  imagePullPolicy: {{ $root.Values.image.pullPolicy }}
-  args: [{{ .role }}]
-  securityContext: {{- toYaml $root.Values.securityContext | nindent 4 }}
-  envFrom:
-    - configMapRef: {name: {{ include "coordinator.fullname" $root }}}
-    {{- with $root.Values.extraEnvFrom }}{{ toYaml . | nindent 4 }}{{ end }}
-  env:
-    - name: K8S_POD
-      valueFrom: {fieldRef: {fieldPath: metadata.name}}
-    - name: K8S_NAMESPACE
-      valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
-    - name: OTEL_RESOURCE_ATTRIBUTES
-      value: k8s.namespace.name=$(K8S_NAMESPACE),k8s.pod.name=$(K8S_POD)
-    {{- with $root.Values.token }}
-    {{- if and .existingSecret .tokensKey }}
-    - name: {{ upper $.role }}_TOKENS_FILE
-      value: /etc/fedround/tokens
-    {{- else if .existingSecret }}
-    - name: {{ upper $.role }}_TOKEN
-      valueFrom: {secretKeyRef: {name: {{ .existingSecret }}, key: {{ .key }}}}
-    {{- end }}
-    {{- end }}
-    {{- with $root.Values.extraEnv }}{{ toYaml . | nindent 4 }}{{ end }}
-  ports:
-    - {name: {{ .role }}, containerPort: {{ .port }}}
-    - {name: {{ .role }}-ops, containerPort: {{ .ops }}}
-  startupProbe:
-    tcpSocket: {port: {{ .role }}-ops}
-    periodSeconds: 2
-    failureThreshold: 30
-  livenessProbe:
-    httpGet: {path: /livez, port: {{ .role }}-ops}
-    periodSeconds: 10
-    timeoutSeconds: 5
-    failureThreshold: 6
-  readinessProbe:
-    httpGet: {path: /readyz, port: {{ .role }}-ops}
-    periodSeconds: 2
-    timeoutSeconds: 2
-  resources: {{- toYaml (index $root.Values .role).resources | nindent 4 }}
-  volumeMounts:
-    - {name: data, mountPath: /data}
-    - {name: tmp, mountPath: /tmp}
-    {{- if $root.Values.token.tokensKey }}
-    - {name: tokens, mountPath: /etc/fedround, readOnly: true}
-    {{- end }}
-    {{- with $root.Values.extraVolumeMounts }}{{ toYaml . | nindent 4 }}{{ end }}
 {{- end }}

@@ -26,6 +26,15 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 
+{{/* Of an object; its `name` where that is not the usual one, and its own `labels` and `annotations`, beside those of all. */}}
+{{- define "participant.metadata" -}}
+name: {{ default (include "participant.fullname" .root) .name }}
+labels: {{- merge (include "participant.labels" .root | fromYaml) (default dict .labels) .root.Values.commonLabels | toYaml | nindent 2 }}
+{{- with merge dict (default dict .annotations) .root.Values.commonAnnotations }}
+annotations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
 {{- define "participant.image" -}}
 {{- $name := .Values.image.repository }}
 {{- if .Values.image.registry }}{{ $name = printf "%s/%s" .Values.image.registry $name }}{{ end }}
@@ -36,11 +45,38 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if .Values.serviceAccount.create }}{{ default (include "participant.fullname" .) .Values.serviceAccount.name }}{{ else }}{{ default "default" .Values.serviceAccount.name }}{{ end }}
 {{- end }}
 
+{{/* Where pods may be, and how they are pulled: the same for those of helm test. */}}
+{{- define "participant.placement" -}}
+{{- range $key := list "imagePullSecrets" "priorityClassName" "runtimeClassName" "nodeSelector" "tolerations" "affinity" "dnsConfig" }}
+{{- with index $.Values $key }}
+{{ $key }}: {{ toJson . }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* A value as text: YAML's numbers would come out as 1e+06. */}}
+{{- define "participant.text" -}}
+{{- if kindIs "string" . }}{{ . }}{{ else }}{{ toJson . }}{{ end }}
+{{- end }}
+
+{{/* The port in a URL. */}}
+{{- define "participant.port" -}}
+{{- $url := urlParse . }}
+{{- regexFind ":[0-9]+$" $url.host | trimPrefix ":" | default (ternary "443" "80" (eq $url.scheme "https")) }}
+{{- end }}
+
 {{/* Contradictions, all in one place. */}}
 {{- define "participant.check" -}}
 {{- if not .Values.coordinator.url }}{{ fail "coordinator.url is required, as http://fl-coordinator:8081" }}{{ end }}
-{{- range $name := list "coordinator_url" "class" "options" "shards" "drain_timeout" "after_finish" "token" "ops_port" "ops_bind" }}
-{{- if hasKey $.Values.settings $name }}{{ fail (printf "settings.%s: this one has a value of its own, see values.yaml" $name) }}{{ end }}
+{{- range $name := list "coordinator_url" "class" "options" "name" "shards" "drain_timeout" "after_finish" "token" "ops_port" "ops_bind" }}
+{{- if hasKey $.Values.settings $name }}{{ fail (printf "settings.%s: the chart sets this one itself, see values.yaml" $name) }}{{ end }}
 {{- end }}
-{{- if and .Values.autoscaling.enabled (gt (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas)) }}{{ fail "autoscaling.minReplicas is more than maxReplicas" }}{{ end }}
+{{- with .Values.autoscaling }}
+{{- if .enabled }}
+{{- if gt (int .minReplicas) (int .maxReplicas) }}{{ fail "autoscaling.minReplicas is more than maxReplicas" }}{{ end }}
+{{- if not (or .targetCPUUtilizationPercentage .targetMemoryUtilizationPercentage .metrics) }}{{ fail "autoscaling: by what? It has no target and no metrics" }}{{ end }}
+{{- if not $.Values.shards }}{{ fail "shards: 0 means as many as replicas, and autoscaling changes those: say how many" }}{{ end }}
+{{- end }}
+{{- end }}
+{{- if and .Values.volumeClaimTemplates (ne .Values.kind "StatefulSet") }}{{ fail "volumeClaimTemplates: only a StatefulSet makes claims" }}{{ end }}
 {{- end }}

@@ -1,0 +1,54 @@
+{{/* One of the two containers: `role`, its ports, and what it is given. */}}
+{{- define "coordinator.container" -}}
+{{- $values := .root.Values }}
+- name: {{ .role }}
+  image: {{ include "coordinator.image" .root }}
+  imagePullPolicy: {{ $values.image.pullPolicy }}
+  args: [{{ .role }}]
+  securityContext: {{- toYaml $values.securityContext | nindent 4 }}
+  envFrom:
+    - configMapRef: {name: {{ include "coordinator.fullname" .root }}}
+    {{- with $values.extraEnvFrom }}{{ toYaml . | nindent 4 }}{{ end }}
+  env:
+    - name: K8S_NAMESPACE
+      valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
+    - name: K8S_POD
+      valueFrom: {fieldRef: {fieldPath: metadata.name}}
+    - name: K8S_POD_UID
+      valueFrom: {fieldRef: {fieldPath: metadata.uid}}
+    - name: K8S_NODE
+      valueFrom: {fieldRef: {fieldPath: spec.nodeName}}
+    - name: OTEL_RESOURCE_ATTRIBUTES
+      value: k8s.namespace.name=$(K8S_NAMESPACE),k8s.pod.name=$(K8S_POD),k8s.pod.uid=$(K8S_POD_UID),k8s.node.name=$(K8S_NODE),k8s.container.name={{ .role }}{{ range $name, $value := $values.otel.resourceAttributes }},{{ $name }}={{ $value }}{{ end }}
+    {{- with $values.token }}
+    {{- if and .existingSecret .tokensKey }}
+    - name: {{ upper $.role }}_TOKENS_FILE
+      value: /etc/fedround/tokens
+    {{- else if .existingSecret }}
+    - name: {{ upper $.role }}_TOKEN
+      valueFrom: {secretKeyRef: {name: {{ .existingSecret }}, key: {{ .key }}}}
+    {{- end }}
+    {{- end }}
+    {{- with $values.extraEnv }}{{ toYaml . | nindent 4 }}{{ end }}
+  ports:
+    - {name: {{ .role }}, containerPort: {{ .port }}}
+    - {name: {{ .role }}-ops, containerPort: {{ .ops }}}
+  startupProbe:
+    tcpSocket: {port: {{ .role }}-ops}
+    periodSeconds: 2
+    failureThreshold: {{ max 1 (div (int $values.startupSeconds) 2) }}
+  livenessProbe:
+    httpGet: {path: /livez, port: {{ .role }}-ops}
+    {{- toYaml $values.livenessProbe | nindent 4 }}
+  readinessProbe:
+    httpGet: {path: /readyz, port: {{ .role }}-ops}
+    {{- toYaml $values.readinessProbe | nindent 4 }}
+  resources: {{- toYaml (index $values .role).resources | nindent 4 }}
+  volumeMounts:
+    - {name: data, mountPath: /data}
+    - {name: tmp, mountPath: /tmp}
+    {{- if $values.token.tokensKey }}
+    - {name: tokens, mountPath: /etc/fedround, readOnly: true}
+    {{- end }}
+    {{- with $values.extraVolumeMounts }}{{ toYaml . | nindent 4 }}{{ end }}
+{{- end }}

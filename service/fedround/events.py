@@ -84,6 +84,14 @@ class OrderAccepted(Fact):
 
 
 @dataclass(frozen=True, slots=True)
+class ShardTaken(Fact):
+    """From now on training is on part `index` of `count` of a split data set."""
+
+    index: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class PhaseBegan(Fact):
     """Told, as `PhaseEnded` is, on the thread that carries the phase out. Each try to download or upload is a phase of its own."""
 

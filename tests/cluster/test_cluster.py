@@ -29,6 +29,7 @@ def trains_with(made: Namespace, count: int) -> None:
 def test_ten_silos_train_and_helm_test_proves_it(charts: Namespace) -> None:
     trains_with(charts, 10)
     assert {p["name"] for p in charts.status["participants"]} == {f"silo-participant-{k}" for k in range(10)}
+    assert sorted(charts.shards()) == [f"{k}/10" for k in range(10)]
     for release in ("silo", "fl"):
         assert "Succeeded" in charts.helm("test", release)
 

@@ -248,6 +248,7 @@ def test_a_service_that_is_to_stay_says_that_training_is_complete_and_ends_on_si
         assert s.ask("/livez")[0] == 200
         status = s.ask("/status")[1]
         assert (status["name"], status["state"], status["rounds"]) == ("silo-1", "training complete", {"completed": 1})
+        assert status["shard"] == "0/10"
         assert s.end(signal.SIGTERM) == 0
 
 

@@ -139,13 +139,17 @@ def test_participants_get_the_numbers_of_their_shards_from_our_platform() -> Non
         shards.add(current_round().shard.of(range(4)))
         return Update(1, np.ones(2))
 
-    with our_platform(rounds=1, min_clients=2) as p:
-        threads = [threading.Thread(target=run_participant, args=(Training(train), p.url), kwargs={"shards": 2}) for _ in range(2)]
+    facts: list[Fact] = []
+    options: Any = {"shards": 2, "observers": [facts.append]}
+    with our_platform(rounds=2, min_clients=2) as p:
+        threads = [threading.Thread(target=run_participant, args=(Training(train), p.url), kwargs=options) for _ in range(2)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
     assert shards == {range(0, 4, 2), range(1, 5, 2)}
+    taken = [fact for fact in facts if isinstance(fact, events.ShardTaken)]
+    assert sorted((fact.index, fact.count) for fact in taken) == [(0, 2), (1, 2)], "told once, not in every round"
 
 
 def test_a_participant_of_a_fleet_leaves_when_it_fails_so_that_the_others_go_on() -> None:

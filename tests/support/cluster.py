@@ -53,6 +53,11 @@ class Namespace:
         """The participants' pods."""
         return json.loads(self.kubectl("get", "pods", *SILOS, "--output", "json"))["items"]
 
+    def shards(self) -> list[str]:
+        """What each of them says that it trains on."""
+        pods = (f"/api/v1/namespaces/{self.name}/pods/{pod['metadata']['name']}:8080" for pod in self.silos())
+        return [json.loads(self.run("kubectl", "get", "--raw", f"{pod}/proxy/status"))["shard"] for pod in pods]
+
     def silos_are(self, condition: str) -> None:
         """Wait until all of them are."""
         self.kubectl("wait", f"--for=condition={condition}", "pod", *SILOS, "--timeout=60s")

@@ -74,6 +74,8 @@ def _participant_line(fact: Fact) -> _Line | None:
             return logging.INFO, f"registered as {short(id)}" + ("" if reason == "start" else f" ({reason})")
         case events.OrderAccepted(number, repeated):
             return logging.INFO, f"round {number}: " + ("asked for the same update again" if repeated else "selected")
+        case events.ShardTaken(index, count):
+            return logging.INFO, f"trains on shard {index}/{count}"
         case events.RoundEnded(number, outcome, seconds, reason):
             level = logging.WARNING if outcome in ("failed", "refused") else logging.INFO
             return level, f"round {number} {outcome} after {seconds:.2f} s" + (f": {reason}" if reason else "")

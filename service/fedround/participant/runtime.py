@@ -22,7 +22,7 @@ from fedround.errors import (
     Refused,
     TooLarge,
 )
-from fedround.events import Observer, Reported
+from fedround.events import Observer, Reported, ShardTaken
 from fedround.participant import moves as m
 from fedround.participant.lifecycle import Lifecycle
 from fedround.participant.peers import Aggregator, Coordinator
@@ -182,7 +182,10 @@ class Runtime:
             case m.StartTraining(order) | m.Download(order) | m.Upload(order):
                 self._transfers.submit(partial(self._transfer, command, order, self._kept))
             case m.Train(order):
-                self._round = Round(order.round, self._shard(self._ordinal), partial(self._report, order.round))
+                shard, former = self._shard(self._ordinal), self._round and self._round.shard
+                if shard != former:
+                    self._observe(ShardTaken(shard.index, shard.count))
+                self._round = Round(order.round, shard, partial(self._report, order.round))
                 self._round.cancelled = self._hurry
                 self._user.submit(partial(self._train, order, self._round, self._model))
                 self._model = []

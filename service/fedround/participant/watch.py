@@ -22,6 +22,7 @@ class Watch:
         self._clock = clock
         self._state = events.StateChanged(State.REGISTERING, None, draining=False)
         self._id = ""
+        self._shard: str | None = None
         self._contact: float | None = None
         self._rounds: dict[str, int] = {}
         health.fault("coordinator", "not registered yet")
@@ -33,6 +34,8 @@ class Watch:
                 self._state_changed(fact)
             case events.Registered(id):
                 self._id = id
+            case events.ShardTaken(index, count):
+                self._shard = f"{index}/{count}"
             case events.ContactMade():
                 self._contact = self._clock()
                 if self._state.state in (State.WAITING, State.TRAINING, State.CONFIRMING):
@@ -62,6 +65,7 @@ class Watch:
             "draining": self._state.draining,
             "round": self._state.round,
             "id": short(self._id),
+            "shard": self._shard,
             "seconds_since_contact": None if contact is None else round(self._clock() - contact, 3),
             "rounds": self._rounds,
         }

@@ -243,11 +243,12 @@ class AttemptDropped(Fact):
 
 @dataclass(frozen=True, slots=True)
 class RoundCompleted(Fact):
-    """`figures` are the sample-weighted means of what the participants reported."""
+    """`ids` were counted, from `dropped` others the round was taken; `figures` are the sample-weighted means of the reported."""
 
     round: int
     attempt: str
     ids: tuple[str, ...]
+    dropped: int
     samples: int
     parameters: int
     seconds: float

@@ -562,6 +562,18 @@ def test_the_books_are_told_once_whom_to_forget() -> None:
     assert table.open().forget == ()
 
 
+def test_a_round_tells_how_many_were_counted_and_how_many_lost_it() -> None:
+    table = Table(Plan(min_clients=3, participants_ratio=0.8), present=3)
+    gone, *stay = table.ids
+    table.open()
+    table.rounds.leave(table.now, gone)
+    table.revoke(Verdict.REVOKED)
+    table.enter(*stay)
+    table.close()
+    (done,) = status(table.rounds, table.now)["last_rounds"]
+    assert (done["counted"], done["dropped"]) == (2, 1)
+
+
 def test_an_ordinal_is_the_lowest_free_one_or_the_one_held_before() -> None:
     table = Table(Plan(min_clients=99), present=3)
     ordinals = {p.id: p.ordinal for p in table.rounds.present}

@@ -62,17 +62,18 @@ def test_every_fact_makes_a_line_with_ids_cut_in_both_formats(kind: type[Fact], 
 
 
 def test_a_json_line_has_time_level_text_and_the_facts_fields(log: pytest.LogCaptureFixture) -> None:
-    LogObserver()(events.RoundCompleted(3, ID, (ID, ID), 20, 5, 1.5, (("loss", 0.25),)))
+    LogObserver()(events.RoundCompleted(3, ID, (ID, ID), 1, 20, 5, 1.5, (("loss", 0.25),)))
     line = json.loads(JsonFormatter().format(log.records[0]))
     assert line.pop("time").endswith("+00:00")
     assert line == {
         "level": "info",
         "logger": "fedround",
-        "message": "round 3 completed in 1.50 s: 2 updates, 20 samples, 5 parameters, loss=0.25",
+        "message": "round 3 completed in 1.50 s: 2 updates, 1 dropped, 20 samples, 5 parameters, loss=0.25",
         "event": "RoundCompleted",
         "round": 3,
         "attempt": "12345678",
         "participants": 2,
+        "dropped": 1,
         "samples": 20,
         "parameters": 5,
         "seconds": 1.5,

@@ -98,8 +98,8 @@ def test_an_exchange_is_counted_with_its_sizes_whether_it_was_answered_or_not() 
 @pytest.mark.parametrize(
     ("fact", "series", "labels", "value"),
     [
-        (events.RoundCompleted(0, ID, (ID,), 5, 5, 0.3, ()), "rounds_total", {"outcome": "completed"}, 1),
-        (events.RoundCompleted(0, ID, (ID,), 5, 5, 0.3, ()), "round_duration_seconds_sum", {}, 0.3),
+        (events.RoundCompleted(0, ID, (ID,), 0, 5, 5, 0.3, ()), "rounds_total", {"outcome": "completed"}, 1),
+        (events.RoundCompleted(0, ID, (ID,), 0, 5, 5, 0.3, ()), "round_duration_seconds_sum", {}, 0.3),
         (events.AttemptDropped(0, ID, 0, "too few", timed_out=False), "rounds_total", {"outcome": "failed"}, 1),
         (events.AttemptDropped(0, ID, 0, "too late", timed_out=True), "rounds_total", {"outcome": "timed_out"}, 1),
         (events.Selected(0, (ID, ID)), "selected_total", {}, 2),

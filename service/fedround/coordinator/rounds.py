@@ -363,6 +363,7 @@ class Rounds:
             round=attempt.round,
             attempt=attempt.id,
             ids=tuple(attempt.counted),
+            dropped=len(attempt.by_state[State.IGNORED]),
             samples=sum(e.samples for e in entries),
             parameters=closed.parameters,
             seconds=now - attempt.begun,

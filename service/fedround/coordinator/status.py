@@ -37,6 +37,7 @@ def status(rounds: Rounds, now: float, measured: Iterable[Measured] = (), faults
                 "round": r.round,
                 "seconds": round(r.seconds, 3),
                 "counted": len(r.ids),
+                "dropped": r.dropped,
                 "samples": r.samples,
                 "parameters": r.parameters,
                 "figures": dict(r.figures),

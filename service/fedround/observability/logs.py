@@ -97,8 +97,9 @@ def _platform_line(fact: Fact) -> _Line | None:
             return logging.WARNING, f"round {number}: taken from {short(id)} ({reason})"
         case events.AttemptDropped(number, _, counted, reason):
             return logging.WARNING, f"round {number} is tried anew, {counted} counted updates are void: {reason}"
-        case events.RoundCompleted(number, _, ids, samples, parameters, seconds, figures):
-            text = f"round {number} completed in {seconds:.2f} s: {len(ids)} updates, {samples} samples, {parameters} parameters"
+        case events.RoundCompleted(number, _, ids, dropped, samples, parameters, seconds, figures):
+            text = f"round {number} completed in {seconds:.2f} s: {len(ids)} updates, "
+            text += (f"{dropped} dropped, " if dropped else "") + f"{samples} samples, {parameters} parameters"
             return logging.INFO, text + (f", {_figures(figures)}" if figures else "")
         case events.TrainingCompleted(rounds):
             return logging.INFO, f"training complete after {rounds} rounds"

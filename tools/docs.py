@@ -6,11 +6,14 @@ docs/settings.md is made as a whole, docs/operations.md has blocks between comme
 import re
 import sys
 from pathlib import Path
+from random import Random
 
 import numpy as np
 
 from fedround import events, weights
 from fedround.cli import MEANINGS
+from fedround.coordinator.rounds import Plan, Rounds
+from fedround.coordinator.status import status
 from fedround.observability.metrics import AggregatorMetrics, CoordinatorMetrics, Metrics, ParticipantMetrics
 from fedround.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings, Settings
 
@@ -77,7 +80,7 @@ def exit_codes() -> str:
 def metrics(kind: type[Metrics]) -> str:
     """A table of one service's own metrics."""
     service = kind()
-    service.show(lambda: {"round": 0, "rounds": 0, "state": "", "participants": [], "receiving": 0})
+    service.show(lambda: {**status(Rounds(Plan(), Random()), 0.0), "receiving": 0})
     for fact in ONE_OF_EACH:
         service(fact)
     rows = ["| name | type | labels | |\n| --- | --- | --- | --- |\n"]

@@ -5,7 +5,7 @@ import pytest
 
 from fedround import events
 from fedround.books import Admit, Close, Closed, Difference, Entry, Newest, Open, Outcome, Page, Revoke, Verdict
-from fedround.coordinator.presence import Known
+from fedround.coordinator.presence import MOST_MISSED, Known
 from fedround.coordinator.rounds import ASK_AGAIN, PAUSE, Memory, Plan, Rounds
 from fedround.coordinator.status import status
 from fedround.errors import IllegalMove
@@ -560,6 +560,63 @@ def test_the_books_are_told_once_whom_to_forget() -> None:
     table.enter(stays)
     table.close()
     assert table.open().forget == ()
+
+
+def test_who_fell_silent_is_missed_until_it_is_back_or_an_hour_is_over() -> None:
+    table = Table(Plan(min_clients=99), present=3)
+
+    def missing() -> dict[str, float]:
+        return {gone["name"]: gone["seconds"] for gone in status(table.rounds, table.now)["missing"]}
+
+    stays, leaves, _ = table.ids
+    table.rounds.leave(table.now, leaves)
+    table.later(20, stays)
+    table.later(10, stays)
+    assert missing() == {"silo-2": 10}
+    table.join("silo-2")
+    assert missing() == {}
+    table.later(20, stays)
+    for _ in range(370):
+        table.later(10, stays)
+    assert missing() == {}
+    assert set(table.rounds.present.missing(table.now - 1000)) == {"silo-2"}
+
+
+def test_who_was_killed_and_is_back_at_once_is_not_missed_when_its_former_id_falls_silent() -> None:
+    table = Table(Plan(min_clients=99), present=1)
+    table.later(5)
+    back = table.join("silo-0")
+    table.later(14, back)
+    assert [gone.reason for gone in table.facts(events.ParticipantGone) if isinstance(gone, events.ParticipantGone)] == ["silent"]
+    assert status(table.rounds, table.now)["missing"] == []
+    table.rounds.leave(table.now, back)
+    assert status(table.rounds, table.now)["missing"] == []
+
+
+def test_the_missing_are_bounded() -> None:
+    table = Table(Plan(min_clients=9999))
+    for number in range(MOST_MISSED + 1):
+        table.join(f"silo-{number}")
+    table.later(20)
+    assert len(table.rounds.present.missing(table.now)) == MOST_MISSED
+
+
+def test_who_was_told_to_finish_is_not_missed() -> None:
+    table = Table(Plan(rounds=1), present=1)
+    table.open()
+    table.enter(*table.ids)
+    table.close()
+    assert table.state(table.ids[0]) is HeartbeatState.FINISH
+    table.later(20)
+    assert [gone.reason for gone in table.facts(events.ParticipantGone) if isinstance(gone, events.ParticipantGone)] == ["left"]
+    assert status(table.rounds, table.now)["missing"] == []
+
+
+def test_while_the_aggregator_does_not_answer_the_state_says_so() -> None:
+    table = Table(Plan(), present=1)
+    table.open()
+    assert status(table.rounds, table.now)["state"] == "training"
+    assert status(table.rounds, table.now, reachable=False)["state"] == "waiting for the aggregator"
 
 
 def test_a_round_tells_how_many_were_counted_and_how_many_lost_it() -> None:

@@ -1,6 +1,7 @@
 """Metrics: which fact moves which series, what they show before anything has happened, and that they stay few."""
 
 import subprocess
+from random import Random
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from fedround import events
+from fedround.coordinator.rounds import Plan, Rounds
+from fedround.coordinator.status import status
 from fedround.events import Fact
 from fedround.observability.metrics import AggregatorMetrics, CoordinatorMetrics, Metrics, ParticipantMetrics
 from fedround.weights import change, statistics
@@ -35,7 +38,7 @@ def told(metrics: Metrics, *facts: Fact) -> Metrics:
 
 
 def shown(metrics: Metrics) -> Metrics:
-    metrics.show(lambda: {"round": 3, "rounds": 10, "state": "training", "participants": [], "receiving": 2})
+    metrics.show(lambda: {**status(Rounds(Plan(), Random()), 0.0), "receiving": 2})
     return metrics
 
 
@@ -113,21 +116,36 @@ def test_what_a_coordinator_does_is_counted(fact: Fact, series: str, labels: dic
 
 
 def test_a_coordinators_gauges_are_its_status() -> None:
-    status = {
+    now = {
         "round": 3,
         "rounds": 10,
         "state": "training",
         "participants": [{"state": "waiting"}, {"state": "done"}, {"state": "done"}],
+        "missing": [{"name": "anna", "seconds": 3.0}],
+        "round_timeout": 60.0,
+        "aggregator_reachable": False,
     }
     metrics = CoordinatorMetrics()
-    metrics.show(lambda: status)
-    found = {name: sample(metrics, f"fedround_coordinator_{name}") for name in ("round", "rounds_configured", "training_complete")}
-    assert found == {"round": 3, "rounds_configured": 10, "training_complete": 0}
+    metrics.show(lambda: now)
+    expected = {
+        "round": 3,
+        "rounds_configured": 10,
+        "training_complete": 0,
+        "round_timeout_seconds": 60,
+        "participants_missing": 1,
+        "aggregator_reachable": 0,
+    }
+    assert {name: sample(metrics, f"fedround_coordinator_{name}") for name in expected} == expected
     states = [sample(metrics, "fedround_coordinator_participants", state=state) for state in ("waiting", "selected", "done")]
     assert states == [1, 0, 2]
-    status["state"] = "waiting for participants: 7 of 10"
+    since = sample(metrics, "fedround_coordinator_round_since_timestamp_seconds")
+    assert since is not None
+    assert sample(metrics, "fedround_coordinator_round_since_timestamp_seconds") == since, "still the same round"
+    now["round"] = 4
+    assert (sample(metrics, "fedround_coordinator_round_since_timestamp_seconds") or 0) > since
+    now["state"] = "waiting for participants: 7 of 10"
     assert sample(metrics, "fedround_coordinator_waiting_for_participants") == 1
-    status["state"] = "complete"
+    now["state"] = "complete"
     assert sample(metrics, "fedround_coordinator_training_complete") == 1
 
 

@@ -158,7 +158,7 @@ def test_a_service_without_metrics_says_so() -> None:
 
 def test_the_status_is_what_the_service_says() -> None:
     answer = ask(Health(), "/status", status={"round": 3})
-    assert (answer.status_code, answer.json()) == (200, {"ready": True, "round": 3})
+    assert (answer.status_code, answer.json()) == (200, {"ready": True, "reasons": [], "round": 3})
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/status", "/extra"])

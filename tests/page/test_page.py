@@ -51,7 +51,9 @@ def test_events_follow_training_and_end_with_the_coordinator() -> None:
             now = next(now for now in told if now["round"] > 1)
             assert [shown["name"] for shown in now["participants"]] == ["anna"]
             assert now["last_rounds"][-1]["counted"] == 1
-            assert all(done["weights"]["mean"] == done["round"] + 1.0 for done in now["last_rounds"])
+            # The newest may have none yet: they come with the first update of the next round.
+            measured = {done["round"]: done["weights"]["mean"] for done in now["last_rounds"] if done["weights"]}
+            assert measured == {number: number + 1.0 for number in measured} != {}
         assert platform.end() == 0
         assert len(list(told)) < 5, "the stream ends"
         assert "Traceback" not in platform.log

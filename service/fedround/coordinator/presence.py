@@ -5,6 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
+MISSED = 3600.0
+"""Seconds for which one that fell silent is missed: then nobody expects it any more."""
+MOST_MISSED = 1000
+"""Names, whoever invents them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Known:
@@ -47,6 +52,8 @@ class Presence:
         self._expiry: list[tuple[float, str]] = []
         self._ordinals: set[int] = set()
         self._lowest_free = 0
+        self._fell_silent: dict[str, float] = {}
+        """When, by name."""
 
     def __len__(self) -> int:
         return len(self._present)
@@ -65,6 +72,7 @@ class Presence:
         expires = now + max(self._timeout, grace)
         participant = self._present[id] = Participant(id, name, self._take_ordinal(ordinal), now, expires, now, extended)
         heappush(self._expiry, (participant.expires, id))
+        self._fell_silent.pop(name, None)
         return participant
 
     def touch(self, now: float, id: str) -> Participant | None:
@@ -74,11 +82,23 @@ class Presence:
             participant.seen, participant.expires = now, now + self._timeout
         return participant
 
-    def remove(self, id: str) -> Participant:
+    def remove(self, now: float, id: str, *, missed: bool) -> Participant:
+        """`missed`: it fell silent, and somebody is to look for it."""
         participant = self._present.pop(id)
         self._ordinals.discard(participant.ordinal)
         self._lowest_free = min(self._lowest_free, participant.ordinal)
+        self._fell_silent.pop(participant.name, None)
+        if missed:
+            self._fell_silent[participant.name] = now
+            while len(self._fell_silent) > MOST_MISSED:
+                del self._fell_silent[next(iter(self._fell_silent))]
         return participant
+
+    def missing(self, now: float) -> dict[str, float]:
+        """Who fell silent and has not come back under its name, and for how many seconds it has been gone."""
+        names = {participant.name for participant in self}
+        gone = {name: now - since for name, since in self._fell_silent.items() if name not in names}
+        return {name: seconds for name, seconds in gone.items() if seconds <= MISSED}
 
     def silent(self, now: float) -> list[str]:
         """The ids whose time-out is over."""

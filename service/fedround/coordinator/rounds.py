@@ -176,7 +176,8 @@ class Rounds:
     def tick(self, now: float) -> None:
         """Time has passed: see who is silent, and whose deadline is over."""
         for id in self.present.silent(now):
-            self._remove(now, id, "silent")
+            # Who was told `finish` has no reason to be heard of again.
+            self._remove(now, id, "left" if self.complete else "silent")
         attempt = self.attempt
         while attempt is not None and attempt.deadlines and attempt.deadlines[0][0] <= now:
             _, id = heappop(attempt.deadlines)
@@ -406,7 +407,7 @@ class Rounds:
         )
 
     def _remove(self, now: float, id: str, reason: str) -> None:
-        participant = self.present.remove(id)
+        participant = self.present.remove(now, id, missed=reason == "silent")
         if participant.known_to_books:
             self._gone.append(id)
         self._facts.append(events.ParticipantGone(id, participant.name, reason))

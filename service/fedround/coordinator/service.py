@@ -137,7 +137,7 @@ class CoordinatorService:
 
     def status(self) -> dict[str, Any]:
         """The state as JSON-able data, ids cut."""
-        return status(self._rounds, self._clock(), self._measured, self._faults)
+        return status(self._rounds, self._clock(), reachable=self._reachable.is_set(), measured=self._measured, faults=self._faults)
 
     def _answer(self, id: str, *, idle: bool) -> Heartbeat:
         answer = self._rounds.heartbeat(self._clock(), id, idle=idle)

@@ -8,18 +8,25 @@ from fedround.coordinator.rounds import Rounds
 from fedround.events import short
 
 
-def status(rounds: Rounds, now: float, measured: Iterable[Measured] = (), faults: Iterable[str] = ()) -> dict[str, Any]:
-    """The state of the training at `now`, monotonic seconds; with what the models are like, and what the aggregator lacks."""
+def status(
+    rounds: Rounds, now: float, *, reachable: bool = True, measured: Iterable[Measured] = (), faults: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The state of the training at `now`, monotonic seconds.
+
+    `reachable`: the aggregator; what it lacks is in `faults`, and what the models are like in `measured`.
+    """
     attempt = rounds.attempt
     weights = {m.round: dict(m.figures) for m in measured}
     return {
-        "state": _state(rounds),
+        "state": _state(rounds, reachable),
         "round": rounds.round,
         "rounds": rounds.plan.rounds,
         "attempt": None if attempt is None else short(attempt.id),
         "counted": 0 if attempt is None else len(attempt.counted),
         "outstanding": 0 if attempt is None else attempt.outstanding,
         "required": rounds.plan.required,
+        "round_timeout": rounds.plan.round_timeout,
+        "aggregator_reachable": reachable,
         "aggregator_faults": list(faults),
         "participants": [
             {
@@ -32,6 +39,7 @@ def status(rounds: Rounds, now: float, measured: Iterable[Measured] = (), faults
             }
             for p in rounds.present
         ],
+        "missing": [{"name": name, "seconds": round(seconds, 3)} for name, seconds in rounds.present.missing(now).items()],
         "last_rounds": [
             {
                 "round": r.round,
@@ -48,9 +56,9 @@ def status(rounds: Rounds, now: float, measured: Iterable[Measured] = (), faults
     }
 
 
-def _state(rounds: Rounds) -> str:
+def _state(rounds: Rounds, reachable: bool) -> str:
     if rounds.complete:
         return "complete"
     if len(rounds.present) < rounds.plan.min_clients:
         return f"waiting for participants: {len(rounds.present)} of {rounds.plan.min_clients}"
-    return "training" if rounds.incarnation else "waiting for the aggregator"
+    return "training" if reachable and rounds.incarnation else "waiting for the aggregator"

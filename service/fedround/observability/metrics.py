@@ -6,6 +6,7 @@ rate is right from the first scrape on. Every class makes its metrics in a regis
 
 import os
 import platform
+import time
 from collections import Counter as Counts
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -373,14 +374,22 @@ class _CoordinatorState(Collector):
     def __init__(self, prefix: str, status: Callable[[], Mapping[str, Any]]) -> None:
         self._prefix = prefix
         self._status = status
+        self._round: int | None = None
+        self._since = 0.0
 
     def collect(self) -> Iterator[Metric]:
         """The state at this moment."""
         status = self._status()
+        if status["round"] != self._round:
+            self._round, self._since = status["round"], time.time()
         state: str = status["state"]
         gauges = (
             ("round", "The round that is open or comes next, counted from 0.", status["round"]),
             ("rounds_configured", "Rounds of the whole training; 0: it does not end.", status["rounds"]),
+            ("round_since_timestamp_seconds", "When a scrape first saw this round.", self._since),
+            ("round_timeout_seconds", "How long the selected have to deliver.", status["round_timeout"]),
+            ("aggregator_reachable", "1 while the aggregator answers.", status["aggregator_reachable"]),
+            ("participants_missing", "Who fell silent in the last hour and has not come back.", len(status["missing"])),
             ("waiting_for_participants", "1 while there are too few to begin.", state.startswith("waiting for participants")),
             ("training_complete", "1 after the last round.", state == "complete"),
         )

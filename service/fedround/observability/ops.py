@@ -28,7 +28,8 @@ def app(
         return _json({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
 
     async def show_status(request: Request) -> Response:
-        return _json({"ready": not health.reasons, **status()}, 200)
+        reasons = health.reasons
+        return _json({"ready": not reasons, "reasons": reasons, **status()}, 200)
 
     async def metrics(request: Request) -> Response:
         if scrape is None:

@@ -212,6 +212,12 @@ def test_the_ops_ports_are_not_open_to_the_world_with_the_public_ones() -> None:
     }
 
 
+@pytest.mark.parametrize("kind", ["ClusterIP", "LoadBalancer"])
+def test_a_platform_that_is_not_ready_is_reached_all_the_same(kind: str) -> None:
+    services = [found for (k, _), found in rendered("coordinator", f"service.type={kind}").items() if k == "Service"]
+    assert all(found["spec"]["publishNotReadyAddresses"] for found in services)
+
+
 @pytest.mark.parametrize("chart", ["coordinator", "participant"])
 def test_labels_and_annotations_of_yours_are_on_every_object_and_in_no_selector(chart: str) -> None:
     yours = 'commonLabels={"team": "silo", "app.kubernetes.io/name": "mine"}', 'commonAnnotations={"ticket": "42"}'

@@ -11,6 +11,9 @@ COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 
 CORES := */participant/lifecycle.py,*/participant/work.py,*/participant/moves.py,*/coordinator/rounds.py,*/coordinator/attempt.py,$\
 	*/coordinator/presence.py,*/aggregator/ledger.py,*/aggregator/strategies.py,*/weights.py,*/wire.py,*/books.py,*/backoff.py
 
+# Each file of tests on one process; but what has an engine or a cluster to itself, one after the other.
+SIDE_BY_SIDE = $(if $(filter tests/container% tests/cluster%,$(ARGS)),,--numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder)
+
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
@@ -18,7 +21,7 @@ demo: $(VENV)/ready ## watch a whole federation train on this machine
 	@$(BIN)/fedround demo $(ARGS)
 
 test: $(VENV)/ready ## run the tests; make test ARGS="-k ledger -x"
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 check: $(VENV)/ready ## lint, format, types, layers, docs
 	@$(BIN)/ruff check
@@ -29,7 +32,7 @@ check: $(VENV)/ready ## lint, format, types, layers, docs
 
 cover: $(VENV)/ready ## run the tests and hold their coverage: the cores' branches all, the rest what was reached
 	@$(BIN)/coverage erase
-	@$(BIN)/coverage run -m pytest --quiet --ignore=tests/conformance --ignore=tests/deploy --ignore=tests/chart --ignore=tests/page/test_browser.py $(ARGS)
+	@$(BIN)/coverage run -m pytest --quiet $(SIDE_BY_SIDE) --ignore=tests/conformance --ignore=tests/deploy --ignore=tests/chart --ignore=tests/page/test_browser.py $(ARGS)
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report --skip-covered --show-missing
 	@$(BIN)/coverage report --include="$(CORES)" --fail-under=100 --format=total > /dev/null

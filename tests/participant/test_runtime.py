@@ -110,7 +110,8 @@ def test_a_round_with_our_platform_tells_its_whole_story() -> None:
     story = [fact for fact in facts if not isinstance(fact, events.ExchangeEnded | events.PhaseBegan | events.ContactMade)]
     assert [fact.state if isinstance(fact, events.StateChanged) else type(fact).__name__ for fact in story] == [
         *("registering", "Registered", "waiting", "OrderAccepted", "training"),
-        *["PhaseEnded"] * 6,
+        *("PhaseEnded", "ShardTaken"),
+        *["PhaseEnded"] * 5,
         *("RoundEnded", "waiting", "finished"),
     ]
     phases = [fact.phase for fact in facts if isinstance(fact, events.PhaseEnded)]

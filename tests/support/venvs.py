@@ -1,8 +1,11 @@
 """Programs and libraries from PyPI that tests need, each in an environment of its own: the lock has none of them."""
 
+import fcntl
 import subprocess
 import sys
 import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 CACHE = Path(__file__).parent.parent.parent / ".cache"
@@ -16,17 +19,27 @@ class NotInstalled(Exception):
     """The environment cannot be made."""
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Tests run side by side: who wants what another is just installing waits for it."""
+    CACHE.mkdir(exist_ok=True)
+    with (CACHE / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def python(requirement: str) -> str:
     """The Python of the environment that has `requirement`, `NAME==VERSION`. It is made once."""
     directory = CACHE / f"{requirement.replace('==', '-')}-python-{sys.version_info[0]}.{sys.version_info[1]}"
     executable = str(directory / "bin" / "python")
-    if not (directory / "ready").exists():
-        venv.create(directory, with_pip=True, clear=True)
-        install = [executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", requirement]
-        done = subprocess.run(install, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise NotInstalled(f"{requirement} cannot be installed: {done.stderr[-300:]}")
-        (directory / "ready").touch()
+    with alone():
+        if not (directory / "ready").exists():
+            venv.create(directory, with_pip=True, clear=True)
+            install = [executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", requirement]
+            done = subprocess.run(install, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise NotInstalled(f"{requirement} cannot be installed: {done.stderr[-300:]}")
+            (directory / "ready").touch()
     return executable
 
 

@@ -75,6 +75,11 @@ class Registered(Fact):
 
 
 @dataclass(frozen=True, slots=True)
+class RegistrationRefused(Fact):
+    """The coordinator gave no id: training is complete."""
+
+
+@dataclass(frozen=True, slots=True)
 class OrderAccepted(Fact):
     """An order to train was accepted. `repeated`: for an update that is kept from before."""
 

@@ -19,6 +19,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from fedround import events, weights
 from fedround.errors import ConfigurationError, Unreachable
+from fedround.observability import tracing
 from fedround.observability.telemetry import traced
 from fedround.observability.tracing import Tracing, exporters
 from support.otlp import Span, receiving
@@ -52,6 +53,11 @@ class Traced:
         except Unreachable:
             pass
         return dict(exchange.headers)
+
+    def finished(self) -> Sequence[ReadableSpan]:
+        """What has ended so far."""
+        self.tracing._provider.force_flush()
+        return self._memory.get_finished_spans()
 
     def spans(self) -> dict[str, ReadableSpan]:
         self.tracing.close()
@@ -136,6 +142,33 @@ def test_a_registration_has_its_attempts_below_it() -> None:
     spans = traced.spans()
     assert parent(spans["GET /rendez_vous"]) == own(spans["fedround.register"])
     assert (spans["fedround.register"].attributes or {})["fedround.register.reason"] == "start"
+
+
+def test_a_registration_ends_when_training_is_complete_and_the_next_one_is_another_trace() -> None:
+    traced = Traced()
+    for _ in range(2):
+        traced.ask("GET", "/rendez_vous")
+        traced.tell(events.RegistrationRefused())
+    registrations = [span for span in traced.finished() if span.name == "fedround.register"]
+    assert len({span.context.trace_id for span in registrations if span.context}) == 2
+    assert all(span.status.is_unset for span in registrations)
+
+
+def test_who_cannot_register_makes_a_trace_a_minute_and_no_endless_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    traced, failed = Traced(), events.Retrying("/rendez_vous", "unreachable", 1.5)
+    for _ in range(3):
+        traced.ask("GET", "/rendez_vous", None)
+        traced.tell(events.ContactLost("nobody there"), failed)
+    assert {span.name for span in traced.finished()} == {"GET /rendez_vous"}
+    monkeypatch.setattr(tracing, "REGISTER_SECONDS", 0.0)
+    for _ in range(3):
+        traced.tell(failed)
+        traced.ask("GET", "/rendez_vous", None)
+    registrations = [span for span in traced.finished() if span.name == "fedround.register"]
+    assert [(span.attributes or {})["error.type"] for span in registrations] == ["unreachable"] * 3
+    assert parent(traced.finished()[-1]) not in map(own, registrations)
+    assert not any(span.status.is_ok for span in registrations)
+    assert (traced.spans()["fedround.register"].attributes or {}).keys() == set()  # it was asked to stop
 
 
 def test_heartbeats_outside_of_rounds_can_be_silenced_on_both_ends() -> None:

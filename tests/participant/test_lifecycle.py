@@ -16,6 +16,7 @@ from fedround.events import (
     OrderAccepted,
     PhaseEnded,
     Registered,
+    RegistrationRefused,
     Retrying,
     RoundEnded,
     StateChanged,
@@ -611,6 +612,7 @@ def test_finish_ends_the_participant() -> None:
 def test_a_refused_registration_means_that_training_is_complete() -> None:
     participant = Participant()
     assert participant.tell(m.JoinRefused()) == [m.Exit(m.Reason.FINISHED)]
+    assert RegistrationRefused() in participant.facts
 
 
 def test_a_participant_that_stays_asks_now_and_then_whether_training_goes_on() -> None:

@@ -32,6 +32,8 @@ LOG = logging.getLogger(__name__)
 ROUND = "fedround.round"
 REGISTER = "fedround.register"
 LEDGER = "/books/ledger"
+REGISTER_SECONDS = 60.0
+"""How long a trace of attempts to register may become, while nobody answers; then another one begins."""
 COMPLAIN_EVERY = 60.0
 """Seconds between two lines about an exporter that fails."""
 
@@ -81,6 +83,7 @@ class Tracing:
         self._heartbeats = heartbeats
         self._round: Span | None = None
         self._registering: Span | None = None
+        self._registering_since = 0.0
         self._phases = threading.local()
         self._failed: dict[tuple[str, str], int] = {}
         """How often in a row, by method and path."""
@@ -142,10 +145,12 @@ class Tracing:
                 context.detach(token)
                 _failed(span, error)
                 span.end()
-            case events.Registered(_, reason) if self._registering is not None:
-                self._registering.set_attribute("fedround.register.reason", reason)
-                self._registering.end()
-                self._registering = None
+            case events.Registered(_, reason):
+                self._end_registering(reason)
+            case events.RegistrationRefused():
+                self._end_registering()
+            case events.Retrying(wire.RENDEZ_VOUS, reason) if time.monotonic() >= self._registering_since + REGISTER_SECONDS:
+                self._end_registering(error=reason)
             case events.WeightsMeasured(_, _, _, statistics) if self._round is not None:
                 self._round.set_attribute("fedround.round.parameters", statistics.count)
             case events.UpdateMeasured(_, samples) if self._round is not None:
@@ -159,6 +164,20 @@ class Tracing:
                 self._end_round("completed", {f"fedround.round.{name}": value for name, value in known.items()})
             case events.AttemptDropped(timed_out=timed_out):
                 self._end_round("timed_out" if timed_out else "failed")
+
+    def _register(self) -> Span:
+        """The registration that is under way, or a new one."""
+        if self._registering is None:
+            self._registering, self._registering_since = self._tracer.start_span(REGISTER, Context()), time.monotonic()
+        return self._registering
+
+    def _end_registering(self, reason: str = "", error: str = "") -> None:
+        span, self._registering = self._registering, None
+        if span is not None:
+            if reason:
+                span.set_attribute("fedround.register.reason", reason)
+            _failed(span, error)
+            span.end()
 
     def _begin_round(self, number: int, parent: Context) -> None:
         if self._round is None:
@@ -191,8 +210,7 @@ class Tracing:
         """The span of one request of ours, of which `path` is the template."""
         parent = self._parent()
         if path == wire.RENDEZ_VOUS:
-            self._registering = self._registering or self._tracer.start_span(REGISTER, parent)
-            parent = trace.set_span_in_context(self._registering)
+            parent = trace.set_span_in_context(self._register())
         if path == LEDGER or (path == wire.HEARTBEAT and not self._heartbeats and self._round is None):
             yield ClientSpan(trace.INVALID_SPAN, {"traceparent": _not_sampled()})
             return

@@ -171,6 +171,7 @@ class Lifecycle:
                 self._facts.append(events.Registered(id, self._why))
                 self._contact.plan(now)
             case m.JoinRefused():
+                self._facts.append(events.RegistrationRefused())
                 self._finish(now)
             case _:
                 self._heard(event.answer, now)

@@ -39,17 +39,24 @@ def test_a_rendez_vous_survives_the_round_trip(id: str | None, ordinal: int | No
     assert RendezVous.decode(RendezVous(id, ordinal).encode()) == RendezVous(id, ordinal)
 
 
-@given(st.sampled_from(HeartbeatState), st.integers(0, 2**40), texts, st.none() | ids, texts, numbers)
+@given(st.sampled_from(HeartbeatState), st.integers(0, 2**40), texts, st.none() | ids, texts, texts, numbers)
 def test_a_heartbeat_survives_the_round_trip(
-    state: HeartbeatState, number: int, url: str | None, token: str | None, traceparent: str | None, counted: int | None
+    state: HeartbeatState,
+    number: int,
+    url: str | None,
+    token: str | None,
+    traceparent: str | None,
+    tracelink: str | None,
+    counted: int | None,
 ) -> None:
-    message = Heartbeat(state, number if state is HeartbeatState.ROUND else None, url, token, traceparent, counted)
+    message = Heartbeat(state, number if state is HeartbeatState.ROUND else None, url, token, traceparent, tracelink, counted)
     assert Heartbeat.decode(message.encode()) == message
 
 
-@given(st.text(max_size=20), ids, texts)
-def test_an_order_survives_the_round_trip(url: str, token: str, traceparent: str | None) -> None:
-    assert StartTraining.decode(StartTraining(url, token, traceparent).encode()) == StartTraining(url, token, traceparent)
+@given(st.text(max_size=20), ids, texts, texts)
+def test_an_order_survives_the_round_trip(url: str, token: str, traceparent: str | None, tracelink: str | None) -> None:
+    message = StartTraining(url, token, traceparent, tracelink)
+    assert StartTraining.decode(message.encode()) == message
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,7 @@ class OrderAccepted(Fact):
     round: int
     repeated: bool
     traceparent: str | None
+    tracelink: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,16 +80,26 @@ class StartTraining:
     url: str | None
     token: str | None
     traceparent: str | None = None
+    tracelink: str | None = None
+    """As `traceparent`, of a round with too many participants for one trace: the own one is only linked to it."""
 
     def encode(self) -> bytes:
-        return _dump({"url": self.url, "token": self.token, "ok": self.token is not None} | _present(traceparent=self.traceparent))
+        return _dump(
+            {"url": self.url, "token": self.token, "ok": self.token is not None}
+            | _present(traceparent=self.traceparent, tracelink=self.tracelink)
+        )
 
     @classmethod
     def decode(cls, body: bytes) -> Self:
         data = _load(body)
         if not _ok(data):
             return cls(url=None, token=None)
-        return cls(url=_str(data, "url"), token=_uuid(data, "token"), traceparent=_optional_str(data, "traceparent"))
+        return cls(
+            url=_str(data, "url"),
+            token=_uuid(data, "token"),
+            traceparent=_optional_str(data, "traceparent"),
+            tracelink=_optional_str(data, "tracelink"),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +111,14 @@ class Heartbeat:
     url: str | None = None
     token: str | None = None
     traceparent: str | None = None
+    tracelink: str | None = None
     counted: int | None = None
     """The last round in which this participant's update was counted."""
 
     def encode(self) -> bytes:
         return _dump(
             {"round": self.round, "state": self.state}
-            | _present(url=self.url, token=self.token, traceparent=self.traceparent, counted=self.counted)
+            | _present(url=self.url, token=self.token, traceparent=self.traceparent, tracelink=self.tracelink, counted=self.counted)
         )
 
     @classmethod
@@ -126,6 +137,7 @@ class Heartbeat:
             url=_optional_str(data, "url"),
             token=_uuid(data, "token") if data.get("token") is not None else None,
             traceparent=_optional_str(data, "traceparent"),
+            tracelink=_optional_str(data, "tracelink"),
             counted=_int(data, "counted"),
         )
 

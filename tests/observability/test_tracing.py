@@ -16,14 +16,18 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
 
 from fedround import events, weights
 from fedround.errors import ConfigurationError, Unreachable
 from fedround.observability import tracing
 from fedround.observability.telemetry import traced
 from fedround.observability.tracing import Tracing, exporters
+from fedround.participant.run import Options, connected
+from support.federation import our_platform
 from support.otlp import Span, receiving
 from support.processes import Process, running
+from support.silos import Plus1
 
 ID = "12345678-aaaa-4bbb-8ccc-dddddddddddd"
 TOKEN = "87654321-aaaa-4bbb-8ccc-dddddddddddd"
@@ -66,6 +70,11 @@ class Traced:
 
 def parent(span: ReadableSpan) -> str:
     return "" if span.parent is None else trace.format_span_id(span.parent.span_id)
+
+
+def trace_of(span: ReadableSpan) -> str:
+    assert span.context is not None
+    return trace.format_trace_id(span.context.trace_id)
 
 
 def own(span: ReadableSpan) -> str:
@@ -182,16 +191,34 @@ def test_heartbeats_outside_of_rounds_can_be_silenced_on_both_ends() -> None:
 
 def test_a_coordinators_round_ends_with_its_attempt_and_tells_its_traceparent_meanwhile() -> None:
     traced = Traced()
-    assert traced.tracing.traceparent() is None
-    traced.tell(events.AttemptOpened(3, ID))
-    told = traced.tracing.traceparent()
+    assert traced.tracing.round_context() == {}
+    traced.tell(events.AttemptOpened(3, ID), events.Selected(3, (ID,) * tracing.MAX_CHILDREN))
+    told = traced.tracing.round_context()
     traced.tell(events.AttemptDropped(3, ID, 1, "too late", timed_out=True))
-    assert traced.tracing.traceparent() is None
+    assert traced.tracing.round_context() == {}
     dropped = traced.spans()["fedround.round"]
-    assert told is not None
-    assert told.split("-")[2] == own(dropped)
+    assert told.keys() == {"traceparent"}
+    assert told["traceparent"].split("-")[2] == own(dropped)
     assert (dropped.attributes or {})["fedround.round.outcome"] == "timed_out"
     assert not dropped.status.is_ok
+
+
+def test_participants_beyond_100_selected_are_told_to_link_to_the_coordinators_round_only() -> None:
+    traced = Traced()
+    traced.tell(events.AttemptOpened(3, ID), events.Selected(3, (ID,) * 99), events.Selected(3, (ID, ID)))
+    crowded = traced.tracing.round_context()
+    traced.tell(events.AttemptDropped(3, ID, 1, "too few"), events.AttemptOpened(3, ID), events.Selected(3, (ID,)))
+    assert traced.tracing.round_context().keys() == {"traceparent"}
+    assert crowded.keys() == {"tracelink"}
+
+
+@pytest.mark.parametrize("link", [PARENT, "nonsense"])
+def test_a_round_that_is_to_be_linked_is_the_root_of_a_trace_of_its_own(link: str) -> None:
+    traced = Traced()
+    traced.tell(events.OrderAccepted(3, repeated=False, traceparent=None, tracelink=link), events.RoundEnded(3, "completed", 1.0))
+    round = traced.spans()["fedround.round"]
+    assert parent(round) == ""
+    assert [trace.format_span_id(link.context.span_id) for link in round.links] == [PARENT.split("-")[2]] * (link == PARENT)
 
 
 def test_a_served_request_is_a_child_of_the_one_that_was_sent() -> None:
@@ -247,6 +274,34 @@ def test_an_exporter_that_fails_is_one_line_a_minute(caplog: pytest.LogCaptureFi
 
 
 # Whole federations
+
+
+@pytest.mark.parametrize("long_poll", [15.0, 0.0], ids=["heartbeat", "start_training"])
+def test_with_too_many_for_one_trace_each_participant_has_its_own_with_all_that_was_served_to_it(
+    long_poll: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracing, "MAX_CHILDREN", 1)
+    platform, silos = Traced(), [Traced(), Traced()]
+
+    def take_part(name: str, silo: Traced) -> None:
+        options = Options(name=name, long_poll=long_poll, observers=[silo.tracing.before, silo.tracing.after])
+        with connected(Plus1(), p.url, 0.05, options, trace=silo.tracing.client) as runtime:
+            runtime.run()
+
+    with our_platform(rounds=1, min_clients=2, traces=platform.tracing) as p:
+        threads = [threading.Thread(target=take_part, args=(f"silo-{n}", silo)) for n, silo in enumerate(silos)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    (root,) = (span for span in platform.finished() if span.name == "fedround.round")
+    for silo in silos:
+        round = silo.spans()["fedround.round"]
+        assert parent(round) == ""
+        assert [trace.format_span_id(link.context.span_id) for link in round.links] == [own(root)]
+        served = {span.name for span in platform.finished() if trace_of(span) == trace_of(round)}
+        assert served >= {"GET /{id}/{token}", "POST /{id}/{token}"}
+    assert all(span.kind is not SpanKind.SERVER for span in platform.finished() if trace_of(span) == trace_of(root))
 
 
 @contextmanager

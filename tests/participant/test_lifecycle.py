@@ -248,6 +248,16 @@ def test_an_order_without_a_token_is_asked_for_by_start_training() -> None:
     assert OrderAccepted(3, repeated=False, traceparent="trace") in participant.facts
 
 
+def test_an_order_tells_to_which_trace_it_belongs_or_is_linked() -> None:
+    participant = waiting()
+    participant.hear(ROUND, 3, url=URL, token=TOKEN, tracelink="trace")
+    assert OrderAccepted(3, repeated=False, traceparent=None, tracelink="trace") in participant.facts
+    other = waiting()
+    other.hear(ROUND, 3)
+    other.tell(m.StartTrainingAnswered(other.at_hand, wire.StartTraining(URL, TOKEN, None, "trace")))
+    assert OrderAccepted(3, repeated=False, traceparent=None, tracelink="trace") in other.facts
+
+
 def test_a_refused_start_training_leads_back_to_waiting() -> None:
     participant = waiting()
     participant.hear(ROUND, 3)

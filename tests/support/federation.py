@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
 from fedround import platform
 from fedround.platform import Platform
 from fedround.settings import AggregatorSettings, CoordinatorSettings
+
+if TYPE_CHECKING:
+    from fedround.observability.tracing import Tracing
 
 ID = "11111111-1111-4111-8111-111111111111"
 TOKEN = "22222222-2222-4222-8222-222222222222"
@@ -36,7 +39,7 @@ class Running:
 
 
 @contextmanager
-def our_platform(**settings: object) -> Iterator[Running]:
+def our_platform(*, traces: "Tracing | None" = None, **settings: object) -> Iterator[Running]:
     """Our platform, with coordinator `settings`, at work within the block."""
     stop = asyncio.Event()
     ready, ended = threading.Event(), threading.Event()
@@ -44,7 +47,7 @@ def our_platform(**settings: object) -> Iterator[Running]:
 
     async def serve() -> None:
         coordinator = CoordinatorSettings.model_validate({**ANY_PORT, **settings})
-        async with platform.serving(coordinator, AggregatorSettings.model_validate(ANY_PORT)) as p:
+        async with platform.serving(coordinator, AggregatorSettings.model_validate(ANY_PORT), traces=traces) as p:
             running.append(Running(p, asyncio.get_running_loop()))
             ready.set()
             await stop.wait()

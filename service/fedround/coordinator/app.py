@@ -114,7 +114,7 @@ def build(
     books: Books,
     observer: Observer,
     disk: Disk | None = None,
-    traceparent: Callable[[], str | None] = lambda: None,
+    trace: Callable[[], Mapping[str, str]] = dict,
 ) -> CoordinatorService:
     """The service as the settings want it, with what `disk` knows of its life before. Raises `DataDamaged`."""
     plan = Plan(
@@ -130,9 +130,7 @@ def build(
     if memory.participants:
         LOG.info("back in round %d, with %d participants known from before", memory.round, len(memory.participants))
     keep = partial(store.save, disk) if disk else None
-    return CoordinatorService(
-        rounds, books, aggregator_url=settings.aggregator_url, observer=observer, keep=keep, traceparent=traceparent
-    )
+    return CoordinatorService(rounds, books, aggregator_url=settings.aggregator_url, observer=observer, keep=keep, trace=trace)
 
 
 def readiness(health: Health) -> Observer:
@@ -179,7 +177,7 @@ async def _run(settings: CoordinatorSettings, disk: Disk | None) -> None:
         telemetry = Telemetry(CoordinatorMetrics, [readiness(health)], traces)
         secret = reveal(settings.internal_secret)
         async with aclosing(RemoteBooks(settings.aggregator_internal_url, secret=secret, trace=telemetry.client)) as books:
-            service = build(settings, books, telemetry.observe, disk, telemetry.traceparent)
+            service = build(settings, books, telemetry.observe, disk, telemetry.round_context)
             await _serve(settings, service, health, telemetry)
 
 

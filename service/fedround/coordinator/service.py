@@ -4,7 +4,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from random import random
@@ -43,7 +43,7 @@ class CoordinatorService:
         books: The aggregator's.
         aggregator_url: Where participants are sent.
         observer: Told of every fact, in order.
-        traceparent: Gives that of the open round's trace, for participants that are ours.
+        trace: Gives the fields that tell of the open round's trace, for participants that are ours.
         keep: Writes down what shall be known after a restart; raises `OSError`.
         clock: Gives monotonic seconds.
     """
@@ -56,7 +56,7 @@ class CoordinatorService:
         aggregator_url: str,
         observer: Observer,
         keep: Callable[[Memory], None] | None = None,
-        traceparent: Callable[[], str | None] = lambda: None,
+        trace: Callable[[], Mapping[str, Any]] = dict,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._rounds = rounds
@@ -64,7 +64,7 @@ class CoordinatorService:
         self.aggregator_url = aggregator_url
         self._observer = observer
         self._keep = keep
-        self._traceparent = traceparent
+        self._trace = trace
         self._clock = clock
         self._kick = asyncio.Event()
         self._news = asyncio.Event()
@@ -128,7 +128,7 @@ class CoordinatorService:
         token = self._rounds.start_training(self._clock(), id)
         if token is None:
             return StartTraining(None, None)
-        return StartTraining(self.aggregator_url, token, self._traceparent() if self._rounds.extended(id) else None)
+        return StartTraining(self.aggregator_url, token, **(self._trace() if self._rounds.extended(id) else {}))
 
     def leave(self, id: str) -> None:
         """Good-bye, also to somebody unknown."""
@@ -141,7 +141,7 @@ class CoordinatorService:
 
     def _answer(self, id: str, *, idle: bool) -> Heartbeat:
         answer = self._rounds.heartbeat(self._clock(), id, idle=idle)
-        return answer if answer.token is None else replace(answer, url=self.aggregator_url, traceparent=self._traceparent())
+        return answer if answer.token is None else replace(answer, url=self.aggregator_url, **self._trace())
 
     def _end_hold(self, id: str) -> None:
         hold = self._holds.pop(id, None)

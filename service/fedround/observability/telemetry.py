@@ -65,4 +65,4 @@ class Telemetry:
         self.show = own.show
         self.client = tracing.client if tracing else None
         self.server = tracing.server if tracing else None
-        self.traceparent = tracing.traceparent if tracing else lambda: None
+        self.round_context = tracing.round_context if tracing else dict

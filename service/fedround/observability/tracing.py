@@ -32,10 +32,14 @@ LOG = logging.getLogger(__name__)
 ROUND = "fedround.round"
 REGISTER = "fedround.register"
 LEDGER = "/books/ledger"
+MAX_CHILDREN = 100
+"""How many participants' rounds are in one trace with the coordinator's; of more selected, each is a trace of its own."""
 REGISTER_SECONDS = 60.0
 """How long a trace of attempts to register may become, while nobody answers; then another one begins."""
 COMPLAIN_EVERY = 60.0
 """Seconds between two lines about an exporter that fails."""
+
+NONE = Context()
 
 _W3C = TraceContextTextMapPropagator()
 _LONG_HEX = re.compile("[0-9a-fA-F]{9,}")
@@ -82,6 +86,8 @@ class Tracing:
         self._tracer = self._provider.get_tracer("fedround", version("fedround"))
         self._heartbeats = heartbeats
         self._round: Span | None = None
+        self._selected = 0
+        """Of the coordinator's round."""
         self._registering: Span | None = None
         self._registering_since = 0.0
         self._phases = threading.local()
@@ -113,23 +119,25 @@ class Tracing:
             return None
         return {"trace_id": trace.format_trace_id(found.trace_id), "span_id": trace.format_span_id(found.span_id)}
 
-    def traceparent(self) -> str | None:
-        """Of the round that is open."""
+    def round_context(self) -> dict[str, str]:
+        """Of the coordinator's round that is open, by the name that it has on the wire: the parent of other rounds, or a link."""
         if self._round is None:
-            return None
+            return {}
         carrier: dict[str, str] = {}
         _W3C.inject(carrier, trace.set_span_in_context(self._round))
-        return carrier.get("traceparent")
+        return {"tracelink" if self._selected > MAX_CHILDREN else "traceparent": carrier["traceparent"]}
 
     # Facts
 
     def before(self, fact: Fact) -> None:
         """Begin what begins."""
         match fact:
-            case events.OrderAccepted(number, _, traceparent):
-                self._begin_round(number, _W3C.extract({"traceparent": traceparent}) if traceparent else Context())
+            case events.OrderAccepted(number, _, traceparent, tracelink):
+                self._begin_round(number, _remote(traceparent), _remote(tracelink))
             case events.AttemptOpened(number):
-                self._begin_round(number, Context())
+                self._begin_round(number)
+            case events.Selected(_, ids):
+                self._selected += len(ids)
             case events.PhaseBegan(_, phase):
                 span = self._tracer.start_span(phase, self._parent())
                 self._open_phases().append((span, context.attach(trace.set_span_in_context(span))))
@@ -168,7 +176,7 @@ class Tracing:
     def _register(self) -> Span:
         """The registration that is under way, or a new one."""
         if self._registering is None:
-            self._registering, self._registering_since = self._tracer.start_span(REGISTER, Context()), time.monotonic()
+            self._registering, self._registering_since = self._tracer.start_span(REGISTER, NONE), time.monotonic()
         return self._registering
 
     def _end_registering(self, reason: str = "", error: str = "") -> None:
@@ -179,9 +187,12 @@ class Tracing:
             _failed(span, error)
             span.end()
 
-    def _begin_round(self, number: int, parent: Context) -> None:
+    def _begin_round(self, number: int, parent: Context = NONE, linked: Context = NONE) -> None:
         if self._round is None:
-            self._round = self._tracer.start_span(ROUND, parent, attributes={"fedround.round.number": number})
+            self._selected = 0
+            link = trace.get_current_span(linked).get_span_context()
+            links = [trace.Link(link)] if link.is_valid else []
+            self._round = self._tracer.start_span(ROUND, parent, links=links, attributes={"fedround.round.number": number})
 
     def _end_round(self, outcome: str, attributes: Mapping[str, int] | None = None) -> None:
         span, self._round = self._round, None
@@ -201,7 +212,7 @@ class Tracing:
         """What is under way on this thread, else the round."""
         if trace.get_current_span().get_span_context().is_valid:
             return context.get_current()
-        return Context() if self._round is None else trace.set_span_in_context(self._round)
+        return NONE if self._round is None else trace.set_span_in_context(self._round)
 
     # HTTP
 
@@ -236,7 +247,7 @@ class Tracing:
     @contextmanager
     def server(self, method: str, path: str, headers: Mapping[str, str]) -> Iterator["ServerSpan"]:
         """The span of one request to us."""
-        span = self._tracer.start_span(method, propagate.extract(headers, Context()), SpanKind.SERVER)
+        span = self._tracer.start_span(method, propagate.extract(headers, NONE), SpanKind.SERVER)
         if span.is_recording():
             path = _LONG_HEX.sub(lambda match: match[0][:8], redact(path))  # ids are told in other spellings, too
             span.set_attributes({"http.request.method": method, "url.path": path, "url.scheme": "http"})
@@ -291,6 +302,10 @@ class _Complaints(logging.Handler):
         if record.created >= self._next:
             self._next = record.created + COMPLAIN_EVERY
             LOG.warning("traces: %s", redact(record.getMessage())[:200])
+
+
+def _remote(traceparent: str | None) -> Context:
+    return _W3C.extract({"traceparent": traceparent}, NONE) if traceparent else NONE
 
 
 def _failed(span: Span, error: str) -> None:

@@ -225,15 +225,16 @@ class Lifecycle:
         self._contact.plan(now + self._policy.heartbeat_period)
         self._work = work = Work(self._new_order(self._id, answer.round), Lane(self._policy, self._random))
         if answer.url is not None and answer.token is not None:
-            self._accept(work, answer.url, answer.token, answer.traceparent, now)
+            self._accept(work, answer.url, answer.token, answer, now)
         else:
             work.lane.plan(now, m.StartTraining(work.order))
 
-    def _accept(self, work: Work, url: str, token: str, traceparent: str | None, now: float) -> None:
+    def _accept(self, work: Work, url: str, token: str, said: wire.Heartbeat | wire.StartTraining, now: float) -> None:
         work.order = replace(work.order, url=url, token=token)
         if work.accepted_at is None:
             work.accepted_at = now
-            self._facts.append(events.OrderAccepted(work.order.round, self._kept is not None, traceparent))
+            repeated = self._kept is not None
+            self._facts.append(events.OrderAccepted(work.order.round, repeated, said.traceparent, said.tracelink))
         etag = None if self._kept is None else self._kept.etag
         fits = self._kept is not None and etag is None
         work.lane.plan(now, m.Upload(work.order) if fits else m.Download(work.order, etag))
@@ -241,8 +242,8 @@ class Lifecycle:
     def _transfer_ended(self, event: m.TransferEvent, work: Work, now: float) -> None:
         transfer = work.lane.end()
         match event:
-            case m.StartTrainingAnswered(_, wire.StartTraining(url=str(url), token=str(token), traceparent=traceparent)):
-                self._accept(work, url, token, traceparent, now)
+            case m.StartTrainingAnswered(_, wire.StartTraining(url=str(url), token=str(token)) as said):
+                self._accept(work, url, token, said, now)
             case m.StartTrainingAnswered():
                 self._give_up_and_rest("start_training was refused", now)
             case m.Downloaded(_, etag, modified):

@@ -15,9 +15,11 @@ from fedround.weights import (
     BLOCK,
     LARGEST,
     Array,
+    Change,
     Spec,
     Statistics,
     UpdateReader,
+    change,
     decode,
     encode_model,
     encode_update,
@@ -306,6 +308,18 @@ def test_statistics_of_any_layout_are_the_same_and_copy_nothing_whole() -> None:
 def test_statistics_too_large_for_float64_are_infinite_and_no_error() -> None:
     found = statistics(np.array([1e200] * BLOCK + [-1e200]))
     assert (found.stddev, found.l2_norm, found.least, found.largest) == (np.inf, np.inf, -1e200, 1e200)
+
+
+def test_a_change_is_the_norm_of_the_update_and_whether_it_goes_where_the_model_went() -> None:
+    former, before = np.array([0.0, 0.0]), np.array([1.0, 0.0])
+    assert change(before, np.array([1.0, 5.0])) == Change(5.0, None)
+    cosines = [change(before, before + step, former).cosine_similarity for step in ([2.0, 0.0], [0.0, 3.0], [-4.0, 0.0])]
+    assert cosines == [1.0, 0.0, -1.0]
+
+
+@pytest.mark.parametrize("after", [[1.0, 0.0], [np.nan, 0.0], [np.inf, 0.0], [1e300, 0.0]])
+def test_an_update_without_a_direction_has_no_cosine(after: list[float]) -> None:
+    assert change(np.array([1.0, 0.0]), np.array(after), np.zeros(2)).cosine_similarity is None
 
 
 def test_lists_of_arrays_are_flattened_and_back() -> None:

@@ -127,7 +127,7 @@ class WeightsMeasured(Fact):
 
 @dataclass(frozen=True, slots=True)
 class UpdateMeasured(Fact):
-    """What training made of the global model. `change` is None where there was none, or where no copy was kept to compare."""
+    """What training made of the global model. `change` is None where there was none, or one of another shape."""
 
     round: int
     samples: int

@@ -348,22 +348,23 @@ def statistics(array: Array) -> Statistics:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """From one model to another: the L2 norm of the difference, and the cosine of the angle between the two; 0 where one is 0."""
+    """What training made of a global model."""
 
     l2_norm: float
-    cosine_similarity: float
+    """Of the update: what came out, minus the model."""
+    cosine_similarity: float | None
+    """Between the update and the last change of the global model; None where one of them has no direction."""
 
 
-def change(before: Array, after: Array) -> Change:
-    """What became of `before`, an array of the same shape as `after`; in float64, block by block."""
-    square, product, first, second = 0.0, 0.0, 0.0, 0.0
+def change(before: Array, after: Array, former: Array | None = None) -> Change:
+    """What became of the global model `before`, which came from `former`: arrays of one shape; in float64, block by block."""
+    square, product, moved = 0.0, 0.0, 0.0
     with np.errstate(over="ignore", invalid="ignore"):
-        for a, b in _float64_blocks(before, after):
-            product, first, second = product + float(a @ b), first + float(a @ a), second + float(b @ b)
-            difference = b - a
-            square += float(difference @ difference)
-    norms = math.sqrt(first) * math.sqrt(second)
-    return Change(math.sqrt(square), product / norms if norms else 0.0)
+        for a, b, c in _float64_blocks(before, after, before if former is None else former):
+            update, way = b - a, a - c
+            square, product, moved = square + float(update @ update), product + float(update @ way), moved + float(way @ way)
+    norms = math.sqrt(square) * math.sqrt(moved)
+    return Change(math.sqrt(square), product / norms if 0 < norms < math.inf else None)
 
 
 def _float64_blocks(*arrays: Array) -> Any:

@@ -14,7 +14,7 @@ from fedround.coordinator.rounds import Plan, Rounds
 from fedround.coordinator.status import status
 from fedround.events import Fact
 from fedround.observability.metrics import AggregatorMetrics, CoordinatorMetrics, Metrics, ParticipantMetrics
-from fedround.weights import change, statistics
+from fedround.weights import Change, statistics
 from support.tools import tool
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -73,8 +73,8 @@ def shown(metrics: Metrics) -> Metrics:
         (WEIGHTS, "weights_gcount", {"source": "global"}, 5),
         (LOCAL, "nonfinite_weights_total", {"source": "local"}, 1),
         (LOCAL, "weights_gcount", {"source": "local"}, 2),
-        (events.UpdateMeasured(7, 30, change(np.zeros(2), np.array([3.0, 4.0]))), "update_l2_norm", {}, 5),
-        (events.UpdateMeasured(7, 30, change(np.ones(2), np.ones(2))), "update_cosine_similarity", {}, pytest.approx(1)),
+        (events.UpdateMeasured(7, 30, Change(5.0, None)), "update_l2_norm", {}, 5),
+        (events.UpdateMeasured(7, 30, Change(5.0, -0.5)), "update_cosine_similarity", {}, -0.5),
         (events.UpdateMeasured(7, 30, None), "trained_samples_total", {}, 30),
         (events.Reported(7, (("loss", 0.25),)), "training_metric", {"name": "loss"}, 0.25),
         (events.StateChanged("training", 7, draining=False), "state", {"fedround_participant_state": "training"}, 1),
@@ -84,6 +84,16 @@ def shown(metrics: Metrics) -> Metrics:
 )
 def test_what_a_participant_does_is_counted(fact: Fact, series: str, labels: dict[str, str], value: float) -> None:
     assert sample(told(ParticipantMetrics(), fact), f"fedround_participant_{series}", **labels) == value
+
+
+def test_what_training_changed_is_not_shown_where_it_is_not_known() -> None:
+    metrics = ParticipantMetrics()
+    seen = []
+    for newest in (None, Change(5.0, None), Change(4.0, 0.5), None):
+        metrics(events.UpdateMeasured(7, 30, newest))
+        seen.append([sample(metrics, f"fedround_participant_update_{name}") for name in ("l2_norm", "cosine_similarity")])
+    assert seen == [[None, None], [5, None], [4, 0.5], [None, None]]
+    assert sample(ParticipantMetrics(), "fedround_participant_update_l2_norm") is None
 
 
 def test_an_exchange_is_counted_with_its_sizes_whether_it_was_answered_or_not() -> None:

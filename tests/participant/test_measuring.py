@@ -2,7 +2,7 @@
 
 import tracemalloc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from fedround import events, weights
 from fedround.events import Fact
 from fedround.participant import measuring
 from fedround.participant.measuring import Measuring
-from fedround.weights import Array
+from fedround.weights import Array, Change
 from support.updates import npy, update
 
 
@@ -37,16 +37,49 @@ def encoded(samples: int, array: Array) -> list[memoryview]:
     return [memoryview(part) for part in weights.encode_update(samples, array)]
 
 
+def changed(*steps: Callable[[Measuring], Any]) -> tuple[Any, Any]:
+    """The norm of the last update, and its cosine."""
+    fact = measured(*steps)[-1]
+    assert isinstance(fact, events.UpdateMeasured)
+    return (fact.change.l2_norm, fact.change.cosine_similarity) if fact.change else (None, None)
+
+
 def test_a_model_that_comes_and_the_update_that_goes_are_measured() -> None:
     before, after = np.array([3.0, 4.0]), np.array([3.0, 5.0])
-    came, went, change = measured(received(npy(before)), trained(*weights.encode_update(30, after)))
-    assert came == events.WeightsMeasured(3, "global", len(npy(before)), weights.statistics(before))
-    assert went == events.WeightsMeasured(3, "local", 4 + len(npy(after)), weights.statistics(after))
-    assert isinstance(change, events.UpdateMeasured)
-    assert change.samples == 30
-    assert change.change is not None
-    assert change.change.l2_norm == pytest.approx(1.0)
-    assert change.change.cosine_similarity == pytest.approx((9 + 20) / 5 / np.sqrt(34))
+    assert measured(received(npy(before)), trained(*encoded(30, after))) == [
+        events.WeightsMeasured(3, "global", len(npy(before)), weights.statistics(before)),
+        events.WeightsMeasured(3, "local", 4 + len(npy(after)), weights.statistics(after)),
+        events.UpdateMeasured(3, 30, Change(1.0, None)),
+    ]
+
+
+def test_who_pulls_elsewhere_is_told_from_who_pulls_along() -> None:
+    models = [np.array([100.0, 100.0]), np.array([101.0, 101.0])]
+    come = [received(npy(model)) for model in models]
+    for step, cosine in (([1.0, 1.0], 1.0), ([1.0, -1.0], 0.0), ([-1.0, -1.0], -1.0)):
+        found = changed(*come, trained(*encoded(1, models[1] + step)))
+        assert found == (pytest.approx(np.sqrt(2)), pytest.approx(cosine))
+
+
+@pytest.mark.parametrize("other", [b"", b"a format of its own", npy(np.ones(3))])
+def test_without_two_models_of_one_shape_there_is_no_direction(other: bytes) -> None:
+    first, second, update = npy(np.zeros(2)), npy(np.ones(2)), encoded(1, np.zeros(2))
+    assert changed(received(first), received(other), received(second), trained(*update)) == (pytest.approx(np.sqrt(2)), None)
+    assert changed(received(first), received(other), trained(*update)) == (None, None)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", ["<f4", ">f8"])
+def test_of_a_large_model_norm_and_direction_are_estimates(order: Literal["C", "F"], dtype: str) -> None:
+    random, shape = np.random.default_rng(1), (1024, 1024)
+    where = random.normal(size=shape) * np.linspace(0, 2, 1024)  # as much in no two columns
+    first = random.normal(size=shape)
+    update = 0.6 * where + 0.8 * np.linalg.norm(where) / 1024 * random.normal(size=shape)
+    models = [first, first + where, first + where + update]
+    come, then, went = (np.asarray(model, dtype, order=order) for model in models)
+    found = changed(received(npy(come)), received(npy(then)), trained(*encoded(1, np.asarray(went, order="C"))))
+    assert then.nbytes > 3 * measuring.SAMPLE
+    assert found == (pytest.approx(np.linalg.norm(update), rel=0.01), pytest.approx(0.6, abs=0.01))
 
 
 def test_training_in_place_does_not_change_what_came() -> None:
@@ -86,20 +119,23 @@ def test_the_first_round_has_no_model_to_measure() -> None:
     assert measured(received(b"")) == []
 
 
-def test_a_large_model_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = np.arange(4.0 * weights.BLOCK)
-    monkeypatch.setattr(measuring, "MAX_COPY", model.nbytes - 1)
-    data = memoryview(bytearray(npy(model)))
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_of_a_large_model_no_more_than_two_samples_are_copied(order: Literal["C", "F"]) -> None:
+    model = np.asarray(np.zeros((16, measuring.SAMPLE // 8)), order=order)
+    data, update = memoryview(bytearray(npy(model))), encoded(1, model)
     facts: list[Fact] = []
     measure = Measuring(facts.append)
     tracemalloc.start()
     try:
-        measure.received(3, data)
-        measure.trained(3, encoded(1, model))
-        assert tracemalloc.get_traced_memory()[1] < model.nbytes
+        for _ in range(3):
+            measure.received(3, data)
+            measure.trained(3, update)
+        kept, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert facts[-2] == events.UpdateMeasured(3, 1, None)
+    assert kept < 2.1 * measuring.SAMPLE
+    assert peak < 2.1 * measuring.SAMPLE + 5 * 8 * weights.BLOCK + measuring.SAMPLE * (order == "F")
+    assert facts[-2] == events.UpdateMeasured(3, 1, Change(0.0, None))
 
 
 def test_what_cannot_be_measured_costs_no_round(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 
 from fedround import events, wire
 from fedround.events import Fact
-from fedround.weights import DECADES, Statistics
+from fedround.weights import DECADES, Change, Statistics
 
 Labels = Mapping[str, Sequence[str]]
 """The names of labels, and the values that are known from the start."""
@@ -133,10 +133,7 @@ class ParticipantMetrics(Metrics):
         self._names: set[str] = set()
         self._exchanges = _Exchanges(self)
         self._weights = _Weights(self, _SOURCES)
-        self._change = make(Gauge, "update_l2_norm", "The L2 norm of what training changed (models of up to 8 MiB).")
-        self._cosine = make(
-            Gauge, "update_cosine_similarity", "The cosine between the trained and the global weights (models of up to 8 MiB)."
-        )
+        self._change = _Change(self)
         self._samples = make(Counter, "trained_samples_total", "Samples that its updates were trained on.")
 
     def __call__(self, fact: Fact) -> None:
@@ -171,9 +168,7 @@ class ParticipantMetrics(Metrics):
                 self._weights.measured(fact)
             case events.UpdateMeasured():
                 self._samples.inc(fact.samples)
-                if fact.change is not None:
-                    self._change.set(fact.change.l2_norm)
-                    self._cosine.set(fact.change.cosine_similarity)
+                self._change.newest = fact.change
             case events.Reported():
                 for name, value in fact.figures:
                     if name in self._names or len(self._names) < MAX_REPORTED:
@@ -366,6 +361,30 @@ def _buckets(found: Statistics) -> Iterator[tuple[str, float]]:
     for decade, count in zip(DECADES, found.decades, strict=True):
         yield str(decade), count
     yield "+Inf", found.count - found.nonfinite
+
+
+class _Change(Collector):
+    """What the newest update changed; without a sample where that is not known."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._prefix = metrics.prefix
+        self.newest: Change | None = None
+        metrics.registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """Both families."""
+        norm, cosine = (self.newest.l2_norm, self.newest.cosine_similarity) if self.newest else (None, None)
+        yield GaugeMetricFamily(
+            self._prefix + "update_l2_norm",
+            "The L2 norm of what training changed, in the newest update; above 1 MiB an estimate.",
+            value=norm,
+        )
+        yield GaugeMetricFamily(
+            self._prefix + "update_cosine_similarity",
+            "The cosine between what training changed and the last change of the global model, 1: along, -1: against; above 1 MiB "
+            "an estimate.",
+            value=cosine,
+        )
 
 
 class _CoordinatorState(Collector):

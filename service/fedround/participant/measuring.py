@@ -1,49 +1,85 @@
 """Measures the weights that a participant receives and trains, for its metrics: whatever its format, where it is one of `.npy`."""
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Self
 
 from fedround.errors import WeightsError
 from fedround.events import Observer, UpdateMeasured, WeightsMeasured
 from fedround.participant.phase import phase
-from fedround.weights import Array, change, statistics, view, view_update
+from fedround.weights import Array, Change, change, statistics, view, view_update
 
 LOG = logging.getLogger(__name__)
 
-MAX_COPY = 8 << 20
-"""Bytes of the largest global model that is copied, to see what training makes of it: training may work in place."""
+SAMPLE = 1 << 20
+"""Bytes of a global model that are copied at most, to see what becomes of them. Kept are two samples, of the last two models."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """A copy, for training may work in place: of a small model all weights, of a large one every `step`th."""
+
+    shape: tuple[int, ...]
+    step: int
+    weights: Array
+
+    @classmethod
+    def of(cls, model: Array) -> Self:
+        # An odd step: an even one may meet the same columns of a matrix in each row.
+        step = -(-model.nbytes // SAMPLE) | 1
+        return cls(model.shape, step, _every(step, model).copy())
+
+    def like(self, other: Self) -> bool:
+        return (self.shape, self.step) == (other.shape, other.step)
+
+
+def _every(step: int, array: Array) -> Array:
+    """In C order; a view, where that is how they lie."""
+    return array.reshape(-1)[::step] if array.flags.c_contiguous else array.flat[::step]
 
 
 class Measuring:
-    """Tells `observe` of the weights. Nothing here can break a round, and nothing large is copied; it is a phase of the round."""
+    """Tells `observe` of the weights. Nothing here can break a round, and nothing large is copied; it is a phase of the round.
+
+    What training changed is known of all weights of a model of up to `SAMPLE` bytes, and estimated from a sample of a larger one.
+    """
 
     def __init__(self, observe: Observer) -> None:
         self._observe = observe
-        self._before: Array | None = None
+        self._former: _Sample | None = None
+        self._model: _Sample | None = None
 
     def received(self, round: int, model: memoryview) -> None:
         """The global model, before the participant's own code has it."""
-        self._before = None
+        self._former, self._model = self._model, None
         with self._safely(round):
             try:
                 weights = view(model)
             except WeightsError:
                 return  # none yet, or of a format that only the participant knows
             self._observe(WeightsMeasured(round, "global", len(model), statistics(weights)))
-            self._before = weights.copy() if weights.nbytes <= MAX_COPY else None
+            self._model = _Sample.of(weights)
 
     def trained(self, round: int, parts: Sequence[memoryview]) -> None:
         """The update, as it is sent where nothing is wrong with it."""
-        before, self._before = self._before, None
         with self._safely(round):
             samples, weights = view_update(parts)
             changed = None
             if weights is not None:
                 self._observe(WeightsMeasured(round, "local", sum(map(len, parts)), statistics(weights)))
-                if before is not None and before.shape == weights.shape:
-                    changed = change(before, weights)
+                changed = self._change(weights)
             self._observe(UpdateMeasured(round, samples, changed))
+
+    def _change(self, weights: Array) -> Change | None:
+        model, former = self._model, self._former
+        if model is None or model.shape != weights.shape:
+            return None
+        before = former.weights if former is not None and former.like(model) else None
+        found = change(model.weights, _every(model.step, weights), before)
+        return replace(found, l2_norm=found.l2_norm * math.sqrt(weights.size / model.weights.size))
 
     @contextmanager
     def _safely(self, round: int) -> Iterator[None]:

@@ -135,28 +135,28 @@ class _Client:
         response: httpx.Response | None = None
         failed: str | None = None
         began = time.monotonic()
-        try:
-            with (
-                self._trace(method, url, path) as exchange,
-                _mapped(where),
-                self._http.stream(
-                    method,
-                    url,
-                    headers={**(headers or {}), **({"Content-Length": str(body.size)} if body else {}), **exchange.headers},
-                    content=body,
-                    timeout=_timeout(timeout or self._timeout),
-                ) as response,
-            ):
-                exchange.answered(response.status_code)
-                _check(where, response, _read_problem(response), accept)
-                yield response
-        except BaseException as error:
-            failed = type(error.__cause__ or error).__name__
-            raise
-        finally:
-            seconds = time.monotonic() - began
-            status, received = (None, 0) if response is None else (response.status_code, response.num_bytes_downloaded)
-            self._observe(ExchangeEnded(method, path, status, failed, seconds, body.sent if body else 0, received))
+        with self._trace(method, url, path) as exchange:
+            try:
+                with (
+                    _mapped(where),
+                    self._http.stream(
+                        method,
+                        url,
+                        headers={**(headers or {}), **({"Content-Length": str(body.size)} if body else {}), **exchange.headers},
+                        content=body,
+                        timeout=_timeout(timeout or self._timeout),
+                    ) as response,
+                ):
+                    exchange.answered(response.status_code)
+                    _check(where, response, _read_problem(response), accept)
+                    yield response
+            except BaseException as error:
+                failed = type(error.__cause__ or error).__name__
+                raise
+            finally:
+                seconds = time.monotonic() - began
+                status, received = (None, 0) if response is None else (response.status_code, response.num_bytes_downloaded)
+                self._observe(ExchangeEnded(method, path, status, failed, seconds, body.sent if body else 0, received))
 
 
 class CoordinatorClient(_Client):

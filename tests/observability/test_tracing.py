@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +20,15 @@ from opentelemetry.trace import SpanKind
 
 from fedround import events, weights
 from fedround.errors import ConfigurationError, Unreachable
+from fedround.http import CoordinatorClient
 from fedround.observability import tracing
+from fedround.observability.metrics import ParticipantMetrics
 from fedround.observability.telemetry import traced
 from fedround.observability.tracing import Tracing, exporters
 from fedround.participant.run import Options, connected
 from support.federation import our_platform
 from support.otlp import Span, receiving
+from support.peer import Peer, answer
 from support.processes import Process, running
 from support.silos import Plus1
 
@@ -141,6 +144,20 @@ def test_requests_bear_what_happened_and_no_id_and_no_token() -> None:
     }
     again = spans["GET /heartbeat/{id}"].attributes or {}
     assert (again["http.request.resend_count"], again["http.response.status_code"], again["error.type"]) == (1, 404, "404")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_an_exchange_outside_of_rounds_has_the_exemplar_of_its_own_span(there: bool) -> None:
+    traced = Traced()
+    metrics = ParticipantMetrics(exemplar=traced.tracing.ids)
+    with Peer(answer("200 OK", b'{"round":null,"state":"stand_by"}')) as peer:
+        url = peer.url if there else "http://127.0.0.1:1"
+        with closing(CoordinatorClient(url, observe=metrics, trace=traced.tracing.client)) as client, suppress(Unreachable):
+            client.heartbeat(ID, wait=None)
+    body, _ = metrics.scrape("application/openmetrics-text; version=1.0.0")
+    exemplars = re.findall(r'^http_client_request_duration_seconds_bucket.*# {.*span_id="(\w+)"', body.decode(), re.MULTILINE)
+    assert exemplars == [own(traced.spans()["GET /heartbeat/{id}"])]
+    assert trace.get_current_span() is trace.INVALID_SPAN
 
 
 def test_a_registration_has_its_attempts_below_it() -> None:

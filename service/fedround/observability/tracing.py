@@ -233,6 +233,7 @@ class Tracing:
             if again := self._failed.get((method, path), 0):
                 span.set_attribute("http.request.resend_count", again)
         exchange = ClientSpan(span, headers)
+        token = context.attach(trace.set_span_in_context(span))
         try:
             yield exchange
             self._failed.pop((method, path), None)
@@ -242,6 +243,7 @@ class Tracing:
                 _failed(span, type(error.__cause__ or error).__name__)
             raise
         finally:
+            context.detach(token)
             span.end()
 
     @contextmanager

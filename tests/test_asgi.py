@@ -12,6 +12,7 @@ from starlette.routing import Route
 from fedround import asgi, wire
 from fedround.asgi import Slices
 from fedround.errors import Busy, FedroundError, Late, NotAdmitted, SpoolFull, TooLarge, TooSlow, UnknownAttempt, WrongWeights
+from fedround.events import Fact, Observer, RequestServed
 from fedround.serve import Endpoint, serving
 from fedround.tokens import Tokens
 from support.sockets import connected
@@ -23,9 +24,17 @@ async def show(request: Request) -> Response:
     return Response(request.url.path)
 
 
-def ask(handler: Handler, path: str = "/a", *, token: str | None = None, method: str = "GET", **headers: str) -> httpx.Response:
+def ask(
+    handler: Handler,
+    path: str = "/a",
+    *,
+    token: str | None = None,
+    method: str = "GET",
+    observe: Observer | None = None,
+    **headers: str,
+) -> httpx.Response:
     async def main() -> httpx.Response:
-        app = asgi.application([Route("/a", handler, methods=["GET", "POST"])], tokens=Tokens(token))
+        app = asgi.application([Route("/a", handler, methods=["GET", "POST"])], tokens=Tokens(token), observe=observe)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
             return await client.request(method, path, headers={name.encode(): value.encode() for name, value in headers.items()})
 
@@ -81,6 +90,24 @@ def test_an_error_that_is_no_refusal_is_not_hidden() -> None:
 
     with pytest.raises(FedroundError, match="a fault of ours"):
         ask(fail)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "served"),
+    [
+        ("POST", "/a", ("POST", "/a", 200)),
+        ("HEAD", "/a", ("HEAD", "/a", 200)),
+        ("PUT", "/a", ("_OTHER", "/a", 405)),
+        ("BREW", "/a", ("_OTHER", "/a", 405)),
+        ("GET", "/b", ("_OTHER", "", 404)),
+    ],
+)
+def test_only_methods_that_a_route_has_are_told_to_observers(method: str, path: str, served: tuple[str, str, int]) -> None:
+    facts: list[Fact] = []
+    ask(show, path, method=method, observe=facts.append)
+    (fact,) = facts
+    assert isinstance(fact, RequestServed)
+    assert (fact.method, fact.route, fact.status) == served
 
 
 @pytest.mark.parametrize("given", ["", "Bearer", "Bearer wrong", "Basic c2VjcmV0", "secret", "Bearer sécret"])

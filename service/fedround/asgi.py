@@ -24,6 +24,8 @@ from fedround.wire import DRAIN_BYTES, DRAIN_SECONDS, Problem
 SLICE = 512 << 10
 """Bytes of a large body that are handed over at once: asyncio before Python 3.12 copies what the socket does not take."""
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE"))
+OTHER = "_OTHER"
+"""As OpenTelemetry calls methods that are not known."""
 RETRY_AFTER = "5"
 """Seconds after which one may come back to a full spool."""
 
@@ -121,7 +123,7 @@ class _Observed:
 
     def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute], observe: Observer, trace: Trace | None) -> None:
         self._app = app
-        self._templates: dict[object, str] = {route.endpoint: route.path for route in routes if isinstance(route, Route)}
+        self._routes: dict[object, Route] = {route.endpoint: route for route in routes if isinstance(route, Route)}
         self._observe = observe
         self._trace = trace
 
@@ -145,15 +147,17 @@ class _Observed:
         try:
             await self._app(scope, receive, answer)
         finally:
-            route = self._templates.get(scope.get("endpoint"), "")  # what Starlette has found
-            self._observe(RequestServed(method(scope), route, status, time.monotonic() - began))
+            found = self._routes.get(scope.get("endpoint"))  # by Starlette
+            route, methods = (found.path, found.methods or ()) if found else ("", ())
+            name = scope["method"] if scope["method"] in methods else OTHER
+            self._observe(RequestServed(name, route, status, time.monotonic() - began))
         return route, status
 
 
 def method(scope: Scope) -> str:
-    """The method of a request; `_OTHER`, as OpenTelemetry has it, for what somebody made up."""
+    """The method of a request; `OTHER` for what somebody made up."""
     name: str = scope["method"]
-    return name if name in METHODS else "_OTHER"
+    return name if name in METHODS else OTHER
 
 
 class _Body:

@@ -330,7 +330,10 @@ class NotKept(Fact):
 
 @dataclass(frozen=True, slots=True)
 class RequestServed(Fact):
-    """A request was answered. `route`: the template of its path, empty where there is none; `status` None: it was cut off."""
+    """A request was answered. `route`: the template of its path, empty where there is none; `status` None: it was cut off.
+
+    `method` is one that the route has, or `_OTHER`.
+    """
 
     method: str
     route: str

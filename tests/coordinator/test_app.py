@@ -9,8 +9,10 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from fedround import events
+from fedround.asgi import METHODS
 from fedround.coordinator import app
 from fedround.coordinator.rounds import Plan
+from fedround.events import Observer
 from fedround.observability.health import Health
 from fedround.observability.metrics import CoordinatorMetrics
 from fedround.observability.telemetry import Telemetry
@@ -33,10 +35,10 @@ class Web(Coordinating):
 
 
 @asynccontextmanager
-async def web(plan: Plan, *, token: str | None = None) -> AsyncIterator[Web]:
+async def web(plan: Plan, *, token: str | None = None, observe: Observer | None = None) -> AsyncIterator[Web]:
     books = MemoryBooks()
     async with coordinating(plan, books) as c:
-        transport = httpx.ASGITransport(app.public(c.service, tokens=Tokens(token)))
+        transport = httpx.ASGITransport(app.public(c.service, tokens=Tokens(token), observe=observe))
         async with httpx.AsyncClient(transport=transport, base_url="http://coordinator") as http:
             yield Web(c.service, c.recorder, c.work, http, books)
 
@@ -227,6 +229,23 @@ async def served(w: Web) -> AsyncIterator[Served]:
     endpoint = Endpoint(watched, host="127.0.0.1", port=0, setting="COORDINATOR_PORT")
     async with serving(endpoint):
         yield Served(endpoint, began, ended)
+
+
+@pytest.mark.parametrize("token", [None, "secret"])
+def test_an_outsider_who_tries_everything_makes_fewer_than_500_series(token: str | None) -> None:
+    async def main() -> None:
+        metrics = CoordinatorMetrics()
+        async with web(Plan(min_clients=2), token=token, observe=metrics) as w:
+            id = w.service.join("p").id
+            for path in ("rendez_vous", "heartbeat", "start_training", "elsewhere", ""):
+                for suffix in ("", "/", f"/{id}", f"/{UNKNOWN}", "/no-id", f"/{id}/{id}"):
+                    for method in (*METHODS, "BREW"):
+                        for secret in ("secret", "wrong"):
+                            await w.http.request(method, f"/{path}{suffix}", headers={"Authorization": f"Bearer {secret}"})
+        series = [line for line in metrics.scrape("")[0].decode().splitlines() if line[0] != "#"]
+        assert 200 < len(series) < 500
+
+    asyncio.run(main())
 
 
 def test_a_participant_whose_connection_ends_is_held_no_more() -> None:

@@ -1,6 +1,7 @@
 """Metrics: which fact moves which series, what they show before anything has happened, and that they stay few."""
 
 import subprocess
+from itertools import product
 from random import Random
 
 import numpy as np
@@ -13,7 +14,7 @@ from fedround import events
 from fedround.coordinator.rounds import Plan, Rounds
 from fedround.coordinator.status import status
 from fedround.events import Fact
-from fedround.observability.metrics import AggregatorMetrics, CoordinatorMetrics, Metrics, ParticipantMetrics
+from fedround.observability.metrics import MAX_FAILURES, AggregatorMetrics, CoordinatorMetrics, Metrics, ParticipantMetrics
 from fedround.weights import Change, statistics
 from support.tools import tool
 
@@ -96,16 +97,36 @@ def test_what_training_changed_is_not_shown_where_it_is_not_known() -> None:
     assert sample(ParticipantMetrics(), "fedround_participant_update_l2_norm") is None
 
 
-def test_an_exchange_is_counted_with_its_sizes_whether_it_was_answered_or_not() -> None:
-    metrics = told(
-        ParticipantMetrics(),
-        events.ExchangeEnded("POST", "/{id}/{token}", 200, None, 0.3, 1000, 0),
-        events.ExchangeEnded("GET", "/heartbeat/{id}", None, "ConnectError", 0.02, 0, 0),
-    )
+def exchanges(metrics: Metrics, method: str, path: str, status: str, error: str) -> float | None:
     names = ("http_request_method", "url_template", "http_response_status_code", "error_type")
-    for values in (("POST", "/{id}/{token}", "200", ""), ("GET", "/heartbeat/{id}", "", "ConnectError")):
-        assert sample(metrics, "http_client_request_duration_seconds_count", **dict(zip(names, values, strict=True))) == 1
-    assert sample(metrics, "http_client_request_body_size_bytes_sum", url_template="/{id}/{token}") == 1000
+    labels = dict(zip(names, (method, path, status, error), strict=True))
+    return sample(metrics, "http_client_request_duration_seconds_count", **labels)
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "shown"),
+    [
+        (200, None, ("200", "")),
+        (503, "Busy", ("503", "")),  # the status says it all
+        (None, "ConnectError", ("", "ConnectError")),
+        (200, "ReadError", ("", "ReadError")),  # no answer either: it was cut
+    ],
+)
+def test_an_exchange_is_counted_by_its_status_or_by_what_went_wrong(
+    status: int | None, error: str | None, shown: tuple[str, str]
+) -> None:
+    metrics = told(ParticipantMetrics(), events.ExchangeEnded("POST", "/{id}/{token}", status, error, 0.3, 1000, 20))
+    assert exchanges(metrics, "POST", "/{id}/{token}", *shown) == 1
+    for name, size in (("request", 1000), ("response", 20)):
+        assert sample(metrics, f"http_client_{name}_body_size_bytes_sum", url_template="/{id}/{token}") == size
+
+
+def test_what_goes_wrong_in_too_many_ways_is_counted_together_by_exchange() -> None:
+    metrics = ParticipantMetrics()
+    for code in range(400, 400 + MAX_FAILURES + 2):
+        told(metrics, *[events.ExchangeEnded("GET", "/rendez_vous", code, "Refused", 0.1, 0, 0)] * 2)
+    assert exchanges(metrics, "GET", "/rendez_vous", "400", "") == 2
+    assert exchanges(metrics, "GET", "/rendez_vous", "", "_OTHER") == 4
 
 
 @pytest.mark.parametrize(
@@ -224,10 +245,44 @@ def test_names_that_user_code_reports_do_not_become_more_than_20_series() -> Non
     assert sample(metrics, "fedround_participant_training_metric", name="name20") is None
 
 
-def test_a_participant_has_fewer_than_1000_series() -> None:
-    metrics = told(ParticipantMetrics(), WEIGHTS, LOCAL, *(events.Reported(n, ((f"name{n}", 1.0),)) for n in range(20)))
-    body, _ = metrics.scrape("")
-    assert sum(not line.startswith(b"#") for line in body.splitlines()) < 1000
+def series(metrics: Metrics) -> int:
+    return sum(not line.startswith(b"#") for line in metrics.scrape("")[0].splitlines())
+
+
+def test_a_participant_has_fewer_than_1000_series_whatever_goes_wrong() -> None:
+    weights = statistics(np.linspace(-1, 1, 32))
+    asked = [("GET", path) for path in ("/rendez_vous", "/heartbeat/{id}", "/start_training/{id}", "/{id}/{token}")]
+    metrics = told(
+        ParticipantMetrics(),
+        *(events.WeightsMeasured(0, source, 168, weights) for source in ("global", "local")),
+        events.UpdateMeasured(0, 1, Change(1.0, 1.0)),
+        *(events.Reported(n, ((f"name{n}", 1.0),)) for n in range(20)),
+        *(
+            events.Retrying(path, reason, 1.0)
+            for _, path in asked
+            for reason in ("unreachable", "busy", "bad_answer", "refused", "aborted")
+        ),
+        *(
+            events.ExchangeEnded(method, path, status, None, 0.1, int(method == "POST"), 1)
+            for status in range(300, 600)
+            for method, path in (*asked, ("DELETE", "/rendez_vous/{id}"), ("POST", "/{id}/{token}"))
+        ),
+    )
+    assert series(metrics) < 1000
+
+
+def test_an_aggregator_has_fewer_than_1000_series_whatever_is_asked_of_it() -> None:
+    asked = [
+        *product(["GET", "HEAD"], ["/{id}/{token}"], [200, 304, 404, 500, None]),
+        *product(["POST"], ["/{id}/{token}"], [200, 400, 404, 408, 409, 413, 415, 422, 500, 503, None]),
+        *product(["GET", "HEAD"], ["/books/ledger"], [200, 400, 500, None]),
+        *product(["POST"], ["/books/{operation}"], [200, 400, 404, 409, 413, 500, None]),
+        *product(["_OTHER"], ["/{id}/{token}", "/books/ledger", "/books/{operation}"], [405]),
+        *product(["_OTHER"], [""], [401, 404, 405, None]),
+    ]
+    served = [events.RequestServed(method, route, status, 0.1) for method, route, status in asked]
+    weights = events.WeightsMeasured(0, "global", 168, statistics(np.linspace(-1, 1, 32)))
+    assert series(told(shown(AggregatorMetrics()), weights, *served)) < 1000
 
 
 @pytest.mark.parametrize("kind", KINDS)

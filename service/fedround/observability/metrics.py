@@ -34,7 +34,11 @@ REVISION = "FEDROUND_REVISION"
 MAX_REPORTED = 20
 """How many names of what user code reports become series."""
 
-_REQUEST = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 30)
+MAX_FAILURES = 17
+"""How many kinds of answers and failures of exchanges become series, beside those that are known."""
+OTHER = "_OTHER"
+
+_REQUEST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30)
 _WORK = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 1800, 3600)
 _SIZE = tuple(10.0**power for power in range(2, 11))
 _EXCHANGES = (
@@ -43,6 +47,7 @@ _EXCHANGES = (
     ("GET", wire.HEARTBEAT, "200"),
     ("GET", wire.START_TRAINING, "200"),
     ("GET", wire.UPDATE, "200"),
+    ("GET", wire.UPDATE, "304"),
     ("POST", wire.UPDATE, "200"),
 )
 _PATHS = tuple(dict.fromkeys(path for _, path, _ in _EXCHANGES))
@@ -270,22 +275,37 @@ class _Exchanges:
         self._duration = metrics._make(
             Histogram,
             "http_client_request_duration_seconds",
-            "Requests, until the answer was read.",
+            "Requests, until the answer was read; those that failed too.",
             labels,
             prefix="",
             buckets=_REQUEST,
         )
-        for method, path, status in _EXCHANGES:
-            self._duration.labels(method, path, status, "")
-        sizes: Any = {"labels": {"url_template": _PATHS}, "prefix": "", "buckets": _SIZE}
-        self._sent = metrics._make(Histogram, "http_client_request_body_size_bytes", "Bodies that were sent.", **sizes)
-        self._received = metrics._make(Histogram, "http_client_response_body_size_bytes", "Bodies that came.", **sizes)
+        self._known = {(method, path, status, "") for method, path, status in _EXCHANGES}
+        for known in self._known:
+            self._duration.labels(*known)
+        sizes: Any = {"prefix": "", "buckets": _SIZE}
+        self._sent = metrics._make(
+            Histogram, "http_client_request_body_size_bytes", "Bodies that were sent.", {"url_template": [wire.UPDATE]}, **sizes
+        )
+        self._received = metrics._make(
+            Histogram, "http_client_response_body_size_bytes", "Bodies that came.", {"url_template": _PATHS}, **sizes
+        )
 
     def ended(self, fact: events.ExchangeEnded) -> None:
-        duration = self._duration.labels(fact.method, fact.path, _text(fact.status), fact.error or "")
-        self._metrics._observe(duration, fact.seconds)
-        self._sent.labels(fact.path).observe(fact.sent)
+        self._metrics._observe(self._duration.labels(*self._kind(fact)), fact.seconds)
+        if fact.sent:
+            self._sent.labels(fact.path).observe(fact.sent)
         self._received.labels(fact.path).observe(fact.received)
+
+    def _kind(self, fact: events.ExchangeEnded) -> tuple[str, str, str, str]:
+        """By the status of a whole answer, else by the error; both would say the same twice."""
+        answered = fact.error is None or (fact.status or 0) >= 400
+        kind = (fact.method, fact.path, _text(fact.status) if answered else "", "" if answered else fact.error or "")
+        if kind not in self._known:
+            if len(self._known) >= len(_EXCHANGES) + MAX_FAILURES:
+                return fact.method, fact.path, "", OTHER
+            self._known.add(kind)
+        return kind
 
 
 class _Requests:

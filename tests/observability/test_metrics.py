@@ -1,5 +1,6 @@
 """Metrics: which fact moves which series, what they show before anything has happened, and that they stay few."""
 
+import re
 import subprocess
 from itertools import product
 from random import Random
@@ -178,6 +179,19 @@ def test_a_coordinators_gauges_are_its_status() -> None:
     assert sample(metrics, "fedround_coordinator_waiting_for_participants") == 1
     now["state"] = "complete"
     assert sample(metrics, "fedround_coordinator_training_complete") == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "fact", "series"),
+    [
+        (ParticipantMetrics, events.RoundEnded(7, "completed", 20_000.0), "participant_round_duration_seconds"),
+        (ParticipantMetrics, events.PhaseEnded(7, "train", 20_000.0), "participant_round_phase_duration_seconds"),
+        (CoordinatorMetrics, events.RoundCompleted(0, ID, (ID,), 0, 5, 5, 20_000.0, ()), "coordinator_round_duration_seconds"),
+    ],
+)
+def test_a_round_may_take_half_a_day(kind: type[Metrics], fact: Fact, series: str) -> None:
+    body = told(kind(), fact).scrape("")[0].decode()
+    assert re.findall(rf'{series}_bucket{{.*le="([\d.]+)".*}} 1.0', body) == ["43200.0"]
 
 
 @pytest.mark.parametrize(

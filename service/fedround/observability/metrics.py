@@ -40,6 +40,7 @@ OTHER = "_OTHER"
 
 _REQUEST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30)
 _WORK = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 1800, 3600)
+_ROUND = (*_WORK, 7200, 14400, 43200)
 _SIZE = tuple(10.0**power for power in range(2, 11))
 _EXCHANGES = (
     ("GET", wire.RENDEZ_VOUS, "200"),
@@ -118,13 +119,13 @@ class ParticipantMetrics(Metrics):
         self._completed = make(
             Gauge, "last_round_completed_timestamp_seconds", "When an update of its was last counted, in Unix time; 0: never."
         )
-        self._duration = make(Histogram, "round_duration_seconds", "From an order to its end.", outcomes, buckets=_WORK)
+        self._duration = make(Histogram, "round_duration_seconds", "From an order to its end.", outcomes, buckets=_ROUND)
         self._phase = make(
             Histogram,
             "round_phase_duration_seconds",
             "The phases of a round; each try of a transfer is one.",
             phases,
-            buckets=_WORK,
+            buckets=_ROUND,
         )
         self._retries = make(
             Counter, "retries_total", "Exchanges that are tried again.", {"url_template": _PATHS, "reason": ["unreachable"]}
@@ -192,7 +193,7 @@ class CoordinatorMetrics(Metrics):
         self._rounds = make(
             Counter, "rounds_total", "Attempts of rounds that ended.", {"outcome": ["completed", "failed", "timed_out"]}
         )
-        self._duration = make(Histogram, "round_duration_seconds", "Of rounds that were completed.", buckets=_WORK)
+        self._duration = make(Histogram, "round_duration_seconds", "Of rounds that were completed.", buckets=_ROUND)
         self._selected = make(Counter, "selected_total", "Participants that were told of a round.")
         self._dropped = make(
             Counter,

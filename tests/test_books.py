@@ -18,6 +18,7 @@ from fedround.books import Admit, Answer, Call, Close, Closed, Newest, Open, Pag
 from fedround.coordinator.rounds import Memory, Plan, Rounds
 from fedround.coordinator.service import WORTH_KEEPING
 from fedround.errors import Busy, Late, NotAdmitted, UnknownAttempt
+from fedround.events import RoundCompleted
 from fedround.weights import Spec
 from fedround.wire import HeartbeatState
 
@@ -134,6 +135,7 @@ class Federation(RuleBasedStateMachine):
         self.rounds = Rounds(self.plan, self.rng)
         self.memory = Memory()
         """What is on the coordinator's disk."""
+        self.completed: list[RoundCompleted] = []
         self.silos = [Silo(f"silo-{n}") for n in range(4)]
         self.sent: list[Call] = []
 
@@ -281,7 +283,9 @@ class Federation(RuleBasedStateMachine):
 
     @invariant()
     def the_coordinator_writes_down_what_is_worth_keeping(self) -> None:
-        if any(isinstance(fact, WORTH_KEEPING) for fact in self.rounds.take_facts()):
+        facts = self.rounds.take_facts()
+        self.completed += [fact for fact in facts if isinstance(fact, RoundCompleted)]
+        if any(isinstance(fact, WORTH_KEEPING) for fact in facts):
             self.memory = self.rounds.memory
 
     @invariant()
@@ -304,7 +308,7 @@ class Federation(RuleBasedStateMachine):
 
     @invariant()
     def a_completed_round_is_what_the_aggregator_closed(self) -> None:
-        for completed in self.rounds.history:
+        for completed in self.completed:
             assert frozenset(self.aggregator.closed[completed.attempt]) == frozenset(completed.ids)
             assert len(completed.ids) >= self.plan.required
 

@@ -11,7 +11,7 @@ from fedround import durable
 from fedround.aggregator.store import ModelStore
 from fedround.coordinator import store
 from fedround.coordinator.presence import Known
-from fedround.coordinator.rounds import Memory
+from fedround.coordinator.rounds import Memory, Past
 from fedround.durable import Directory, held
 from fedround.errors import ConfigurationError, DataDamaged, DataDirectoryHeld
 from support.disks import Died, MemoryDisk, files_of_at_most
@@ -25,7 +25,8 @@ def model(round: int) -> list[bytes | memoryview]:
 
 
 def memory(round: int) -> Memory:
-    return Memory(round, (Known(f"id-{round}", "anna", 0, extended=True, counted=round - 1, owed=round),))
+    past = Past(round - 1, 1.5, 1, 0, samples=3, parameters=5, figures={"loss": 0.5}, weights={"mean": 0.25})
+    return Memory(round, (Known(f"id-{round}", "anna", 0, extended=True, counted=round - 1, owed=round),), (past,))
 
 
 def document(data: object) -> bytes:
@@ -126,7 +127,21 @@ def test_a_model_that_is_gone_is_damage(tmp_path: Path) -> None:
         ModelStore(Directory(tmp_path)).read(4)
 
 
-@pytest.mark.parametrize("document", [{"round": 3}, {"round": 3, "participants": [{"id": "x"}]}, [1]])
+def test_a_memory_of_before_there_was_a_history_is_read(tmp_path: Path) -> None:
+    durable.save(Directory(tmp_path), store.NAME, {"round": 3, "participants": []})
+    assert store.load(Directory(tmp_path)) == Memory(3)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"round": 3},
+        {"round": 3, "participants": [{"id": "x"}]},
+        {"round": 3, "participants": [], "history": [{"round": 2}]},
+        {"round": 3, "participants": [], "history": 7},
+        [1],
+    ],
+)
 def test_a_memory_that_lacks_something_is_damage(tmp_path: Path, document: object) -> None:
     durable.save(Directory(tmp_path), store.NAME, document)
     with pytest.raises(DataDamaged, match="lacks something"):

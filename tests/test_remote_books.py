@@ -19,7 +19,7 @@ PAGE = Page(
     "first life",
     (Entry(1, ATTEMPT, "an id", Outcome.COUNTED, 5, {"loss": 0.5}), Entry(2, ATTEMPT, "b", Outcome.REFUSED)),
     Newest(3, parameters=5),
-    Measured(3, {"mean": 0.5}),
+    (Measured(2, {"mean": 0.25}), Measured(3, {"mean": 0.5})),
     ("the disk hangs",),
 )
 

@@ -70,6 +70,22 @@ def test_models_of_former_rounds_can_be_had(tmp_path: Path) -> None:
         assert [global_model(platform, round) for round in (3, 4, 5)] == [[n, n] for n in (4.0, 5.0, 6.0)]
 
 
+def test_the_last_rounds_and_what_their_models_are_like_are_told_after_a_restart(tmp_path: Path) -> None:
+    told = []
+    for rounds in (ROUNDS, ROUNDS + 1):
+        settings = PLAN | kept_in(tmp_path) | {"COORDINATOR_ROUNDS": str(rounds)}
+        with running("platform", **settings) as platform, ThreadPoolExecutor() as pool:
+            for future in [train(pool, platform, KnownAnswer(k)) for k in range(PARTICIPANTS)]:
+                future.result()
+            until(lambda platform=platform: platform.status("COORDINATOR_OPS_PORT")["state"] == "complete")  # type: ignore[misc]
+            told.append(platform.status("COORDINATOR_OPS_PORT")["last_rounds"])
+    before, after = told
+    assert [(done["round"], done["counted"]) for done in after] == [(number, PARTICIPANTS) for number in range(ROUNDS + 1)]
+    assert [done | {"weights": {}} for done in after[:-1]] == [done | {"weights": {}} for done in before]
+    # Of the model that was there at the restart the first update's page tells.
+    assert {done["round"]: done["weights"]["mean"] for done in after[:-1]} == {number: number + 1.0 for number in range(ROUNDS)}
+
+
 @pytest.mark.timeout(180)
 def test_a_training_of_60_rounds_outlives_five_kills_of_the_platform(tmp_path: Path) -> None:
     rounds, count = 60, 4

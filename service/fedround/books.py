@@ -70,14 +70,14 @@ class Measured:
 class Page:
     """The entries that were not acknowledged. Another `incarnation` than before: the sum was lost, and `seq` begins anew.
 
-    The round of `newest` is over, even if nobody was told that it was closed. `measured` and `faults` (why the aggregator is not
-    ready) are for people: nothing follows from them.
+    The round of `newest` is over, even if nobody was told that it was closed. `measured` (of the last models) and `faults` (why the
+    aggregator is not ready) are for people: nothing follows from them.
     """
 
     incarnation: str
     entries: tuple[Entry, ...]
     newest: Newest | None = None
-    measured: Measured | None = None
+    measured: tuple[Measured, ...] = ()
     faults: tuple[str, ...] = ()
 
 
@@ -185,7 +185,7 @@ def page_to_json(page: Page) -> dict[str, Any]:
         "incarnation": page.incarnation,
         "entries": [[e.seq, e.attempt, e.id, e.outcome, e.samples, dict(e.metrics)] for e in page.entries],
         "newest": page.newest and [page.newest.round, page.newest.parameters],
-        "measured": page.measured and [page.measured.round, dict(page.measured.figures)],
+        "measured": [[m.round, dict(m.figures)] for m in page.measured],
         "faults": page.faults,
     }
 
@@ -198,7 +198,7 @@ def page_from_json(data: dict[str, Any]) -> Page:
             for seq, attempt, id, outcome, samples, metrics in data["entries"]
         ),
         newest=None if data["newest"] is None else Newest(*data["newest"]),
-        measured=None if data["measured"] is None else Measured(*data["measured"]),
+        measured=tuple(Measured(round, figures) for round, figures in data["measured"]),
         faults=tuple(data["faults"]),
     )
 

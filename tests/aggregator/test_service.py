@@ -106,7 +106,7 @@ def test_the_coordinator_is_told_what_the_model_is_like_and_what_is_wrong() -> N
         await measured.wait()
         page = await aggregator.ledger("another", 0)
         # What is not finite, here by its squares, is no JSON.
-        assert page.measured == Measured(0, {"mean": 0.0, "min": -1e200, "max": 1e200})
+        assert page.measured == (Measured(0, {"mean": 0.0, "min": -1e200, "max": 1e200}),)
         assert page.faults == ("the disk hangs",)
 
     asyncio.run(main())

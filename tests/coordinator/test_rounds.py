@@ -4,9 +4,9 @@ from random import Random
 import pytest
 
 from fedround import events
-from fedround.books import Admit, Close, Closed, Difference, Entry, Newest, Open, Outcome, Page, Revoke, Verdict
+from fedround.books import Admit, Close, Closed, Difference, Entry, Measured, Newest, Open, Outcome, Page, Revoke, Verdict
 from fedround.coordinator.presence import MOST_MISSED, Known
-from fedround.coordinator.rounds import ASK_AGAIN, PAUSE, Memory, Plan, Rounds
+from fedround.coordinator.rounds import ASK_AGAIN, HISTORY, PAUSE, Memory, Plan, Rounds
 from fedround.coordinator.status import status
 from fedround.errors import IllegalMove
 from fedround.wire import HeartbeatState
@@ -142,7 +142,7 @@ def test_figures_of_updates_without_samples_are_plain_means() -> None:
     table.enter(table.ids[1], samples=0, loss=2.0)
     table.enter(table.ids[2], samples=0)
     table.close()
-    assert table.rounds.history[0].figures == (("loss", 1.5),)
+    assert table.rounds.history[0].figures == {"loss": 1.5}
 
 
 def test_after_the_last_round_everybody_is_told_to_finish_and_nobody_joins() -> None:
@@ -541,7 +541,7 @@ def test_an_update_of_somebody_who_is_gone_counts() -> None:
     table.rounds.leave(table.now, table.ids[0])
     table.enter(*table.ids)
     table.close()
-    assert table.rounds.history[0].ids == tuple(table.ids)
+    assert table.rounds.history[0].counted == len(table.ids)
 
 
 def test_the_books_are_told_once_whom_to_forget() -> None:
@@ -629,6 +629,23 @@ def test_a_round_tells_how_many_were_counted_and_how_many_lost_it() -> None:
     table.close()
     (done,) = status(table.rounds, table.now)["last_rounds"]
     assert (done["counted"], done["dropped"]) == (2, 1)
+
+
+def test_the_last_rounds_are_remembered_over_a_restart_with_what_their_models_are_like() -> None:
+    table = Table(Plan(rounds=0), present=1)
+    for number in range(HISTORY + 2):
+        table.open()
+        table.enter(*table.ids, loss=1 / (number + 1))
+        table.close()
+        # A page may come late, and tells of several; of a round that is forgotten, or not over, there is nothing to tell.
+        measured = tuple(Measured(n, {"mean": float(n)}) for n in (number - 1, number, number + 1))
+        table.rounds.recorded(table.now, Page(LIFE, (), measured=measured))
+    back = Rounds(Plan(rounds=0), Random(1), memory=table.rounds.memory)
+    before, after = (status(rounds, 0)["last_rounds"] for rounds in (table.rounds, back))
+    assert after == before
+    assert [past["round"] for past in after] == list(range(2, HISTORY + 2))
+    assert [past["weights"]["mean"] for past in after] == [past["round"] for past in after]
+    assert after[-1]["figures"] == {"loss": 1 / (HISTORY + 2)}
 
 
 def test_an_ordinal_is_the_lowest_free_one_or_the_one_held_before() -> None:

@@ -182,7 +182,7 @@ def test_the_status_says_what_the_models_are_like_and_what_the_aggregator_lacks(
             id = join(c.service)
             for number in range(3):
                 answer = await ordered(c, id)
-                books.told["measured"] = Measured(number - 1, {"mean": float(number)}) if number else None
+                books.told["measured"] = (Measured(number - 1, {"mean": float(number)}),) if number else ()
                 books.deliver(id, answer.token)
                 await c.recorder.until(events.RoundCompleted, number + 1)
             books.told["faults"] = ("the disk hangs",)

@@ -288,7 +288,7 @@ async def _run(settings: AggregatorSettings, disk: Disk | None) -> None:
         )
         with serve.capture_signals() as stop:
             async with serve.serving(*endpoints):
-                async with tended(health, keep_checking(settings, health)):
+                async with tended(health, keep_checking(settings, health), service.measure()):
                     await stop.wait()
                     LOG.info("stopping")
                 service.stop()

@@ -5,6 +5,7 @@ import logging
 import math
 import time
 import zlib
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -27,6 +28,8 @@ HOLD = 20.0
 """Seconds for which a call of `ledger` waits for an entry."""
 PATIENCE = 2.0
 """Seconds for which an upload's answer waits until the coordinator knows."""
+TOLD = 3
+"""Models of which a page of the ledger says what they are like: quick rounds may have one page for several."""
 
 T = TypeVar("T")
 
@@ -93,7 +96,7 @@ class AggregatorService:
         self._sum: Strategy | None = None
         self._spec: Spec | None = None
         self._model = model
-        self._measured: Measured | None = None
+        self._measured: deque[Measured] = deque(maxlen=TOLD)
         self.faults: Callable[[], Sequence[str]] = tuple
         """Says why the process is not ready, for the coordinator to show."""
         self._unkept: Model | None = None
@@ -123,6 +126,11 @@ class AggregatorService:
             "models": list(self._store.rounds) if self._store else [],
             "model": model and {"round": model.round, "parameters": model.array.size, "dtype": str(model.spec.dtype)},
         }
+
+    async def measure(self) -> None:
+        """Tell what the model is like that was there from the start."""
+        if self._model is not None and self._model.round is not None:
+            await self._measure(self._model)
 
     def stop(self) -> None:
         """End every wait, now and from now on, so that none keeps a server from stopping."""
@@ -166,7 +174,7 @@ class AggregatorService:
         page = self._ledger.page(incarnation, after)
         if self._stopping and not page.entries:
             raise Busy("the aggregator stops", retry_after=1.0)
-        return replace(page, measured=self._measured, faults=tuple(self.faults()))
+        return replace(page, measured=tuple(self._measured), faults=tuple(self.faults()))
 
     async def _close(self, attempt: str, ids: Sequence[str]) -> Closed | Difference:
         async with self._step:
@@ -208,7 +216,7 @@ class AggregatorService:
         self._observer(WeightsMeasured(model.round or 0, "global", sum(map(len, model.buffers)), found))
         figures = {name: value for name, value in found.figures.items() if math.isfinite(value)}
         # The next page tells of it. It is worth no page of its own: that would be one more exchange in every round.
-        self._measured = Measured(model.round or 0, figures)
+        self._measured.append(Measured(model.round or 0, figures))
 
     async def kept(self, round: int | None) -> Sequence[bytes | memoryview] | None:
         """The model of a round as `.npy`, of None the initial one; None where it is not kept. Raises `DataDamaged`."""

@@ -20,12 +20,12 @@ The rules:
 9. `Memory` is what survives a restart: it begins a new attempt of the round. Whatever the round was, one whose model the books
    have is over. Until it is known whether a participant of the attempt before has its part in the next, it is told to ask again
    (`Busy`): with `stand_by` it would throw away what it is training.
+10. What is remembered of rounds that are over is for people: nothing follows from it.
 """
 
 import math
-from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 from random import Random
 from uuid import UUID
@@ -40,6 +40,7 @@ from fedround.books import (
     Closed,
     Difference,
     Entry,
+    Measured,
     Newest,
     Open,
     Outcome,
@@ -81,11 +82,26 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class Past:
+    """What is remembered of a completed round: see `events.RoundCompleted`. `weights`: what its model is like, once known."""
+
+    round: int
+    seconds: float
+    counted: int
+    dropped: int
+    samples: int
+    parameters: int
+    figures: Mapping[str, float]
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Memory:
     """What a coordinator knows after a restart."""
 
     round: int = 0
     participants: tuple[Known, ...] = ()
+    history: tuple[Past, ...] = ()
 
 
 class Rounds:
@@ -98,7 +114,7 @@ class Rounds:
         """Of the books, as far as their ledger was read; empty before its first page."""
         self.after = 0
         """The number of the last ledger entry that was read."""
-        self.history: deque[events.RoundCompleted] = deque(maxlen=HISTORY)
+        self.history = {past.round: past for past in memory.history[-HISTORY:]}
         self._rng = rng
         self.present = Presence(plan.heartbeat_timeout)
         self._gone: list[str] = []
@@ -121,6 +137,7 @@ class Rounds:
             tuple(
                 Known(p.id, p.name, p.ordinal, p.extended, p.counted, self.round if p.id in members else p.owed) for p in present
             ),
+            tuple(self.history.values()),
         )
 
     @property
@@ -256,6 +273,8 @@ class Rounds:
             if entry.seq > self.after:
                 self.after = entry.seq
                 self._entered(entry)
+        for measured in page.measured:
+            self._measured(measured)
         self._settle(now)
 
     # What observers and people are told
@@ -371,12 +390,24 @@ class Rounds:
             figures=_weighted_means(entries),
         )
         self._facts.append(fact)
-        self.history.append(fact)
+        self._remember(fact)
         self.attempt = None
         self._not_before = now
         self.round += 1
         if self.complete:
             self._facts.append(events.TrainingCompleted(self.round))
+
+    def _remember(self, fact: events.RoundCompleted) -> None:
+        self.history[fact.round] = Past(
+            fact.round, fact.seconds, len(fact.ids), fact.dropped, fact.samples, fact.parameters, dict(fact.figures)
+        )
+        while len(self.history) > HISTORY:
+            del self.history[next(iter(self.history))]
+
+    def _measured(self, measured: Measured) -> None:
+        past = self.history.get(measured.round)
+        if past is not None and not past.weights:
+            self.history[measured.round] = replace(past, weights=measured.figures)
 
     def _catch_up(self, now: float, newest: Newest) -> None:
         """A model was made of the round, but we were not told: the aggregator or we ourselves died in between."""

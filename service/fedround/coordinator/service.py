@@ -3,7 +3,6 @@
 import asyncio
 import math
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -12,8 +11,8 @@ from typing import Any
 
 from fedround import events
 from fedround.backoff import delays
-from fedround.books import Books, Call, Measured, carry_out
-from fedround.coordinator.rounds import HISTORY, Memory, Rounds
+from fedround.books import Books, Call, carry_out
+from fedround.coordinator.rounds import Memory, Rounds
 from fedround.coordinator.status import status
 from fedround.errors import ExchangeError, UnknownAttempt
 from fedround.events import Observer
@@ -74,7 +73,6 @@ class CoordinatorService:
         self._delays: Iterator[float] | None = None
         """Of the outage that goes on; None while there is none."""
         self._holds: dict[str, asyncio.Timeout] = {}
-        self._measured: deque[Measured] = deque(maxlen=HISTORY)
         self._faults: tuple[str, ...] = ()
         """Of the aggregator, as far as it could say."""
         self._longest_hold = min(MAX_HOLD, HOLD_RATIO * rounds.plan.heartbeat_timeout)
@@ -137,7 +135,7 @@ class CoordinatorService:
 
     def status(self) -> dict[str, Any]:
         """The state as JSON-able data, ids cut."""
-        return status(self._rounds, self._clock(), reachable=self._reachable.is_set(), measured=self._measured, faults=self._faults)
+        return status(self._rounds, self._clock(), reachable=self._reachable.is_set(), faults=self._faults)
 
     def _answer(self, id: str, *, idle: bool) -> Heartbeat:
         answer = self._rounds.heartbeat(self._clock(), id, idle=idle)
@@ -199,8 +197,6 @@ class CoordinatorService:
         page = await self._books.ledger(incarnation, self._rounds.after)
         self._reached()
         self._faults = page.faults
-        if page.measured is not None and page.measured not in self._measured:
-            self._measured.append(page.measured)
         self._rounds.recorded(self._clock(), page)
         self._changed()
 

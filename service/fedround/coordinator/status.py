@@ -3,20 +3,13 @@
 from collections.abc import Iterable
 from typing import Any
 
-from fedround.books import Measured
 from fedround.coordinator.rounds import Rounds
 from fedround.events import short
 
 
-def status(
-    rounds: Rounds, now: float, *, reachable: bool = True, measured: Iterable[Measured] = (), faults: Iterable[str] = ()
-) -> dict[str, Any]:
-    """The state of the training at `now`, monotonic seconds.
-
-    `reachable`: the aggregator; what it lacks is in `faults`, and what the models are like in `measured`.
-    """
+def status(rounds: Rounds, now: float, *, reachable: bool = True, faults: Iterable[str] = ()) -> dict[str, Any]:
+    """The state of the training at `now`, monotonic seconds. `reachable`: the aggregator; what it lacks is in `faults`."""
     attempt = rounds.attempt
-    weights = {m.round: dict(m.figures) for m in measured}
     return {
         "state": _state(rounds, reachable),
         "round": rounds.round,
@@ -44,14 +37,14 @@ def status(
             {
                 "round": r.round,
                 "seconds": round(r.seconds, 3),
-                "counted": len(r.ids),
+                "counted": r.counted,
                 "dropped": r.dropped,
                 "samples": r.samples,
                 "parameters": r.parameters,
                 "figures": dict(r.figures),
-                "weights": weights.get(r.round, {}),
+                "weights": dict(r.weights),
             }
-            for r in rounds.history
+            for r in rounds.history.values()
         ],
     }
 

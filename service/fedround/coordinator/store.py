@@ -1,11 +1,12 @@
-"""What a coordinator keeps: the round, and who is known by which id. The attempt is not kept: a restart begins another."""
+"""What a coordinator keeps: the round, who is known by which id, and the last rounds. Not the attempt: a restart begins another."""
 
-from dataclasses import asdict
+from collections.abc import Iterable
+from dataclasses import fields
 from typing import Any
 
 from fedround import durable
 from fedround.coordinator.presence import Known
-from fedround.coordinator.rounds import Memory
+from fedround.coordinator.rounds import Memory, Past
 from fedround.durable import Disk
 from fedround.errors import DataDamaged
 
@@ -18,11 +19,21 @@ def load(disk: Disk) -> Memory:
     if document is None:
         return Memory()
     try:
-        return Memory(document["round"], tuple(Known(**known) for known in document["participants"]))
+        return Memory(
+            document["round"],
+            tuple(Known(**known) for known in document["participants"]),
+            tuple(Past(**past) for past in document.get("history", ())),  # files of the first versions have none
+        )
     except (TypeError, KeyError) as error:
         raise DataDamaged(NAME, f"it lacks something: {error}") from error
 
 
 def save(disk: Disk, memory: Memory) -> None:
     """Keep it. Raises `OSError`."""
-    durable.save(disk, NAME, {"round": memory.round, "participants": [asdict(known) for known in memory.participants]})
+    lists = {"participants": _plain(memory.participants), "history": _plain(memory.history)}
+    durable.save(disk, NAME, {"round": memory.round, **lists})
+
+
+def _plain(entries: Iterable[Known | Past]) -> list[dict[str, Any]]:
+    # Of thousands, in every round: `asdict` would copy each value.
+    return [{field.name: getattr(entry, field.name) for field in fields(entry)} for entry in entries]

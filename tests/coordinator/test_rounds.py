@@ -9,7 +9,7 @@ from fedround.coordinator.presence import MOST_MISSED, Known
 from fedround.coordinator.rounds import ASK_AGAIN, HISTORY, PAUSE, Memory, Plan, Rounds
 from fedround.coordinator.status import status
 from fedround.errors import IllegalMove
-from fedround.wire import HeartbeatState
+from fedround.wire import MAX_FIGURES, HeartbeatState
 
 LIFE = "first-life"
 
@@ -143,6 +143,20 @@ def test_figures_of_updates_without_samples_are_plain_means() -> None:
     table.enter(table.ids[2], samples=0)
     table.close()
     assert table.rounds.history[0].figures == {"loss": 1.5}
+
+
+def test_of_the_figures_of_a_round_those_remain_that_most_have_reported() -> None:
+    table = Table(Plan(min_clients=3), present=3)
+    call = table.open()
+    reports = [{f"mine {n}": 0.0 for n in range(200)}, {"loss": 1.0, "rmse": 2.0}, {"loss": 2.0, "rmse": 3.0}]
+    entries = tuple(
+        Entry(seq, call.attempt, id, Outcome.COUNTED, 1, report)
+        for seq, (id, report) in enumerate(zip(table.ids, reports, strict=True), start=1)
+    )
+    table.rounds.recorded(table.now, Page(LIFE, entries))
+    table.close()
+    figures = table.rounds.history[0].figures
+    assert (len(figures), figures["loss"], figures["rmse"]) == (MAX_FIGURES, 1.5, 2.5)
 
 
 def test_after_the_last_round_everybody_is_told_to_finish_and_nobody_joins() -> None:
@@ -570,6 +584,7 @@ def test_who_fell_silent_is_missed_until_it_is_back_or_an_hour_is_over() -> None
 
     stays, leaves, _ = table.ids
     table.rounds.leave(table.now, leaves)
+    assert (len(table.rounds.present), status(table.rounds, table.now)["joined"]) == (2, 3)
     table.later(20, stays)
     table.later(10, stays)
     assert missing() == {"silo-2": 10}

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedround.participant.round import MAX_FIGURES, Round, Shard, current_round, encode_figures, entered, find_shard
-from fedround.wire import MAX_METRICS
+from fedround.participant.round import Round, Shard, current_round, encode_figures, entered, find_shard
+from fedround.wire import MAX_FIGURES, MAX_METRICS
 
 
 def make(told: list[Mapping[str, float]] | None = None) -> Round:

@@ -47,6 +47,8 @@ class Presence:
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
+        self.joined = 0
+        """How often somebody was added."""
         self._present: dict[str, Participant] = {}
         # Re-arming only changes the participant; its place in this heap is corrected when it comes up.
         self._expiry: list[tuple[float, str]] = []
@@ -73,6 +75,7 @@ class Presence:
         participant = self._present[id] = Participant(id, name, self._take_ordinal(ordinal), now, expires, now, extended)
         heappush(self._expiry, (participant.expires, id))
         self._fell_silent.pop(name, None)
+        self.joined += 1
         return participant
 
     def touch(self, now: float, id: str) -> Participant | None:

@@ -24,6 +24,7 @@ The rules:
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
@@ -51,7 +52,7 @@ from fedround.books import (
 from fedround.coordinator.attempt import Attempt, Member, State
 from fedround.coordinator.presence import Known, Participant, Presence
 from fedround.errors import Busy, IllegalMove
-from fedround.wire import Heartbeat, HeartbeatState
+from fedround.wire import MAX_FIGURES, Heartbeat, HeartbeatState
 
 ASK_AGAIN = 1.0
 """Seconds until a right whose update is being received is revoked again."""
@@ -455,10 +456,13 @@ class Rounds:
 
 
 def _weighted_means(entries: list[Entry]) -> tuple[tuple[str, float], ...]:
-    """The sample-weighted mean of each figure over those that reported it; the plain mean where all sample counts are 0."""
-    names = dict.fromkeys(name for entry in entries for name in entry.metrics)
+    """The sample-weighted mean of each figure over those that reported it; the plain mean where all sample counts are 0.
+
+    Of the figures that most have reported: whoever makes up names does not hide those of the others.
+    """
+    names = Counter(name for entry in entries for name in entry.metrics)
     means = []
-    for name in names:
+    for name, _ in names.most_common(MAX_FIGURES):
         reported = [(entry.samples, entry.metrics[name]) for entry in entries if name in entry.metrics]
         if not any(samples for samples, _ in reported):
             reported = [(1, value) for _, value in reported]

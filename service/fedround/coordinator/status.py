@@ -21,6 +21,7 @@ def status(rounds: Rounds, now: float, *, reachable: bool = True, faults: Iterab
         "round_timeout": rounds.plan.round_timeout,
         "aggregator_reachable": reachable,
         "aggregator_faults": list(faults),
+        "joined": rounds.present.joined,
         "participants": [
             {
                 "name": p.name,

@@ -14,9 +14,6 @@ from fedround import wire
 
 LOG = logging.getLogger(__name__)
 
-MAX_FIGURES = 20
-"""How many names a round may report."""
-
 Rows_co = TypeVar("Rows_co", covariant=True)
 
 
@@ -66,8 +63,8 @@ class Round:
         """
         new = {name: _number(name, value) for name, value in figures.items()}
         merged = self._figures | new
-        if len(merged) > MAX_FIGURES or len(encode_figures(merged)) > wire.MAX_METRICS:
-            raise ValueError(f"a round reports at most {MAX_FIGURES} names, and {wire.MAX_METRICS} bytes of JSON")
+        if len(merged) > wire.MAX_FIGURES or len(encode_figures(merged)) > wire.MAX_METRICS:
+            raise ValueError(f"a round reports at most {wire.MAX_FIGURES} names, and {wire.MAX_METRICS} bytes of JSON")
         self._figures = merged
         self._tell(new)
 

@@ -1,15 +1,19 @@
-"""The page as people see it, in a real browser: live, in both colours, on a telephone, by a screen reader, and with faults."""
+"""The page as people see it, in a real browser: live, in both colours, on a telephone, by keyboard, in thousands, with faults."""
 
+import http.client
 import json
 import resource
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from support.browser import Browser, browser
+from support.link import Proxy
 from support.npm import package
+from support.peer import answer
 from support.processes import Process, running, until
 
 pytestmark = pytest.mark.timeout(180)
@@ -19,6 +23,8 @@ WITHIN = 30.0
 """Seconds from a fault until the page shows it."""
 WEIGHTS = 150_000
 """More than an aggregator receives in memory: its spool is used."""
+TAB, SPACE = "\ue004", " "
+CURVES = "return document.querySelectorAll('.plot:not([hidden]) polyline[points]').length"
 
 
 @pytest.fixture(scope="module")
@@ -32,58 +38,89 @@ def axe() -> str:
     return (package("axe-core@4.14.1") / "axe.min.js").read_text()
 
 
-def shown(window: Browser, platform: Process) -> None:
+def violations(window: Browser, axe: str) -> list[str]:
+    window.run(axe)
+    found = window.run_async("const done = arguments[arguments.length - 1]; axe.run().then(done, done)")
+    return [f"{v['id']}: {node['html']}" for v in found["violations"] for node in v["nodes"]]
+
+
+def shown(window: Browser, url: str) -> None:
     """Open the page, wait for its first event, and mark it: after a reload the mark would be gone."""
     window.looks()
-    window.open(platform.url("COORDINATOR_OPS_PORT"))
+    window.open(url)
     until(lambda: window.text("#facts") != "", 10)
     window.run("window.mark = true")
+
+
+def ops(platform: Process) -> str:
+    return platform.url("COORDINATOR_OPS_PORT")
 
 
 def says(window: Browser, selector: str, text: str) -> Callable[[], bool]:
     return lambda: text in window.text(selector)
 
 
-def silo(platform: Process, name: str, mood: Path, size: int = 5) -> dict[str, str]:
+def silo(platform: Process, name: str, mood: Path, size: int = 5, **options: float) -> dict[str, str]:
     mood.touch()
     return {
         "PARTICIPANT_COORDINATOR_URL": platform.url("COORDINATOR_PORT"),
         "PARTICIPANT_CLASS": "support.moody:Moody",
-        "PARTICIPANT_OPTIONS": json.dumps({"size": size, "mood": str(mood)}),
+        "PARTICIPANT_OPTIONS": json.dumps({"size": size, "mood": str(mood), **options}),
         "PARTICIPANT_NAME": name,
         "PYTHONPATH": TESTS,
     }
 
 
+def completed(platform: Process) -> int:
+    number: int = platform.status("COORDINATOR_OPS_PORT")["round"]
+    return number
+
+
 def test_the_page_follows_training_and_outlives_a_restart_of_the_coordinator(window: Browser, tmp_path: Path) -> None:
     settings = {"COORDINATOR_ROUNDS": "0", "COORDINATOR_DATA_DIR": str(tmp_path / "c"), "AGGREGATOR_DATA_DIR": str(tmp_path / "a")}
     with running("platform", **settings) as platform:
-        shown(window, platform)
-        assert "Nobody has joined yet." in window.text("#participants")
+        shown(window, ops(platform))
+        assert "Nobody has joined" in window.text("#participants")
+        assert "No round is completed yet." in window.text("#rounds")
         assert "waiting for participants" in window.text("#state")
         with running("participant", **silo(platform, "anna", tmp_path / "mood")):
             until(says(window, "#state", "training"), 20)
             until(says(window, "#participants", "anna"), 20)
             until(lambda: window.run("return document.querySelectorAll('#rounds tbody tr').length") >= 3, 20)
-            assert "loss" in window.text("#curve-title")
-            until(lambda: window.run("return document.querySelector('#weights-curve svg')") is not None, 20)
-            assert window.run("return [...document.getElementById('weights').options].map(o => o.value)") == [
-                "mean",
-                "stddev",
-                "min",
-                "max",
-                "l2_norm",
-            ]
+            until(lambda: window.run(CURVES) == 2, 20)
+            assert "of 1 updates delivered" in window.text("#progress"), "a bar, without an end of training too"
+            for choice, names in (("figures", ["loss"]), ("weights", ["mean", "stddev", "min", "max", "l2_norm"])):
+                assert window.run("return [...document.getElementById(arguments[0]).options].map(o => o.value)", choice) == names
             platform.kill()
             until(says(window, "#state", "no contact"), WITHIN)
             rounds = window.text("#rounds")
             with running("platform", **settings, **platform.ports):
                 until(says(window, "#state", "training"), WITHIN)
-                until(lambda: window.text("#rounds") not in (rounds, "No round is completed yet."), 20)
+                until(lambda: window.text("#rounds") != rounds, 20)
     assert window.run("return window.mark"), "it was never reloaded"
 
 
-def test_what_is_wrong_shows_within_30_seconds(window: Browser, tmp_path: Path) -> None:
+def test_who_opens_the_page_after_a_restart_sees_the_rounds_before(window: Browser, tmp_path: Path) -> None:
+    kept = {"COORDINATOR_ROUNDS": "3", "AGGREGATOR_DATA_DIR": str(tmp_path / "a"), "COORDINATOR_DATA_DIR": str(tmp_path / "c")}
+    with running("platform", **kept) as platform, running("participant", **silo(platform, "anna", tmp_path / "mood")) as anna:
+        assert anna.wait() == 0
+    with running("platform", **kept) as platform:
+        shown(window, ops(platform))
+        assert window.run("return document.querySelectorAll('#rounds tbody tr').length") == 3
+        assert window.run(CURVES) == 2
+    del kept["COORDINATOR_DATA_DIR"]
+    with running("platform", **kept | {"COORDINATOR_ROUNDS": "9"}) as platform:
+        shown(window, ops(platform))
+        until(says(window, "#training", "3 of 9"), 10)
+        assert "Rounds before the coordinator's start are not remembered." in window.text("#rounds")
+        assert "Nobody has joined since the coordinator's start." in window.text("#participants")
+        with running("participant", **silo(platform, "anna", tmp_path / "mood")) as anna:
+            until(says(window, "#participants", "anna"), 20)
+            anna.end()
+        until(says(window, "#participants", "Everybody who joined is gone."), 20)
+
+
+def test_what_is_wrong_shows_within_30_seconds(window: Browser, axe: str, tmp_path: Path) -> None:
     with (
         running("aggregator", AGGREGATOR_DATA_DIR=str(tmp_path / "models")) as aggregator,
         running(
@@ -97,7 +134,7 @@ def test_what_is_wrong_shows_within_30_seconds(window: Browser, tmp_path: Path) 
         running("participant", **silo(coordinator, "two", tmp_path / "two", WEIGHTS)),
         running("participant", **silo(coordinator, "three", tmp_path / "three", WEIGHTS)) as three,
     ):
-        shown(window, coordinator)
+        shown(window, ops(coordinator))
         until(says(window, "#participants", "three"), 20)
         took = {}
 
@@ -107,49 +144,176 @@ def test_what_is_wrong_shows_within_30_seconds(window: Browser, tmp_path: Path) 
 
         three.send(signal.SIGSTOP)
         took["paused, late"] = until(lambda: window.run("return document.querySelector('#participants .late')") is not None, WITHIN)
-        took["paused, gone"] = until(says(window, "#warnings", "is gone: silent"), WITHIN)
+        took["paused, missing"] = until(says(window, "#participants tbody tr", "missing"), WITHIN)
+        assert window.text("#participants tbody th") == "three", "whom to look for comes first"
+        assert "gone for" in window.text("#participants .number.late")
+        assert "is gone: silent" in window.text("#warnings")
+        assert violations(window, axe) == [], "missing"
         three.send(signal.SIGCONT)
+        until(lambda: "missing" not in window.text("#participants"), WITHIN)
 
         resource.prlimit(aggregator.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
         took["full spool"] = until(says(window, "#reasons", "aggregator: the spool directory cannot be written"), WITHIN)
+        assert violations(window, axe) == [], "not ready"
         resource.prlimit(aggregator.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         until(lambda: window.text("#reasons") == "", WITHIN)
 
         aggregator.kill()
         took["aggregator killed"] = until(says(window, "#reasons", "no contact with the aggregator"), WITHIN)
+        coordinator.send(signal.SIGSTOP)
+        took["coordinator paused"] = until(says(window, "#state", "no contact"), WITHIN)
+        coordinator.send(signal.SIGCONT)
+        until(says(window, "#state", "waiting for the aggregator"), WITHIN)
         coordinator.kill()
         took["coordinator killed"] = until(says(window, "#state", "no contact"), WITHIN)
     print("\n" + ", ".join(f"{fault}: {seconds:.1f} s" for fault, seconds in took.items()))
     assert max(took.values()) < WITHIN
+    assert window.run("return window.mark"), "it was never reloaded"
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_everybody_can_use_it_in_each_of_its_states(window: Browser, axe: str, tmp_path: Path, scheme: str) -> None:
-    def violations() -> list[str]:
-        window.run(axe)
-        found = window.run_async("const done = arguments[arguments.length - 1]; axe.run().then(done, done)")
-        return [f"{v['id']}: {node['html']}" for v in found["violations"] for node in v["nodes"]]
-
-    with running("platform", COORDINATOR_ROUNDS="8") as platform:
-        shown(window, platform)
-        window.looks(scheme=scheme)
-        assert violations() == [], "empty"
-        with running("participant", **silo(platform, "anna", tmp_path / "mood"), PARTICIPANT_AFTER_FINISH="wait"):
-            until(lambda: window.run("return document.querySelector('#weights-curve svg')") is not None, 20)
-            assert violations() == [], "training"
-            until(says(window, "#state", "complete"), 20)
-            assert violations() == [], "finished"
-        platform.kill()
-        until(says(window, "#state", "no contact"), WITHIN)
-        assert violations() == [], "disconnected"
+def test_behind_a_proxy_that_has_lost_the_coordinator_the_page_waits_for_it(window: Browser) -> None:
+    with running("platform") as platform, Proxy(int(platform.ports["COORDINATOR_OPS_PORT"])) as proxy:
+        shown(window, proxy.url)
+        proxy.answer = answer("502 Bad Gateway", b"<h1>502 Bad Gateway</h1>", Content_Type="text/html")
+        proxy.cut()
+        until(lambda: proxy.answered >= 5, WITHIN)
+        assert "no contact" in window.text("#state")
+        proxy.answer = None
+        until(says(window, "#state", "waiting for participants"), WITHIN)
+    assert window.run("return window.mark"), "it was never reloaded"
 
 
-def test_it_fits_on_a_telephone(window: Browser, tmp_path: Path) -> None:
+def test_a_page_too_many_says_so_until_another_is_closed(window: Browser, axe: str) -> None:
+    with running("platform") as platform, ExitStack() as others:
+        for _ in range(50):
+            others.enter_context(platform.open("COORDINATOR_OPS_PORT", "/events"))
+        window.looks()
+        window.open(ops(platform))
+        window.run("window.mark = true")
+        until(says(window, "#state", "too many pages are open"), 10)
+        assert "has not told anything yet" in window.text("body")
+        assert violations(window, axe) == [], "loading"
+        others.close()
+        until(says(window, "#state", "waiting for participants"), WITHIN)
+    assert window.run("return window.mark"), "it was never reloaded"
+
+
+def test_where_the_token_is_another_one_the_page_is_loaded_again_to_ask_for_it(window: Browser) -> None:
+    with running("platform", COORDINATOR_TOKEN="one") as platform:
+        shown(window, ops(platform).replace("//", "//me:one@"))
+    with running("platform", COORDINATOR_TOKEN="two", **platform.ports) as platform:
+        until(lambda: window.run("return window.mark") is None, WITHIN)
+        shown(window, ops(platform).replace("//", "//me:two@"))
+
+
+def test_what_one_reads_stays_where_it_is(window: Browser, tmp_path: Path) -> None:
     with (
         running("platform", COORDINATOR_ROUNDS="0") as platform,
         running("participant", **silo(platform, "anna", tmp_path / "mood")),
     ):
-        shown(window, platform)
+        shown(window, ops(platform))
+        until(lambda: window.run("return document.querySelectorAll('#rounds tbody tr').length") >= 2, 20)
+        window.run(
+            """
+            window.row = document.querySelector('#rounds tbody tr')
+            getSelection().setBaseAndExtent(document.querySelector('#participants tbody th'), 0, row.cells[2], 1)
+            window.selected = getSelection().toString()
+            """
+        )
+        before = window.run("return selected")
+        number = int(window.run("return row.cells[0].textContent"))
+        until(lambda: f"{number + 5}" in window.text("#rounds tbody th"), 20)
+        assert before.startswith("anna\t")
+        after = window.run("return getSelection().toString()")
+        assert (after.splitlines()[0].split("\t")[0], after.splitlines()[-1]) == ("anna", before.splitlines()[-1])
+        assert window.run("return row.isConnected && row.cells[0].textContent") == f"{number}"
+
+
+def test_it_is_paused_and_goes_on_by_keyboard(window: Browser, axe: str, tmp_path: Path) -> None:
+    pressed = "return document.activeElement.getAttribute('aria-pressed')"
+    with (
+        running("platform", COORDINATOR_ROUNDS="0") as platform,
+        running("participant", **silo(platform, "anna", tmp_path / "mood")),
+    ):
+        shown(window, ops(platform))
+        until(says(window, "#rounds", "0.5"), 20)
+        window.press(TAB)
+        assert window.run(pressed) == "false"
+        assert window.run("return getComputedStyle(document.activeElement).outlineStyle") == "solid", "the focus is seen"
+        window.press(SPACE)
+        assert window.run(pressed) == "true"
+        assert "paused; this is of" in window.text("#state")
+        text, number = window.text("main"), completed(platform)
+        until(lambda: completed(platform) > number + 5)
+        assert window.text("main") == text
+        for scheme in ("light", "dark"):
+            window.looks(scheme=scheme)
+            assert violations(window, axe) == [], "paused"
+        window.press(SPACE)
+        assert window.run(pressed) == "false"
+        assert "paused" not in window.text("#state")
+        assert window.text("main") != text
+
+
+def test_thousands_cost_little_and_are_found_by_name_or_state(window: Browser, axe: str) -> None:
+    count = 3000
+    with running("platform", COORDINATOR_MIN_CLIENTS=f"{count}", COORDINATOR_HEARTBEAT_TIMEOUT="600") as platform:
+        connection = http.client.HTTPConnection("127.0.0.1", int(platform.ports["COORDINATOR_PORT"]))
+        for number in range(count):
+            connection.request("GET", "/rendez_vous", headers={"Fedround-Participant": f"silo-{number}"})
+            connection.getresponse().read()
+        connection.close()
+        shown(window, ops(platform))
+        until(says(window, "#facts", "3,000"), 20)
+        assert "and 2,800 more" in window.text("#participants")
+        took = window.run(
+            """
+            return [1, 2, 3, 4, 5, 6, 7].map(seconds_since_contact => {
+                const participants = now.participants.map(p => ({ ...p, seconds_since_contact }))
+                const data = JSON.stringify({ ...now, participants })
+                const began = performance.now()
+                heard({ data })
+                document.body.getBoundingClientRect()  // which has to be laid out for that
+                return performance.now() - began
+            })
+            """
+        )
+        print(f"\nan update with {count} participants: {min(took):.1f} ms")
+        assert min(took) < 50
+        window.run("document.getElementById('filter').focus()")
+        for key in "silo-2999":
+            window.press(key)
+        assert window.run("return document.querySelectorAll('#participants tbody tr').length") == 1
+        assert window.text("#participants tbody th") == "silo-2999"
+        assert violations(window, axe) == []
+        window.press("x")
+        assert "Nobody has such a name or state." in window.text("#participants")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_everybody_can_use_it_in_each_of_its_states(window: Browser, axe: str, tmp_path: Path, scheme: str) -> None:
+    with running("platform", COORDINATOR_ROUNDS="8") as platform:
+        shown(window, ops(platform))
+        window.looks(scheme=scheme)
+        assert violations(window, axe) == [], "empty"
+        with running("participant", **silo(platform, "anna", tmp_path / "mood"), PARTICIPANT_AFTER_FINISH="wait"):
+            until(lambda: window.run(CURVES) == 2, 20)
+            assert violations(window, axe) == [], "training"
+            until(says(window, "#state", "complete"), 20)
+            assert violations(window, axe) == [], "finished"
+        platform.kill()
+        until(says(window, "#state", "no contact"), WITHIN)
+        assert violations(window, axe) == [], "disconnected"
+
+
+def test_it_fits_on_a_telephone_with_all_that_participants_report(window: Browser, tmp_path: Path) -> None:
+    with (
+        running("platform", COORDINATOR_ROUNDS="0") as platform,
+        running("participant", **silo(platform, "anna", tmp_path / "mood", figures=19)),
+    ):
+        shown(window, ops(platform))
         window.looks(width=360, height=740)
-        until(lambda: window.run("return document.querySelector('#weights-curve svg')") is not None, 20)
+        until(lambda: window.run(CURVES) == 2, 20)
         assert window.run("return document.documentElement.scrollWidth") == 360
+        heads = window.run("return [...document.querySelectorAll('#rounds thead th')].map(cell => cell.textContent)")
+        assert heads[-20:] == ["loss", *(f"figure_{n}" for n in range(19))]

@@ -29,6 +29,7 @@ def events(platform: Process, **headers: str) -> Iterator[Any]:
     """What the stream tells, until it ends."""
     with platform.open("COORDINATOR_OPS_PORT", "/events", **headers) as stream:
         assert stream.headers["Content-Type"].startswith("text/event-stream")
+        assert stream.headers["X-Accel-Buffering"] == "no", "nginx passes each event on at once"
         for line in stream:
             if line.startswith(b"data: "):
                 yield json.loads(line.removeprefix(b"data: "))
@@ -61,11 +62,11 @@ def test_events_follow_training_and_end_with_the_coordinator() -> None:
 
 def test_where_a_token_is_set_the_page_asks_for_it_as_a_password() -> None:
     with running("platform", COORDINATOR_TOKEN="secret") as platform:
-        for path in ("/", "/events"):
+        for path, scheme in {"/": "Basic ", "/events": "Bearer"}.items():
             with pytest.raises(urllib.error.HTTPError, match="401") as refused:
                 platform.open("COORDINATOR_OPS_PORT", path)
             refused.value.close()
-            assert refused.value.headers["WWW-Authenticate"].startswith("Basic ")
+            assert refused.value.headers["WWW-Authenticate"].startswith(scheme)
         password = f"Basic {base64.b64encode(b'me:secret').decode()}"
         assert next(events(platform, Authorization=password))["state"].startswith("waiting")
 

@@ -34,6 +34,11 @@ class Browser:
         """What the script gives to its callback, the last of its arguments."""
         return self._call("execute/async", script=script, args=[])
 
+    def press(self, key: str) -> None:
+        """On the keyboard, by its code point in WebDriver."""
+        stroke = [{"type": kind, "value": key} for kind in ("keyDown", "keyUp")]
+        self._call("actions", actions=[{"type": "key", "id": "keyboard", "actions": stroke}])
+
     def text(self, selector: str) -> str:
         text: str = self.run("return document.querySelector(arguments[0]).innerText", selector)
         return text
@@ -71,8 +76,10 @@ def browser() -> Iterator[Browser]:
         options = {"goog:chromeOptions": {"binary": chromium, "args": ARGUMENTS}}
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as http:
             session = _value(http.post("/session", json={"capabilities": {"alwaysMatch": options}}))["sessionId"]
-            yield Browser(http, f"/session/{session}")
-            _value(http.delete(f"/session/{session}"))
+            try:
+                yield Browser(http, f"/session/{session}")
+            finally:
+                _value(http.delete(f"/session/{session}"))  # else Chromium lives on, and holds the driver's pipe
     finally:
         driver.terminate()
         driver.wait()

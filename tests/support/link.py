@@ -82,6 +82,24 @@ def _reset(end: socket.socket) -> None:
         end.shutdown(socket.SHUT_RDWR)
 
 
+class Proxy(Link):
+    """Answers by itself what is in `answer`, and counts how often; else it passes everything on."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(port)
+        self.answer: bytes | None = None
+        self.answered = 0
+
+    def _connect(self, client: socket.socket) -> None:
+        if self.answer is None:
+            super()._connect(client)
+            return
+        with client, suppress(OSError):
+            client.recv(PIECE)
+            client.sendall(self.answer)
+            self.answered += 1
+
+
 class Gate(Link):
     """Passes a POST only once it is `open`: a slow link, as both ends see it. `held` is set when the first one has come."""
 

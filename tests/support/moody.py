@@ -10,12 +10,16 @@ from fedround.weights import Array
 
 
 class Moody(fedround.NumPyParticipant):
-    """Adds about 1 to every weight. `mood` is a file; in it: nothing, `large`, `nan`, or `slow`. A round takes `seconds`."""
+    """Adds about 1 to every weight. `mood` is a file; in it: nothing, `large`, `nan`, or `slow`. A round takes `seconds`.
 
-    def __init__(self, *, size: int, mood: str, seconds: float = 0.3) -> None:
+    It reports its loss, and so many `figures` more.
+    """
+
+    def __init__(self, *, size: int, mood: str, seconds: float = 0.3, figures: int = 0) -> None:
         self.size = size
         self.mood = Path(mood)
         self.seconds = seconds
+        self.figures = figures
 
     def train_round(self, training_input: Array | None) -> fedround.Update:
         mood = self.mood.read_text()
@@ -24,7 +28,7 @@ class Moody(fedround.NumPyParticipant):
         weights += 1e4 if mood == "large" else 1
         if mood == "nan":
             weights[:3] = np.nan
-        fedround.current_round().report(loss=0.5)
+        fedround.current_round().report(loss=0.5, **{f"figure_{n}": n / 7 for n in range(self.figures)})
         return fedround.Update(1, weights)
 
     def check_training_result(self, training_result: object) -> None:

@@ -16,7 +16,9 @@ from fedround.tokens import OPEN, Tokens
 EVERY = 1.0
 """Seconds between two events."""
 MANY = 500
-"""With more participants than that, events come as many times more seldom."""
+"""With more participants than that, events come as many times more seldom, but ..."""
+SELDOM = 10.0
+"""... at least so often: a page that hears nothing for longer believes that the connection is lost."""
 MAX_STREAMS = 50
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 
@@ -33,10 +35,13 @@ def routes(health: Health, status: Callable[[], Mapping[str, object]], tokens: T
 
     async def events(request: Request) -> Response:
         if asgi.bearer(request.headers, tokens, basic=True) is None:
-            return asgi.unauthorized(request.headers, basic=True)
+            # Not a word of Basic: a browser would ask for it over the page, again and again. The page loads itself anew instead.
+            return asgi.unauthorized(request.headers)
         if streams >= MAX_STREAMS:
             return asgi.problem(503, "too many pages are open", {"Retry-After": "10"})
-        return StreamingResponse(told(), headers={"Cache-Control": "no-store"}, media_type="text/event-stream")
+        # nginx would keep events back until it has a buffer full of them.
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(told(), headers=headers, media_type="text/event-stream")
 
     async def told() -> AsyncIterator[str]:
         nonlocal streams
@@ -45,8 +50,9 @@ def routes(health: Health, status: Callable[[], Mapping[str, object]], tokens: T
             # Soon, since a restart takes seconds: the browser asks again so many milliseconds after a stream has ended.
             yield "retry: 1000\n\n"
             while not health.stopping:
-                yield f"data: {json.dumps({'reasons': health.reasons, **status()})}\n\n"
-                await asyncio.sleep(EVERY * max(1.0, _participants(status()) / MANY))
+                now = status()
+                yield f"data: {json.dumps({'reasons': health.reasons, **now})}\n\n"
+                await asyncio.sleep(min(EVERY * max(1.0, _participants(now) / MANY), SELDOM))
         finally:
             streams -= 1
 

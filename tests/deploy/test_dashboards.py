@@ -7,12 +7,14 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from random import Random
 
 import numpy as np
 import pytest
 
 from fedround import events
+from fedround.coordinator.rounds import Plan, Rounds
+from fedround.coordinator.status import status
 from fedround.observability.metrics import AggregatorMetrics, CoordinatorMetrics, Metrics, ParticipantMetrics
 from fedround.weights import statistics
 from support import promql
@@ -150,9 +152,8 @@ def busy_participant() -> ParticipantMetrics:
 
 def platform_metrics() -> list[tuple[Metrics, str, int]]:
     coordinator, aggregator = CoordinatorMetrics(), AggregatorMetrics()
-    status: dict[str, Any] = {"round": 3, "rounds": 10, "state": "training", "participants": [], "receiving": 2}
     for metrics in (coordinator, aggregator):
-        metrics.show(lambda: status)
+        metrics.show(lambda: {**status(Rounds(Plan(), Random()), 0.0), "receiving": 2})
         for route in ("/rendez_vous", "/heartbeat/{id}", "/start_training/{id}", "/{id}/{token}", "/books/{operation}"):
             for code in (200, 204, 304, 401, 404, 409, 422, 503, None):
                 metrics(events.RequestServed("GET", route, code, 0.1))

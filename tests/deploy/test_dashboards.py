@@ -65,9 +65,8 @@ def test_every_query_is_one_and_asks_for_what_the_services_have() -> None:
 
 @pytest.mark.parametrize("page", sorted(RUNBOOKS))
 def test_the_metrics_that_a_runbook_names_exist(page: str) -> None:
-    named = set(
-        re.findall(r"\b(?:fedround_(?:participant|coordinator|aggregator)|http_(?:client|server)_request)_\w+", RUNBOOKS[page])
-    )
+    text = re.sub("|".join(RECORDED), "", RUNBOOKS[page])
+    named = set(re.findall(r"\b(?:fedround_(?:participant|coordinator|aggregator)|http_(?:client|server)_request)_\w+", text))
     assert named
     assert named <= made_by_code()
 

@@ -46,6 +46,13 @@ def test_an_alert_says_what_it_is_how_bad_and_what_to_do(alert: str, rule: str) 
     assert (ROOT / re.findall(r"runbook_url: (.*)", rule)[0]).stem == alert
 
 
+def test_the_runbook_of_never_selected_names_whom_the_alert_counts() -> None:
+    """By the same query: one of another window would name others, or nobody."""
+    query = re.findall(r"```promql\n(.*?)```", RUNBOOKS["NeverSelected"], re.DOTALL)[0]
+    (rule,) = [rule for alert, rule in BLOCKS if alert == "NeverSelected"]
+    assert " ".join(query.split()) in " ".join(rule.split())
+
+
 def test_alertmanager_takes_the_example() -> None:
     config = DEPLOY / "alertmanager" / "alertmanager.yml"
     done = subprocess.run([tool("amtool"), "check-config", config], capture_output=True, text=True, check=False)

@@ -30,9 +30,10 @@ def queries() -> Iterator[tuple[str, str]]:
             yield name, target["expr"]
 
 
-def asked(query: str, *, instance: str = "a", interval: str = "5m") -> str:
+def asked(query: str, *, instance: str = "a", interval: str = "5m", window: str = "10m") -> str:
     """As Grafana sends it, with its variables filled in."""
-    return query.replace("$namespace", ".*").replace("$instance", instance).replace("$__rate_interval", interval)
+    filled = {"$namespace": ".*", "$instance": instance, "$__rate_interval": interval, "$window": window}
+    return re.sub(r"\$\w+", lambda variable: filled[variable[0]], query)
 
 
 def runbook_queries() -> Iterator[tuple[str, str]]:

@@ -10,7 +10,7 @@ from fedround.weights import Array
 
 
 class Moody(fedround.NumPyParticipant):
-    """Adds about 1 to every weight. `mood` is a file; in it: nothing, `large`, `nan`, or `slow`. A round takes `seconds`.
+    """Adds about 1 to every weight. `mood` is a file; in it: nothing, `large`, or `nan`. A round takes `seconds`.
 
     It reports its loss, and so many `figures` more.
     """
@@ -23,7 +23,7 @@ class Moody(fedround.NumPyParticipant):
 
     def train_round(self, training_input: Array | None) -> fedround.Update:
         mood = self.mood.read_text()
-        time.sleep(10 if mood == "slow" else self.seconds)
+        time.sleep(self.seconds)
         weights = np.zeros(self.size) if training_input is None else training_input
         weights += 1e4 if mood == "large" else 1
         if mood == "nan":

@@ -6,7 +6,7 @@ No query may give more than 50 series, however many participants there are: it s
 import json
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,8 +16,16 @@ SOURCES = sorted((GRAFANA / "sources").glob("*.toml"))
 PROMETHEUS = {"type": "prometheus", "uid": "$datasource"}
 KEEP = "${datasource:queryparam}&${namespace:queryparam}"
 """What a link hands on to another dashboard."""
-SEARCH = {"datasource": "${traces}", "queries": [{"refId": "A", "queryType": "search", "operation": "fedround.round"}]}
-TRACES = f"/explore?schemaVersion=1&panes={quote(json.dumps({'traces': SEARCH}), safe='${}')}"
+TRACES: Mapping[str, Mapping[str, object]] = {
+    # Its search wants to know the service.
+    "jaeger": {"queryType": "search", "service": "fedround-coordinator", "operation": "fedround.round"},
+    "tempo": {
+        "queryType": "traceql",
+        "query": '{ name = "fedround.round" && resource.service.name =~ "fedround-(coordinator|platform)" }',
+        "tableType": "traces",
+    },
+}
+"""How to ask for the traces of rounds, by the kind of data source: each has a variable of its own, as their queries differ."""
 STAT = {"width": 4, "height": 4}
 Json = dict[str, Any]
 
@@ -25,7 +33,8 @@ Json = dict[str, Any]
 def dashboard(name: str, source: Json) -> Json:
     """A dashboard as Grafana reads it."""
     others = {path.stem: f"/d/fedround-{path.stem}?{KEEP}" for path in SOURCES if path.stem != name}
-    links = {f"fedround {other}": url for other, url in others.items()} | {"Traces of rounds": TRACES}
+    links = [{"title": f"fedround {other}", "url": url, "keepTime": True} for other, url in others.items()]
+    links += [{"title": f"Traces of rounds ({kind.capitalize()})", "url": traces(kind), "keepTime": False} for kind in TRACES]
     asked = {"namespace": "label_values(fedround_build_info, namespace)"} | source.get("variables", {})
     return {
         "uid": f"fedround-{name}",
@@ -38,11 +47,11 @@ def dashboard(name: str, source: Json) -> Json:
         "graphTooltip": 1,
         "refresh": "10s",
         "time": {"from": "now-1h", "to": "now"},
-        "links": [{"type": "link", "title": title, "url": url, "keepTime": True} for title, url in links.items()],
+        "links": [{"type": "link", **link} for link in links],
         "templating": {
             "list": [
                 {"name": "datasource", "label": "Metrics", "type": "datasource", "query": "prometheus"},
-                {"name": "traces", "label": "Traces", "type": "datasource", "query": "jaeger"},
+                *({"name": kind, "label": kind.capitalize(), "type": "datasource", "query": kind} for kind in TRACES),
                 *(variable(label, query) for label, query in asked.items()),
             ]
         },
@@ -64,6 +73,14 @@ def variable(name: str, query: str) -> Json:
     if name == "namespace":
         found |= {"includeAll": True, "allValue": ".*", "current": {"text": "All", "value": "$__all"}}
     return found
+
+
+def traces(kind: str) -> str:
+    """The address at which Explore shows the traces of rounds of the time that the dashboard shows."""
+    datasource = f"${{{kind}}}"
+    query = {"refId": "A", "datasource": {"type": kind, "uid": datasource}, **TRACES[kind]}
+    pane = {"datasource": datasource, "queries": [query], "range": {"from": "${__from}", "to": "${__to}"}}
+    return f"/explore?schemaVersion=1&panes={quote(json.dumps({'traces': pane}), safe='${}')}"
 
 
 def placed(rows: list[Json]) -> Iterator[Json]:

@@ -1,9 +1,11 @@
 """The dashboards: made of their sources, every query is one, every panel explains itself, and thousands of participants fit in."""
 
+import json
 import re
 import subprocess
 import sys
 import threading
+import urllib.parse
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -89,13 +91,30 @@ def test_a_panel_of_latencies_leads_to_traces(name: str) -> None:
         assert any(target["exemplar"] for target in PANELS[name]["targets"]) or name in NO_EXEMPLARS
 
 
-def test_dashboards_lead_to_each_other_and_to_traces() -> None:
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_a_dashboard_leads_to_the_others(name: str) -> None:
     assert sorted(DASHBOARDS) == ["fleet", "participant", "platform"]
-    for name, dashboard in DASHBOARDS.items():
-        urls = " ".join(link["url"] for link in dashboard["links"])
-        assert all(f"/d/fedround-{other}?" in urls for other in DASHBOARDS if other != name)
-        assert "${traces}" in urls
-        assert {"datasource", "traces", "namespace"} <= {variable["name"] for variable in dashboard["templating"]["list"]}
+    urls = " ".join(link["url"] for link in DASHBOARDS[name]["links"])
+    assert all(f"/d/fedround-{other}?" in urls for other in DASHBOARDS if other != name)
+    variables = {variable["name"]: variable for variable in DASHBOARDS[name]["templating"]["list"]}
+    assert {"datasource", "namespace"} <= set(variables)
+    assert set(re.findall(r"\${(\w+)", urls)) <= {*variables, "__from", "__to"}
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_a_dashboard_leads_to_traces_in_jaeger_and_in_tempo(name: str) -> None:
+    """Each asks as its data source wants to be asked: Jaeger for one service, Tempo in TraceQL."""
+    asked = {}
+    for link in DASHBOARDS[name]["links"]:
+        if link["url"].startswith("/explore?"):
+            (pane,) = json.loads(urllib.parse.parse_qs(urllib.parse.urlsplit(link["url"]).query)["panes"][0]).values()
+            (query,) = pane["queries"]
+            assert pane["datasource"] == query["datasource"]["uid"] == f"${{{query['datasource']['type']}}}"
+            asked[query["datasource"]["type"]] = query
+    kinds = {variable["query"] for variable in DASHBOARDS[name]["templating"]["list"] if variable["type"] == "datasource"}
+    assert kinds - {"prometheus"} == set(asked) == {"jaeger", "tempo"}
+    assert (asked["jaeger"]["service"], asked["jaeger"]["operation"]) == ("fedround-coordinator", "fedround.round")
+    assert re.search(asked["tempo"]["query"].split('"')[3], "fedround-coordinator")
 
 
 def test_no_panel_lies_on_another() -> None:

@@ -14,8 +14,11 @@ from urllib.parse import quote
 GRAFANA = Path(__file__).parent.parent / "deploy" / "grafana"
 SOURCES = sorted((GRAFANA / "sources").glob("*.toml"))
 PROMETHEUS = {"type": "prometheus", "uid": "$datasource"}
-KEEP = "${datasource:queryparam}&${namespace:queryparam}"
+KEEP = "${datasource:queryparam}&${namespace:queryparam}&${window:queryparam}"
 """What a link hands on to another dashboard."""
+WINDOWS = ("5m", "10m", "30m", "1h", "6h", "1d")
+WINDOW = "10m"
+"""Over how long panels count, to begin with: rounds take seconds here, hours there."""
 TRACES: Mapping[str, Mapping[str, object]] = {
     # Its search wants to know the service.
     "jaeger": {"queryType": "search", "service": "fedround-coordinator", "operation": "fedround.round"},
@@ -53,6 +56,7 @@ def dashboard(name: str, source: Json) -> Json:
                 {"name": "datasource", "label": "Metrics", "type": "datasource", "query": "prometheus"},
                 *({"name": kind, "label": kind.capitalize(), "type": "datasource", "query": kind} for kind in TRACES),
                 *(variable(label, query) for label, query in asked.items()),
+                window(),
             ]
         },
         "annotations": {"list": []},
@@ -73,6 +77,21 @@ def variable(name: str, query: str) -> Json:
     if name == "namespace":
         found |= {"includeAll": True, "allValue": ".*", "current": {"text": "All", "value": "$__all"}}
     return found
+
+
+def window() -> Json:
+    """The windows to choose from, as Grafana reads them."""
+    options = [{"text": length, "value": length, "selected": length == WINDOW} for length in WINDOWS]
+    return {
+        "name": "window",
+        "label": "Count over",
+        "type": "interval",
+        "query": ",".join(WINDOWS),
+        "options": options,
+        "current": {"text": WINDOW, "value": WINDOW},
+        "refresh": 2,
+        "auto": False,
+    }
 
 
 def traces(kind: str) -> str:
@@ -105,6 +124,8 @@ def panel(source: Json) -> Json:
     defaults: Json = {"unit": source["unit"]}
     if kind == "timeseries" and source.get("stacked"):
         defaults["custom"] = {"fillOpacity": 30, "stacking": {"mode": "normal"}}
+    elif "histogram_quantile" in str(source["queries"]):
+        defaults["custom"] = {"spanNulls": True}  # where no round ends, there is no duration
     if texts := source.get("texts"):
         defaults["mappings"] = [{"type": "value", "options": {str(value): {"text": text} for value, text in enumerate(texts)}}]
     if kind == "table":

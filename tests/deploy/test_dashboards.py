@@ -97,7 +97,7 @@ def test_a_dashboard_leads_to_the_others(name: str) -> None:
     urls = " ".join(link["url"] for link in DASHBOARDS[name]["links"])
     assert all(f"/d/fedround-{other}?" in urls for other in DASHBOARDS if other != name)
     variables = {variable["name"]: variable for variable in DASHBOARDS[name]["templating"]["list"]}
-    assert {"datasource", "namespace"} <= set(variables)
+    assert {"datasource", "namespace", "window"} <= set(variables)
     assert set(re.findall(r"\${(\w+)", urls)) <= {*variables, "__from", "__to"}
 
 
@@ -186,7 +186,7 @@ def platform_metrics() -> list[tuple[Metrics, str, int]]:
 @pytest.fixture(scope="module")
 def thousands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """A Prometheus that has scraped thousands of participants of three federations, twice."""
-    services = [*platform_metrics(), (busy_participant(), "participant", PARTICIPANTS)]
+    services = [*platform_metrics(), (busy_participant(), "participant", PARTICIPANTS), (ParticipantMetrics(), "new", 1)]
     body = "\n".join(line for service in services for line in lines(*service)).encode() + b"\n"
 
     class Handler(BaseHTTPRequestHandler):
@@ -210,7 +210,7 @@ def thousands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
 
 @pytest.mark.timeout(240)
 def test_no_query_gives_more_than_50_series_however_many_participants_there_are(thousands: Prometheus) -> None:
-    assert thousands.value("count(fedround_participant_coordinator_reachable)") == PARTICIPANTS
+    assert thousands.value("count(fedround_participant_coordinator_reachable)") == PARTICIPANTS + 1
     found = {
         (name, query): len(thousands.query(asked(query, instance="participant-7"))) for name, query in dict.fromkeys(queries())
     }
@@ -218,3 +218,10 @@ def test_no_query_gives_more_than_50_series_however_many_participants_there_are(
     assert {key: count for key, count in found.items() if count > MOST_SERIES} == {}
     empty = {name for (name, _), count in found.items() if not count}
     assert len(empty) < len(PANELS) / 3, empty  # or it would prove nothing
+
+
+@pytest.mark.parametrize("panel", ["fleet: Silence", "fleet: Not counted"])
+def test_who_never_had_an_answer_or_an_update_counted_is_among_the_worst(thousands: Prometheus, panel: str) -> None:
+    shown = [labels["instance"] for labels, _ in thousands.query(asked(PANELS[panel]["targets"][0]["expr"]))]
+    assert len(shown) == 20
+    assert "new-0" in shown

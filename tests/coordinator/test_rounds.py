@@ -496,6 +496,20 @@ def test_who_has_a_part_in_the_round_is_remembered_to_have_it_whether_it_deliver
     assert len(members) == 2
 
 
+def test_the_grace_after_a_restart_is_over_with_the_first_word() -> None:
+    core = Rounds(Plan(min_clients=99, heartbeat_timeout=15), Random(1), memory=Memory(0, known("heard", "silent", owed=0)))
+    core.heartbeat(1, "heard", idle=True)
+    assert core.next_deadline() == 16
+    core.tick(16)
+    assert [p.id for p in core.present] == ["silent"]
+    core.heartbeat(20, "silent", idle=True)
+    core.heartbeat(22, "silent", idle=True)
+    core.tick(36)
+    assert [p.id for p in core.present] == ["silent"]
+    core.tick(37)
+    assert [p.id for p in core.present] == []
+
+
 def test_a_difference_in_the_books_drops_the_attempt() -> None:
     table = Table(Plan(), present=1)
     table.open()

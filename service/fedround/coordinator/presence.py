@@ -82,7 +82,10 @@ class Presence:
         """It was heard of; None when nobody knows it."""
         participant = self._present.get(id)
         if participant is not None:
-            participant.seen, participant.expires = now, now + self._timeout
+            participant.seen, expires = now, now + self._timeout
+            if expires < participant.expires:  # the grace after a restart is over with the first word
+                heappush(self._expiry, (expires, id))
+            participant.expires = expires
         return participant
 
     def remove(self, now: float, id: str, *, missed: bool) -> Participant:
@@ -105,17 +108,17 @@ class Presence:
 
     def silent(self, now: float) -> list[str]:
         """The ids whose time-out is over."""
-        ids = []
+        ids: dict[str, None] = {}
         while self._expiry and self._expiry[0][0] <= now:
             _, id = heappop(self._expiry)
             participant = self._present.get(id)
             if participant is None:
                 continue
             if participant.expires <= now:
-                ids.append(id)
+                ids[id] = None
             else:
                 heappush(self._expiry, (participant.expires, id))
-        return ids
+        return list(ids)
 
     def next_expiry(self) -> float:
         """Not later than the next time-out; `math.inf` when nobody is there."""

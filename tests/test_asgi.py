@@ -29,12 +29,14 @@ def ask(
     path: str = "/a",
     *,
     token: str | None = None,
+    cors: bool = False,
     method: str = "GET",
     observe: Observer | None = None,
     **headers: str,
 ) -> httpx.Response:
     async def main() -> httpx.Response:
-        app = asgi.application([Route("/a", handler, methods=["GET", "POST"])], tokens=Tokens(token), observe=observe)
+        routes = [Route("/a", handler, methods=["GET", "POST"])]
+        app = asgi.application(routes, tokens=Tokens(token), cors=cors, observe=observe)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
             return await client.request(method, path, headers={name.encode(): value.encode() for name, value in headers.items()})
 
@@ -46,10 +48,12 @@ def test_a_trailing_slash_is_tolerated_without_a_redirect() -> None:
     assert (answer.status_code, answer.text) == (200, "/a")
 
 
-def test_an_origin_is_echoed_and_without_one_there_is_no_such_header() -> None:
-    assert ask(show, Origin="https://x.example").headers["access-control-allow-origin"] == "https://x.example"
-    assert ask(show, "/nowhere", Origin="https://x.example").headers["access-control-allow-origin"] == "https://x.example"
-    assert "access-control-allow-origin" not in ask(show).headers
+@pytest.mark.parametrize("path", ["/a", "/nowhere"])
+def test_an_origin_is_echoed_where_that_is_wanted_and_without_one_there_is_no_such_header(path: str) -> None:
+    page = "https://x.example"
+    assert ask(show, path, cors=True, Origin=page).headers["access-control-allow-origin"] == page
+    assert "access-control-allow-origin" not in ask(show, path, cors=True).headers
+    assert "access-control-allow-origin" not in ask(show, path, Origin=page).headers
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,7 @@ def test_an_id_is_read_in_all_forms_of_0_8(form: str) -> None:
 
 def test_what_is_no_uuid_is_no_id() -> None:
     assert wire.parse_id("nobody") is None
+    assert wire.parse_id("\u0661" * 32) is None, "a digit for Python, and for nobody else"
 
 
 @pytest.mark.parametrize(

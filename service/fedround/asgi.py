@@ -47,15 +47,20 @@ Trace = Callable[[str, str, Mapping[str, str]], AbstractContextManager[Served]]
 
 
 def application(
-    routes: Sequence[BaseRoute], *, tokens: Tokens = OPEN, observe: Observer | None = None, trace: Trace | None = None
+    routes: Sequence[BaseRoute],
+    *,
+    tokens: Tokens = OPEN,
+    cors: bool = False,
+    observe: Observer | None = None,
+    trace: Trace | None = None,
 ) -> ASGIApp:
     """A whole app: `routes`, our errors and Starlette's own refusals as problems, a `Front` outside.
 
-    `observe` is told of each request, `trace` surrounds it.
+    `cors`: any page may read the answers, as with 0.8. `observe` is told of each request, `trace` surrounds it.
     """
     app = Starlette(routes=routes, exception_handlers=dict.fromkeys((HTTPException, ClientDisconnect, FedroundError), _refusal))
     app.router.redirect_slashes = False
-    front = Front(app, tokens)
+    front = Front(app, tokens, cors=cors)
     return front if observe is None else _Observed(front, routes, observe, trace)
 
 
@@ -85,7 +90,7 @@ def unauthorized(headers: Headers, *, basic: bool = False) -> Response:
 
 
 class Front:
-    """The outside of an app: tolerates a trailing slash, echoes `Origin`, asks for a token, lets a refusal arrive.
+    """The outside of an app: tolerates a trailing slash, asks for a token, lets a refusal arrive; with `cors` echoes `Origin`.
 
     Whose token it was is the request's `state.owner`.
 
@@ -93,9 +98,10 @@ class Front:
     so first read on and discard, up to a bound. (To answer first would not do: `requests`, say, reads nothing while it writes.)
     """
 
-    def __init__(self, app: ASGIApp, tokens: Tokens) -> None:
+    def __init__(self, app: ASGIApp, tokens: Tokens, *, cors: bool = False) -> None:
         self._app = app
         self._tokens = tokens
+        self._cors = cors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
@@ -104,7 +110,7 @@ class Front:
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
                 added = MutableHeaders(raw=message.setdefault("headers", []))
-                if origin := headers.get("origin"):
+                if self._cors and (origin := headers.get("origin")):
                     added["Access-Control-Allow-Origin"] = origin
                 if message["status"] >= 400 and not await body.drained():
                     added["Connection"] = "close"

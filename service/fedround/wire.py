@@ -161,7 +161,7 @@ class Problem:
 def parse_id(text: str) -> str | None:
     """The canonical form of a UUID, as tolerant as 0.8 (upper case, no dashes, `urn:uuid:`); None when it is none."""
     try:
-        return str(UUID(text))
+        return str(UUID(text)) if text.isascii() else None
     except ValueError:
         return None
 

@@ -25,7 +25,7 @@ from fedround.aggregator.store import ModelStore
 from fedround.aggregator.strategies import WeightedAverage
 from fedround.books import Admission, Closed, Difference, Entry, Outcome, Verdict
 from fedround.durable import Directory
-from fedround.errors import ConfigurationError, ExchangeError, UnknownAttempt
+from fedround.errors import ConfigurationError, DataDamaged, ExchangeError, UnknownAttempt
 from fedround.events import Fact, Observer, Observers, UploadFailed
 from fedround.observability import ops
 from fedround.observability.health import Health, tended
@@ -605,6 +605,8 @@ def test_the_model_of_a_former_round_can_be_fetched_while_it_is_kept(tmp_path: P
     for address, status, detail in [
         ("/model?round=0", 404, "`/status` names the rounds whose models are"),
         ("/model?round=-1", 400, "`round` is the number of a round"),
+        (f"/model?round={'9' * 5000}", 400, "`round` is the number of a round"),
+        ("/model?round=\u0661", 400, "`round` is the number of a round"),
     ]:
         answer = ask_ops(service, address)
         assert (answer.status_code, detail in answer.json()["detail"]) == (status, True)
@@ -629,6 +631,11 @@ def test_a_former_model_that_gives_way_to_a_newer_one_while_it_is_read_is_not_th
 
     store = ModelStore(Slow(tmp_path), keep=2)
     assert ask_ops(trained(0, 1, store=store), "/model?round=0").status_code == 404
+
+
+def test_a_model_that_was_never_kept_is_none_that_waits_for_ever(tmp_path: Path) -> None:
+    with pytest.raises(DataDamaged, match="no model of round 3"):
+        ModelStore(Directory(tmp_path)).read(3)
 
 
 def test_before_the_first_round_there_is_no_model_to_fetch() -> None:

@@ -85,7 +85,7 @@ def public(
         return Response(headers={wire.UPDATE_OUTCOME: outcome})
 
     routes = [Route(wire.UPDATE, model), Route(wire.UPDATE, update, methods=["POST"])]
-    return asgi.application(routes, tokens=tokens, observe=observe, trace=trace)
+    return asgi.application(routes, tokens=tokens, cors=True, observe=observe, trace=trace)
 
 
 def _credentials(request: Request) -> tuple[str, str]:
@@ -127,7 +127,7 @@ def internal(
 
     async def ledger(request: Request) -> Response:
         after = request.query_params.get("after", "0")
-        if not after.isdecimal():
+        if not _is_number(after):
             return asgi.problem(400, "`after` is the number of an entry")
         return _answer(page_to_json(await books.ledger(request.query_params.get("incarnation", ""), int(after))))
 
@@ -173,6 +173,10 @@ def _answer(data: Mapping[str, object]) -> Response:
 # For operators
 
 
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 18
+
+
 def model_route(service: AggregatorService, tokens: Tokens = OPEN) -> Route:
     """`/model` for the ops port: the newest global model as `.npy`, or that of `?round=N`; its round is the `ETag`."""
 
@@ -180,7 +184,7 @@ def model_route(service: AggregatorService, tokens: Tokens = OPEN) -> Route:
         if asgi.bearer(request.headers, tokens, basic=True) is None:
             return asgi.unauthorized(request.headers, basic=True)
         wanted = request.query_params.get("round")
-        if wanted is not None and not wanted.isdecimal():
+        if wanted is not None and not _is_number(wanted):
             return asgi.problem(400, "`round` is the number of a round")
         number = int(wanted) if wanted is not None else service.model.round if service.model else None
         try:

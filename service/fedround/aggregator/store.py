@@ -47,7 +47,9 @@ class ModelStore:
 
     def read(self, round: int) -> memoryview:
         """The bytes of a model that is kept, writable. Raises `DataDamaged`."""
-        kept = next(kept for kept in self._kept if kept.round == round)
+        kept = next((kept for kept in self._kept if kept.round == round), None)
+        if kept is None:
+            raise DataDamaged(LIST, f"it has no model of round {round}")
         try:
             data = self._disk.read(kept.name)
         except OSError as error:

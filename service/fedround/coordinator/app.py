@@ -77,7 +77,7 @@ def public(
         _route(wire.START_TRAINING, "GET", start_training),
         _route(wire.LEAVE, "DELETE", leave),
     ]
-    return asgi.application(routes, tokens=tokens, observe=observe, trace=trace)
+    return asgi.application(routes, tokens=tokens, cors=True, observe=observe, trace=trace)
 
 
 def _route(path: str, method: str, handler: Callable[[Request, str], Awaitable[Response]]) -> Route:

@@ -240,7 +240,8 @@ class Rounds:
         match call, answer:
             case Open(), None:
                 attempt.opened, attempt.begun = True, now
-                self._gone = [id for id in self._gone if id not in frozenset(call.forget)]
+                forgotten = frozenset(call.forget)
+                self._gone = [id for id in self._gone if id not in forgotten]
                 self._facts.append(events.AttemptOpened(attempt.round, attempt.id))
                 self._admitted(now, attempt, call.admissions)
             case Admit(), None:

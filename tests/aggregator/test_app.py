@@ -694,6 +694,13 @@ def test_training_begins_with_the_initial_model_and_goes_on_from_the_newest(tmp_
     assert (again.round, list(again.array)) == (3, [3, 2])
 
 
+def test_an_initial_model_that_is_too_large_is_told_at_the_start(tmp_path: Path) -> None:
+    np.save(file := tmp_path / "initial.npy", np.ones(1000, "|i1"))
+    app.build(settings(initial_model=file, max_model_size=8000), Observers())
+    with pytest.raises(ConfigurationError, match=r"AGGREGATOR_INITIAL_MODEL=.*more than 7999 bytes \(AGGREGATOR_MAX_MODEL_SIZE\)"):
+        app.build(settings(initial_model=file, max_model_size=7999), Observers())
+
+
 @pytest.mark.parametrize(("content", "message"), [(None, "No such file"), (b"nonsense", "this is no .npy array")])
 def test_an_initial_model_that_is_none_is_told_at_the_start(tmp_path: Path, content: bytes | None, message: str) -> None:
     file = tmp_path / "initial.npy"

@@ -1,8 +1,8 @@
 import pytest
 
-from fedround.aggregator.ledger import REMEMBERED_ATTEMPTS, Counted, Ledger, Receipt
+from fedround.aggregator.ledger import MOST_AT_ONCE, REMEMBERED_ATTEMPTS, Counted, Ledger, Receipt
 from fedround.books import Admission, Difference, Newest, Outcome, Verdict
-from fedround.errors import IllegalMove, Late, NotAdmitted, UnknownAttempt
+from fedround.errors import Busy, IllegalMove, Late, NotAdmitted, UnknownAttempt
 
 
 def a_ledger(*ids: str, attempt: str = "attempt-1") -> Ledger:
@@ -124,6 +124,37 @@ def test_a_counted_update_is_not_revoked() -> None:
     ledger = a_ledger("a")
     deliver(ledger, "a")
     assert ledger.revoke("attempt-1", "a") is Verdict.COUNTED
+
+
+def test_who_overlaps_uploads_holds_no_round_for_ever() -> None:
+    ledger = a_ledger("a")
+    first, second = ledger.begin("a", "token-a"), ledger.begin("a", "token-a")
+    assert ledger.revoke("attempt-1", "a") is Verdict.RECEIVING
+    with pytest.raises(Late, match="only what was on its way"):
+        ledger.begin("a", "token-a")
+    ledger.abort(first)
+    assert ledger.revoke("attempt-1", "a") is Verdict.RECEIVING
+    assert ledger.countable(second), "it was on its way"
+    ledger.abort(second)
+    assert ledger.revoke("attempt-1", "a") is Verdict.REVOKED
+
+
+def test_a_repeat_is_taken_even_after_its_right_was_asked_back() -> None:
+    ledger = a_ledger("a")
+    first = ledger.begin("a", "token-a")
+    assert ledger.revoke("attempt-1", "a") is Verdict.RECEIVING
+    ledger.count(first, 1, {})
+    assert ledger.begin("a", "token-a").repeated
+
+
+def test_a_few_uploads_of_one_right_may_be_under_way_and_not_any_number() -> None:
+    ledger = a_ledger("a", "b")
+    receipts = [ledger.begin("a", "token-a") for _ in range(MOST_AT_ONCE)]
+    with pytest.raises(Busy):
+        ledger.begin("a", "token-a")
+    ledger.begin("b", "token-b")
+    ledger.abort(receipts[0])
+    ledger.begin("a", "token-a")
 
 
 def test_a_right_is_not_revoked_while_its_update_arrives() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedround.aggregator.ledger import MOST_AT_ONCE
 from fedround.aggregator.service import AggregatorService
 from fedround.aggregator.spool import Spool
 from fedround.aggregator.store import ModelStore
@@ -212,8 +213,8 @@ def test_of_several_uploads_at_once_with_one_token_one_is_counted() -> None:
     async def main() -> None:
         aggregator = service()
         await open_round(aggregator)
-        outcomes = await asyncio.gather(*(deliver(aggregator, ANNA, 1.0) for _ in range(5)))
-        assert sorted(outcomes) == ["counted", *["repeated"] * 4]
+        outcomes = await asyncio.gather(*(deliver(aggregator, ANNA, 1.0) for _ in range(MOST_AT_ONCE)))
+        assert sorted(outcomes) == ["counted", *["repeated"] * (MOST_AT_ONCE - 1)]
         assert await counted(aggregator) == [ANNA]
 
     asyncio.run(main())
@@ -513,6 +514,24 @@ def test_nothing_comes_between_a_fold_and_its_entry(operation: str) -> None:
 async def is_too_large(step: Coroutine[Any, Any, object]) -> None:
     with pytest.raises(TooLarge):
         await step
+
+
+@pytest.mark.parametrize(("dtype", "fits"), [("<f4", True), ("|i1", False)])
+def test_what_is_small_on_its_way_makes_no_model_that_is_larger_than_allowed(dtype: str, fits: bool) -> None:
+    async def main() -> None:
+        aggregator = service()  # which takes 1 MiB
+        await open_round(aggregator)
+        weights = np.ones(200_000, dtype)
+        if fits:
+            await deliver(aggregator, ANNA, *weights, dtype=dtype)
+        else:
+            with pytest.raises(
+                TooLarge, match=r"the model that it makes has more than 1048576 bytes \(AGGREGATOR_MAX_MODEL_SIZE\)"
+            ):
+                await deliver(aggregator, ANNA, *weights, dtype=dtype)
+        assert await counted(aggregator) == ([ANNA] if fits else [])
+
+    asyncio.run(main())
 
 
 def test_who_hangs_up_while_sending_may_send_again() -> None:

@@ -215,10 +215,10 @@ def build(settings: AggregatorSettings, observer: Observer, disk: Disk | None = 
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"AGGREGATOR_STRATEGY_OPTIONS: {settings.strategy} does not take them: {error}") from error
     store = ModelStore(disk, keep=settings.keep_models) if disk else None
-    return AggregatorService(new_sum, spool, model=_model(settings, store), store=store, observer=observer)
+    return AggregatorService(new_sum, spool, model=_model(settings, store, spool), store=store, observer=observer)
 
 
-def _model(settings: AggregatorSettings, store: ModelStore | None) -> Model | None:
+def _model(settings: AggregatorSettings, store: ModelStore | None, spool: Spool) -> Model | None:
     """What training goes on from."""
     if store is not None and store.rounds:
         newest = store.rounds[-1]
@@ -227,7 +227,9 @@ def _model(settings: AggregatorSettings, store: ModelStore | None) -> Model | No
     if settings.initial_model is None:
         return None
     try:
-        return Model.read(None, memoryview(bytearray(settings.initial_model.read_bytes())))
+        model = Model.read(None, memoryview(bytearray(settings.initial_model.read_bytes())))
+        spool.check_size(model.array.nbytes, "as a model it has ")
+        return model
     except (OSError, WeightsError) as error:
         raise ConfigurationError(f"AGGREGATOR_INITIAL_MODEL={settings.initial_model}: {error}") from error
 

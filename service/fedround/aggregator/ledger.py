@@ -8,7 +8,7 @@ The rules:
    Whoever counts has folded in the same step (`countable`, fold, `count`, with nothing in between), so the entries are the sum.
 4. A counted token stays good for reading, and for a repeat that is read and thrown away, until its id uses a newer one or is
    forgotten: xain-sdk 0.8.0 may train and deliver once more with it, even when it is selected again, and ends where it is refused.
-5. A right is not revoked while an update is being received for it.
+5. A right is not revoked while an update is being received for it; but once that was asked for, no other begins.
 6. A round whose model there is is over: no attempt of it is opened.
 7. Entries are numbered from 1 within an incarnation, and kept until they are acknowledged. Losing the sum begins a new incarnation.
 """
@@ -19,8 +19,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from fedround.books import Admission, Difference, Entry, Newest, Outcome, Page, Verdict
-from fedround.errors import IllegalMove, Late, NotAdmitted, UnknownAttempt
+from fedround.errors import Busy, IllegalMove, Late, NotAdmitted, UnknownAttempt
 
+MOST_AT_ONCE = 4
+"""Uploads for one right: a participant sends one, and again when its connection is lost without our knowing."""
 REMEMBERED_ATTEMPTS = 64
 """How many ended attempts are known as ended: a call for one of them that was long on its way must not open it again."""
 
@@ -43,6 +45,7 @@ class Right:
     """The right that was counted last, as long as this one has not been used."""
     state: State = State.ADMITTED
     receiving: int = 0
+    asked_back: bool = False
 
 
 @dataclass(slots=True)
@@ -134,6 +137,7 @@ class Ledger:
         right = self._rights.get(id)
         if right is not None and right.state is State.ADMITTED:
             if right.receiving:
+                right.asked_back = True
                 return Verdict.RECEIVING
             right.state = State.OVER
         current.revoked.add(id)
@@ -166,8 +170,12 @@ class Ledger:
         self._right(id, token)
 
     def begin(self, id: str, token: str) -> Receipt:
-        """An upload begins. Raises `NotAdmitted` or `Late`."""
+        """An upload begins. Raises `NotAdmitted`, `Late`, or `Busy` where too many of the same right are under way."""
         right = self._right(id, token)
+        if right.asked_back and right.state is State.ADMITTED:
+            raise Late("the time for it is over: only what was on its way is waited for")
+        if right.receiving >= MOST_AT_ONCE:
+            raise Busy("so many uploads of one participant at once are too many", retry_after=5.0)
         right.receiving += 1
         return Receipt(right, repeated=right.state is State.COUNTED)
 

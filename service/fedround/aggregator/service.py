@@ -257,7 +257,7 @@ class AggregatorService:
             figures: What the participant reports with it.
 
         Raises:
-            NotAdmitted, Late, WeightsError, TooSlow, SpoolFull: It was not counted. What reading `chunks` raises: likewise.
+            NotAdmitted, Late, WeightsError, TooSlow, SpoolFull, Busy: It was not counted. What reading `chunks` raises: likewise.
         """
         incarnation = self._ledger.incarnation
         self._receiving += 1
@@ -309,6 +309,8 @@ class AggregatorService:
     async def _fold(self, update: UpdateReader) -> None:
         spec = self._spec or update.spec
         update.check_like(spec)
+        # An update of small integers makes a model of float64.
+        self._spool.check_size(spec.count * spec.dtype.itemsize, "the model that it makes has ")
 
         def fold() -> Strategy:
             total = self._sum or self._new_sum(spec)

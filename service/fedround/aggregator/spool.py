@@ -55,7 +55,7 @@ class Spool:
 
         Raises `TooLarge`, `TooSlow`, `SpoolFull`, and what reading `chunks` raises; nothing is left behind then.
         """
-        self._check_size(length or 0)
+        self.check_size(length or 0)
         batch = await self._batch(chunks, 0)
         if len(batch) <= IN_MEMORY:
             return Received(batch, len(batch))
@@ -81,7 +81,7 @@ class Spool:
             async with asyncio.timeout(self._window) as limit:
                 async for chunk in chunks:
                     batch += chunk
-                    self._check_size(before + len(batch))
+                    self.check_size(before + len(batch))
                     if len(batch) > IN_MEMORY:
                         break
                     if len(batch) >= milestone:
@@ -91,9 +91,10 @@ class Spool:
             raise TooSlow(f"less than {self._min_rate:g} bytes per second over {self._window:g} s") from None
         return batch
 
-    def _check_size(self, size: int) -> None:
+    def check_size(self, size: int, of: str = "") -> None:
+        """Raises `TooLarge`."""
         if size > self._max_size:
-            raise TooLarge(f"more than {self._max_size} bytes (AGGREGATOR_MAX_MODEL_SIZE)")
+            raise TooLarge(f"{of}more than {self._max_size} bytes (AGGREGATOR_MAX_MODEL_SIZE)")
 
     def _create(self) -> FileIO:
         return _nameless(self._directory)

@@ -224,7 +224,7 @@ LIMITS: dict[str, list[float]] = {
     "hold of a heartbeat": [wire.MAX_HOLD, coordinator_service.HOLD_RATIO],
     "participant: connecting": [http.CONNECT_TIMEOUT],
     "participant: a small answer": [http.ANSWER_TIMEOUT, http.MAX_ANSWER / KIB],
-    "participant: the answer to a held heartbeat": [http.HOLD_MARGIN],
+    "participant: the answer to a heartbeat, held for up to N": [http.HOLD_MARGIN],
     "participant: one read or write of a transfer": [http.TRANSFER_TIMEOUT],
     "participant: an idle connection is used again": [http.KEEPALIVE],
     "participant: `Retry-After`": [work.RETRY_AFTER_MAX],

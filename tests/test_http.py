@@ -104,13 +104,15 @@ def test_a_heartbeat_asks_to_be_held_in_whole_seconds_and_tells_whether_it_was()
     assert [request.headers["prefer"] for request in peer.requests] == ["wait=3", "wait=15"]
 
 
-def test_a_held_heartbeat_has_five_seconds_more_than_it_asked_for() -> None:
+@pytest.mark.parametrize(("wait", "seconds"), [(15, 20), (0, 5), (None, 5)])
+def test_a_heartbeat_has_five_seconds_more_than_it_may_be_held(wait: float | None, seconds: float) -> None:
+    """One on a connection that has died in silence leaves time for others before the coordinator misses the participant."""
     seen: list[dict[str, Any]] = []
 
     with Peer(answer("200 OK", STAND_BY)) as peer, coordinator(peer) as client:
         client._http.event_hooks["request"].append(lambda request: seen.append(request.extensions))
-        client.heartbeat(ID, wait=15)
-    assert seen[0]["timeout"]["read"] == 20
+        client.heartbeat(ID, wait=wait)
+    assert seen[0]["timeout"]["read"] == seconds
 
 
 def test_who_traces_surrounds_a_request_sends_headers_with_it_and_is_told_of_the_answer() -> None:

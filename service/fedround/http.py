@@ -56,9 +56,9 @@ Query = Mapping[str, str | int]
 
 CONNECT_TIMEOUT = 5.0
 ANSWER_TIMEOUT = 15.0
-"""Seconds for the answer to a small request ..."""
+"""Seconds for the answer to a small request."""
 HOLD_MARGIN = 5.0
-"""... and on top of the time for which a heartbeat may be held."""
+"""Seconds for the answer to a heartbeat, on top of the time for which it may be held: a silent one must not cost the id."""
 TRANSFER_TIMEOUT = 60.0
 """Seconds for one read or one write of a model."""
 KEEPALIVE = 4.0
@@ -186,8 +186,8 @@ class CoordinatorClient(_Client):
             The answer, and whether the coordinator holds answers.
         """
         hold = math.ceil(wait or 0)
-        headers, timeout = ({wire.PREFER: f"wait={hold}"}, hold + HOLD_MARGIN) if hold else (None, None)
-        with self._exchange("GET", self._url, wire.HEARTBEAT, {"id": id}, headers=headers, timeout=timeout) as response:
+        headers = {wire.PREFER: f"wait={hold}"} if hold else None
+        with self._exchange("GET", self._url, wire.HEARTBEAT, {"id": id}, headers=headers, timeout=hold + HOLD_MARGIN) as response:
             return Heartbeat.decode(_read(response)), "wait" in response.headers.get(wire.PREFERENCE_APPLIED, "")
 
     def start_training(self, id: str) -> StartTraining:

@@ -438,6 +438,23 @@ def test_a_model_that_is_none_fails_the_round() -> None:
         assert len(p.of("leave")) == 1
 
 
+def test_an_error_that_is_its_own_cause_or_context_ends_the_round_like_any_other() -> None:
+    def of_itself(weights: Array | None) -> Update:
+        try:
+            raise ZeroDivisionError
+        except ZeroDivisionError as error:
+            raise error from error
+
+    def in_a_ring(weights: Array | None) -> Update:
+        first, second = ZeroDivisionError(), KeyError()
+        first.__context__, second.__context__ = second, first
+        raise first
+
+    for train in (of_itself, in_a_ring):
+        with OldPlatform(heartbeat=[order(0)]) as p, pytest.raises(TrainingError, match="ZeroDivisionError"):
+            run_participant(Training(train), p.url, FAST)
+
+
 # Memory
 
 
@@ -482,13 +499,19 @@ def test_a_failure_holds_no_model() -> None:
     alive: list[weakref.ref[Array]] = []
     failing = iter([True, False])
 
+    def lose(weights: Array) -> None:
+        raise KeyError
+
     def train(weights: Array | None) -> Update:
         assert weights is not None
         gc.collect()
         assert not any(array() is not None for array in alive)
         alive.append(weakref.ref(weights))
         if next(failing):
-            raise ZeroDivisionError
+            try:
+                lose(weights)
+            except KeyError:
+                raise ZeroDivisionError from ValueError("another cause than its context")
         return Update(1, weights)
 
     with OldPlatform(heartbeat=After("upload", order(0), FINISH), download=[Answer(body=npy(np.ones(1000)))]) as p:

@@ -59,8 +59,10 @@ class Training:
 
 
 def release(error: BaseException) -> None:
-    """Drop what the frames of an error's traceback hold, models above all; its lines stay."""
-    cause: BaseException | None = error
-    while cause is not None:
-        traceback.clear_frames(cause.__traceback__)
-        cause = cause.__cause__ or cause.__context__
+    """Drop what the frames of an error's tracebacks hold, models above all; their lines stay."""
+    left, seen = [error], set[int]()  # its causes may go round in a circle
+    while left:
+        one = left.pop()
+        seen.add(id(one))
+        traceback.clear_frames(one.__traceback__)
+        left += [other for other in (one.__cause__, one.__context__) if other is not None and id(other) not in seen]

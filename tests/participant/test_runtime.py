@@ -4,8 +4,12 @@ import gc
 import io
 import threading
 import weakref
+from array import array
 from collections.abc import Callable
 from contextlib import closing
+from ctypes import c_char
+from functools import partial
+from mmap import mmap
 from typing import Any
 
 import numpy as np
@@ -18,7 +22,7 @@ from fedround.http import AggregatorClient, CoordinatorClient
 from fedround.participant.abc import NumPyParticipant, ParticipantABC, Update
 from fedround.participant.lifecycle import Lifecycle
 from fedround.participant.moves import Policy
-from fedround.participant.round import Shard, current_round
+from fedround.participant.round import Round, Shard, current_round
 from fedround.participant.run import connected, run_participant
 from fedround.participant.runtime import Runtime
 from fedround.participant.training import Training as Steps
@@ -198,6 +202,47 @@ def test_any_format_travels() -> None:
     with OldPlatform(heartbeat=After("upload", order(0), FINISH), download=[Answer(body=b"hello")]) as p:
         run_participant(Text(), p.url, FAST)
     assert p.of("upload")[0].body == b"hello!"
+
+
+BYTES = update(1, np.arange(3.0))
+
+
+def mapped(data: bytes) -> mmap:
+    found = mmap(-1, len(data))
+    found.write(data)
+    return found
+
+
+def parts_of(result: Any) -> list[bytes]:
+    class Own(Text):
+        def serialize_training_result(self, training_result: str) -> Any:
+            return result
+
+    round = Round(0, Shard(0, 1), lambda figures: None)
+    return [bytes(part) for part in Steps(Own(), lambda fact: None)(round, [memoryview(b"")])]
+
+
+@pytest.mark.parametrize(
+    "make", [bytes, bytearray, memoryview, partial(array, "B"), mapped, (c_char * len(BYTES)).from_buffer_copy]
+)
+def test_whatever_has_bytes_is_sent_from_where_it_is(make: Callable[[bytes], Any]) -> None:
+    assert parts_of(make(BYTES)) == [BYTES]
+
+
+def test_an_array_of_any_kind_is_its_bytes() -> None:
+    for kind in ("u1", ">f8", "?", "i4,f8"):
+        result = np.zeros((2, 3), kind)
+        assert parts_of(result) == [result.tobytes()]
+
+
+def test_several_are_sent_one_behind_the_other() -> None:
+    assert parts_of([BYTES[:4], np.frombuffer(BYTES[4:], np.uint8)]) == [BYTES[:4], BYTES[4:]]
+
+
+@pytest.mark.parametrize(("result", "complaint"), [("text", "bytes-like"), (5, "int"), (np.ones((3, 3))[:, 0], "contiguous")])
+def test_what_has_no_bytes_in_a_row_is_not_sent(result: Any, complaint: str) -> None:
+    with pytest.raises(SerializationError, match=complaint):
+        parts_of(result)
 
 
 def test_the_same_round_right_after_an_upload_is_neither_trained_nor_sent_again() -> None:

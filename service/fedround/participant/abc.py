@@ -14,7 +14,7 @@ from fedround.weights import Array
 TrainingInput = TypeVar("TrainingInput")
 TrainingResult = TypeVar("TrainingResult")
 
-Buffer = bytes | bytearray | memoryview
+Buffer = bytes | bytearray | memoryview | Array
 Payload = Buffer | Sequence[Buffer]
 """What is sent: bytes of any kind, or several that belong one behind the other."""
 

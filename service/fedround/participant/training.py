@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 from fedround.errors import DeserializationError, ParticipantError, SerializationError, TrainingError
 from fedround.events import Observer
 from fedround.participant.abc import ParticipantABC
@@ -40,9 +42,7 @@ class Training:
             with self._step(round, "train", TrainingError):
                 result = code.train_round(box.pop())
             with self._step(round, "encode", SerializationError):
-                payload = code.serialize_training_result(result)
-                buffers = [payload] if isinstance(payload, bytes | bytearray | memoryview) else payload
-                parts = [memoryview(buffer).cast("B") for buffer in buffers]
+                parts = _parts(code.serialize_training_result(result))
             if measuring is not None:  # what is not sent, too: who is paged for a failed round wants to see the NaN
                 measuring.trained(round.number, parts)
             with self._step(round, "check", SerializationError):
@@ -56,6 +56,14 @@ class Training:
                 yield
         except Exception as cause:
             raise error(f"{name} failed in round {round.number}: {type(cause).__name__}: {cause}") from cause
+
+
+def _parts(payload: Any) -> list[memoryview]:
+    """The bytes of a buffer of whatever kind, or of several."""
+    try:
+        return [np.frombuffer(payload, np.uint8).data]  # a memoryview cannot be cast from every format
+    except TypeError:
+        return [np.frombuffer(buffer, np.uint8).data for buffer in payload]
 
 
 def release(error: BaseException) -> None:

@@ -231,6 +231,7 @@ def test_a_busy_peer_that_does_not_say_when_is_asked_again_after_a_second() -> N
         (b'{"detail":"%s"}' % (b"a" * 999), "a" * 200),
         (b"[]", ""),
         (b"{", ""),
+        (b"[" * 60_000, ""),
         (b"\xff", ""),
     ],
 )

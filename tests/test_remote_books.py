@@ -123,6 +123,7 @@ def test_calls_go_on_while_the_ledger_is_waited_for() -> None:
         (b"", Unreachable),
         (answer("200 OK", b"<html>", Content_Type="text/html"), BadAnswer),
         (answer("200 OK", b"["), BadAnswer),
+        (answer("200 OK", b"[" * 60_000), BadAnswer),
         (answer("200 OK", b"[]"), BadAnswer),
         (answer("200 OK", b"{}"), BadAnswer),
         (answer("200 OK", b'{"verdict":"perhaps"}'), BadAnswer),

@@ -68,6 +68,7 @@ def test_an_order_survives_the_round_trip(url: str, token: str, traceparent: str
             "no JSON object but begins with '<!DOCTYPE html><html>': is this URL a coordinator?",
         ),
         (RendezVous, b"[]", "no JSON object"),
+        (RendezVous, b"[" * 60_000, "no JSON object but begins with '[[[["),
         (RendezVous, b'{"status":"fine"}', "'ok' is neither true nor false"),
         (StartTraining, b'{"ok":"yes"}', "'ok' is neither true nor false"),
         (RendezVous, b'{"id":7,"ok":true}', "'id' is no text"),

@@ -398,7 +398,7 @@ def _retry_after(value: str) -> float:
 
 def _detail(headers: httpx.Headers, body: bytes) -> str:
     if Problem.media_type in headers.get("Content-Type", ""):
-        with suppress(ValueError, AttributeError):
+        with suppress(ValueError, AttributeError, RecursionError):
             problem = json.loads(body)
             return redact(str(problem.get("detail") or problem.get("title") or ""))[:200]
     return ""

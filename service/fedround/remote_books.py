@@ -79,5 +79,5 @@ def _closed_from_json(data: Any) -> Closed | Difference:
 def _decoded(body: bytes, decode: Callable[[Any], T]) -> T:
     try:
         return decode(json.loads(body))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadAnswer("the books gave no answer of theirs: is this URL an aggregator's internal port?") from error

@@ -197,7 +197,7 @@ def _present(**fields: Any) -> dict[str, Any]:
 def _load(body: bytes) -> dict[str, Any]:
     try:
         data = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         data = None
     if not isinstance(data, dict):
         # Few enough characters that no id or token of a cut answer is among them.

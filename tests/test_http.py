@@ -284,6 +284,21 @@ def test_a_slow_answer_is_unreachable() -> None:
         over.set()
 
 
+@pytest.mark.parametrize("head", ["200 OK\r\n", "404 No\r\nContent-Type: application/problem+json\r\n"])
+def test_an_answer_that_comes_byte_by_byte_is_not_waited_for(head: str) -> None:
+    over = Event()
+
+    def drop_by_drop() -> Iterator[bytes]:
+        yield f"HTTP/1.1 {head}Content-Length: 60000\r\n\r\n".encode()
+        while not over.wait(0.01):
+            yield b" "
+
+    with Peer(Reply(drop_by_drop())) as peer:
+        with pytest.raises((Unreachable, Refused), match=r"^GET 127.*(too slowly|refused with 404)$"):
+            rendez_vous(peer, timeout=0.05)
+        over.set()
+
+
 @pytest.mark.parametrize(
     "url",
     ["http://127.0.0.1:1", "http://nowhere.invalid", f"http://{'a' * 64}.example", "http://a..b", "http://127.0.0.1:99999"],

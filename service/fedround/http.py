@@ -406,16 +406,19 @@ def _detail(headers: httpx.Headers, body: bytes) -> str:
 
 def _read_problem(response: httpx.Response) -> bytes:
     """The reason for a refusal; the refusal stands without it."""
-    with suppress(httpx.TransportError, BadAnswer):
+    with suppress(httpx.TransportError, TimeoutError, BadAnswer):
         return _read(response) if response.status_code >= 400 else b""
     return b""
 
 
 def _read(response: httpx.Response) -> bytes:
-    body = bytearray()
+    """A small answer. All of it has the time that httpx gives each read."""
+    body, until = bytearray(), time.monotonic() + response.request.extensions["timeout"]["read"]
     for chunk in response.iter_raw():
         body += chunk
         _bounded(body, MAX_ANSWER)
+        if time.monotonic() > until:
+            raise TimeoutError("the answer comes too slowly")
     return bytes(body)
 
 

@@ -11,9 +11,9 @@ FedroundError
 ├── TooSlow                   an upload below the minimum rate                        (408)
 ├── SpoolFull                 no room for an upload; later there may be               (503)
 ├── ExchangeError             an HTTP exchange that brought no usable answer
-│   ├── Unreachable           refused, no such host, time-out, cut, 5xx              retryable
-│   ├── Busy                  429 or 503: try again after `retry_after` seconds      retryable
-│   ├── BadAnswer             an answer that is not the protocol's, HTML say         retryable
+│   ├── Unreachable           refused, no such host, time-out, cut, 5xx
+│   ├── Busy                  429 or 503: try again after `retry_after` seconds
+│   ├── BadAnswer             an answer that is not the protocol's, HTML say
 │   ├── Refused               any other 4xx: `status`, `detail`
 │   └── Aborted               we cut the transfer ourselves
 ├── CoordinatorUnreachable    it stayed away for longer than we were told to wait    exit 69
@@ -95,7 +95,6 @@ class SpoolFull(FedroundError):
 class ExchangeError(FedroundError):
     """An HTTP exchange that brought no usable answer."""
 
-    retryable: ClassVar[bool] = True
     reason: ClassVar[str] = "error"
 
 
@@ -125,7 +124,6 @@ class BadAnswer(ExchangeError):
 class Refused(ExchangeError):
     """The peer understood and said no."""
 
-    retryable = False
     reason = "refused"
 
     def __init__(self, status: int, detail: str, where: str = "") -> None:
@@ -137,7 +135,6 @@ class Refused(ExchangeError):
 class Aborted(ExchangeError):
     """The transfer was cut from our side: nobody wants it any more."""
 
-    retryable = False
     reason = "aborted"
 
 

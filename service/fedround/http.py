@@ -63,7 +63,6 @@ TRANSFER_TIMEOUT = 60.0
 """Seconds for one read or one write of a model."""
 KEEPALIVE = 4.0
 """Seconds for which an idle connection is used again. Servers close theirs after 5 s and more: none does so just when we use it."""
-RETRY_AFTER_MAX = 60.0
 MAX_ANSWER = 64 << 10
 """Bytes of an answer that is no model."""
 SLICE = 256 << 10
@@ -393,7 +392,7 @@ def _retry_after(value: str) -> float:
     seconds = 1.0
     with suppress(ValueError, OverflowError):
         seconds = float(value) if value.isdecimal() else parsedate_to_datetime(value).timestamp() - time.time()
-    return min(max(seconds, 0.0), RETRY_AFTER_MAX)
+    return max(seconds, 0.0)
 
 
 def _detail(headers: httpx.Headers, body: bytes) -> str:

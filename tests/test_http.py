@@ -86,28 +86,19 @@ def test_a_participant_registers_with_its_name_and_token() -> None:
 @pytest.mark.parametrize("path", ["/fl", "/fl/"])
 def test_the_path_of_the_coordinators_url_is_kept(path: str) -> None:
     with Peer(answer("200 OK", STAND_BY)) as peer, coordinator(peer.url + path) as client:
-        client.heartbeat(ID, wait=None)
+        client.heartbeat(ID, wait=0)
     assert peer.requests[0].line == f"GET /fl/heartbeat/{ID} HTTP/1.1"
 
 
-@pytest.mark.parametrize("wait", [None, 0.0])
-def test_a_heartbeat_that_does_not_wait_sends_no_preference(wait: float | None) -> None:
-    with Peer(answer("200 OK", STAND_BY)) as peer, coordinator(peer) as client:
-        heartbeat, applied = client.heartbeat(ID, wait=wait)
-    assert heartbeat.state is HeartbeatState.STAND_BY
-    assert not applied
-    assert "prefer" not in peer.requests[0].headers
+def test_a_heartbeat_asks_to_be_held_in_whole_seconds_or_not_at_all() -> None:
+    with Peer(*[answer("200 OK", STAND_BY)] * 3) as peer, coordinator(peer) as client:
+        for wait in (2.5, 15, 0.0):
+            assert client.heartbeat(ID, wait=wait).state is HeartbeatState.STAND_BY
+    assert [request.headers["prefer"] for request in peer.requests] == ["wait=3", "wait=15", "wait=0"]
 
 
-def test_a_heartbeat_asks_to_be_held_in_whole_seconds_and_tells_whether_it_was() -> None:
-    replies = answer("200 OK", STAND_BY, Preference_Applied="wait=3"), answer("200 OK", STAND_BY)
-    with Peer(*replies) as peer, coordinator(peer) as client:
-        assert [client.heartbeat(ID, wait=2.5)[1], client.heartbeat(ID, wait=15)[1]] == [True, False]
-    assert [request.headers["prefer"] for request in peer.requests] == ["wait=3", "wait=15"]
-
-
-@pytest.mark.parametrize(("wait", "seconds"), [(15, 20), (0, 5), (None, 5)])
-def test_a_heartbeat_has_five_seconds_more_than_it_may_be_held(wait: float | None, seconds: float) -> None:
+@pytest.mark.parametrize(("wait", "seconds"), [(15, 20), (0, 5)])
+def test_a_heartbeat_has_five_seconds_more_than_it_may_be_held(wait: float, seconds: float) -> None:
     """One on a connection that has died in silence leaves time for others before the coordinator misses the participant."""
     seen: list[dict[str, Any]] = []
 
@@ -133,7 +124,7 @@ def test_who_traces_surrounds_a_request_sends_headers_with_it_and_is_told_of_the
         seen.append("ended")
 
     with Peer(answer("200 OK", STAND_BY)) as peer, coordinator(peer, trace=trace) as client:
-        client.heartbeat(ID, wait=None)
+        client.heartbeat(ID, wait=0)
     assert seen == [("GET", ID, "/heartbeat/{id}"), 200, "ended"]
     assert peer.requests[0].headers["traceparent"] == "here"
 
@@ -141,7 +132,7 @@ def test_who_traces_surrounds_a_request_sends_headers_with_it_and_is_told_of_the
 def test_small_requests_share_a_connection() -> None:
     with Peer(*[answer("200 OK", STAND_BY)] * 3) as peer, coordinator(peer) as client:
         for _ in range(3):
-            client.heartbeat(ID, wait=None)
+            client.heartbeat(ID, wait=0)
     assert len(peer.connections) == 1
 
 

@@ -178,16 +178,12 @@ class CoordinatorClient(_Client):
         with self._exchange("GET", self._url, wire.RENDEZ_VOUS, headers=headers) as response:
             return RendezVous.decode(_read(response))
 
-    def heartbeat(self, id: str, *, wait: float | None) -> tuple[Heartbeat, bool]:
-        """Say that we are alive; unless `wait` is 0 or None, ask that an answer without news be held for so many seconds at most.
-
-        Returns:
-            The answer, and whether the coordinator holds answers.
-        """
-        hold = math.ceil(wait or 0)
-        headers = {wire.PREFER: f"wait={hold}"} if hold else None
-        with self._exchange("GET", self._url, wire.HEARTBEAT, {"id": id}, headers=headers, timeout=hold + HOLD_MARGIN) as response:
-            return Heartbeat.decode(_read(response)), "wait" in response.headers.get(wire.PREFERENCE_APPLIED, "")
+    def heartbeat(self, id: str, *, wait: float) -> Heartbeat:
+        """Say that we are alive, and ask that an answer without news be held for `wait` seconds at most; 0: not at all."""
+        hold = math.ceil(wait)
+        headers, timeout = {wire.PREFER: f"wait={hold}"}, hold + HOLD_MARGIN
+        with self._exchange("GET", self._url, wire.HEARTBEAT, {"id": id}, headers=headers, timeout=timeout) as response:
+            return Heartbeat.decode(_read(response))
 
     def start_training(self, id: str) -> StartTraining:
         """Ask for the aggregator and a token."""

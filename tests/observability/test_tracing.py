@@ -153,7 +153,7 @@ def test_an_exchange_outside_of_rounds_has_the_exemplar_of_its_own_span(there: b
     with Peer(answer("200 OK", b'{"round":null,"state":"stand_by"}')) as peer:
         url = peer.url if there else "http://127.0.0.1:1"
         with closing(CoordinatorClient(url, observe=metrics, trace=traced.tracing.client)) as client, suppress(Unreachable):
-            client.heartbeat(ID, wait=None)
+            client.heartbeat(ID, wait=0)
     body, _ = metrics.scrape("application/openmetrics-text; version=1.0.0")
     exemplars = re.findall(r'^http_client_request_duration_seconds_bucket.*# {.*span_id="(\w+)"', body.decode(), re.MULTILINE)
     assert exemplars == [own(traced.spans()["GET /heartbeat/{id}"])]
@@ -293,7 +293,7 @@ def test_an_exporter_that_fails_is_one_line_a_minute(caplog: pytest.LogCaptureFi
 # Whole federations
 
 
-@pytest.mark.parametrize("long_poll", [15.0, 0.0], ids=["heartbeat", "start_training"])
+@pytest.mark.parametrize("long_poll", [15.0, 0.0], ids=["held", "polled"])
 def test_with_too_many_for_one_trace_each_participant_has_its_own_with_all_that_was_served_to_it(
     long_poll: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,7 +27,7 @@ from fedround.participant.run import connected, run_participant
 from fedround.participant.runtime import Runtime
 from fedround.participant.training import Training as Steps
 from fedround.weights import Array
-from fedround.wire import RendezVous
+from fedround.wire import START_TRAINING, RendezVous
 from support.federation import FINISH, REFUSED, REJECT, STAND_BY, TOKEN, After, Answer, OldPlatform, order, our_platform, say
 
 FAST = 0.02
@@ -122,6 +122,13 @@ def test_a_round_with_our_platform_tells_its_whole_story() -> None:
     assert phases == ["download", "decode", "train", "encode", "check", "upload"]
     assert [fact.phase for fact in facts if isinstance(fact, events.PhaseBegan)] == phases
     assert outcomes(facts) == ["completed"]
+
+
+def test_who_does_not_want_to_be_held_is_told_all_of_its_order_too() -> None:
+    facts: list[Fact] = []
+    with our_platform(rounds=1) as p:
+        run_participant(Mean(), p.url, FAST, long_poll=0, observers=[facts.append])
+    assert START_TRAINING not in [fact.path for fact in facts if isinstance(fact, events.ExchangeEnded)]
 
 
 def test_what_user_code_reports_reaches_the_platform() -> None:
@@ -408,8 +415,7 @@ def test_heartbeats_go_on_while_user_code_trains() -> None:
             return Update(1, np.ones(1))
 
         run_participant(Training(train), p.url, FAST)
-    assert "Prefer" in p.of("heartbeat")[0].headers
-    assert "Prefer" not in p.of("heartbeat")[1].headers
+    assert [beat.headers["Prefer"] for beat in p.of("heartbeat")[:3]] == ["wait=15", "wait=0", "wait=0"]
 
 
 def test_user_code_can_see_that_its_round_was_given_away() -> None:

@@ -226,7 +226,7 @@ class Runtime:
 
     def _heartbeat(self, id: str, wait: float) -> None:
         try:
-            answer, _ = self._coordinator.heartbeat(id, wait=wait)
+            answer = self._coordinator.heartbeat(id, wait=wait)
         except ExchangeError as error:
             self._events.put(m.HeartbeatFailed(id, *self._why(error)))
         else:

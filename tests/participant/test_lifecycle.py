@@ -377,7 +377,6 @@ def test_an_answer_that_says_nothing_is_no_confirmation() -> None:
         (STAND_BY, None, None, "unconfirmed"),
         (STAND_BY, None, 3, "completed"),
         (STAND_BY, None, 2, "unconfirmed"),
-        (ROUND, 3, 3, "completed"),
         (ROUND, 2, None, "unconfirmed"),
         (REJECT, None, None, "unconfirmed"),
     ],
@@ -444,6 +443,28 @@ def test_a_refused_order_for_an_update_that_was_sent_may_mean_that_it_counted() 
 
 
 # Refusals
+
+
+@pytest.mark.parametrize(
+    ("state", "counted", "outcome"),
+    [(STAND_BY, None, "unconfirmed"), (STAND_BY, 2, "unconfirmed"), (STAND_BY, 3, "completed"), (FINISH, None, "completed")],
+)
+def test_an_upload_whose_answer_was_lost_may_have_counted_when_its_round_ends(
+    state: HeartbeatState, counted: int | None, outcome: str
+) -> None:
+    participant = uploading(3)
+    assert participant.wait() == [m.Heartbeat(ID, wait=0.0)]
+    participant.tell(m.TransferFailed(participant.at_hand, "unreachable"))
+    participant.hear(state, counted=counted)
+    assert participant.outcomes == [outcome]
+
+
+def test_an_upload_whose_answer_was_lost_has_not_counted_if_its_repeat_is_too_late() -> None:
+    participant = uploading(3)
+    participant.tell(m.TransferFailed(participant.at_hand, "unreachable"))
+    participant.wait()
+    participant.refuse(409)
+    assert participant.outcomes == ["abandoned"]
 
 
 def test_409_ends_the_round_and_keeps_the_update() -> None:
@@ -529,7 +550,8 @@ def test_an_upload_whose_round_is_over_ends_some_seconds_later() -> None:
 @pytest.mark.parametrize(
     ("event", "outcome"),
     [
-        (m.TransferFailed(m.Order(1, ID, 0), "unreachable"), "abandoned"),
+        (m.TransferFailed(m.Order(1, ID, 0), "busy", 1.0), "abandoned"),
+        (m.TransferFailed(m.Order(1, ID, 0), "unreachable"), "unconfirmed"),
         (m.TransferRefused(m.Order(1, ID, 0), 404), "abandoned"),
         (m.TransferRefused(m.Order(1, ID, 0), 422), "refused"),
         (m.UploadAnswered(m.Order(1, ID, 0), None), "unconfirmed"),

@@ -11,8 +11,9 @@ The rules:
 3. `round` is an *order*. It is accepted by start_training, or by the token that came with it; refused, it is no more.
 4. What was trained is kept until a later round, `reject` or `finish`. An order for the same round sends it again, without training,
    if the global model is still the one it was trained on: asked by ETag; a peer that sends none is believed.
-5. An update is settled when its answer says `counted` or `repeated`. A peer that says nothing is 0.8: a later round or `finish`
-   settles it; `stand_by` may mean either; the same `round` right after means "not yet known": it is ordered again only after
+5. An update is settled when its answer says `counted` or `repeated`. One whose answer was lost is sent again; it may have counted: if
+   the round ends, a heartbeat's `counted`, a later round or `finish` settles it, and `stand_by` may mean either. A peer that says
+   nothing is 0.8: the same is so there, and the same `round` right after means "not yet known": it is ordered again only after
    `confirm_timeout`, and at most `MAX_CONFIRMS` times. Every upload may count there, so one that may have arrived waits as long.
 6. 409: the round is over. 413, 415, 422: the update is refused. Any other refusal: the token is dead, order again, boundedly.
 7. Another order, or `stand_by`, while training: the round was given away. While an upload is under way its own answer is waited for
@@ -288,8 +289,7 @@ class Lifecycle:
 
     def _sent(self, work: Work, now: float) -> None:
         """A peer that says nothing may have the update."""
-        if work.sent_at is None:
-            work.sent_at = now
+        work.may_have_arrived(now)
         if work.over:
             self._give_up_and_rest("the round was over before the platform said that it had the update", now)
             return
@@ -297,9 +297,13 @@ class Lifecycle:
         self._contact.anew(now)
 
     def _retry(self, work: Work, transfer: m.Transfer | None, reason: str, retry_after: float | None, now: float) -> None:
-        if isinstance(transfer, m.Upload) and work.etag is None and retry_after is None:
+        lost = isinstance(transfer, m.Upload) and retry_after is None
+        if lost and work.etag is None:
             self._sent(work, now)
-        elif work.over:
+            return
+        if lost:
+            work.may_have_arrived(now)
+        if work.over:
             self._give_up_and_rest("the round was over before the update was sent", now)
         else:
             delay = work.lane.delay(retry_after)
@@ -311,7 +315,10 @@ class Lifecycle:
             self._throw_away()
             self._end(Outcome.REFUSED, reason, now)
             self._rest(now)
-        elif status == 409 or work.over:
+        elif status == 409:  # it was never counted: that would be `repeated`
+            self._end(Outcome.ABANDONED, reason, now)
+            self._rest(now)
+        elif work.over:
             self._give_up_and_rest(reason, now)
         else:
             self._order_again(work, MAX_DEAD_TOKENS, work.lane.delay(), reason, now)

@@ -117,7 +117,7 @@ class Work:
     accepted_at: float | None = None
     etag: str | None = None
     sent_at: float | None = None
-    """Since when a peer that says nothing may have the update."""
+    """Since when the peer may have the update, without having said so."""
     over: bool = False
     """The heartbeat says so, but the upload is still under way."""
     deadline: float = math.inf
@@ -132,17 +132,18 @@ class Work:
     def confirming(self) -> bool:
         return self.lane.command is None and self.sent_at is not None
 
-    def counted(self, answer: wire.Heartbeat) -> bool:
-        return answer.counted is not None and answer.counted >= self.order.round
+    def may_have_arrived(self, now: float) -> None:
+        if self.sent_at is None:
+            self.sent_at = now
 
     def goes_on(self, answer: wire.Heartbeat) -> bool:
-        ordered = answer.state is HeartbeatState.ROUND and answer.round == self.order.round
-        return ordered and not (self.confirming and self.counted(answer))
+        return answer.state is HeartbeatState.ROUND and answer.round == self.order.round
 
     def verdict(self, answer: wire.Heartbeat) -> Outcome:
         """The outcome of the round that does not go on."""
         if self.sent_at is None:
             return Outcome.ABANDONED
         later = answer.round is not None and answer.round > self.order.round
-        settled = later or answer.state is HeartbeatState.FINISH or self.counted(answer)
+        counted = answer.counted is not None and answer.counted >= self.order.round
+        settled = later or counted or answer.state is HeartbeatState.FINISH
         return Outcome.COMPLETED if settled else Outcome.UNCONFIRMED

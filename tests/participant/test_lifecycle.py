@@ -22,7 +22,7 @@ from fedround.events import (
     StateChanged,
 )
 from fedround.participant import moves as m
-from fedround.participant.lifecycle import ASK_FINISHED, MAX_DEAD_TOKENS, SETTLE, Lifecycle
+from fedround.participant.lifecycle import ASK_FINISHED, MAX_CONFIRMS, MAX_DEAD_TOKENS, SETTLE, Lifecycle
 from fedround.participant.work import Lane, Work
 from fedround.wire import HeartbeatState, UpdateOutcome
 
@@ -504,6 +504,27 @@ def test_tokens_that_are_always_dead_fail_the_round_after_some_seconds() -> None
     assert participant.outcomes == ["failed"]
     assert participant.at_hand.serial == MAX_DEAD_TOKENS + 1
     assert 1005 < participant.now < 1015
+
+
+def test_dead_tokens_leave_an_unconfirmed_update_its_offers() -> None:
+    participant = uploading(etag=None)
+    for _ in range(MAX_CONFIRMS):
+        participant.refuse(408)
+        participant.wait()
+        participant.tell(m.StartTrainingAnswered(participant.at_hand, wire.StartTraining(URL, TOKEN)))
+    participant.upload(None)
+    offers = 0
+    while participant.state != "registering":
+        for command in participant.wait():
+            match command:
+                case m.Heartbeat():
+                    participant.hear(ROUND, 0)
+                case m.StartTraining(order):
+                    participant.tell(m.StartTrainingAnswered(order, wire.StartTraining(URL, TOKEN)))
+                    participant.upload(None)
+                    offers += 1
+    assert offers == MAX_CONFIRMS
+    assert participant.outcomes == ["failed"]
 
 
 # Rounds that are given away

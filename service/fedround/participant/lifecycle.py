@@ -11,11 +11,12 @@ The rules:
 3. `round` is an *order*. It is accepted by start_training, or by the token that came with it; refused, it is no more.
 4. What was trained is kept until a later round, `reject` or `finish`. An order for the same round sends it again, without training,
    if the global model is still the one it was trained on: asked by ETag; a peer that sends none is believed.
-5. An update is settled when its answer says `counted` or `repeated`. One whose answer was lost is sent again; it may have counted: if
-   the round ends, a heartbeat's `counted`, a later round or `finish` settles it, and `stand_by` may mean either. A peer that says
-   nothing is 0.8: the same is so there, and the same `round` right after means "not yet known": it is ordered again only after
-   `confirm_timeout`, and at most `MAX_CONFIRMS` times. Every upload may count there, so one that may have arrived waits as long.
-6. 409: the round is over. 413, 415, 422: the update is refused. Any other refusal: the token is dead, order again, boundedly.
+5. An update is settled when its answer says `counted` or `repeated`. One whose answer was lost is sent again; it may have counted,
+   which a heartbeat's `counted`, a later round or `finish` settles; `stand_by` may mean either. A peer that says nothing is 0.8: it
+   is the same there, but the same `round` right after means "not yet known": it is ordered again only after `confirm_timeout`, and
+   at most `MAX_CONFIRMS` times. Every upload may count there, so one that may have arrived waits as long.
+6. 409: the round is over. 413, 415, 422: the update is refused. Any other refusal: the token is dead, order again, at most
+   `MAX_DEAD_TOKENS` times.
 7. Another order, or `stand_by`, while training: the round was given away. While an upload is under way its own answer is waited for
    first, `SETTLE` seconds at most: it may be the very reason why the round went on.
 8. The participant's own code failed, or the global model is larger than it takes: leave, and register anew, until that has happened
@@ -320,17 +321,16 @@ class Lifecycle:
             self._rest(now)
         elif work.over:
             self._give_up_and_rest(reason, now)
+        elif work.dead_tokens < MAX_DEAD_TOKENS:
+            work.dead_tokens += 1
+            self._order_again(work, now + work.lane.delay())
         else:
-            self._order_again(work, MAX_DEAD_TOKENS, work.lane.delay(), reason, now)
-
-    def _order_again(self, work: Work, limit: int, delay: float, reason: str, now: float) -> None:
-        work.orders += 1
-        if work.orders > limit:
             self._fail(work, reason, now)
-            return
+
+    def _order_again(self, work: Work, at: float) -> None:
         work.deadline = math.inf
         work.order = self._new_order(work.order.id, work.order.round)
-        work.lane.plan(now + delay, m.StartTraining(work.order))
+        work.lane.plan(at, m.StartTraining(work.order))
 
     def _round_over(self, work: Work, answer: wire.Heartbeat, now: float) -> None:
         if not work.uploading:
@@ -420,8 +420,11 @@ class Lifecycle:
         elif work is not None and work.deadline <= now:
             if work.over:
                 self._give_up_and_rest("the round was over before the update was sent", now)
+            elif work.confirms < MAX_CONFIRMS:
+                work.confirms += 1
+                self._order_again(work, now)
             else:
-                self._order_again(work, MAX_CONFIRMS, 0.0, "the platform did not confirm the update", now)
+                self._fail(work, "the platform did not confirm the update", now)
 
     # How it is done
 

@@ -122,7 +122,10 @@ class Work:
     """The heartbeat says so, but the upload is still under way."""
     deadline: float = math.inf
     """Of confirming, or of that upload."""
-    orders: int = 0
+    dead_tokens: int = 0
+    """How often it was ordered again because its token was dead, ..."""
+    confirms: int = 0
+    """... and because nobody confirmed the update."""
 
     @property
     def uploading(self) -> bool:

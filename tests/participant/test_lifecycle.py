@@ -22,7 +22,7 @@ from fedround.events import (
     StateChanged,
 )
 from fedround.participant import moves as m
-from fedround.participant.lifecycle import ASK_FINISHED, MAX_CONFIRMS, MAX_DEAD_TOKENS, SETTLE, Lifecycle
+from fedround.participant.lifecycle import ASK_FINISHED, LEAVE_TIMEOUT, MAX_CONFIRMS, MAX_DEAD_TOKENS, SETTLE, Lifecycle
 from fedround.participant.work import Lane, Work
 from fedround.wire import HeartbeatState, UpdateOutcome
 
@@ -707,7 +707,37 @@ def test_a_waiting_participant_leaves_at_once() -> None:
 
 
 def test_a_participant_without_an_id_has_nobody_to_leave() -> None:
-    assert Participant().tell(m.StopRequested(8.0)) == [m.Exit(m.Reason.STOPPED)]
+    participant = Participant()
+    participant.tell(m.RegisterFailed("unreachable"))
+    assert participant.tell(m.StopRequested(8.0)) == [m.Exit(m.Reason.STOPPED)]
+
+
+@pytest.mark.parametrize(
+    ("answer", "commands"),
+    [
+        (m.Joined(ID), [m.Leave(ID, at_once=False), m.Exit(m.Reason.STOPPED)]),
+        (m.JoinRefused(), [m.Exit(m.Reason.FINISHED)]),
+        (m.RegisterFailed("unreachable"), [m.Exit(m.Reason.STOPPED)]),
+    ],
+)
+def test_an_id_that_is_on_its_way_is_waited_for_to_leave_with_it(answer: m.Event, commands: list[m.Command]) -> None:
+    participant = Participant()
+    assert participant.tell(m.StopRequested(0.0)) == []
+    assert participant.facts[-1] == StateChanged("registering", None, draining=True)
+    assert participant.tell(answer) == commands
+
+
+def test_an_id_is_not_waited_for_for_long() -> None:
+    participant = Participant()
+    participant.tell(m.StopRequested(8.0))
+    assert participant.wait() == [m.Exit(m.Reason.STOPPED)]
+    assert participant.now == 1000 + LEAVE_TIMEOUT
+
+
+def test_who_is_asked_twice_waits_for_no_id() -> None:
+    participant = Participant()
+    participant.tell(m.StopRequested(8.0))
+    assert participant.tell(m.StopRequested(8.0)) == [m.Exit(m.Reason.STOPPED, at_once=True)]
 
 
 def test_an_order_that_is_not_accepted_yet_is_not_begun_any_more() -> None:

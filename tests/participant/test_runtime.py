@@ -21,7 +21,7 @@ from fedround.events import Fact
 from fedround.http import AggregatorClient, CoordinatorClient
 from fedround.participant.abc import NumPyParticipant, ParticipantABC, Update
 from fedround.participant.lifecycle import Lifecycle
-from fedround.participant.moves import Policy
+from fedround.participant.moves import Policy, Reason
 from fedround.participant.round import Round, Shard, current_round
 from fedround.participant.run import connected, run_participant
 from fedround.participant.runtime import Runtime
@@ -381,6 +381,23 @@ def test_a_bug_in_any_thread_ends_the_participant_and_is_told() -> None:
         )
         with pytest.raises(NotImplementedError, match="a bug"):
             runtime.run()
+
+
+def test_who_is_asked_to_stop_while_it_registers_leaves_with_the_id_that_comes() -> None:
+    def register() -> Answer:
+        runtime.stop(0.0)
+        assert stopping.wait(20)
+        return say({"id": TOKEN, "ok": True})
+
+    def draining(fact: Fact) -> None:
+        if isinstance(fact, events.StateChanged) and fact.draining:
+            stopping.set()
+
+    stopping = threading.Event()
+    with OldPlatform(rendez_vous=[register]) as p:
+        with connected(Mean(), p.url, FAST, {"observers": [draining]}) as runtime:
+            assert runtime.run() is Reason.STOPPED
+        assert [request.path for request in p.of("leave")] == [f"/rendez_vous/{TOKEN}"]
 
 
 # User code

@@ -22,7 +22,8 @@ The rules:
 8. The participant's own code failed, or the global model is larger than it takes: leave, and register anew, until that has happened
    `max_failures` times in a row.
 9. `finish`: exit, or ask now and then whether training goes on, but never by the old id's heartbeat, which ends a 0.8 coordinator.
-10. Asked to stop: finish the round if that takes no longer than was said, else give it up; leave; exit. Asked twice: exit at once.
+10. Asked to stop: finish the round if that takes no longer than was said, else give it up; leave, with an id that is just on its
+    way too; exit. Asked twice: exit at once.
 11. User code is given one model at a time; the next is not even fetched while it is busy with a round that was given away.
 12. An answer for an id or order of before is *late*, and changes nothing. An answer to what was not asked is an illegal move.
 """
@@ -42,6 +43,8 @@ MAX_CONFIRMS = 3
 """How often an update that a 0.8 platform does not confirm is ordered again."""
 MAX_DEAD_TOKENS = 10
 """How often an order whose token is dead is made again: an aggregator that restarts needs some seconds to be told the tokens."""
+LEAVE_TIMEOUT = 2.0
+"""Seconds that the id to leave with may take to come, and that the coordinator may take to hear of it."""
 SETTLE = 5.0
 """Seconds that an upload has left once the heartbeat says that its round is over."""
 ASK_FINISHED = 30.0
@@ -145,6 +148,8 @@ class Lifecycle:
                 self._timer_fired(now)
             case m.StopRequested(within):
                 self._stop_requested(within, now)
+            case m.RegisterFailed() if self.draining:
+                self._leave_and_exit()
             case m.RegisterFailed():
                 self._contact_failed(wire.RENDEZ_VOUS, event, now)
             case m.HeartbeatFailed():
@@ -172,6 +177,8 @@ class Lifecycle:
                 self._id, self._finished = id, False
                 self._facts.append(events.Registered(id, self._why))
                 self._contact.plan(now)
+                if self.draining:
+                    self._leave_and_exit()
             case m.JoinRefused():
                 self._facts.append(events.RegistrationRefused())
                 self._finish(now)
@@ -402,7 +409,9 @@ class Lifecycle:
             self._exit(Reason.STOPPED, at_once=True)
             return
         self.draining = True
-        if self._work is None or self._work.accepted_at is None:
+        if self._id is None and self._contact.under_way:
+            self._stop_by = now + LEAVE_TIMEOUT
+        elif self._work is None or self._work.accepted_at is None:
             self._give_up("asked to stop", now)
             self._leave_and_exit()
         else:

@@ -24,7 +24,7 @@ from fedround.errors import (
 )
 from fedround.events import Observer, Reported, ShardTaken
 from fedround.participant import moves as m
-from fedround.participant.lifecycle import Lifecycle
+from fedround.participant.lifecycle import LEAVE_TIMEOUT, Lifecycle
 from fedround.participant.peers import Aggregator, Coordinator
 from fedround.participant.phase import phase
 from fedround.participant.round import Round, Shard, encode_figures
@@ -38,8 +38,6 @@ JOIN_TIMEOUT = 0.5
 """Seconds that each other thread has to end after the loop: one may wait for an answer that nobody wants any more."""
 REFUSED_PAUSE = 10.0
 """Seconds until a token that was refused is tried again: only a person can mend that."""
-LEAVE_TIMEOUT = 2.0
-"""Seconds for which an exit waits until the coordinator has heard of it."""
 
 Kept = tuple[Sequence[memoryview], str | None]
 """An update, and the figures that travel with it."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fedround import errors
-from fedround.cli import COMMANDS, MEANINGS, OPS, Exit, exit_code, main
+from fedround.cli import COMMANDS, MEANINGS, OPS, Exit, main
 from fedround.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings, Settings
 from support.peer import Peer
 
@@ -170,7 +170,7 @@ def test_wrong_settings_are_not_shown_but_told(command: str) -> None:
     ],
 )
 def test_an_error_has_its_exit_code(error: errors.FedroundError, code: int) -> None:
-    assert exit_code(error) == code
+    assert Exit(error.exit_code) == code
 
 
 def test_every_exit_code_has_a_meaning_and_is_in_the_drawing_of_the_errors() -> None:

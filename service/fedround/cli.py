@@ -17,13 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Never
 
 from fedround import view
-from fedround.errors import (
-    ConfigurationError,
-    CoordinatorUnreachable,
-    DataDirectoryHeld,
-    FedroundError,
-    ParticipantError,
-)
+from fedround.errors import ConfigurationError, FedroundError, ParticipantError
 
 if TYPE_CHECKING:
     from fedround.settings import Line, Loaded, Settings
@@ -55,13 +49,6 @@ MEANINGS = {
     Exit.USER_CODE: "The participant's own code failed, `PARTICIPANT_MAX_FAILURES` times in a row; the log has its traceback.",
     Exit.HELD: "Another process holds the data directory; started again later, it may get it.",
     Exit.CONFIGURATION: "A setting is missing or wrong, or a port is in use; the message names every setting that is not right.",
-}
-
-_EXITS: dict[type[FedroundError], Exit] = {
-    ConfigurationError: Exit.CONFIGURATION,
-    DataDirectoryHeld: Exit.HELD,
-    CoordinatorUnreachable: Exit.UNREACHABLE,
-    ParticipantError: Exit.USER_CODE,
 }
 
 
@@ -105,12 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FedroundError as error:
         cause = (error.__cause__ or error) if isinstance(error, ParticipantError) else None
         LOG.error("%s", error, exc_info=cause)
-        return exit_code(error)
-
-
-def exit_code(error: FedroundError) -> Exit:
-    """What a process that `error` ends says to those who started it."""
-    return next((code for kind, code in _EXITS.items() if isinstance(error, kind)), Exit.FAILED)
+        return error.exit_code
 
 
 def _participant(parser: ArgumentParser) -> Run:

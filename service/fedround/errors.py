@@ -33,9 +33,14 @@ from typing import ClassVar
 class FedroundError(Exception):
     """The root of the tree."""
 
+    exit_code: ClassVar[int] = 1
+    """With which a process ends that such an error ends."""
+
 
 class ConfigurationError(FedroundError):
     """A setting is missing or wrong; the message names it and says how to set it."""
+
+    exit_code = 78
 
 
 class DataDamaged(ConfigurationError):
@@ -47,6 +52,8 @@ class DataDamaged(ConfigurationError):
 
 class DataDirectoryHeld(FedroundError):
     """Another process has held the data directory for too long."""
+
+    exit_code = 75
 
 
 class IllegalMove(FedroundError):
@@ -141,6 +148,8 @@ class Aborted(ExchangeError):
 class CoordinatorUnreachable(FedroundError):
     """The coordinator stayed away for longer than `PARTICIPANT_GIVE_UP_AFTER`."""
 
+    exit_code = 69
+
 
 class WeightsError(FedroundError, ValueError):
     """Bytes that are no weights: the message says what is wrong with them."""
@@ -169,6 +178,8 @@ class TooLarge(WeightsError):
 
 class ParticipantError(FedroundError):
     """The participant's own code failed; raised `from` what it raised."""
+
+    exit_code = 70
 
 
 class DeserializationError(ParticipantError):

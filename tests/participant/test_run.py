@@ -30,6 +30,7 @@ from support.link import Gate
 
 MODULE = """
 import os, time
+from concurrent.futures import ThreadPoolExecutor
 if "STUCK" in os.environ:
     print("importing", flush=True)
     time.sleep(100)
@@ -39,17 +40,28 @@ import numpy as np
 class Silo(fedround.NumPyParticipant):
     def __init__(self, *, mood="good"):
         self.mood = mood
+        if "threads" in mood:
+            ThreadPoolExecutor(1, "forgotten").submit(time.sleep, 100)
+        if "unmade" in mood:
+            raise ZeroDivisionError("no data at all")
 
     def train_round(self, training_input):
         print("training", flush=True)
         round = fedround.current_round()
-        if self.mood == "broken":
+        if "broken" in self.mood:
             raise ZeroDivisionError("no data today")
         while self.mood == "slow" and not round.cancelled:
             time.sleep(0.01)
         if self.mood == "deaf":
             time.sleep(100)
         return 1, np.ones(3)
+"""
+SLOW_UVICORN = """
+import os, sys
+open("gate").close()
+sys.path.remove(os.getcwd())
+del sys.modules["uvicorn"]
+import uvicorn
 """
 ENVIRON = {name: value for name, value in os.environ.items() if name.partition("_")[0] not in ("PARTICIPANT", "POD")}
 
@@ -348,6 +360,26 @@ def test_user_code_that_keeps_failing_exits_with_70_and_its_traceback(tmp_path: 
     with our_platform(rounds=2) as p, service(tmp_path, p.url, OPTIONS=mood("broken"), MAX_FAILURES="2") as s:
         assert s.end() == 70
     assert len(re.findall("^ZeroDivisionError: no data today", s.log, re.MULTILINE)) == 2
+
+
+def test_the_ops_port_may_take_its_time_without_costing_the_exit_code(tmp_path: Path) -> None:
+    os.mkfifo(gate := tmp_path / "gate")
+    (tmp_path / "uvicorn.py").write_text(SLOW_UVICORN)
+    with our_platform(rounds=2) as p, service(tmp_path, p.url, OPTIONS=mood("broken"), MAX_FAILURES="1") as s:
+        s.until("stopped")
+        with pytest.raises(subprocess.TimeoutExpired):
+            s.process.wait(1.5)
+        gate.open("w").close()
+        assert s.end() == 70
+    assert "does not return" not in s.log
+    assert "ZeroDivisionError: no data today" in s.log
+
+
+@pytest.mark.parametrize(("word", "code"), [("threads", 0), ("broken threads", 70), ("unmade threads", 70)])
+def test_threads_that_user_code_has_left_do_not_keep_a_service(word: str, code: int, tmp_path: Path) -> None:
+    with our_platform(rounds=1) as p, service(tmp_path, p.url, OPTIONS=mood(word), MAX_FAILURES="1") as s:
+        assert s.end() == code
+    assert "keeps the process by threads that do not end (forgotten_0): exiting without it" in s.log
 
 
 def test_a_coordinator_that_stays_away_exits_with_69(tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ TURN = 5.0
 """Seconds after which the loop turns, whether or not there is something to do."""
 JOIN_TIMEOUT = 0.5
 """Seconds that each other thread has to end after the loop: one may wait for an answer that nobody wants any more."""
+GRACE = 1.0
+"""Seconds that the participant's own code has to return when everything else has ended, where nobody waits for it any longer."""
 REFUSED_PAUSE = 10.0
 """Seconds until a token that was refused is tried again: only a person can mend that."""
 
@@ -77,6 +79,8 @@ class Runtime:
     ) -> None:
         self.ended = Event()
         """The lifecycle has exited and the coordinator was told; only the participant's own code may still be running."""
+        self.returned = Event()
+        """The participant's own code has returned for good."""
         self._training = training
         self._coordinator = coordinator
         self._aggregator = aggregator
@@ -99,11 +103,6 @@ class Runtime:
         self._error: BaseException | None = None
         self._trouble = ""
 
-    @property
-    def reason(self) -> m.Reason | None:
-        """Why it has exited, if it has."""
-        return self._lifecycle.exited
-
     def run(self) -> m.Reason:
         """Take part until training is finished, or `stop` was called. The participant's own code runs on this thread.
 
@@ -122,9 +121,14 @@ class Runtime:
             self.stop(0.0)
             raise
         finally:
+            self.returned.set()
             self.ended.wait()
             for thread in threads:
                 thread.join(JOIN_TIMEOUT)
+        return self.result()
+
+    def result(self) -> m.Reason:
+        """What `run` returns, or raises, when it has `ended`."""
         if self._error is not None:
             raise self._error
         if self._lifecycle.exited is m.Reason.GAVE_UP:

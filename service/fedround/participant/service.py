@@ -3,20 +3,20 @@
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Never
 
-from fedround.errors import ConfigurationError
+from fedround.errors import FedroundError
 from fedround.observability.health import Health
 from fedround.observability.metrics import ParticipantMetrics
 from fedround.observability.telemetry import Telemetry, tracing
-from fedround.participant import moves as m
 from fedround.participant.load import load_participant
 from fedround.participant.operators import Operators
-from fedround.participant.run import Options, connected, signals
-from fedround.participant.runtime import Runtime
+from fedround.participant.run import Options, Participant, connected, signals
+from fedround.participant.runtime import GRACE, Runtime
 from fedround.participant.watch import Watch
 from fedround.settings import AfterFinish, ParticipantSettings, reveal
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-GRACE = 1.0
-"""Seconds that the participant's own code has to return when everything else has ended."""
+LAST_GRACE = 5.0
+"""Seconds that the participant's own code has, its threads and what it does at exit, when all else has ended."""
 POD_INDEX = "POD_INDEX"
 """The variable in which the chart tells the number of a pod of a StatefulSet."""
 
@@ -37,7 +37,12 @@ def serve_participant(settings: ParticipantSettings) -> int:
     Raises:
         FedroundError: See `fedround.errors` for what each means, and with which code the command line exits for it.
     """
-    participant = load_participant(settings.class_, settings.options)
+    with _not_kept():
+        _serve(settings, load_participant(settings.class_, settings.options))
+    return os.EX_OK
+
+
+def _serve(settings: ParticipantSettings, participant: Participant) -> None:
     health = Health()
     watch = Watch(settings.name, health, within=max(settings.long_poll, settings.heartbeat_period))
     with tracing("participant", settings.name, heartbeats=settings.trace_heartbeats) as traces:
@@ -75,7 +80,6 @@ def serve_participant(settings: ParticipantSettings) -> int:
             ):
                 runtime.run()
             operators.check()
-    return os.EX_OK
 
 
 def _pod_index(environ: Mapping[str, str]) -> int | None:
@@ -86,25 +90,54 @@ def _pod_index(environ: Mapping[str, str]) -> int | None:
 @contextmanager
 def _not_for_ever(runtime: Runtime, operators: Operators, traces: "Tracing | None") -> Iterator[None]:
     """End the process when everything has ended but the participant's own code, which nobody can interrupt."""
-    returned = threading.Event()
 
     def watch() -> None:
         runtime.ended.wait()
-        if not returned.wait(GRACE):
-            LOG.warning("the participant's own code does not return: exiting without it")
-            code = {None: os.EX_SOFTWARE, m.Reason.GAVE_UP: os.EX_UNAVAILABLE}.get(runtime.reason, os.EX_OK)
-            try:
-                operators.check()
-            except Exception as error:
-                LOG.error("%s", error, exc_info=not isinstance(error, ConfigurationError))
-                code = os.EX_CONFIG if isinstance(error, ConfigurationError) else os.EX_SOFTWARE
-            if traces is not None:
-                traces.close()
-            logging.shutdown()
-            os._exit(code)
+        if runtime.returned.wait(GRACE):
+            return
+        LOG.warning("the participant's own code does not return: exiting without it")
+        code = os.EX_OK
+        try:
+            operators.check()
+            runtime.result()
+        except BaseException as error:
+            LOG.error("%s", error, exc_info=not isinstance(error, FedroundError))
+            code = _exit_code(error)
+        if traces is not None:
+            traces.close()
+        _exit(code)
 
     threading.Thread(target=watch, name="fedround-exit", daemon=True).start()
+    yield
+
+
+@contextmanager
+def _not_kept() -> Iterator[None]:
+    """End the process with the exit code that it has anyway, although threads of the participant's own code do not end."""
+    code = os.EX_OK
     try:
         yield
+    except BaseException as error:
+        code = _exit_code(error)
+        raise
     finally:
-        returned.set()
+        threading.Thread(target=_exit_without, args=(code,), name="fedround-exit", daemon=True).start()
+
+
+def _exit_without(code: int) -> None:
+    time.sleep(LAST_GRACE)  # as a rule the process, and with it this thread, ends long before
+    names = [thread.name for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
+    why = f"threads that do not end ({', '.join(names)})" if names else "what it does at exit"
+    LOG.warning("the participant's own code keeps the process by %s: exiting without it", why)
+    _exit(code)
+
+
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    return error.exit_code if isinstance(error, FedroundError) else 1
+
+
+def _exit(code: int) -> Never:
+    logging.shutdown()
+    os._exit(code)

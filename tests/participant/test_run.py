@@ -133,6 +133,30 @@ def test_a_participant_that_is_cancelled_twice_ends_at_once() -> None:
         free.set()
 
 
+def test_a_cancelled_participant_whose_code_does_not_return_is_left_behind() -> None:
+    class Deaf(Ones):
+        def train_round(self, training_input: Array | None) -> Update:
+            self.training.set()
+            free.wait(30)
+            return Update(1, np.ones(3))
+
+    async def main(url: str) -> None:
+        participant = Deaf()
+        task = asyncio.create_task(arun_participant(participant, url, drain_timeout=0.1))
+        await asyncio.to_thread(participant.training.wait)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    free = threading.Event()
+    with our_platform(rounds=2) as p:
+        began = time.monotonic()
+        asyncio.run(main(p.url))
+        assert 1.1 < time.monotonic() - began < 10
+        assert p.status()["participants"] == []
+        free.set()
+
+
 def test_a_failure_is_raised_where_the_participant_is_awaited() -> None:
     class Broken(Ones):
         def train_round(self, training_input: Array | None) -> Update:
@@ -163,6 +187,21 @@ def test_a_signal_is_noticed_on_another_thread() -> None:
     with signals(noticed.set):
         os.kill(os.getpid(), signal.SIGTERM)
         assert noticed.wait(10)
+
+
+def test_a_third_signal_ends_a_program_whose_code_does_not_return(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MODULE)
+    with our_platform(rounds=2) as p:
+        program = f"import fedround, mine; fedround.run_participant(mine.Silo(mood='deaf'), {p.url!r}, handle_signals=True)"
+        with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "training\n"
+            for number in (signal.SIGTERM, signal.SIGINT):
+                process.send_signal(number)
+                with pytest.raises(subprocess.TimeoutExpired):
+                    process.wait(0.5)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize(("options", "complaint"), [({"name": "Silo 1"}, "'Silo 1' is no name"), ({"token": "a b"}, "token")])

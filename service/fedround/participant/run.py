@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import os
 import random
 import signal
 import socket
@@ -22,13 +23,15 @@ from fedround.participant.abc import ParticipantABC
 from fedround.participant.lifecycle import Lifecycle
 from fedround.participant.measuring import Measuring
 from fedround.participant.round import Shard, find_shard
-from fedround.participant.runtime import Runtime
+from fedround.participant.runtime import GRACE, Runtime
 from fedround.participant.training import Training
 from fedround.wire import clean_name, parse_name
 
 LOG = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+MAX_SIGNALS = 2
+"""The first asks to stop, the second at once; one more does not ask."""
 
 Participant = ParticipantABC[Any, Any]
 
@@ -78,7 +81,8 @@ def run_participant(
         participant: Usually a `NumPyParticipant`.
         coordinator_url: Such as `http://localhost:8081`.
         heartbeat_period: Seconds between two heartbeats while a round is on.
-        handle_signals: End in good order on SIGTERM and SIGINT, as the service does. Only on the main thread.
+        handle_signals: End in good order on SIGTERM and SIGINT, as the service does: a second one ends it at once, a third one the
+            process, even if the participant's own code does not return. Only on the main thread.
         options: See `Options`.
 
     Raises:
@@ -98,7 +102,8 @@ async def arun_participant(
 ) -> None:
     """As `run_participant`, for programs with an event loop: the participant's methods run on a thread of their own.
 
-    Cancelled, it ends the round if that takes no longer than `drain_timeout`, and leaves; cancelled again, it ends at once.
+    Cancelled, it ends the round if that takes no longer than `drain_timeout`, and leaves; code that does not return is left behind.
+    Cancelled again, it ends at once.
     """
     with connected(participant, coordinator_url, heartbeat_period, options) as runtime:
         ended: Future[m.Reason] = Future()
@@ -109,7 +114,8 @@ async def arun_participant(
         except asyncio.CancelledError:
             runtime.stop(_drain_timeout(options))
             try:
-                await asyncio.wait([waiting])
+                await asyncio.to_thread(runtime.ended.wait)
+                await asyncio.wait([waiting], timeout=GRACE)
             except asyncio.CancelledError:
                 runtime.stop(0.0)
             # Whatever it still brings, nobody asks for it: an error would be logged as forgotten.
@@ -182,13 +188,20 @@ def connected(
 
 @contextmanager
 def signals(on_signal: Callable[[], None]) -> Iterator[None]:
-    """Call `on_signal` for each SIGTERM and SIGINT, on another thread, even while the main thread sits in somebody's C code."""
+    """Call `on_signal` for each SIGTERM and SIGINT, on another thread, even while the main thread sits in somebody's C code.
+
+    The third one ends the process: whoever sends it has seen that two were not enough.
+    """
     reader, writer = socket.socketpair()
     writer.setblocking(False)
 
     def watch() -> None:
+        caught = 0
         while number := reader.recv(1):
             if number[0] in SIGNALS:
+                caught += 1
+                if caught > MAX_SIGNALS:
+                    os._exit(128 + number[0])
                 on_signal()
 
     watcher = threading.Thread(target=watch, name="fedround-signals", daemon=True)

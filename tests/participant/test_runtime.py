@@ -2,6 +2,8 @@
 
 import gc
 import io
+import os
+import signal
 import threading
 import weakref
 from array import array
@@ -466,6 +468,18 @@ def test_an_interruption_of_user_code_passes_when_the_participant_has_left(inter
         with pytest.raises(interruption):
             run_participant(Training(train), p.url)
         assert p.status()["participants"] == []
+
+
+def test_an_interruption_passes_when_the_participant_has_left_even_if_it_comes_while_it_starts() -> None:
+    def interrupt(fact: Fact) -> None:
+        if fact == events.StateChanged("registering", None, draining=False):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with OldPlatform() as p:
+        with connected(Mean(), p.url, FAST, {"observers": [interrupt]}) as runtime, pytest.raises(KeyboardInterrupt):
+            runtime.run()
+        assert runtime.ended.is_set()
+        assert len(p.of("leave")) == len(p.of("rendez_vous"))
 
 
 @pytest.mark.parametrize(

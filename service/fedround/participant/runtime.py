@@ -110,11 +110,13 @@ class Runtime:
             ParticipantError: The participant's own code failed too often.
             CoordinatorUnreachable: It was away for longer than was allowed.
         """
-        work = {"loop": self._loop, "contacts": self._contacts.run, "transfers": self._transfers.run}
+        work = {"contacts": self._contacts.run, "transfers": self._transfers.run, "loop": self._loop}
         threads = [Thread(target=self._guard, args=(run,), name=f"fedround-{name}", daemon=True) for name, run in work.items()]
-        for thread in threads:
+        *others, loop = threads
+        for thread in others:
             thread.start()
         try:
+            loop.start()
             self._user.run()
         except BaseException:
             # KeyboardInterrupt, SystemExit: they pass, after we have left.

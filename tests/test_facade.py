@@ -15,12 +15,17 @@ import fedround
 import xain_sdk
 import xain_sdk.participant
 from fedround import errors
-from support.federation import FINISH, STAND_BY, After, OldPlatform, order, our_platform
+from support.federation import FINISH, STAND_BY, After, Answer, OldPlatform, order, our_platform
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "tutorial"
 # The example is what the public tutorial of xain-sdk 0.8.0 ends with, in our words; before that it forgets the first round.
 FINAL = (EXAMPLE / "xain_sdk_tutorial" / "participant.py").read_text()
 FIRST = FINAL.replace(" if data else None", "")
+
+
+class Ones(fedround.NumPyParticipant):
+    def train_round(self, training_input: object) -> fedround.Update:
+        return fedround.Update(1, np.ones(1))
 
 
 def run(program: str, url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -74,10 +79,6 @@ def test_the_names_of_0_8_are_ours() -> None:
 
 
 def test_requests_are_logged_only_when_asked(caplog: pytest.LogCaptureFixture) -> None:
-    class Ones(fedround.NumPyParticipant):
-        def train_round(self, training_input: object) -> fedround.Update:
-            return fedround.Update(1, np.ones(1))
-
     with caplog.at_level(logging.INFO):
         for wanted in (True, False):
             caplog.clear()
@@ -86,6 +87,49 @@ def test_requests_are_logged_only_when_asked(caplog: pytest.LogCaptureFixture) -
                 xain_sdk.run_participant(Ones(), p.url, heartbeat_period=0.02)
             assert ("xain-sdk.http" in {record.name for record in caplog.records}) is wanted
             assert "retrieved training data (length: 0 bytes)" in [r.getMessage() for r in caplog.records if r.name == "http"]
+
+
+@pytest.mark.parametrize("method", ["deserialize_training_input", "train_round", "serialize_training_result"])
+def test_interrupted_error_ends_the_program_as_in_0_8(method: str, caplog: pytest.LogCaptureFixture) -> None:
+    def interrupted(self: object, data: object) -> bytes:
+        raise InterruptedError
+
+    class Ending(xain_sdk.ParticipantABC[bytes, bytes]):
+        def deserialize_training_input(self, data: bytes) -> bytes:
+            return data
+
+        def train_round(self, training_input: bytes) -> bytes:
+            return training_input
+
+        def serialize_training_result(self, training_result: bytes) -> bytes:
+            return training_result
+
+    setattr(Ending, method, interrupted)
+    with OldPlatform(heartbeat=[order(0)]) as p:
+        with pytest.raises(SystemExit) as left:
+            xain_sdk.run_participant(Ending(), p.url, heartbeat_period=0.02)
+        assert len(p.of("leave")) == 1
+    assert left.value.code == 0
+    assert "exiting: interrupt signal caught" in caplog.messages
+
+
+def test_interrupted_error_of_a_signal_handler_ends_a_program_that_waits() -> None:
+    def interrupt(number: int, frame: object) -> None:
+        raise InterruptedError from ValueError()
+
+    def signalled() -> Answer:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return STAND_BY
+
+    former = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        with OldPlatform(heartbeat=[signalled, STAND_BY]) as p:
+            with pytest.raises(SystemExit) as left:
+                xain_sdk.run_participant(Ones(), p.url, heartbeat_period=0.02)
+            assert len(p.of("leave")) == 1
+    finally:
+        signal.signal(signal.SIGTERM, former)
+    assert left.value.code == 0
 
 
 def test_it_warns_where_the_real_one_is_installed_too(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`xain_sdk.participant` of 0.8: its errors, and `run_participant`."""
 
 import logging
+import sys
 from typing import Any
 
 from fedround import events
@@ -23,8 +24,17 @@ LOG = logging.getLogger("http")
 
 
 def run_participant(participant: ParticipantABC[Any, Any], coordinator_url: str, heartbeat_period: float = 1) -> None:
-    """Take part in the training of the coordinator at `coordinator_url` until it is finished."""
-    run.run_participant(participant, coordinator_url, heartbeat_period, observers=[_log])
+    """Take part in the training of the coordinator at `coordinator_url` until it is finished.
+
+    `InterruptedError`, from the participant's methods or a signal handler, ends the program with exit code 0, as in 0.8.
+    """
+    try:
+        run.run_participant(participant, coordinator_url, heartbeat_period, observers=[_log])
+    except (InterruptedError, ParticipantError) as error:
+        if not any(isinstance(one, InterruptedError) for one in (error, error.__cause__)):
+            raise
+        LOG.warning("exiting: interrupt signal caught")
+        sys.exit(0)
 
 
 def _log(fact: Fact) -> None:

@@ -23,3 +23,8 @@ def test_importing_fedround_imports_nothing_big() -> None:
     """A coordinator needs neither NumPy nor httpx, and imports `fedround` too."""
     program = "import fedround, sys; sys.exit(bool({'numpy', 'httpx', 'pydantic', 'starlette'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_what_tests_of_participants_need_is_there_without_an_import_of_its_own() -> None:
+    program = "import fedround; fedround.testing.platform"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -76,3 +76,11 @@ def run() -> None:
         raise
     except fedround.CoordinatorUnreachable:
         fedround.run_participant(Own(), "http://localhost:8081", token="secret", observers=[print])
+
+
+def test() -> None:
+    """A participant of one's own."""
+    with fedround.testing.platform(rounds=1) as p:
+        p.run(Minimal(), shards=2)
+    model: NDArray[Any] | None = p.global_model
+    assert model is not None

@@ -166,6 +166,17 @@ def test_participants_get_the_numbers_of_their_shards_from_our_platform() -> Non
     assert sorted((fact.index, fact.count) for fact in taken) == [(0, 2), (1, 2)], "told once, not in every round"
 
 
+def test_a_number_that_wraps_is_warned_of_once_and_not_in_every_round(caplog: pytest.LogCaptureFixture) -> None:
+    with our_platform(rounds=3, min_clients=2) as p:
+        threads = [threading.Thread(target=run_participant, args=(Mean(), p.url), kwargs={"shards": 1}) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    warnings = [message for message in caplog.messages if "wraps" in message]
+    assert warnings == ["there are 1 shards: number 1 wraps to 0, which others may have too"]
+
+
 def test_a_participant_of_a_fleet_leaves_when_it_fails_so_that_the_others_go_on() -> None:
     def fail(weights: Array | None) -> Update:
         raise ZeroDivisionError("no data")

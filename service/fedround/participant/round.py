@@ -119,11 +119,13 @@ def find_shard(setting: Shard | None, count: int, pod_index: int | None, ordinal
     the coordinator, and a hash of its host's name.
     """
     if setting is not None:
-        index, count = setting.index, setting.count
+        number, count = setting.index, setting.count
+    elif pod_index is not None:
+        number = pod_index
+    elif ordinal is not None:
+        number = ordinal
     else:
-        index = next((i for i in (pod_index, ordinal) if i is not None), zlib.crc32(host.encode()))
-        if pod_index is None and ordinal is None:
-            return Shard(index % count, count)
-    if index >= count:
-        LOG.warning("there are %d shards: number %d wraps to %d, which others may have too", count, index, index % count)
-    return Shard(index % count, count)
+        number = zlib.crc32(host.encode()) % count
+    if number >= count:
+        LOG.warning("there are %d shards: number %d wraps to %d, which others may have too", count, number, number % count)
+    return Shard(number % count, count)

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing, contextmanager, nullcontext
-from functools import partial
+from functools import cache, partial
 from types import FrameType
 from typing import Any, TypedDict, Unpack
 
@@ -179,7 +179,8 @@ def connected(
             aggregator,
             Lifecycle(policy, random.random),
             name=name,
-            shard=lambda ordinal: find_shard(fixed, options.get("shards", 10), pod_index, ordinal, name),
+            # Once for each number: it warns of one that wraps.
+            shard=cache(lambda ordinal: find_shard(fixed, options.get("shards", 10), pod_index, ordinal, name)),
             observe=observe,
             aggregator_url=options.get("aggregator_url"),
             beat=beat,

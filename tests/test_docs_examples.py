@@ -26,7 +26,7 @@ from fedround.coordinator import attempt
 from fedround.coordinator import service as coordinator_service
 from fedround.events import Observers
 from fedround.participant import lifecycle, moves, work
-from fedround.participant.run import Options
+from fedround.participant.terms import Options
 from fedround.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings
 from support.federation import our_platform
 

@@ -12,7 +12,8 @@ import pytest
 import fedround
 from fedround.observability.logs import LogObserver
 from fedround.observability.metrics import Metrics, ParticipantMetrics
-from fedround.participant.run import Options, connected
+from fedround.participant.run import connected
+from fedround.participant.terms import Terms
 from fedround.weights import Array
 from support.federation import our_platform
 
@@ -61,10 +62,9 @@ class Measured(fedround.NumPyParticipant):
 def test_a_thousand_rounds_leave_nothing_behind() -> None:
     metrics = ParticipantMetrics()
     participant = Measured(metrics)
-    with our_platform(rounds=ROUNDS, min_clients=1) as p:
-        options = Options(observers=[metrics, LogObserver()])
-        with connected(participant, p.url, 1.0, options, measure=True) as runtime:
-            runtime.run()
+    terms = Terms(observers=[metrics, LogObserver()])
+    with our_platform(rounds=ROUNDS, min_clients=1) as p, connected(participant, p.url, terms, measure=True) as runtime:
+        runtime.run()
     before, after = participant.uses[WARM], participant.uses[ROUNDS - 1]
     print(f"\nafter {WARM} rounds:  {before}\nafter {ROUNDS} rounds: {after}")
     assert (after.threads, after.series) == (before.threads, before.series)

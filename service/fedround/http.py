@@ -167,8 +167,8 @@ class CoordinatorClient(_Client):
     """
 
     def __init__(self, url: str, **options: Unpack[Options]) -> None:
-        if not re.match(r"https?://[^/?#]", url):
-            raise ConfigurationError(f"{redact(url)} is no URL of a coordinator: write http://host:port or https://host")
+        if not wire.is_url(url):
+            raise ConfigurationError(f"{redact(str(url))} is no URL of a coordinator: write http://host:port or https://host")
         super().__init__(url, **options)
         self._url = url
 

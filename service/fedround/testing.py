@@ -23,8 +23,9 @@ from fedround.coordinator import app as coordinator_app
 from fedround.events import Fact
 from fedround.http import InMemory
 from fedround.participant import moves as m
-from fedround.participant.run import Options, Participant, connected, fulfil
+from fedround.participant.run import Participant, connected, fulfil
 from fedround.participant.runtime import Runtime
+from fedround.participant.terms import Options, Terms
 from fedround.settings import AggregatorSettings, CoordinatorSettings
 from fedround.weights import Array
 
@@ -88,7 +89,7 @@ class Platform:
 
     def _run(self, participant: Participant, options: Options) -> m.Reason:
         transport = InMemory(self._apps, self._loop.result())
-        with connected(participant, "http://coordinator", HEARTBEAT_PERIOD, options, transport=transport) as runtime:
+        with connected(participant, "http://coordinator", Terms.of(HEARTBEAT_PERIOD, options), transport=transport) as runtime:
             self._runtimes.add(runtime)
             if self._failed:
                 runtime.stop(0.0)

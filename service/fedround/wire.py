@@ -176,6 +176,11 @@ def clean_name(text: str) -> str:
     return re.sub(r"[^a-z0-9.-]", "-", text.lower())[:63] or "participant"
 
 
+def is_url(text: object) -> bool:
+    """Whether somebody could be asked there."""
+    return isinstance(text, str) and re.match(r"https?://[^/?#]", text) is not None
+
+
 def parse_prefer_wait(value: str | None) -> float | None:
     """The seconds of `Prefer: wait=N` (RFC 7240), or None where the header asks for no wait."""
     for preference in (value or "").split(","):

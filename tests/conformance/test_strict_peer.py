@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fedround
-from fedround.participant.run import Options
+from fedround.participant.terms import Options
 from fedround.weights import Array
 from support.xain08 import Xain08
 

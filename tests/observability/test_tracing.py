@@ -25,7 +25,8 @@ from fedround.observability import tracing
 from fedround.observability.metrics import ParticipantMetrics
 from fedround.observability.telemetry import traced
 from fedround.observability.tracing import Tracing, exporters
-from fedround.participant.run import Options, connected
+from fedround.participant.run import connected
+from fedround.participant.terms import Terms
 from support.federation import our_platform
 from support.otlp import Span, receiving
 from support.peer import Peer, answer
@@ -301,8 +302,9 @@ def test_with_too_many_for_one_trace_each_participant_has_its_own_with_all_that_
     platform, silos = Traced(), [Traced(), Traced()]
 
     def take_part(name: str, silo: Traced) -> None:
-        options = Options(name=name, long_poll=long_poll, observers=[silo.tracing.before, silo.tracing.after])
-        with connected(Plus1(), p.url, 0.05, options, trace=silo.tracing.client) as runtime:
+        observers = [silo.tracing.before, silo.tracing.after]
+        terms = Terms(name=name, heartbeat_period=0.05, long_poll=long_poll, observers=observers)
+        with connected(Plus1(), p.url, terms, trace=silo.tracing.client) as runtime:
             runtime.run()
 
     with our_platform(rounds=1, min_clients=2, traces=platform.tracing) as p:

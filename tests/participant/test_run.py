@@ -24,6 +24,8 @@ from fedround.errors import ConfigurationError, TrainingError
 from fedround.participant.abc import NumPyParticipant, Update
 from fedround.participant.round import current_round
 from fedround.participant.run import arun_participant, run_participant, signals
+from fedround.participant.terms import Options, Terms
+from fedround.settings import ParticipantSettings
 from fedround.weights import Array
 from support.federation import FINISH, After, OldPlatform, order, our_platform
 from support.link import Gate
@@ -204,10 +206,51 @@ def test_a_third_signal_ends_a_program_whose_code_does_not_return(tmp_path: Path
             assert process.wait(20) == 128 + signal.SIGTERM
 
 
-@pytest.mark.parametrize(("options", "complaint"), [({"name": "Silo 1"}, "'Silo 1' is no name"), ({"token": "a b"}, "token")])
-def test_a_wrong_argument_is_told(options: Any, complaint: str) -> None:
-    with pytest.raises(ConfigurationError, match=complaint):
-        run_participant(Ones(), "http://localhost:1", **options)
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"name": "Silo 1"}, "name must be 1 to 63 of the characters a-z, 0-9, '.' and '-'"),
+        ({"name": None}, "name must be 1 to 63"),
+        ({"token": "a b"}, "a token is sent in a header"),
+        ({"long_poll": -1.0}, "long_poll must be a number of seconds, 0 or more"),
+        ({"long_poll": "5s"}, "long_poll must be a number of seconds"),
+        ({"shard": (3, 0)}, r"shard must be \(index, count\), whole numbers from 0 and from 1, or None"),
+        ({"shard": (-1, 3)}, "shard must be"),
+        ({"shard": 3}, "shard must be"),
+        ({"shards": 0}, "shards must be a whole number, 1 or more"),
+        ({"shards": 2.5}, "shards must be a whole number"),
+        ({"aggregator_url": "aggregator:8082"}, "aggregator_url must be as http://host:port or https://host, or None"),
+        ({"max_model_size": 0}, "max_model_size must be a whole number, 1 or more"),
+        ({"reconnect_max": 0.0}, "reconnect_max must be a number of seconds, more than 0"),
+        ({"give_up_after": -1.0}, "give_up_after must be a number of seconds, 0 or more, or None"),
+        ({"max_failures": 0}, "max_failures must be a whole number, 1 or more"),
+        ({"confirm_timeout": float("nan")}, "confirm_timeout must be a number of seconds"),
+        ({"drain_timeout": float("inf")}, "drain_timeout must be a number of seconds"),
+        ({"observers": print}, "observers must be a list of functions"),
+        ({"heartbeat_period": 0}, "heartbeat_period must be a number of seconds, more than 0"),
+        ({"shards": 0, "max_failures": 0}, "shards must be a whole number, 1 or more; max_failures must be"),
+        ({"long_pol": 5, "drain_timout": 60}, "there is no option long_pol, drain_timout; there are name, token, long_poll, "),
+    ],
+)
+def test_a_wrong_argument_is_told_before_anything_is_asked(options: Any, complaint: str) -> None:
+    with OldPlatform() as p:
+        with pytest.raises(ConfigurationError, match=f"^{complaint}"):
+            run_participant(Ones(), p.url, **options)
+        assert p.requests == []
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    options: Any = {"shards": np.int64(2), "long_poll": np.float32(0), "give_up_after": np.inf}
+    with OldPlatform(heartbeat=[FINISH]) as p:
+        run_participant(Ones(), p.url, **options)
+
+
+def test_the_service_and_the_library_have_the_same_words_and_defaults() -> None:
+    settings = ParticipantSettings(coordinator_url="http://coordinator", class_="mine:Silo")
+    same = set(Options.__annotations__) - {"observers"}
+    assert same <= set(ParticipantSettings.model_fields)
+    differ = {name for name in same | {"heartbeat_period"} if getattr(Terms(), name) != getattr(settings, name)}
+    assert differ == {"max_failures"}, "a program wants to see the first one"
 
 
 def test_what_is_no_participant_is_refused() -> None:

@@ -27,6 +27,7 @@ from fedround.participant.moves import Policy, Reason
 from fedround.participant.round import Round, Shard, current_round
 from fedround.participant.run import connected, run_participant
 from fedround.participant.runtime import Runtime
+from fedround.participant.terms import Terms
 from fedround.participant.training import Training as Steps
 from fedround.weights import Array
 from fedround.wire import START_TRAINING, RendezVous
@@ -408,7 +409,7 @@ def test_who_is_asked_to_stop_while_it_registers_leaves_with_the_id_that_comes()
 
     stopping = threading.Event()
     with OldPlatform(rendez_vous=[register]) as p:
-        with connected(Mean(), p.url, FAST, {"observers": [draining]}) as runtime:
+        with connected(Mean(), p.url, Terms(heartbeat_period=FAST, observers=[draining])) as runtime:
             assert runtime.run() is Reason.STOPPED
         assert [request.path for request in p.of("leave")] == [f"/rendez_vous/{TOKEN}"]
 
@@ -487,7 +488,10 @@ def test_an_interruption_passes_when_the_participant_has_left_even_if_it_comes_w
             os.kill(os.getpid(), signal.SIGINT)
 
     with OldPlatform() as p:
-        with connected(Mean(), p.url, FAST, {"observers": [interrupt]}) as runtime, pytest.raises(KeyboardInterrupt):
+        with (
+            connected(Mean(), p.url, Terms(heartbeat_period=FAST, observers=[interrupt])) as runtime,
+            pytest.raises(KeyboardInterrupt),
+        ):
             runtime.run()
         assert runtime.ended.is_set()
         assert len(p.of("leave")) == len(p.of("rendez_vous"))
@@ -516,7 +520,7 @@ def test_the_nan_of_an_update_that_is_not_sent_is_told() -> None:
     facts: list[Fact] = []
     participant = Training(lambda weights: Update(1, np.array([np.nan, 1.0, np.inf])))
     with OldPlatform(heartbeat=[order(0), order(0)], download=[Answer(body=npy(np.ones(3)))]) as p:
-        runtime = connected(participant, p.url, FAST, {"observers": [facts.append]}, measure=True)
+        runtime = connected(participant, p.url, Terms(heartbeat_period=FAST, observers=[facts.append]), measure=True)
         with pytest.raises(SerializationError, match="NaN or infinite"), runtime as ready:
             ready.run()
         assert p.of("upload") == []

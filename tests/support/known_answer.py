@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Unpack
 import numpy as np
 
 import fedround
-from fedround.participant.run import Options
+from fedround.participant.terms import Options
 from fedround.weights import Array
 
 if TYPE_CHECKING:

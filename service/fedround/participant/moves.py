@@ -4,7 +4,6 @@ Each answer bears the id or the order that it belongs to, so that one that comes
 those stay with the runtime. Ids and tokens are left out of every `repr`.
 """
 
-import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -42,12 +41,12 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Times in seconds. `long_poll` 0: heartbeats are never held."""
+    """Times in seconds. `long_poll` 0: heartbeats are never held. `give_up_after` None: never."""
 
     heartbeat_period: float = 1.0
     long_poll: float = 15.0
     reconnect_max: float = 1.5
-    give_up_after: float = math.inf
+    give_up_after: float | None = None
     max_failures: int = 5
     confirm_timeout: float = 15.0
     exit_after_finish: bool = True

@@ -2,30 +2,29 @@
 
 import asyncio
 import logging
-import math
 import os
 import random
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import closing, contextmanager, nullcontext
 from functools import cache, partial
 from types import FrameType
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 from fedround import http
 from fedround.errors import ConfigurationError
-from fedround.events import Observer, Observers
+from fedround.events import Observers
 from fedround.participant import moves as m
 from fedround.participant.abc import ParticipantABC
 from fedround.participant.lifecycle import Lifecycle
 from fedround.participant.measuring import Measuring
 from fedround.participant.round import Shard, find_shard
 from fedround.participant.runtime import GRACE, Runtime
+from fedround.participant.terms import Options, Terms
 from fedround.participant.training import Training
-from fedround.wire import clean_name, parse_name
 
 LOG = logging.getLogger(__name__)
 
@@ -34,37 +33,6 @@ MAX_SIGNALS = 2
 """The first asks to stop, the second at once; one more does not ask."""
 
 Participant = ParticipantABC[Any, Any]
-
-
-class Options(TypedDict, total=False):
-    """What may be said to `run_participant`. Times are in seconds."""
-
-    name: str
-    """How the coordinator's status and logs call it. Default: the host name."""
-    token: str | None
-    """Sent to the coordinator and the aggregator as a bearer token."""
-    long_poll: float
-    """How long the coordinator is asked to hold a heartbeat that brings no news; 0: not at all. Default: 15."""
-    shard: tuple[int, int] | None
-    """Index and count of this participant's part of a split data set. Default: what the coordinator, or the host's name, tells."""
-    shards: int
-    """Into how many parts the data set is split, where `shard` does not say. Default: 10."""
-    aggregator_url: str | None
-    """Where the aggregator is. Default: where the coordinator says."""
-    max_model_size: int
-    """The largest global model that is accepted, in bytes. Default: 1 GiB."""
-    reconnect_max: float
-    """The longest wait between two attempts to reach the coordinator. Default: 1.5."""
-    give_up_after: float | None
-    """For how long the coordinator may be unreachable. Default: for ever."""
-    max_failures: int
-    """After so many failures of its own code in a row a participant gives up. Default: 1."""
-    confirm_timeout: float
-    """How long an update may be unconfirmed by a 0.8 platform before it is offered again. Default: 15."""
-    drain_timeout: float
-    """How long a round may go on when the participant is asked to stop. Default: 8."""
-    observers: Sequence[Observer]
-    """Are told of every fact of `fedround.events`."""
 
 
 def run_participant(
@@ -90,9 +58,10 @@ def run_participant(
         CoordinatorUnreachable: It was away for longer than `give_up_after`.
         ConfigurationError: An argument is wrong, or the global model is larger than `max_model_size`.
     """
+    terms = Terms.of(heartbeat_period, options)
     with (
-        connected(participant, coordinator_url, heartbeat_period, options) as runtime,
-        signals(partial(runtime.stop, _drain_timeout(options))) if handle_signals else nullcontext(),
+        connected(participant, coordinator_url, terms) as runtime,
+        signals(partial(runtime.stop, terms.drain_timeout)) if handle_signals else nullcontext(),
     ):
         runtime.run()
 
@@ -105,14 +74,15 @@ async def arun_participant(
     Cancelled, it ends the round if that takes no longer than `drain_timeout`, and leaves; code that does not return is left behind.
     Cancelled again, it ends at once.
     """
-    with connected(participant, coordinator_url, heartbeat_period, options) as runtime:
+    terms = Terms.of(heartbeat_period, options)
+    with connected(participant, coordinator_url, terms) as runtime:
         ended: Future[m.Reason] = Future()
         threading.Thread(target=fulfil, args=(ended, runtime.run), name="fedround-participant", daemon=True).start()
         waiting = asyncio.wrap_future(ended)
         try:
             await asyncio.shield(waiting)
         except asyncio.CancelledError:
-            runtime.stop(_drain_timeout(options))
+            runtime.stop(terms.drain_timeout)
             try:
                 await asyncio.to_thread(runtime.ended.wait)
                 await asyncio.wait([waiting], timeout=GRACE)
@@ -132,19 +102,13 @@ def fulfil(future: "Future[m.Reason]", run: Callable[[], m.Reason]) -> None:
         future.set_exception(error)
 
 
-def _drain_timeout(options: Options) -> float:
-    return options.get("drain_timeout", 8.0)
-
-
 @contextmanager
 def connected(
     participant: Participant,
     coordinator_url: str,
-    heartbeat_period: float,
-    options: Options,
+    terms: Terms,
     *,
     transport: http.Transport | None = None,
-    exit_after_finish: bool = True,
     pod_index: int | None = None,
     trace: http.Trace | None = None,
     measure: bool = False,
@@ -153,36 +117,23 @@ def connected(
     """A participant that is ready to run, with its connections open. `measure`: tell observers of the weights, too."""
     if not isinstance(participant, ParticipantABC):
         raise ConfigurationError(f"{type(participant).__name__} is no subclass of fedround.ParticipantABC or NumPyParticipant")
-    if parse_name(name := options.get("name", clean_name(socket.gethostname()))) is None:
-        raise ConfigurationError(f"{name!r} is no name: 1 to 63 of the characters a-z, 0-9, '.' and '-'")
-    give_up_after = options.get("give_up_after")
-    policy = m.Policy(
-        heartbeat_period=heartbeat_period,
-        long_poll=options.get("long_poll", 15.0),
-        reconnect_max=options.get("reconnect_max", 1.5),
-        give_up_after=math.inf if give_up_after is None else give_up_after,
-        max_failures=options.get("max_failures", 1),
-        confirm_timeout=options.get("confirm_timeout", 15.0),
-        exit_after_finish=exit_after_finish,
-    )
-    shard = options.get("shard")
-    fixed = None if shard is None else Shard(*shard)
-    observe = Observers(options.get("observers", ()))
-    both = http.Options(token=options.get("token"), observe=observe, transport=transport, trace=trace)
+    fixed = None if terms.shard is None else Shard(*terms.shard)
+    observe = Observers(terms.observers)
+    both = http.Options(token=terms.token, observe=observe, transport=transport, trace=trace)
     with (
         closing(http.CoordinatorClient(coordinator_url, **both)) as coordinator,
-        closing(http.AggregatorClient(max_model_size=options.get("max_model_size", 1 << 30), **both)) as aggregator,
+        closing(http.AggregatorClient(max_model_size=terms.max_model_size, **both)) as aggregator,
     ):
         yield Runtime(
             Training(participant, observe, Measuring(observe) if measure else None),
             coordinator,
             aggregator,
-            Lifecycle(policy, random.random),
-            name=name,
+            Lifecycle(terms, random.random),
+            name=terms.name,
             # Once for each number: it warns of one that wraps.
-            shard=cache(lambda ordinal: find_shard(fixed, options.get("shards", 10), pod_index, ordinal, name)),
+            shard=cache(lambda ordinal: find_shard(fixed, terms.shards, pod_index, ordinal, terms.name)),
             observe=observe,
-            aggregator_url=options.get("aggregator_url"),
+            aggregator_url=terms.aggregator_url,
             beat=beat,
         )
 

@@ -15,8 +15,9 @@ from fedround.observability.metrics import ParticipantMetrics
 from fedround.observability.telemetry import Telemetry, tracing
 from fedround.participant.load import load_participant
 from fedround.participant.operators import Operators
-from fedround.participant.run import Options, Participant, connected, signals
+from fedround.participant.run import Participant, connected, signals
 from fedround.participant.runtime import GRACE, Runtime
+from fedround.participant.terms import Options, Terms
 from fedround.participant.watch import Watch
 from fedround.settings import AfterFinish, ParticipantSettings, reveal
 
@@ -47,26 +48,15 @@ def _serve(settings: ParticipantSettings, participant: Participant) -> None:
     watch = Watch(settings.name, health, within=max(settings.long_poll, settings.heartbeat_period))
     with tracing("participant", settings.name, heartbeats=settings.trace_heartbeats) as traces:
         telemetry = Telemetry(ParticipantMetrics, [watch], traces)
-        options = Options(
-            name=settings.name,
-            token=reveal(settings.token),
-            long_poll=settings.long_poll,
-            shard=settings.shard,
-            shards=settings.shards,
-            aggregator_url=settings.aggregator_url,
-            max_model_size=settings.max_model_size,
-            reconnect_max=settings.reconnect_max,
-            give_up_after=settings.give_up_after,
-            max_failures=settings.max_failures,
-            confirm_timeout=settings.confirm_timeout,
-            observers=[telemetry.observe],
+        same = {name: getattr(settings, name) for name in ("heartbeat_period", *Options.__annotations__) if hasattr(settings, name)}
+        terms = Terms(
+            **same | {"token": reveal(settings.token), "observers": [telemetry.observe]},
+            exit_after_finish=settings.after_finish is AfterFinish.EXIT,
         )
         with connected(
             participant,
             settings.coordinator_url,
-            settings.heartbeat_period,
-            options,
-            exit_after_finish=settings.after_finish is AfterFinish.EXIT,
+            terms,
             pod_index=_pod_index(os.environ),
             trace=telemetry.client,
             measure=True,

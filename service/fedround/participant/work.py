@@ -83,7 +83,7 @@ class Contact(Lane):
 
     def failed(self, retry_after: float | None, now: float) -> float:
         """How long to wait until it is done again."""
-        if self.give_up_at == math.inf:
+        if self.give_up_at == math.inf and self._policy.give_up_after is not None:
             self.give_up_at = now + self._policy.give_up_after
         self.outdated = False
         return self.delay(retry_after)

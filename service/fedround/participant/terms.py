@@ -1,0 +1,106 @@
+"""What may be said to `run_participant`: names, defaults, and what is allowed."""
+
+import math
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self, TypedDict
+
+from fedround import wire
+from fedround.errors import ConfigurationError
+from fedround.events import Observer
+from fedround.participant.moves import Policy
+
+
+class Options(TypedDict, total=False):
+    """What may be said to `run_participant`. Times are in seconds."""
+
+    name: str
+    """How the coordinator's status and logs call it. Default: the host name."""
+    token: str | None
+    """Sent to the coordinator and the aggregator as a bearer token."""
+    long_poll: float
+    """How long the coordinator is asked to hold a heartbeat that brings no news; 0: not at all. Default: 15."""
+    shard: tuple[int, int] | None
+    """Index and count of this participant's part of a split data set. Default: what the coordinator, or the host's name, tells."""
+    shards: int
+    """Into how many parts the data set is split, where `shard` does not say. Default: 10."""
+    aggregator_url: str | None
+    """Where the aggregator is. Default: where the coordinator says."""
+    max_model_size: int
+    """The largest global model that is accepted, in bytes. Default: 1 GiB."""
+    reconnect_max: float
+    """The longest wait between two attempts to reach the coordinator. Default: 1.5."""
+    give_up_after: float | None
+    """For how long the coordinator may be unreachable. Default: for ever."""
+    max_failures: int
+    """After so many failures of its own code in a row a participant gives up. Default: 1."""
+    confirm_timeout: float
+    """How long an update may be unconfirmed by a 0.8 platform before it is offered again. Default: 15."""
+    drain_timeout: float
+    """How long a round may go on when the participant is asked to stop. Default: 8."""
+    observers: Sequence[Observer]
+    """Are told of every fact of `fedround.events`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Terms(Policy):
+    """The options with their defaults, as lifecycle and shell take them. Raises `ConfigurationError` for all that are wrong."""
+
+    max_failures: int = 1
+    name: str = field(default_factory=lambda: wire.clean_name(socket.gethostname()))
+    token: str | None = None
+    shard: tuple[int, int] | None = None
+    shards: int = 10
+    aggregator_url: str | None = None
+    max_model_size: int = 1 << 30
+    drain_timeout: float = 8.0
+    observers: Sequence[Observer] = ()
+
+    def __post_init__(self) -> None:
+        wrong = [f"{name} must be {allowed}" for name, (allowed, fits) in _ALLOWED.items() if not fits(getattr(self, name))]
+        if wrong:
+            raise ConfigurationError("; ".join(wrong))
+
+    @classmethod
+    def of(cls, heartbeat_period: float, options: Options) -> Self:
+        """Those of a call from Python. Raises `ConfigurationError`."""
+        known = Options.__annotations__
+        if unknown := [name for name in options if name not in known]:
+            raise ConfigurationError(f"there is no option {', '.join(unknown)}; there are {', '.join(known)}")
+        return cls(heartbeat_period=heartbeat_period, **options)
+
+
+def _is_time(value: Any) -> bool:
+    return hasattr(value, "__float__") and 0 <= value < math.inf
+
+
+def _is_shard(value: object) -> bool:
+    match value:
+        case (int(index), int(count)):
+            return index >= 0 and count >= 1
+    return value is None
+
+
+_POSITIVE = "a number of seconds, more than 0", lambda value: _is_time(value) and value > 0
+_TIME = "a number of seconds, 0 or more", _is_time
+_COUNT = "a whole number, 1 or more", lambda value: hasattr(value, "__index__") and value >= 1
+
+_ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "heartbeat_period": _POSITIVE,
+    "name": (
+        "1 to 63 of the characters a-z, 0-9, '.' and '-'",
+        lambda value: isinstance(value, str) and bool(wire.parse_name(value)),
+    ),
+    "long_poll": _TIME,
+    "shard": ("(index, count), whole numbers from 0 and from 1, or None", _is_shard),
+    "shards": _COUNT,
+    "aggregator_url": ("as http://host:port or https://host, or None", lambda value: value is None or wire.is_url(value)),
+    "max_model_size": _COUNT,
+    "reconnect_max": _POSITIVE,
+    "give_up_after": (f"{_TIME[0]}, or None", lambda value: value in (None, math.inf) or _is_time(value)),
+    "max_failures": _COUNT,
+    "confirm_timeout": _TIME,
+    "drain_timeout": _TIME,
+    "observers": ("a list of functions", lambda value: isinstance(value, Sequence) and all(map(callable, value))),
+}

@@ -55,6 +55,9 @@ def test_the_participants_defaults_are_the_documented_ones() -> None:
         "drain_timeout": 8.0,
         "after_finish": AfterFinish.EXIT,
         "token": None,
+        "tls_ca_file": None,
+        "tls_cert_file": None,
+        "tls_key_file": None,
         "trace_heartbeats": True,
         "ops_bind": "0.0.0.0",  # noqa: S104 what is documented
         "ops_port": 8080,

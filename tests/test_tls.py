@@ -1,19 +1,24 @@
-"""Silos that reach the platform by TLS through a proxy, as through an Ingress, with a certificate of a house's own authority."""
+"""Silos that reach the platform by TLS through a proxy, as through an Ingress, with certificates of a house's own authority."""
 
 import asyncio
+import os
 import ssl
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 
-from support.known_answer import global_model
-from support.processes import Process, running, until
+import fedround
+from fedround.errors import ConfigurationError
+from support.known_answer import KnownAnswer, global_model
+from support.processes import ANY_PORT, LOOPBACK, Process, running, until
 from support.tools import tool
 
 ROUNDS = 3
@@ -46,10 +51,11 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 
 @contextmanager
-def behind_tls(port: str, certificate: tuple[str, str]) -> Iterator[str]:
-    """The address of a proxy in front of a port of this machine."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+def behind_tls(port: str, certificate: tuple[str, str], *, mutual: bool) -> Iterator[str]:
+    """The address of a proxy in front of a port of this machine. `mutual`: it asks for a certificate of the same authority."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=certificate[0])
     context.load_cert_chain(*certificate)
+    context.verify_mode = ssl.CERT_REQUIRED if mutual else ssl.CERT_NONE
 
     async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         with suppress(OSError):
@@ -80,10 +86,10 @@ def behind_tls(port: str, certificate: tuple[str, str]) -> Iterator[str]:
 
 
 @contextmanager
-def silo(platform: Process, certificate: tuple[str, str], **settings: str) -> Iterator[Process]:
+def silo(platform: Process, certificate: tuple[str, str], *, mutual: bool = False, **settings: str) -> Iterator[Process]:
     with (
-        behind_tls(platform.ports["COORDINATOR_PORT"], certificate) as coordinator,
-        behind_tls(platform.ports["AGGREGATOR_PORT"], certificate) as aggregator,
+        behind_tls(platform.ports["COORDINATOR_PORT"], certificate, mutual=mutual) as coordinator,
+        behind_tls(platform.ports["AGGREGATOR_PORT"], certificate, mutual=mutual) as aggregator,
         running(
             "participant",
             PARTICIPANT_COORDINATOR_URL=coordinator,
@@ -97,11 +103,10 @@ def silo(platform: Process, certificate: tuple[str, str], **settings: str) -> It
         yield participant
 
 
-def test_who_trusts_the_authority_takes_part(certificate: tuple[str, str]) -> None:
-    with (
-        running("platform", COORDINATOR_ROUNDS=str(ROUNDS)) as platform,
-        silo(platform, certificate, SSL_CERT_FILE=certificate[0]) as participant,
-    ):
+@pytest.mark.parametrize("setting", ["PARTICIPANT_TLS_CA_FILE", "SSL_CERT_FILE"])
+def test_who_trusts_the_authority_takes_part(setting: str, certificate: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(setting, certificate[0])
+    with running("platform", COORDINATOR_ROUNDS=str(ROUNDS)) as platform, silo(platform, certificate) as participant:
         assert participant.wait() == 0
         assert global_model(platform) == [float(ROUNDS)]
 
@@ -110,3 +115,63 @@ def test_who_does_not_is_not_ready_and_says_why(certificate: tuple[str, str]) ->
     with running("platform") as platform, silo(platform, certificate) as participant:
         until(lambda: "certificate verify failed" in str(participant.probe("/readyz")[1]["reasons"]))
         assert participant.end() == 0
+
+
+def test_who_shows_a_certificate_takes_part_where_one_is_asked_for(certificate: tuple[str, str]) -> None:
+    own, key = certificate
+    with (
+        running("platform", COORDINATOR_ROUNDS=str(ROUNDS)) as platform,
+        silo(
+            platform,
+            certificate,
+            mutual=True,
+            PARTICIPANT_TLS_CA_FILE=own,
+            PARTICIPANT_TLS_CERT_FILE=own,
+            PARTICIPANT_TLS_KEY_FILE=key,
+        ) as participant,
+    ):
+        assert participant.wait() == 0
+        assert global_model(platform) == [float(ROUNDS)]
+
+
+def test_who_shows_none_is_not_let_in_there(certificate: tuple[str, str]) -> None:
+    with (
+        running("platform") as platform,
+        silo(platform, certificate, mutual=True, PARTICIPANT_TLS_CA_FILE=certificate[0]) as participant,
+    ):
+        participant.said("no contact with the coordinator")
+        assert participant.probe("/readyz")[0] == 503
+        assert platform.status("COORDINATOR_OPS_PORT")["participants"] == []
+        assert participant.end() == 0
+
+
+def test_files_that_are_not_right_are_told_by_their_settings(certificate: tuple[str, str], tmp_path: Path) -> None:
+    own, key = certificate
+    (nothing := tmp_path / "nothing.pem").write_text("")
+    locked = str(tmp_path / "locked.pem")
+    lock = ("pkey", "-in", key, "-aes256", "-passout", "pass:secret", "-out", locked)
+    subprocess.run([tool("openssl"), *lock], check=True, capture_output=True)
+    ca, cert, keys = (f"PARTICIPANT_TLS_{name}_FILE" for name in ("CA", "CERT", "KEY"))
+    cases: list[tuple[Any, str]] = [
+        ({"tls_ca_file": "/nowhere"}, f"{ca}.*No such file"),
+        ({"tls_ca_file": nothing}, f"{ca}.*no certificate"),
+        ({"tls_cert_file": "/nowhere", "tls_key_file": key}, f"{cert}.*/nowhere: No such file"),
+        ({"tls_cert_file": own, "tls_key_file": "/nowhere"}, f"{keys}.*/nowhere: No such file"),
+        ({"tls_cert_file": own}, f"{cert}.*{keys}"),
+        ({"tls_cert_file": own, "tls_key_file": nothing}, f"{cert}.*{keys}"),
+        ({"tls_cert_file": own, "tls_key_file": locked}, f"{cert}.*{keys}"),
+        ({"tls_key_file": key}, f"{cert}.*is not set"),
+    ]
+    for options, complaint in cases:
+        with pytest.raises(ConfigurationError, match=complaint):
+            fedround.run_participant(KnownAnswer(0), "https://127.0.0.1:1", **options)
+
+
+def test_a_service_whose_authority_is_not_there_exits_with_78() -> None:
+    settings = {"COORDINATOR_URL": "https://127.0.0.1:1", "CLASS": "fedround.demo:HousePrices", "TLS_CA_FILE": "/nowhere"}
+    environ = os.environ | LOOPBACK | ANY_PORT | {f"PARTICIPANT_{name}": value for name, value in settings.items()}
+    program = [sys.executable, "-m", "fedround", "participant"]
+    done = subprocess.run(program, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 78
+    assert "PARTICIPANT_TLS_CA_FILE" in done.stderr
+    assert "Traceback" not in done.stderr

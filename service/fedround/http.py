@@ -15,6 +15,8 @@ from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import cache
+from os import PathLike
+from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack
 
@@ -53,6 +55,7 @@ class Exchange(Protocol):
 Trace = Callable[[str, str, str], AbstractContextManager[Exchange]]
 """Is given the method, the URL and the template of its path."""
 Query = Mapping[str, str | int]
+File = str | PathLike[str]
 
 CONNECT_TIMEOUT = 5.0
 ANSWER_TIMEOUT = 15.0
@@ -68,6 +71,9 @@ MAX_ANSWER = 64 << 10
 SLICE = 256 << 10
 """Bytes of an update that are copied at a time."""
 MODEL = "/model"
+_CA_FILE = "PARTICIPANT_TLS_CA_FILE (tls_ca_file)"
+_CERT_FILE = "PARTICIPANT_TLS_CERT_FILE (tls_cert_file)"
+_KEY_FILE = "PARTICIPANT_TLS_KEY_FILE (tls_key_file)"
 NO_IDS: Mapping[str, str] = {}
 
 # What httpx and the sockets below it raise. The first class that fits decides.
@@ -90,7 +96,7 @@ class Options(TypedDict, total=False):
     token: str | None
     """Sent as a bearer token."""
     tls: ssl.SSLContext | None
-    """Authorities and client certificate; without it, httpx's authorities."""
+    """See `tls`; without it, httpx's authorities."""
     transport: httpx.BaseTransport | None
     """In place of httpx's own, and of the environment's proxies."""
     observe: Observer
@@ -315,16 +321,13 @@ class AsyncPeer:
     Args:
         url: its base URL.
         token: sent as a bearer token.
-        tls: authorities and client certificate; without it, httpx's authorities.
         trace: see `Options`.
     """
 
-    def __init__(
-        self, url: str, *, token: str | None = None, tls: ssl.SSLContext | None = None, trace: Trace | None = None
-    ) -> None:
+    def __init__(self, url: str, *, token: str | None = None, trace: Trace | None = None) -> None:
         self._url = url.rstrip("/")
         with _environment():
-            self._http = httpx.AsyncClient(**_common(url, token, tls))
+            self._http = httpx.AsyncClient(**_common(url, token))
         self._trace = trace or _untraced
 
     async def ask(
@@ -466,7 +469,37 @@ def _default_tls() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
-def _common(url: str | None, token: str | None, tls: ssl.SSLContext | None) -> dict[str, Any]:
+def tls(ca_file: File | None, cert_file: File | None, key_file: File | None) -> ssl.SSLContext | None:
+    """The usual authorities and one of one's own, and the certificate that is shown to who asks; None where nothing is said.
+
+    Raises `ConfigurationError`.
+    """
+    if ca_file is cert_file is key_file is None:
+        return None
+    context = httpx.create_ssl_context()
+    if ca_file is not None:
+        with _usable(_CA_FILE, ca_file):
+            context.load_verify_locations(ca_file)
+    if cert_file is not None:
+        for name, file in ((_CERT_FILE, cert_file), (_KEY_FILE, key_file or cert_file)):
+            with _usable(name, file):
+                Path(file).open("rb").close()
+        with _usable(f"{_CERT_FILE} or {_KEY_FILE}", cert_file):
+            context.load_cert_chain(cert_file, key_file, password="")  # nobody is there to be asked for one
+    elif key_file is not None:
+        raise ConfigurationError(f"{_CERT_FILE}: is not set, but {_KEY_FILE} is")
+    return context
+
+
+@contextmanager
+def _usable(setting: str, file: File) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # ssl's errors too
+        raise ConfigurationError(f"{setting}: {file}: {error.strerror}") from error
+
+
+def _common(url: str | None, token: str | None, tls: ssl.SSLContext | None = None) -> dict[str, Any]:
     """What all our httpx clients are made with."""
     plain = url is not None and url.startswith("http://")
     return {

@@ -1,7 +1,6 @@
 """The books of an aggregator in another process: `RemoteBooks`, the coordinator's side of the aggregator's internal port."""
 
 import json
-import ssl
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -25,14 +24,11 @@ class RemoteBooks:
     Args:
         url: the aggregator's internal port.
         secret: `FEDROUND_INTERNAL_SECRET`.
-        tls: authorities and client certificate; without it, the usual authorities.
         trace: see `fedround.http.Options`.
     """
 
-    def __init__(
-        self, url: str, *, secret: str | None = None, tls: ssl.SSLContext | None = None, trace: Trace | None = None
-    ) -> None:
-        self._peer = AsyncPeer(url, token=secret, tls=tls, trace=trace)
+    def __init__(self, url: str, *, secret: str | None = None, trace: Trace | None = None) -> None:
+        self._peer = AsyncPeer(url, token=secret, trace=trace)
 
     async def aclose(self) -> None:
         """Close the connections. (`close` is the books' own.)"""

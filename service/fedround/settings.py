@@ -219,6 +219,15 @@ class ParticipantSettings(Settings):
     drain_timeout: Duration = setting("8s", "How long a round may go on after SIGTERM before it is given up.")
     after_finish: AfterFinish = setting("exit", "What to do when training is complete.", title="exit|wait")
     token: Secret = setting(None, "Sent to the coordinator and the aggregator as a bearer token.")
+    tls_ca_file: Annotated[Path | None, Field(title="path")] = setting(
+        None, "The certificate (PEM) of an authority of your own, which is believed beside the usual ones."
+    )
+    tls_cert_file: Annotated[Path | None, Field(title="path")] = setting(
+        None, "The certificate (PEM) that is shown to a server that asks for one."
+    )
+    tls_key_file: Annotated[Path | None, Field(title="path")] = setting(
+        None, "Its private key (PEM), not encrypted. Unset: it is in the same file."
+    )
     trace_heartbeats: bool = setting(True, "Whether a heartbeat outside of rounds is a trace of its own.", title="true|false")
     ops_bind: str = setting("0.0.0.0", "The address on which operators are served.")  # noqa: S104 a service in a container
     ops_port: Port = setting(8080, "The port for operators. 0: any free one.")

@@ -75,7 +75,7 @@ def run() -> None:
     except xain_sdk.ParticipantError:
         raise
     except fedround.CoordinatorUnreachable:
-        fedround.run_participant(Own(), "http://localhost:8081", token="secret", observers=[print])
+        fedround.run_participant(Own(), "https://fl.example", token="secret", tls_ca_file="ca.pem", observers=[print])
 
 
 def test() -> None:

@@ -119,7 +119,8 @@ def connected(
         raise ConfigurationError(f"{type(participant).__name__} is no subclass of fedround.ParticipantABC or NumPyParticipant")
     fixed = None if terms.shard is None else Shard(*terms.shard)
     observe = Observers(terms.observers)
-    both = http.Options(token=terms.token, observe=observe, transport=transport, trace=trace)
+    tls = http.tls(terms.tls_ca_file, terms.tls_cert_file, terms.tls_key_file)
+    both = http.Options(token=terms.token, tls=tls, observe=observe, transport=transport, trace=trace)
     with (
         closing(http.CoordinatorClient(coordinator_url, **both)) as coordinator,
         closing(http.AggregatorClient(max_model_size=terms.max_model_size, **both)) as aggregator,

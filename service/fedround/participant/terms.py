@@ -4,6 +4,7 @@ import math
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 from typing import Any, Self, TypedDict
 
 from fedround import wire
@@ -19,6 +20,12 @@ class Options(TypedDict, total=False):
     """How the coordinator's status and logs call it. Default: the host name."""
     token: str | None
     """Sent to the coordinator and the aggregator as a bearer token."""
+    tls_ca_file: str | PathLike[str] | None
+    """The certificate of an authority of one's own, in PEM, beside those of the usual ones."""
+    tls_cert_file: str | PathLike[str] | None
+    """The certificate that is shown to a server that asks for one, in PEM."""
+    tls_key_file: str | PathLike[str] | None
+    """Its private key, not encrypted. Default: it is in the same file."""
     long_poll: float
     """How long the coordinator is asked to hold a heartbeat that brings no news; 0: not at all. Default: 15."""
     shard: tuple[int, int] | None
@@ -50,6 +57,9 @@ class Terms(Policy):
     max_failures: int = 1
     name: str = field(default_factory=lambda: wire.clean_name(socket.gethostname()))
     token: str | None = None
+    tls_ca_file: str | PathLike[str] | None = None
+    tls_cert_file: str | PathLike[str] | None = None
+    tls_key_file: str | PathLike[str] | None = None
     shard: tuple[int, int] | None = None
     shards: int = 10
     aggregator_url: str | None = None

@@ -486,8 +486,12 @@ def test_an_ops_port_in_use_exits_with_78_after_leaving(tmp_path: Path) -> None:
 
 
 def test_an_ops_port_in_use_exits_with_78_even_if_the_code_does_not_return(tmp_path: Path) -> None:
+    os.mkfifo(gate := tmp_path / "gate")
+    (tmp_path / "uvicorn.py").write_text(SLOW_UVICORN)
     with our_platform() as p, socket.create_server(("127.0.0.1", 0)) as taken:
         with service(tmp_path, p.url, OPTIONS=mood("deaf"), OPS_PORT=str(taken.getsockname()[1])) as s:
+            s.training()
+            gate.open("w").close()
             assert s.end() == 78
         assert p.status()["participants"] == []
     assert "does not return" in s.log

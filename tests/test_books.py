@@ -147,7 +147,7 @@ class Federation(RuleBasedStateMachine):
     def join(self, n: int) -> None:
         participant = self.rounds.join(self.now, self.silos[n].name, extended=n % 2 == 0)
         assert participant is not None
-        self.silos[n] = Silo(self.silos[n].name, participant.id)
+        self.silos[n] = Silo(self.silos[n].name, participant.id, uploads=self.silos[n].uploads)
 
     @rule(n=silo)
     def heartbeat(self, n: int) -> None:
@@ -161,7 +161,7 @@ class Federation(RuleBasedStateMachine):
         if answer.state is HeartbeatState.ROUND:
             silo.token = answer.token
         elif answer.state is HeartbeatState.REJECT:
-            self.silos[n] = Silo(silo.name)
+            self.silos[n] = Silo(silo.name, uploads=silo.uploads)
 
     @rule(n=silo)
     def leave(self, n: int) -> None:

@@ -91,6 +91,14 @@ def test_the_ledger_is_read_with_the_secret() -> None:
     assert peer.requests[0].headers["authorization"] == "Bearer secret"
 
 
+def test_what_the_books_tell_of_figures_is_bounded_here_too() -> None:
+    page = json.dumps(page_to_json(PAGE)).replace('{"loss": 0.5}', '{"loss": 1.7e308, "a\\nb": 1, "kept": 2}')
+    page = page.replace('{"mean": 0.5}', '{"mean": Infinity, "min": 0.5}')
+    with Peer(answer("200 OK", page.encode())) as peer:
+        found = ask(peer.url, lambda books: books.ledger("first life", 7))
+    assert (found.entries[0].metrics, found.measured) == ({"kept": 2.0}, Measured(3, {"min": 0.5}))
+
+
 def test_calls_go_on_while_the_ledger_is_waited_for() -> None:
     asked, called = Event(), Event()
 

@@ -8,7 +8,11 @@ This file owns the messages and their JSON; it does no I/O.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import islice
 from typing import Any, Protocol
+
+from fedround.weights import LARGEST
+from fedround.wire import MAX_FIGURE_NAME, MAX_FIGURES
 
 
 class Verdict(StrEnum):
@@ -180,6 +184,18 @@ async def carry_out(books: Books, call: Call) -> Answer:
     return await books.close(call.attempt, call.ids)
 
 
+def figures(reported: object) -> dict[str, float]:
+    """What of a JSON value are figures that can be averaged, kept and shown: the first few of them; the rest is left out."""
+    found = reported.items() if isinstance(reported, dict) else ()
+    return dict(islice(((name, float(value)) for name, value in found if _is_figure(name, value)), MAX_FIGURES))
+
+
+def _is_figure(name: str, value: object) -> bool:
+    # Names go into logs as they are. Not even sums of values that large overflow.
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
+    return number and 0 < len(name) <= MAX_FIGURE_NAME and name.isprintable()
+
+
 def page_to_json(page: Page) -> dict[str, Any]:
     return {
         "incarnation": page.incarnation,
@@ -194,13 +210,17 @@ def page_from_json(data: dict[str, Any]) -> Page:
     return Page(
         incarnation=data["incarnation"],
         entries=tuple(
-            Entry(seq, attempt, id, Outcome(outcome), samples, metrics)
+            Entry(seq, attempt, id, Outcome(outcome), samples, figures(metrics))
             for seq, attempt, id, outcome, samples, metrics in data["entries"]
         ),
         newest=None if data["newest"] is None else Newest(*data["newest"]),
-        measured=tuple(Measured(round, figures) for round, figures in data["measured"]),
+        measured=tuple(_measured(round, figures) for round, figures in data["measured"]),
         faults=tuple(data["faults"]),
     )
+
+
+def _measured(round: int, found: object) -> Measured:
+    return Measured(round, figures(found))
 
 
 def admissions_to_json(admissions: Sequence[Admission]) -> list[list[str]]:

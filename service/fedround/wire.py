@@ -30,7 +30,8 @@ METRICS = "Fedround-Metrics"
 MAX_METRICS = 2048
 """Bytes of a `Fedround-Metrics` header."""
 MAX_FIGURES = 20
-"""How many names a round may report."""
+MAX_FIGURE_NAME = 64
+"""How many figures are in it, and how many characters, all of them printable, are in the name of each."""
 MAX_SAMPLES = 2**32 - 1
 MAX_HOLD = 25.0
 """Seconds for which a heartbeat is held at the most."""

@@ -352,9 +352,14 @@ def test_a_full_spool_asks_to_come_again(tmp_path: Path) -> None:
         ('{"loss": 1' + "0" * 400 + "}", {}),
         ("[" * 1500, {}),
         ('{"loss": 0.5, "x": "' + "x" * 2048 + '"}', {}),
+        ('{"loss": 1e290, "gain": -1e290}', {"loss": 1e290, "gain": -1e290}),
+        ('{"loss": 0.5, "gain": 1.1e290, "depth": -1.7e308, "epochs": "3"}', {"loss": 0.5}),
+        ('{"loss": 0.5, "a\\nERROR forged": 1, "\\u001b[31m": 1, "\\u202e": 1, "\\ud800": 1, "": 1}', {"loss": 0.5}),
+        (json.dumps({"n" * 64: 1, "m" * 65: 1, "größe \u65e5": 2}), {"n" * 64: 1.0, "größe \u65e5": 2.0}),
+        (json.dumps({f"figure {n}": n for n in range(25)}), {f"figure {n}": float(n) for n in range(20)}),
     ],
 )
-def test_what_a_participant_reports_is_entered_if_it_is_finite_numbers(header: str, figures: Mapping[str, float]) -> None:
+def test_of_what_a_participant_reports_the_numbers_are_entered_that_can_be_shown(header: str, figures: Mapping[str, float]) -> None:
     async def main() -> None:
         service = make()
         await open_round(service)

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Mapping
 from random import Random
 
 import pytest
@@ -44,12 +45,13 @@ class Table:
         assert isinstance(call, Admit)
         self.rounds.answered(self.now, call, None)
 
-    def enter(self, *ids: str, outcome: Outcome = Outcome.COUNTED, samples: int = 1, loss: float | None = None) -> None:
+    def enter(
+        self, *ids: str, outcome: Outcome = Outcome.COUNTED, samples: int = 1, figures: Mapping[str, float] | None = None
+    ) -> None:
         assert self.rounds.attempt is not None
         for id in ids:
             self.seq += 1
-            figures = {} if loss is None else {"loss": loss}
-            entry = Entry(self.seq, self.rounds.attempt.id, id, outcome, samples, figures)
+            entry = Entry(self.seq, self.rounds.attempt.id, id, outcome, samples, figures or {})
             self.rounds.recorded(self.now, Page(LIFE, (entry,)))
 
     def close(self) -> None:
@@ -121,11 +123,11 @@ def test_a_round_ends_when_all_have_delivered() -> None:
     table = Table(Plan(rounds=2, min_clients=2), present=2)
     one, two = table.ids
     table.open()
-    table.enter(one, samples=3, loss=1.0)
+    table.enter(one, samples=3, figures={"loss": 1.0})
     assert table.state(one) is HeartbeatState.STAND_BY
     assert table.rounds.heartbeat(table.now, one).counted == 0
     assert table.rounds.pending(table.now) is None
-    table.enter(two, samples=1, loss=3.0)
+    table.enter(two, samples=1, figures={"loss": 3.0})
     table.now += 4
     table.close()
     (completed,) = table.facts(events.RoundCompleted)
@@ -138,8 +140,8 @@ def test_a_round_ends_when_all_have_delivered() -> None:
 def test_figures_of_updates_without_samples_are_plain_means() -> None:
     table = Table(Plan(min_clients=3), present=3)
     table.open()
-    table.enter(table.ids[0], samples=0, loss=1.0)
-    table.enter(table.ids[1], samples=0, loss=2.0)
+    table.enter(table.ids[0], samples=0, figures={"loss": 1.0})
+    table.enter(table.ids[1], samples=0, figures={"loss": 2.0})
     table.enter(table.ids[2], samples=0)
     table.close()
     assert table.rounds.history[0].figures == {"loss": 1.5}
@@ -157,6 +159,25 @@ def test_of_the_figures_of_a_round_those_remain_that_most_have_reported() -> Non
     table.close()
     figures = table.rounds.history[0].figures
     assert (len(figures), figures["loss"], figures["rmse"]) == (MAX_FIGURES, 1.5, 2.5)
+
+
+def test_a_round_remembers_so_many_figures_and_those_that_most_report() -> None:
+    table = Table(Plan(min_clients=3), present=3)
+    table.open()
+    for id in table.ids:
+        table.enter(id, figures={f"{id} {n}": 1.0 for n in range(20)} | {"loss": 2.0})
+    table.close()
+    figures = table.rounds.history[0].figures
+    assert (figures[0], len(figures)) == (("loss", 2.0), 20)
+
+
+def test_the_largest_figures_of_the_largest_updates_have_a_mean() -> None:
+    table = Table(Plan(min_clients=3), present=3)
+    table.open()
+    for id in table.ids:
+        table.enter(id, samples=2**32 - 1, figures={"loss": 1e290})
+    table.close()
+    assert dict(table.rounds.history[0].figures)["loss"] == pytest.approx(1e290)
 
 
 def test_after_the_last_round_everybody_is_told_to_finish_and_nobody_joins() -> None:
@@ -698,6 +719,6 @@ def test_the_status_shows_who_takes_part_without_whole_ids() -> None:
     assert not any(id in str(shown) for id in table.ids)
     assert table.rounds.attempt is not None
     (id,) = table.rounds.attempt.members
-    table.enter(id, loss=0.5)
+    table.enter(id, figures={"loss": 0.5})
     table.close()
     assert status(table.rounds, table.now)["last_rounds"][0]["figures"] == {"loss": 0.5}

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -33,6 +32,7 @@ from fedround.books import (
     Verdict,
     admissions_from_json,
     carry_out,
+    figures,
     page_to_json,
 )
 from fedround.durable import Disk
@@ -98,15 +98,16 @@ def _matches(if_none_match: str, etag: str) -> bool:
 
 
 def _figures(id: str, header: str | None) -> dict[str, float]:
-    """What a participant reports: a JSON object of finite numbers. Anything else is no reason to refuse its update."""
+    """What a participant reports, as far as it is figures. What is none is no reason to refuse its update."""
     if header is None:
         return {}
-    with suppress(ValueError, RecursionError, OverflowError):
-        figures = json.loads(header) if len(header) <= wire.MAX_METRICS else None
-        if isinstance(figures, dict) and all(type(value) in (int, float) and math.isfinite(value) for value in figures.values()):
-            return {name: float(value) for name, value in figures.items()}
-    LOG.warning("the %s of %s are no JSON object of finite numbers: ignored", wire.METRICS, short(id))
-    return {}
+    reported = None
+    with suppress(ValueError, RecursionError):
+        reported = json.loads(header) if len(header) <= wire.MAX_METRICS else None
+    found = figures(reported)
+    if found != reported:
+        LOG.warning("the %s of %s are no JSON object of a few finite numbers: what is none is ignored", wire.METRICS, short(id))
+    return found
 
 
 # For the coordinator

@@ -174,6 +174,74 @@ def test_a_request_that_outlasts_the_grace_is_told_to_come_again(caplog: pytest.
     assert "Traceback" not in caplog.text
 
 
+async def echo(request: Request) -> Response:
+    return Response(await request.body())
+
+
+WAITING = [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: here\r\n"]
+ANSWERED = b"GET / HTTP/1.1\r\nHost: here\r\nContent-Length: %d\r\n\r\n"
+
+
+@pytest.mark.parametrize("sent", [*WAITING, *(ANSWERED % 0 + more for more in (b"\r\n", *WAITING[1:])), ANSWERED % 9 + b"x"])
+def test_a_peer_that_does_not_come_to_the_end_of_a_head_is_cut_off(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedround.serve.HEAD_TIMEOUT", 0.05)
+
+    async def main() -> None:
+        served = endpoint()
+        async with serving(served), connected(served.port) as connection:
+            head, answered, more = sent.partition(b"\r\n\r\n")
+            if answered:
+                await connection.send(head + answered)
+                assert (await connection.answer()).body == b"hello"
+            await connection.send(more if answered else sent)
+            assert await connection.at_end()
+
+    run(main())
+
+
+@pytest.mark.parametrize("head", [b"GET / HTTP/1.1\r\n", b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"])
+@pytest.mark.parametrize("more", [b"x" * (1 << 20), b"x: y\r\n" * (1 << 17)])
+def test_a_peer_that_sends_headers_without_an_end_is_cut_off(head: bytes, more: bytes) -> None:
+    async def main() -> None:
+        served = endpoint(asgi.application([Route("/", echo, methods=["GET", "POST"])]))
+        async with serving(served), connected(served.port) as connection:
+            await connection.send(head)
+            with suppress(ConnectionError):
+                await connection.send(more)
+            assert await connection.at_end()
+
+    run(main())
+
+
+def test_a_long_answer_a_slow_body_and_an_idle_connection_are_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedround.serve.HEAD_TIMEOUT", 0.05)
+
+    async def main() -> None:
+        go_on = asyncio.Event()
+
+        async def slow(request: Request) -> Response:
+            await go_on.wait()
+            return Response("slow")
+
+        served = endpoint(asgi.application([Route("/", hello), Route("/slow", slow), Route("/echo", echo, methods=["POST"])]))
+        async with serving(served), connected(served.port) as idle, connected(served.port) as long, connected(served.port) as body:
+            await idle.ask("GET", "/")
+            await idle.answer()
+            await long.ask("GET", "/slow")
+            await body.ask("POST", "/echo", Content_Length="200000")
+            await body.send(bytes(100_000))
+            async with connected(served.port) as silent:
+                assert await silent.at_end()
+            await body.send(bytes(100_000))
+            assert len((await body.answer()).body) == 200_000
+            go_on.set()
+            assert (await long.answer()).body == b"slow"
+            await idle.ask("GET", "/")
+            assert (await idle.answer()).body == b"hello"
+
+    run(main())
+
+
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux only")
 def test_a_peer_that_takes_nothing_of_an_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedround.serve.STALL", 1)

@@ -16,6 +16,7 @@ from typing import TypeVar
 import uvicorn
 import uvloop
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fedround.errors import ConfigurationError
 
@@ -23,6 +24,10 @@ LOG = logging.getLogger(__name__)
 
 KEEP_ALIVE = 75
 """Seconds for which an idle connection is kept."""
+HEAD_TIMEOUT = 30
+"""Seconds within which the head of a request has to be whole, from the connection's beginning or from its first byte."""
+MAX_HEAD = 64 << 10
+"""Bytes that may come without being body, or the end of a head."""
 GRACE = 5
 """Seconds that running requests have to end when a server stops."""
 STALL = 60
@@ -84,6 +89,55 @@ async def serving(*endpoints: Endpoint, grace: int = GRACE) -> AsyncIterator[Non
                 await asyncio.gather(*(running[n] for n in ending))
 
 
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's, which by itself bounds neither the size nor the time of what it is sent.
+
+    A peer is cut off that sends headers, trailers or chunk sizes without an end, or that has no request under way and does not come
+    to the end of the next one's head: whoever has sent nothing since the last answer is idle, and uvicorn's to close.
+    """
+
+    _size = 0
+    """Of what has come since the last end of a head, or piece of a body."""
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_is_whole()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._size += len(data)
+        super().data_received(data)
+        if self._size > MAX_HEAD:
+            self.transport.abort()
+        elif self._timer is None and (self.cycle is None or self.cycle.response_complete):  # type: ignore[redundant-expr]  # at first
+            self._await_head()
+
+    def on_headers_complete(self) -> None:
+        self._head_is_whole()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._size = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._size = 0
+        super().on_message_complete()
+
+    def _await_head(self) -> None:
+        self._timer = self.loop.call_later(HEAD_TIMEOUT, self.transport.close)
+
+    def _head_is_whole(self) -> None:
+        self._size = 0
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
 class _Server(uvicorn.Server):
     def __init__(self, endpoint: Endpoint, grace: int) -> None:
         super().__init__(
@@ -91,7 +145,7 @@ class _Server(uvicorn.Server):
                 _answering_when_cancelled(endpoint.app),
                 access_log=False,  # its lines hold the paths, and with them ids and tokens
                 backlog=BACKLOG,
-                http="httptools",
+                http=_Protocol,
                 interface="asgi3",
                 lifespan="off",
                 log_config=None,

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Container
 from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
@@ -70,11 +71,13 @@ class Aggregator:
     def page(self, incarnation: str, after: int) -> Page:
         """What was acknowledged is answered."""
         page = self.ledger.page(incarnation, after)
+        self.answer(unless={entry.id for entry in page.entries})
+        return page
+
+    def answer(self, unless: Container[str] = ()) -> None:
         if self.ledger.attempt is not None:
             counted = [id for id, _, _ in self.folded.get(self.ledger.attempt.id, [])]
-            unknown = {entry.id for entry in page.entries}
-            self.answered.setdefault(self.ledger.attempt.round, set()).update(id for id in counted if id not in unknown)
-        return page
+            self.answered.setdefault(self.ledger.attempt.round, set()).update(id for id in counted if id not in unless)
 
     def fold(self, receipt: Receipt, samples: int, value: float) -> None:
         attempt = self.ledger.attempt
@@ -246,6 +249,11 @@ class Federation(RuleBasedStateMachine):
             self.rounds.recorded(self.now, page)
 
     @rule()
+    def patience_runs_out(self) -> None:
+        """Whose update was counted is told so, though the coordinator may not know."""
+        self.aggregator.answer()
+
+    @rule()
     def lose_the_sum(self) -> None:
         for n in range(len(self.silos)):
             self.cut_upload(n)
@@ -261,8 +269,8 @@ class Federation(RuleBasedStateMachine):
     def restart_the_coordinator(self) -> None:
         self.rounds = Rounds(self.plan, self.rng, self.now, self.memory if self.aggregator.durable else Memory())
 
-    @rule(n=silo, value=finite)
-    def one_delivers(self, n: int, value: float) -> None:
+    @rule(n=silo, value=finite, fate=st.sampled_from(["known", "unknown", "aggregator restarted"]))
+    def one_delivers(self, n: int, value: float, fate: str) -> None:
         """The steps of a good second, for one: without them few interleavings would come as far as a second round."""
         if self.silos[n].id is None:
             self.join(n)
@@ -272,7 +280,25 @@ class Federation(RuleBasedStateMachine):
         self.heartbeat(n)
         self.begin_upload(n)
         self.end_upload(n, 1, value)
-        self.read_the_ledger(lost=False)
+        if fate == "known":
+            self.read_the_ledger(lost=False)
+        else:
+            self.patience_runs_out()
+        if fate == "aggregator restarted":
+            self.restart_the_aggregator()
+
+    @rule()
+    def everybody_behaves_for_a_second(self) -> None:
+        for n in range(len(self.silos)):
+            if self.silos[n].id is None:
+                self.join(n)
+            self.heartbeat(n)
+            self.begin_upload(n)
+            self.end_upload(n, 1, 1.0)
+        for _ in range(5):
+            self.read_the_ledger(lost=False)
+            self.call_the_books("answered")
+        self.time_passes(1.0)
 
     @rule(seconds=st.sampled_from([1.0, 5.0, 16.0, 61.0]))
     def time_passes(self, seconds: float) -> None:
@@ -321,16 +347,6 @@ class Federation(RuleBasedStateMachine):
             for _ in range(int(self.plan.round_timeout + self.plan.heartbeat_timeout) + 10):
                 self.everybody_behaves_for_a_second()
             assert self.rounds.round > before
-
-    def everybody_behaves_for_a_second(self) -> None:
-        for n in range(len(self.silos)):
-            self.heartbeat(n)
-            self.begin_upload(n)
-            self.end_upload(n, 1, 1.0)
-        for _ in range(5):
-            self.read_the_ledger(lost=False)
-            self.call_the_books("answered")
-        self.time_passes(1.0)
 
 
 # In CI 200,000 steps in all.

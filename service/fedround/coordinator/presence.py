@@ -37,7 +37,7 @@ class Participant:
     counted: int | None = None
     """The last round in which its update was counted."""
     owed: int | None = None
-    """If that round is tried anew, it is asked again: it may have been told that its update was counted."""
+    """If that round is tried anew, it is asked again: it had a part in it, and may have been told that its update was counted."""
     known_to_books: bool = False
     """It was chosen at least once: when it is gone, the books are told to forget it."""
 

@@ -10,8 +10,8 @@ The rules:
 4. An outstanding right is taken back (deadline, silence, leaving) only by `Revoke`, and stays outstanding until the books have
    answered. What was counted is what the ledger's entries say, and nothing else.
 5. Nobody outstanding and enough counted: `Close`. Nobody outstanding, too few counted and nobody left to choose: the attempt is
-   dropped and the round tried anew; who had delivered is chosen again, and delivers its kept update. So with an attempt that the
-   books lost.
+   dropped and the round tried anew. So with an attempt that the books lost. Whoever has a part that was not taken back is chosen
+   again, and delivers its kept update: it may have been told that this was counted, be its entry read or not.
 6. `pending` is the one call to the books that is due. It follows from the state alone: a call that got no answer is just made
    again, and an answer for an attempt that is over changes nothing.
 7. After the last round everybody is told `finish`, for ever.
@@ -132,14 +132,8 @@ class Rounds:
     def memory(self) -> Memory:
         """What is worth to be known after a restart. When training is complete, nobody: who was told `finish` is gone."""
         present = () if self.complete else self.present
-        members = self.attempt.members if self.attempt else {}
-        return Memory(
-            self.round,
-            tuple(
-                Known(p.id, p.name, p.ordinal, p.extended, p.counted, self.round if p.id in members else p.owed) for p in present
-            ),
-            tuple(self.history.values()),
-        )
+        known = (Known(p.id, p.name, p.ordinal, p.extended, p.counted, self._owed(p)) for p in present)
+        return Memory(self.round, tuple(known), tuple(self.history.values()))
 
     @property
     def complete(self) -> bool:
@@ -313,7 +307,7 @@ class Rounds:
         self._drop(now, attempt, self._why_nobody_is_left(attempt, reasons), timed_out="deadline" in reasons)
 
     def _choose(self, attempt: Attempt) -> bool:
-        """Choose among the Waiting up to the wanted number, first those who have delivered before; False when none is Waiting."""
+        """Choose among the Waiting up to the wanted number, first those who are owed it; False when none is Waiting."""
         heard, sure = self._heard_by_name(attempt), self.plan.heartbeat_timeout
         waiting = [
             p
@@ -376,7 +370,7 @@ class Rounds:
         member.entry = entry
         attempt.move(member, State.DONE)
         if (participant := self.present.get(member.id)) is not None:
-            participant.counted = participant.owed = attempt.round
+            participant.counted = attempt.round
         self._facts.append(events.UpdateCounted(attempt.round, member.id, entry.samples))
 
     def _completed(self, now: float, attempt: Attempt, closed: Closed) -> None:
@@ -427,8 +421,15 @@ class Rounds:
 
     def _drop(self, now: float, attempt: Attempt, reason: str, *, timed_out: bool = False) -> None:
         self._facts.append(events.AttemptDropped(attempt.round, attempt.id, len(attempt.counted), reason, timed_out))
+        for participant in self.present:
+            participant.owed = self._owed(participant)
         self.attempt = None
         self._not_before = now + PAUSE
+
+    def _owed(self, participant: Participant) -> int | None:
+        """Of which round it is asked again, should the attempt end now: who has a part may have been told that it was counted."""
+        member = self.attempt.members.get(participant.id) if self.attempt else None
+        return participant.owed if member is None or member.state is State.IGNORED else self.round
 
     def _why_nobody_is_left(self, attempt: Attempt, reasons: set[str]) -> str:
         if "deadline" in reasons:

@@ -17,7 +17,6 @@ from fedround.aggregator.ledger import Counted, Ledger, Receipt
 from fedround.aggregator.strategies import WeightedAverage
 from fedround.books import Admit, Answer, Call, Close, Closed, Newest, Open, Page, Revoke
 from fedround.coordinator.rounds import Memory, Plan, Rounds
-from fedround.coordinator.service import WORTH_KEEPING
 from fedround.errors import Busy, Late, NotAdmitted, UnknownAttempt
 from fedround.events import RoundCompleted
 from fedround.weights import Spec
@@ -63,8 +62,8 @@ class Aggregator:
     def restart(self) -> None:
         self.lives += 1
         self.ledger = Ledger(f"life-{self.lives}", self.ledger.newest if self.durable else None)
-        # An old call may open the same attempt once more, which begins with nothing.
-        self.folded = {attempt: entries for attempt, entries in self.folded.items() if attempt in self.closed}
+        # An old call may open the same attempt once more, which begins with nothing; without a disk even one that was closed.
+        self.folded = {a: entries for a, entries in self.folded.items() if self.durable and a in self.closed}
         self.counted_tokens.clear()
         self.sum = None
 
@@ -115,7 +114,7 @@ class Aggregator:
 
     def check_result(self, attempt: str, ids: tuple[str, ...]) -> None:
         entries = self.folded[attempt]
-        assert attempt not in self.closed
+        assert attempt not in self.closed or not self.durable
         assert tuple(id for id, _, _ in entries) == ids
         assert self.sum is not None
         self.closed[attempt] = ids
@@ -141,6 +140,9 @@ class Federation(RuleBasedStateMachine):
         self.completed: list[RoundCompleted] = []
         self.silos = [Silo(f"silo-{n}") for n in range(4)]
         self.sent: list[Call] = []
+        for n in range(len(self.silos)):
+            self.join(n)
+        self.read_the_ledger(lost=False)
 
     silo = st.integers(0, 3)
 
@@ -226,6 +228,8 @@ class Federation(RuleBasedStateMachine):
         call = self.rounds.pending(self.now)
         if call is None or fate == "request lost":
             return
+        if isinstance(call, Open | Admit):
+            self.write_down()
         self.sent.append(call)
         try:
             answer = self.aggregator.carry_out(call)
@@ -266,10 +270,14 @@ class Federation(RuleBasedStateMachine):
         self.aggregator.restart()
 
     @rule()
+    def write_down(self) -> None:
+        self.memory = self.rounds.memory
+
+    @rule()
     def restart_the_coordinator(self) -> None:
         self.rounds = Rounds(self.plan, self.rng, self.now, self.memory if self.aggregator.durable else Memory())
 
-    @rule(n=silo, value=finite, fate=st.sampled_from(["known", "unknown", "aggregator restarted"]))
+    @rule(n=silo, value=finite, fate=st.sampled_from(["known", "unknown", "aggregator dies", "coordinator dies"]))
     def one_delivers(self, n: int, value: float, fate: str) -> None:
         """The steps of a good second, for one: without them few interleavings would come as far as a second round."""
         if self.silos[n].id is None:
@@ -284,8 +292,10 @@ class Federation(RuleBasedStateMachine):
             self.read_the_ledger(lost=False)
         else:
             self.patience_runs_out()
-        if fate == "aggregator restarted":
+        if fate == "aggregator dies":
             self.restart_the_aggregator()
+        elif fate == "coordinator dies":
+            self.restart_the_coordinator()
 
     @rule()
     def everybody_behaves_for_a_second(self) -> None:
@@ -308,13 +318,6 @@ class Federation(RuleBasedStateMachine):
     # What has to hold
 
     @invariant()
-    def the_coordinator_writes_down_what_is_worth_keeping(self) -> None:
-        facts = self.rounds.take_facts()
-        self.completed += [fact for fact in facts if isinstance(fact, RoundCompleted)]
-        if any(isinstance(fact, WORTH_KEEPING) for fact in facts):
-            self.memory = self.rounds.memory
-
-    @invariant()
     def a_model_that_was_there_is_never_made_again(self) -> None:
         if self.aggregator.durable:
             assert self.aggregator.rounds == list(range(len(self.aggregator.rounds)))
@@ -334,6 +337,7 @@ class Federation(RuleBasedStateMachine):
 
     @invariant()
     def a_completed_round_is_what_the_aggregator_closed(self) -> None:
+        self.completed += [fact for fact in self.rounds.take_facts() if isinstance(fact, RoundCompleted)]
         for completed in self.completed:
             assert frozenset(self.aggregator.closed[completed.attempt]) == frozenset(completed.ids)
             assert len(completed.ids) >= self.plan.required

@@ -1,11 +1,13 @@
 import asyncio
-from collections.abc import Awaitable
+import errno
+import threading
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
 
 import pytest
 
 from fedround import events
-from fedround.books import Measured, Outcome
+from fedround.books import Admission, Measured, Outcome
 from fedround.coordinator import store
 from fedround.coordinator.rounds import Memory, Plan
 from fedround.coordinator.service import CoordinatorService, never
@@ -314,5 +316,87 @@ def test_who_takes_part_is_kept_and_what_could_not_be_is_tried_again(tmp_path: P
             c.service.leave(anna)
             while (await kept.get()).participants:
                 pass
+
+    asyncio.run(main())
+
+
+class CheckingBooks(MemoryBooks):
+    """Admit nobody of whom the disk does not know that it has a part in the round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.disk = Memory()
+
+    def keep(self, memory: Memory) -> None:
+        self.disk = memory
+
+    async def open(self, attempt: str, round: int, admissions: Sequence[Admission], forget: Sequence[str]) -> None:
+        self._check(round, admissions)
+        await super().open(attempt, round, admissions, forget)
+
+    async def admit(self, attempt: str, admissions: Sequence[Admission]) -> None:
+        assert self.core.attempt is not None
+        self._check(self.core.attempt.round, admissions)
+        await super().admit(attempt, admissions)
+
+    def _check(self, round: int, admissions: Sequence[Admission]) -> None:
+        assert {admission.id for admission in admissions} <= {known.id for known in self.disk.participants if known.owed == round}
+
+
+def test_nobody_is_admitted_to_a_round_before_it_is_kept_that_it_has_a_part_in_it() -> None:
+    async def main() -> None:
+        books = CheckingBooks()
+        async with coordinating(Plan(rounds=0, participants_ratio=0.5, min_clients=2), books, books.keep) as c:
+            ids = {join(c.service), join(c.service)}
+            for number in range(20):
+                (first,) = (await c.recorder.until(events.Selected, 2 * number + 1)).ids
+                books.core.refuse(books.core.begin(first, c.service.start_training(first).token or ""))
+                books.ring()
+                (second,) = (await c.recorder.until(events.Selected, 2 * number + 2)).ids
+                assert {first, second} == ids
+                books.deliver(second, c.service.start_training(second).token)
+
+    asyncio.run(main())
+
+
+def test_what_cannot_be_kept_makes_the_round_wait_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedround.coordinator.service.RETRY_MOST", 0.01)
+
+    async def main() -> None:
+        books, full = MemoryBooks(), True
+
+        def keep(memory: Memory) -> None:
+            if full:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        async with coordinating(Plan(heartbeat_timeout=0.1), books, keep) as c:
+            join(c.service, "quiet")
+            await c.recorder.until(events.NotKept, 2)
+            await c.recorder.until(events.ParticipantGone)
+            assert books.core.attempt is None
+            hold = await held(c.service, join(c.service))
+            full = False
+            assert (await hold).state is HeartbeatState.ROUND
+
+    asyncio.run(main())
+
+
+def test_what_is_not_kept_yet_is_kept_at_the_end() -> None:
+    asked, let, disk = threading.Event(), threading.Event(), [Memory()]
+
+    def keep(memory: Memory) -> None:
+        asked.set()
+        assert let.wait(10)
+        disk[0] = memory
+
+    async def main() -> None:
+        async with coordinating(Plan(min_clients=3), MemoryBooks(), keep) as c:
+            join(c.service, "anna")
+            assert await asyncio.to_thread(asked.wait, 10)
+            join(c.service, "bert")
+            c.work.cancel()
+            let.set()
+            await asyncio.wait([c.work])
+            assert [known.name for known in disk[0].participants] == ["anna", "bert"]
 
     asyncio.run(main())

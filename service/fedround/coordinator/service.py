@@ -4,6 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from random import random
@@ -11,7 +12,7 @@ from typing import Any
 
 from fedround import events
 from fedround.backoff import delays
-from fedround.books import Books, Call, carry_out
+from fedround.books import Admit, Books, Call, Open, carry_out
 from fedround.coordinator.rounds import Memory, Rounds
 from fedround.coordinator.status import status
 from fedround.errors import ExchangeError, UnknownAttempt
@@ -21,7 +22,7 @@ from fedround.wire import MAX_HOLD, Heartbeat, HeartbeatState, RendezVous, Start
 RETRY_FIRST = 0.1
 RETRY_MOST = 1.0
 """Seconds between two calls to books that do not answer."""
-WORTH_KEEPING = (events.ParticipantJoined, events.ParticipantGone, events.Selected, events.TrainingCompleted)
+WORTH_KEEPING = (events.ParticipantJoined, events.ParticipantGone, events.TrainingCompleted)
 """Facts after which the memory is written down at once; after a round, when what is written is older than ..."""
 STALE = 1.0
 """... so many seconds."""
@@ -63,6 +64,9 @@ class CoordinatorService:
         self.aggregator_url = aggregator_url
         self._observer = observer
         self._keep = keep
+        self._kept: Memory | None = None
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="fedround-memory")
+        """One thread: what is older is never written over what is newer."""
         self._trace = trace
         self._clock = clock
         self._kick = asyncio.Event()
@@ -83,11 +87,11 @@ class CoordinatorService:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow_ledger())
                 tasks.create_task(self._follow_rounds())
-                if self._keep is not None:
-                    tasks.create_task(self._write_down(self._keep))
+                tasks.create_task(self._keep_up())
         finally:
             self._longest_hold = 0.0
             self._end_holds()
+            await self._write_down_or_tell()
 
     # What participants ask
 
@@ -170,18 +174,39 @@ class CoordinatorService:
             if isinstance(fact, WORTH_KEEPING) or (isinstance(fact, events.RoundCompleted) and self._clock() >= self._stale_from):
                 self._news.set()
 
-    async def _write_down(self, keep: Callable[[Memory], None]) -> None:
+    async def _keep_up(self) -> None:
         """Keep the memory on disk. Of rounds that are quick it may be behind: which are over, the books know."""
         while True:
             await self._news.wait()
-            self._news.clear()
-            self._stale_from = self._clock() + STALE
-            try:
-                await asyncio.to_thread(keep, self._rounds.memory)
-            except OSError as error:
-                self._observer(events.NotKept("who takes part", str(error)))
+            if not await self._write_down_or_tell():
                 await asyncio.sleep(RETRY_MOST)
-                self._news.set()
+
+    async def _write_down_or_tell(self) -> bool:
+        try:
+            await self._write_down()
+        except OSError as error:
+            self._observer(events.NotKept("who takes part", str(error)))
+            return False
+        return True
+
+    async def _write_down(self) -> None:
+        """Have the memory on disk as it is now. Raises `OSError`, and leaves it to `_keep_up` to tell so and to try again."""
+        keep, memory = self._keep, self._rounds.memory
+        self._news.clear()
+        if keep is None:
+            return
+        self._stale_from = self._clock() + STALE
+
+        def write() -> None:
+            if memory != self._kept:
+                keep(memory)
+                self._kept = memory
+
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._writer, write)
+        except OSError:
+            self._news.set()
+            raise
 
     # The books
 
@@ -210,6 +235,13 @@ class CoordinatorService:
             if call is None:
                 await _set(self._kick, within=self._rounds.next_deadline() - now)
                 continue
+            if isinstance(call, Open | Admit):
+                # Ahead: who may be told that its update was counted is known to have a part, whenever we die.
+                try:
+                    await self._write_down()
+                except OSError:
+                    await _set(self._kick, within=RETRY_MOST)
+                    continue
             try:
                 await self._carry_out(call)
             except ExchangeError as error:

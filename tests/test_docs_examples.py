@@ -18,8 +18,8 @@ from starlette.routing import Route
 import fedround
 from fedround import asgi, errors, http, remote_books, serve, weights, wire
 from fedround.aggregator import app as aggregator_app
+from fedround.aggregator import ledger, spool
 from fedround.aggregator import service as aggregator_service
-from fedround.aggregator import spool
 from fedround.books import Books, Outcome, Verdict
 from fedround.coordinator import app as coordinator_app
 from fedround.coordinator import attempt
@@ -233,6 +233,7 @@ LIMITS: dict[str, list[float]] = {
     "HTTP servers: an answer that nobody takes": [serve.STALL],
     "HTTP servers: running requests at a stop": [serve.GRACE],
     "upload: rate": [wire.MIN_RATE, wire.MIN_RATE_WINDOW],
+    "upload: with one token, at once": [ledger.MOST_AT_ONCE],
     "upload: in memory, more goes to the spool": [spool.IN_MEMORY / MIB],
     "upload: its answer waits for the coordinator": [aggregator_service.PATIENCE],
     "after a refusal": [wire.DRAIN_SECONDS, wire.DRAIN_BYTES / MIB],

@@ -279,13 +279,13 @@ class AggregatorSettings(PlatformSettings):
 
     strategy: str = setting("weighted_average", "How updates become a global model: weighted_average, model_sum, or module:Class.")
     strategy_options: Options = setting("{}", "Keyword arguments for the strategy, as a JSON object.")
-    max_model_size: Size = setting("1GiB", "The largest update that is accepted.")
+    max_model_size: Size = setting("1GiB", "The largest update that is accepted, and the largest model made of one.")
     data_dir: Annotated[Path | None, Field(title="path")] = setting(
         None, "Where global models are kept over a restart. Unset: nowhere, and only the newest can be had."
     )
     keep_models: int = setting(10, "How many global models the data directory keeps.", ge=1, title="number")
     initial_model: Annotated[Path | None, Field(title="path")] = setting(
-        None, "A .npy file to begin training with, where there is no other model."
+        None, "A .npy file to begin training with, where there is no other model. Unset: the first update decides shape and dtype."
     )
     spool_dir: Annotated[Path | None, Field(title="path")] = setting(
         None, "Where an update waits until it has arrived whole. Unset: the system's directory for temporary files."

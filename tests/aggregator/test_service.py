@@ -313,11 +313,14 @@ def test_an_invalid_update_is_entered_as_refused_and_the_others_go_on() -> None:
     asyncio.run(main())
 
 
-def test_until_there_is_a_model_the_first_update_says_what_the_others_must_look_like() -> None:
+def test_until_there_is_a_model_the_first_update_says_what_the_others_must_look_like(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+
     async def main() -> None:
         aggregator = service()
         await open_round(aggregator)
         await deliver(aggregator, ANNA, 1.0, 2.0)
+        assert "no model yet: the first update decides that round 0 is of <f4 weights of shape (2,)" in caplog.text
         with pytest.raises(WrongWeights, match=r"these are <f4 .* of shape \(3,\), but this training is of <f4 .* of shape \(2,\)"):
             await deliver(aggregator, BERT, 1.0, 2.0, 3.0)
         with pytest.raises(WrongWeights, match=r"these are <f8 .*, but this training is of <f4 "):

@@ -323,6 +323,8 @@ class AggregatorService:
             # Half of it may be in the sum.
             self._lose("an update cannot be folded", error)
             raise Late("the round begins anew: the aggregator has lost what it had collected") from error
+        if self._spec is None and self._ledger.attempt is not None:
+            LOG.info("no model yet: the first update decides that round %d is of %s", self._ledger.attempt.round, spec)
         self._spec = spec
 
     async def _refuse(self, receipt: Receipt) -> None:

@@ -1,5 +1,6 @@
 """The page on the coordinator's ops port: it needs nothing from elsewhere, follows training, and holds up nobody."""
 
+import asyncio
 import base64
 import json
 import re
@@ -9,7 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.types import Message, Scope
 
+from fedround.coordinator import page
+from fedround.observability import ops
+from fedround.observability.health import Health
 from support import silos
 from support.processes import Process, running
 
@@ -37,11 +42,11 @@ def events(platform: Process, **headers: str) -> Iterator[Any]:
 
 def test_the_page_needs_nothing_from_elsewhere() -> None:
     with running("platform") as platform, platform.open("COORDINATOR_OPS_PORT", "/") as answer:
-        page = answer.read().decode()
+        html = answer.read().decode()
         assert answer.headers["Content-Type"].startswith("text/html")
         assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
-    assert re.findall(r"(?:src|href)=[\"'](?!data:)|@import|url\(", page) == []
-    assert re.findall(r"https?://(?!www\.w3\.org/2000/svg)", page) == []
+    assert re.findall(r"(?:src|href)=[\"'](?!data:)|@import|url\(", html) == []
+    assert re.findall(r"https?://(?!www\.w3\.org/2000/svg)", html) == []
 
 
 def test_events_follow_training_and_end_with_the_coordinator() -> None:
@@ -69,6 +74,51 @@ def test_where_a_token_is_set_the_page_asks_for_it_as_a_password() -> None:
             assert refused.value.headers["WWW-Authenticate"].startswith(scheme)
         password = f"Basic {base64.b64encode(b'me:secret').decode()}"
         assert next(events(platform, Authorization=password))["state"].startswith("waiting")
+
+
+def test_of_many_pages_that_are_opened_at_once_no_more_are_told_than_there_may_be() -> None:
+    async def main() -> None:
+        app = ops.app(Health(), dict, routes=page.routes(Health(), lambda: {"participants": []}))
+        answers: asyncio.Queue[int] = asyncio.Queue()
+        closed = asyncio.Event()
+
+        async def receive() -> Message:
+            await closed.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            await asyncio.sleep(0)
+            if message["type"] == "http.response.start":
+                answers.put_nowait(message["status"])
+
+        async def ask() -> None:
+            await app(dict(SCOPE), receive, send)
+
+        async def open(count: int) -> list[int]:
+            for _ in range(count):
+                tasks.create_task(ask())
+            return sorted([await answers.get() for _ in range(count)])
+
+        async with asyncio.TaskGroup() as tasks:
+            assert await open(page.MAX_STREAMS + 2) == [200] * page.MAX_STREAMS + [503, 503]
+            closed.set()
+        closed.clear()
+        async with asyncio.TaskGroup() as tasks:
+            assert await open(1) == [200]
+            closed.set()
+
+    asyncio.run(main())
+
+
+SCOPE: Scope = {
+    "type": "http",
+    "asgi": {"version": "3.0", "spec_version": "2.3"},
+    "method": "GET",
+    "path": "/events",
+    "raw_path": b"/events",
+    "query_string": b"",
+    "headers": [],
+}
 
 
 def test_no_more_pages_are_told_than_there_may_be() -> None:

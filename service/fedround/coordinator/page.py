@@ -8,6 +8,7 @@ from importlib.resources import files
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from fedround import asgi
 from fedround.observability.health import Health
@@ -41,20 +42,25 @@ def routes(health: Health, status: Callable[[], Mapping[str, object]], tokens: T
             return asgi.problem(503, "too many pages are open", {"Retry-After": "10"})
         # nginx would keep events back until it has a buffer full of them.
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(told(), headers=headers, media_type="text/event-stream")
+        return Stream(told(), headers=headers, media_type="text/event-stream")
+
+    class Stream(StreamingResponse):
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            # From here on, and not from its first event: of many that are asked for at once none has come that far.
+            nonlocal streams
+            streams += 1
+            try:
+                await super().__call__(scope, receive, send)
+            finally:
+                streams -= 1
 
     async def told() -> AsyncIterator[str]:
-        nonlocal streams
-        streams += 1
-        try:
-            # Soon, since a restart takes seconds: the browser asks again so many milliseconds after a stream has ended.
-            yield "retry: 1000\n\n"
-            while not health.stopping:
-                now = status()
-                yield f"data: {json.dumps({'reasons': health.reasons, **now})}\n\n"
-                await asyncio.sleep(min(EVERY * max(1.0, _participants(now) / MANY), SELDOM))
-        finally:
-            streams -= 1
+        # Soon, since a restart takes seconds: the browser asks again so many milliseconds after a stream has ended.
+        yield "retry: 1000\n\n"
+        while not health.stopping:
+            now = status()
+            yield f"data: {json.dumps({'reasons': health.reasons, **now})}\n\n"
+            await asyncio.sleep(min(EVERY * max(1.0, _participants(now) / MANY), SELDOM))
 
     return [Route("/", show), Route("/events", events)]
 

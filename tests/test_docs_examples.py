@@ -230,6 +230,7 @@ LIMITS: dict[str, list[float]] = {
     "participant: `Retry-After`": [work.RETRY_AFTER_MAX],
     "HTTP servers: an idle connection is kept": [serve.KEEP_ALIVE],
     "HTTP servers: the head of a request": [serve.HEAD_TIMEOUT, serve.MAX_HEAD / KIB],
+    "HTTP servers: the rate at which an answer is taken": [wire.MIN_RATE, wire.MIN_RATE_WINDOW],
     "HTTP servers: an answer that nobody takes": [serve.STALL],
     "HTTP servers: running requests at a stop": [serve.GRACE],
     "upload: rate": [wire.MIN_RATE, wire.MIN_RATE_WINDOW],

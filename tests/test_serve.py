@@ -5,9 +5,11 @@ import signal
 import socket
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, suppress
 
+import numpy as np
 import pytest
 from starlette.requests import Request
 from starlette.responses import Response
@@ -264,6 +266,27 @@ def test_a_peer_that_takes_nothing_of_an_answer_is_cut_off(monkeypatch: pytest.M
         async with serving(served, grace=0), connected(served.port) as stalled:
             await stalled.ask("GET", "/")
             await sent.wait()
+
+    run(main())
+
+
+def test_a_peer_that_takes_an_answer_too_slowly_is_cut_off_and_keeps_nothing_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedround.serve.MIN_RATE", 1e9)
+    monkeypatch.setattr("fedround.serve.MIN_RATE_WINDOW", 0.05)
+
+    async def main() -> None:
+        released = asyncio.Event()
+
+        async def model(request: Request) -> Response:
+            array = np.zeros(64 << 20, np.uint8)
+            weakref.finalize(array, released.set)
+            return asgi.Slices([array.data], headers={}, media_type="application/octet-stream")
+
+        served = endpoint(asgi.application([Route("/", model)]))
+        async with serving(served), connected(served.port) as slow:
+            await slow.ask("GET", "/")
+            assert not await slow.at_end(), "it takes a byte"
+            await released.wait()
 
     run(main())
 

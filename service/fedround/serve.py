@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fedround.errors import ConfigurationError
+from fedround.wire import MIN_RATE, MIN_RATE_WINDOW
 
 LOG = logging.getLogger(__name__)
 
@@ -93,12 +94,14 @@ class _Protocol(HttpToolsProtocol):
     """uvicorn's, which by itself bounds neither the size nor the time of what it is sent.
 
     A peer is cut off that sends headers, trailers or chunk sizes without an end, or that has no request under way and does not come
-    to the end of the next one's head: whoever has sent nothing since the last answer is idle, and uvicorn's to close.
+    to the end of the next one's head: whoever has sent nothing since the last answer is idle, and uvicorn's to close. Likewise one
+    that takes less of an answer than the minimum rate of uploads: with a few bytes now and then it would keep a model in memory.
     """
 
     _size = 0
     """Of what has come since the last end of a head, or piece of a body."""
     _timer: asyncio.TimerHandle | None = None
+    _stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
@@ -106,6 +109,7 @@ class _Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_is_whole()
+        self._is_taken()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -127,6 +131,20 @@ class _Protocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._size = 0
         super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        seconds = max(MIN_RATE_WINDOW, self.transport.get_write_buffer_size() / MIN_RATE)
+        self._stalled = self.loop.call_later(seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._is_taken()
+        super().resume_writing()
+
+    def _is_taken(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
 
     def _await_head(self) -> None:
         self._timer = self.loop.call_later(HEAD_TIMEOUT, self.transport.close)

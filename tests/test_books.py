@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from fedround.aggregator.ledger import Counted, Ledger, Receipt
+from fedround.aggregator.ledger import Ledger, Receipt
 from fedround.aggregator.strategies import WeightedAverage
 from fedround.books import Admit, Answer, Call, Close, Closed, Newest, Open, Page, Revoke
 from fedround.coordinator.rounds import Memory, Plan, Rounds
@@ -102,12 +102,12 @@ class Aggregator:
             case Revoke():
                 return self.ledger.revoke(call.attempt, call.id)
             case Close():
-                verdict = self.ledger.close(call.attempt, call.ids)
-                if not isinstance(verdict, Counted):
-                    return verdict
-                if not verdict.already:
-                    self.check_result(call.attempt, verdict.ids)
+                already = self.ledger.attempt is not None and self.ledger.attempt.closed
+                if (difference := self.ledger.close(call.attempt, call.ids)) is not None:
+                    return difference
+                if not already:
                     assert self.ledger.attempt is not None
+                    self.check_result(call.attempt, tuple(self.ledger.attempt.counted))
                     self.rounds.append(self.ledger.attempt.round)
                     self.ledger.newest = Newest(self.ledger.attempt.round, 1)
                 return Closed(1)

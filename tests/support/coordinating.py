@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, TypeVar
 
-from fedround.aggregator.ledger import Counted, Ledger
+from fedround.aggregator.ledger import Ledger
 from fedround.books import Admission, Books, Closed, Difference, Page, Verdict
 from fedround.coordinator.rounds import Memory, Plan, Rounds
 from fedround.coordinator.service import CoordinatorService
@@ -43,8 +43,7 @@ class MemoryBooks:
 
     async def close(self, attempt: str, ids: Sequence[str]) -> Closed | Difference:
         self._answer()
-        answer = self.core.close(attempt, ids)
-        return Closed(parameters=5) if isinstance(answer, Counted) else answer
+        return self.core.close(attempt, ids) or Closed(parameters=5)
 
     async def ledger(self, incarnation: str, after: int) -> Page:
         while True:

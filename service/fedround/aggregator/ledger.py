@@ -72,15 +72,6 @@ class Attempt:
     revoked: set[str] = field(default_factory=set)
 
 
-@dataclass(frozen=True, slots=True)
-class Counted:
-    """The attempt is closed over these ids, in the order of folding. `already`: it was closed before."""
-
-    ids: tuple[str, ...]
-    samples: int
-    already: bool
-
-
 class Ledger:
     """See the rules above. `incarnation` names the life of the sum, `newest` the model that is there."""
 
@@ -143,16 +134,15 @@ class Ledger:
         current.revoked.add(id)
         return Verdict.REVOKED
 
-    def close(self, attempt: str, ids: Sequence[str]) -> Difference | Counted:
-        """Close the attempt if exactly `ids` were counted. Raises `UnknownAttempt`."""
+    def close(self, attempt: str, ids: Sequence[str]) -> Difference | None:
+        """Close the attempt if exactly `ids` were counted; the second time that changes nothing. Raises `UnknownAttempt`."""
         current = self._current(attempt)
         expected, counted = frozenset(ids), frozenset(current.counted)
         if expected != counted:
             return Difference(missing=expected - counted, surplus=counted - expected)
-        already, current.closed = current.closed, True
-        if not already:
-            self._end_rights()
-        return Counted(tuple(current.counted), sum(current.counted.values()), already)
+        current.closed = True
+        self._end_rights()
+        return None
 
     def page(self, incarnation: str, after: int) -> Page:
         """The entries behind number `after`; those up to it are acknowledged, if `incarnation` is this one."""

@@ -178,9 +178,8 @@ class AggregatorService:
 
     async def _close(self, attempt: str, ids: Sequence[str]) -> Closed | Difference:
         async with self._step:
-            answer = self._ledger.close(attempt, ids)
-            if isinstance(answer, Difference):
-                return answer
+            if (difference := self._ledger.close(attempt, ids)) is not None:
+                return difference
             if self._ledger.attempt is not None and self._sum is not None and self._spec is not None:
                 await self._aggregate(self._ledger.attempt, self._sum, self._spec)
             if self._unkept is not None:

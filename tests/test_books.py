@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from fedround.aggregator.ledger import Ledger, Receipt
+from fedround.aggregator.ledger import MOST_AT_ONCE, Ledger, Receipt
 from fedround.aggregator.strategies import WeightedAverage
 from fedround.books import Admit, Answer, Call, Close, Closed, Newest, Open, Page, Revoke
 from fedround.coordinator.rounds import Memory, Plan, Rounds
@@ -183,6 +183,8 @@ class Federation(RuleBasedStateMachine):
             silo.used = silo.token
         except (Late, NotAdmitted):
             silo.token = None
+        except Busy:
+            pass  # it has sent so often that it is to wait
 
     @rule(n=silo)
     def deliver_again_what_was_counted(self, n: int) -> None:
@@ -190,7 +192,8 @@ class Federation(RuleBasedStateMachine):
         silo = self.silos[n]
         if silo.id is None or silo.used is None:
             return
-        if silo.id in self.rounds.present and silo.used in self.aggregator.counted_tokens:
+        counted = silo.id in self.rounds.present and silo.used in self.aggregator.counted_tokens
+        if counted and len(silo.uploads) < MOST_AT_ONCE:
             receipt = self.aggregator.ledger.begin(silo.id, silo.used)
             assert receipt.repeated
             self.aggregator.ledger.abort(receipt)

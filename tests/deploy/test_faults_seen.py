@@ -158,8 +158,8 @@ def faults(f: Federation) -> Seen:
     }
     p = f.stack.enter_context(prometheus(f.directory, targets))
 
-    def fires(*names: str, within: float = 60) -> None:
-        until(lambda: set(names) <= p.told.names("firing"), within)
+    def fires(*names: str) -> None:
+        until(lambda: set(names) <= p.told.names("firing"), 120)
 
     fires("ParticipantNotReady")
     lost.kill()
@@ -196,7 +196,7 @@ def faults(f: Federation) -> Seen:
     f.start_aggregator(**f.aggregator.ports)
 
     # These needed time, not our help.
-    fires("RequestLatencyHigh", "NeverSelected", within=120)
+    fires("RequestLatencyHigh", "NeverSelected")
     link.seconds = 0
     astray.end()
     f.participant("astray", url, **astray.ports)
@@ -210,7 +210,7 @@ def faults(f: Federation) -> Seen:
     return Seen(p, f, [address(process) for process in everybody])
 
 
-@pytest.mark.timeout(480)
+@pytest.mark.timeout(900)
 def test_each_fault_shows_within_30_seconds(seen: Seen) -> None:
     print("\n" + ", ".join(f"{fault}: {seconds:.1f} s" for fault, seconds in seen.federation.took.items()))
     assert set(seen.federation.took) == {"NaN", "paused", "spool full", "aggregator killed", "coordinator killed"}

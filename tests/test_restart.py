@@ -79,6 +79,7 @@ def test_the_last_rounds_and_what_their_models_are_like_are_told_after_a_restart
                 future.result()
             until(lambda platform=platform: platform.status("COORDINATOR_OPS_PORT")["state"] == "complete")  # type: ignore[misc]
             told.append(platform.status("COORDINATOR_OPS_PORT")["last_rounds"])
+            assert platform.end() == 0, "what is killed so soon after a round may not have kept it"
     before, after = told
     assert [(done["round"], done["counted"]) for done in after] == [(number, PARTICIPANTS) for number in range(ROUNDS + 1)]
     assert [done | {"weights": {}} for done in after[:-1]] == [done | {"weights": {}} for done in before]

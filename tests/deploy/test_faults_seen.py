@@ -183,6 +183,8 @@ def faults(f: Federation) -> Seen:
     fires("ParticipantDown")
     two.send(signal.SIGCONT)
 
+    # A critical refusal inhibits these, and of the end of what is inhibited nobody is told.
+    until(lambda: {"RoundFailuresHigh participant", "RoundFailuresHigh coordinator", "RoundStuck"} <= p.told.names("resolved"), 150)
     full(f.aggregator, 0)
     f.shown(
         "spool full",

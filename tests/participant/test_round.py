@@ -36,7 +36,7 @@ def test_reported_figures_are_told_and_gathered_the_last_one_of_a_name_stays() -
     assert encode_figures(round.figures) == '{"loss":0.5,"accuracy":0.5}'
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), "much", None, 10**400])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "much", None, 10**400, -1e291])
 def test_a_figure_is_a_finite_number(value: float) -> None:
     round = make()
     with pytest.raises(ValueError, match="loss must be a finite number"):
@@ -54,7 +54,13 @@ def test_a_round_reports_a_bounded_number_of_names() -> None:
 
 def test_a_round_reports_a_bounded_number_of_bytes() -> None:
     with pytest.raises(ValueError, match="2048 bytes"):
-        make().report(**{"n" * 2100: 1.0})
+        make().report(**{"ä" * 50 + str(n): 1.0 for n in range(10)})  # each is six bytes in JSON
+
+
+@pytest.mark.parametrize("name", ["n" * 65, "two\nlines"])
+def test_the_name_of_a_figure_fits_a_line(name: str) -> None:
+    with pytest.raises(ValueError, match="64 printable characters at most"):
+        make().report(**{name: 1.0})
 
 
 @given(st.dictionaries(st.text(min_size=1, max_size=150), st.floats(allow_nan=False, allow_infinity=False), max_size=25))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol, SupportsFloat, TypeVar
 
 from fedround import wire
+from fedround.weights import LARGEST
 
 LOG = logging.getLogger(__name__)
 
@@ -59,7 +60,8 @@ class Round:
         They become metrics and log fields here, and travel with the update: the platform shows their means over all participants.
 
         Raises:
-            ValueError: A figure is no finite number, there are more than 20 names, or all of them take more than 2 kB.
+            ValueError: A figure is no finite number of up to 1e290, a name is longer than 64 characters, there are more than 20
+                names, or all of them take more than 2 kB.
         """
         new = {name: _number(name, value) for name, value in figures.items()}
         merged = self._figures | new
@@ -79,8 +81,10 @@ def _number(name: str, value: SupportsFloat) -> float:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"{name} must be a finite number, not {value!r}")
+    if not abs(number) <= LARGEST:
+        raise ValueError(f"{name} must be a finite number of up to {LARGEST:g}, not {value!r}")
+    if len(name) > wire.MAX_FIGURE_NAME or not name.isprintable():
+        raise ValueError(f"{name!r} is no name of a figure: {wire.MAX_FIGURE_NAME} printable characters at most")
     return number
 
 

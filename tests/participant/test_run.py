@@ -80,6 +80,19 @@ class Ones(NumPyParticipant):
         return Update(1, np.ones(3))
 
 
+class Deaf(Ones):
+    """Trains until it is let go, whatever it is told."""
+
+    def __init__(self, free: threading.Event) -> None:
+        super().__init__()
+        self.free = free
+
+    def train_round(self, training_input: Array | None) -> Update:
+        self.training.set()
+        self.free.wait(30)
+        return Update(1, np.ones(3))
+
+
 # Within a program
 
 
@@ -111,14 +124,8 @@ def test_a_cancelled_participant_delivers_its_round_and_leaves() -> None:
 
 
 def test_a_participant_that_is_cancelled_twice_ends_at_once() -> None:
-    class Deaf(Ones):
-        def train_round(self, training_input: Array | None) -> Update:
-            self.training.set()
-            free.wait(30)
-            return Update(1, np.ones(3))
-
     async def main(url: str) -> None:
-        participant = Deaf()
+        participant = Deaf(free)
         task = asyncio.create_task(arun_participant(participant, url))
         await asyncio.to_thread(participant.training.wait)
         task.cancel()
@@ -136,14 +143,8 @@ def test_a_participant_that_is_cancelled_twice_ends_at_once() -> None:
 
 
 def test_a_cancelled_participant_whose_code_does_not_return_is_left_behind() -> None:
-    class Deaf(Ones):
-        def train_round(self, training_input: Array | None) -> Update:
-            self.training.set()
-            free.wait(30)
-            return Update(1, np.ones(3))
-
     async def main(url: str) -> None:
-        participant = Deaf()
+        participant = Deaf(free)
         task = asyncio.create_task(arun_participant(participant, url, drain_timeout=0.1))
         await asyncio.to_thread(participant.training.wait)
         task.cancel()

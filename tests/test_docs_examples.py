@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import httpx
+import numpy as np
 import pytest
 from starlette.applications import Starlette
 from starlette.routing import Route
 
 import fedround
-from fedround import asgi, errors, http, remote_books, serve, weights, wire
+from fedround import asgi, errors, http, remote_books, serve, testing, weights, wire
 from fedround.aggregator import app as aggregator_app
-from fedround.aggregator import ledger, spool
+from fedround.aggregator import ledger, spool, strategies
 from fedround.aggregator import service as aggregator_service
 from fedround.books import Books, Outcome, Verdict
 from fedround.coordinator import app as coordinator_app
@@ -33,6 +34,7 @@ from support.federation import our_platform
 DOCS = Path(__file__).parent.parent / "docs"
 PROTOCOL = (DOCS / "protocol.md").read_text()
 PARTICIPANTS = (DOCS / "participants.md").read_text()
+STRATEGIES = (DOCS / "strategies.md").read_text()
 WIRE = {value for name, value in vars(wire).items() if name.isupper() and isinstance(value, str)}
 """Paths and headers."""
 COORDINATOR, MODEL = "http://localhost:8081", "http://localhost:9082"
@@ -114,6 +116,30 @@ def test_the_commands_run(tmp_path: Path) -> None:
         (tmp_path / "model.npy").unlink()
 
 
+@pytest.mark.parametrize(("name", "expected"), [("Clipped", -0.25), ("Midrange", -1.5)])
+def test_the_strategies_that_are_shown_make_models(
+    name: str, expected: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Constant(fedround.NumPyParticipant):
+        def __init__(self, weight: float) -> None:
+            self.weight = weight
+
+        def train_round(self, weights: object) -> fedround.Update:
+            return fedround.Update(1, np.full(3, self.weight))
+
+    module = f"shown_{name.lower()}"
+    (tmp_path / f"{module}.py").write_text("import numpy as np\n" + "".join(blocks(STRATEGIES, "python")))
+    monkeypatch.syspath_prepend(tmp_path)
+    with testing.platform(min_clients=2, strategy=f"{module}:{name}") as p:
+        p.run(Constant(0.5), Constant(-3.5))
+    assert p.global_model is not None
+    assert p.global_model.tolist() == [expected] * 3
+
+
+def test_every_strategy_has_its_row() -> None:
+    assert {name for first, *_ in rows(STRATEGIES) for name in re.findall("`(.*)`", first)} == strategies.STRATEGIES.keys()
+
+
 def test_every_name_of_ours_is_public() -> None:
     named = set(re.findall(r"\bfedround\.(\w+)", PARTICIPANTS))
     assert {name for name in named if name not in fedround.__all__} <= {"events", "testing"}
@@ -124,7 +150,7 @@ def test_every_option_of_run_participant_is_told() -> None:
     assert get_type_hints(Options).keys() <= quoted(section(PARTICIPANTS, "Run it from Python"))
 
 
-@pytest.mark.parametrize("page", [PARTICIPANTS, PROTOCOL], ids=["participants", "protocol"])
+@pytest.mark.parametrize("page", [PARTICIPANTS, PROTOCOL, STRATEGIES], ids=["participants", "protocol", "strategies"])
 def test_every_setting_and_every_header_that_is_named_is_there(page: str) -> None:
     services = (ParticipantSettings, CoordinatorSettings, AggregatorSettings)
     settings = {row.variable for service in services for row in service.rows()}

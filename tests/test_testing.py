@@ -52,6 +52,13 @@ def test_another_strategy_can_be_chosen() -> None:
     assert p.global_model.tolist() == [2.0] * 4
 
 
+def test_with_a_strategy_that_needs_all_updates_one_participant_that_has_gone_mad_does_no_harm() -> None:
+    with testing.platform(rounds=3, min_clients=3, strategy="median") as p:
+        p.run(Counting(samples=100, step=-1e6), Counting(step=1.0), Counting(step=2.0))
+    assert p.global_model is not None
+    assert p.global_model.tolist() == [2.0] * 4
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_participant_that_fails_fails_the_test_and_stops_the_others(order: int) -> None:
     class Broken(Counting):

@@ -263,12 +263,7 @@ class UpdateReader:
         buffer = np.empty(min(BLOCK, header.count), header.dtype)
         for start in range(0, header.count, BLOCK):
             block = buffer[: min(BLOCK, header.count - start)]
-            wanted = block.view(np.uint8).data
-            while wanted:
-                read = self._file.readinto(wanted)
-                if not read:
-                    raise WrongWeights("the spooled update is shorter than it was")
-                wanted = wanted[read:]
+            fill(block, self._file)
             yield block
 
     def _reordered_blocks(self) -> Iterator[Array]:
@@ -277,6 +272,16 @@ class UpdateReader:
         array = header.array(memory, SAMPLES_BYTES + header.offset)
         for start in range(0, header.count, BLOCK):
             yield array.flat[start : start + BLOCK]
+
+
+def fill(block: Array, file: FileIO | io.BytesIO) -> None:
+    """Read a whole 1-D array from where `file` stands. Raises `WrongWeights` where that is shorter."""
+    wanted = block.view(np.uint8).data
+    while wanted:
+        read = file.readinto(wanted)
+        if not read:
+            raise WrongWeights("the spooled update is shorter than it was")
+        wanted = wanted[read:]
 
 
 def check_finite(block: Array) -> None:

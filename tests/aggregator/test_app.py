@@ -678,6 +678,8 @@ def settings(**values: Any) -> AggregatorSettings:
         ({"spool_dir": "/nowhere"}, "AGGREGATOR_SPOOL_DIR"),
         ({"strategy": "unheard_of"}, "AGGREGATOR_STRATEGY"),
         ({"strategy_options": '{"no": "such"}'}, "AGGREGATOR_STRATEGY_OPTIONS: weighted_average does not take them"),
+        ({"strategy": "trimmed_mean", "strategy_options": '{"trim": 0.5}'}, "does not take them: trim, .* is from 0 to below 0.5"),
+        ({"strategy": "builtins:str"}, "builtins:str has neither `fold` and `result` nor `combine`"),
     ],
 )
 def test_settings_that_cannot_work_are_told_at_the_start(values: Mapping[str, Any], message: str) -> None:

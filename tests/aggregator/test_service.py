@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedround.aggregator.collected import Collected
 from fedround.aggregator.ledger import MOST_AT_ONCE
 from fedround.aggregator.service import AggregatorService
 from fedround.aggregator.spool import Spool
 from fedround.aggregator.store import ModelStore
-from fedround.aggregator.strategies import StrategyFactory, WeightedAverage
+from fedround.aggregator.strategies import Median, Strategy, WeightedAverage
 from fedround.books import Admission, Closed, Difference, Entry, Measured, Outcome, Verdict
 from fedround.durable import Directory
-from fedround.errors import Busy, Late, NotAdmitted, NotFinite, TooLarge, TooSlow, UnknownAttempt, WrongWeights
+from fedround.errors import Busy, Late, NotAdmitted, NotFinite, SpoolFull, TooLarge, TooSlow, UnknownAttempt, WrongWeights
 from fedround.events import Aggregated, Fact, NotKept, UpdateReceived, UploadFailed, WeightsMeasured
 from fedround.weights import Array, Spec
 from fedround.wire import UpdateOutcome
@@ -26,7 +27,7 @@ ANNA, BERT, CARL = "aaaaaaaa-0000", "bbbbbbbb-0000", "cccccccc-0000"
 
 
 def service(
-    strategy: StrategyFactory = WeightedAverage,
+    strategy: Callable[[Spec], Strategy] = WeightedAverage,
     *,
     patience: float = 0.0,
     window: float = 60.0,
@@ -430,6 +431,26 @@ def test_a_fold_that_fails_loses_the_sum_and_the_round_begins_anew(caplog: pytes
     asyncio.run(main())
     assert "an update cannot be folded" in caplog.text
     assert "MemoryError" in caplog.text
+
+
+def test_an_update_that_cannot_be_kept_beside_the_others_may_come_again_and_they_stay() -> None:
+    def collected(spec: Spec) -> Collected:
+        return Collected(spec, Median(spec), Spool(None, max_size=1 << 20))
+
+    async def main() -> None:
+        facts: list[Fact] = []
+        aggregator = service(collected, facts=facts)
+        await open_round(aggregator)
+        await deliver(aggregator, ANNA, 1.0)
+        await deliver(aggregator, BERT, 9.0)
+        with files_of_at_most(8), pytest.raises(SpoolFull, match="File too large"):
+            await deliver(aggregator, CARL, 3.0)
+        assert facts[-1] == UploadFailed(CARL, "the update cannot be kept until it is whole: File too large")
+        assert await deliver(aggregator, CARL, 3.0) is UpdateOutcome.COUNTED
+        assert await aggregator.close("attempt-0", [ANNA, BERT, CARL]) == Closed(parameters=1)
+        assert weights(aggregator) == [3.0]
+
+    asyncio.run(main())
 
 
 def test_a_result_that_cannot_be_made_is_a_lost_sum_and_the_coordinator_is_told(caplog: pytest.LogCaptureFixture) -> None:

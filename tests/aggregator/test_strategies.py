@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fedround.aggregator.strategies import ModelSum, Strategy, WeightedAverage, load_strategy
+from fedround.aggregator.strategies import Median, ModelSum, Strategy, TrimmedMean, WeightedAverage, load_strategy
 from fedround.errors import ConfigurationError, WrongWeights
 from fedround.weights import BLOCK, Spec
 
@@ -94,18 +94,20 @@ def test_any_dtype_and_byte_order_is_folded(dtype: str) -> None:
 def test_strategies_are_found_by_name_and_by_class() -> None:
     assert load_strategy("weighted_average") is WeightedAverage
     assert load_strategy("model_sum") is ModelSum
+    assert load_strategy("median") is Median
+    assert load_strategy("trimmed_mean") is TrimmedMean
     assert load_strategy("fedround.aggregator.strategies:ModelSum") is ModelSum
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("median", "is one of model_sum, weighted_average, or module:Class"),
-        (":Median", "there is no strategy ':Median'"),
-        (".relative:Median", "or module:Class"),
-        ("no_such_module:Median", "No module named 'no_such_module'; is it installed"),
+        ("mean", "is one of median, model_sum, trimmed_mean, weighted_average, or module:Class"),
+        (":Mode", "there is no strategy ':Mode'"),
+        (".relative:Mode", "or module:Class"),
+        ("no_such_module:Mode", "No module named 'no_such_module'; is it installed"),
         ("os:sep", "os:sep is no class"),
-        ("fedround.aggregator.strategies:Median", "has no attribute 'Median'"),
+        ("fedround.aggregator.strategies:Mode", "has no attribute 'Mode'"),
     ],
 )
 def test_a_strategy_that_is_not_there_is_a_configuration_error(name: str, message: str) -> None:

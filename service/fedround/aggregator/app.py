@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from starlette.requests import Request
@@ -15,10 +15,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from fedround import asgi, durable, serve, wire
+from fedround.aggregator.collected import Collected
 from fedround.aggregator.service import AggregatorService, Model
 from fedround.aggregator.spool import Spool, check_writable
 from fedround.aggregator.store import ModelStore
-from fedround.aggregator.strategies import load_strategy
+from fedround.aggregator.strategies import Combining, Strategy, load_strategy
 from fedround.books import (
     Admit,
     Answer,
@@ -210,13 +211,23 @@ def build(settings: AggregatorSettings, observer: Observer, disk: Disk | None = 
     """The service as the settings want it, with the models that `disk` keeps. Raises `ConfigurationError`."""
     spool = Spool(settings.spool_dir, max_size=settings.max_model_size)
     spool.check()
-    new_sum = partial(load_strategy(settings.strategy), **settings.strategy_options)
+    store = ModelStore(disk, keep=settings.keep_models) if disk else None
+    return AggregatorService(
+        _strategy(settings, spool), spool, model=_model(settings, store, spool), store=store, observer=observer
+    )
+
+
+def _strategy(settings: AggregatorSettings, spool: Spool) -> Callable[[Spec], Strategy]:
+    make = partial(load_strategy(settings.strategy), **settings.strategy_options)
     try:
-        new_sum(Spec(np.dtype("<f4"), (1,)))
+        example = make(Spec(np.dtype("<f4"), (1,)))
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"AGGREGATOR_STRATEGY_OPTIONS: {settings.strategy} does not take them: {error}") from error
-    store = ModelStore(disk, keep=settings.keep_models) if disk else None
-    return AggregatorService(new_sum, spool, model=_model(settings, store, spool), store=store, observer=observer)
+    if hasattr(example, "combine"):
+        return lambda spec: Collected(spec, cast(Combining, make(spec)), spool)
+    if hasattr(example, "fold") and hasattr(example, "result"):
+        return cast(Callable[[Spec], Strategy], make)
+    raise ConfigurationError(f"AGGREGATOR_STRATEGY: {settings.strategy} has neither `fold` and `result` nor `combine`")
 
 
 def _model(settings: AggregatorSettings, store: ModelStore | None, spool: Spool) -> Model | None:

@@ -15,9 +15,9 @@ from uuid import uuid4
 from fedround.aggregator.ledger import Attempt, Ledger, Receipt
 from fedround.aggregator.spool import Received, Spool
 from fedround.aggregator.store import ModelStore
-from fedround.aggregator.strategies import Strategy, StrategyFactory
+from fedround.aggregator.strategies import Strategy
 from fedround.books import Admission, Closed, Difference, Entry, Measured, Newest, Page, Verdict
-from fedround.errors import Busy, DataDamaged, Late, NotAdmitted, TooLarge, UnknownAttempt, WeightsError
+from fedround.errors import Busy, DataDamaged, Late, NotAdmitted, SpoolFull, TooLarge, UnknownAttempt, WeightsError
 from fedround.events import Aggregated, NotKept, Observer, Observers, UpdateReceived, UploadFailed, WasKept, WeightsMeasured, short
 from fedround.weights import Array, Spec, UpdateReader, decode, encode_model, parse_header, statistics
 from fedround.wire import UpdateOutcome
@@ -77,7 +77,7 @@ class AggregatorService:
 
     def __init__(
         self,
-        new_sum: StrategyFactory,
+        new_sum: Callable[[Spec], Strategy],
         spool: Spool,
         *,
         model: Model | None = None,
@@ -298,6 +298,9 @@ class AggregatorService:
         except WeightsError:
             await self._refuse(receipt)
             raise
+        except SpoolFull as error:
+            self._observer(UploadFailed(receipt.id, str(error)))
+            raise
         finally:
             if not receipt.ended:
                 self._ledger.abort(receipt)
@@ -318,6 +321,8 @@ class AggregatorService:
 
         try:
             self._sum = await asyncio.to_thread(fold)
+        except SpoolFull:
+            raise  # nothing of it was folded
         except Exception as error:
             # Half of it may be in the sum.
             self._lose("an update cannot be folded", error)

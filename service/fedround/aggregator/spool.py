@@ -59,13 +59,11 @@ class Spool:
         batch = await self._batch(chunks, 0)
         if len(batch) <= IN_MEMORY:
             return Received(batch, len(batch))
-        with _full_when_failing():
-            file = await asyncio.to_thread(self._create)
+        file = await asyncio.to_thread(self.create)
         size = 0
         try:
             while batch:
-                with _full_when_failing():
-                    await asyncio.to_thread(_write, file, batch)
+                await asyncio.to_thread(write, file, memoryview(batch))
                 size += len(batch)
                 batch = await self._batch(chunks, size)
         except BaseException:
@@ -96,8 +94,10 @@ class Spool:
         if size > self._max_size:
             raise TooLarge(f"{of}more than {self._max_size} bytes (AGGREGATOR_MAX_MODEL_SIZE)")
 
-    def _create(self) -> FileIO:
-        return _nameless(self._directory)
+    def create(self) -> FileIO:
+        """A file without a name. Raises `SpoolFull`."""
+        with _full_when_failing():
+            return _nameless(self._directory)
 
 
 def check_writable(directory: Path | None) -> None:
@@ -110,10 +110,11 @@ def _nameless(directory: Path | None) -> FileIO:
     return tempfile.TemporaryFile(buffering=0, prefix="fedround-", dir=directory)
 
 
-def _write(file: FileIO, data: bytearray) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[file.write(left) :]
+def write(file: FileIO, data: memoryview) -> None:
+    """All of `data`, which are bytes. Raises `SpoolFull`."""
+    with _full_when_failing():
+        while data:
+            data = data[file.write(data) :]
 
 
 def _close(file: FileIO) -> None:

@@ -1,11 +1,14 @@
-"""How updates become a global model: strategies that fold each update into sums as it comes. A protocol core: no I/O.
+"""How updates become a global model: strategies. A protocol core: no I/O.
 
-A strategy lives for one attempt. Updates are checked before they are folded; an exception from `fold` all the same leaves the sums
-unusable, and the attempt is lost. The bits of the result depend on the order of folding alone, which the ledger keeps.
+Some fold each update into sums as it comes (`Strategy`), some combine all of them at the end (`Combining`, for which `collected.py`
+keeps them). A strategy lives for one attempt. Updates are checked before they are folded; an exception from `fold` all the same
+leaves the sums unusable, and the attempt is lost. The bits of the result depend on the order of folding alone, which the ledger
+keeps.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
+from math import floor
 from typing import Protocol
 
 import numpy as np
@@ -23,6 +26,22 @@ class Strategy(Protocol):
 
     def result(self) -> Array:
         """The global model: flat, of the spec's dtype. Called once, at the end."""
+        ...
+
+
+class Combining(Protocol):
+    """A strategy that needs all updates at once, block by block. It too is made with the `Spec` of the attempt and the options."""
+
+    def combine(self, samples: Sequence[int], updates: Array) -> Array:
+        """A block of the global model.
+
+        Args:
+            samples: The sample count of each update, in the order of the ledger.
+            updates: That block of each, float64 of shape (updates, elements). It may be overwritten.
+
+        Returns:
+            A finite number for each element.
+        """
         ...
 
 
@@ -79,9 +98,14 @@ class Sums:
         with np.errstate(over="ignore"):
             result = self._sums.astype(self._spec.dtype, copy=False)
         for start in range(0, result.size, BLOCK):
-            if not np.isfinite(result[start : start + BLOCK]).all():
-                raise WrongWeights(f"the result does not fit into {self._spec.dtype.str}: train with a wider dtype")
+            check_fits(result[start : start + BLOCK])
         return result
+
+
+def check_fits(result: Array) -> None:
+    """Raises `WrongWeights` where not all of a result, of the dtype that it will have, is finite."""
+    if not np.isfinite(result).all():
+        raise WrongWeights(f"the result does not fit into {result.dtype.str}: train with a wider dtype")
 
 
 class WeightedAverage:
@@ -123,10 +147,51 @@ class ModelSum:
         return self._sums.divided(1)
 
 
-StrategyFactory = Callable[..., Strategy]
+class TrimmedMean:
+    """The mean of each weight without its smallest and its largest values, whatever the sample counts.
+
+    As many updates as are left out at either end may hold anything, and the mean stays within the range of the others (Yin et al.,
+    "Byzantine-Robust Distributed Learning", ICML 2018).
+
+    Args:
+        spec: Of the attempt.
+        trim: The share of the updates that is left out at either end, rounded down: from 0 to below 0.5.
+    """
+
+    def __init__(self, spec: Spec, *, trim: float = 0.1) -> None:
+        if not 0 <= trim < 0.5:
+            raise ValueError(f"trim, the share of the updates that is left out at either end, is from 0 to below 0.5, not {trim}")
+        self._trim = trim
+
+    def combine(self, samples: Sequence[int], updates: Array) -> Array:
+        left_out = self._left_out(len(updates))
+        updates.sort(axis=0)
+        mean: Array = updates[left_out : len(updates) - left_out].mean(axis=0)
+        return mean
+
+    def _left_out(self, count: int) -> int:
+        return floor(self._trim * count + 1e-9)  # 0.29 of 100 are 29, and not 28.999...
+
+
+class Median(TrimmedMean):
+    """The median of each weight: the mean of what is left when as many are left out as can be."""
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__(spec)
+
+    def _left_out(self, count: int) -> int:
+        return (count - 1) // 2
+
+
+StrategyFactory = Callable[..., Strategy | Combining]
 """Makes a strategy for an attempt, from its `Spec` and the options of the settings as keyword arguments."""
 
-STRATEGIES: Mapping[str, StrategyFactory] = {"weighted_average": WeightedAverage, "model_sum": ModelSum}
+STRATEGIES: Mapping[str, StrategyFactory] = {
+    "weighted_average": WeightedAverage,
+    "model_sum": ModelSum,
+    "median": Median,
+    "trimmed_mean": TrimmedMean,
+}
 
 
 def load_strategy(name: str) -> StrategyFactory:

@@ -1,0 +1,127 @@
+import gc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedround.aggregator.collected import AT_ONCE, Collected
+from fedround.aggregator.spool import Spool
+from fedround.aggregator.strategies import Combining, Median, TrimmedMean
+from fedround.errors import SpoolFull, WrongWeights
+from fedround.weights import BLOCK, Array, Spec
+from support.disks import files_of_at_most
+
+SPOOL = Spool(None, max_size=1 << 30)
+LITTLE = Spec(np.dtype("<f8"), (2,))
+
+
+def fold(collected: Collected, weights: Array, samples: int = 1) -> None:
+    collected.fold(samples, (weights[start : start + BLOCK] for start in range(0, weights.size, BLOCK)))
+
+
+@pytest.mark.parametrize("dtype", ["<f8", "<f4", "<f2"])
+def test_the_median_of_many_blocks_is_that_of_whole_updates(dtype: str) -> None:
+    size = 2 * BLOCK + 1
+    updates = np.random.default_rng(7).normal(size=(41, size)).astype(dtype)
+    assert size > AT_ONCE // len(updates)
+    spec = Spec(np.dtype(dtype), (size,))
+    collected = Collected(spec, Median(spec), SPOOL)
+    for update in updates:
+        fold(collected, update)
+    result = collected.result()
+    assert result.dtype == spec.dtype
+    assert np.array_equal(result, np.median(updates, axis=0))
+
+
+@pytest.mark.parametrize("dtype", ["i2", ">f8", "u4"])
+def test_updates_of_other_dtypes_are_kept_as_float64(dtype: str) -> None:
+    collected = Collected(LITTLE, Median(LITTLE), SPOOL)
+    fold(collected, np.array([3, 4], dtype))
+    assert collected.result().tolist() == [3, 4]
+
+
+class Recorded:
+    """Keeps what it was asked."""
+
+    def __init__(self, answer: Any = None) -> None:
+        self.asked: list[tuple[list[int], list[list[float]]]] = []
+        self.answer = answer
+
+    def combine(self, samples: Any, updates: Array) -> Any:
+        self.asked.append((list(samples), updates.tolist()))
+        return updates[0] if self.answer is None else self.answer
+
+
+def test_a_strategy_is_given_the_sample_counts_in_the_order_of_the_updates() -> None:
+    recorded = Recorded()
+    collected = Collected(LITTLE, recorded, SPOOL)
+    for samples, weight in ((5, 1.0), (0, 2.0), (7, 3.0)):
+        fold(collected, np.array([weight, -weight]), samples)
+    collected.result()
+    assert recorded.asked == [([5, 0, 7], [[1, -1], [2, -2], [3, -3]])]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (1.0, r"updates of 2 weights into shape \(\)"),
+        ([1.0, 2.0, 3.0], r"updates of 2 weights into shape \(3,\)"),
+        ([1.0, np.nan], "does not fit into <f4"),
+        ([1.0, 1e39], "does not fit into <f4"),
+    ],
+)
+def test_a_strategy_that_does_not_give_a_finite_number_for_each_weight_is_refused(answer: Any, message: str) -> None:
+    spec = Spec(np.dtype("<f4"), (2,))
+    collected = Collected(spec, Recorded(answer), SPOOL)
+    fold(collected, np.array([1, 2], "<f4"))
+    with pytest.raises(WrongWeights, match=message):
+        collected.result()
+
+
+def test_an_update_for_which_there_is_no_room_leaves_the_others_as_they_are() -> None:
+    spec = Spec(np.dtype("<f8"), (2 * BLOCK,))
+    collected = Collected(spec, TrimmedMean(spec, trim=0), SPOOL)
+    fold(collected, np.full(spec.count, 1.0))
+    with files_of_at_most(3 * BLOCK * 8), pytest.raises(SpoolFull, match="File too large"):
+        fold(collected, np.full(spec.count, 100.0))
+    fold(collected, np.full(spec.count, 3.0))
+    assert set(collected.result().tolist()) == {2.0}
+
+
+def test_the_file_is_closed_when_the_result_is_made_or_the_attempt_forgotten() -> None:
+    def collected() -> Collected:
+        made = Collected(LITTLE, Median(LITTLE), SPOOL)
+        fold(made, np.array([1.0, 2.0]))
+        return made
+
+    gc.collect()
+    before = set(Path("/proc/self/fd").iterdir())
+    done = collected()
+    done.result()
+    given_up = collected()
+    del given_up
+    assert set(Path("/proc/self/fd").iterdir()) == before
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 9, 10, 100])
+@pytest.mark.parametrize("trim", [0, 0.1, 0.25, 0.29, 0.3, 0.49])
+def test_as_many_are_left_out_at_either_end_as_the_share_says(count: int, trim: float) -> None:
+    values = np.random.default_rng(count).normal(size=(count, 3))
+    left_out = next(n for n in range(count, -1, -1) if 100 * n <= round(100 * trim) * count)
+    expected = np.sort(values, axis=0)[left_out : count - left_out].mean(axis=0)
+    assert TrimmedMean(LITTLE, trim=trim).combine([1] * count, values.copy()).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("strategy", [Median(LITTLE), TrimmedMean(LITTLE, trim=0.2)])
+@pytest.mark.parametrize("value", [1e290, -1e290])
+def test_a_few_updates_cannot_pull_the_model_out_of_the_range_of_the_others(strategy: Combining, value: float) -> None:
+    updates = np.random.default_rng(0).uniform(-1, 1, (10, 2))
+    updates[[2, 7]] = value
+    assert np.abs(strategy.combine([1] * 10, updates)).max() <= 1
+
+
+@pytest.mark.parametrize("trim", [-0.1, 0.5, np.nan])
+def test_there_must_be_something_left(trim: float) -> None:
+    with pytest.raises(ValueError, match=r"from 0 to below 0\.5"):
+        TrimmedMean(LITTLE, trim=trim)

@@ -206,7 +206,7 @@ def test_a_coordinator_that_holds_heartbeats_and_an_aggregator_that_holds_its_le
         until(lambda: participant.probe("/readyz")[0] == 200)
         began = time.monotonic()
         assert services[which].end() == 0
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 8
         assert "Traceback" not in services[which].log
         assert participant.end() == 0
 

@@ -364,7 +364,7 @@ def test_a_waiting_service_leaves_at_once_on_sigterm(tmp_path: Path) -> None:
         s.until("registered as")
         began = time.monotonic()
         assert s.end(signal.SIGTERM) == 0
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 6
         assert p.status()["participants"] == []
 
 
@@ -401,7 +401,7 @@ def test_a_service_whose_class_takes_long_to_import_ends_at_once(tmp_path: Path,
         assert s.process.stdout.readline() == "importing\n"
         began = time.monotonic()
         assert s.end(signal.SIGTERM) == 0
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 6
     assert "Traceback" not in s.log
 
 
@@ -424,7 +424,7 @@ def test_an_upload_that_takes_too_long_is_given_up_and_the_coordinator_knows_at_
             assert gate.held.wait(20)
             began = time.monotonic()
             assert s.end(signal.SIGTERM) == 0
-            assert 0.3 <= time.monotonic() - began < 3
+            assert 0.3 <= time.monotonic() - began < 6
             assert p.status()["participants"] == []
         assert p.status()["last_rounds"] == []
     assert "round 0 abandoned" in s.log

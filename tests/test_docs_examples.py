@@ -136,6 +136,31 @@ def test_the_strategies_that_are_shown_make_models(
     assert p.global_model.tolist() == [expected] * 3
 
 
+def test_the_strategy_for_a_format_of_its_own_makes_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Reader(fedround.ParticipantABC[None, dict[str, int]]):
+        def __init__(self, **words: int) -> None:
+            self.words = words
+            self.given: list[bytes] = []
+
+        def deserialize_training_input(self, data: bytes) -> None:
+            self.given.append(data)
+
+        def train_round(self, training_input: None) -> dict[str, int]:
+            return self.words
+
+        def serialize_training_result(self, training_result: dict[str, int]) -> bytes:
+            return bytes([0, 0, 0, 1]) + json.dumps(training_result).encode()
+
+    (tmp_path / "shown_words.py").write_text(next(block for block in blocks(STRATEGIES, "python") if "codec" in block))
+    monkeypatch.syspath_prepend(tmp_path)
+    one, other = Reader(a=1, b=2), Reader(b=3)
+    with testing.platform(rounds=2, min_clients=2, strategy="shown_words:WordCounts") as p:
+        p.run(one, other)
+    assert p.global_model is not None
+    assert json.loads(p.global_model.tobytes()) == {"a": 1, "b": 5}
+    assert one.given == [b"", p.global_model.tobytes()]
+
+
 def test_every_strategy_has_its_row() -> None:
     assert {name for first, *_ in rows(STRATEGIES) for name in re.findall("`(.*)`", first)} == strategies.STRATEGIES.keys()
 

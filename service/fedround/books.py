@@ -87,7 +87,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The attempt is closed and its result is the global model, which `parameters` weights make up."""
+    """The attempt is closed and its result is the global model, which `parameters` weights make up; 0 where nobody can tell."""
 
     parameters: int
 

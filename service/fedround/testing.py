@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Unpack
 
-from fedround import events, weights
+from fedround import events
 from fedround.aggregator import app as aggregator_app
 from fedround.coordinator import app as coordinator_app
 from fedround.events import Fact
@@ -65,9 +65,9 @@ class Platform:
 
     @property
     def global_model(self) -> Array | None:
-        """A copy of the newest global model; None before the first."""
+        """A copy of the newest global model; None before the first. Where the strategy is one for bytes: those, as uint8."""
         model = self._aggregator.model
-        return None if model is None else weights.decode(b"".join(model.buffers))
+        return None if model is None else model.array.copy()
 
     def run(self, *participants: Participant, **options: Unpack[Options]) -> None:
         """Run participants together until training is finished; the first of them on this thread, the others each on its own.

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from io import BytesIO
 from pathlib import Path
@@ -25,7 +25,7 @@ from fedround.aggregator.store import ModelStore
 from fedround.aggregator.strategies import WeightedAverage
 from fedround.books import Admission, Closed, Difference, Entry, Outcome, Verdict
 from fedround.durable import Directory
-from fedround.errors import ConfigurationError, DataDamaged, ExchangeError, UnknownAttempt
+from fedround.errors import ConfigurationError, DataDamaged, ExchangeError, UnknownAttempt, WrongWeights
 from fedround.events import Fact, Observer, Observers, UploadFailed
 from fedround.observability import ops
 from fedround.observability.health import Health, tended
@@ -33,6 +33,7 @@ from fedround.remote_books import RemoteBooks
 from fedround.serve import Endpoint, serving
 from fedround.settings import AggregatorSettings
 from fedround.tokens import Tokens
+from fedround.weights import Spec
 from support.sockets import Connection, connected
 from support.updates import claiming, npy, update
 
@@ -685,6 +686,40 @@ def settings(**values: Any) -> AggregatorSettings:
 def test_settings_that_cannot_work_are_told_at_the_start(values: Mapping[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         app.build(settings(**values), Observers())
+
+
+class Longest:
+    codec = "bytes"
+
+    def __init__(self, spec: Spec) -> None:
+        pass
+
+    def combine(self, samples: Sequence[int], updates: Sequence[memoryview]) -> memoryview:
+        return max(updates, key=len)
+
+
+def test_models_of_bytes_are_kept_and_served_and_a_strategy_of_arrays_does_not_take_them(tmp_path: Path) -> None:
+    disk = Directory(tmp_path)
+    given = settings(strategy=f"{__name__}:Longest")
+
+    async def train() -> None:
+        service = app.build(given, Observers(), disk)
+        await open_round(service, round=3)
+        await service.deliver(ANNA, TOKEN[ANNA], only(bytes(4) + b"a model"))
+        with pytest.raises(WrongWeights):
+            await service.deliver(BERT, TOKEN[BERT], only(bytes(4)))
+        assert await service.close("attempt-0", [ANNA]) == Closed(parameters=0)
+
+    asyncio.run(train())
+    again = app.build(given, Observers(), disk)
+    assert again.status()["model"] == {"round": 3, "parameters": 0, "dtype": "uint8"}
+    answer = ask_ops(again, "/model")
+    assert answer.content == b"a model"
+    assert answer.headers["content-disposition"].endswith('"model.bin"')
+    with pytest.raises(
+        ConfigurationError, match="AGGREGATOR_STRATEGY=median: the model of round 3 in AGGREGATOR_DATA_DIR is of another"
+    ):
+        app.build(settings(strategy="median"), Observers(), disk)
 
 
 def test_training_begins_with_the_initial_model_and_goes_on_from_the_newest(tmp_path: Path) -> None:

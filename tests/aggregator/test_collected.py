@@ -1,11 +1,12 @@
 import gc
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
-from fedround.aggregator.collected import AT_ONCE, Collected
+from fedround.aggregator.collected import AT_ONCE, Collected, CollectedBytes
 from fedround.aggregator.spool import Spool
 from fedround.aggregator.strategies import Combining, Median, TrimmedMean
 from fedround.errors import SpoolFull, WrongWeights
@@ -125,3 +126,43 @@ def test_a_few_updates_cannot_pull_the_model_out_of_the_range_of_the_others(stra
 def test_there_must_be_something_left(trim: float) -> None:
     with pytest.raises(ValueError, match=r"from 0 to below 0\.5"):
         TrimmedMean(LITTLE, trim=trim)
+
+
+class Joined:
+    codec: Literal["bytes"] = "bytes"
+
+    def __init__(self) -> None:
+        self.kept: Sequence[memoryview] = ()
+
+    def combine(self, samples: Sequence[int], updates: Sequence[memoryview]) -> bytes:
+        self.kept = updates
+        return b"|".join(bytes(update) * count for count, update in zip(samples, updates, strict=True))
+
+
+def opaque(data: bytes) -> list[Array]:
+    return [np.frombuffer(data[start : start + 4], np.uint8) for start in range(0, len(data), 4)]
+
+
+def test_bytes_are_given_as_they_came_and_may_be_kept() -> None:
+    joined = Joined()
+    collected = CollectedBytes(joined, SPOOL)
+    for samples, data in ((1, b"anna had"), (0, b"nothing"), (2, b"ha")):
+        collected.fold(samples, opaque(data))
+    assert collected.result().tobytes() == b"anna had||haha"
+    assert bytes(joined.kept[1]) == b"nothing"
+
+
+def test_bytes_for_which_there_is_no_room_leave_the_others_as_they_are() -> None:
+    collected = CollectedBytes(Joined(), SPOOL)
+    collected.fold(1, opaque(b"one"))
+    with files_of_at_most(10), pytest.raises(SpoolFull):
+        collected.fold(1, opaque(b"another that is long"))
+    collected.fold(1, opaque(b"two"))
+    assert collected.result().tobytes() == b"one|two"
+
+
+def test_a_model_of_no_bytes_is_none() -> None:
+    collected = CollectedBytes(Joined(), SPOOL)
+    collected.fold(0, opaque(b"weighs nothing"))
+    with pytest.raises(WrongWeights, match="no bytes"):
+        collected.result()

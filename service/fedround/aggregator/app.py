@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from starlette.requests import Request
@@ -15,11 +15,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from fedround import asgi, durable, serve, wire
-from fedround.aggregator.collected import Collected
-from fedround.aggregator.service import AggregatorService, Model
+from fedround.aggregator.codecs import Bytes, Codec, Model, Npy
+from fedround.aggregator.collected import Collected, CollectedBytes
+from fedround.aggregator.service import AggregatorService
 from fedround.aggregator.spool import Spool, check_writable
 from fedround.aggregator.store import ModelStore
-from fedround.aggregator.strategies import Combining, Strategy, load_strategy
+from fedround.aggregator.strategies import Strategy, load_strategy
 from fedround.books import (
     Admit,
     Answer,
@@ -180,7 +181,7 @@ def _is_number(text: str) -> bool:
 
 
 def model_route(service: AggregatorService, tokens: Tokens = OPEN) -> Route:
-    """`/model` for the ops port: the newest global model as `.npy`, or that of `?round=N`; its round is the `ETag`."""
+    """`/model` for the ops port: the newest global model, or that of `?round=N`; its round is the `ETag`."""
 
     async def newest(request: Request) -> Response:
         if asgi.bearer(request.headers, tokens, basic=True) is None:
@@ -198,7 +199,7 @@ def model_route(service: AggregatorService, tokens: Tokens = OPEN) -> Route:
             return asgi.problem(404, "there is no global model before the first round is completed")
         if buffers is None:
             return asgi.problem(404, "that model is not kept: `/status` names the rounds whose models are")
-        headers = {"ETag": f'"{number}"', "Content-Disposition": 'attachment; filename="model.npy"'}
+        headers = {"ETag": f'"{number}"', "Content-Disposition": f'attachment; filename="model{service.codec.suffix}"'}
         return asgi.Slices(buffers, headers=headers, media_type="application/octet-stream")
 
     return Route("/model", newest)
@@ -211,35 +212,45 @@ def build(settings: AggregatorSettings, observer: Observer, disk: Disk | None = 
     """The service as the settings want it, with the models that `disk` keeps. Raises `ConfigurationError`."""
     spool = Spool(settings.spool_dir, max_size=settings.max_model_size)
     spool.check()
+    codec, new_sum = _strategy(settings, spool)
     store = ModelStore(disk, keep=settings.keep_models) if disk else None
-    return AggregatorService(
-        _strategy(settings, spool), spool, model=_model(settings, store, spool), store=store, observer=observer
-    )
+    model = _model(settings, codec, store, spool)
+    return AggregatorService(new_sum, spool, codec=codec, model=model, store=store, observer=observer)
 
 
-def _strategy(settings: AggregatorSettings, spool: Spool) -> Callable[[Spec], Strategy]:
-    make = partial(load_strategy(settings.strategy), **settings.strategy_options)
+def _strategy(settings: AggregatorSettings, spool: Spool) -> tuple[Codec, Callable[[Spec], Strategy]]:
+    make: Callable[[Spec], Any] = partial(load_strategy(settings.strategy), **settings.strategy_options)
     try:
         example = make(Spec(np.dtype("<f4"), (1,)))
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"AGGREGATOR_STRATEGY_OPTIONS: {settings.strategy} does not take them: {error}") from error
-    if hasattr(example, "combine"):
-        return lambda spec: Collected(spec, cast(Combining, make(spec)), spool)
-    if hasattr(example, "fold") and hasattr(example, "result"):
-        return cast(Callable[[Spec], Strategy], make)
-    raise ConfigurationError(f"AGGREGATOR_STRATEGY: {settings.strategy} has neither `fold` and `result` nor `combine`")
+    combines, folds = hasattr(example, "combine"), hasattr(example, "fold") and hasattr(example, "result")
+    match getattr(example, "codec", "npy"):
+        case "npy" if combines:
+            return Npy(), lambda spec: Collected(spec, make(spec), spool)
+        case "npy" if folds:
+            return Npy(), make
+        case "bytes" if combines:
+            return Bytes(), lambda spec: CollectedBytes(make(spec), spool)
+    raise ConfigurationError(
+        f"AGGREGATOR_STRATEGY: {settings.strategy} has neither `fold` and `result` nor `combine`, or an unknown `codec`"
+    )
 
 
-def _model(settings: AggregatorSettings, store: ModelStore | None, spool: Spool) -> Model | None:
+def _model(settings: AggregatorSettings, codec: Codec, store: ModelStore | None, spool: Spool) -> Model | None:
     """What training goes on from."""
     if store is not None and store.rounds:
         newest = store.rounds[-1]
         LOG.info("back with the model of round %d", newest)
-        return Model.read(newest, store.read(newest))
+        try:
+            return codec.read(newest, store.read(newest))
+        except WeightsError as error:
+            why = f"the model of round {newest} in AGGREGATOR_DATA_DIR is of another: {error}"
+            raise ConfigurationError(f"AGGREGATOR_STRATEGY={settings.strategy}: {why}") from error
     if settings.initial_model is None:
         return None
     try:
-        model = Model.read(None, memoryview(bytearray(settings.initial_model.read_bytes())))
+        model = codec.read(None, memoryview(bytearray(settings.initial_model.read_bytes())))
         spool.check_size(model.array.nbytes, "as a model it has ")
         return model
     except (OSError, WeightsError) as error:

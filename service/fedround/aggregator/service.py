@@ -4,22 +4,22 @@ import asyncio
 import logging
 import math
 import time
-import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Any, Self, TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
 from uuid import uuid4
 
+from fedround.aggregator.codecs import OPAQUE, Codec, Model, Npy, Update
 from fedround.aggregator.ledger import Attempt, Ledger, Receipt
 from fedround.aggregator.spool import Received, Spool
 from fedround.aggregator.store import ModelStore
 from fedround.aggregator.strategies import Strategy
-from fedround.books import Admission, Closed, Difference, Entry, Measured, Newest, Page, Verdict
+from fedround.books import Admission, Closed, Difference, Entry, Measured, Page, Verdict
 from fedround.errors import Busy, DataDamaged, Late, NotAdmitted, SpoolFull, TooLarge, UnknownAttempt, WeightsError
 from fedround.events import Aggregated, NotKept, Observer, Observers, UpdateReceived, UploadFailed, WasKept, WeightsMeasured, short
-from fedround.weights import Array, Spec, UpdateReader, decode, encode_model, parse_header, statistics
+from fedround.weights import Spec, statistics
 from fedround.wire import UpdateOutcome
 
 LOG = logging.getLogger(__name__)
@@ -34,40 +34,13 @@ TOLD = 3
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A global model, ready to be served. It never changes: whoever is still sending it keeps it alive."""
-
-    round: int | None
-    """None: training begins with it."""
-    spec: Spec
-    array: Array
-    buffers: tuple[bytes, memoryview]
-    """What is sent: the `.npy` header, and the array's own memory."""
-    etag: str
-
-    @classmethod
-    def of(cls, round: int | None, array: Array, spec: Spec) -> Self:
-        header, data = encode_model(array)
-        return cls(round, spec, array, (header, data), f'"{"initial" if round is None else round}-{zlib.crc32(data):08x}"')
-
-    @classmethod
-    def read(cls, round: int | None, data: memoryview) -> Self:
-        """From the bytes of an `.npy`. Raises `WeightsError`."""
-        spec = parse_header(data).spec
-        return cls.of(round, decode(data).astype(spec.dtype, copy=False), spec)
-
-    @property
-    def newest(self) -> Newest | None:
-        return None if self.round is None else Newest(self.round, self.array.size)
-
-
 class AggregatorService:
     """The books (`fedround.books.Books`), and for the participants `read` and `deliver`. For one event loop.
 
     Args:
         new_sum: Makes the sum of an attempt, given what its updates look like.
         spool: Where updates are received.
+        codec: What they and the models are made of; None: `.npy`.
         model: What training begins with, or went on to before a restart.
         store: Where models are kept; None: nowhere.
         observer: Told of every fact.
@@ -80,6 +53,7 @@ class AggregatorService:
         new_sum: Callable[[Spec], Strategy],
         spool: Spool,
         *,
+        codec: Codec | None = None,
         model: Model | None = None,
         store: ModelStore | None = None,
         observer: Observer | None = None,
@@ -88,6 +62,7 @@ class AggregatorService:
     ) -> None:
         self._new_sum = new_sum
         self._spool = spool
+        self.codec = codec or Npy()
         self._observer = observer or Observers()
         self._hold = hold
         self._patience = patience
@@ -124,7 +99,7 @@ class AggregatorService:
             "counted": len(attempt.counted) if attempt else 0,
             "receiving": self._receiving,
             "models": list(self._store.rounds) if self._store else [],
-            "model": model and {"round": model.round, "parameters": model.array.size, "dtype": str(model.spec.dtype)},
+            "model": model and {"round": model.round, "parameters": model.parameters, "dtype": str(model.spec.dtype)},
         }
 
     async def measure(self) -> None:
@@ -145,7 +120,7 @@ class AggregatorService:
         async with self._step:
             if self._ledger.open(attempt, round, admissions, forget):
                 self._sum = self._unkept = None
-                self._spec = self._model.spec if self._model else None
+                self._spec = self._model.spec if self._model else self.codec.spec
 
     async def admit(self, attempt: str, admissions: Sequence[Admission]) -> None:
         """See `Books.admit`."""
@@ -184,17 +159,17 @@ class AggregatorService:
                 await self._aggregate(self._ledger.attempt, self._sum, self._spec)
             if self._unkept is not None:
                 await self._publish(self._unkept)
-            return Closed(self._model.array.size if self._model else 0)
+            return Closed(self._model.parameters if self._model else 0)
 
     async def _aggregate(self, attempt: Attempt, total: Strategy, spec: Spec) -> None:
         began = time.perf_counter()
         try:
-            model = await asyncio.to_thread(lambda: Model.of(attempt.round, total.result().reshape(spec.shape), spec))
+            model = await asyncio.to_thread(lambda: self.codec.model(attempt.round, total.result(), spec))
         except Exception as error:
             self._lose("no model can be made of it", error)
             raise UnknownAttempt(attempt.id) from error
         self._unkept, self._sum = model, None
-        self._observer(Aggregated(attempt.round, len(attempt.counted), model.array.size, time.perf_counter() - began))
+        self._observer(Aggregated(attempt.round, len(attempt.counted), model.parameters, time.perf_counter() - began))
 
     async def _publish(self, model: Model) -> None:
         """Serve the model, once it is kept: whoever has seen it shall not find another after a restart."""
@@ -211,6 +186,8 @@ class AggregatorService:
         self._start(self._measure(model))  # nobody waits for it
 
     async def _measure(self, model: Model) -> None:
+        if model.spec is OPAQUE:
+            return
         found = await asyncio.to_thread(statistics, model.array)
         self._observer(WeightsMeasured(model.round or 0, "global", sum(map(len, model.buffers)), found))
         figures = {name: value for name, value in found.figures.items() if math.isfinite(value)}
@@ -289,7 +266,7 @@ class AggregatorService:
     async def _settle(self, receipt: Receipt, received: Received, figures: Mapping[str, float]) -> Entry | None:
         """Check an update, fold it and enter it; None where one of the same right was counted before."""
         try:
-            update = None if receipt.repeated else await asyncio.to_thread(_checked, received)
+            update = None if receipt.repeated else await asyncio.to_thread(self._checked, received)
             async with self._step:
                 if update is None or not self._ledger.countable(receipt):
                     return None
@@ -308,7 +285,12 @@ class AggregatorService:
         self._entered.ring()
         return entry
 
-    async def _fold(self, update: UpdateReader) -> None:
+    def _checked(self, received: Received) -> Update:
+        update = self.codec.update(received.source, received.size)
+        update.check()
+        return update
+
+    async def _fold(self, update: Update) -> None:
         spec = self._spec or update.spec
         update.check_like(spec)
         # An update of small integers makes a model of float64.
@@ -378,12 +360,6 @@ class _Bell:
             async with asyncio.timeout(seconds):
                 while not condition():
                     await self._event.wait()
-
-
-def _checked(received: Received) -> UpdateReader:
-    update = UpdateReader(received.source, received.size)
-    update.check()
-    return update
 
 
 def _outcome(error: NotAdmitted | Late | WeightsError) -> str:

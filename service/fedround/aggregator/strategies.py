@@ -9,12 +9,15 @@ keeps.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from math import floor
-from typing import Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
 from fedround.errors import ConfigurationError, WrongWeights
 from fedround.weights import BLOCK, Array, Spec
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
 
 
 class Strategy(Protocol):
@@ -41,6 +44,21 @@ class Combining(Protocol):
 
         Returns:
             A finite number for each element.
+        """
+        ...
+
+
+class CombiningBytes(Protocol):
+    """A strategy for a format that only it and the participants understand. It is made like the others; the `Spec` says nothing."""
+
+    codec: Literal["bytes"]
+
+    def combine(self, samples: Sequence[int], updates: Sequence[memoryview]) -> "Buffer":
+        """The global model: at least one byte.
+
+        Args:
+            samples: The sample count of each update, in the order of the ledger.
+            updates: What followed the count in each: at least one byte, read-only.
         """
         ...
 
@@ -183,7 +201,7 @@ class Median(TrimmedMean):
         return (count - 1) // 2
 
 
-StrategyFactory = Callable[..., Strategy | Combining]
+StrategyFactory = Callable[..., Strategy | Combining | CombiningBytes]
 """Makes a strategy for an attempt, from its `Spec` and the options of the settings as keyword arguments."""
 
 STRATEGIES: Mapping[str, StrategyFactory] = {

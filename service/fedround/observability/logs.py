@@ -99,7 +99,11 @@ def _platform_line(fact: Fact) -> _Line | None:
             return logging.WARNING, f"round {number} is tried anew, {counted} counted updates are void: {reason}"
         case events.RoundCompleted(number, _, ids, dropped, samples, parameters, seconds, figures):
             text = f"round {number} completed in {seconds:.2f} s: {len(ids)} updates, "
-            text += (f"{dropped} dropped, " if dropped else "") + f"{samples} samples, {parameters} parameters"
+            text += (
+                (f"{dropped} dropped, " if dropped else "")
+                + f"{samples} samples"
+                + (f", {parameters} parameters" if parameters else "")
+            )
             return logging.INFO, text + (f", {_figures(figures)}" if figures else "")
         case events.TrainingCompleted(rounds):
             return logging.INFO, f"training complete after {rounds} rounds"
@@ -111,10 +115,8 @@ def _platform_line(fact: Fact) -> _Line | None:
         case events.NotKept(what, reason):
             return logging.ERROR, f"{what} cannot be kept in the data directory, trying again: {reason}"
         case events.Aggregated(number, updates, parameters, seconds):
-            return (
-                logging.INFO,
-                f"round {number}: {parameters} parameters aggregated from {updates} updates in {seconds:.3f} s",
-            )
+            what = f"{parameters} parameters" if parameters else "a model"
+            return logging.INFO, f"round {number}: {what} aggregated from {updates} updates in {seconds:.3f} s"
     return None
 
 

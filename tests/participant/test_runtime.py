@@ -497,6 +497,26 @@ def test_an_interruption_passes_when_the_participant_has_left_even_if_it_comes_w
         assert len(p.of("leave")) == len(p.of("rendez_vous"))
 
 
+def test_an_interruption_is_seen_though_it_did_not_wake_the_thread_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(fact: Fact) -> None:
+        if fact == events.StateChanged("waiting", None, draining=False):
+            # This thread takes the signal, and the one that Python handles it on sleeps on.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("fedround.participant.runtime.TURN", 0.1)
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with (
+            OldPlatform() as p,
+            connected(Mean(), p.url, Terms(heartbeat_period=FAST, observers=[interrupt])) as runtime,
+            pytest.raises(KeyboardInterrupt),
+        ):
+            runtime.run()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
 @pytest.mark.parametrize(
     ("model", "result", "complaint"),
     [

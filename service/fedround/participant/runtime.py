@@ -53,7 +53,14 @@ class Tasks:
         self.submit = self._queue.put
 
     def run(self) -> None:
-        while (task := self._queue.get()) is not None:
+        while True:
+            try:
+                # Not for ever: a signal that comes just before it, or to another thread, does not wake the main thread.
+                task = self._queue.get(timeout=TURN)
+            except Empty:
+                continue
+            if task is None:
+                return
             task()
             del task
 

@@ -27,6 +27,7 @@ EXPECTED = {
     "CoordinatorUnreachable",
     "CoordinatorUnreachable scrape",
     "RoundStuck",
+    "RoundStuck disk",
     "RoundFailuresHigh coordinator",
     "RoundFailuresHigh participant",
     "RequestLatencyHigh",
@@ -97,9 +98,9 @@ class Federation:
         self.took[fault] = until(condition, 90)
 
 
-def full(aggregator: Process, size: int) -> None:
-    """To the aggregator it is as if the disk were full, with a `size` of 0."""
-    resource.prlimit(aggregator.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+def full(process: Process, size: int) -> None:
+    """To the process it is as if the disk had no room for more than a file of `size` bytes."""
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,8 @@ def faults(f: Federation) -> Seen:
 
     # A critical refusal inhibits these, and of the end of what is inhibited nobody is told.
     until(lambda: {"RoundFailuresHigh participant", "RoundFailuresHigh coordinator", "RoundStuck"} <= p.told.names("resolved"), 150)
-    full(f.aggregator, 0)
+    # An update has four bytes more than a model: there must be room for that of a round that just ends, or none comes any more.
+    full(f.aggregator, 128 + 8 * WEIGHTS)
     f.shown(
         "spool full",
         lambda: p.value('sum(rate(http_server_request_duration_seconds_count{http_response_status_code="503"}[5s]))') > 0,
@@ -195,6 +197,8 @@ def faults(f: Federation) -> Seen:
     f.aggregator.kill()
     f.shown("aggregator killed", lambda: bool(p.query("fedround_coordinator_aggregator_reachable == 0")))
     fires("AggregatorRefusingUpdates gone")
+    failing = 'http_client_request_duration_seconds_count{url_template="/{id}/{token}", error_type!=""}'
+    until(lambda: p.value(f"sum(rate({failing}[5s]))") > 0, 60)
     f.start_aggregator(**f.aggregator.ports)
 
     # These needed time, not our help.
@@ -203,6 +207,8 @@ def faults(f: Federation) -> Seen:
     astray.end()
     f.participant("astray", url, **astray.ports)
 
+    full(f.coordinator, 0)
+    fires("RoundStuck disk")
     f.coordinator.kill()
     f.shown("coordinator killed", lambda: p.value("count(fedround_participant_coordinator_reachable == 0)") > 1)
     fires("CoordinatorUnreachable", "CoordinatorUnreachable scrape")

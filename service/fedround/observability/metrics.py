@@ -53,6 +53,7 @@ _EXCHANGES = (
 )
 _PATHS = tuple(dict.fromkeys(path for _, path, _ in _EXCHANGES))
 _SOURCES = ("global", "local")
+_NOT_KEPT = ("checkpoint_failures_total", "Times that the data directory could not be written; it is tried again every second.")
 
 
 class Metrics:
@@ -201,6 +202,7 @@ class CoordinatorMetrics(Metrics):
             "Participants that fell silent or left, and rounds that the deadline took from one.",
             {"reason": ["silent", "deadline", "left"]},
         )
+        self._not_kept = make(Counter, *_NOT_KEPT)
         self._requests = _Requests(self)
 
     def show(self, status: Callable[[], Mapping[str, Any]]) -> None:
@@ -221,6 +223,8 @@ class CoordinatorMetrics(Metrics):
                 self._dropped.labels(fact.reason).inc()
             case events.Revoked(reason="deadline"):
                 self._dropped.labels("deadline").inc()
+            case events.NotKept():
+                self._not_kept.inc()
             case events.RequestServed():
                 self._requests.served(fact)
 
@@ -242,6 +246,7 @@ class AggregatorMetrics(Metrics):
         self._checkpoint = make(
             Histogram, "checkpoint_duration_seconds", "To write a model to the data directory, flushed to the disk.", buckets=_WORK
         )
+        self._not_kept = make(Counter, *_NOT_KEPT)
         self._uploads = make(Gauge, "uploads_in_progress", "Updates that are being received.")
         self._weights = _Weights(self, _SOURCES[:1])
         self._requests = _Requests(self)
@@ -261,6 +266,8 @@ class AggregatorMetrics(Metrics):
                 self._observe(self._aggregation, fact.seconds)
             case events.WasKept():
                 self._observe(self._checkpoint, fact.seconds)
+            case events.NotKept():
+                self._not_kept.inc()
             case events.WeightsMeasured():
                 self._weights.measured(fact)
             case events.RequestServed():

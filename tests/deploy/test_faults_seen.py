@@ -194,6 +194,8 @@ def faults(f: Federation) -> Seen:
     )
     fires("AggregatorRefusingUpdates unavailable")
 
+    # Between two attempts nobody would ask it.
+    until(lambda: "selected" in {silo["state"] for silo in f.coordinator.status("COORDINATOR_OPS_PORT")["participants"]})
     f.aggregator.kill()
     f.shown("aggregator killed", lambda: bool(p.query("fedround_coordinator_aggregator_reachable == 0")))
     fires("AggregatorRefusingUpdates gone")

@@ -2,6 +2,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from uuid import UUID
 
 import httpx
@@ -12,6 +13,7 @@ from fedround import events
 from fedround.asgi import METHODS
 from fedround.coordinator import app
 from fedround.coordinator.rounds import Plan
+from fedround.durable import Directory
 from fedround.events import Observer
 from fedround.observability.health import Health
 from fedround.observability.metrics import CoordinatorMetrics
@@ -19,7 +21,8 @@ from fedround.observability.telemetry import Telemetry
 from fedround.serve import Endpoint, serving
 from fedround.settings import CoordinatorSettings
 from fedround.tokens import Tokens
-from support.coordinating import AGGREGATOR_URL, Coordinating, MemoryBooks, coordinating
+from support.coordinating import AGGREGATOR_URL, Coordinating, MemoryBooks, Recorder, coordinating
+from support.disks import files_of_at_most
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 PREFER = {"Prefer": "wait=25"}
@@ -299,5 +302,27 @@ def test_a_coordinator_is_ready_once_it_has_reached_the_aggregator_and_as_long_a
                 assert (status["state"], status["round"], status["rounds"]) == ("waiting for participants: 0 of 1", 0, 10)
                 assert (await http.get("/livez")).status_code == 200
                 work.cancel()
+
+    asyncio.run(main())
+
+
+def test_a_coordinator_that_cannot_keep_who_takes_part_is_not_ready_and_says_why(tmp_path: Path) -> None:
+    async def main() -> None:
+        health, recorder, settings = Health(), Recorder(), CoordinatorSettings()
+        telemetry = Telemetry(CoordinatorMetrics, [app.readiness(health), recorder])
+        service = app.build(settings, MemoryBooks(), telemetry.observe, Directory(tmp_path))
+        async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+            work = tasks.create_task(service.run())
+            await recorder.until(events.BooksReached)
+            assert health.reasons == []
+            with files_of_at_most(10):
+                service.join("anna")
+                await recorder.until(events.NotKept)
+                (reason,) = health.reasons
+                assert reason.startswith("who takes part cannot be kept in the data directory, and no round begins: ")
+                assert "File too large" in reason
+            await recorder.until(events.Selected)
+            assert health.reasons == []
+            work.cancel()
 
     asyncio.run(main())

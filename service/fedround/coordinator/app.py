@@ -134,7 +134,7 @@ def build(
 
 
 def readiness(health: Health) -> Observer:
-    """An observer by which the coordinator is ready while it is in contact with the aggregator."""
+    """An observer by which the coordinator is ready while it is in contact with the aggregator, and can keep who takes part."""
     health.fault("aggregator", "the aggregator was not reached yet")
 
     def observer(fact: Fact) -> None:
@@ -143,6 +143,10 @@ def readiness(health: Health) -> Observer:
                 health.fault("aggregator", f"no contact with the aggregator: {reason}")
             case events.BooksReached():
                 health.fine("aggregator")
+            case events.NotKept(what, reason):
+                health.fault("data directory", f"{what} cannot be kept in the data directory, and no round begins: {reason}")
+            case events.WasKept():
+                health.fine("data directory")
 
     return observer
 

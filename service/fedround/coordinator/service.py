@@ -191,7 +191,7 @@ class CoordinatorService:
 
     async def _write_down(self) -> None:
         """Have the memory on disk as it is now. Raises `OSError`, and leaves it to `_keep_up` to tell so and to try again."""
-        keep, memory = self._keep, self._rounds.memory
+        keep, memory, began = self._keep, self._rounds.memory, time.perf_counter()
         self._news.clear()
         if keep is None:
             return
@@ -207,6 +207,7 @@ class CoordinatorService:
         except OSError:
             self._news.set()
             raise
+        self._observer(events.WasKept(time.perf_counter() - began))
 
     # The books
 

@@ -262,6 +262,14 @@ class RoundCompleted(Fact):
 
 
 @dataclass(frozen=True, slots=True)
+class ModelsLost(Fact):
+    """Round `round` was completed, but the aggregator's newest model is that of round `newest`, or there is none."""
+
+    round: int
+    newest: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingCompleted(Fact):
     rounds: int
 

@@ -482,6 +482,14 @@ def test_a_round_whose_model_the_books_of_another_life_have_is_completed() -> No
     assert table.state(table.ids[0]) is HeartbeatState.FINISH
 
 
+@pytest.mark.parametrize(("newest", "lost"), [(None, True), (1, True), (2, False), (3, False)])
+def test_it_is_told_when_the_books_do_not_have_the_model_of_the_last_round(newest: int | None, lost: bool) -> None:
+    core = Rounds(Plan(rounds=3), Random(1), memory=Memory(3))
+    core.recorded(0, Page(LIFE, (), None if newest is None else Newest(newest, parameters=5)))
+    told = [fact for fact in core.take_facts() if isinstance(fact, events.ModelsLost)]
+    assert told == ([events.ModelsLost(2, newest)] if lost else [])
+
+
 def known(*ids: str, owed: int) -> tuple[Known, ...]:
     return tuple(Known(id, id, n, extended=True, counted=owed - 1, owed=owed) for n, id in enumerate(ids))
 

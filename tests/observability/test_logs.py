@@ -135,9 +135,15 @@ def test_what_an_operator_must_look_at_is_a_warning(log: pytest.LogCaptureFixtur
         events.UpdateReceived(ID, "accepted", 12),
         events.AttemptDropped(1, ID, 2, "nobody left"),
         events.UploadFailed(ID, "cut"),
+        events.ModelsLost(5, 1),
+        events.ModelsLost(5, None),
     )
-    assert [level for level, _ in lines] == ["WARNING"] * 5
+    assert [level for level, _ in lines] == ["WARNING"] * 7
     assert lines[0][1] == "round 1 failed after 0.50 s: ValueError in train_round"
+    assert [text.partition(": ")[2] for _, text in lines[-2:]] == [
+        "its newest is that of round 1, and training goes on from there",
+        "it has none, and training goes on from there",
+    ]
 
 
 def test_the_last_warnings_are_remembered_with_their_times() -> None:

@@ -18,8 +18,9 @@ The rules:
 8. Who joins under the name of one who has a part in the attempt may be that one after a restart, and its update counted already:
    it is chosen in the next attempt, or when the other was heard of for so long that they must be two.
 9. `Memory` is what survives a restart: it begins a new attempt of the round. Whatever the round was, one whose model the books
-   have is over. Until it is known whether a participant of the attempt before has its part in the next, it is told to ask again
-   (`Busy`): with `stand_by` it would throw away what it is training.
+   have is over; one that was completed stays so, and it is told if its model is gone. Until it is known whether a participant of
+   the attempt before has its part in the next, it is told to ask again (`Busy`): with `stand_by` it would throw away what it is
+   training.
 10. What is remembered of rounds that are over is for people: nothing follows from it.
 """
 
@@ -265,6 +266,7 @@ class Rounds:
                 self._catch_up(now, page.newest)
             elif known and self.attempt is not None:
                 self._lose(now, self.attempt)
+            self._compare(page.newest)
         for entry in page.entries:
             if entry.seq > self.after:
                 self.after = entry.seq
@@ -404,6 +406,11 @@ class Rounds:
         past = self.history.get(measured.round)
         if past is not None and not past.weights:
             self.history[measured.round] = replace(past, weights=measured.figures)
+
+    def _compare(self, newest: Newest | None) -> None:
+        there = -1 if newest is None else newest.round
+        if there < self.round - 1:
+            self._facts.append(events.ModelsLost(self.round - 1, None if newest is None else newest.round))
 
     def _catch_up(self, now: float, newest: Newest) -> None:
         """A model was made of the round, but we were not told: the aggregator or we ourselves died in between."""

@@ -105,6 +105,9 @@ def _platform_line(fact: Fact) -> _Line | None:
                 + (f", {parameters} parameters" if parameters else "")
             )
             return logging.INFO, text + (f", {_figures(figures)}" if figures else "")
+        case events.ModelsLost(number, newest):
+            there = "it has none" if newest is None else f"its newest is that of round {newest}"
+            return logging.WARNING, f"the aggregator has lost the model of round {number}: {there}, and training goes on from there"
         case events.TrainingCompleted(rounds):
             return logging.INFO, f"training complete after {rounds} rounds"
         case events.UpdateReceived(id, outcome, size, reason) if outcome != "accepted":

@@ -275,6 +275,13 @@ class TrainingCompleted(Fact):
 
 
 @dataclass(frozen=True, slots=True)
+class StoodStill(Fact):
+    """The coordinator could hear nobody for so long: it was paused, or its machine was."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class BooksUnreachable(Fact):
     """A call to the aggregator's books failed; it is tried again."""
 

@@ -224,6 +224,18 @@ def test_who_is_silent_is_gone_and_who_is_heard_stays() -> None:
     assert table.state(alive) is HeartbeatState.STAND_BY
 
 
+def test_nobody_is_taken_for_silent_because_the_coordinator_stood_still() -> None:
+    table = Table(Plan(min_clients=9, heartbeat_timeout=15), present=2)
+    table.now += 60
+    table.rounds.stood_still(table.now, 59)
+    table.later(0)
+    alive, silent = table.ids
+    assert table.facts(events.ParticipantGone) == []
+    table.later(14, alive)
+    table.later(1)
+    assert table.facts(events.ParticipantGone) == [events.ParticipantGone(silent, "silo-1", "silent")]
+
+
 def test_who_left_is_not_missed_later() -> None:
     table = Table(Plan(min_clients=9), present=2)
     table.rounds.leave(table.now, table.ids[0])

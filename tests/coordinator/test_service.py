@@ -1,6 +1,7 @@
 import asyncio
 import errno
 import threading
+import time
 from collections.abc import Awaitable, Sequence
 from pathlib import Path
 
@@ -377,6 +378,23 @@ def test_what_cannot_be_kept_makes_the_round_wait_and_nothing_else(monkeypatch: 
             hold = await held(c.service, join(c.service))
             full = False
             assert (await hold).state is HeartbeatState.ROUND
+
+    asyncio.run(main())
+
+
+def test_a_coordinator_that_was_paused_takes_nobody_for_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedround.coordinator.service.TURN", 0.01)
+    paused = 0.0
+
+    async def main() -> None:
+        nonlocal paused
+        async with coordinating(Plan(min_clients=2), MemoryBooks(), clock=lambda: time.monotonic() + paused) as c:
+            await c.recorder.until(events.BooksReached)
+            anna = join(c.service)
+            paused = 100.0
+            assert (await c.recorder.until(events.StoodStill)).seconds == pytest.approx(100, abs=5)
+            assert (await c.service.heartbeat(anna)).state is HeartbeatState.STAND_BY
+            assert c.recorder.all(events.ParticipantGone) == []
 
     asyncio.run(main())
 

@@ -137,12 +137,14 @@ def test_what_an_operator_must_look_at_is_a_warning(log: pytest.LogCaptureFixtur
         events.UploadFailed(ID, "cut"),
         events.ModelsLost(5, 1),
         events.ModelsLost(5, None),
+        events.StoodStill(17.25),
     )
-    assert [level for level, _ in lines] == ["WARNING"] * 7
+    assert [level for level, _ in lines] == ["WARNING"] * 8
     assert lines[0][1] == "round 1 failed after 0.50 s: ValueError in train_round"
-    assert [text.partition(": ")[2] for _, text in lines[-2:]] == [
+    assert [text.partition(": ")[2] for _, text in lines[-3:]] == [
         "its newest is that of round 1, and training goes on from there",
         "it has none, and training goes on from there",
+        "nobody is taken for silent because of that",
     ]
 
 

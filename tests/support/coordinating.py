@@ -1,6 +1,7 @@
 """A coordinator at work, and books without HTTP or sums to work with."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -110,9 +111,14 @@ class Coordinating:
 
 
 @asynccontextmanager
-async def coordinating(plan: Plan, books: Books, keep: Callable[[Memory], None] | None = None) -> AsyncIterator[Coordinating]:
-    recorder = Recorder()
-    service = CoordinatorService(Rounds(plan, Random(1)), books, aggregator_url=AGGREGATOR_URL, observer=recorder, keep=keep)
+async def coordinating(
+    plan: Plan,
+    books: Books,
+    keep: Callable[[Memory], None] | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> AsyncIterator[Coordinating]:
+    recorder, rounds = Recorder(), Rounds(plan, Random(1))
+    service = CoordinatorService(rounds, books, aggregator_url=AGGREGATOR_URL, observer=recorder, keep=keep, clock=clock)
     async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
         work = tasks.create_task(service.run())
         yield Coordinating(service, recorder, work)

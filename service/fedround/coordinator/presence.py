@@ -120,6 +120,11 @@ class Presence:
                 heappush(self._expiry, (participant.expires, id))
         return list(ids)
 
+    def spare(self, now: float) -> None:
+        """Nobody could be heard of until now: every time-out begins again."""
+        for participant in self:
+            participant.expires = max(participant.expires, now + self._timeout)
+
     def next_expiry(self) -> float:
         """Not later than the next time-out; `math.inf` when nobody is there."""
         return self._expiry[0][0] if self._expiry else math.inf

@@ -2,7 +2,8 @@
 
 The rules:
 
-1. Who joins is Waiting. Nobody heard of for the heartbeat time-out is gone; who leaves is gone at once. Rounds count from 0.
+1. Who joins is Waiting. Nobody heard of for the heartbeat time-out is gone, unless we were deaf; who leaves is gone at once. Rounds
+   count from 0.
 2. With at least `min_clients` present an *attempt* of the round begins: ceil(ratio x present) of them, drawn uniformly, are
    chosen. A chosen participant is told `round` only when the books have admitted its token.
 3. Required are max(1, floor(ratio x min_clients)) updates. While counted and outstanding are fewer, others are chosen from the
@@ -198,6 +199,11 @@ class Rounds:
             if member.state is State.SELECTED and member.deadline <= now:
                 self._take_back(now, attempt, member, "deadline")
         self._settle(now)
+
+    def stood_still(self, now: float, seconds: float) -> None:
+        """The process did not run for so long. To be called before `tick`."""
+        self.present.spare(now)
+        self._facts.append(events.StoodStill(seconds))
 
     def next_deadline(self) -> float:
         """When `tick` has something to do next, if nothing else happens before; `math.inf`: never."""

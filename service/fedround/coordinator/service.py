@@ -26,6 +26,10 @@ WORTH_KEEPING = (events.ParticipantJoined, events.ParticipantGone, events.Traini
 """Facts after which the memory is written down at once; after a round, when what is written is older than ..."""
 STALE = 1.0
 """... so many seconds."""
+TURN = 1.0
+"""Seconds after which the loop turns, whether or not there is something to do: one that turns later by ..."""
+STOOD_STILL = 2.0
+"""... so many did not run meanwhile."""
 HOLD_RATIO = 0.9
 """Part of the heartbeat time-out for which a heartbeat is held at most: nobody shall be silent for too long because of us."""
 
@@ -234,7 +238,7 @@ class CoordinatorService:
             self._tell()
             call = self._rounds.pending(now)
             if call is None:
-                await _set(self._kick, within=self._rounds.next_deadline() - now)
+                await self._idle(now)
                 continue
             if isinstance(call, Open | Admit):
                 # Ahead: who may be told that its update was counted is known to have a part, whenever we die.
@@ -248,6 +252,13 @@ class CoordinatorService:
             except ExchangeError as error:
                 # Not the same call again: what is due may have changed by then.
                 await self._unreachable(type(call).__name__.lower(), error)
+
+    async def _idle(self, since: float) -> None:
+        within = min(max(self._rounds.next_deadline() - since, 0.0), TURN)
+        await _set(self._kick, within=within)
+        now = self._clock()
+        if (late := now - since - within) > STOOD_STILL:
+            self._rounds.stood_still(now, late)
 
     async def _carry_out(self, call: Call) -> None:
         try:

@@ -108,6 +108,8 @@ def _platform_line(fact: Fact) -> _Line | None:
         case events.ModelsLost(number, newest):
             there = "it has none" if newest is None else f"its newest is that of round {newest}"
             return logging.WARNING, f"the aggregator has lost the model of round {number}: {there}, and training goes on from there"
+        case events.StoodStill(seconds):
+            return logging.WARNING, f"stood still for {seconds:.1f} s: nobody is taken for silent because of that"
         case events.TrainingCompleted(rounds):
             return logging.INFO, f"training complete after {rounds} rounds"
         case events.UpdateReceived(id, outcome, size, reason) if outcome != "accepted":

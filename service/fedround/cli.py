@@ -90,8 +90,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(arguments)
     except FedroundError as error:
-        cause = (error.__cause__ or error) if isinstance(error, ParticipantError) else None
-        LOG.error("%s", error, exc_info=cause)
+        trace = None
+        if isinstance(error, ParticipantError):
+            from fedround.participant.training import traced
+
+            trace = traced(error)
+        LOG.error("%s", error, exc_info=trace)
         return error.exit_code
 
 

@@ -526,7 +526,7 @@ def test_an_interruption_is_seen_though_it_did_not_wake_the_thread_that_waits(mo
         (np.ones(3), Update(-1, np.ones(3)), "-1"),
         (np.ones(3), Update(2**32, np.ones(3)), "4294967296"),
         (np.ones(3), (1, np.array([None, None, None])), "dtype"),
-        (np.ones(3), None, "NoneType"),
+        (np.ones(3), None, "train_round returned None"),
     ],
 )
 def test_what_is_no_good_update_never_leaves_the_house(model: Array, result: Any, complaint: str) -> None:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from operator import index
-from typing import ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -89,8 +89,31 @@ class NumPyParticipant(ParticipantABC[Array | None, "Update | tuple[int, Array]"
 
     def serialize_training_result(self, training_result: Update | tuple[int, Array]) -> Payload:
         """The number of samples and the weights' own memory, which must not change until the next round."""
-        samples, weights = training_result
-        return codec.encode_update(index(samples), np.asarray(weights))
+        samples, weights = _update(training_result)
+        return codec.encode_update(samples, weights)
+
+
+HOW = "return fedround.Update(samples=..., weights=...)"
+
+
+def _update(result: Any) -> tuple[int, Array]:
+    """What people return by mistake is named, and what to return instead. Raises `WrongWeights`."""
+    try:
+        samples, weights = result
+    except (TypeError, ValueError):
+        raise WrongWeights(f"train_round returned {_kind(result)}: {HOW}") from None
+    try:
+        count = index(samples)
+    except TypeError:
+        raise WrongWeights(f"samples is {_kind(samples)}, not a whole number: {HOW}") from None
+    try:
+        return count, np.asarray(weights)
+    except ValueError:
+        raise WrongWeights("weights are arrays of several shapes: make one array of them with fedround.flatten") from None
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else f"a value of type {type(value).__name__}"
 
 
 def _spec(weights: Array) -> codec.Spec:

@@ -28,7 +28,7 @@ from fedround.participant.lifecycle import LEAVE_TIMEOUT, Lifecycle
 from fedround.participant.peers import Aggregator, Coordinator
 from fedround.participant.phase import phase
 from fedround.participant.round import Round, Shard, encode_figures
-from fedround.participant.training import Training, release
+from fedround.participant.training import Training, release, traced
 
 LOG = logging.getLogger(__name__)
 
@@ -178,8 +178,8 @@ class Runtime:
             self._observe(fact)
         for command in commands:
             self._carry_out(command)
-        if isinstance(event, m.TrainingFailed) and self._lifecycle.exited is None:
-            LOG.warning("%s", event.reason, exc_info=self._failure)
+        if isinstance(event, m.TrainingFailed) and self._lifecycle.exited is None and (trace := traced(self._failure)):
+            LOG.warning("%s", event.reason, exc_info=trace)  # without a trace, the end of the round has told all
 
     def _carry_out(self, command: m.Command) -> None:
         match command:

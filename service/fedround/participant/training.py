@@ -1,13 +1,17 @@
 """Runs the participant's own code on one global model: decode, train, encode, check. No reference to the model outlives its use."""
 
+import importlib
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from fedround.errors import DeserializationError, ParticipantError, SerializationError, TrainingError
+from fedround import weights as codec
+from fedround.errors import DeserializationError, FedroundError, ParticipantError, SerializationError, TrainingError
 from fedround.events import Observer
 from fedround.participant.abc import ParticipantABC
 from fedround.participant.measuring import Measuring
@@ -32,14 +36,15 @@ class Training:
         code, measuring = self._participant, self._measuring
         if measuring is not None:
             measuring.received(round.number, model[0])
+        first = not len(model[0])
         with entered(round):
-            with self._step(round, "decode", DeserializationError):
+            with self._step(round, "decode", DeserializationError, "data is empty: there is no global model yet" if first else ""):
                 data = model.pop()
                 if not code.takes_buffers:
                     data = bytes(data)
                 box = [code.deserialize_training_input(data)]
                 del data
-            with self._step(round, "train", TrainingError):
+            with self._step(round, "train", TrainingError, "there is no global model yet" if first else "", of="NoneType"):
                 result = code.train_round(box.pop())
             with self._step(round, "encode", SerializationError):
                 parts = _parts(code.serialize_training_result(result))
@@ -50,12 +55,14 @@ class Training:
         return parts
 
     @contextmanager
-    def _step(self, round: Round, name: str, error: type[ParticipantError]) -> Iterator[None]:
+    def _step(self, round: Round, name: str, error: type[ParticipantError], note: str = "", *, of: str = "") -> Iterator[None]:
+        """`note`: what an error that speaks `of` something may come from."""
         try:
             with phase(self._observe, round.number, name):
                 yield
         except Exception as cause:
-            raise error(f"{name} failed in round {round.number}: {type(cause).__name__}: {cause}") from cause
+            text = f"{name} failed in round {round.number}: {type(cause).__name__}: {cause}"
+            raise error(f"{text} ({note})" if note and of in str(cause) else text) from cause
 
 
 def _parts(payload: Any) -> list[memoryview]:
@@ -64,6 +71,33 @@ def _parts(payload: Any) -> list[memoryview]:
         return [np.frombuffer(payload, np.uint8).data]  # a memoryview cannot be cast from every format
     except TypeError:
         return [np.frombuffer(buffer, np.uint8).data for buffer in payload]
+
+
+Traced = tuple[type[BaseException], BaseException, TracebackType | None]
+
+_IMPORTS = ("<frozen importlib", importlib.__file__)
+_CALLERS = (__file__, str(Path(__file__).with_name("load.py")))
+"""Where users' code is called from."""
+_OURS = (*_CALLERS, str(Path(__file__).with_name("abc.py")), codec.__file__)
+
+
+def traced(error: FedroundError | None) -> Traced | None:
+    """What to log of it as `exc_info`: the traceback from the first line of the participant's own code on, or nothing.
+
+    Nothing, where no line of its own is to blame: what it returned was refused, or it cannot be called in this way.
+    """
+    cause = error.__cause__ if isinstance(error, ParticipantError) else None
+    if cause is None:
+        return None
+    trace = cause.__traceback__
+    last = ""
+    while trace is not None and (file := trace.tb_frame.f_code.co_filename).startswith((*_OURS, *_IMPORTS)):
+        trace, last = trace.tb_next, file
+    if trace is None and not isinstance(cause, SyntaxError):
+        if isinstance(cause, FedroundError) or last in _CALLERS:
+            return None
+        trace = cause.__traceback__
+    return type(cause), cause, trace
 
 
 def release(error: BaseException) -> None:

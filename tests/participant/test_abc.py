@@ -1,0 +1,42 @@
+"""What people return from `train_round` by mistake is told in their words, not in those of whoever takes it apart."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fedround
+from fedround.errors import WrongWeights
+
+HOW = "return fedround.Update(samples=..., weights=...)"
+
+
+class Mine(fedround.NumPyParticipant):
+    def train_round(self, training_input: Any) -> Any: ...
+
+
+@pytest.mark.parametrize(
+    ("returned", "complaint"),
+    [
+        (None, f"train_round returned None: {HOW}"),
+        (np.ones(3), f"train_round returned a value of type ndarray: {HOW}"),
+        ((1, np.ones(3), 0.5), f"train_round returned a value of type tuple: {HOW}"),
+        ((np.ones(3), 1), f"samples is a value of type ndarray, not a whole number: {HOW}"),
+        ((1.0, np.ones(3)), f"samples is a value of type float, not a whole number: {HOW}"),
+        ((None, np.ones(3)), f"samples is None, not a whole number: {HOW}"),
+        ((1, [np.ones(2), np.ones((2, 2))]), "weights are arrays of several shapes: make one array of them with fedround.flatten"),
+        ((-1, np.ones(3)), "a sample count is a number from 0 to 2**32 - 1, not -1"),
+    ],
+    ids=str,
+)
+def test_what_is_no_update_is_named_with_what_to_return_instead(returned: Any, complaint: str) -> None:
+    with pytest.raises(WrongWeights) as raised:
+        Mine().serialize_training_result(returned)
+    assert str(raised.value) == complaint
+
+
+@pytest.mark.parametrize("returned", [(np.int64(3), [1.0, 2.0]), [3, np.array([1.0, 2.0])]], ids=str)
+def test_whatever_numpy_takes_for_a_number_and_an_array_is_an_update(returned: Any) -> None:
+    prefix, data = map(bytes, Mine().serialize_training_result(returned))
+    assert prefix[:4] == b"\0\0\0\3"
+    assert data == np.array([1.0, 2.0]).tobytes()

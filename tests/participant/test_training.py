@@ -1,0 +1,93 @@
+"""The participant's own code: what is told of an error of it."""
+
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fedround
+from fedround.errors import ParticipantError
+from fedround.events import Observers
+from fedround.participant.load import load_participant
+from fedround.participant.round import Round, Shard
+from fedround.participant.training import Training, traced
+
+
+class Mine(fedround.NumPyParticipant):
+    def __init__(self, train: Callable[[Any], Any]) -> None:
+        self._train = train
+
+    def train_round(self, training_input: Any) -> Any:
+        return self._train(training_input)
+
+
+def failed(participant: fedround.ParticipantABC[Any, Any], model: bytes = b"") -> ParticipantError:
+    with pytest.raises(ParticipantError) as raised:
+        Training(participant, Observers())(Round(0, Shard(0, 1), lambda _figures: None), [bytearray(model)])
+    return raised.value
+
+
+def files(error: ParticipantError) -> list[str]:
+    found = traced(error)
+    assert found is not None
+    return [Path(frame.filename).name for frame in traceback.extract_tb(found[2])]
+
+
+def test_a_traceback_begins_with_the_participants_own_code() -> None:
+    assert files(failed(Mine(lambda _weights: 1 / 0))) == ["test_training.py", "test_training.py"]
+
+
+def test_an_update_that_is_refused_has_no_traceback() -> None:
+    error = failed(Mine(lambda _weights: (1, np.array([np.nan]))))
+    assert traced(error) is None
+    assert str(error) == "check failed in round 0: NotFinite: weights are NaN or infinite: has training diverged?"
+
+
+def test_a_method_that_takes_other_arguments_has_no_traceback() -> None:
+    class Wrong(fedround.NumPyParticipant):
+        def train_round(self) -> Any: ...  # type: ignore[override]
+
+    error = failed(Wrong())
+    assert traced(error) is None
+    assert "takes 1 positional argument but 2 were given" in str(error)
+
+
+def test_a_failed_import_is_traced_from_the_users_module_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lacking.py").write_text("import nowhere_to_be_found")
+    (tmp_path / "misspelt.py").write_text("class X(:")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ParticipantError) as lacking:
+        load_participant("lacking:X", {})
+    assert files(lacking.value) == ["lacking.py"]
+    with pytest.raises(ParticipantError) as misspelt:
+        load_participant("misspelt:X", {})
+    found = traced(misspelt.value)
+    assert found is not None
+    assert "class X(:" in "".join(traceback.format_exception(*found))
+    assert found[2] is None
+
+
+def test_what_fails_in_our_own_code_is_traced_whole() -> None:
+    assert files(failed(Mine(lambda _weights: iter((1, np.ones(3)))))) == ["training.py", "training.py", "abc.py"]
+
+
+@pytest.mark.parametrize(
+    ("train", "noted"),
+    [(lambda weights: (1, weights + 1), True), (lambda weights: (1, weights[0]), True), (lambda _weights: 1 / 0, False)],
+)
+def test_who_takes_none_for_a_model_is_told_that_there_is_none_yet(train: Callable[[Any], Any], noted: bool) -> None:
+    assert str(failed(Mine(train))).endswith("(there is no global model yet)") is noted
+
+
+def test_who_takes_nothing_for_an_array_is_told_that_there_is_none_yet() -> None:
+    class Old(Mine):
+        takes_buffers = False
+
+        def deserialize_training_input(self, data: bytes) -> Any:
+            return np.frombuffer(data)[0]
+
+    assert str(failed(Old(lambda _weights: None))).endswith("(data is empty: there is no global model yet)")

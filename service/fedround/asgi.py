@@ -86,7 +86,7 @@ def unauthorized(headers: Headers, *, basic: bool = False) -> Response:
     """Why somebody with these headers is not let in."""
     challenge = 'Basic realm="fedround"' if basic else "Bearer"
     reason = "this token is not known" if "authorization" in headers else "a token is needed"
-    return problem(401, f"{reason} here: send `Authorization: Bearer ...`", {"WWW-Authenticate": challenge})
+    return problem(401, f"{reason} here, as `Authorization: Bearer`", {"WWW-Authenticate": challenge})
 
 
 class Front:

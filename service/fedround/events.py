@@ -165,6 +165,13 @@ class ContactMade(Fact):
 
 
 @dataclass(frozen=True, slots=True)
+class TransferLost(Fact):
+    """A model did not come from the aggregator, or an update did not get there; it will be tried again, or ordered anew."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Retrying(Fact):
     """An exchange is tried again after `delay` seconds."""
 

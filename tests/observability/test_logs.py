@@ -12,7 +12,7 @@ from typing import get_type_hints
 import numpy as np
 import pytest
 
-from fedround import events
+from fedround import events, wire
 from fedround.events import Fact
 from fedround.observability.logs import WARNINGS, JsonFormatter, LogObserver, TextFormatter
 from fedround.weights import Change, Statistics, statistics
@@ -101,8 +101,26 @@ def test_a_participants_round_is_told_in_a_few_lines(log: pytest.LogCaptureFixtu
         "round 0: selected",
         "round 0: loss=0.5",
         "round 0 completed after 1.25 s",
-        "finished",
+        "finished: training is complete",
     ]
+
+
+def test_transfers_that_fail_are_told_once_and_so_is_that_they_go_on(log: pytest.LogCaptureFixture) -> None:
+    lost, sent = (
+        events.TransferLost("GET there/{id}/{token}: refused"),
+        events.ExchangeEnded("GET", wire.UPDATE, 200, None, 0.1, 0, 9),
+    )
+    failed = events.ExchangeEnded("GET", wire.UPDATE, None, "ConnectError", 0.1, 0, 0)
+    assert told(log, sent, failed, lost, failed, lost, sent, sent, lost) == [
+        ("WARNING", "no contact with the aggregator (GET there/{id}/{token}: refused), trying again"),
+        ("INFO", "in contact with the aggregator"),
+        ("WARNING", "no contact with the aggregator (GET there/{id}/{token}: refused), trying again"),
+    ]
+
+
+def test_who_is_asked_to_stop_says_in_which_state(log: pytest.LogCaptureFixture) -> None:
+    training, stopped = events.StateChanged("training", 0, draining=True), events.StateChanged("stopped", None, draining=True)
+    assert [text for _, text in told(log, training, stopped)] == ["draining: asked to stop while training", "stopped"]
 
 
 def test_a_lost_contact_is_told_once_and_so_is_its_return(log: pytest.LogCaptureFixture) -> None:

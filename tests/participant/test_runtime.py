@@ -334,6 +334,30 @@ def test_a_finished_training_accepts_nobody() -> None:
 # Failures of the network
 
 
+def test_a_lost_contact_says_what_is_likely_to_mend_it() -> None:
+    facts: list[Fact] = []
+    with OldPlatform(rendez_vous=[Answer(404)]) as p, pytest.raises(CoordinatorUnreachable):
+        run_participant(Mean(), p.url, observers=[facts.append], give_up_after=0.01)
+    (lost,) = {fact.reason for fact in facts if isinstance(fact, events.ContactLost)}
+    assert lost.endswith(
+        "refused with 404: is PARTICIPANT_COORDINATOR_URL (--coordinator-url) the coordinator's port for participants,"
+        " 8081 by default?"
+    )
+
+
+def test_a_lost_transfer_is_told_with_what_is_likely_to_mend_it_unless_the_round_ends_by_it() -> None:
+    facts: list[Fact] = []
+    with OldPlatform(
+        heartbeat=After("upload", order(0), FINISH),
+        download=[Answer(401), Answer(500), Answer()],
+        upload=[Answer(422)],
+    ) as p:
+        run_participant(Mean(), p.url, FAST, observers=[facts.append])
+    lost = [fact.reason.partition(": ")[2] for fact in facts if isinstance(fact, events.TransferLost)]
+    assert lost == ["refused with 401: is PARTICIPANT_TOKEN (--token) the right one?", "500"]
+    assert outcomes(facts) == ["refused"]
+
+
 def test_a_coordinator_that_is_away_is_waited_for() -> None:
     with OldPlatform(
         rendez_vous=[Answer(502), Answer(404), Answer(body=b"<html>"), say({"id": TOKEN, "ok": True})],

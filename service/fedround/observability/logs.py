@@ -11,7 +11,7 @@ from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from fedround import events
+from fedround import events, wire
 from fedround.events import Fact, redact, short
 
 LOG = logging.getLogger("fedround")
@@ -32,6 +32,7 @@ class LogObserver:
 
     def __init__(self) -> None:
         self._made: dict[str, bool] = {}
+        self._transfers_lost = False
         self._warnings: deque[tuple[float, str]] = deque(maxlen=WARNINGS)
 
     @property
@@ -41,7 +42,7 @@ class LogObserver:
 
     def __call__(self, fact: Fact) -> None:
         """Log what `fact` has to say. Each attempt tells that a contact is still lost: one line is enough."""
-        line = self._contact_line(fact) or _participant_line(fact) or _platform_line(fact)
+        line = self._contact_line(fact) or self._transfer_line(fact) or _participant_line(fact) or _platform_line(fact)
         if line is not None:
             LOG.log(line[0], "%s", line[1], extra={"fact": fact})
             if line[0] >= logging.WARNING:
@@ -65,11 +66,22 @@ class LogObserver:
             return logging.WARNING, f"no contact with the {peer} ({fact.reason}), trying again"
         return logging.INFO, f"in contact with the {peer}"
 
+    def _transfer_line(self, fact: Fact) -> _Line | None:
+        match fact:
+            case events.TransferLost(reason) if not self._transfers_lost:
+                self._transfers_lost = True
+                return logging.WARNING, f"no contact with the aggregator ({reason}), trying again"
+            case events.ExchangeEnded(path=wire.UPDATE, error=None) if self._transfers_lost:
+                self._transfers_lost = False
+                return logging.INFO, "in contact with the aggregator"
+        return None
+
 
 def _participant_line(fact: Fact) -> _Line | None:
     match fact:
         case events.StateChanged(state=state, draining=draining) if draining or state in ("finished", "stopped"):
-            return logging.INFO, f"{state}, draining" if draining else state
+            ended = {"finished": "finished: training is complete", "stopped": "stopped"}
+            return logging.INFO, ended.get(state, f"draining: asked to stop while {state}")
         case events.Registered(id, reason):
             return logging.INFO, f"registered as {short(id)}" + ("" if reason == "start" else f" ({reason})")
         case events.OrderAccepted(number, repeated):

@@ -13,6 +13,7 @@ from threading import Event, Thread
 from typing import Any
 
 from fedround.errors import (
+    Aborted,
     Busy,
     ConfigurationError,
     CoordinatorUnreachable,
@@ -22,7 +23,7 @@ from fedround.errors import (
     Refused,
     TooLarge,
 )
-from fedround.events import Observer, Reported, ShardTaken
+from fedround.events import Observer, Reported, ShardTaken, TransferLost
 from fedround.participant import moves as m
 from fedround.participant.lifecycle import LEAVE_TIMEOUT, Lifecycle
 from fedround.participant.peers import Aggregator, Coordinator
@@ -40,6 +41,9 @@ GRACE = 1.0
 """Seconds that the participant's own code has to return when everything else has ended, where nobody waits for it any longer."""
 REFUSED_PAUSE = 10.0
 """Seconds until a token that was refused is tried again: only a person can mend that."""
+END_OF_ROUND = (409, 413, 415, 422)
+"""With these the aggregator refuses an update for good: the round ends, and its end tells why."""
+UNKNOWN = "is PARTICIPANT_COORDINATOR_URL (--coordinator-url) the coordinator's port for participants, 8081 by default?"
 
 Kept = tuple[Sequence[memoryview], str | None]
 """An update, and the figures that travel with it."""
@@ -229,7 +233,7 @@ class Runtime:
         try:
             answer = self._coordinator.rendez_vous(self._name, self._ordinal)
         except ExchangeError as error:
-            self._events.put(m.RegisterFailed(*self._why(error)))
+            self._events.put(m.RegisterFailed(*self._why(error, UNKNOWN)))
             return
         if answer.ordinal is not None:
             self._ordinal = answer.ordinal
@@ -243,8 +247,8 @@ class Runtime:
         else:
             self._events.put(m.HeartbeatAnswered(id, answer))
 
-    def _why(self, error: ExchangeError) -> tuple[str, float | None, str]:
-        self._trouble = str(error)
+    def _why(self, error: ExchangeError, unknown: str = "") -> tuple[str, float | None, str]:
+        self._trouble = _advised(error, unknown)
         return error.reason, _retry_after(error), self._trouble
 
     def _leave(self, id: str) -> None:
@@ -257,15 +261,20 @@ class Runtime:
             self._left.set()
 
     def _transfer(self, command: m.Transfer, order: m.Order, kept: Kept | None) -> None:
+        failure: ExchangeError | None = None
         try:
             event = self._exchange(command, order, kept)
         except Refused as error:
             event = m.TransferRefused(order, error.status, error.detail)
+            failure = None if error.status in END_OF_ROUND else error
         except TooLarge as error:
             self._failure = ConfigurationError(str(error))
             event = m.ModelRefused(order, str(error))
         except ExchangeError as error:
             event = m.TransferFailed(order, error.reason, _retry_after(error))
+            failure = None if isinstance(error, Aborted) else error
+        if failure is not None and not isinstance(command, m.StartTraining):
+            self._observe(TransferLost(_advised(failure)))
         self._events.put(event)
 
     def _exchange(self, command: m.Transfer, order: m.Order, kept: Kept | None) -> m.Event:
@@ -300,6 +309,18 @@ class Runtime:
 
     def _report(self, round: int, figures: Mapping[str, float]) -> None:
         self._observe(Reported(round, tuple(figures.items())))
+
+
+def _advised(error: ExchangeError, unknown: str = "") -> str:
+    """What went wrong, and what is likely to mend it; `unknown`: what a 404 means."""
+    match error:
+        case Refused(status=401 | 403):
+            advice = "is PARTICIPANT_TOKEN (--token) the right one?"
+        case Refused(status=404):
+            advice = unknown
+        case _:
+            advice = "does that port speak TLS? Without it the URL begins with http://" if "WRONG_VERSION" in str(error) else ""
+    return f"{error}: {advice}" if advice else str(error)
 
 
 def _retry_after(error: ExchangeError) -> float | None:

@@ -77,6 +77,50 @@ def test_a_wrong_command_line_exits_with_64(arguments: list[str]) -> None:
     assert done.stderr.startswith("usage: fedround")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["partcipant"], "fedround: there is no partcipant: did you mean participant?"),
+        (["coordinator", "--ruonds=3"], "fedround coordinator: there is no --ruonds: did you mean --rounds?"),
+        (["platform", "--rounds", "3"], "fedround platform: there is no --rounds: did you mean --coordinator-rounds?"),
+        (
+            ["platform", "--data-dir", "/data"],
+            "fedround platform: there is no --data-dir: did you mean --aggregator-data-dir or --coordinator-data-dir?",
+        ),
+        (["status", "coordinator", "now"], "fedround status: there is no now; --help shows what there is"),
+    ],
+)
+def test_what_is_misspelt_is_told_with_what_was_meant(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 64
+    assert capsys.readouterr().err.splitlines()[-1] == told
+
+
+@pytest.mark.parametrize(
+    ("path", "advice"),
+    [
+        ("nothing", "refused with 404: is this the aggregator's ops port, by default 9082?"),
+        ("guarded", "refused with 401: give the aggregator's by --token"),
+    ],
+)
+def test_who_finds_no_model_is_told_where_one_is(path: str, advice: str, ops: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert main(["model", "--from", f"{ops}/{path}", "-o", "never-written.npy"]) == 1
+    assert caplog.messages[-1].endswith(advice)
+
+
+def test_a_model_is_asked_of_a_url(caplog: pytest.LogCaptureFixture) -> None:
+    assert main(["model", "--from", "localhost:9082", "-o", "never-written.npy"]) == 1
+    assert caplog.messages[-1] == "localhost:9082 is no URL: write it as http://host:port"
+
+
+def test_ctrl_c_before_a_service_has_begun_leaves_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "pydantic").mkdir()
+    (tmp_path / "pydantic" / "__init__.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    done = fedround("participant", PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 def test_a_participant_without_settings_exits_with_78_and_says_how_to_set_them() -> None:
     done = fedround("participant")
     assert (done.returncode, done.stdout) == (78, "")
@@ -222,6 +266,8 @@ class Ops(BaseHTTPRequestHandler):
             "/readyz": (503, b'{"ready": false, "reasons": ["no contact with the coordinator: refused", "it stops"]}\n'),
             "/fine/readyz": (200, b'{"ready": true, "reasons": []}\n'),
             "/welcome/status": (200, b"<html>welcome</html>"),
+            "/a/list/status": (200, b"[]"),
+            "/guarded/model": (401, b""),
             "/other/readyz": (200, b"<html>welcome</html>"),
         }.get(self.path, (404, b"[]"))
         self.send_response(status)
@@ -247,9 +293,24 @@ def test_status_shows_what_the_service_says(ops: str, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == '{"path": "/status"}\n'
 
 
-def test_status_of_something_else_is_none(ops: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["status", "--from", f"{ops}/welcome"]) == 1
-    assert capsys.readouterr() == ("", "not a service of fedround: its status is no JSON\n")
+@pytest.mark.parametrize(("path", "status"), [("welcome", 200), ("a/list", 200), ("nothing", 404)])
+def test_status_of_something_else_is_none(path: str, status: int, ops: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--from", f"{ops}/{path}"]) == 1
+    ports = "8080 (participant), 9081 (coordinator), 9082 (aggregator)"
+    complaint = f"not a service of fedround: it answers /status with {status}; ops ports are by default {ports}\n"
+    assert capsys.readouterr() == ("", complaint)
+
+
+def test_who_asks_nobody_in_particular_is_told_how_to_ask_the_others(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PARTICIPANT_OPS_PORT", "1")
+    assert main(["status"]) == 1
+    told = "no answer from http://127.0.0.1:1: Connection refused"
+    advice = "; `fedround status coordinator` and `aggregator` ask those, --from asks elsewhere"
+    assert capsys.readouterr().err == f"{told}{advice}\n"
+    assert main(["status", "participant"]) == 1
+    assert capsys.readouterr().err == f"{told}\n"
 
 
 def test_status_is_for_people_where_they_look(

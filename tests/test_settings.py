@@ -219,6 +219,15 @@ def test_what_is_no_shard_is_refused(text: str) -> None:
     assert "INDEX/COUNT" in problems(ParticipantSettings, NEEDED | {"PARTICIPANT_SHARD": text})
 
 
+@pytest.mark.parametrize(
+    ("text", "complaint"), [("{epochs: 3}", "this is no JSON: Expecting"), ("[3]", "this is no JSON object; ")]
+)
+def test_options_that_are_no_object_are_told_with_how_to_write_one(text: str, complaint: str) -> None:
+    told = problems(ParticipantSettings, NEEDED | {"PARTICIPANT_OPTIONS": text})
+    assert f"PARTICIPANT_OPTIONS (--options): {complaint}" in told
+    assert """write one as '{"epochs": 3}', in a shell between single quotes""" in told
+
+
 def test_an_unknown_variable_is_warned_of_with_the_nearest_name() -> None:
     _, warnings, _ = load(CoordinatorSettings, {"COORDINATOR_ROUND": "3", "COORDINATOR_XYZZY": "1", "PARTICIPANT_X": "1"}, {})
     assert warnings == ["COORDINATOR_ROUND is no setting: did you mean COORDINATOR_ROUNDS?", "COORDINATOR_XYZZY is no setting"]

@@ -3,6 +3,7 @@
 A command's own code is imported when that command is chosen: `fedround --help` and the probes load neither numpy nor a web server.
 """
 
+import difflib
 import json
 import logging
 import os
@@ -11,13 +12,14 @@ import sys
 from argparse import ArgumentParser, HelpFormatter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import IntEnum
+from http import HTTPStatus
 from itertools import chain
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Never
 
 from fedround import view
-from fedround.errors import ConfigurationError, FedroundError, ParticipantError
+from fedround.errors import ConfigurationError, FedroundError, ParticipantError, Refused
 
 if TYPE_CHECKING:
     from fedround.settings import Line, Loaded, Settings
@@ -39,6 +41,7 @@ class Exit(IntEnum):
     USER_CODE = 70
     HELD = 75
     CONFIGURATION = 78
+    INTERRUPTED = 130
 
 
 MEANINGS = {
@@ -49,6 +52,7 @@ MEANINGS = {
     Exit.USER_CODE: "The participant's own code failed, `PARTICIPANT_MAX_FAILURES` times in a row; the log has its traceback.",
     Exit.HELD: "Another process holds the data directory; started again later, it may get it.",
     Exit.CONFIGURATION: "A setting is missing or wrong, or a port is in use; the message names every setting that is not right.",
+    Exit.INTERRUPTED: "Ctrl-C before a service had begun, or in a command that is none.",
 }
 
 
@@ -66,20 +70,42 @@ class _Parser(ArgumentParser):
         self.print_usage(sys.stderr)
         self.exit(Exit.USAGE, f"{self.prog}: {message}\n")
 
+    def unknown(self, arguments: Sequence[str]) -> Never:
+        """Say what was meant, perhaps: what is misspelt, or a flag of `platform` without the service's name before it."""
+        word = arguments[0].partition("=")[0]
+        known = [flag for action in self._actions for flag in action.option_strings] if word.startswith("-") else list(COMMANDS)
+        meant = [flag for flag in known if word.startswith("--") and flag.endswith(word[1:])]
+        meant = meant or difflib.get_close_matches(word, known, n=1)
+        self.error(f"there is no {word}" + (f": did you mean {' or '.join(meant)}?" if meant else "; --help shows what there is"))
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    parser = _Parser(prog="fedround", description="Federated learning as a cloud-native service.")
+    try:
+        return _main(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:  # before a service handles it, or where nothing is served
+        return Exit.INTERRUPTED
+
+
+def _main(argv: Sequence[str]) -> int:
+    usage = "fedround COMMAND [options]"
+    parser = _Parser(prog="fedround", usage=usage, description="Federated learning as a cloud-native service.")
+    parser.epilog = "`fedround COMMAND --help` shows the options of a command."
     parser.add_argument("--version", action="store_true", help="show the version and exit")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND [options]", prog="fedround")
     run: Run | None = None
+    chosen = parser
     for name, command in COMMANDS.items():
         summary = (command.__doc__ or "").partition("\n")[0]
         subparser = commands.add_parser(name, help=summary, description=summary)
         if argv[:1] == [name]:
-            run = command(subparser)
-    arguments = vars(parser.parse_args(argv))
+            run, chosen = command(subparser), subparser
+    if run is None and argv and not argv[0].startswith("-"):
+        parser.unknown(argv)
+    known, unknown = parser.parse_known_args(argv)
+    if unknown:
+        chosen.unknown(unknown)
+    arguments = vars(known)
     if arguments["version"]:
         from importlib.metadata import version
 
@@ -169,7 +195,14 @@ def _model(parser: ArgumentParser) -> Run:
         from fedround.http import fetch_model
 
         output: Path = arguments["output"]
-        model, number = fetch_model(arguments["url"], round=arguments["round"], token=arguments["token"])
+        try:
+            model, number = fetch_model(_url(arguments["url"]), round=arguments["round"], token=arguments["token"])
+        except Refused as error:
+            if error.status == HTTPStatus.UNAUTHORIZED:
+                raise FedroundError(f"{error}: give the aggregator's by --token") from error
+            if error.detail in ("", HTTPStatus.NOT_FOUND.phrase):
+                raise FedroundError(f"{error}: is this the aggregator's ops port, by default 9082?") from error
+            raise
         partial = output.with_name(f".{output.name}.part")
         try:
             partial.write_bytes(model)
@@ -192,13 +225,19 @@ def _status(parser: ArgumentParser) -> Run:
     def run(arguments: Arguments) -> int:
         try:
             status, answer = asked(arguments, "/status")
+        except FedroundError as error:
+            print(error, file=sys.stderr)
+            return Exit.FAILED
+        try:
             found = json.loads(answer)
-        except (OSError, ValueError) as error:
-            print(error if isinstance(error, OSError) else "not a service of fedround: its status is no JSON", file=sys.stderr)
+        except ValueError:
+            found = None
+        if status != HTTPStatus.OK or not isinstance(found, dict):
+            print(_foreign("/status", status), file=sys.stderr)
             return Exit.FAILED
         as_text = arguments["output"] == "text" or (arguments["output"] is None and sys.stdout.isatty())
         print("\n".join(view.lines(found)) if as_text else answer.strip())
-        return Exit.OK if status == 200 else Exit.FAILED
+        return Exit.OK
 
     return run
 
@@ -212,10 +251,10 @@ def _healthcheck(parser: ArgumentParser) -> Run:
             status, answer = asked(arguments, "/readyz")
             health = json.loads(answer)
             ready, reasons = health["ready"], ", ".join(health["reasons"])
-        except OSError as error:
+        except FedroundError as error:
             print(error)
         except (KeyError, TypeError, ValueError):
-            print(f"not a service of fedround: it answers /readyz with {status}")
+            print(_foreign("/readyz", status))
         else:
             print("ready" if ready else f"not ready: {reasons}")
             return Exit.OK if ready else Exit.FAILED
@@ -291,10 +330,8 @@ def _show(lines: "Iterable[Line]") -> None:
 
 
 def _asking(parser: ArgumentParser) -> Callable[[Arguments, str], tuple[int, str]]:
-    """Flags that say whose ops port is meant. What is given back asks it for a path: HTTP status and body; raises `OSError`."""
-    parser.add_argument(
-        "service", nargs="?", choices=OPS, default="participant", help="which one on this machine [default %(default)s]"
-    )
+    """Flags that say whose ops port is meant. What is given back asks for a path: HTTP status and body. Raises `FedroundError`."""
+    parser.add_argument("service", nargs="?", choices=OPS, help="which one on this machine [default participant]")
     parser.add_argument("--from", dest="url", metavar="URL", help="the service's ops port; by default what its variables say")
 
     def ask(arguments: Arguments, path: str) -> tuple[int, str]:
@@ -303,19 +340,32 @@ def _asking(parser: ArgumentParser) -> Callable[[Arguments, str], tuple[int, str
         import urllib.request
         from http.client import HTTPException
 
-        url = arguments["url"] or _ops_url(*OPS[arguments["service"]])
+        nobody_said = arguments["url"] is None and arguments["service"] is None
+        url = arguments["url"] or _ops_url(*OPS[arguments["service"] or "participant"])
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with opener.open(url.rstrip("/") + path, timeout=5) as response:
+            with opener.open(_url(url).rstrip("/") + path, timeout=5) as response:
                 return response.status, response.read().decode(errors="replace")
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, error.read().decode(errors="replace")
-        except (OSError, ValueError, HTTPException) as error:
+        except (OSError, ValueError, HTTPException, FedroundError) as error:
             reason = getattr(error, "reason", error)
-            raise OSError(f"no answer from {url}: {getattr(reason, 'strerror', None) or reason}") from error
+            others = f"; `{parser.prog} coordinator` and `aggregator` ask those, --from asks elsewhere" if nobody_said else ""
+            raise FedroundError(f"no answer from {url}: {getattr(reason, 'strerror', None) or reason}{others}") from error
 
     return ask
+
+
+def _url(url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        raise FedroundError(f"{url} is no URL: write it as http://host:port")
+    return url
+
+
+def _foreign(path: str, status: int) -> str:
+    ports = ", ".join(f"{port} ({service})" for service, (_, _, port) in OPS.items())
+    return f"not a service of fedround: it answers {path} with {status}; ops ports are by default {ports}"
 
 
 OPS = {

@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
 from types import FrameType
 from typing import TypeVar
 
@@ -58,7 +58,9 @@ class Endpoint:
             both = self.host == "::" and socket.has_dualstack_ipv6()  # IPv4 too
             bound = socket.create_server((self.host, self.port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
         except OSError as error:
-            reason = f"cannot listen on {self.host}: {error.strerror}"
+            # The number's text: behind it, Python repeats the address.
+            told = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+            reason = f"cannot listen on {self.host}: {told}"
             if error.errno in (errno.EADDRINUSE, errno.EACCES):
                 reason += "; choose another port, or 0 for any free one"
             raise ConfigurationError(f"{self.setting}={self.port}: {reason}") from error
@@ -232,9 +234,10 @@ def capture_signals() -> Iterator[asyncio.Event]:
 
 def run(main: Coroutine[object, object, T]) -> T:
     """Run `main` on an event loop made for serving, in a process tuned for it."""
-    tune()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main)
+    with closing(main):  # it may be asked to stop before `main` has begun
+        tune()
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(main)
 
 
 def tune() -> None:

@@ -98,9 +98,15 @@ def _class(value: str) -> str:
 
 def _json_object(value: object) -> object:
     try:
-        return json.loads(value) if isinstance(value, str) else value
+        value = json.loads(value) if isinstance(value, str) else value
     except ValueError as error:
-        raise ValueError(f"this is no JSON: {error}") from None
+        raise ValueError(f"this is no JSON: {error}; {_OBJECT}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"this is no JSON object; {_OBJECT}")
+    return value
+
+
+_OBJECT = """write one as '{"epochs": 3}', in a shell between single quotes"""
 
 
 def reveal(secret: SecretStr | None) -> str | None:
@@ -178,6 +184,7 @@ class Settings(BaseSettings):
             prefix = "FEDROUND" if name == "internal_secret" else cls.prefix
             variable = f"{prefix}_{name.rstrip('_').upper()}"
             default = "" if field.default is None or field.is_required() else str(field.default)
+            default = default.lower() if isinstance(field.default, bool) else default
             yield Row(name, variable, field.title or "text", default, field.description or "")
             if _is_secret(field):
                 yield Row(f"{name}_file", f"{variable}_FILE", "path", "", "A file that holds it.")

@@ -55,7 +55,7 @@ class Spec:
         return math.prod(self.shape)
 
     def __str__(self) -> str:
-        return f"{self.dtype.str} weights of shape {self.shape}"
+        return f"{self.dtype.name} weights of shape {self.shape}"
 
 
 def result_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -134,7 +134,7 @@ def _literal(text: bytes) -> dict[str, Any]:
 def _dtype(descr: object) -> np.dtype[Any]:
     # The dtypes that are known, by their names: what else numpy makes of a string from a stranger does not matter then.
     if not isinstance(descr, str) or descr not in _DESCRS:
-        why = ", which is pickled: that is never accepted" if isinstance(descr, str) and "O" in descr else ""
+        why = " (objects are pickled, which is never accepted)" if isinstance(descr, str) and "O" in descr else ""
         raise WeightsError(f"dtype {str(descr)[:40]!r} is no dtype of weights{why}; use float16, float32, float64 or integers")
     return np.dtype(descr)
 

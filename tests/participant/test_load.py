@@ -1,3 +1,4 @@
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,9 +52,10 @@ def test_a_class_in_the_working_directory_is_found_and_made_with_its_options(nam
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        ("nowhere:Good", "there is no module nowhere"),
+        ("nowhere:Good", f"there is no module nowhere, neither in {os.sep}"),
         ("silo.deeper:Good", "there is no module silo.deeper"),
         ("silo:Missing", "silo has no Missing"),
+        ("silo:Godo", "silo has no Godo: did you mean Good?"),
         ("silo:Unfinished", "silo:Unfinished lacks train_round"),
         ("silo:NoParticipant", "no subclass of fedround.ParticipantABC"),
         ("silo:a_function", "no subclass of fedround.ParticipantABC"),
@@ -67,7 +69,10 @@ def test_a_class_that_is_none_is_a_wrong_setting(name: str, complaint: str) -> N
 
 
 def test_options_that_the_class_does_not_take_are_a_wrong_setting() -> None:
-    with pytest.raises(ConfigurationError, match=r"PARTICIPANT_OPTIONS \(--options\): silo:Good .* 'epoch'"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"PARTICIPANT_OPTIONS \(--options\): silo:Good takes other arguments, \(\*, epochs=1\): .* 'epoch'",
+    ):
         load_participant("silo:Good", {"epoch": 1})
 
 

@@ -546,7 +546,7 @@ def test_an_interruption_is_seen_though_it_did_not_wake_the_thread_that_waits(mo
     [
         (np.ones(3), Update(1, np.array([1.0, np.nan, 1.0])), "NaN or infinite"),
         (np.ones(3), Update(1, np.ones(4)), "shape"),
-        (np.ones(3, np.float32), Update(1, np.ones(3)), "<f8"),
+        (np.ones(3, np.float32), Update(1, np.ones(3)), "float64"),
         (np.ones(3), Update(-1, np.ones(3)), "-1"),
         (np.ones(3), Update(2**32, np.ones(3)), "4294967296"),
         (np.ones(3), (1, np.array([None, None, None])), "dtype"),

@@ -1,5 +1,6 @@
 """Makes the participant that `PARTICIPANT_CLASS` and `PARTICIPANT_OPTIONS` describe."""
 
+import difflib
 import importlib
 import inspect
 import sys
@@ -26,10 +27,11 @@ def load_participant(name: str, options: Mapping[str, Any]) -> ParticipantABC[An
         raise ConfigurationError(f"{CLASS}: {name} is no subclass of fedround.ParticipantABC or fedround.NumPyParticipant")
     if missing := sorted(cls.__abstractmethods__):
         raise ConfigurationError(f"{CLASS}: {name} lacks {', '.join(missing)}")
+    signature = inspect.signature(cls)
     try:
-        inspect.signature(cls).bind(**options)
+        signature.bind(**options)
     except TypeError as error:
-        raise ConfigurationError(f"{OPTIONS}: {name} does not take these arguments: {error}") from error
+        raise ConfigurationError(f"{OPTIONS}: {name} takes other arguments, {signature}: {error}") from error
     try:
         return cls(**options)
     except Exception as error:
@@ -44,10 +46,12 @@ def _find(module: str, name: str) -> object:
     except Exception as error:
         # A module that is missing is a wrong setting; one that is there and fails, by an import of its own say, is shown as it is.
         if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
-            raise ConfigurationError(f"{CLASS}: there is no module {error.name}") from error
+            where = f"neither in {Path.cwd()} nor installed"
+            raise ConfigurationError(f"{CLASS}: there is no module {error.name}, {where}") from error
         raise ParticipantError(f"{module} cannot be imported: {type(error).__name__}: {error}") from error
     for part in name.split("."):
         if not hasattr(found, part):
-            raise ConfigurationError(f"{CLASS}: {module} has no {name}")
+            meant = difflib.get_close_matches(part, dir(found), n=1)
+            raise ConfigurationError(f"{CLASS}: {module} has no {name}" + (f": did you mean {meant[0]}?" if meant else ""))
         found = getattr(found, part)
     return found

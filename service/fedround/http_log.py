@@ -14,8 +14,10 @@ FOREIGN = ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.http2", 
 
 
 def log_requests(enabled: bool) -> None:
-    """Log requests and answers as xain-sdk 0.8 does: one line each at INFO, their headers at DEBUG."""
+    """Log requests and answers as xain-sdk 0.8 does: one line each at INFO, their headers at DEBUG; and no other library's."""
     REQUESTS.disabled = not enabled
+    for name in ("httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.WARNING if enabled else logging.NOTSET)
 
 
 def request(request: "httpx.Request") -> None:
@@ -42,6 +44,6 @@ def _redacted(record: logging.LogRecord) -> bool:
     return True
 
 
-log_requests(False)
+REQUESTS.disabled = True
 for _name in FOREIGN:
     logging.getLogger(_name).addFilter(_redacted)

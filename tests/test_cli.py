@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from fedround import errors
 from fedround.cli import COMMANDS, MEANINGS, OPS, Exit, main
 from fedround.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings, Settings
-from support.peer import Peer
+from support.peer import Peer, Reply
 
 SERVICES: list[tuple[str, type[Settings]]] = [
     ("participant", ParticipantSettings),
@@ -311,6 +312,13 @@ def test_who_asks_nobody_in_particular_is_told_how_to_ask_the_others(
     assert capsys.readouterr().err == f"{told}{advice}\n"
     assert main(["status", "participant"]) == 1
     assert capsys.readouterr().err == f"{told}\n"
+
+
+def test_an_endless_answer_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("fedround.cli.MAX_ANSWER", 1000)
+    with Peer(Reply(chain([b"HTTP/1.1 200 OK\r\n\r\n"], repeat(b"[" * 1000)))) as peer:
+        assert main(["healthcheck", "--from", peer.url]) == 1
+    assert capsys.readouterr().out.startswith("not a service of fedround: ")
 
 
 def test_status_is_for_people_where_they_look(

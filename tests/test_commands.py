@@ -76,9 +76,13 @@ def test_a_participant_trains_with_the_platform_and_the_model_can_be_fetched(por
     assert former.returncode == 1
     assert "that model is not kept" in former.stderr
 
-    unwritable = fedround("model", "--from", ports["AGGREGATOR_OPS_PORT"], "-o", "no/such/model.npy", cwd=directory)
-    assert unwritable.returncode == 1
-    assert "no/such" in unwritable.stderr
+    files = sorted(directory.iterdir())
+    for place in ("no/such/model.npy", "mine.py/model.npy", ".", "x" * 255):
+        unwritable = fedround("model", "--from", ports["AGGREGATOR_OPS_PORT"], "-o", place, cwd=directory)
+        assert unwritable.returncode == 1
+        assert unwritable.stderr.startswith(f"the model cannot be written to {place}: ")
+        assert "Traceback" not in unwritable.stderr
+    assert sorted(directory.iterdir()) == files
 
     status = fedround("status", "--from", ports["COORDINATOR_OPS_PORT"], cwd=directory)
     assert (status.returncode, json.loads(status.stdout)["state"]) == (0, "complete")

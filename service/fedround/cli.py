@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("fedround")
 
+MAX_ANSWER = 64 << 20
+"""Bytes of what a service tells of itself: a status may name every participant."""
+
 Arguments = Mapping[str, Any]
 Run = Callable[[Arguments], int]
 """Runs a command; returns the exit code."""
@@ -192,6 +195,7 @@ def _model(parser: ArgumentParser) -> Run:
     parser.add_argument("--token", help="the aggregator's token")
 
     def run(arguments: Arguments) -> int:
+        from fedround.durable import Directory, replace
         from fedround.http import fetch_model
 
         output: Path = arguments["output"]
@@ -203,14 +207,10 @@ def _model(parser: ArgumentParser) -> Run:
             if error.detail in ("", HTTPStatus.NOT_FOUND.phrase):
                 raise FedroundError(f"{error}: is this the aggregator's ops port, by default 9082?") from error
             raise
-        partial = output.with_name(f".{output.name}.part")
         try:
-            partial.write_bytes(model)
-            partial.replace(output)
+            replace(Directory(output.parent), output.name, [model])
         except OSError as error:
-            raise FedroundError(f"the model cannot be written: {error}") from error
-        finally:
-            partial.unlink(missing_ok=True)
+            raise FedroundError(f"the model cannot be written to {output}: {error.strerror}") from error
         print(f"{output}: the global model after round {number}, {len(model)} bytes")
         return Exit.OK
 
@@ -228,11 +228,8 @@ def _status(parser: ArgumentParser) -> Run:
         except FedroundError as error:
             print(error, file=sys.stderr)
             return Exit.FAILED
-        try:
-            found = json.loads(answer)
-        except ValueError:
-            found = None
-        if status != HTTPStatus.OK or not isinstance(found, dict):
+        found = _object(answer)
+        if status != HTTPStatus.OK or found is None:
             print(_foreign("/status", status), file=sys.stderr)
             return Exit.FAILED
         as_text = arguments["output"] == "text" or (arguments["output"] is None and sys.stdout.isatty())
@@ -249,15 +246,14 @@ def _healthcheck(parser: ArgumentParser) -> Run:
     def run(arguments: Arguments) -> int:
         try:
             status, answer = asked(arguments, "/readyz")
-            health = json.loads(answer)
-            ready, reasons = health["ready"], ", ".join(health["reasons"])
         except FedroundError as error:
             print(error)
-        except (KeyError, TypeError, ValueError):
-            print(_foreign("/readyz", status))
-        else:
-            print("ready" if ready else f"not ready: {reasons}")
-            return Exit.OK if ready else Exit.FAILED
+            return Exit.FAILED
+        match _object(answer):
+            case {"ready": bool(ready), "reasons": [*reasons]}:
+                print("ready" if ready else f"not ready: {', '.join(map(str, reasons))}")
+                return Exit.OK if ready else Exit.FAILED
+        print(_foreign("/readyz", status))
         return Exit.FAILED
 
     return run
@@ -345,10 +341,10 @@ def _asking(parser: ArgumentParser) -> Callable[[Arguments, str], tuple[int, str
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with opener.open(_url(url).rstrip("/") + path, timeout=5) as response:
-                return response.status, response.read().decode(errors="replace")
+                return response.status, response.read(MAX_ANSWER).decode(errors="replace")
         except urllib.error.HTTPError as error:
             with error:
-                return error.code, error.read().decode(errors="replace")
+                return error.code, error.read(MAX_ANSWER).decode(errors="replace")
         except (OSError, ValueError, HTTPException, FedroundError) as error:
             reason = getattr(error, "reason", error)
             others = f"; `{parser.prog} coordinator` and `aggregator` ask those, --from asks elsewhere" if nobody_said else ""
@@ -366,6 +362,14 @@ def _url(url: str) -> str:
 def _foreign(path: str, status: int) -> str:
     ports = ", ".join(f"{port} ({service})" for service, (_, _, port) in OPS.items())
     return f"not a service of fedround: it answers {path} with {status}; ops ports are by default {ports}"
+
+
+def _object(answer: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(answer)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 OPS = {

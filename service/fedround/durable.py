@@ -100,11 +100,11 @@ def replace(disk: Disk, name: str, parts: Iterable[Buffer]) -> None:
     """Write a file, all of it or nothing. When this returns it survives anything; raises `OSError`."""
     try:
         disk.write(name + PART, parts)
+        disk.rename(name + PART, name)
     except OSError:
         with suppress(OSError):
             disk.remove(name + PART)  # on a full disk it would be in the way
         raise
-    disk.rename(name + PART, name)
     disk.flush()
 
 

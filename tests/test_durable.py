@@ -1,5 +1,6 @@
 """What survives: files are replaced as a whole or not at all, whatever the moment of the end; damage is seen."""
 
+import errno
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -127,6 +128,15 @@ def test_a_model_that_is_gone_is_damage(tmp_path: Path) -> None:
         ModelStore(Directory(tmp_path)).read(4)
 
 
+def test_a_list_or_a_memory_that_cannot_be_read_is_damage(tmp_path: Path) -> None:
+    for name in ("models.json", "rounds.json"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(DataDamaged, match=r"models\.json.*it cannot be read: Is a directory"):
+        ModelStore(Directory(tmp_path))
+    with pytest.raises(DataDamaged, match=r"rounds\.json.*it cannot be read: Is a directory"):
+        store.load(Directory(tmp_path))
+
+
 def test_a_memory_of_before_there_was_a_history_is_read(tmp_path: Path) -> None:
     durable.save(Directory(tmp_path), store.NAME, {"round": 3, "participants": []})
     assert store.load(Directory(tmp_path)) == Memory(3)
@@ -183,6 +193,23 @@ def test_a_directory_is_made_and_held_by_one_at_a_time(tmp_path: Path) -> None:
         assert not second.is_set()
     waiting.join(timeout=10)
     assert second.is_set()
+
+
+def test_a_place_without_locks_is_a_wrong_setting_and_held_by_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on some network file systems."""
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(ConfigurationError, match=rf"{SETTING}=.* cannot be used: No locks available"), held(tmp_path, SETTING):
+        pytest.fail("it was given")
+
+
+def test_what_was_left_and_cannot_be_removed_is_a_wrong_setting(tmp_path: Path) -> None:
+    (tmp_path / "round-000004.npy.part").mkdir()
+    with pytest.raises(ConfigurationError, match=rf"{SETTING}=.* cannot be used: Is a directory"), held(tmp_path, SETTING):
+        pytest.fail("it was given")
 
 
 def test_without_a_directory_nothing_is_held() -> None:

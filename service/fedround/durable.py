@@ -11,9 +11,10 @@ import os
 import threading
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from fedround.errors import ConfigurationError, DataDamaged, DataDirectoryHeld
 
@@ -120,6 +121,8 @@ def load(disk: Disk, name: str) -> Any:
         head, _, body = bytes(disk.read(name)).partition(b"\n")
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise DataDamaged(name, f"it cannot be read: {error.strerror}") from error
     match head.split():
         case [b"fedround", version, checksum] if version == str(VERSION).encode():
             if f"{zlib.crc32(body):08x}".encode() != checksum:
@@ -145,29 +148,41 @@ def held(path: Path | None, setting: str, *, within: float = PATIENCE) -> Iterat
 
     Raises:
         DataDirectoryHeld: Another process has held it for longer than `within` seconds.
-        ConfigurationError: It cannot be made, or not be written.
+        ConfigurationError: It cannot be made, not be written, or not be held.
     """
     if path is None:
         LOG.info("%s is not set: nothing is kept over a restart", setting)
         yield None
         return
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        opened = (path / LOCK).open("ab")
-    except OSError as error:
-        raise ConfigurationError(f"{setting}={path} cannot be used: {error.strerror}") from error
-    with opened as lock:
-        got = threading.Event()
-
-        def wait() -> None:
-            with suppress(ValueError, OSError):  # given up meanwhile: the file is closed
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                got.set()
-
-        # There is no flock with a time-out: a thread waits, and is left behind where that takes too long.
-        threading.Thread(target=wait, name="fedround-lock", daemon=True).start()
-        if not got.wait(within):
-            raise DataDirectoryHeld(f"{setting}={path} is held by another process; one directory belongs to one service")
-        directory = Directory(path)
-        tidy(directory)
+    directory = Directory(path)
+    with ExitStack() as stack:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((path / LOCK).open("ab"))
+            if not _locked(lock, within):
+                raise DataDirectoryHeld(f"{setting}={path} is held by another process; one directory belongs to one service")
+            tidy(directory)
+        except OSError as error:
+            raise ConfigurationError(f"{setting}={path} cannot be used: {error.strerror}") from error
         yield directory
+
+
+def _locked(file: BinaryIO, within: float) -> bool:
+    """Whether the file was locked in time. Raises `OSError` where there are no locks."""
+    done: Future[None] = Future()
+
+    def wait() -> None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except (OSError, ValueError) as error:  # ValueError: given up meanwhile, the file is closed
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    # There is no flock with a time-out: a thread waits, and is left behind where that takes too long.
+    threading.Thread(target=wait, name="fedround-lock", daemon=True).start()
+    try:
+        done.result(within)
+    except TimeoutError:
+        return False
+    return True

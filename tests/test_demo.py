@@ -18,13 +18,14 @@ import numpy as np
 import pytest
 
 from fedround.demo import HousePrices, ames, contest
-from fedround.demo.federation import Fleet
+from fedround.demo.federation import Fleet, statuses
 from fedround.demo.participant import PENALTY
 from fedround.demo.view import View
 from fedround.errors import FedroundError
 from fedround.participant.abc import Update
 from fedround.participant.round import Round, Shard, entered
 from fedround.weights import Array
+from support.peer import Peer, Reply, answer
 
 TEN = [Shard(index, 10) for index in range(10)]
 
@@ -184,14 +185,15 @@ def test_the_demo_trains_a_federation_of_processes_to_the_very_model_that_the_ru
     assert contest.compare(expected, silos=3, rounds=2, epochs=5).table() in done.stdout
 
 
-def test_a_demo_that_is_told_to_end_ends_what_it_has_started() -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_demo_that_is_told_to_end_ends_what_it_has_started(number: int) -> None:
     with subprocess.Popen(demo("--silos", "2", "--rounds", "1000000"), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         lines: list[str] = []
         while not any(line.startswith("round") for line in lines):
             lines.append(process.stdout.readline())
             assert lines[-1], lines
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         process.stdout.read()
         assert process.wait() == 128 + signal.SIGINT
     port = re.search(r"127\.0\.0\.1:(\d+)", "".join(lines))
@@ -205,6 +207,12 @@ def test_a_process_that_fails_is_shown_with_its_last_words(fleet: Fleet) -> None
     with pytest.raises(FedroundError, match=r"(?s)gilbert has ended, exit code 78\n.*gilbert: .*PARTICIPANT_COORDINATOR_URL"):
         for _ in fleet.frames():
             pass
+
+
+def test_an_answer_that_is_cut_short_is_asked_for_again(fleet: Fleet) -> None:
+    complete = answer("200 OK", b'{"state": "complete", "round": 2}')
+    with Peer(Reply(complete[:-5], close=True), complete) as peer:
+        assert [status["round"] for status in statuses(fleet, peer.url)] == [2]
 
 
 @pytest.mark.parametrize("arguments", [("--silos", "29"), ("--silos", "0"), ("--rounds", "ten"), ("--epochs", "-1")])

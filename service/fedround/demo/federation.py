@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
+from http.client import HTTPException
 from pathlib import Path
 
 from fedround import http, weights
@@ -32,15 +33,17 @@ PORTS = ("COORDINATOR_PORT", "COORDINATOR_OPS_PORT", "AGGREGATOR_PORT", "AGGREGA
 
 def show(silos: int, rounds: int, epochs: int) -> int:
     """Train, and show it on standard output. Returns the exit code. Raises `FedroundError` when training was not completed."""
-    # Who ends the demo, by whichever signal, ends all that it has started.
-    former = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Who ends the demo, by whichever signal, ends all that it has started. `nohup` ignores one of them.
+    ends = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+    former = {number: signal.signal(number, signal.default_int_handler) for number in ends}
     try:
         with tempfile.TemporaryDirectory(prefix="fedround-demo-") as logs, closing(Fleet(Path(logs))) as fleet:
             _show(fleet, View(sys.stdout, silos), silos, rounds, epochs)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     finally:
-        signal.signal(signal.SIGTERM, former)
+        for number, handler in former.items():
+            signal.signal(number, handler)
     return os.EX_OK
 
 
@@ -104,7 +107,7 @@ def statuses(fleet: "Fleet", url: str) -> Iterator[Status]:
         try:
             with opener.open(f"{url}/status", timeout=GRACE) as answer:
                 status: Status = json.load(answer)
-        except OSError:
+        except (OSError, HTTPException):
             continue  # If the platform has ended, the next frame will tell.
         yield status
         if status["state"] == "complete":

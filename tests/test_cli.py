@@ -1,6 +1,7 @@
 """The command line: help, exit codes, what is imported when."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -359,6 +360,25 @@ def test_healthcheck_fails_where_no_http_is_spoken(capsys: pytest.CaptureFixture
     with Peer(b"220 mail ready\r\n") as peer:
         assert main(["healthcheck", "--from", peer.url]) == 1
     assert capsys.readouterr().out.startswith(f"no answer from {peer.url}: ")
+
+
+@pytest.mark.parametrize("command", [["status"], ["model", "-o", "model.npy"]])
+def test_who_asks_may_be_interrupted_and_says_nothing_of_it(command: list[str]) -> None:
+    asked, end = threading.Event(), threading.Event()
+
+    def held() -> Iterator[bytes]:
+        asked.set()
+        end.wait()
+        yield b""
+
+    with Peer(Reply(held())) as peer:
+        program = [sys.executable, "-m", "fedround", *command, "--from", peer.url]
+        with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=ENVIRON) as process:
+            asked.wait(20)
+            process.send_signal(signal.SIGINT)
+            said, _ = process.communicate()
+        end.set()
+    assert (process.returncode, said) == (128 + signal.SIGINT, b"")
 
 
 @pytest.mark.parametrize("service", [[], ["participant"], ["coordinator"], ["aggregator"]])

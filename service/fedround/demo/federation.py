@@ -31,20 +31,17 @@ LAST_WORDS = 15
 PORTS = ("COORDINATOR_PORT", "COORDINATOR_OPS_PORT", "AGGREGATOR_PORT", "AGGREGATOR_OPS_PORT")
 
 
-def show(silos: int, rounds: int, epochs: int) -> int:
-    """Train, and show it on standard output. Returns the exit code. Raises `FedroundError` when training was not completed."""
+def show(silos: int, rounds: int, epochs: int) -> None:
+    """Train, and show it on standard output. Raises `FedroundError` when training was not completed."""
     # Who ends the demo, by whichever signal, ends all that it has started. `nohup` ignores one of them.
     ends = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
     former = {number: signal.signal(number, signal.default_int_handler) for number in ends}
     try:
         with tempfile.TemporaryDirectory(prefix="fedround-demo-") as logs, closing(Fleet(Path(logs))) as fleet:
             _show(fleet, View(sys.stdout, silos), silos, rounds, epochs)
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
-    return os.EX_OK
 
 
 def _show(fleet: "Fleet", view: View, silos: int, rounds: int, epochs: int) -> None:

@@ -11,8 +11,9 @@ import pytest
 from fedround import durable
 from fedround.aggregator.store import ModelStore
 from fedround.coordinator import store
+from fedround.coordinator.history import Past
 from fedround.coordinator.presence import Known
-from fedround.coordinator.rounds import Memory, Past
+from fedround.coordinator.rounds import Memory
 from fedround.durable import Directory, held
 from fedround.errors import ConfigurationError, DataDamaged, DataDirectoryHeld
 from support.disks import Died, MemoryDisk, files_of_at_most

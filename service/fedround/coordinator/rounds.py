@@ -22,13 +22,12 @@ The rules:
    have is over; one that was completed stays so, and it is told if its model is gone. Until it is known whether a participant of
    the attempt before has its part in the next, it is told to ask again (`Busy`): with `stand_by` it would throw away what it is
    training.
-10. What is remembered of rounds that are over is for people: nothing follows from it.
+10. What is remembered of rounds that are over (`history.py`) is for people: nothing follows from it.
 """
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from heapq import heappop, heappush
 from random import Random
 from uuid import UUID
@@ -43,7 +42,6 @@ from fedround.books import (
     Closed,
     Difference,
     Entry,
-    Measured,
     Newest,
     Open,
     Outcome,
@@ -52,9 +50,10 @@ from fedround.books import (
     Verdict,
 )
 from fedround.coordinator.attempt import Attempt, Member, State
+from fedround.coordinator.history import History, Past, weighted_means
 from fedround.coordinator.presence import Known, Participant, Presence
 from fedround.errors import Busy, IllegalMove
-from fedround.wire import MAX_FIGURES, Heartbeat, HeartbeatState
+from fedround.wire import Heartbeat, HeartbeatState
 
 ASK_AGAIN = 1.0
 """Seconds until a right whose update is being received is revoked again."""
@@ -62,8 +61,6 @@ PAUSE = 1.0
 """Seconds between a dropped attempt and the next: one that must fail, whatever the reason, does not make the platform spin."""
 RETURN = 30.0
 """Seconds that the participants of before a restart have at least to be heard of."""
-HISTORY = 50
-"""Completed rounds that are remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,20 +82,6 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Past:
-    """What is remembered of a completed round: see `events.RoundCompleted`. `weights`: what its model is like, once known."""
-
-    round: int
-    seconds: float
-    counted: int
-    dropped: int
-    samples: int
-    parameters: int
-    figures: Mapping[str, float]
-    weights: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
 class Memory:
     """What a coordinator knows after a restart."""
 
@@ -117,7 +100,7 @@ class Rounds:
         """Of the books, as far as their ledger was read; empty before its first page."""
         self.after = 0
         """The number of the last ledger entry that was read."""
-        self.history = {past.round: past for past in memory.history[-HISTORY:]}
+        self.history = History(memory.history)
         self._rng = rng
         self.present = Presence(plan.heartbeat_timeout)
         self._gone: list[str] = []
@@ -135,7 +118,7 @@ class Rounds:
         """What is worth to be known after a restart. When training is complete, nobody: who was told `finish` is gone."""
         present = () if self.complete else self.present
         known = (Known(p.id, p.name, p.ordinal, p.extended, p.counted, self._owed(p)) for p in present)
-        return Memory(self.round, tuple(known), tuple(self.history.values()))
+        return Memory(self.round, tuple(known), tuple(self.history))
 
     @property
     def complete(self) -> bool:
@@ -278,7 +261,7 @@ class Rounds:
                 self.after = entry.seq
                 self._entered(entry)
         for measured in page.measured:
-            self._measured(measured)
+            self.history.measured(measured)
         self._settle(now)
 
     # What observers and people are told
@@ -391,27 +374,15 @@ class Rounds:
             samples=sum(e.samples for e in entries),
             parameters=closed.parameters,
             seconds=now - attempt.begun,
-            figures=_weighted_means(entries),
+            figures=weighted_means(entries),
         )
         self._facts.append(fact)
-        self._remember(fact)
+        self.history.completed(fact)
         self.attempt = None
         self._not_before = now
         self.round += 1
         if self.complete:
             self._facts.append(events.TrainingCompleted(self.round))
-
-    def _remember(self, fact: events.RoundCompleted) -> None:
-        self.history[fact.round] = Past(
-            fact.round, fact.seconds, len(fact.ids), fact.dropped, fact.samples, fact.parameters, dict(fact.figures)
-        )
-        while len(self.history) > HISTORY:
-            del self.history[next(iter(self.history))]
-
-    def _measured(self, measured: Measured) -> None:
-        past = self.history.get(measured.round)
-        if past is not None and not past.weights:
-            self.history[measured.round] = replace(past, weights=measured.figures)
 
     def _compare(self, newest: Newest | None) -> None:
         there = -1 if newest is None else newest.round
@@ -468,19 +439,3 @@ class Rounds:
 
     def _uuid(self) -> str:
         return str(UUID(int=self._rng.getrandbits(128), version=4))
-
-
-def _weighted_means(entries: list[Entry]) -> tuple[tuple[str, float], ...]:
-    """The sample-weighted mean of each figure over those that reported it; the plain mean where all sample counts are 0.
-
-    Of the figures that most have reported: whoever makes up names does not hide those of the others.
-    """
-    names = Counter(name for entry in entries for name in entry.metrics)
-    means = []
-    for name, _ in names.most_common(MAX_FIGURES):
-        reported = [(entry.samples, entry.metrics[name]) for entry in entries if name in entry.metrics]
-        if not any(samples for samples, _ in reported):
-            reported = [(1, value) for _, value in reported]
-        total = sum(samples for samples, _ in reported)
-        means.append((name, math.fsum(samples * value for samples, value in reported) / total))
-    return tuple(means)

@@ -45,7 +45,7 @@ def status(rounds: Rounds, now: float, *, reachable: bool = True, faults: Iterab
                 "figures": dict(r.figures),
                 "weights": dict(r.weights),
             }
-            for r in rounds.history.values()
+            for r in rounds.history
         ],
     }
 

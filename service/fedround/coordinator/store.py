@@ -5,8 +5,9 @@ from dataclasses import fields
 from typing import Any
 
 from fedround import durable
+from fedround.coordinator.history import Past
 from fedround.coordinator.presence import Known
-from fedround.coordinator.rounds import Memory, Past
+from fedround.coordinator.rounds import Memory
 from fedround.durable import Disk
 from fedround.errors import DataDamaged
 

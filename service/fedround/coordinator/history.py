@@ -1,0 +1,65 @@
+"""The last completed rounds, for people: nothing follows from them. Part of the coordinator's core: no I/O, no clock."""
+
+import math
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from fedround.books import Entry, Measured
+from fedround.events import RoundCompleted
+from fedround.wire import MAX_FIGURES
+
+MOST = 50
+"""Rounds that are remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What is remembered of a completed round: see `events.RoundCompleted`. `weights`: what its model is like, once known."""
+
+    round: int
+    seconds: float
+    counted: int
+    dropped: int
+    samples: int
+    parameters: int
+    figures: Mapping[str, float]
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+
+class History:
+    """The rounds in their order. `before`: those of the life before."""
+
+    def __init__(self, before: Iterable[Past] = ()) -> None:
+        self._rounds = deque(before, maxlen=MOST)
+
+    def __iter__(self) -> Iterator[Past]:
+        return iter(self._rounds)
+
+    def completed(self, fact: RoundCompleted) -> None:
+        """Remember it, and forget the oldest."""
+        self._rounds.append(
+            Past(fact.round, fact.seconds, len(fact.ids), fact.dropped, fact.samples, fact.parameters, dict(fact.figures))
+        )
+
+    def measured(self, measured: Measured) -> None:
+        """What a round's model is like is told late, and more than once; it may be of a round that is not remembered."""
+        for index, past in enumerate(self._rounds):
+            if past.round == measured.round and not past.weights:
+                self._rounds[index] = replace(past, weights=measured.figures)
+
+
+def weighted_means(entries: Sequence[Entry]) -> tuple[tuple[str, float], ...]:
+    """The sample-weighted mean of each figure over those that reported it; the plain mean where all sample counts are 0.
+
+    Of the figures that most have reported: whoever makes up names does not hide those of the others.
+    """
+    names = Counter(name for entry in entries for name in entry.metrics)
+    means = []
+    for name, _ in names.most_common(MAX_FIGURES):
+        reported = [(entry.samples, entry.metrics[name]) for entry in entries if name in entry.metrics]
+        if not any(samples for samples, _ in reported):
+            reported = [(1, value) for _, value in reported]
+        total = sum(samples for samples, _ in reported)
+        means.append((name, math.fsum(samples * value for samples, value in reported) / total))
+    return tuple(means)

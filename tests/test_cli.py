@@ -395,14 +395,15 @@ def test_healthcheck_finds_the_service_by_its_variables(
 @pytest.mark.parametrize(
     ("host", "port", "url"),
     [
-        ("::", "", "http://[::1]:9081"),
-        ("", "tcp://10.0.0.1:9081", "http://127.0.0.1:9081"),
+        ("::", "", "http://[::1]:1"),
+        ("", "tcp://10.0.0.1:9081", "http://127.0.0.1:1"),
         ("localhost", "0", "http://localhost:0"),
     ],
 )
 def test_healthcheck_asks_where_the_service_listens(
     host: str, port: str, url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setitem(OPS, "coordinator", (*OPS["coordinator"][:2], "1"))  # on the default port somebody may listen
     monkeypatch.setenv("COORDINATOR_BIND", host)
     monkeypatch.setenv("COORDINATOR_OPS_PORT", port)
     assert main(["healthcheck", "coordinator"]) == 1

@@ -16,10 +16,10 @@ from fedround.settings import (
     CoordinatorSettings,
     ParticipantSettings,
     Settings,
-    load,
     parse_duration,
     parse_size,
 )
+from fedround.sources import load
 
 NEEDED = {"PARTICIPANT_COORDINATOR_URL": "http://coordinator:8081", "PARTICIPANT_CLASS": "package.module:Class"}
 SECRET = "correct-horse-battery"
@@ -354,7 +354,3 @@ def test_every_setting_has_a_variable_a_flag_and_a_description_of_its_own(cls: t
     rows = list(cls.rows())
     assert len({row.variable for row in rows}) == len({row.flag() for row in rows}) == len(rows)
     assert all(row.description.endswith(".") for row in rows)
-
-
-def test_the_real_environment_is_a_mapping_like_any_other() -> None:
-    assert load(CoordinatorSettings, os.environ, {})[0].rounds

@@ -22,7 +22,8 @@ from fedround import view
 from fedround.errors import ConfigurationError, FedroundError, ParticipantError, Refused
 
 if TYPE_CHECKING:
-    from fedround.settings import Line, Loaded, Settings
+    from fedround.settings import Settings
+    from fedround.sources import Line, Loaded
 
 LOG = logging.getLogger("fedround")
 
@@ -276,7 +277,7 @@ COMMANDS: Mapping[str, Callable[[ArgumentParser], Run]] = {
 
 def _service(parser: ArgumentParser, serve: Callable[..., int], *classes: "type[Settings]", file: bool = False) -> Run:
     """Make a flag of every setting. What is given back makes the settings, sets up logging as they say, and calls `serve`."""
-    from fedround import settings
+    from fedround import sources
     from fedround.observability import logs
 
     long = len(classes) > 1
@@ -296,7 +297,7 @@ def _service(parser: ArgumentParser, serve: Callable[..., int], *classes: "type[
         for cls in classes:
             flags = {row.name: text for row in cls.rows() if (text := arguments[row.variable]) is not None}
             try:
-                loaded.append(settings.load(cls, os.environ, flags, file=arguments.get("config"), long_flags=long))
+                loaded.append(sources.load(cls, os.environ, flags, file=arguments.get("config"), long_flags=long))
             except ConfigurationError as error:
                 problems.append(str(error))
                 continue

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from fedround.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings, load
+from fedround.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings
+from fedround.sources import load
 from support.tools import tool
 from support.venvs import python
 

@@ -1,0 +1,155 @@
+"""Where settings come from: flags, variables, files of secrets, a file of 0.8; and the text that says what is wrong with them.
+
+A flag beats a variable, a variable beats the file, the file beats the default. The environment is an argument.
+"""
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from pydantic import ValidationError
+
+from fedround.errors import ConfigurationError
+from fedround.settings import Row, Settings
+
+# What Kubernetes puts into the environment for a service that is called `coordinator`: nobody set it.
+_SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_\d+_")
+
+S = TypeVar("S", bound=Settings)
+
+
+class Line(NamedTuple):
+    """One setting as it is in force: `value` as a person would write it, secrets masked; `source` says who set it."""
+
+    variable: str
+    value: str
+    source: str
+
+
+class Loaded(NamedTuple, Generic[S]):
+    """Settings, what to warn of, and where each of them comes from."""
+
+    settings: S
+    warnings: list[str]
+    lines: list[Line]
+
+
+def load(
+    cls: type[S], environ: Mapping[str, str], flags: Mapping[str, str], *, file: Path | None = None, long_flags: bool = False
+) -> Loaded[S]:
+    """`flags` are by the names of rows, as text.
+
+    Raises `ConfigurationError`, which tells everything that is wrong.
+    """
+    rows = {row.name: row for row in cls.rows()}
+    problems: list[str] = []
+    values, warnings = ({}, []) if file is None else _read_file(cls, file)
+    shown = {name: (str(value), "file") for name, value in values.items()}
+    for name, source in {"environment": _from_environment(rows, environ), "flag": dict(flags)}.items():
+        shown |= {key: (text, name) for key, text in source.items()}
+        for row in rows.values():
+            if row.kind == "secret" and (path := source.pop(f"{row.name}_file", None)) is not None:
+                try:
+                    if row.name in source:
+                        raise ValueError("the secret itself is set too: which of them is meant?")
+                    source[row.name] = Path(path).read_text().strip()
+                    shown[row.name] = ("", name)
+                except (OSError, ValueError) as error:
+                    problems.append(f"{row.variable}_FILE ({row.flag(long=long_flags)}-file): {error}")
+        values |= source
+    try:
+        settings = cls(**values)
+    except ValidationError as error:
+        problems += [_problem(cls, rows[str(e["loc"][0])], dict(e), long_flags) for e in error.errors()]
+    unknown = list(_unknown(f"{cls.prefix}_", environ, {row.variable for row in rows.values()}))
+    if problems:
+        # What is misspelt is often what is missing.
+        raise ConfigurationError("\n  ".join(["the settings are not right:", *problems, *unknown]))
+    warnings += unknown
+    return Loaded(
+        settings, warnings, [_line(row, settings, *shown.get(row.name, (row.default, "default"))) for row in rows.values()]
+    )
+
+
+def _line(row: Row, settings: Settings, text: str, source: str) -> Line:
+    value = getattr(settings, row.name, None)
+    if row.kind == "secret":
+        text = "***" if value else ""
+    elif row.kind == "json":
+        text = json.dumps(_masked(value))
+    elif not text and value is not None:
+        text = str(value)  # found out, such as the host's name
+    return Line(row.variable, text, source)
+
+
+def _masked(value: object) -> object:
+    """Options as they may be shown: a text among them may be a password, a number hardly."""
+    match value:
+        case str():
+            return "***"
+        case dict():
+            return {name: _masked(inner) for name, inner in value.items()}
+        case list():
+            return [_masked(inner) for inner in value]
+    return value
+
+
+def _from_environment(rows: Mapping[str, Row], environ: Mapping[str, str]) -> dict[str, str]:
+    # Compose passes `${X:-}` on as an empty variable: that is one that nobody set.
+    found = ((name, environ.get(row.variable, "").strip()) for name, row in rows.items())
+    return {name: value for name, value in found if value and not value.startswith("tcp://")}
+
+
+def _unknown(prefix: str, environ: Mapping[str, str], known: set[str]) -> Iterator[str]:
+    ours = {name.removeprefix(prefix): name for name in known if name.startswith(prefix)}
+    for name in sorted(environ):
+        if name.startswith(prefix) and name not in known and not _SERVICE_LINK.search(name):
+            nearest = difflib.get_close_matches(name.removeprefix(prefix), ours, n=1)
+            yield f"{name} is no setting" + (f": did you mean {ours[nearest[0]]}?" if nearest else "")
+
+
+def _problem(cls: type[Settings], row: Row, error: Mapping[str, Any], long_flags: bool) -> str:
+    field = cls.model_fields[row.name]
+    message = f"{row.variable} ({row.flag(long=long_flags)}): "
+    if error["type"] == "missing":
+        return f"{message}is not set. {field.description}"
+    # Only numbers and words are repeated: texts, URLs and JSON may hold what nobody else should read.
+    text = str(error["ctx"]["error"]) if error["type"] == "value_error" else error["msg"]
+    secret = row.kind == "secret" or field.annotation in (str, dict[str, Any])
+    return message + text + ("" if secret else f", not {error['input']!r}")
+
+
+def _read_file(cls: type[Settings], path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The values of a 0.8 configuration file, and what to warn of."""
+    try:
+        keys = dict(_flatten(tomllib.loads(path.read_text())))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"the file {path} cannot be read: {error}") from error
+    values, warnings = {}, []
+    if "strategy" in cls.model_fields and {"aggregation.python.module", "aggregation.python.class"} <= keys.keys():
+        module, name = str(keys.pop("aggregation.python.module")), str(keys.pop("aggregation.python.class"))
+        strategy = module.rpartition(".")[2]
+        values["strategy"] = strategy if strategy in ("weighted_average", "model_sum") else f"{module}:{name}"
+    for key, value in keys.items():
+        if key == "api.bind_address":
+            host, _, port = str(value).rpartition(":")
+            values |= {"bind": host.strip("[]"), "port": port}
+        elif key in cls.file_keys:
+            values[cls.file_keys[key]] = value
+        elif key.partition(".")[0] in ("rpc", "metric_store", "logging", "log_level"):
+            warnings.append(f"{path}: {key} has no meaning here")
+        else:
+            warnings.append(f"{path}: {key} is no setting")
+    return values, warnings
+
+
+def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

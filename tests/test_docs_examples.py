@@ -290,7 +290,7 @@ LIMITS: dict[str, list[float]] = {
     "upload: in memory, more goes to the spool": [spool.IN_MEMORY / MIB],
     "upload: its answer waits for the coordinator": [aggregator_service.PATIENCE],
     "after a refusal": [wire.DRAIN_SECONDS, wire.DRAIN_BYTES / MIB],
-    "samples": [wire.MAX_SAMPLES],
+    "samples": [2 ** (8 * weights.SAMPLES_BYTES) - 1],
     "`.npy` header": [weights._MAX_HEADER],
     "`Fedround-Metrics`": [wire.MAX_METRICS, wire.MAX_FIGURES, wire.MAX_FIGURE_NAME],
     "figures that a round remembers": [wire.MAX_FIGURES],

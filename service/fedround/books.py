@@ -214,13 +214,9 @@ def page_from_json(data: dict[str, Any]) -> Page:
             for seq, attempt, id, outcome, samples, metrics in data["entries"]
         ),
         newest=None if data["newest"] is None else Newest(*data["newest"]),
-        measured=tuple(_measured(round, figures) for round, figures in data["measured"]),
+        measured=tuple(Measured(round, figures(found)) for round, found in data["measured"]),
         faults=tuple(data["faults"]),
     )
-
-
-def _measured(round: int, found: object) -> Measured:
-    return Measured(round, figures(found))
 
 
 def admissions_to_json(admissions: Sequence[Admission]) -> list[list[str]]:

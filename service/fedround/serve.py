@@ -10,6 +10,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
+from dataclasses import KW_ONLY, dataclass
 from types import FrameType
 from typing import TypeVar
 
@@ -38,18 +39,19 @@ BACKLOG = 2048
 T = TypeVar("T")
 
 
+@dataclass
 class Endpoint:
     """An app and where it is served. `setting` is the variable that holds the port, for messages; port 0 is any free one.
 
     `last`: it is served until all others have ended, for operators who want to see them end.
     """
 
-    def __init__(self, app: ASGIApp, *, host: str, port: int, setting: str, last: bool = False) -> None:
-        self.app = app
-        self.host = host
-        self.port = port
-        self.setting = setting
-        self.last = last
+    app: ASGIApp
+    _: KW_ONLY
+    host: str
+    port: int
+    setting: str
+    last: bool = False
 
     def bind(self) -> socket.socket:
         """Take the port; from now on `port` is the real one, and who connects waits. Raises `ConfigurationError`."""

@@ -32,7 +32,6 @@ MAX_METRICS = 2048
 MAX_FIGURES = 20
 MAX_FIGURE_NAME = 64
 """How many figures are in it, and how many characters, all of them printable, are in the name of each."""
-MAX_SAMPLES = 2**32 - 1
 MAX_HOLD = 25.0
 """Seconds for which a heartbeat is held at the most."""
 DRAIN_SECONDS = 2.0

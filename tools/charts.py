@@ -18,8 +18,8 @@ from typing import Any
 import yaml
 
 from fedround.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings, Settings
+from generated import ROOT, main
 
-ROOT = Path(__file__).parent.parent
 HELM = ROOT / "helm"
 CHARTS = ("coordinator", "participant")
 COPIED = {"rules": "prometheus/rules/*.yml", "dashboards": "grafana/dashboards/*.json"}
@@ -85,20 +85,6 @@ URL = "http://fl-coordinator:8081"
 RENDERED = {"coordinator": ("fl", ()), "participant": ("silo", ("--set", f"coordinator.url={URL}"))}
 """The release of each chart in k8s/base, and what its values have to say."""
 LINE = re.compile(r"^( *)(?:# (?P<comment>.*)|(?P<key>\w+):.*)$")
-
-
-def main() -> int:
-    """Write, or with `--check` compare; 1 where something is old."""
-    old = []
-    for path, text in made():
-        if not path.exists() or path.read_text() != text:
-            old.append(path)
-            if "--check" not in sys.argv:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(text)
-    for path in old if "--check" in sys.argv else ():
-        print(f"{path.relative_to(ROOT)} is old: run tools/charts.py")
-    return int(bool(old) and "--check" in sys.argv)
 
 
 def made() -> Iterator[tuple[Path, str]]:
@@ -211,4 +197,4 @@ def rendered(release: str, chart: str, *arguments: str) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(made()))

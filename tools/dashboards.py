@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-GRAFANA = Path(__file__).parent.parent / "deploy" / "grafana"
+from generated import ROOT, main
+
+GRAFANA = ROOT / "deploy" / "grafana"
 SOURCES = sorted((GRAFANA / "sources").glob("*.toml"))
 PROMETHEUS = {"type": "prometheus", "uid": "$datasource"}
 KEEP = "${datasource:queryparam}&${namespace:queryparam}&${window:queryparam}"
@@ -158,21 +160,12 @@ def target(kind: str, letter: str, source: Json) -> Json:
     }
 
 
-def main() -> int:
-    """Write the dashboards, or check them."""
-    old = False
+def dashboards() -> Iterator[tuple[Path, str]]:
+    """Each dashboard with what belongs into it."""
     for path in SOURCES:
-        made = GRAFANA / "dashboards" / f"{path.stem}.json"
         text = json.dumps(dashboard(path.stem, tomllib.loads(path.read_text())), indent=1) + "\n"
-        if made.exists() and made.read_text() == text:
-            continue
-        if "--check" in sys.argv:
-            print(f"{made.name} is out of date: run tools/dashboards.py", file=sys.stderr)
-            old = True
-        else:
-            made.write_text(text)
-    return int(old)
+        yield GRAFANA / "dashboards" / f"{path.stem}.json", text
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(dashboards()))

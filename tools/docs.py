@@ -5,6 +5,7 @@ docs/settings.md is made as a whole, docs/operations.md has blocks between comme
 
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
@@ -16,8 +17,8 @@ from fedround.coordinator.rounds import Plan, Rounds
 from fedround.coordinator.status import status
 from fedround.observability.metrics import AggregatorMetrics, CoordinatorMetrics, Metrics, ParticipantMetrics
 from fedround.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings, Settings
+from generated import ROOT, main
 
-DOCS = Path(__file__).parent.parent / "docs"
 SERVICES: tuple[type[Settings], ...] = (ParticipantSettings, CoordinatorSettings, AggregatorSettings)
 BLOCK = re.compile(r"(<!-- made by tools/docs.py: ([a-z ]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -103,21 +104,12 @@ def operations(text: str) -> str:
     return BLOCK.sub(lambda block: block[1] + blocks[block[2]] + block[4], text)
 
 
-def main() -> int:
-    """Write the pages, or check them."""
-    old = False
+def pages() -> Iterator[tuple[Path, str]]:
+    """Each page with what belongs into it."""
     for name, make in {"settings.md": settings, "operations.md": operations}.items():
-        page = DOCS / name
-        text = page.read_text()
-        if (new := make(text)) == text:
-            continue
-        if "--check" in sys.argv:
-            print(f"docs/{name} is out of date: run tools/docs.py", file=sys.stderr)
-            old = True
-        else:
-            page.write_text(new)
-    return int(old)
+        page = ROOT / "docs" / name
+        yield page, make(page.read_text())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(pages()))

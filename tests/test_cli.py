@@ -16,6 +16,7 @@ from fedround import errors
 from fedround.cli import COMMANDS, MEANINGS, OPS, Exit, main
 from fedround.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings, Settings
 from support.peer import Peer, Reply
+from support.processes import fedround
 
 SERVICES: list[tuple[str, type[Settings]]] = [
     ("participant", ParticipantSettings),
@@ -25,11 +26,6 @@ SERVICES: list[tuple[str, type[Settings]]] = [
 ENVIRON = {
     name: value for name, value in os.environ.items() if name.partition("_")[0] not in ("PARTICIPANT", "COORDINATOR", "AGGREGATOR")
 }
-
-
-def fedround(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    program = [sys.executable, "-m", "fedround", *arguments]
-    return subprocess.run(program, capture_output=True, text=True, env=ENVIRON | environ, check=False)
 
 
 def help_of(*command: str, capsys: pytest.CaptureFixture[str]) -> str:

@@ -9,7 +9,7 @@ import pytest
 from fedround.errors import ConfigurationError
 from fedround.events import Fact, RoundEnded
 from support.known_answer import PARTICIPANTS, KnownAnswer, global_model, train
-from support.processes import Process, running, until
+from support.processes import Process, running, two_services, until
 
 
 def test_participants_outlive_a_platform_that_is_killed_and_comes_back_without_memory() -> None:
@@ -34,13 +34,6 @@ def test_participants_outlive_a_platform_that_is_killed_and_comes_back_without_m
 
 def test_an_aggregator_that_is_killed_in_a_round_gets_the_kept_update_again_and_nobody_trains_twice() -> None:
     delivered, lost = threading.Event(), threading.Event()
-    aggregator = Process("aggregator")
-    settings = {
-        "COORDINATOR_ROUNDS": "3",
-        "COORDINATOR_MIN_CLIENTS": "2",
-        "COORDINATOR_AGGREGATOR_URL": f"http://127.0.0.1:{aggregator.ports['AGGREGATOR_PORT']}",
-        "COORDINATOR_AGGREGATOR_INTERNAL_URL": f"http://127.0.0.1:{aggregator.ports['AGGREGATOR_INTERNAL_PORT']}",
-    }
 
     def until_it_is_killed(number: int) -> None:
         if number == 0:
@@ -51,7 +44,8 @@ def test_an_aggregator_that_is_killed_in_a_round_gets_the_kept_update_again_and_
             delivered.set()
 
     quick, slow = KnownAnswer(0), KnownAnswer(1, before=until_it_is_killed)
-    with running("coordinator", **settings) as coordinator, ThreadPoolExecutor() as pool:
+    plan = {"COORDINATOR_ROUNDS": "3", "COORDINATOR_MIN_CLIENTS": "2"}
+    with two_services(**plan) as (coordinator, aggregator), ThreadPoolExecutor() as pool:
         futures = [train(pool, coordinator, quick, observers=[observer]), train(pool, coordinator, slow)]
         assert delivered.wait(20)
         aggregator.kill()

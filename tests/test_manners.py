@@ -8,21 +8,18 @@ import re
 import resource
 import signal
 import socket
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-import fedround
+from fedround import run_participant
 from fedround.books import Admission, admissions_to_json
 from support import silos
 from support.federation import our_platform
-from support.processes import ANY_PORT, LOOPBACK, PORTS, Process, running, until
+from support.processes import ANY_PORT, LOOPBACK, PORTS, Process, fedround, running, two_services, until
 
 TESTS = str(Path(__file__).parent)
 SECRET = "correct-horse-battery-staple"
@@ -37,19 +34,6 @@ def silo(coordinator: Process, kind: type = silos.Plus1, **settings: str) -> dic
         "PARTICIPANT_CLASS": f"support.silos:{kind.__name__}",
         **{f"PARTICIPANT_{name}": value for name, value in settings.items()},
     }
-
-
-@contextmanager
-def two_services(**settings: str) -> Iterator[tuple[Process, Process]]:
-    """A coordinator and its aggregator, as processes of their own."""
-    with running("aggregator", **settings) as aggregator:
-        urls = {
-            "COORDINATOR_AGGREGATOR_URL": aggregator.url("AGGREGATOR_PORT"),
-            "COORDINATOR_AGGREGATOR_INTERNAL_URL": aggregator.url("AGGREGATOR_INTERNAL_PORT"),
-        }
-        with running("coordinator", **urls, **settings) as coordinator:
-            coordinator.said("in contact with the aggregator")
-            yield coordinator, aggregator
 
 
 # Probes
@@ -87,10 +71,8 @@ def test_a_probe_may_ask_for_the_head_only_keeps_its_connection_and_is_never_red
 
 @pytest.mark.parametrize("service", ["participant", "coordinator", "aggregator"])
 def test_healthcheck_and_status_find_a_service_by_its_variables(services: dict[str, Process], service: str) -> None:
-    environ = os.environ | LOOPBACK | services[service].ports
     for command, said in (("healthcheck", "ready\n"), ("status", '"ready": true')):
-        program = [sys.executable, "-m", "fedround", command, service]
-        done = subprocess.run(program, env=environ, capture_output=True, text=True, check=False)
+        done = fedround(command, service, **LOOPBACK, **services[service].ports)
         assert (done.returncode, done.stderr) == (0, "")
         assert said in done.stdout
 
@@ -144,14 +126,8 @@ def test_an_aggregator_that_cannot_write_a_byte_is_not_ready(tmp_path: Path) -> 
 def test_a_port_in_use_ends_a_service_with_78_and_the_name_of_the_setting(command: str, port: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = str(taken.getsockname()[1])
-        settings = {"PARTICIPANT_COORDINATOR_URL": "http://127.0.0.1:1", "PARTICIPANT_CLASS": "support.silos:Plus1"}
-        done = subprocess.run(
-            [sys.executable, "-m", "fedround", command],
-            env=os.environ | LOOPBACK | ANY_PORT | settings | {"PYTHONPATH": TESTS, port: number},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        needed = {"PARTICIPANT_COORDINATOR_URL": "http://127.0.0.1:1", "PARTICIPANT_CLASS": "support.silos:Plus1"}
+        done = fedround(command, **LOOPBACK | ANY_PORT | needed | {"PYTHONPATH": TESTS, port: number})
     assert done.returncode == 78
     assert f"{port}={number}: cannot listen on 127.0.0.1: " in done.stderr
     assert "choose another port" in done.stderr
@@ -238,7 +214,7 @@ def test_code_that_never_rests_costs_no_heartbeat() -> None:
 def test_a_program_that_logs_everything_logs_no_id_and_no_secret(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     with our_platform(rounds=3, token=SECRET) as p:
-        fedround.run_participant(silos.Plus1(), p.url, token=SECRET)
+        run_participant(silos.Plus1(), p.url, token=SECRET)
     assert {"fedround", "httpx", "httpcore.http11"} <= {record.name for record in caplog.records}
     assert not UUID.search(caplog.text)
     assert SECRET not in caplog.text

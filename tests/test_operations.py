@@ -3,13 +3,12 @@
 import re
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
-from support.processes import Process, running
+from support.processes import Process, running, two_services
 from support.tools import tool
 
 PAGE = (Path(__file__).parent.parent / "docs" / "operations.md").read_text()
@@ -24,25 +23,12 @@ SERVICES = {
 @pytest.fixture(scope="module")
 def services() -> Iterator[dict[str, Process]]:
     """Coordinator, aggregator and participant as processes; the participant has had rounds."""
-    with ExitStack() as stack:
-        aggregator = stack.enter_context(running("aggregator"))
-        coordinator = stack.enter_context(
-            running(
-                "coordinator",
-                COORDINATOR_ROUNDS="3",
-                COORDINATOR_MIN_CLIENTS="1",
-                COORDINATOR_AGGREGATOR_URL=aggregator.url("AGGREGATOR_PORT"),
-                COORDINATOR_AGGREGATOR_INTERNAL_URL=aggregator.url("AGGREGATOR_INTERNAL_PORT"),
-            )
-        )
-        participant = stack.enter_context(
-            running(
-                "participant",
-                PARTICIPANT_COORDINATOR_URL=coordinator.url("COORDINATOR_PORT"),
-                PARTICIPANT_CLASS="fedround.demo:HousePrices",
-                PARTICIPANT_AFTER_FINISH="wait",
-            )
-        )
+    plan = {"COORDINATOR_ROUNDS": "3", "COORDINATOR_MIN_CLIENTS": "1"}
+    silo = {"PARTICIPANT_CLASS": "fedround.demo:HousePrices", "PARTICIPANT_AFTER_FINISH": "wait"}
+    with (
+        two_services(**plan) as (coordinator, aggregator),
+        running("participant", PARTICIPANT_COORDINATOR_URL=coordinator.url("COORDINATOR_PORT"), **silo) as participant,
+    ):
         participant.said("^finished")
         yield {"participant": participant, "coordinator": coordinator, "aggregator": aggregator}
 

@@ -15,7 +15,7 @@ from fedround.events import ContactMade, Fact, Registered
 from fedround.weights import Array
 from support.known_answer import global_model
 from support.link import Gate
-from support.processes import Process, running, until
+from support.processes import Process, beside, running, until
 
 OUTAGE = float(os.environ.get("OUTAGE", "2"))
 """Seconds for which the coordinator is away."""
@@ -58,8 +58,7 @@ def test_all_are_back_within_3_seconds_whether_they_wait_train_or_upload(memory:
         settings = {
             "COORDINATOR_ROUNDS": str(ROUNDS),
             "COORDINATOR_MIN_CLIENTS": str(len(silos)),
-            "COORDINATOR_AGGREGATOR_URL": aggregator.url("AGGREGATOR_PORT"),
-            "COORDINATOR_AGGREGATOR_INTERNAL_URL": aggregator.url("AGGREGATOR_INTERNAL_PORT"),
+            **beside(aggregator),
         }
         if memory == "with a data directory":
             settings["COORDINATOR_DATA_DIR"] = str(tmp_path)

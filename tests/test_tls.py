@@ -1,10 +1,8 @@
 """Silos that reach the platform by TLS through a proxy, as through an Ingress, with certificates of a house's own authority."""
 
 import asyncio
-import os
 import ssl
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -17,6 +15,7 @@ import pytest
 
 import fedround
 from fedround.errors import ConfigurationError
+from support import processes
 from support.known_answer import KnownAnswer, global_model
 from support.processes import ANY_PORT, LOOPBACK, Process, running, until
 from support.tools import tool
@@ -169,9 +168,8 @@ def test_files_that_are_not_right_are_told_by_their_settings(certificate: tuple[
 
 def test_a_service_whose_authority_is_not_there_exits_with_78() -> None:
     settings = {"COORDINATOR_URL": "https://127.0.0.1:1", "CLASS": "fedround.demo:HousePrices", "TLS_CA_FILE": "/nowhere"}
-    environ = os.environ | LOOPBACK | ANY_PORT | {f"PARTICIPANT_{name}": value for name, value in settings.items()}
-    program = [sys.executable, "-m", "fedround", "participant"]
-    done = subprocess.run(program, env=environ, capture_output=True, text=True, check=False)
+    environ = LOOPBACK | ANY_PORT | {f"PARTICIPANT_{name}": value for name, value in settings.items()}
+    done = processes.fedround("participant", **environ)
     assert done.returncode == 78
     assert "PARTICIPANT_TLS_CA_FILE" in done.stderr
     assert "Traceback" not in done.stderr

@@ -14,7 +14,7 @@ from support.browser import Browser, browser
 from support.link import Proxy
 from support.npm import package
 from support.peer import answer
-from support.processes import Process, running, until
+from support.processes import Process, running, two_services, until
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -121,15 +121,9 @@ def test_who_opens_the_page_after_a_restart_sees_the_rounds_before(window: Brows
 
 
 def test_what_is_wrong_shows_within_30_seconds(window: Browser, axe: str, tmp_path: Path) -> None:
+    settings = {"COORDINATOR_ROUNDS": "0", "COORDINATOR_MIN_CLIENTS": "2", "AGGREGATOR_DATA_DIR": str(tmp_path / "models")}
     with (
-        running("aggregator", AGGREGATOR_DATA_DIR=str(tmp_path / "models")) as aggregator,
-        running(
-            "coordinator",
-            COORDINATOR_ROUNDS="0",
-            COORDINATOR_MIN_CLIENTS="2",
-            COORDINATOR_AGGREGATOR_URL=aggregator.url("AGGREGATOR_PORT"),
-            COORDINATOR_AGGREGATOR_INTERNAL_URL=aggregator.url("AGGREGATOR_INTERNAL_PORT"),
-        ) as coordinator,
+        two_services(**settings) as (coordinator, aggregator),
         running("participant", **silo(coordinator, "one", tmp_path / "one", WEIGHTS)),
         running("participant", **silo(coordinator, "two", tmp_path / "two", WEIGHTS)),
         running("participant", **silo(coordinator, "three", tmp_path / "three", WEIGHTS)) as three,

@@ -121,6 +121,13 @@ class Process:
                     self._news.notify_all()
 
 
+def fedround(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """A command that ends by itself, and is told nothing else by its environment."""
+    program = [sys.executable, "-m", "fedround", *arguments]
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(tuple(f"{role}_" for role in ROLES))}
+    return subprocess.run(program, capture_output=True, text=True, env=inherited | environ, check=False, timeout=50)
+
+
 def until(condition: Callable[[], object], within: float = 20.0) -> float:
     """Ask again and again; the seconds until it was true."""
     began = time.monotonic()
@@ -138,3 +145,19 @@ def running(command: str, **settings: str) -> Iterator[Process]:
         yield process
     finally:
         process.kill()
+
+
+def beside(aggregator: Process) -> dict[str, str]:
+    """What a coordinator is told of its aggregator."""
+    return {
+        "COORDINATOR_AGGREGATOR_URL": aggregator.url("AGGREGATOR_PORT"),
+        "COORDINATOR_AGGREGATOR_INTERNAL_URL": aggregator.url("AGGREGATOR_INTERNAL_PORT"),
+    }
+
+
+@contextmanager
+def two_services(**settings: str) -> Iterator[tuple[Process, Process]]:
+    """A coordinator and its aggregator, as processes of their own, in contact."""
+    with running("aggregator", **settings) as aggregator, running("coordinator", **beside(aggregator), **settings) as coordinator:
+        coordinator.said("in contact with the aggregator")
+        yield coordinator, aggregator

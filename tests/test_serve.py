@@ -93,7 +93,7 @@ def test_an_idle_connection_does_not_delay_the_end() -> None:
     run(main())
 
 
-def test_operators_are_served_until_all_others_have_ended() -> None:
+def test_a_request_that_is_running_at_the_end_is_answered_and_operators_are_served_until_then() -> None:
     async def main() -> None:
         started, go_on = asyncio.Event(), asyncio.Event()
 
@@ -121,34 +121,6 @@ def test_operators_are_served_until_all_others_have_ended() -> None:
                 await connection.ask("GET", "/")
                 await started.wait()
                 tasks.create_task(ask_while_it_ends())
-            assert (await connection.answer()).body == b"done"
-
-    run(main())
-
-
-def test_a_request_that_is_running_at_the_end_is_answered() -> None:
-    async def main() -> None:
-        started, go_on = asyncio.Event(), asyncio.Event()
-
-        async def slow(request: Request) -> Response:
-            started.set()
-            await go_on.wait()
-            return Response("done")
-
-        async def go_on_when_closed(port: int) -> None:
-            with suppress(ConnectionError):
-                while True:
-                    async with connected(port):
-                        pass
-            go_on.set()
-
-        served = endpoint(asgi.application([Route("/", slow)]))
-        async with AsyncExitStack() as after, asyncio.TaskGroup() as tasks:
-            async with serving(served, grace=60):
-                connection = await after.enter_async_context(connected(served.port))
-                await connection.ask("GET", "/")
-                await started.wait()
-                tasks.create_task(go_on_when_closed(served.port))
             assert (await connection.answer()).body == b"done"
 
     run(main())

@@ -4,15 +4,14 @@ import logging
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import fedround
 from fedround.errors import ConfigurationError
 from fedround.tokens import OPEN, Tokens
-from fedround.weights import Array
 from support.federation import our_platform
 from support.processes import running
+from support.silos import Plus1
 
 FILE = """\
 # a hospital each
@@ -116,11 +115,6 @@ def test_a_file_that_is_gone_stops_the_start_and_is_awaited_later(file: Path, ca
         Tokens(None, file)
 
 
-class Plus1(fedround.NumPyParticipant):
-    def train_round(self, training_input: Array | None) -> fedround.Update:
-        return fedround.Update(1, np.zeros(2) if training_input is None else training_input + 1)
-
-
 def test_who_has_a_token_of_its_own_is_called_by_its_name(file: Path) -> None:
     with our_platform(tokens_file=file, rounds=1) as p:
         fedround.run_participant(Plus1(), p.url, token="berta's-token", name="anna", heartbeat_period=0.05)
@@ -132,7 +126,7 @@ def test_a_wrong_token_is_told_tried_seldom_and_mended_without_a_restart(file: P
     with running("platform", COORDINATOR_ROUNDS="1", **services) as platform:
         participant = {
             "PARTICIPANT_COORDINATOR_URL": platform.url("COORDINATOR_PORT"),
-            "PARTICIPANT_CLASS": "test_tokens:Plus1",
+            "PARTICIPANT_CLASS": "support.silos:Plus1",
             "PARTICIPANT_TOKEN": "carla's-token",
             "PYTHONPATH": str(Path(__file__).parent),
         }

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedround import events
-from fedround.books import Admission, Measured, Outcome
+from fedround.books import Admission, Measured
 from fedround.coordinator import store
 from fedround.coordinator.rounds import Memory, Plan
 from fedround.coordinator.service import CoordinatorService, never
@@ -260,21 +260,6 @@ def test_at_the_deadline_the_round_is_given_to_others() -> None:
             assert await c.recorder.until(events.Revoked) == events.Revoked(0, slow, "deadline")
             books.deliver(other, answer.token)
             assert (await c.recorder.until(events.RoundCompleted)).ids == (other,)
-
-    asyncio.run(main())
-
-
-def test_a_refused_update_takes_the_round_from_its_participant() -> None:
-    async def main() -> None:
-        books = MemoryBooks()
-        async with coordinating(Plan(rounds=1, min_clients=2), books) as c:
-            ids = [join(c.service), join(c.service)]
-            answers = {id: await ordered(c, id) for id in ids}
-            books.core.refuse(books.core.begin(ids[0], answers[ids[0]].token or ""))
-            books.deliver(ids[1], answers[ids[1]].token)
-            assert (await c.recorder.until(events.Revoked)).reason == Outcome.REFUSED
-            dropped = await c.recorder.until(events.AttemptDropped)
-            assert dropped.counted == 1
 
     asyncio.run(main())
 

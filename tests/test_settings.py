@@ -136,7 +136,7 @@ def test_a_duration_is_seconds(text: object, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "soon", "-1", "1d", "nan", "inf", "1e3", "1h30m"])
+@pytest.mark.parametrize("text", ["", "soon", "-1", "1d", "nan", "inf", "1e3", "1h30m", "1000000001", "9999999h", "9" * 400])
 def test_what_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="30s"):
         parse_duration(text)
@@ -149,7 +149,7 @@ def test_a_size_is_bytes(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "-1", "10 apples", "1.5.0MB", "1kiB"])
+@pytest.mark.parametrize("text", ["", "-1", "10 apples", "1.5.0MB", "1kiB", "9" * 400])
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="512MiB"):
         parse_size(text)
@@ -274,6 +274,10 @@ def test_a_secret_is_never_shown() -> None:
 
 def test_options_may_hold_secrets_and_are_not_repeated() -> None:
     assert SECRET not in problems(ParticipantSettings, NEEDED | {"PARTICIPANT_OPTIONS": f'["{SECRET}"]'})
+
+
+def test_options_without_an_end_are_no_json() -> None:
+    assert "no JSON" in problems(ParticipantSettings, NEEDED | {"PARTICIPANT_OPTIONS": "[" * 60_000})
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "aggregator"])  # noqa: S104

@@ -5,6 +5,7 @@ They are plain frozen values: only `sources.load` knows where they come from. No
 
 import ipaddress
 import json
+import math
 import re
 import socket
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from fedround.wire import clean_name, parse_name
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
+LONGEST = 10**9
+"""Seconds; no clock of the system waits for much longer."""
 _BYTES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
@@ -32,14 +35,15 @@ class AfterFinish(StrEnum):
 def parse_duration(value: object) -> float:
     """Seconds, from `500ms`, `30s`, `2m`, `1h` or plain seconds."""
     match = re.fullmatch(r"(\d+\.?\d*) *(ms|s|m|h|)", str(value).strip())
-    if match is None:
-        raise ValueError("write a duration as 500ms, 30s, 2m, 1h or in plain seconds")
-    return float(match[1]) * _SECONDS[match[2]]
+    seconds = math.inf if match is None else float(match[1]) * _SECONDS[match[2]]
+    if seconds > LONGEST:
+        raise ValueError(f"write a duration as 500ms, 30s, 2m, 1h or in plain seconds, {LONGEST} at most")
+    return seconds
 
 
 def parse_size(value: object) -> int:
     """Bytes, from `512MiB`, `1GiB`, `10MB` or plain bytes."""
-    match = re.fullmatch(r"(\d+\.?\d*) *([kMGT]|[KMGT]i|)B?", str(value).strip())
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d*)?) *([kMGT]|[KMGT]i|)B?", str(value).strip())
     if match is None:
         raise ValueError("write a size as 512MiB, 1GiB, 10MB or in plain bytes")
     return int(float(match[1]) * _BYTES[match[2]])
@@ -83,7 +87,7 @@ def _class(value: str) -> str:
 def _json_object(value: object) -> object:
     try:
         value = json.loads(value) if isinstance(value, str) else value
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"this is no JSON: {error}; {_OBJECT}") from None
     if not isinstance(value, dict):
         raise ValueError(f"this is no JSON object; {_OBJECT}")

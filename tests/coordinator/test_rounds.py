@@ -1,6 +1,7 @@
 import math
 from collections.abc import Mapping
 from random import Random
+from typing import TypeVar
 
 import pytest
 
@@ -14,6 +15,9 @@ from fedround.errors import IllegalMove
 from fedround.wire import MAX_FIGURES, HeartbeatState
 
 LIFE = "first-life"
+
+C = TypeVar("C", Open, Admit, Revoke, Close)
+F = TypeVar("F", bound=events.Fact)
 
 
 class Table:
@@ -35,15 +39,23 @@ class Table:
     def state(self, id: str) -> HeartbeatState:
         return self.rounds.heartbeat(self.now, id).state
 
-    def open(self) -> Open:
+    def due(self, kind: type[C]) -> C:
+        """The call that is due, which is of this kind."""
         call = self.rounds.pending(self.now)
-        assert isinstance(call, Open)
+        assert isinstance(call, kind)
+        return call
+
+    def rests(self) -> bool:
+        """No call is due."""
+        return self.rounds.pending(self.now) is None
+
+    def open(self) -> Open:
+        call = self.due(Open)
         self.rounds.answered(self.now, call, None)
         return call
 
     def admit(self) -> None:
-        call = self.rounds.pending(self.now)
-        assert isinstance(call, Admit)
+        call = self.due(Admit)
         self.rounds.answered(self.now, call, None)
 
     def enter(
@@ -56,8 +68,7 @@ class Table:
             self.rounds.recorded(self.now, Page(LIFE, (entry,)))
 
     def close(self) -> None:
-        call = self.rounds.pending(self.now)
-        assert isinstance(call, Close)
+        call = self.due(Close)
         self.rounds.answered(self.now, call, Closed(5))
 
     def past(self) -> Past:
@@ -66,8 +77,7 @@ class Table:
         return past
 
     def revoke(self, verdict: Verdict) -> str:
-        call = self.rounds.pending(self.now)
-        assert isinstance(call, Revoke)
+        call = self.due(Revoke)
         self.rounds.answered(self.now, call, verdict)
         return call.id
 
@@ -78,24 +88,24 @@ class Table:
             self.rounds.heartbeat(self.now, id)
         self.rounds.tick(self.now)
 
-    def facts(self, kind: type[events.Fact]) -> list[events.Fact]:
+    def facts(self, kind: type[F]) -> list[F]:
         return [fact for fact in self.rounds.take_facts() if isinstance(fact, kind)]
 
 
 def test_nobody_is_selected_before_enough_are_present() -> None:
     table = Table(Plan(min_clients=2), present=1)
-    assert table.rounds.pending(table.now) is None
+    assert table.rests()
     assert status(table.rounds, table.now)["state"] == "waiting for participants: 1 of 2"
     table.join()
-    assert isinstance(table.rounds.pending(table.now), Open)
+    table.due(Open)
 
 
 def test_the_books_are_not_called_before_their_ledger_was_read() -> None:
     table = Table(Plan(), present=1, life="")
-    assert table.rounds.pending(table.now) is None
+    assert table.rests()
     assert status(table.rounds, table.now)["state"] == "waiting for the aggregator"
     table.rounds.recorded(table.now, Page(LIFE, ()))
-    assert isinstance(table.rounds.pending(table.now), Open)
+    table.due(Open)
 
 
 def test_a_round_is_visible_only_when_the_books_have_admitted_its_tokens() -> None:
@@ -132,12 +142,11 @@ def test_a_round_ends_when_all_have_delivered() -> None:
     table.enter(one, samples=3, figures={"loss": 1.0})
     assert table.state(one) is HeartbeatState.STAND_BY
     assert table.rounds.heartbeat(table.now, one).counted == 0
-    assert table.rounds.pending(table.now) is None
+    assert table.rests()
     table.enter(two, samples=1, figures={"loss": 3.0})
     table.now += 4
     table.close()
     (completed,) = table.facts(events.RoundCompleted)
-    assert isinstance(completed, events.RoundCompleted)
     assert (completed.round, completed.samples, completed.parameters, completed.seconds) == (0, 4, 5, 4)
     assert completed.figures == (("loss", 1.5),)
     assert table.rounds.round == 1
@@ -185,7 +194,7 @@ def test_after_the_last_round_everybody_is_told_to_finish_and_nobody_joins() -> 
     assert table.state(table.ids[0]) is HeartbeatState.FINISH
     assert table.state("a-stranger") is HeartbeatState.FINISH
     assert table.rounds.join(table.now, "late") is None
-    assert table.rounds.pending(table.now) is None
+    assert table.rests()
     assert status(table.rounds, table.now)["state"] == "complete"
     table.later(1000)
     assert table.rounds.next_deadline() == math.inf
@@ -213,9 +222,7 @@ def test_who_is_silent_is_gone_and_who_is_heard_stays() -> None:
     assert table.rounds.next_deadline() == table.now + 15
     table.later(10, alive)
     table.later(5)
-    assert [f for f in table.rounds.take_facts() if isinstance(f, events.ParticipantGone)] == [
-        events.ParticipantGone(silent, "silo-1", "silent")
-    ]
+    assert table.facts(events.ParticipantGone) == [events.ParticipantGone(silent, "silo-1", "silent")]
     assert table.state(silent) is HeartbeatState.REJECT
     assert table.state(alive) is HeartbeatState.STAND_BY
 
@@ -236,7 +243,7 @@ def test_who_left_is_not_missed_later() -> None:
     table = Table(Plan(min_clients=9), present=2)
     table.rounds.leave(table.now, table.ids[0])
     table.later(1000)
-    assert [f.reason for f in table.facts(events.ParticipantGone) if isinstance(f, events.ParticipantGone)] == ["left", "silent"]
+    assert [f.reason for f in table.facts(events.ParticipantGone)] == ["left", "silent"]
 
 
 def test_somebody_selected_who_leaves_is_revoked_before_the_round_ends_without_it() -> None:
@@ -245,13 +252,12 @@ def test_somebody_selected_who_leaves_is_revoked_before_the_round_ends_without_i
     assert table.rounds.attempt is not None
     stays, leaves = list(table.rounds.attempt.members)
     table.enter(stays)
-    assert table.rounds.pending(table.now) is None
+    assert table.rests()
     assert table.rounds.leave(table.now, leaves)
     assert table.rounds.start_training(table.now, leaves) is None
     assert table.revoke(Verdict.REVOKED) == leaves
     assert table.facts(events.Revoked) == [events.Revoked(0, leaves, "left")]
-    call = table.rounds.pending(table.now)
-    assert isinstance(call, Close)
+    call = table.due(Close)
     assert call.ids == (stays,)
 
 
@@ -260,10 +266,9 @@ def test_an_update_that_was_counted_before_its_revocation_counts() -> None:
     (id,) = (a.id for a in table.open().admissions)
     table.rounds.leave(table.now, id)
     table.revoke(Verdict.COUNTED)
-    assert table.rounds.pending(table.now) is None
+    assert table.rests()
     table.enter(id)
-    call = table.rounds.pending(table.now)
-    assert isinstance(call, Close)
+    call = table.due(Close)
     assert call.ids == (id,)
 
 
@@ -271,8 +276,7 @@ def test_an_entry_settles_a_revocation_that_is_still_on_its_way() -> None:
     table = Table(Plan(), present=1)
     table.open()
     table.rounds.leave(table.now, table.ids[0])
-    call = table.rounds.pending(table.now)
-    assert isinstance(call, Revoke)
+    call = table.due(Revoke)
     table.enter(table.ids[0])
     table.rounds.answered(table.now, call, Verdict.COUNTED)
     table.close()
@@ -284,7 +288,7 @@ def test_an_update_that_is_arriving_is_asked_for_again_a_little_later() -> None:
     table.later(60)
     table.revoke(Verdict.RECEIVING)
     assert table.state(table.ids[0]) is HeartbeatState.ROUND
-    assert table.rounds.pending(table.now) is None
+    assert table.rests()
     assert table.rounds.next_deadline() == table.now + ASK_AGAIN
     table.later(ASK_AGAIN)
     assert table.revoke(Verdict.REVOKED) == table.ids[0]
@@ -296,8 +300,7 @@ def test_others_are_chosen_when_too_few_are_left() -> None:
     assert len(first) == 2
     table.rounds.leave(table.now, next(iter(first)))
     table.revoke(Verdict.REVOKED)
-    call = table.rounds.pending(table.now)
-    assert isinstance(call, Admit)
+    call = table.due(Admit)
     (chosen,) = {a.id for a in call.admissions}
     assert chosen not in first
     assert table.state(chosen) is HeartbeatState.STAND_BY
@@ -362,8 +365,7 @@ def test_two_of_one_name_who_are_both_heard_of_both_deliver() -> None:
 
 def test_somebody_who_leaves_while_the_books_admit_it_is_revoked() -> None:
     table = Table(Plan(), present=1)
-    call = table.rounds.pending(table.now)
-    assert isinstance(call, Open)
+    call = table.due(Open)
     table.rounds.leave(table.now, table.ids[0])
     assert table.rounds.next_deadline() > table.now
     table.rounds.answered(table.now, call, None)
@@ -379,11 +381,10 @@ def test_an_open_round_goes_on_below_the_minimum_and_waits_only_to_choose() -> N
     table.rounds.leave(table.now, three)
     table.revoke(Verdict.REVOKED)
     table.enter(two)
-    assert table.rounds.pending(table.now) is None
+    assert table.rests()
     assert status(table.rounds, table.now)["state"] == "waiting for participants: 2 of 3"
     four = table.join()
-    call = table.rounds.pending(table.now)
-    assert isinstance(call, Admit)
+    call = table.due(Admit)
     table.rounds.answered(table.now, call, None)
     table.enter(four)
     table.close()
@@ -394,7 +395,7 @@ def test_at_the_deadline_the_round_ends_with_those_who_delivered() -> None:
     fast, slow = (a.id for a in table.open().admissions)
     table.enter(fast)
     table.later(59)
-    assert table.rounds.pending(table.now) is None
+    assert table.rests()
     assert table.rounds.next_deadline() == table.now + 1
     table.later(1)
     assert table.revoke(Verdict.REVOKED) == slow
@@ -408,7 +409,6 @@ def test_a_round_that_nobody_delivers_in_time_is_tried_anew_with_a_warning() -> 
     table.later(60)
     table.revoke(Verdict.REVOKED)
     (dropped,) = table.facts(events.AttemptDropped)
-    assert isinstance(dropped, events.AttemptDropped)
     assert "COORDINATOR_ROUND_TIMEOUT shorter than training" in dropped.reason
     assert table.rounds.next_deadline() == table.now + PAUSE
     assert status(table.rounds, table.now)["attempt"] is None
@@ -423,8 +423,7 @@ def test_a_participant_that_joins_between_two_attempts_does_not_shorten_the_paus
     table.open()
     table.enter(table.ids[0], outcome=Outcome.REFUSED)
     table.join()
-    call = table.rounds.pending(table.now)
-    assert call is None
+    assert table.rests()
 
 
 def test_a_refused_update_leaves_the_round_to_the_others() -> None:
@@ -442,7 +441,6 @@ def test_a_round_in_which_every_update_is_refused_is_tried_anew() -> None:
     table.open()
     table.enter(table.ids[0], outcome=Outcome.REFUSED)
     (dropped,) = table.facts(events.AttemptDropped)
-    assert isinstance(dropped, events.AttemptDropped)
     assert "refused" in dropped.reason
 
 
@@ -450,7 +448,7 @@ def test_an_attempt_that_the_books_lost_begins_anew_when_their_ledger_is_read() 
     table = Table(Plan(), present=1)
     first = table.open()
     table.rounds.lost(table.now, first.attempt)
-    assert table.rounds.pending(table.now) is None
+    assert table.rests()
     table.rounds.recorded(table.now, Page("second-life", ()))
     table.later(PAUSE)
     second = table.open()
@@ -551,8 +549,7 @@ def test_who_had_a_part_in_a_lost_attempt_is_asked_again_before_others_unless_it
     table = Table(Plan(participants_ratio=0.1, min_clients=20), present=20)
     refused, member = (admission.id for admission in table.open().admissions)
     table.enter(refused, outcome=Outcome.REFUSED)
-    call = table.rounds.pending(table.now)
-    assert isinstance(call, Admit)
+    call = table.due(Admit)
     table.rounds.answered(table.now, call, None)
     # Both who have a part now may have been told that their updates were counted, though no entry was read.
     table.rounds.recorded(table.now, Page("second-life", ()))
@@ -566,8 +563,7 @@ def test_a_difference_in_the_books_drops_the_attempt() -> None:
     table = Table(Plan(), present=1)
     table.open()
     table.enter(*table.ids)
-    call = table.rounds.pending(table.now)
-    assert isinstance(call, Close)
+    call = table.due(Close)
     table.rounds.answered(table.now, call, Difference(frozenset(table.ids), frozenset()))
     assert len(table.facts(events.AttemptDropped)) == 1
 
@@ -584,8 +580,7 @@ def test_an_answer_for_an_attempt_that_is_over_changes_nothing() -> None:
 
 def test_an_answer_of_the_wrong_kind_is_an_illegal_move_that_changes_nothing() -> None:
     table = Table(Plan(), present=1)
-    call = table.rounds.pending(table.now)
-    assert isinstance(call, Open)
+    call = table.due(Open)
     with pytest.raises(IllegalMove, match="Verdict is not possible in Open"):
         table.rounds.answered(table.now, call, Verdict.REVOKED)
     assert table.rounds.pending(table.now) == call
@@ -596,8 +591,7 @@ def test_a_revocation_answered_twice_counts_once() -> None:
     table.open()
     assert table.rounds.attempt is not None
     table.rounds.leave(table.now, next(iter(table.rounds.attempt.members)))
-    call = table.rounds.pending(table.now)
-    assert isinstance(call, Revoke)
+    call = table.due(Revoke)
     table.rounds.answered(table.now, call, Verdict.REVOKED)
     table.rounds.answered(table.now, call, Verdict.REVOKED)
     assert len(table.facts(events.Revoked)) == 1
@@ -668,7 +662,7 @@ def test_who_was_killed_and_is_back_at_once_is_not_missed_when_its_former_id_fal
     table.later(5)
     back = table.join("silo-0")
     table.later(14, back)
-    assert [gone.reason for gone in table.facts(events.ParticipantGone) if isinstance(gone, events.ParticipantGone)] == ["silent"]
+    assert [gone.reason for gone in table.facts(events.ParticipantGone)] == ["silent"]
     assert status(table.rounds, table.now)["missing"] == []
     table.rounds.leave(table.now, back)
     assert status(table.rounds, table.now)["missing"] == []
@@ -689,7 +683,7 @@ def test_who_was_told_to_finish_is_not_missed() -> None:
     table.close()
     assert table.state(table.ids[0]) is HeartbeatState.FINISH
     table.later(20)
-    assert [gone.reason for gone in table.facts(events.ParticipantGone) if isinstance(gone, events.ParticipantGone)] == ["left"]
+    assert [gone.reason for gone in table.facts(events.ParticipantGone)] == ["left"]
     assert status(table.rounds, table.now)["missing"] == []
 
 

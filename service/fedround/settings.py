@@ -123,6 +123,8 @@ def _lower(value: object) -> object:
 Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0, title="duration")]
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0, title="size")]
 Url = Annotated[str, AfterValidator(_url), Field(title="url")]
+Place = Annotated[Path | None, Field(title="path")]
+Number = Annotated[int, Field(title="number")]
 Port = Annotated[int, Field(ge=0, le=65535, title="port")]
 Options = Annotated[dict[str, Any], BeforeValidator(_json_object), Field(title="json")]
 Secret = Annotated[SecretStr | None, AfterValidator(_sendable), Field(title="secret")]
@@ -204,7 +206,7 @@ class ParticipantSettings(Settings):
     shard: Annotated[tuple[int, int] | None, BeforeValidator(_shard), Field(title="index/count")] = setting(
         None, "Which part of a split data set is this participant's, for instance 3/10. Unset: it is found out."
     )
-    shards: int = setting(10, "Into how many parts the data set is split, where the shard does not say.", ge=1, title="number")
+    shards: Number = setting(10, "Into how many parts the data set is split, where the shard does not say.", ge=1)
     aggregator_url: Annotated[Url | None, Field(title="url")] = setting(
         None, "Where the aggregator is. Unset: where the coordinator says."
     )
@@ -213,24 +215,18 @@ class ParticipantSettings(Settings):
     give_up_after: Annotated[float | None, BeforeValidator(_duration_or_never), Field(title="duration|never")] = setting(
         "never", "For how long the coordinator may be unreachable before the participant exits with 69."
     )
-    max_failures: int = setting(
-        5, "After so many failures of your code in a row the participant exits with 70.", ge=1, title="number"
-    )
+    max_failures: Number = setting(5, "After so many failures of your code in a row the participant exits with 70.", ge=1)
     confirm_timeout: Duration = setting(
         "15s", "How long a 0.8 platform may leave an update unconfirmed before it is offered again."
     )
     drain_timeout: Duration = setting("8s", "How long a round may go on after SIGTERM before it is given up.")
     after_finish: AfterFinish = setting("exit", "What to do when training is complete.", title="exit|wait")
     token: Secret = setting(None, "Sent to the coordinator and the aggregator as a bearer token.")
-    tls_ca_file: Annotated[Path | None, Field(title="path")] = setting(
+    tls_ca_file: Place = setting(
         None, "The certificate (PEM) of an authority of your own, which is believed beside the usual ones."
     )
-    tls_cert_file: Annotated[Path | None, Field(title="path")] = setting(
-        None, "The certificate (PEM) that is shown to a server that asks for one."
-    )
-    tls_key_file: Annotated[Path | None, Field(title="path")] = setting(
-        None, "Its private key (PEM), not encrypted. Unset: it is in the same file."
-    )
+    tls_cert_file: Place = setting(None, "The certificate (PEM) that is shown to a server that asks for one.")
+    tls_key_file: Place = setting(None, "Its private key (PEM), not encrypted. Unset: it is in the same file.")
     trace_heartbeats: bool = setting(True, "Whether a heartbeat outside of rounds is a trace of its own.", title="true|false")
     ops_bind: str = setting("0.0.0.0", "The address on which operators are served.")  # noqa: S104 a service in a container
     ops_port: Port = setting(8080, "The port for operators. 0: any free one.")
@@ -240,7 +236,7 @@ class PlatformSettings(Settings):
     """What coordinator and aggregator have in common."""
 
     token: Secret = setting(None, "What participants must send as a bearer token. Unset: nothing.")
-    tokens_file: Annotated[Path | None, Field(title="path")] = setting(
+    tokens_file: Place = setting(
         None, "A file with a participant's name and its own token on each line, read again when it changes."
     )
     internal_secret: Secret = setting(
@@ -259,18 +255,16 @@ class CoordinatorSettings(PlatformSettings):
         "aggregator_url": "aggregator_url",
     }
 
-    rounds: int = setting(10, "How many rounds to train. 0: for ever.", ge=0, title="number")
+    rounds: Number = setting(10, "How many rounds to train. 0: for ever.", ge=0)
     participants_ratio: float = setting(
         1.0, "Which part of the participants a round selects, above 0 and up to 1.", gt=0, le=1, title="ratio"
     )
-    min_clients: int = setting(1, "How many participants there must be before any is selected.", ge=1, title="number")
+    min_clients: Number = setting(1, "How many participants there must be before any is selected.", ge=1)
     heartbeat_timeout: Duration = setting("15s", "After so long without a heartbeat a participant is gone.", gt=0)
     round_timeout: Duration = setting("1h", "After so long the selected who have not delivered lose the round to others.", gt=0)
     aggregator_url: Url = setting("http://localhost:8082", "Where participants reach the aggregator; they are told.")
     aggregator_internal_url: Url = setting("http://localhost:7082", "Where the coordinator reaches the aggregator's internal port.")
-    data_dir: Annotated[Path | None, Field(title="path")] = setting(
-        None, "Where the round and the known participants are kept over a restart. Unset: nowhere."
-    )
+    data_dir: Place = setting(None, "Where the round and the known participants are kept over a restart. Unset: nowhere.")
     port: Port = setting(8081, "The port for participants. 0: any free one.")
     ops_port: Port = setting(9081, "The port for operators. 0: any free one.")
 
@@ -285,14 +279,12 @@ class AggregatorSettings(PlatformSettings):
     )
     strategy_options: Options = setting("{}", "Keyword arguments for the strategy, as a JSON object.")
     max_model_size: Size = setting("1GiB", "The largest update that is accepted, and the largest model made of one.")
-    data_dir: Annotated[Path | None, Field(title="path")] = setting(
-        None, "Where global models are kept over a restart. Unset: nowhere, and only the newest can be had."
-    )
-    keep_models: int = setting(10, "How many global models the data directory keeps.", ge=1, title="number")
-    initial_model: Annotated[Path | None, Field(title="path")] = setting(
+    data_dir: Place = setting(None, "Where global models are kept over a restart. Unset: nowhere, and only the newest can be had.")
+    keep_models: Number = setting(10, "How many global models the data directory keeps.", ge=1)
+    initial_model: Place = setting(
         None, "A .npy file to begin training with, where there is no other model. Unset: the first update decides shape and dtype."
     )
-    spool_dir: Annotated[Path | None, Field(title="path")] = setting(
+    spool_dir: Place = setting(
         None, "Where an update waits until it has arrived whole. Unset: the system's directory for temporary files."
     )
     port: Port = setting(8082, "The port for participants. 0: any free one.")

@@ -124,8 +124,8 @@ def build(
         heartbeat_timeout=settings.heartbeat_timeout,
         round_timeout=settings.round_timeout,
     )
-    # Its random numbers become tokens: nobody may guess the next one.
     memory = store.load(disk) if disk else Memory()
+    # Its random numbers become tokens: nobody may guess the next one.
     rounds = Rounds(plan, SystemRandom(), time.monotonic(), memory)
     if memory.participants:
         LOG.info("back in round %d, with %d participants known from before", memory.round, len(memory.participants))
@@ -176,18 +176,12 @@ def run(settings: CoordinatorSettings) -> None:
 
 
 async def _run(settings: CoordinatorSettings, disk: Disk | None) -> None:
-    health = Health()
-    with tracing("coordinator", INSTANCE) as traces:
+    health, secret = Health(), reveal(settings.internal_secret)
+    with serve.capture_signals() as stop, tracing("coordinator", INSTANCE) as traces:
         telemetry = Telemetry(CoordinatorMetrics, [readiness(health)], traces)
-        secret = reveal(settings.internal_secret)
         async with aclosing(RemoteBooks(settings.aggregator_internal_url, secret=secret, trace=telemetry.client)) as books:
             service = build(settings, books, telemetry.observe, disk, telemetry.round_context)
-            await _serve(settings, service, health, telemetry)
-
-
-async def _serve(settings: CoordinatorSettings, service: CoordinatorService, health: Health, telemetry: Telemetry) -> None:
-    with serve.capture_signals() as stop:
-        endpoints = public_endpoint(settings, service, telemetry), ops_endpoint(settings, service, health, telemetry)
-        async with serve.serving(*endpoints), tended(health, service.run()):
-            await stop.wait()
-            LOG.info("stopping")
+            endpoints = public_endpoint(settings, service, telemetry), ops_endpoint(settings, service, health, telemetry)
+            async with serve.serving(*endpoints), tended(health, service.run()):
+                await stop.wait()
+                LOG.info("stopping")

@@ -13,11 +13,11 @@ from fedround.errors import ConfigurationError
 from fedround.platform import Platform
 from fedround.serve import Endpoint
 from fedround.settings import AggregatorSettings, CoordinatorSettings
+from support.federation import ANY_PORT
 from support.processes import running
 from support.updates import update
 
 LONG_POLL = {"Prefer": "wait=15"}
-ANY_PORT = {"bind": "127.0.0.1", "port": 0, "ops_port": 0}
 
 
 def url(endpoint: Endpoint) -> str:

@@ -417,3 +417,27 @@ def test_the_probe_knows_the_variables_and_defaults_of_the_ops_ports() -> None:
 def test_the_probe_ignores_proxies(ops: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     assert main(["status", "--from", ops]) == 0
+
+
+SIGNALLED = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(name, *_):
+        if name == "pydantic":
+            os.kill(os.getpid(), getattr(signal, sys.argv.pop()))
+
+sys.meta_path.insert(0, Finder)
+
+from fedround.cli import main
+
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("command", ["participant", "coordinator", "aggregator", "platform"])
+def test_a_service_that_is_told_to_end_while_it_imports_ends_in_silence(command: str, number: str) -> None:
+    program = [sys.executable, "-c", SIGNALLED, command, number]
+    done = subprocess.run(program, capture_output=True, text=True, env=ENVIRON, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -56,7 +56,7 @@ MEANINGS = {
     Exit.USER_CODE: "The participant's own code failed, `PARTICIPANT_MAX_FAILURES` times in a row; the log has its traceback.",
     Exit.HELD: "Another process holds the data directory; started again later, it may get it.",
     Exit.CONFIGURATION: "A setting is missing or wrong, or a port is in use; the message names every setting that is not right.",
-    Exit.INTERRUPTED: "Ctrl-C before a service had begun, or in a command that is none.",
+    Exit.INTERRUPTED: "Ctrl-C in a command that is no service.",
 }
 
 
@@ -85,9 +85,15 @@ class _Parser(ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code."""
+    if argv is None:
+        argv = sys.argv[1:]
+        if SERVICES.intersection(argv[:1]):
+            # Until the service handles them itself: imports may take long, and process 1 of a container has no defaults.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, _end)
     try:
-        return _main(sys.argv[1:] if argv is None else argv)
-    except KeyboardInterrupt:  # before a service handles it, or where nothing is served
+        return _main(argv)
+    except KeyboardInterrupt:
         return Exit.INTERRUPTED
 
 
@@ -273,6 +279,8 @@ COMMANDS: Mapping[str, Callable[[ArgumentParser], Run]] = {
     "healthcheck": _healthcheck,
 }
 """Each adds its arguments to its parser, and gives back what runs it. The first line of its docstring is its help."""
+SERVICES = frozenset({"participant", "coordinator", "aggregator", "platform"})
+"""Those that run until they are told to end."""
 
 
 def _service(parser: ArgumentParser, serve: Callable[..., int], *classes: "type[Settings]", file: bool = False) -> Run:
@@ -309,9 +317,6 @@ def _service(parser: ArgumentParser, serve: Callable[..., int], *classes: "type[
         if arguments["show_settings"]:
             _show(line for of_one in loaded for line in of_one.lines)
             return Exit.OK
-        # Until the service handles them itself: the user's imports may take long, and process 1 of a container has no defaults.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, _end)
         return serve(*(of_one.settings for of_one in loaded))
 
     return run

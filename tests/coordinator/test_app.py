@@ -1,4 +1,5 @@
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,10 +12,10 @@ from starlette.types import Receive, Scope, Send
 
 from fedround import events
 from fedround.asgi import METHODS
-from fedround.coordinator import app
-from fedround.coordinator.rounds import Plan
+from fedround.coordinator import app, store
+from fedround.coordinator.rounds import Memory, Plan
 from fedround.durable import Directory
-from fedround.events import Observer
+from fedround.events import Observer, Observers
 from fedround.observability.health import Health
 from fedround.observability.metrics import CoordinatorMetrics
 from fedround.observability.telemetry import Telemetry
@@ -22,7 +23,7 @@ from fedround.serve import Endpoint, serving
 from fedround.settings import CoordinatorSettings
 from fedround.tokens import Tokens
 from support.coordinating import AGGREGATOR_URL, Coordinating, MemoryBooks, Recorder, coordinating
-from support.disks import files_of_at_most
+from support.disks import MemoryDisk, files_of_at_most
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 PREFER = {"Prefer": "wait=25"}
@@ -275,6 +276,21 @@ def test_a_coordinator_that_stops_answers_who_is_held() -> None:
             assert (await hold).json()["state"] == "stand_by"
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(("rounds", "told"), [(3, True), (4, False), (0, False)])
+def test_who_is_back_after_the_last_round_says_so(rounds: int, told: bool, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        disk = MemoryDisk()
+        store.save(disk, Memory(round=3))
+        app.build(CoordinatorSettings(rounds=rounds), MemoryBooks(), Observers(), disk)
+
+    caplog.set_level(logging.INFO)
+    asyncio.run(main())
+    complete = (
+        "training was complete before, after 3 rounds: to go on raise COORDINATOR_ROUNDS, to begin anew empty the data directories"
+    )
+    assert (complete in caplog.messages) is told
 
 
 def test_a_coordinator_is_ready_once_it_has_reached_the_aggregator_and_as_long_as_it_does() -> None:

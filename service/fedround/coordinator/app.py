@@ -129,6 +129,9 @@ def build(
     rounds = Rounds(plan, SystemRandom(), time.monotonic(), memory)
     if memory.participants:
         LOG.info("back in round %d, with %d participants known from before", memory.round, len(memory.participants))
+    if 0 < plan.rounds <= memory.round:
+        more = "to go on raise COORDINATOR_ROUNDS, to begin anew empty the data directories"
+        LOG.info("training was complete before, after %d rounds: %s", memory.round, more)
     keep = partial(store.save, disk) if disk else None
     return CoordinatorService(rounds, books, aggregator_url=settings.aggregator_url, observer=observer, keep=keep, trace=trace)
 

@@ -58,8 +58,10 @@ def exporters(environ: Mapping[str, str]) -> list[SpanExporter]:
         name = otlp if name.strip() == "otlp" else name.strip()
         known = [*entry_points(group="opentelemetry_traces_exporter", name=name)]
         if not known:
-            package = f": install opentelemetry-exporter-{name.replace('_', '-')}" if name.startswith("otlp_") else ""
-            raise ConfigurationError(f"OTEL_TRACES_EXPORTER: there is no exporter {name}{package}")
+            package = (
+                f"install opentelemetry-exporter-{name.replace('_', '-')}" if name.startswith("otlp_") else "otlp, console or none?"
+            )
+            raise ConfigurationError(f"OTEL_TRACES_EXPORTER: there is no exporter {name}: {package}")
         try:
             found.append(known[0].load()())
         except Exception as error:

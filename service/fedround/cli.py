@@ -12,7 +12,6 @@ import sys
 from argparse import ArgumentParser, HelpFormatter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import IntEnum
-from http import HTTPStatus
 from itertools import chain
 from pathlib import Path
 from types import FrameType
@@ -211,9 +210,9 @@ def _model(parser: ArgumentParser) -> Run:
         try:
             model, number = fetch_model(_url(arguments["url"]), round=arguments["round"], token=arguments["token"])
         except Refused as error:
-            if error.status == HTTPStatus.UNAUTHORIZED:
+            if error.status == 401:
                 raise FedroundError(f"{error}: give the aggregator's by --token") from error
-            if error.detail in ("", HTTPStatus.NOT_FOUND.phrase):
+            if error.detail in ("", "Not Found"):
                 raise FedroundError(f"{error}: is this the aggregator's ops port, by default 9082?") from error
             raise
         try:
@@ -238,7 +237,7 @@ def _status(parser: ArgumentParser) -> Run:
             print(error, file=sys.stderr)
             return Exit.FAILED
         found = _object(answer)
-        if status != HTTPStatus.OK or found is None:
+        if status != 200 or found is None:
             print(_foreign("/status", status), file=sys.stderr)
             return Exit.FAILED
         as_text = arguments["output"] == "text" or (arguments["output"] is None and sys.stdout.isatty())

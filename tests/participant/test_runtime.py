@@ -4,6 +4,8 @@ import gc
 import io
 import os
 import signal
+import subprocess
+import sys
 import threading
 import weakref
 from array import array
@@ -343,6 +345,24 @@ def test_a_lost_contact_says_what_is_likely_to_mend_it() -> None:
         "refused with 404: is PARTICIPANT_COORDINATOR_URL (--coordinator-url) the coordinator's port for participants,"
         " 8081 by default?"
     )
+
+
+def test_a_program_that_configures_no_logging_is_told_whom_it_waits_for() -> None:
+    with OldPlatform() as p:
+        url = p.url
+    program = f"""
+import fedround
+class Mine(fedround.NumPyParticipant):
+    def train_round(self, weights): ...
+try:
+    fedround.run_participant(Mine(), {url!r}, give_up_after=0.01)
+except fedround.CoordinatorUnreachable:
+    print("gave up")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "gave up\n"
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("no contact with the coordinator (")
 
 
 def test_a_lost_transfer_is_told_with_what_is_likely_to_mend_it_unless_the_round_ends_by_it() -> None:

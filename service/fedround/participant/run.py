@@ -1,4 +1,4 @@
-"""Runs a participant in a program of the user's. Touches neither its signals, unless asked to, nor its logging."""
+"""Runs a participant in a program of the user's. Touches neither its signals, unless asked to, nor how it logs."""
 
 import asyncio
 import logging
@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import replace
 from functools import cache, partial
 from types import FrameType
 from typing import Any, Unpack
@@ -17,6 +18,7 @@ from typing import Any, Unpack
 from fedround import http
 from fedround.errors import ConfigurationError
 from fedround.events import Observers
+from fedround.observability.logs import LogObserver
 from fedround.participant import moves as m
 from fedround.participant.abc import ParticipantABC
 from fedround.participant.lifecycle import Lifecycle
@@ -45,6 +47,8 @@ def run_participant(
 ) -> None:
     """Join a coordinator and train whenever selected, until training is finished. The participant's methods run on this thread.
 
+    What happens is logged to `fedround`: rounds at INFO, what goes wrong as warnings.
+
     Args:
         participant: Usually a `NumPyParticipant`.
         coordinator_url: Such as `http://localhost:8081`.
@@ -58,7 +62,7 @@ def run_participant(
         CoordinatorUnreachable: It was away for longer than `give_up_after`.
         ConfigurationError: An argument is wrong, or the global model is larger than `max_model_size`.
     """
-    terms = Terms.of(heartbeat_period, options)
+    terms = _logged(Terms.of(heartbeat_period, options))
     with (
         connected(participant, coordinator_url, terms) as runtime,
         signals(partial(runtime.stop, terms.drain_timeout)) if handle_signals else nullcontext(),
@@ -74,7 +78,7 @@ async def arun_participant(
     Cancelled, it ends the round if that takes no longer than `drain_timeout`, and leaves; code that does not return is left behind.
     Cancelled again, it ends at once.
     """
-    terms = Terms.of(heartbeat_period, options)
+    terms = _logged(Terms.of(heartbeat_period, options))
     with connected(participant, coordinator_url, terms) as runtime:
         ended: Future[m.Reason] = Future()
         threading.Thread(target=fulfil, args=(ended, runtime.run), name="fedround-participant", daemon=True).start()
@@ -91,6 +95,11 @@ async def arun_participant(
             # Whatever it still brings, nobody asks for it: an error would be logged as forgotten.
             waiting.cancel() or waiting.exception()
             raise
+
+
+def _logged(terms: Terms) -> Terms:
+    """Who waits for a coordinator that is not there is told: Python shows warnings although nobody configures logging."""
+    return replace(terms, observers=[LogObserver(), *terms.observers])
 
 
 def fulfil(future: "Future[m.Reason]", run: Callable[[], m.Reason]) -> None:

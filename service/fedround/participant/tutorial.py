@@ -8,7 +8,6 @@ import sys
 import numpy as np
 
 from fedround.errors import FedroundError
-from fedround.observability.logs import LogObserver
 from fedround.participant.abc import NumPyParticipant, Update
 from fedround.participant.run import run_participant
 from fedround.weights import Array
@@ -43,7 +42,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-8s %(message)s")
     participant = TutorialParticipant(upper_bound=arguments.upper_bound)
     try:
-        run_participant(participant, arguments.coordinator_url, handle_signals=True, observers=[LogObserver()])
+        run_participant(participant, arguments.coordinator_url, handle_signals=True)
     except FedroundError as error:
         LOG.error("%s", error)
         return 1

@@ -13,7 +13,7 @@ MODULE = """
 import fedround
 
 class Good(fedround.NumPyParticipant):
-    def __init__(self, *, epochs=1):
+    def __init__(self, *, epochs=1) -> None:
         if epochs == 0:
             raise ZeroDivisionError("no epochs")
         self.epochs = epochs

@@ -27,7 +27,7 @@ def load_participant(name: str, options: Mapping[str, Any]) -> ParticipantABC[An
         raise ConfigurationError(f"{CLASS}: {name} is no subclass of fedround.ParticipantABC or fedround.NumPyParticipant")
     if missing := sorted(cls.__abstractmethods__):
         raise ConfigurationError(f"{CLASS}: {name} lacks {', '.join(missing)}")
-    signature = inspect.signature(cls)
+    signature = inspect.signature(cls).replace(return_annotation=inspect.Signature.empty)
     try:
         signature.bind(**options)
     except TypeError as error:

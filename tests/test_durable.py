@@ -1,6 +1,7 @@
 """What survives: files are replaced as a whole or not at all, whatever the moment of the end; damage is seen."""
 
 import errno
+import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -178,7 +179,8 @@ def test_what_was_left_half_written_is_removed(tmp_path: Path) -> None:
         assert directory.names() == ["lock"]
 
 
-def test_a_directory_is_made_and_held_by_one_at_a_time(tmp_path: Path) -> None:
+def test_a_directory_is_made_and_held_by_one_at_a_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     path = tmp_path / "new" / "data"
     second = threading.Event()
 
@@ -189,6 +191,7 @@ def test_a_directory_is_made_and_held_by_one_at_a_time(tmp_path: Path) -> None:
     with held(path, SETTING):
         with pytest.raises(DataDirectoryHeld, match="held by another process"), held(path, SETTING, within=0.01):
             pytest.fail("it was given to two")
+        assert caplog.messages == [f"waiting: {SETTING}={path} is held by another process"]
         waiting = threading.Thread(target=wait_for_it)
         waiting.start()
         assert not second.is_set()

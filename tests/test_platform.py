@@ -3,6 +3,7 @@ import io
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -101,6 +102,15 @@ def test_a_port_in_use_is_a_wrong_setting() -> None:
                     pass
 
     asyncio.run(main())
+
+
+@pytest.mark.timeout(20)
+def test_two_services_in_one_directory_are_a_wrong_setting(tmp_path: Path) -> None:
+    (tmp_path / "other").symlink_to(tmp_path)
+    coordinator = CoordinatorSettings(data_dir=tmp_path / "data")
+    aggregator = AggregatorSettings(data_dir=tmp_path / "other" / "data")
+    with pytest.raises(ConfigurationError, match=r"COORDINATOR_DATA_DIR and AGGREGATOR_DATA_DIR .* one of its own"):
+        platform.run(coordinator, aggregator)
 
 
 def test_sigterm_ends_a_platform_at_once_and_answers_who_is_held() -> None:

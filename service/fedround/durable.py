@@ -11,7 +11,6 @@ import os
 import threading
 import zlib
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -159,8 +158,13 @@ def held(path: Path | None, setting: str, *, within: float = PATIENCE) -> Iterat
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock = stack.enter_context((path / LOCK).open("ab"))
-            if not _locked(lock, within):
-                raise DataDirectoryHeld(f"{setting}={path} is held by another process; one directory belongs to one service")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                taken = f"{setting}={path} is held by another process"
+                LOG.info("waiting: %s", taken)
+                if not _locked(lock, within):
+                    raise DataDirectoryHeld(f"{taken}; one directory belongs to one service") from None
             tidy(directory)
         except OSError as error:
             raise ConfigurationError(f"{setting}={path} cannot be used: {error.strerror}") from error
@@ -168,21 +172,14 @@ def held(path: Path | None, setting: str, *, within: float = PATIENCE) -> Iterat
 
 
 def _locked(file: BinaryIO, within: float) -> bool:
-    """Whether the file was locked in time. Raises `OSError` where there are no locks."""
-    done: Future[None] = Future()
+    """Whether the file was locked in time."""
+    got = threading.Event()
 
     def wait() -> None:
-        try:
+        with suppress(ValueError, OSError):  # given up meanwhile: the file is closed
             fcntl.flock(file, fcntl.LOCK_EX)
-        except (OSError, ValueError) as error:  # ValueError: given up meanwhile, the file is closed
-            done.set_exception(error)
-        else:
-            done.set_result(None)
+            got.set()
 
     # There is no flock with a time-out: a thread waits, and is left behind where that takes too long.
     threading.Thread(target=wait, name="fedround-lock", daemon=True).start()
-    try:
-        done.result(within)
-    except TimeoutError:
-        return False
-    return True
+    return got.wait(within)

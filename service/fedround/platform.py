@@ -12,6 +12,7 @@ from fedround.aggregator.service import AggregatorService
 from fedround.coordinator import app as coordinator_app
 from fedround.coordinator.service import CoordinatorService
 from fedround.durable import Disk
+from fedround.errors import ConfigurationError
 from fedround.events import Observer
 from fedround.observability.health import Health, tended
 from fedround.observability.metrics import AggregatorMetrics, CoordinatorMetrics
@@ -80,6 +81,8 @@ async def serving(
 
 def run(coordinator: CoordinatorSettings, aggregator: AggregatorSettings) -> None:
     """Serve until SIGTERM or SIGINT. Raises `ConfigurationError`."""
+    if coordinator.data_dir and aggregator.data_dir and coordinator.data_dir.resolve() == aggregator.data_dir.resolve():
+        raise ConfigurationError("COORDINATOR_DATA_DIR and AGGREGATOR_DATA_DIR are the same: each service needs one of its own")
     with (
         durable.held(coordinator.data_dir, "COORDINATOR_DATA_DIR") as rounds,
         durable.held(aggregator.data_dir, "AGGREGATOR_DATA_DIR") as models,

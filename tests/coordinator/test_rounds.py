@@ -239,6 +239,18 @@ def test_nobody_is_taken_for_silent_because_the_coordinator_stood_still() -> Non
     assert table.facts(events.ParticipantGone) == [events.ParticipantGone(silent, "silo-1", "silent")]
 
 
+def test_the_deadline_is_later_by_the_time_for_which_the_coordinator_stood_still() -> None:
+    table = Table(Plan(heartbeat_timeout=1000, round_timeout=60), present=1)
+    table.open()
+    table.later(10)
+    table.now += 100
+    table.rounds.stood_still(table.now, 100)
+    table.later(49.5)
+    assert table.rounds.pending(table.now) is None
+    table.later(0.5)
+    assert table.revoke(Verdict.REVOKED) == table.ids[0]
+
+
 def test_who_left_is_not_missed_later() -> None:
     table = Table(Plan(min_clients=9), present=2)
     table.rounds.leave(table.now, table.ids[0])

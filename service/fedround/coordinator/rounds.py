@@ -184,8 +184,12 @@ class Rounds:
         self._settle(now)
 
     def stood_still(self, now: float, seconds: float) -> None:
-        """The process did not run for so long. To be called before `tick`."""
+        """The process did not run for so long: neither silence nor deadline goes on in it. To be called before `tick`."""
         self.present.spare(now)
+        if self.attempt is not None:
+            for member in self.attempt.by_state[State.SELECTED].values():
+                member.deadline += seconds
+                heappush(self.attempt.deadlines, (member.deadline, member.id))
         self._facts.append(events.StoodStill(seconds))
 
     def next_deadline(self) -> float:

@@ -58,7 +58,6 @@ class Directory:
         self.path = path
 
     def read(self, name: str) -> memoryview:
-        """See `Disk`."""
         with (self.path / name).open("rb", buffering=0) as file:
             buffer = memoryview(bytearray(os.fstat(file.fileno()).st_size))
             left = buffer
@@ -67,7 +66,6 @@ class Directory:
         return buffer
 
     def write(self, name: str, parts: Iterable[Buffer]) -> None:
-        """See `Disk`."""
         with (self.path / name).open("wb", buffering=0) as file:
             for part in parts:
                 left = memoryview(part)
@@ -76,11 +74,9 @@ class Directory:
             os.fsync(file.fileno())
 
     def rename(self, old: str, new: str) -> None:
-        """See `Disk`."""
         (self.path / old).replace(self.path / new)
 
     def flush(self) -> None:
-        """See `Disk`."""
         directory = os.open(self.path, os.O_RDONLY)
         try:
             os.fsync(directory)
@@ -88,11 +84,9 @@ class Directory:
             os.close(directory)
 
     def remove(self, name: str) -> None:
-        """See `Disk`."""
         (self.path / name).unlink()
 
     def names(self) -> list[str]:
-        """See `Disk`."""
         return [path.name for path in self.path.iterdir()]
 
 

@@ -35,23 +35,18 @@ class RemoteBooks:
         await self._peer.aclose()
 
     async def open(self, attempt: str, round: int, admissions: Sequence[Admission], forget: Sequence[str]) -> None:
-        """See `Books`."""
         await self._call("open", attempt, round=round, admissions=admissions_to_json(admissions), forget=list(forget))
 
     async def admit(self, attempt: str, admissions: Sequence[Admission]) -> None:
-        """See `Books`."""
         await self._call("admit", attempt, admissions=admissions_to_json(admissions))
 
     async def revoke(self, attempt: str, id: str) -> Verdict:
-        """See `Books`."""
         return _decoded(await self._call("revoke", attempt, id=id), lambda data: Verdict(data["verdict"]))
 
     async def close(self, attempt: str, ids: Sequence[str]) -> Closed | Difference:
-        """See `Books`."""
         return _decoded(await self._call("close", attempt, timeout=CLOSE_TIMEOUT, ids=list(ids)), _closed_from_json)
 
     async def ledger(self, incarnation: str, after: int) -> Page:
-        """See `Books`."""
         query: Query = {"incarnation": incarnation, "after": after}
         body = await self._peer.ask("GET", "/books/ledger", query=query, timeout=LEDGER_TIMEOUT, max_answer=MAX_ANSWER)
         return _decoded(body, page_from_json)

@@ -15,7 +15,6 @@ from types import FrameType
 from typing import TypeVar
 
 import uvicorn
-import uvloop
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -236,6 +235,8 @@ def capture_signals() -> Iterator[asyncio.Event]:
 
 def run(main: Coroutine[object, object, T]) -> T:
     """Run `main` on an event loop made for serving, in a process tuned for it."""
+    import uvloop  # a participant, which serves its operators alone, does without
+
     with closing(main):  # it may be asked to stop before `main` has begun
         tune()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

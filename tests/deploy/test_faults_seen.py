@@ -93,6 +93,12 @@ class Federation:
             **ports,
         )
 
+    @property
+    def outstanding(self) -> int:
+        """How many updates the coordinator waits for."""
+        number: int = self.coordinator.status("COORDINATOR_OPS_PORT")["outstanding"]
+        return number
+
     def shown(self, fault: str, condition: Callable[[], bool]) -> None:
         """Wait until the dashboards show it."""
         self.took[fault] = until(condition, 90)
@@ -194,8 +200,9 @@ def faults(f: Federation) -> Seen:
     )
     fires("AggregatorRefusingUpdates unavailable")
 
-    # Between two attempts nobody would ask it.
-    until(lambda: "selected" in {silo["state"] for silo in f.coordinator.status("COORDINATOR_OPS_PORT")["participants"]})
+    # At the beginning of an attempt: between two of them nobody asks the aggregator, and nobody sees that it is gone.
+    until(lambda: not f.outstanding)
+    until(lambda: f.outstanding)
     f.aggregator.kill()
     f.shown("aggregator killed", lambda: bool(p.query("fedround_coordinator_aggregator_reachable == 0")))
     fires("AggregatorRefusingUpdates gone")

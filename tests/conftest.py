@@ -1,6 +1,7 @@
-"""One rule for all tests: what may be skipped elsewhere, because a tool is missing, fails in CI."""
+"""Rules for all tests: what may be skipped elsewhere, because a tool is missing, fails in CI; Ctrl-C interrupts."""
 
 import os
+import signal
 from collections.abc import Generator
 from typing import TypeVar
 
@@ -10,6 +11,9 @@ from hypothesis import settings
 # How long an example takes says more about the machine than about us.
 settings.register_profile("fedround", deadline=None)
 settings.load_profile("fedround")
+
+# A shell that runs something in the background has it ignore SIGINT, and with it all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 

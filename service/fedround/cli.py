@@ -124,8 +124,6 @@ def _main(argv: Sequence[str]) -> int:
         parser.error("which command? `fedround --help` lists them")
     try:
         return run(arguments)
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
     except FedroundError as error:
         trace = None
         if isinstance(error, ParticipantError):

@@ -78,9 +78,9 @@ class Xain08:
         return self.round >= self.rounds
 
     def forget(self) -> None:
-        """Somebody's heartbeats were missed: its next is rejected."""
+        """The heartbeats of somebody who is in the round were missed: its next is rejected."""
         with self._lock:
-            del self._clients[next(iter(self._clients))]
+            del self._clients[next(id for id, client in self._clients.items() if client.state == "selected")]
             self._advance()
 
     def restart_aggregator(self) -> None:

@@ -89,7 +89,7 @@ class CollectedBytes:
 
     def result(self) -> Array:
         """See `Strategy.result`. Raises `WrongWeights` where the strategy makes nothing."""
-        # Not closed: the strategy may have kept a view of it.
+        # The map is not closed: the strategy may have kept a view of it.
         whole = memoryview(mmap.mmap(self._updates.file.fileno(), 0, access=mmap.ACCESS_READ))
         views = [whole[begin:end] for begin, end in pairwise(self._updates.ends)]
         result = np.frombuffer(bytes(self._strategy.combine(self._updates.samples, views)), np.uint8)

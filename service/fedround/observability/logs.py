@@ -32,7 +32,6 @@ class LogObserver:
 
     def __init__(self) -> None:
         self._made: dict[str, bool] = {}
-        self._transfers_lost = False
         self._warnings: deque[tuple[float, str]] = deque(maxlen=WARNINGS)
 
     @property
@@ -42,7 +41,7 @@ class LogObserver:
 
     def __call__(self, fact: Fact) -> None:
         """Log what `fact` has to say. Each attempt tells that a contact is still lost: one line is enough."""
-        line = self._contact_line(fact) or self._transfer_line(fact) or _participant_line(fact) or _platform_line(fact)
+        line = self._contact_line(fact) or _participant_line(fact) or _platform_line(fact)
         if line is not None:
             LOG.log(line[0], "%s", line[1], extra={"fact": fact})
             if line[0] >= logging.WARNING:
@@ -54,27 +53,20 @@ class LogObserver:
         match fact:
             case events.ContactMade() | events.ContactLost():
                 peer = "coordinator"
-            case events.BooksReached() | events.BooksUnreachable():
+            case events.BooksReached() | events.BooksUnreachable() | events.TransferLost():
+                peer = "aggregator"
+            case events.ExchangeEnded(path=wire.UPDATE, error=None) if "aggregator" in self._made:  # it was lost before
                 peer = "aggregator"
             case _:
                 return None
-        made = isinstance(fact, events.ContactMade | events.BooksReached)
+        lost = fact.reason if isinstance(fact, events.ContactLost | events.BooksUnreachable | events.TransferLost) else None
+        made = lost is None
         if self._made.get(peer) is made:
             return None
         self._made[peer] = made
-        if isinstance(fact, events.ContactLost | events.BooksUnreachable):
-            return logging.WARNING, f"no contact with the {peer} ({fact.reason}), trying again"
-        return logging.INFO, f"in contact with the {peer}"
-
-    def _transfer_line(self, fact: Fact) -> _Line | None:
-        match fact:
-            case events.TransferLost(reason) if not self._transfers_lost:
-                self._transfers_lost = True
-                return logging.WARNING, f"no contact with the aggregator ({reason}), trying again"
-            case events.ExchangeEnded(path=wire.UPDATE, error=None) if self._transfers_lost:
-                self._transfers_lost = False
-                return logging.INFO, "in contact with the aggregator"
-        return None
+        if made:
+            return logging.INFO, f"in contact with the {peer}"
+        return logging.WARNING, f"no contact with the {peer} ({lost}), trying again"
 
 
 def _participant_line(fact: Fact) -> _Line | None:
@@ -110,13 +102,14 @@ def _platform_line(fact: Fact) -> _Line | None:
         case events.AttemptDropped(number, _, counted, reason):
             return logging.WARNING, f"round {number} is tried anew, {counted} counted updates are void: {reason}"
         case events.RoundCompleted(number, _, ids, dropped, samples, parameters, seconds, figures):
-            text = f"round {number} completed in {seconds:.2f} s: {len(ids)} updates, "
-            text += (
-                (f"{dropped} dropped, " if dropped else "")
-                + f"{samples} samples"
-                + (f", {parameters} parameters" if parameters else "")
-            )
-            return logging.INFO, text + (f", {_figures(figures)}" if figures else "")
+            told = [
+                f"{len(ids)} updates",
+                f"{dropped} dropped" if dropped else "",
+                f"{samples} samples",
+                f"{parameters} parameters" if parameters else "",
+                _figures(figures),
+            ]
+            return logging.INFO, f"round {number} completed in {seconds:.2f} s: " + ", ".join(filter(None, told))
         case events.ModelsLost(number, newest):
             there = "it has none" if newest is None else f"its newest is that of round {newest}"
             return logging.WARNING, f"the aggregator has lost the model of round {number}: {there}, and training goes on from there"

@@ -39,6 +39,10 @@ from fedround.participant.moves import Outcome, Reason, State
 from fedround.participant.work import Contact, Kept, Lane, Work
 from fedround.wire import HeartbeatState
 
+OVER = 409
+"""The status of an answer that says that the round is over."""
+REFUSED = (413, 415, 422)
+"""Those that say of an upload that such an update is not accepted."""
 MAX_CONFIRMS = 3
 """How often an update that a 0.8 platform does not confirm is ordered again."""
 MAX_DEAD_TOKENS = 10
@@ -319,11 +323,11 @@ class Lifecycle:
             self._facts.append(events.Retrying(_PATHS[type(transfer)], reason, delay))
 
     def _refused(self, work: Work, transfer: m.Transfer | None, status: int, reason: str, now: float) -> None:
-        if status in (413, 415, 422) and isinstance(transfer, m.Upload):
+        if status in REFUSED and isinstance(transfer, m.Upload):
             self._throw_away()
             self._end(Outcome.REFUSED, reason, now)
             self._rest(now)
-        elif status == 409:  # it was never counted: that would be `repeated`
+        elif status == OVER:  # it was never counted: that would be `repeated`
             self._end(Outcome.ABANDONED, reason, now)
             self._rest(now)
         elif work.over:

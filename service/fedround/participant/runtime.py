@@ -25,7 +25,7 @@ from fedround.errors import (
 )
 from fedround.events import Observer, Reported, ShardTaken, TransferLost
 from fedround.participant import moves as m
-from fedround.participant.lifecycle import LEAVE_TIMEOUT, Lifecycle
+from fedround.participant.lifecycle import LEAVE_TIMEOUT, OVER, REFUSED, Lifecycle
 from fedround.participant.peers import Aggregator, Coordinator
 from fedround.participant.phase import phase
 from fedround.participant.round import Round, Shard, encode_figures
@@ -41,8 +41,6 @@ GRACE = 1.0
 """Seconds that the participant's own code has to return when everything else has ended, where nobody waits for it any longer."""
 REFUSED_PAUSE = 10.0
 """Seconds until a token that was refused is tried again: only a person can mend that."""
-END_OF_ROUND = (409, 413, 415, 422)
-"""With these the aggregator refuses an update for good: the round ends, and its end tells why."""
 UNKNOWN = "is PARTICIPANT_COORDINATOR_URL (--coordinator-url) the coordinator's port for participants, 8081 by default?"
 
 Kept = tuple[Sequence[memoryview], str | None]
@@ -266,7 +264,7 @@ class Runtime:
             event = self._exchange(command, order, kept)
         except Refused as error:
             event = m.TransferRefused(order, error.status, error.detail)
-            failure = None if error.status in END_OF_ROUND else error
+            failure = None if error.status in (OVER, *REFUSED) else error  # the end of the round tells why
         except TooLarge as error:
             self._failure = ConfigurationError(str(error))
             event = m.ModelRefused(order, str(error))

@@ -54,6 +54,11 @@ class Spec:
     def count(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def largest_update(self) -> int:
+        """Bytes of the largest update of such a model. None of the dtypes that make a model is wider than the model's own."""
+        return SAMPLES_BYTES + _MAX_PREFIX + self.count * self.dtype.itemsize
+
     def __str__(self) -> str:
         return f"{self.dtype.name} weights of shape {self.shape}"
 

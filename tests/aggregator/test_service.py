@@ -314,6 +314,52 @@ def test_an_invalid_update_is_entered_as_refused_and_the_others_go_on() -> None:
     asyncio.run(main())
 
 
+async def with_a_model(aggregator: AggregatorService, *values: float, dtype: str = "<f4") -> None:
+    """Train a round 0 whose model has these weights, and open round 1."""
+    await open_round(aggregator)
+    await deliver(aggregator, ANNA, *values, dtype=dtype)
+    await aggregator.close("attempt-0", [ANNA])
+    await open_round(aggregator, 1)
+
+
+def test_an_upload_that_cannot_be_an_update_of_the_model_is_refused_before_it_is_read() -> None:
+    async def main() -> None:
+        aggregator = service()
+        await with_a_model(aggregator, 1.0, 2.0)
+        unread = stream(b"more")
+        with pytest.raises(TooLarge, match="more than the 10024 bytes that an update of this training's model can have"):
+            await aggregator.deliver(ANNA, f"{ANNA} 1", unread, length=10_025)
+        assert [chunk async for chunk in unread] == [b"more"]
+        assert await aggregator.revoke("attempt-1", ANNA) is Verdict.REVOKED  # nobody waits for it any more
+        assert await send(aggregator, BERT, update(1, 1.0, 2.0), number=1, length=10_024) is UpdateOutcome.COUNTED
+
+    asyncio.run(main())
+
+
+def test_an_upload_of_unknown_length_is_refused_as_soon_as_it_cannot_be_an_update_of_the_model() -> None:
+    async def main() -> None:
+        aggregator = service()
+        await with_a_model(aggregator, 1.0, 2.0)
+        chunks = stream(*[bytes(1000)] * 20)
+        with pytest.raises(TooLarge):
+            await aggregator.deliver(ANNA, f"{ANNA} 1", chunks)
+        assert [len(chunk) async for chunk in chunks] == [1000] * 9
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("model", "dtype"), [("<f2", ">f2"), ("<f4", ">f4"), ("<f8", "<u8"), ("<f8", "<i1")])
+def test_the_largest_header_and_the_widest_dtype_of_an_update_are_not_too_large(model: str, dtype: str) -> None:
+    async def main() -> None:
+        aggregator = service()
+        await with_a_model(aggregator, *range(5000), dtype=model)
+        header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': (5000,), }}".encode().ljust(10_000)
+        largest = b"\0\0\0\1" + b"\x93NUMPY\x03\x00" + len(header).to_bytes(4, "little") + header + np.ones(5000, dtype).tobytes()
+        assert await send(aggregator, ANNA, largest, number=1, length=len(largest)) is UpdateOutcome.COUNTED
+
+    asyncio.run(main())
+
+
 def test_until_there_is_a_model_the_first_update_says_what_the_others_must_look_like(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
 

@@ -253,8 +253,10 @@ class AggregatorService:
         return UpdateOutcome.COUNTED
 
     async def _receive(self, receipt: Receipt, chunks: AsyncIterator[bytes], length: int | None) -> Received:
+        # Bytes, and the first update of all, may have any size.
+        most = self._spec.largest_update if self._spec is not None and self._spec is not OPAQUE else None
         try:
-            return await self._spool.receive(chunks, length)
+            return await self._spool.receive(chunks, length, most=most)
         except TooLarge:
             await self._to_its_end(self._refuse(receipt))
             raise

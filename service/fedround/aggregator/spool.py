@@ -50,13 +50,13 @@ class Spool:
         except OSError as error:
             raise ConfigurationError(f"AGGREGATOR_SPOOL_DIR: no file can be made there: {error}") from error
 
-    async def receive(self, chunks: AsyncIterator[bytes], length: int | None = None) -> Received:
-        """Read `chunks` to their end. `length` is what the peer announced, in bytes.
+    async def receive(self, chunks: AsyncIterator[bytes], length: int | None = None, *, most: int | None = None) -> Received:
+        """Read `chunks` to their end. `length` is what the peer announced, `most` the largest body that can be of use, in bytes.
 
         Raises `TooLarge`, `TooSlow`, `SpoolFull`, and what reading `chunks` raises; nothing is left behind then.
         """
-        self.check_size(length or 0)
-        batch = await self._batch(chunks, 0)
+        self._check_body(length or 0, most)
+        batch = await self._batch(chunks, 0, most)
         if len(batch) <= IN_MEMORY:
             return Received(batch, len(batch))
         file = await asyncio.to_thread(self.create)
@@ -65,13 +65,13 @@ class Spool:
             while batch:
                 await asyncio.to_thread(write, file, memoryview(batch))
                 size += len(batch)
-                batch = await self._batch(chunks, size)
+                batch = await self._batch(chunks, size, most)
         except BaseException:
             _close(file)
             raise
         return Received(file, size)
 
-    async def _batch(self, chunks: AsyncIterator[bytes], before: int) -> bytearray:
+    async def _batch(self, chunks: AsyncIterator[bytes], before: int, most: int | None) -> bytearray:
         """The next bytes, just more than `IN_MEMORY`, or all that are left; `before` them so many have come."""
         batch, milestone = bytearray(), 0.0
         clock = asyncio.get_running_loop().time
@@ -79,7 +79,7 @@ class Spool:
             async with asyncio.timeout(self._window) as limit:
                 async for chunk in chunks:
                     batch += chunk
-                    self.check_size(before + len(batch))
+                    self._check_body(before + len(batch), most)
                     if len(batch) > IN_MEMORY:
                         break
                     if len(batch) >= milestone:
@@ -88,6 +88,11 @@ class Spool:
         except TimeoutError:
             raise TooSlow(f"less than {self._min_rate:g} bytes per second over {self._window:g} s") from None
         return batch
+
+    def _check_body(self, size: int, most: int | None) -> None:
+        self.check_size(size)
+        if most is not None and size > most:
+            raise TooLarge(f"more than the {most} bytes that an update of this training's model can have")
 
     def check_size(self, size: int, of: str = "") -> None:
         """Raises `TooLarge`."""

@@ -87,6 +87,13 @@ def test_of_an_empty_directory_nothing_is_known(tmp_path: Path) -> None:
     assert ModelStore(Directory(tmp_path)).rounds == []
 
 
+def test_a_memory_of_before_seats_had_owners_is_read() -> None:
+    disk = MemoryDisk()
+    known = {"id": "a", "name": "anna", "ordinal": 0, "extended": True, "counted": 3, "owed": None}
+    durable.save(disk, store.NAME, {"round": 4, "participants": [known]})
+    assert store.load(disk) == Memory(4, (Known("a", "anna", 0, True, 3, None, owner=""),))
+
+
 def test_a_directory_gives_back_what_was_written(tmp_path: Path) -> None:
     disk = Directory(tmp_path)
     store.save(disk, memory(7))

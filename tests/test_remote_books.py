@@ -8,7 +8,21 @@ from typing import TypeVar
 
 import pytest
 
-from fedround.books import Admission, Books, Closed, Difference, Entry, Measured, Newest, Outcome, Page, Verdict, page_to_json
+from fedround.books import (
+    Admission,
+    Books,
+    Closed,
+    Difference,
+    Entry,
+    Measured,
+    Newest,
+    Outcome,
+    Page,
+    Verdict,
+    admissions_from_json,
+    page_from_json,
+    page_to_json,
+)
 from fedround.errors import BadAnswer, Busy, ExchangeError, Refused, UnknownAttempt, Unreachable
 from fedround.remote_books import RemoteBooks
 from support.peer import Peer, Reply, answer
@@ -48,15 +62,15 @@ def test_remote_books_are_books() -> None:
 
 
 def test_an_attempt_is_opened() -> None:
-    line, message = sent_by(lambda books: books.open(ATTEMPT, 3, [Admission("a", "t")], ["b"]), answer("204 No Content"))
+    line, message = sent_by(lambda books: books.open(ATTEMPT, 3, [Admission("a", "t", "anna")], ["b"]), answer("204 No Content"))
     assert line == "POST /books/open HTTP/1.1"
-    assert message == {"attempt": ATTEMPT, "round": 3, "admissions": [["a", "t"]], "forget": ["b"]}
+    assert message == {"attempt": ATTEMPT, "round": 3, "admissions": [["a", "t", "anna"]], "forget": ["b"]}
 
 
 def test_participants_are_admitted() -> None:
     line, message = sent_by(lambda books: books.admit(ATTEMPT, [Admission("a", "t")]), answer("200 OK", b"{}"))
     assert line == "POST /books/admit HTTP/1.1"
-    assert message == {"attempt": ATTEMPT, "admissions": [["a", "t"]]}
+    assert message == {"attempt": ATTEMPT, "admissions": [["a", "t", ""]]}
 
 
 def test_a_right_is_revoked() -> None:
@@ -89,6 +103,13 @@ def test_the_ledger_is_read_with_the_secret() -> None:
         assert ask(peer.url, lambda books: books.ledger("first life", 7), secret="secret") == PAGE
     assert peer.requests[0].line == "GET /books/ledger?incarnation=first+life&after=7 HTTP/1.1"
     assert peer.requests[0].headers["authorization"] == "Bearer secret"
+
+
+def test_pages_and_admissions_of_older_versions_are_understood() -> None:
+    page = page_to_json(PAGE)
+    page["entries"] = [entry[:6] for entry in page["entries"]]
+    assert page_from_json(page) == PAGE
+    assert admissions_from_json([["a", "t"]]) == [Admission("a", "t")]
 
 
 def test_what_the_books_tell_of_figures_is_bounded_here_too() -> None:

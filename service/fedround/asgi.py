@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fedround.errors import Busy, FedroundError, Late, NotAdmitted, SpoolFull, TooSlow, UnknownAttempt, WeightsError
+from fedround.errors import Busy, FedroundError, Forbidden, Late, NotAdmitted, SpoolFull, TooSlow, UnknownAttempt, WeightsError
 from fedround.events import Observer, RequestServed
 from fedround.tokens import OPEN, Tokens
 from fedround.wire import DRAIN_BYTES, DRAIN_SECONDS, Problem
@@ -217,6 +217,6 @@ async def _refusal(request: Request, error: Exception) -> Response:
             return problem(503, str(error), {"Retry-After": f"{error.retry_after:g}"})
         case SpoolFull():
             return problem(error.status, str(error), {"Retry-After": RETRY_AFTER})
-        case NotAdmitted() | Late() | UnknownAttempt() | TooSlow() | WeightsError():
+        case NotAdmitted() | Forbidden() | Late() | UnknownAttempt() | TooSlow() | WeightsError():
             return problem(error.status, str(error))
     raise error

@@ -39,6 +39,8 @@ class Admission:
 
     id: str
     token: str
+    owner: str = ""
+    """The proved identity that alone may use it; empty: everybody that bears the token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,8 @@ class Entry:
     samples: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     """What the participant reported with its update."""
+    reason: str = ""
+    """Why the update was refused, for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +203,7 @@ def _is_figure(name: str, value: object) -> bool:
 def page_to_json(page: Page) -> dict[str, Any]:
     return {
         "incarnation": page.incarnation,
-        "entries": [[e.seq, e.attempt, e.id, e.outcome, e.samples, dict(e.metrics)] for e in page.entries],
+        "entries": [[e.seq, e.attempt, e.id, e.outcome, e.samples, dict(e.metrics), e.reason] for e in page.entries],
         "newest": page.newest and [page.newest.round, page.newest.parameters],
         "measured": [[m.round, dict(m.figures)] for m in page.measured],
         "faults": page.faults,
@@ -210,8 +214,8 @@ def page_from_json(data: dict[str, Any]) -> Page:
     return Page(
         incarnation=data["incarnation"],
         entries=tuple(
-            Entry(seq, attempt, id, Outcome(outcome), samples, figures(metrics))
-            for seq, attempt, id, outcome, samples, metrics in data["entries"]
+            Entry(seq, attempt, id, Outcome(outcome), samples, figures(metrics), *reason)
+            for seq, attempt, id, outcome, samples, metrics, *reason in data["entries"]
         ),
         newest=None if data["newest"] is None else Newest(*data["newest"]),
         measured=tuple(Measured(round, figures(found)) for round, found in data["measured"]),
@@ -220,8 +224,8 @@ def page_from_json(data: dict[str, Any]) -> Page:
 
 
 def admissions_to_json(admissions: Sequence[Admission]) -> list[list[str]]:
-    return [[a.id, a.token] for a in admissions]
+    return [[a.id, a.token, a.owner] for a in admissions]
 
 
 def admissions_from_json(data: list[list[str]]) -> list[Admission]:
-    return [Admission(id, token) for id, token in data]
+    return [Admission(id, token, *owner) for id, token, *owner in data]

@@ -7,6 +7,7 @@ FedroundError
 ├── IllegalMove               a core was given an event that its state does not allow
 ├── UnknownAttempt            the books know no such attempt, or know it as over      (409)
 ├── NotAdmitted               no such id and token at the aggregator                  (404)
+├── Forbidden                 the id belongs to another proved identity               (403)
 ├── Late                      a token whose round is over, or was given away          (409)
 ├── TooSlow                   an upload below the minimum rate                        (408)
 ├── SpoolFull                 no room for an upload; later there may be               (503)
@@ -79,6 +80,15 @@ class NotAdmitted(FedroundError):
     """The aggregator knows no such id and token."""
 
     status: ClassVar[int] = 404
+
+
+class Forbidden(FedroundError):
+    """The id belongs to a proved identity, and the request comes from another one, or proves none."""
+
+    status: ClassVar[int] = 403
+
+    def __init__(self) -> None:
+        super().__init__("this id belongs to another participant: use the token or the certificate with which it registered")
 
 
 class Late(FedroundError):

@@ -2,7 +2,7 @@ import pytest
 
 from fedround.aggregator.ledger import MOST_AT_ONCE, REMEMBERED_ATTEMPTS, Ledger, Receipt
 from fedround.books import Admission, Difference, Newest, Outcome, Verdict
-from fedround.errors import Busy, IllegalMove, Late, NotAdmitted, UnknownAttempt
+from fedround.errors import Busy, Forbidden, IllegalMove, Late, NotAdmitted, UnknownAttempt
 
 
 def a_ledger(*ids: str, attempt: str = "attempt-1") -> Ledger:
@@ -33,6 +33,28 @@ def test_unknown_credentials_are_not_admitted() -> None:
             ledger.check_read(id, token)
         with pytest.raises(NotAdmitted):
             ledger.begin(id, token)
+
+
+@pytest.mark.parametrize("other", ["bert", ""])
+def test_a_right_with_an_owner_serves_nobody_else(other: str) -> None:
+    ledger = Ledger("first-life")
+    ledger.open("attempt-1", 0, [Admission("a", "token-a", "anna")])
+    ledger.count(ledger.begin("a", "token-a", "anna"), 1, {})
+    ledger.open("attempt-2", 1, [Admission("a", "newer", "anna")])
+    for token in ("token-a", "newer"):
+        with pytest.raises(Forbidden):
+            ledger.check_read("a", token, other)
+        with pytest.raises(Forbidden):
+            ledger.begin("a", token, other)
+    with pytest.raises(NotAdmitted):
+        ledger.check_read("a", "no-token", other)
+    assert ledger.begin("a", "token-a", "anna").repeated
+
+
+def test_a_refusal_tells_its_reason() -> None:
+    ledger = a_ledger("a")
+    ledger.refuse(ledger.begin("a", "token-a"), "float32 in place of float64")
+    assert ledger.page("first-life", 0).entries[0].reason == "float32 in place of float64"
 
 
 def test_a_repeat_of_a_counted_update_is_received_as_a_repeat() -> None:

@@ -68,7 +68,7 @@ def public(
     """`GET` and `POST /{id}/{token}`. `tokens`, `observe` and `trace`: see `asgi.application`."""
 
     async def model(request: Request) -> Response:
-        model = service.read(*_credentials(request))
+        model = service.read(*_credentials(request), request.state.owner)
         etag = model.etag if model else '"none"'
         if _matches(request.headers.get("if-none-match", ""), etag):
             return Response(status_code=304, headers={"ETag": etag})
@@ -81,6 +81,7 @@ def public(
             id,
             update_token,
             request.stream(),
+            owner=request.state.owner,
             length=int(length) if length.isdecimal() else None,
             figures=_figures(id, request.headers.get(wire.METRICS)),
         )

@@ -4,6 +4,7 @@ The rules:
 
 1. One attempt of a round is open at a time. Opening another ends it: what it counted is void. An ended attempt never comes back.
 2. A *right* is one id's newest token. It is admitted once; then it is counted, or it is over (revoked, refused, its attempt ended).
+   If it has an owner, no other identity may use it: neither read, nor deliver, nor repeat.
 3. An update is counted when its right is admitted at the moment of counting, and a right is counted at most once: an entry.
    Whoever counts has folded in the same step (`countable`, fold, `count`, with nothing in between), so the entries are the sum.
 4. A counted token stays good for reading, and for a repeat that is read and thrown away, until its id uses a newer one or is
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from fedround.books import Admission, Difference, Entry, Newest, Outcome, Page, Verdict
-from fedround.errors import Busy, IllegalMove, Late, NotAdmitted, UnknownAttempt
+from fedround.errors import Busy, Forbidden, IllegalMove, Late, NotAdmitted, UnknownAttempt
 
 MOST_AT_ONCE = 4
 """Uploads for one right: a participant sends one, and again when its connection is lost without our knowing."""
@@ -39,6 +40,8 @@ class State(Enum):
 class Right:
     id: str
     token: str
+    owner: str = ""
+    """The proved identity that alone may use it; empty: everybody that bears the token."""
     former: str | None = None
     """The token that this one replaced: late, rather than unknown."""
     counted_before: "Right | None" = None
@@ -112,7 +115,7 @@ class Ledger:
                 continue
             if admission.id in current.counted:
                 raise IllegalMove("counted", f"admit({admission.id[:8]})")
-            new = Right(admission.id, admission.token)
+            new = Right(admission.id, admission.token, admission.owner)
             if right is not None:
                 new.former = right.token
                 new.counted_before = right if right.state is State.COUNTED else right.counted_before
@@ -155,13 +158,13 @@ class Ledger:
 
     # The participants' exchanges
 
-    def check_read(self, id: str, token: str) -> None:
-        """Whether the global model is given for these credentials. Raises `NotAdmitted` or `Late`."""
-        self._right(id, token)
+    def check_read(self, id: str, token: str, owner: str = "") -> None:
+        """Check that the proved identity `owner` may read the global model. Raises `NotAdmitted`, `Forbidden` or `Late`."""
+        self._right(id, token, owner)
 
-    def begin(self, id: str, token: str) -> Receipt:
-        """An upload begins. Raises `NotAdmitted`, `Late`, or `Busy` where too many of the same right are under way."""
-        right = self._right(id, token)
+    def begin(self, id: str, token: str, owner: str = "") -> Receipt:
+        """Begin an upload by `owner`. Raises as `check_read`, and `Busy` where too many of the same right are under way."""
+        right = self._right(id, token, owner)
         if right.asked_back and right.state is State.ADMITTED:
             raise Late("the time for it is over: only what was on its way is waited for")
         if right.receiving >= MOST_AT_ONCE:
@@ -188,13 +191,13 @@ class Ledger:
         self.attempt.counted[receipt.id] = samples
         return self._enter(Outcome.COUNTED, self.attempt, receipt.id, samples, metrics)
 
-    def refuse(self, receipt: Receipt) -> None:
-        """The update was received whole and is no valid one: its right is over, and the coordinator is told."""
+    def refuse(self, receipt: Receipt, reason: str = "") -> None:
+        """End the right of an update that is not valid; its entry tells the coordinator the `reason`."""
         self._end(receipt, "refuse")
         if self.attempt is not None and receipt.right.state is State.ADMITTED:
             receipt.right.state = State.OVER
             self.attempt.revoked.add(receipt.id)
-            self._enter(Outcome.REFUSED, self.attempt, receipt.id, 0, {})
+            self._enter(Outcome.REFUSED, self.attempt, receipt.id, 0, {}, reason)
 
     def lose(self, incarnation: str) -> None:
         """The sum is lost, and with it the attempt and all entries."""
@@ -209,15 +212,19 @@ class Ledger:
             raise UnknownAttempt(attempt)
         return self.attempt
 
-    def _right(self, id: str, token: str) -> Right:
+    def _right(self, id: str, token: str, owner: str) -> Right:
         right = self._rights.get(id)
         if right is None:
             raise NotAdmitted("no such id and token")
         before = right.counted_before
-        if before is not None and token == before.token:
-            return before
-        if token not in (right.token, right.former):
+        if before is not None and token != before.token:
+            before = None
+        if before is None and token not in (right.token, right.former):
             raise NotAdmitted("no such id and token")
+        if right.owner not in ("", owner):
+            raise Forbidden
+        if before is not None:
+            return before
         if token == right.former or right.state is State.OVER:
             raise Late("the round of this token is over, or was given to others")
         right.counted_before = None
@@ -229,9 +236,11 @@ class Ledger:
         receipt.ended = True
         receipt.right.receiving -= 1
 
-    def _enter(self, outcome: Outcome, attempt: Attempt, id: str, samples: int, metrics: Mapping[str, float]) -> Entry:
+    def _enter(
+        self, outcome: Outcome, attempt: Attempt, id: str, samples: int, metrics: Mapping[str, float], reason: str = ""
+    ) -> Entry:
         self._seq += 1
-        entry = Entry(self._seq, attempt.id, id, outcome, samples, dict(metrics))
+        entry = Entry(self._seq, attempt.id, id, outcome, samples, dict(metrics), reason)
         self._entries.append(entry)
         return entry
 

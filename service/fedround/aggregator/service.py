@@ -17,7 +17,7 @@ from fedround.aggregator.spool import Received, Spool
 from fedround.aggregator.store import ModelStore
 from fedround.aggregator.strategies import Strategy
 from fedround.books import Admission, Closed, Difference, Entry, Measured, Page, Verdict
-from fedround.errors import Busy, DataDamaged, Late, NotAdmitted, SpoolFull, TooLarge, UnknownAttempt, WeightsError
+from fedround.errors import Busy, DataDamaged, Forbidden, Late, NotAdmitted, SpoolFull, TooLarge, UnknownAttempt, WeightsError
 from fedround.events import Aggregated, NotKept, Observer, Observers, UpdateReceived, UploadFailed, WasKept, WeightsMeasured, short
 from fedround.weights import Spec, statistics
 from fedround.wire import UpdateOutcome
@@ -209,9 +209,9 @@ class AggregatorService:
 
     # The participants' exchanges
 
-    def read(self, id: str, token: str) -> Model | None:
-        """The global model; None before the first. Raises `NotAdmitted` or `Late`."""
-        self._ledger.check_read(id, token)
+    def read(self, id: str, token: str, owner: str = "") -> Model | None:
+        """The global model, for the proved identity `owner`; None before the first. Raises `NotAdmitted`, `Forbidden` or `Late`."""
+        self._ledger.check_read(id, token, owner)
         return self._model
 
     async def deliver(
@@ -220,6 +220,7 @@ class AggregatorService:
         token: str,
         chunks: AsyncIterator[bytes],
         *,
+        owner: str = "",
         length: int | None = None,
         figures: Mapping[str, float] | None = None,
     ) -> UpdateOutcome:
@@ -229,19 +230,21 @@ class AggregatorService:
             id: Whose it is.
             token: The token that was admitted for it.
             chunks: The body.
+            owner: The proved identity of the request, empty where it proves none.
             length: Its size in bytes, where that was announced.
             figures: What the participant reports with it.
 
         Raises:
-            NotAdmitted, Late, WeightsError, TooSlow, SpoolFull, Busy: It was not counted. What reading `chunks` raises: likewise.
+            NotAdmitted, Forbidden, Late, WeightsError, TooSlow, SpoolFull, Busy: It was not counted.
+            What reading `chunks` raises: likewise.
         """
         incarnation = self._ledger.incarnation
         self._receiving += 1
         try:
-            receipt = self._ledger.begin(id, token)
+            receipt = self._ledger.begin(id, token, owner)
             received = await self._receive(receipt, chunks, length)
             entry = await self._to_its_end(self._settle(receipt, received, figures or {}))
-        except (NotAdmitted, Late, WeightsError) as error:
+        except (NotAdmitted, Forbidden, Late, WeightsError) as error:
             self._observer(UpdateReceived(id, _outcome(error), length or 0, str(error)))
             raise
         finally:
@@ -257,8 +260,8 @@ class AggregatorService:
         most = self._spec.largest_update if self._spec is not None and self._spec is not OPAQUE else None
         try:
             return await self._spool.receive(chunks, length, most=most)
-        except TooLarge:
-            await self._to_its_end(self._refuse(receipt))
+        except TooLarge as error:
+            await self._to_its_end(self._refuse(receipt, str(error)))
             raise
         except BaseException as error:
             self._ledger.abort(receipt)
@@ -274,8 +277,8 @@ class AggregatorService:
                     return None
                 await self._fold(update)
                 entry = self._ledger.count(receipt, update.samples, figures)
-        except WeightsError:
-            await self._refuse(receipt)
+        except WeightsError as error:
+            await self._refuse(receipt, str(error))
             raise
         except SpoolFull as error:
             self._observer(UploadFailed(receipt.id, str(error)))
@@ -315,9 +318,9 @@ class AggregatorService:
             LOG.info("no model yet: the first update decides that round %d is of %s", self._ledger.attempt.round, spec)
         self._spec = spec
 
-    async def _refuse(self, receipt: Receipt) -> None:
+    async def _refuse(self, receipt: Receipt, reason: str) -> None:
         async with self._step:
-            self._ledger.refuse(receipt)
+            self._ledger.refuse(receipt, reason)
         self._entered.ring()
 
     async def _until_known(self, incarnation: str, seq: int) -> None:
@@ -364,9 +367,9 @@ class _Bell:
                     await self._event.wait()
 
 
-def _outcome(error: NotAdmitted | Late | WeightsError) -> str:
+def _outcome(error: NotAdmitted | Forbidden | Late | WeightsError) -> str:
     match error:
-        case NotAdmitted():
+        case NotAdmitted() | Forbidden():
             return "unauthorized"
         case Late():
             return "late"

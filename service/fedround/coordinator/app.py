@@ -54,6 +54,7 @@ def public(
             request.state.owner or wire.parse_name(name) or ANONYMOUS,
             int(ordinal) if _is_ordinal(ordinal) else None,
             extended=name is not None,
+            owner=request.state.owner,
         )
         return _json(answer if name is not None else replace(answer, ordinal=None))
 
@@ -72,15 +73,15 @@ def public(
         return Response(status_code=204)
 
     routes = [
-        _route(wire.RENDEZ_VOUS, "GET", rendez_vous),
-        _route(wire.HEARTBEAT, "GET", heartbeat),
-        _route(wire.START_TRAINING, "GET", start_training),
-        _route(wire.LEAVE, "DELETE", leave),
+        _route(wire.RENDEZ_VOUS, "GET", rendez_vous, service),
+        _route(wire.HEARTBEAT, "GET", heartbeat, service),
+        _route(wire.START_TRAINING, "GET", start_training, service),
+        _route(wire.LEAVE, "DELETE", leave, service),
     ]
     return asgi.application(routes, tokens=tokens, cors=True, observe=observe, trace=trace)
 
 
-def _route(path: str, method: str, handler: Callable[[Request, str], Awaitable[Response]]) -> Route:
+def _route(path: str, method: str, handler: Callable[[Request, str], Awaitable[Response]], service: CoordinatorService) -> Route:
     async def endpoint(request: Request) -> Response:
         id = wire.parse_id(request.path_params["id"]) if "id" in request.path_params else ""
         if id is None:
@@ -88,6 +89,7 @@ def _route(path: str, method: str, handler: Callable[[Request, str], Awaitable[R
         if request.method == "HEAD":
             # A safe method (RFC 9110, section 9.2.1): who only looks shall not become a participant, nor count as heard of.
             return Response(media_type="application/json")
+        service.authorize(id, request.state.owner)
         return await handler(request, id)
 
     return Route(path, endpoint, methods=[method])

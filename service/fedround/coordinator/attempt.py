@@ -25,6 +25,7 @@ class Member:
     id: str
     name: str
     token: str
+    owner: str
     state: State
     deadline: float = math.inf
     ask_at: float = 0.0
@@ -57,4 +58,4 @@ class Attempt:
         return self.by_state[State.DONE]
 
     def admissions(self) -> tuple[Admission, ...]:
-        return tuple(Admission(m.id, m.token) for m in self.by_state[State.CHOSEN].values())
+        return tuple(Admission(m.id, m.token, m.owner) for m in self.by_state[State.CHOSEN].values())

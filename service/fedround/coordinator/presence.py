@@ -21,6 +21,7 @@ class Known:
     extended: bool
     counted: int | None
     owed: int | None
+    owner: str = ""
 
 
 @dataclass(slots=True)
@@ -32,6 +33,8 @@ class Participant:
     seen: float
     expires: float
     joined: float
+    owner: str = ""
+    """The proved identity that registered it, which alone may act for it; empty: everybody that is let in."""
     extended: bool = False
     """It is one of ours: it understands that it is to ask again."""
     counted: int | None = None
@@ -69,10 +72,12 @@ class Presence:
     def get(self, id: str) -> Participant | None:
         return self._present.get(id)
 
-    def add(self, now: float, id: str, name: str, ordinal: int | None, *, extended: bool, grace: float = 0.0) -> Participant:
+    def add(
+        self, now: float, id: str, name: str, ordinal: int | None, *, extended: bool, owner: str = "", grace: float = 0.0
+    ) -> Participant:
         """`ordinal`: the one it held before, given back if it is free. `grace`: what its first time-out is at least."""
         expires = now + max(self._timeout, grace)
-        participant = self._present[id] = Participant(id, name, self._take_ordinal(ordinal), now, expires, now, extended)
+        participant = self._present[id] = Participant(id, name, self._take_ordinal(ordinal), now, expires, now, owner, extended)
         heappush(self._expiry, (participant.expires, id))
         self._fell_silent.pop(name, None)
         self.joined += 1

@@ -22,7 +22,9 @@ The rules:
    have is over; one that was completed stays so, and it is told if its model is gone. Until it is known whether a participant of
    the attempt before has its part in the next, it is told to ask again (`Busy`): with `stand_by` it would throw away what it is
    training.
-10. What is remembered of rounds that are over (`history.py`) is for people: nothing follows from it.
+10. A seat remembers the proved identity that registered it, its owner. Nobody else may act for it; a seat without an owner serves
+   everybody that is let in. An unknown id is answered alike for everybody.
+11. What is remembered of rounds that are over (`history.py`) is for people: nothing follows from it.
 """
 
 import math
@@ -52,7 +54,7 @@ from fedround.books import (
 from fedround.coordinator.attempt import Attempt, Member, State
 from fedround.coordinator.history import History, Past, weighted_means
 from fedround.coordinator.presence import Known, Participant, Presence
-from fedround.errors import Busy, IllegalMove
+from fedround.errors import Busy, Forbidden, IllegalMove
 from fedround.wire import Heartbeat, HeartbeatState
 
 ASK_AGAIN = 1.0
@@ -110,14 +112,16 @@ class Rounds:
         self._unsettled = bool(memory.participants)
         """It is not known yet who of an attempt that is gone has a part in the next."""
         for known in memory.participants:
-            back = self.present.add(now, known.id, known.name, known.ordinal, extended=known.extended, grace=RETURN)
+            back = self.present.add(
+                now, known.id, known.name, known.ordinal, extended=known.extended, owner=known.owner, grace=RETURN
+            )
             back.counted, back.owed, back.known_to_books = known.counted, known.owed, True
 
     @property
     def memory(self) -> Memory:
         """What is worth to be known after a restart. When training is complete, nobody: who was told `finish` is gone."""
         present = () if self.complete else self.present
-        known = (Known(p.id, p.name, p.ordinal, p.extended, p.counted, self._owed(p)) for p in present)
+        known = (Known(p.id, p.name, p.ordinal, p.extended, p.counted, self._owed(p), p.owner) for p in present)
         return Memory(self.round, tuple(known), tuple(self.history))
 
     @property
@@ -126,14 +130,25 @@ class Rounds:
 
     # What participants say
 
-    def join(self, now: float, name: str, ordinal: int | None = None, *, extended: bool = False) -> Participant | None:
-        """A new participant; None once training is complete. `ordinal`: the one it held before, given back if it is free."""
+    def join(
+        self, now: float, name: str, ordinal: int | None = None, *, extended: bool = False, owner: str = ""
+    ) -> Participant | None:
+        """Register a participant; None once training is complete.
+
+        `ordinal` is the one it held before, given back if it is free; `owner` its proved identity, empty where it proves none.
+        """
         if self.complete:
             return None
-        participant = self.present.add(now, self._uuid(), name, ordinal, extended=extended)
+        participant = self.present.add(now, self._uuid(), name, ordinal, extended=extended, owner=owner)
         self._facts.append(events.ParticipantJoined(participant.id, name))
         self._settle(now)
         return participant
+
+    def authorize(self, id: str, owner: str) -> None:
+        """Check that a request with the proved identity `owner` may act for this id. Raises `Forbidden`."""
+        participant = self.present.get(id)
+        if participant is not None and participant.owner not in ("", owner):
+            raise Forbidden
 
     def heartbeat(self, now: float, id: str, *, idle: bool = False) -> Heartbeat:
         """Re-arm the participant's time-out and say what it shall do; for ROUND with its token. `idle`: it trains nothing.
@@ -316,7 +331,7 @@ class Rounds:
         chosen += self._rng.sample(others, min(max(wanted - len(chosen), 0), len(others)))
         for p in chosen:
             p.known_to_books = True
-            attempt.move(Member(p.id, p.name, self._uuid(), State.CHOSEN), State.CHOSEN)
+            attempt.move(Member(p.id, p.name, self._uuid(), p.owner, State.CHOSEN), State.CHOSEN)
         return bool(chosen)
 
     def _heard_by_name(self, attempt: Attempt) -> dict[str, float]:

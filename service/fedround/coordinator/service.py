@@ -99,11 +99,18 @@ class CoordinatorService:
 
     # What participants ask
 
-    def join(self, name: str, ordinal: int | None = None, *, extended: bool = False) -> RendezVous:
-        """Let a participant in, until training is complete. `ordinal`: the one it held before; `extended`: it is one of ours."""
-        participant = self._rounds.join(self._clock(), name, ordinal, extended=extended)
+    def join(self, name: str, ordinal: int | None = None, *, extended: bool = False, owner: str = "") -> RendezVous:
+        """Register a participant, until training is complete.
+
+        `ordinal` is the one it held before, `owner` its proved identity; with `extended` it understands our additions.
+        """
+        participant = self._rounds.join(self._clock(), name, ordinal, extended=extended, owner=owner)
         self._changed()
         return RendezVous(None) if participant is None else RendezVous(participant.id, participant.ordinal)
+
+    def authorize(self, id: str, owner: str) -> None:
+        """Check that a request with the proved identity `owner` may act for this id. Raises `Forbidden`."""
+        self._rounds.authorize(id, owner)
 
     async def heartbeat(self, id: str, *, wait: float = 0.0, hung_up: Callable[[], Awaitable[object]] = never) -> Heartbeat:
         """What the participant shall do, with every addition to the protocol.

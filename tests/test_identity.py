@@ -1,0 +1,99 @@
+"""What one participant can do with the id of another, on a real platform with a file of tokens."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from fedround import platform
+from fedround.platform import Platform
+from fedround.serve import Endpoint
+from fedround.settings import AggregatorSettings, CoordinatorSettings
+from support.federation import ANY_PORT
+from support.updates import update
+
+LONG_POLL = {"Prefer": "wait=15"}
+
+
+def url(endpoint: Endpoint) -> str:
+    return f"http://127.0.0.1:{endpoint.port}"
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+@asynccontextmanager
+async def guarded(tmp_path: Path, **settings: object) -> AsyncIterator[tuple[Platform, httpx.AsyncClient]]:
+    """A platform that knows anna's and bert's tokens, and one that all others share."""
+    tokens = tmp_path / "tokens"
+    tokens.write_text("anna token-of-anna\nbert token-of-bert\n")
+    guard = {**ANY_PORT, "tokens_file": tokens, "token": "shared"}
+    coordinator = CoordinatorSettings.model_validate({"rounds": 2, **guard, **settings})
+    aggregator = AggregatorSettings.model_validate(guard)
+    async with asyncio.timeout(30), httpx.AsyncClient() as http, platform.serving(coordinator, aggregator) as p:
+        yield p, http
+
+
+async def joined(http: httpx.AsyncClient, coordinator: str, token: str) -> str:
+    return str((await http.get(f"{coordinator}/rendez_vous", headers=bearer(token))).json()["id"])
+
+
+@pytest.mark.parametrize("thief", ["token-of-bert", "shared"])
+def test_no_other_identity_can_act_with_the_id_of_a_participant(tmp_path: Path, thief: str) -> None:
+    async def main() -> None:
+        async with guarded(tmp_path) as (p, http):
+            coordinator = url(p.coordinator_public)
+            id = await joined(http, coordinator, "token-of-anna")
+            order = (await http.get(f"{coordinator}/heartbeat/{id}", headers=LONG_POLL | bearer("token-of-anna"))).json()
+            place = f"{order['url']}/{id}/{order['token']}"
+            refused = [
+                await http.get(f"{coordinator}/heartbeat/{id}", headers=bearer(thief)),
+                await http.get(f"{coordinator}/start_training/{id}", headers=bearer(thief)),
+                await http.delete(f"{coordinator}/rendez_vous/{id}", headers=bearer(thief)),
+                await http.get(place, headers=bearer(thief)),
+                await http.post(place, headers=bearer(thief), content=update(1, 9.0)),
+            ]
+            assert [answer.status_code for answer in refused] == [403] * 5
+            assert {answer.headers["content-type"] for answer in refused} == {"application/problem+json"}
+            assert {answer.json()["detail"] for answer in refused} == {
+                "this id belongs to another participant: use the token or the certificate with which it registered"
+            }
+            assert p.coordinator.status()["counted"] == 0
+            mine = await http.post(place, headers=bearer("token-of-anna"), content=update(1, 1.0))
+            assert mine.headers["fedround-update"] == "counted"
+            assert p.coordinator.status()["round"] == 1 or p.coordinator.status()["counted"] == 1
+
+    asyncio.run(main())
+
+
+def test_an_id_that_was_registered_with_the_shared_token_serves_everybody_that_is_let_in(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with guarded(tmp_path) as (p, http):
+            coordinator = url(p.coordinator_public)
+            id = await joined(http, coordinator, "shared")
+            order = (await http.get(f"{coordinator}/heartbeat/{id}", headers=LONG_POLL | bearer("token-of-anna"))).json()
+            answer = await http.post(
+                f"{order['url']}/{id}/{order['token']}", headers=bearer("token-of-bert"), content=update(1, 1.0)
+            )
+            assert answer.headers["fedround-update"] == "counted"
+
+    asyncio.run(main())
+
+
+def test_an_unknown_id_is_answered_alike_for_everybody(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with guarded(tmp_path) as (p, http):
+            coordinator, aggregator = url(p.coordinator_public), url(p.aggregator_public)
+            id = await joined(http, coordinator, "token-of-anna")
+            unknown = "00000000-0000-4000-8000-000000000000"
+            for token in ("token-of-anna", "token-of-bert"):
+                answer = await http.get(f"{coordinator}/heartbeat/{unknown}", headers=bearer(token))
+                assert (answer.status_code, answer.json()["state"]) == (200, "reject")
+                # Whoever knows an id, but not its upload token, learns nothing from the aggregator.
+                assert (await http.get(f"{aggregator}/{id}/{unknown}", headers=bearer(token))).status_code == 404
+
+    asyncio.run(main())

@@ -15,10 +15,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from fedround import asgi
 from fedround.errors import ConfigurationError
-from fedround.serve import Endpoint, capture_signals, run, serving, tune
+from fedround.serve import AHEAD, Endpoint, capture_signals, run, serving, tune
 from support.sockets import connected
 
 
@@ -182,6 +183,99 @@ def test_a_peer_that_sends_headers_without_an_end_is_cut_off(head: bytes, more: 
             await connection.send(head)
             with suppress(ConnectionError):
                 await connection.send(more)
+            assert (await connection.rest())[:13] in (b"", b"HTTP/1.1 400 ")
+
+    run(main())
+
+
+GET = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
+
+
+@pytest.mark.parametrize(("fields", "status"), [(99, b"200"), (100, b"400")])
+def test_a_request_with_too_many_header_fields_is_invalid(fields: int, status: bytes) -> None:
+    async def main() -> None:
+        served = endpoint()
+        async with serving(served), connected(served.port) as connection:
+            await connection.send(b"GET / HTTP/1.1\r\nConnection: close\r\n" + b"x: y\r\n" * fields + b"\r\n")
+            assert (await connection.rest()).split(b" ")[1] == status
+
+    run(main())
+
+
+def test_pipelined_requests_are_answered_in_order_and_only_a_few_are_read_ahead() -> None:
+    async def main() -> None:
+        go_on, parsed = asyncio.Event(), 0
+
+        class Parsed(list[tuple[bytes, bytes]]):
+            pass
+
+        async def held(request: Request) -> Response:
+            hung_up = asyncio.ensure_future(request.receive())  # as a held heartbeat: it makes uvicorn resume reading
+            await go_on.wait()
+            hung_up.cancel()
+            return Response(request.url.path)
+
+        served = endpoint(asgi.application([Route("/{n}", held)]))
+        async with serving(served), connected(served.port) as connection:
+            for n in range(1000):
+                await connection.send(GET.replace(b"/ ", b"/%d " % n))
+            async with connected(served.port) as other:
+                await other.send(GET)
+                assert (await other.answer()).status == 404
+            parsed = sum(isinstance(found, RequestResponseCycle) for found in gc.get_objects())
+            assert parsed <= AHEAD + 2
+            go_on.set()
+            for n in range(1000):
+                assert (await connection.answer()).body == b"/%d" % n
+
+    run(main())
+
+
+@pytest.mark.parametrize("slice", [1, 100, 1 << 20])
+def test_bodies_of_pipelined_requests_arrive_whole(slice: int) -> None:
+    bodies = [b"", b"\r\n\r\n" * 100, b"x", b"\r\n\r", b"y" * 3000]
+    sent = b"".join(b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body) for body in bodies)
+    chunked = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n"
+    sent += b"".join(chunked % (len(body), body) for body in bodies[1:])
+
+    async def main() -> None:
+        served = endpoint(asgi.application([Route("/", echo, methods=["POST"])]))
+        async with serving(served), connected(served.port) as connection, asyncio.TaskGroup() as tasks:
+
+            async def send() -> None:
+                for start in range(0, len(sent), slice):
+                    await connection.send(sent[start : start + slice])
+                    await asyncio.sleep(0)
+
+            tasks.create_task(send())
+            for body in [*bodies, *bodies[1:]]:
+                assert (await connection.answer()).body == body
+
+    run(main())
+
+
+def test_a_peer_that_pipelines_without_an_end_and_reads_nothing_is_cut_off() -> None:
+    async def main() -> None:
+        served = endpoint()
+        async with serving(served), connected(served.port) as connection:
+
+            async def pipeline() -> None:
+                while True:
+                    await connection.send(b"GET / HTTP/1.1\r\n\r\n" * 2000)
+
+            with pytest.raises(ConnectionError):
+                await pipeline()
+
+    run(main())
+
+
+@pytest.mark.parametrize("path", ["/", "/nowhere"])
+def test_a_connection_ends_with_the_answer_to_a_request_whose_body_is_not_whole(path: str) -> None:
+    async def main() -> None:
+        served = endpoint()
+        async with serving(served), connected(served.port) as connection:
+            await connection.ask("GET", path, Content_Length="1000000000")
+            await connection.answer()
             assert await connection.at_end()
 
     run(main())

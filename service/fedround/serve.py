@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fedround.errors import ConfigurationError
@@ -29,6 +30,11 @@ HEAD_TIMEOUT = 30
 """Seconds within which the head of a request has to be whole, from the connection's beginning or from its first byte."""
 MAX_HEAD = 64 << 10
 """Bytes that may come without being body, or the end of a head."""
+MAX_HEADERS = 100
+"""Header fields of one request, its trailers included."""
+AHEAD = 4
+"""Pipelined requests that wait for their turn on one connection. Reading pauses until there is room for another."""
+END_OF_HEAD = b"\r\n\r\n"
 GRACE = 5
 """Seconds that running requests have to end when a server stops."""
 STALL = 60
@@ -93,47 +99,103 @@ async def serving(*endpoints: Endpoint, grace: int = GRACE) -> AsyncIterator[Non
                 await asyncio.gather(*(running[n] for n in ending))
 
 
-class _Protocol(HttpToolsProtocol):
-    """uvicorn's, which by itself bounds neither the size nor the time of what it is sent.
+class _Flow(FlowControl):
+    """uvicorn's, in which every request that waits for its body resumes reading: not while enough has been read ahead."""
 
-    A peer is cut off that sends headers, trailers or chunk sizes without an end, or that has no request under way and does not come
-    to the end of the next one's head: whoever has sent nothing since the last answer is idle, and uvicorn's to close. Likewise one
-    that takes less of an answer than the minimum rate of uploads: with a few bytes now and then it would keep a model in memory.
+    full = False
+
+    def resume_reading(self) -> None:
+        if not self.full:
+            super().resume_reading()
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's protocol with bounds on the size, the time and the number of what a peer sends.
+
+    - A peer that sends headers, trailers or chunk sizes without an end is cut off.
+    - A peer that has no request under way must finish the head of its next request within `HEAD_TIMEOUT`. A peer that has sent
+      nothing since the last answer is idle: uvicorn closes its connection after `KEEP_ALIVE`.
+    - A peer that takes an answer more slowly than the minimum rate of uploads is cut off: it would keep a model in memory.
+    - A peer that pipelines waits. uvicorn makes a task's worth of objects of every head that it parses, and one read may carry
+      thousands of heads. So the parser gets one head at a time, and none while `AHEAD` requests wait. More than `MAX_HEAD` bytes
+      that wait behind those are not kept: the connection is cut.
+    - A connection ends with the answer to a request whose body nobody has read to its end.
     """
 
     _size = 0
     """Of what has come since the last end of a head, or piece of a body."""
+    _body = 0
+    """Bytes that the body of the newest request still lacks, if it has announced its length."""
+    _unread = b""
+    """What has come and was not parsed, from `_at` on."""
+    _at = 0
     _timer: asyncio.TimerHandle | None = None
     _stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
+        self.flow = self._flow = _Flow(transport)
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_is_whole()
         self._is_taken()
+        self._unset_keepalive_if_required()  # uvicorn leaves it after a reset, and it would hold all this for another 75 s
+        for cycle, _ in self.pipeline:
+            cycle.on_response = _nothing  # they never run, and would live until the garbage is collected
+        self.pipeline.clear()
+        self._unread = b""
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        self._size += len(data)
-        super().data_received(data)
-        if self._size > MAX_HEAD:
+        self._unread, self._at = self._unread[self._at :] + data, 0
+        self._parse()
+
+    def _parse(self) -> None:
+        """Parse what has come, in pieces that end where a head may end, for as long as another request has room."""
+        while self._at < len(self._unread) and len(self.pipeline) < AHEAD and not self.transport.is_closing():
+            start, end = self._at, self._unread.find(END_OF_HEAD, self._at + self._body)
+            self._at = len(self._unread) if end < 0 else end + len(END_OF_HEAD)
+            self._size += self._at - start
+            super().data_received(memoryview(self._unread)[start : self._at])  # type: ignore[arg-type]  # httptools takes any buffer
+            if self._size > MAX_HEAD:
+                self.transport.abort()
+        left = len(self._unread) - self._at
+        if left > MAX_HEAD:
             self.transport.abort()
-        elif self._timer is None and (self.cycle is None or self.cycle.response_complete):  # type: ignore[redundant-expr]  # at first
-            self._await_head()
+        self._flow.full = left > 0
+        if left:
+            self._flow.pause_reading()
+        elif self._unread:
+            self._unread, self._at = b"", 0
+            if self._timer is None and (self.cycle is None or self.cycle.response_complete):  # type: ignore[redundant-expr]  # at first
+                self._await_head()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        if len(self.headers) > MAX_HEADERS:
+            raise ValueError("too many header fields")  # the parser stops, uvicorn responds with 400
 
     def on_headers_complete(self) -> None:
         self._head_is_whole()
+        self._body = next((int(value) for name, value in self.headers if name == b"content-length"), 0)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         self._size = 0
+        self._body = max(self._body - len(body), 0)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._size = 0
+        self._size = self._body = 0
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        if self.cycle.more_body and not self.pipeline:
+            self.transport.close()
+        super().on_response_complete()
+        self._flow.full = False
+        self._parse()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -159,6 +221,9 @@ class _Protocol(HttpToolsProtocol):
             self._timer = None
 
 
+def _nothing() -> None: ...
+
+
 class _Server(uvicorn.Server):
     def __init__(self, endpoint: Endpoint, grace: int) -> None:
         super().__init__(
@@ -170,7 +235,7 @@ class _Server(uvicorn.Server):
                 interface="asgi3",
                 lifespan="off",
                 log_config=None,
-                log_level=logging.WARNING,
+                log_level=logging.ERROR,  # its warnings are of peers that send nonsense, as often as they like
                 proxy_headers=False,
                 server_header=False,
                 timeout_graceful_shutdown=grace,

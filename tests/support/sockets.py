@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
 
@@ -44,6 +44,14 @@ class Connection:
             return await self._reader.read(1) == b""
         except ConnectionResetError:
             return True
+
+    async def rest(self) -> bytes:
+        """All that the server sends until it closes."""
+        sent = bytearray()
+        with suppress(ConnectionError):
+            while more := await self._reader.read(1 << 16):
+                sent += more
+        return bytes(sent)
 
     def reset(self) -> None:
         self._writer.transport.abort()

@@ -11,13 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedround.errors import NotFinite, WeightsError, WrongWeights
+from fedround.figures import LARGEST, Change, Statistics
 from fedround.weights import (
     BLOCK,
-    LARGEST,
     Array,
-    Change,
     Spec,
-    Statistics,
     UpdateReader,
     change,
     decode,

@@ -11,7 +11,7 @@ from enum import StrEnum
 from itertools import islice
 from typing import Any, Protocol
 
-from fedround.weights import LARGEST
+from fedround.figures import LARGEST
 from fedround.wire import MAX_FIGURE_NAME, MAX_FIGURES
 
 

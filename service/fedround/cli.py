@@ -125,12 +125,12 @@ def _main(argv: Sequence[str]) -> int:
     try:
         return run(arguments)
     except FedroundError as error:
-        trace = None
+        trace: Mapping[str, Any] = {}
         if isinstance(error, ParticipantError):
-            from fedround.participant.training import traced
+            from fedround.participant import traces
 
-            trace = traced(error)
-        LOG.error("%s", error, exc_info=trace)
+            trace = traces.logged(error)
+        LOG.error("%s", error, **trace)
         return error.exit_code
 
 

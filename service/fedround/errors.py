@@ -187,9 +187,11 @@ class TooLarge(WeightsError):
 
 
 class ParticipantError(FedroundError):
-    """The participant's own code failed; raised `from` what it raised."""
+    """The participant's own code failed; raised `from` what it raised, where that happened in this process."""
 
     exit_code = 70
+    trace: str = ""
+    """The traceback as text, where it failed in another process."""
 
 
 class DeserializationError(ParticipantError):

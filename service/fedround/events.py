@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from fedround.weights import Change, Statistics
+    from fedround.figures import Change, Statistics
 
 LOG = logging.getLogger(__name__)
 

@@ -21,7 +21,6 @@ from threading import Event
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack
 
 import httpx
-import numpy as np
 
 from fedround import http_log, wire
 from fedround.errors import (
@@ -55,6 +54,24 @@ class Exchange(Protocol):
 Trace = Callable[[str, str, str], AbstractContextManager[Exchange]]
 """Is given the method, the URL and the template of its path."""
 Query = Mapping[str, str | int]
+
+
+class Room(Protocol):
+    """Where a model is received, from its first byte to its last. It is closed if the model does not arrive whole."""
+
+    def write(self, chunk: bytes, /) -> object: ...
+
+    def close(self) -> None: ...
+
+
+class Piece(Protocol):
+    """Bytes of an update that are elsewhere: a slice of it reads them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> bytes: ...
+
+
 File = str | PathLike[str]
 
 CONNECT_TIMEOUT = 5.0
@@ -209,9 +226,9 @@ class CoordinatorClient(_Client):
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """A global model: its bytes, writable, received without a copy; `body` is None when the model is still that of the etag."""
+    """A global model. `body`: its bytes, writable, or the `Room` that it is in; None when the model is still that of the etag."""
 
-    body: memoryview | None
+    body: Any
     etag: str | None
 
 
@@ -220,12 +237,14 @@ class AggregatorClient(_Client):
 
     Args:
         max_model_size: the bytes that a global model may have.
+        room: makes the room that a model is received in; by default this process's own memory.
         options: see `Options`.
     """
 
-    def __init__(self, *, max_model_size: int, **options: Unpack[Options]) -> None:
+    def __init__(self, *, max_model_size: int, room: Callable[[], Room] | None = None, **options: Unpack[Options]) -> None:
         super().__init__(None, **Options(timeout=TRANSFER_TIMEOUT) | options)
         self._max_model_size = max_model_size
+        self._room = room
         self._aborted = Event()
 
     def download(self, url: str, id: str, token: str, *, etag: str | None = None) -> Download:
@@ -242,11 +261,11 @@ class AggregatorClient(_Client):
         headers, accept = ({}, [200]) if etag is None else ({"If-None-Match": etag}, [200, 304])
         with self._exchange("GET", url, path, ids, accept=accept, headers=headers) as response:
             unchanged = response.status_code == 304
-            body = memoryview(_read(response)) if unchanged else self._receive(response)
+            body = _read(response) if unchanged else self._receive(response)
             return Download(None if unchanged else body, response.headers.get("ETag"))
 
     def upload(
-        self, url: str, id: str, token: str, buffers: Sequence[bytes | memoryview], *, metrics: str | None = None
+        self, url: str, id: str, token: str, buffers: Sequence[bytes | memoryview | Piece], *, metrics: str | None = None
     ) -> UpdateOutcome | None:
         """Send an update: the bytes of all buffers, one after the other.
 
@@ -266,17 +285,33 @@ class AggregatorClient(_Client):
         """From another thread: end the transfer under way, if any, with `Aborted` as soon as its current read or write is over."""
         self._aborted.set()
 
-    def _receive(self, response: httpx.Response) -> memoryview:
+    def _receive(self, response: httpx.Response) -> memoryview | Room:
         headers = response.headers
-        if "Content-Length" not in headers or "Transfer-Encoding" in headers:
+        announced = "Content-Length" in headers and "Transfer-Encoding" not in headers
+        size = self._allowed(int(headers["Content-Length"])) if announced else None
+        if self._room is not None:
+            return self._receive_in(self._room(), response)
+        if size is None:
             return self._receive_unannounced(response)
-        size = self._allowed(int(headers["Content-Length"]))
+        import numpy as np  # here only: a process that receives in a `Room` does without it
+
         body = np.empty(size, np.uint8).data  # a bytearray would write zeros first
         end = 0
         for chunk in _until(self._aborted, response.iter_raw()):
             body[end : end + len(chunk)] = chunk
             end += len(chunk)
         return body
+
+    def _receive_in(self, room: Room, response: httpx.Response) -> Room:
+        size = 0
+        try:
+            for chunk in _until(self._aborted, response.iter_raw()):
+                size = self._allowed(size + len(chunk))
+                room.write(chunk)
+        except BaseException:
+            room.close()
+            raise
+        return room
 
     def _receive_unannounced(self, response: httpx.Response) -> memoryview:
         body = bytearray()
@@ -438,10 +473,10 @@ def _until(aborted: Event, chunks: Iterable[bytes]) -> Iterator[bytes]:
 class _Slices:
     """A request's body out of several buffers. Counts what was sent."""
 
-    def __init__(self, buffers: Sequence[bytes | memoryview], aborted: Event) -> None:
-        self._views = [memoryview(buffer).cast("B") for buffer in buffers if memoryview(buffer).nbytes]
+    def __init__(self, buffers: Sequence[bytes | memoryview | Piece], aborted: Event) -> None:
+        self._pieces = [piece for piece in map(_piece, buffers) if len(piece)]
         self._aborted = aborted
-        self.size = sum(map(len, self._views))
+        self.size = sum(map(len, self._pieces))
         self.sent = 0
 
     def __iter__(self) -> Iterator[bytes]:
@@ -451,13 +486,18 @@ class _Slices:
 
     def close(self) -> None:
         """Let go of the buffers: httpx's requests and answers refer to each other, and live until the garbage is collected."""
-        for view in self._views:
-            view.release()
+        for piece in self._pieces:
+            if isinstance(piece, memoryview):
+                piece.release()
 
     def _copies(self) -> Iterator[bytes]:
-        for view in self._views:
-            for start in range(0, len(view), SLICE):
-                yield bytes(view[start : start + SLICE])
+        for piece in self._pieces:
+            for start in range(0, len(piece), SLICE):
+                yield bytes(piece[start : start + SLICE])
+
+
+def _piece(buffer: bytes | memoryview | Piece) -> memoryview | Piece:
+    return memoryview(buffer).cast("B") if isinstance(buffer, bytes | memoryview) else buffer
 
 
 # Connections

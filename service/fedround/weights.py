@@ -19,6 +19,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from fedround.errors import NotFinite, WeightsError, WrongWeights
+from fedround.figures import DECADES, FEW, LARGEST, Change, Statistics
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
@@ -28,11 +29,6 @@ Array = np.ndarray[Any, np.dtype[Any]]
 BLOCK = 1 << 16
 """Elements that are worked on at once: they stay in the processor's cache."""
 SAMPLES_BYTES = 4
-DECADES = tuple(10.0**power for power in range(-6, 2))
-"""Absolute values of weights are counted by them."""
-FEW = 32
-LARGEST = 1e290
-"""The largest float64 that is averaged: sums of 2**32 - 1 samples from any number of participants stay finite."""
 
 _MAGIC = b"\x93NUMPY"
 _LENGTH_BYTES = {1: 2, 2: 4, 3: 4}
@@ -302,30 +298,6 @@ def check_finite(block: Array) -> None:
     raise NotFinite("weights are NaN or infinite: has training diverged?")
 
 
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """Of all finite weights of a model; all 0 where there is none. What float64 cannot hold (from about 1e150 on) is not finite."""
-
-    count: int
-    """Of all weights, finite or not."""
-    mean: float
-    stddev: float
-    least: float
-    largest: float
-    l1_norm: float
-    l2_norm: float
-    nonfinite: int
-    decades: tuple[int, ...]
-    """How many have an absolute value of at most each of `DECADES`."""
-    values: tuple[float, ...]
-    """The weights themselves, of a model of at most `FEW`."""
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """The five that are shown everywhere, by the names that they have there."""
-        return {"mean": self.mean, "stddev": self.stddev, "min": self.least, "max": self.largest, "l2_norm": self.l2_norm}
-
-
 def statistics(array: Array) -> Statistics:
     """The statistics of an array of any shape, in float64, block by block (the variance by Chan, Golub and LeVeque's update)."""
     count, mean, deviations, absolute = 0, 0.0, 0.0, 0.0
@@ -354,16 +326,6 @@ def statistics(array: Array) -> Statistics:
     norm = math.sqrt(deviations + count * mean * mean)
     stddev, nonfinite = math.sqrt(deviations / count), array.size - count
     return Statistics(array.size, mean, stddev, least, largest, absolute, norm, nonfinite, tuple(decades), few)
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What training made of a global model."""
-
-    l2_norm: float
-    """Of the update: what came out, minus the model."""
-    cosine_similarity: float | None
-    """Between the update and the last change of the global model; None where one of them has no direction."""
 
 
 def change(before: Array, after: Array, former: Array | None = None) -> Change:

@@ -14,8 +14,9 @@ import pytest
 
 from fedround import events, wire
 from fedround.events import Fact
+from fedround.figures import Change, Statistics
 from fedround.observability.logs import WARNINGS, JsonFormatter, LogObserver, TextFormatter
-from fedround.weights import Change, Statistics, statistics
+from fedround.weights import statistics
 
 ID = "12345678-aaaa-bbbb-cccc-dddddddddddd"
 VALUES: dict[object, object] = {

@@ -9,9 +9,10 @@ import pytest
 
 from fedround import events, weights
 from fedround.events import Fact
+from fedround.figures import Change
 from fedround.participant import measuring
 from fedround.participant.measuring import Measuring
-from fedround.weights import Array, Change
+from fedround.weights import Array
 from support.updates import npy, update
 
 

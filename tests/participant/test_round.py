@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedround.figures import LARGEST
 from fedround.participant.round import Round, Shard, current_round, encode_figures, entered, find_shard
 from fedround.wire import MAX_FIGURES, MAX_METRICS
 
@@ -36,10 +37,29 @@ def test_reported_figures_are_told_and_gathered_the_last_one_of_a_name_stays() -
     assert encode_figures(round.figures) == '{"loss":0.5,"accuracy":0.5}'
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), "much", None, 10**400, -1e291])
-def test_a_figure_is_a_finite_number(value: float) -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32("nan"), 10**400, -1e291])
+def test_a_value_that_is_not_finite_is_dropped_with_one_warning(value: float, caplog: pytest.LogCaptureFixture) -> None:
+    told: list[Mapping[str, float]] = []
+    round = make(told)
+    round.report(accuracy=1.0, loss=value)
+    round.report(loss=value)
+    assert told == [{"accuracy": 1.0}]
+    assert round.figures == {"accuracy": 1.0}
+    (warning,) = caplog.messages
+    assert warning.startswith("round 3: the value of 'loss' is dropped, because it is not finite: ")
+
+
+def test_the_warnings_of_dropped_values_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
     round = make()
-    with pytest.raises(ValueError, match="loss must be a finite number"):
+    for n in range(1000):
+        round.report(**{f"loss_{n}": float("nan")})
+    assert len(caplog.messages) == MAX_FIGURES
+
+
+@pytest.mark.parametrize("value", ["much", None])
+def test_a_figure_is_a_number(value: float) -> None:
+    round = make()
+    with pytest.raises(ValueError, match="loss must be a number"):
         round.report(accuracy=1.0, loss=value)
     assert round.figures == {}
 
@@ -72,7 +92,7 @@ def test_whatever_is_accepted_travels(figures: dict[str, float]) -> None:
         return
     header = encode_figures(round.figures)
     assert len(header.encode("ascii")) <= MAX_METRICS
-    assert json.loads(header) == figures
+    assert json.loads(header) == {name: value for name, value in figures.items() if abs(value) <= LARGEST}
 
 
 @given(st.integers(0, 50), st.integers(1, 12))

@@ -13,7 +13,8 @@ from fedround.errors import ParticipantError
 from fedround.events import Observers
 from fedround.participant.load import load_participant
 from fedround.participant.round import Round, Shard
-from fedround.participant.training import Training, traced
+from fedround.participant.traces import traced
+from fedround.participant.training import Training
 
 
 class Mine(fedround.NumPyParticipant):

@@ -167,7 +167,7 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, and behind it the traceback where there is one."""
-        line = redact(super().format(record))
+        line = redact("\n".join(filter(None, (super().format(record), getattr(record, "traceback", "")))))
         colour = _COLOURS.get(record.levelname, "") if self._colours else ""
         return f"{colour}{line}\x1b[0m" if colour else line
 
@@ -188,6 +188,8 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
+        elif trace := getattr(record, "traceback", ""):  # another process formatted it
+            line["exception"] = trace
         return redact(json.dumps(line, default=str))
 
 

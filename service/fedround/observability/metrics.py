@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 
 from fedround import events, wire
 from fedround.events import Fact
-from fedround.weights import DECADES, Change, Statistics
+from fedround.figures import DECADES, Change, Statistics
 
 Labels = Mapping[str, Sequence[str]]
 """The names of labels, and the values that are known from the start."""

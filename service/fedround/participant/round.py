@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol, SupportsFloat, TypeVar
 
 from fedround import wire
-from fedround.weights import LARGEST
+from fedround.figures import LARGEST
 
 LOG = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ class Round:
         """The round was given away, or this process is about to end: what is not returned soon will not be sent."""
         self._tell = tell
         self._figures: dict[str, float] = {}
+        self._dropped: set[str] = set()
 
     def __repr__(self) -> str:
         return f"<round {self.number}>"
@@ -58,17 +59,29 @@ class Round:
         """Report figures of the training, as in `report(loss=0.3, accuracy=0.9)`. A name that comes again replaces its figure.
 
         They become metrics and log fields here, and travel with the update: the platform shows their means over all participants.
+        A value that is not finite (NaN, infinity, more than 1e290) is dropped with a warning: it has no mean.
 
         Raises:
-            ValueError: A figure is no finite number of up to 1e290, a name is longer than 64 characters, there are more than 20
-                names, or all of them take more than 2 kB.
+            ValueError: A figure is no number, a name is longer than 64 characters, there are more than 20 names, or all of them
+                take more than 2 kB.
         """
-        new = {name: _number(name, value) for name, value in figures.items()}
+        numbers = {name: _number(name, value) for name, value in figures.items()}
+        new = {name: number for name, number in numbers.items() if self._reportable(name, number)}
         merged = self._figures | new
         if len(merged) > wire.MAX_FIGURES or len(encode_figures(merged)) > wire.MAX_METRICS:
             raise ValueError(f"a round reports at most {wire.MAX_FIGURES} names, and {wire.MAX_METRICS} bytes of JSON")
         self._figures = merged
-        self._tell(new)
+        if new:
+            self._tell(new)
+
+    def _reportable(self, name: str, number: float) -> bool:
+        """Whether a mean can be made of it; else warn, once for each name."""
+        if abs(number) <= LARGEST:
+            return True
+        if name not in self._dropped and len(self._dropped) < wire.MAX_FIGURES:
+            self._dropped.add(name)
+            LOG.warning("round %d: the value of %r is dropped, because it is not finite: %s", self.number, name, number)
+        return False
 
     @property
     def figures(self) -> Mapping[str, float]:
@@ -79,10 +92,10 @@ class Round:
 def _number(name: str, value: SupportsFloat) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not abs(number) <= LARGEST:
-        raise ValueError(f"{name} must be a finite number of up to {LARGEST:g}, not {value!r}")
+    except OverflowError:  # an integer of more than 308 digits
+        number = math.inf
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a number, not {value!r}") from None
     if len(name) > wire.MAX_FIGURE_NAME or not name.isprintable():
         raise ValueError(f"{name!r} is no name of a figure: {wire.MAX_FIGURE_NAME} printable characters at most")
     return number

@@ -29,7 +29,8 @@ from fedround.participant.lifecycle import LEAVE_TIMEOUT, OVER, REFUSED, Lifecyc
 from fedround.participant.peers import Aggregator, Coordinator
 from fedround.participant.phase import phase
 from fedround.participant.round import Round, Shard, encode_figures
-from fedround.participant.training import Training, release, traced
+from fedround.participant.traces import logged, release
+from fedround.participant.training import Training
 
 LOG = logging.getLogger(__name__)
 
@@ -180,8 +181,8 @@ class Runtime:
             self._observe(fact)
         for command in commands:
             self._carry_out(command)
-        if isinstance(event, m.TrainingFailed) and self._lifecycle.exited is None and (trace := traced(self._failure)):
-            LOG.warning("%s", event.reason, exc_info=trace)  # without a trace, the end of the round has told all
+        if isinstance(event, m.TrainingFailed) and self._lifecycle.exited is None and (trace := logged(self._failure)):
+            LOG.warning("%s", event.reason, **trace)  # without a trace, the end of the round has told all
 
     def _carry_out(self, command: m.Command) -> None:
         match command:

@@ -1,17 +1,12 @@
 """Runs the participant's own code on one global model: decode, train, encode, check. No reference to the model outlives its use."""
 
-import importlib
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from fedround import weights as codec
-from fedround.errors import DeserializationError, FedroundError, ParticipantError, SerializationError, TrainingError
+from fedround.errors import DeserializationError, ParticipantError, SerializationError, TrainingError
 from fedround.events import Observer
 from fedround.participant.abc import ParticipantABC
 from fedround.participant.measuring import Measuring
@@ -71,40 +66,3 @@ def _parts(payload: Any) -> list[memoryview]:
         return [np.frombuffer(payload, np.uint8).data]  # a memoryview cannot be cast from every format
     except TypeError:
         return [np.frombuffer(buffer, np.uint8).data for buffer in payload]
-
-
-Traced = tuple[type[BaseException], BaseException, TracebackType | None]
-
-_IMPORTS = ("<frozen importlib", importlib.__file__)
-_CALLERS = (__file__, str(Path(__file__).with_name("load.py")))
-"""Where users' code is called from."""
-_OURS = (*_CALLERS, str(Path(__file__).with_name("abc.py")), codec.__file__)
-
-
-def traced(error: FedroundError | None) -> Traced | None:
-    """What to log of it as `exc_info`: the traceback from the first line of the participant's own code on, or nothing.
-
-    Nothing, where no line of its own is to blame: what it returned was refused, or it cannot be called in this way.
-    """
-    cause = error.__cause__ if isinstance(error, ParticipantError) else None
-    if cause is None:
-        return None
-    trace = cause.__traceback__
-    last = ""
-    while trace is not None and (file := trace.tb_frame.f_code.co_filename).startswith((*_OURS, *_IMPORTS)):
-        trace, last = trace.tb_next, file
-    if trace is None and not isinstance(cause, SyntaxError):
-        if isinstance(cause, FedroundError) or last in _CALLERS:
-            return None
-        trace = cause.__traceback__
-    return type(cause), cause, trace
-
-
-def release(error: BaseException) -> None:
-    """Drop what the frames of an error's tracebacks hold, models above all; their lines stay."""
-    left, seen = [error], set[int]()  # its causes may go round in a circle
-    while left:
-        one = left.pop()
-        seen.add(id(one))
-        traceback.clear_frames(one.__traceback__)
-        left += [other for other in (one.__cause__, one.__context__) if other is not None and id(other) not in seen]

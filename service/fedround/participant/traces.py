@@ -1,0 +1,64 @@
+"""Tracebacks of the participant's own code: what of them is logged, and what they must not keep alive. No NumPy."""
+
+import importlib
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from fedround.errors import FedroundError, ParticipantError
+
+MAX_TEXT = 32_000
+"""Characters of a traceback that travel from one process to another: its last ones."""
+
+Traced = tuple[type[BaseException], BaseException, TracebackType | None]
+
+_HERE = Path(__file__).parent
+_IMPORTS = ("<frozen importlib", importlib.__file__)
+_CALLERS = tuple(str(_HERE / name) for name in ("training.py", "load.py"))
+"""Where users' code is called from."""
+_OURS = (*_CALLERS, str(_HERE / "abc.py"), str(_HERE.parent / "weights.py"))
+
+
+def traced(error: BaseException | None) -> Traced | None:
+    """What to log of it as `exc_info`: the traceback from the first line of the participant's own code on, or nothing.
+
+    Nothing, where no line of its own is to blame: what it returned was refused, or it cannot be called in this way.
+    """
+    cause = error.__cause__ if isinstance(error, ParticipantError) else None
+    if cause is None:
+        return None
+    trace = cause.__traceback__
+    last = ""
+    while trace is not None and (file := trace.tb_frame.f_code.co_filename).startswith((*_OURS, *_IMPORTS)):
+        trace, last = trace.tb_next, file
+    if trace is None and not isinstance(cause, SyntaxError):
+        if isinstance(cause, FedroundError) or last in _CALLERS:
+            return None
+        trace = cause.__traceback__
+    return type(cause), cause, trace
+
+
+def text_of(error: BaseException) -> str:
+    """The traceback that is logged of `error`, as text for another process; empty where there is none."""
+    found = traced(error)
+    return "".join(traceback.format_exception(*found))[-MAX_TEXT:].rstrip() if found else ""
+
+
+def logged(error: BaseException | None) -> Mapping[str, Any]:
+    """The arguments with which a logger logs the traceback of `error`, which may have come from another process."""
+    if isinstance(error, ParticipantError) and error.trace:
+        return {"extra": {"traceback": error.trace}}
+    found = traced(error)
+    return {"exc_info": found} if found else {}
+
+
+def release(error: BaseException) -> None:
+    """Drop what the frames of an error's tracebacks hold, models above all; their lines stay."""
+    left, seen = [error], set[int]()  # its causes may go round in a circle
+    while left:
+        one = left.pop()
+        seen.add(id(one))
+        traceback.clear_frames(one.__traceback__)
+        left += [other for other in (one.__cause__, one.__context__) if other is not None and id(other) not in seen]

@@ -8,6 +8,8 @@ from typing import TypeVar
 import pytest
 from hypothesis import settings
 
+from support.certificates import Authority
+
 # How long an example takes says more about the machine than about us.
 settings.register_profile("fedround", deadline=None)
 settings.load_profile("fedround")
@@ -33,3 +35,9 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     return _fail_where_skipped((yield))
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """An authority for this session of tests, and certificates of it."""
+    return Authority(tmp_path_factory.mktemp("certificates"))

@@ -157,8 +157,8 @@ def test_files_that_are_not_right_are_told_by_their_settings(certificate: tuple[
         ({"tls_cert_file": "/nowhere", "tls_key_file": key}, f"{cert}.*/nowhere: No such file"),
         ({"tls_cert_file": own, "tls_key_file": "/nowhere"}, f"{keys}.*/nowhere: No such file"),
         ({"tls_cert_file": own}, f"{cert}.*{keys}"),
-        ({"tls_cert_file": own, "tls_key_file": nothing}, f"{cert}.*{keys}"),
-        ({"tls_cert_file": own, "tls_key_file": locked}, f"{cert}.*{keys}"),
+        ({"tls_cert_file": own, "tls_key_file": nothing}, f"{keys}.*no private key"),
+        ({"tls_cert_file": own, "tls_key_file": locked}, f"{keys}.*encrypted; decrypt it: openssl pkey"),
         ({"tls_key_file": key}, f"{cert}.*is not set"),
     ]
     for options, complaint in cases:

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fedround.errors import Busy, FedroundError, Forbidden, Late, NotAdmitted, SpoolFull, TooSlow, UnknownAttempt, WeightsError
 from fedround.events import Observer, RequestServed
+from fedround.tls import CLIENT, Client
 from fedround.tokens import OPEN, Tokens
 from fedround.wire import DRAIN_BYTES, DRAIN_SECONDS, Problem
 
@@ -89,10 +90,29 @@ def unauthorized(headers: Headers, *, basic: bool = False) -> Response:
     return problem(401, f"{reason} here, as `Authorization: Bearer`", {"WWW-Authenticate": challenge})
 
 
+def identity(client: Client | None, headers: Headers, tokens: Tokens) -> str | Response:
+    """The proved name behind a request, "" where nothing proves one; or why it is refused.
+
+    A port that asks for certificates wants one from each client, or a token of its own; with both, they have to agree.
+    """
+    named = bearer(headers, tokens)
+    if client is None or (client.name is None and named):
+        return unauthorized(headers) if named is None else named
+    if client.name is None:
+        return problem(401, "a client certificate is needed here" + (", or a token of your own" if tokens.needed else ""))
+    if not client.name:
+        return problem(403, "the client certificate names no participant: a DNS name or the common name of [a-z0-9.-]{1,63}")
+    if named is None and "authorization" in headers:
+        return unauthorized(headers)
+    if named and named != client.name:
+        return problem(403, "the token and the client certificate belong to two participants")
+    return client.name
+
+
 class Front:
     """The outside of an app: tolerates a trailing slash, asks for a token, lets a refusal arrive; with `cors` echoes `Origin`.
 
-    Whose token it was is the request's `state.owner`.
+    Whose certificate or token it was is the request's `state.owner`.
 
     A refusal may come before the body was read. To close then resets the connection, and many who send would never see the answer:
     so first read on and discard, up to a bound. (To answer first would not do: `requests`, say, reads nothing while it writes.)
@@ -118,10 +138,9 @@ class Front:
 
         if len(scope["path"]) > 1 and scope["path"].endswith("/"):
             scope["path"] = scope["path"].rstrip("/") or "/"
-        owner = bearer(headers, self._tokens)
-        app = self._app if owner is not None else unauthorized(headers)
-        scope.setdefault("state", {})["owner"] = owner
-        await app(scope, body.receive, answer)
+        owner = identity(scope.get("extensions", {}).get(CLIENT), headers, self._tokens)
+        scope.setdefault("state", {})["owner"] = owner if isinstance(owner, str) else None
+        await (self._app if isinstance(owner, str) else owner)(scope, body.receive, answer)
 
 
 class _Observed:

@@ -15,8 +15,6 @@ from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import cache
-from os import PathLike
-from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack
 
@@ -34,6 +32,8 @@ from fedround.errors import (
     Unreachable,
 )
 from fedround.events import ExchangeEnded, Observer, Observers, redact
+from fedround.tls import Context, File, Names, explained
+from fedround.tls import client as tls_client
 from fedround.wire import Heartbeat, Problem, RendezVous, StartTraining, UpdateOutcome
 
 if TYPE_CHECKING:
@@ -72,8 +72,6 @@ class Piece(Protocol):
     def __getitem__(self, part: slice, /) -> bytes: ...
 
 
-File = str | PathLike[str]
-
 CONNECT_TIMEOUT = 5.0
 ANSWER_TIMEOUT = 15.0
 """Seconds for the answer to a small request."""
@@ -88,9 +86,8 @@ MAX_ANSWER = 64 << 10
 SLICE = 256 << 10
 """Bytes of an update that are copied at a time."""
 MODEL = "/model"
-_CA_FILE = "PARTICIPANT_TLS_CA_FILE (tls_ca_file)"
-_CERT_FILE = "PARTICIPANT_TLS_CERT_FILE (tls_cert_file)"
-_KEY_FILE = "PARTICIPANT_TLS_KEY_FILE (tls_key_file)"
+OURS = Names(*(f"PARTICIPANT_TLS_{file}_FILE (tls_{file.lower()}_file)" for file in ("CERT", "KEY", "CA")))
+"""The settings that a participant's files come from."""
 NO_IDS: Mapping[str, str] = {}
 
 # What httpx and the sockets below it raise. The first class that fits decides.
@@ -112,7 +109,7 @@ class Options(TypedDict, total=False):
 
     token: str | None
     """Sent as a bearer token."""
-    tls: ssl.SSLContext | None
+    tls: Context | None
     """See `tls`; without it, httpx's authorities."""
     transport: httpx.BaseTransport | None
     """In place of httpx's own, and of the environment's proxies."""
@@ -130,6 +127,7 @@ class _Client:
     def __init__(self, url: str | None, **options: Unpack[Options]) -> None:
         self._observe = options.get("observe", Observers())
         self._timeout = options.get("timeout", ANSWER_TIMEOUT)
+        self._names = context.names if (context := options.get("tls")) else OURS
         hooks: Any = {"request": [http_log.request], "response": [http_log.response]}
         with _environment():
             common = _common(url, options.get("token"), options.get("tls"))
@@ -160,7 +158,7 @@ class _Client:
         with self._trace(method, url, path) as exchange:
             try:
                 with (
-                    _mapped(where),
+                    _mapped(where, self._names),
                     self._http.stream(
                         method,
                         url,
@@ -356,13 +354,15 @@ class AsyncPeer:
     Args:
         url: its base URL.
         token: sent as a bearer token.
+        tls: what it is asked with, where the URL is https.
         trace: see `Options`.
     """
 
-    def __init__(self, url: str, *, token: str | None = None, trace: Trace | None = None) -> None:
+    def __init__(self, url: str, *, token: str | None = None, tls: Context | None = None, trace: Trace | None = None) -> None:
         self._url = url.rstrip("/")
+        self._names = tls.names if tls else OURS
         with _environment():
-            self._http = httpx.AsyncClient(**_common(url, token))
+            self._http = httpx.AsyncClient(**_common(url, token, tls))
         self._trace = trace or _untraced
 
     async def ask(
@@ -371,7 +371,7 @@ class AsyncPeer:
         """Send a request. Returns the answer's body."""
         where, url = _where(method, self._url, path), self._url + path
         body = bytearray()
-        with self._trace(method, url, path) as exchange, _mapped(where):
+        with self._trace(method, url, path) as exchange, _mapped(where, self._names):
             headers = dict(exchange.headers)
             async with self._http.stream(
                 method, url, json=json, params=query, headers=headers, timeout=_timeout(timeout)
@@ -391,14 +391,15 @@ class AsyncPeer:
 
 
 @contextmanager
-def _mapped(where: str) -> Iterator[None]:
+def _mapped(where: str, names: Names) -> Iterator[None]:
     try:
         yield
     except BadAnswer as error:
         raise BadAnswer(f"{where}: {error}") from error
     except tuple(FOREIGN) as error:
         ours = next(ours for theirs, ours in FOREIGN.items() if isinstance(error, theirs))
-        raise ours(f"{where}: {redact(str(error)) or type(error).__name__}") from error
+        text = explained(error, names) or redact(str(error)) or type(error).__name__
+        raise ours(f"{where}: {text}") from error
 
 
 def _where(method: str, url: str, path: str) -> str:
@@ -504,42 +505,22 @@ def _piece(buffer: bytes | memoryview | Piece) -> memoryview | Piece:
 
 
 @cache
-def _default_tls() -> ssl.SSLContext:
+def _default_tls() -> Context:
     """Made only when a URL may be https: it takes 30 ms."""
-    return httpx.create_ssl_context()
+    return tls_client(OURS, None, None, None, base=httpx.create_ssl_context)
 
 
-def tls(ca_file: File | None, cert_file: File | None, key_file: File | None) -> ssl.SSLContext | None:
-    """The usual authorities and one of one's own, and the certificate that is shown to who asks; None where nothing is said.
+def tls(ca_file: File | None, cert_file: File | None, key_file: File | None, names: Names = OURS) -> Context | None:
+    """The usual authorities and one of your own, and the certificate that is shown to who asks; None where no file is set.
 
-    Raises `ConfigurationError`.
+    Raises `ConfigurationError`, which names the settings.
     """
     if ca_file is cert_file is key_file is None:
         return None
-    context = httpx.create_ssl_context()
-    if ca_file is not None:
-        with _usable(_CA_FILE, ca_file):
-            context.load_verify_locations(ca_file)
-    if cert_file is not None:
-        for name, file in ((_CERT_FILE, cert_file), (_KEY_FILE, key_file or cert_file)):
-            with _usable(name, file):
-                Path(file).open("rb").close()
-        with _usable(f"{_CERT_FILE} or {_KEY_FILE}", cert_file):
-            context.load_cert_chain(cert_file, key_file, password="")  # nobody is there to be asked for one
-    elif key_file is not None:
-        raise ConfigurationError(f"{_CERT_FILE}: is not set, but {_KEY_FILE} is")
-    return context
+    return tls_client(names, ca_file, cert_file, key_file, base=httpx.create_ssl_context)
 
 
-@contextmanager
-def _usable(setting: str, file: File) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:  # ssl's errors too
-        raise ConfigurationError(f"{setting}: {file}: {error.strerror}") from error
-
-
-def _common(url: str | None, token: str | None, tls: ssl.SSLContext | None = None) -> dict[str, Any]:
+def _common(url: str | None, token: str | None, tls: Context | None = None) -> dict[str, Any]:
     """What all our httpx clients are made with."""
     plain = url is not None and url.startswith("http://")
     return {

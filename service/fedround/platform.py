@@ -71,7 +71,8 @@ async def serving(
     )
     async with serve.serving(*platform.endpoints):
         if "aggregator_url" not in coordinator.model_fields_set:
-            service.aggregator_url = f"http://localhost:{platform.aggregator_public.port}"
+            scheme = "https" if platform.aggregator_public.tls else "http"
+            service.aggregator_url = f"{scheme}://localhost:{platform.aggregator_public.port}"
         checks = aggregator_app.keep_checking(aggregator, health[1])
         async with tended(health[0], service.run()), tended(health[1], checks, books.measure()):
             yield platform

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from fedround.books import Admission, Closed, Difference, Page, Verdict, admissions_to_json, page_from_json
 from fedround.errors import BadAnswer, Refused, UnknownAttempt
 from fedround.http import ANSWER_TIMEOUT, AsyncPeer, Query, Trace
+from fedround.tls import Context
 
 T = TypeVar("T")
 
@@ -24,11 +25,12 @@ class RemoteBooks:
     Args:
         url: the aggregator's internal port.
         secret: `FEDROUND_INTERNAL_SECRET`.
+        tls: what it is asked with, where the URL is https.
         trace: see `fedround.http.Options`.
     """
 
-    def __init__(self, url: str, *, secret: str | None = None, trace: Trace | None = None) -> None:
-        self._peer = AsyncPeer(url, token=secret, trace=trace)
+    def __init__(self, url: str, *, secret: str | None = None, tls: Context | None = None, trace: Trace | None = None) -> None:
+        self._peer = AsyncPeer(url, token=secret, tls=tls, trace=trace)
 
     async def aclose(self) -> None:
         """Close the connections. (`close` is the books' own.)"""

@@ -8,11 +8,13 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,6 +22,8 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from fedround.errors import ConfigurationError
+from fedround.tls import CLIENT, Context
+from fedround.tls_transport import HANDSHAKE, STALE, TlsTransport
 from fedround.wire import MIN_RATE, MIN_RATE_WINDOW
 
 LOG = logging.getLogger(__name__)
@@ -40,6 +44,8 @@ GRACE = 5
 STALL = 60
 """Seconds after which a peer that takes nothing of an answer is cut off: it would keep a whole model in memory."""
 BACKLOG = 2048
+REFUSALS_EVERY = 60.0
+"""Seconds between two log lines with the same reason for refused connections of a port."""
 
 T = TypeVar("T")
 
@@ -48,7 +54,7 @@ T = TypeVar("T")
 class Endpoint:
     """An app and where it is served. `setting` is the variable that holds the port, for messages; port 0 is any free one.
 
-    `last`: it is served until all others have ended, for operators who want to see them end.
+    `last`: it is served until all others have ended, for operators who want to see them end. `tls`: what it serves TLS with.
     """
 
     app: ASGIApp
@@ -57,6 +63,7 @@ class Endpoint:
     port: int
     setting: str
     last: bool = False
+    tls: Context | None = None
 
     def bind(self) -> socket.socket:
         """Take the port; from now on `port` is the real one, and who connects waits. Raises `ConfigurationError`."""
@@ -88,7 +95,8 @@ async def serving(*endpoints: Endpoint, grace: int = GRACE) -> AsyncIterator[Non
         servers = [_Server(endpoint, grace) for endpoint in endpoints]
         running = [asyncio.create_task(server.serve([bound])) for server, bound in zip(servers, sockets, strict=True)]
         for endpoint in endpoints:
-            LOG.info("%s: listening on %s, port %d", endpoint.setting, endpoint.host, endpoint.port)
+            secured = ", with TLS" if endpoint.tls else ""
+            LOG.info("%s: listening on %s, port %d%s", endpoint.setting, endpoint.host, endpoint.port, secured)
         try:
             yield
         finally:
@@ -131,6 +139,7 @@ class _Protocol(HttpToolsProtocol):
     _at = 0
     _timer: asyncio.TimerHandle | None = None
     _stalled: asyncio.TimerHandle | None = None
+    refused: "_Refusals"
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
@@ -148,6 +157,10 @@ class _Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self.scope is None and self.scheme == "http" and data[0] == HANDSHAKE:  # its first bytes
+            self.refused("a client speaks TLS, and this port does not")
+            self.send_400_response("this port does not speak TLS: use http://")
+            return
         self._unread, self._at = self._unread[self._at :] + data, 0
         self._parse()
 
@@ -176,10 +189,17 @@ class _Protocol(HttpToolsProtocol):
         if len(self.headers) > MAX_HEADERS:
             raise ValueError("too many header fields")  # the parser stops, uvicorn responds with 400
 
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if client := self.transport.get_extra_info(CLIENT):
+            self.scope["extensions"] = {CLIENT: client}
+
     def on_headers_complete(self) -> None:
         self._head_is_whole()
         self._body = next((int(value) for name, value in self.headers if name == b"content-length"), 0)
         super().on_headers_complete()
+        if self.transport.get_extra_info(STALE):
+            self.cycle.keep_alive = False  # this request is answered, and the next one comes with a handshake
 
     def on_body(self, body: bytes) -> None:
         self._size = 0
@@ -224,6 +244,26 @@ class _Protocol(HttpToolsProtocol):
 def _nothing() -> None: ...
 
 
+class _Refusals:
+    """Logs why a port refuses connections, each reason once a minute."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._silent_until: dict[str, float] = {}
+
+    def __call__(self, reason: str) -> None:
+        now = time.monotonic()
+        if now >= self._silent_until.get(reason, now):
+            self._silent_until[reason] = now + REFUSALS_EVERY
+            LOG.warning("%s: refused a connection: %s", self._endpoint.setting, reason)
+
+
+def _connection(endpoint: Endpoint, refused: _Refusals, **options: Any) -> asyncio.Protocol:
+    protocol = _Protocol(**options)
+    protocol.refused = refused
+    return TlsTransport(protocol, endpoint.tls, refused) if endpoint.tls else protocol
+
+
 class _Server(uvicorn.Server):
     def __init__(self, endpoint: Endpoint, grace: int) -> None:
         super().__init__(
@@ -231,7 +271,7 @@ class _Server(uvicorn.Server):
                 _answering_when_cancelled(endpoint.app),
                 access_log=False,  # its lines hold the paths, and with them ids and tokens
                 backlog=BACKLOG,
-                http=_Protocol,
+                http=partial(_connection, endpoint, _Refusals(endpoint)),  # type: ignore[arg-type]  # anything that makes one
                 interface="asgi3",
                 lifespan="off",
                 log_config=None,

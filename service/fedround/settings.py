@@ -230,6 +230,10 @@ class ParticipantSettings(Settings):
     trace_heartbeats: bool = setting(True, "Whether a heartbeat outside of rounds is a trace of its own.", title="true|false")
     ops_bind: str = setting("0.0.0.0", "The address on which operators are served.")  # noqa: S104 a service in a container
     ops_port: Port = setting(8080, "The port for operators. 0: any free one.")
+    ops_tls_cert_file: Place = setting(
+        None, "The certificate (PEM) with which that port serves TLS, read again when it changes. Unset: no TLS."
+    )
+    ops_tls_key_file: Place = setting(None, "Its private key (PEM), not encrypted. Unset: it is in the same file.")
 
 
 class PlatformSettings(Settings):
@@ -238,6 +242,17 @@ class PlatformSettings(Settings):
     token: Secret = setting(None, "What participants must send as a bearer token. Unset: nothing.")
     tokens_file: Place = setting(
         None, "A file with a participant's name and its own token on each line, read again when it changes."
+    )
+    tls_cert_file: Place = setting(
+        None,
+        "The certificate (PEM) with which the ports for participants and for operators serve TLS, read again when it changes. "
+        "Unset: no TLS.",
+    )
+    tls_key_file: Place = setting(None, "Its private key (PEM), not encrypted. Unset: it is in the same file.")
+    tls_client_ca_file: Place = setting(
+        None,
+        "Authorities (PEM) that sign participants' certificates. Set: each participant needs a certificate, or a token of its own, "
+        "and is known by the certificate's name.",
     )
     internal_secret: Secret = setting(
         None,
@@ -264,6 +279,11 @@ class CoordinatorSettings(PlatformSettings):
     round_timeout: Duration = setting("1h", "After so long the selected who have not delivered lose the round to others.", gt=0)
     aggregator_url: Url = setting("http://localhost:8082", "Where participants reach the aggregator; they are told.")
     aggregator_internal_url: Url = setting("http://localhost:7082", "Where the coordinator reaches the aggregator's internal port.")
+    internal_tls_ca_file: Place = setting(
+        None, "An authority (PEM) that signs the certificate of the aggregator's internal port, trusted beside the usual ones."
+    )
+    internal_tls_cert_file: Place = setting(None, "The certificate (PEM) that is shown to the aggregator's internal port.")
+    internal_tls_key_file: Place = setting(None, "Its private key (PEM), not encrypted. Unset: it is in the same file.")
     data_dir: Place = setting(None, "Where the round and the known participants are kept over a restart. Unset: nowhere.")
     port: Port = setting(8081, "The port for participants. 0: any free one.")
     ops_port: Port = setting(9081, "The port for operators. 0: any free one.")
@@ -290,6 +310,13 @@ class AggregatorSettings(PlatformSettings):
     port: Port = setting(8082, "The port for participants. 0: any free one.")
     internal_bind: str = setting("127.0.0.1", "The address on which the coordinator is served.")
     internal_port: Port = setting(7082, "The port for the coordinator. 0: any free one.")
+    internal_tls_cert_file: Place = setting(
+        None, "The certificate (PEM) with which the internal port serves TLS, read again when it changes. Unset: no TLS."
+    )
+    internal_tls_key_file: Place = setting(None, "Its private key (PEM), not encrypted. Unset: it is in the same file.")
+    internal_tls_client_ca_file: Place = setting(
+        None, "Authorities (PEM) that sign the coordinator's certificate. Set: the internal port refuses clients without one."
+    )
     ops_port: Port = setting(9082, "The port for operators. 0: any free one.")
 
     @field_validator("internal_bind")

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from fedround import asgi, durable, serve, wire
+from fedround import asgi, durable, serve, tls, wire
 from fedround.aggregator.codecs import Bytes, Codec, Model, Npy
 from fedround.aggregator.collected import Collected, CollectedBytes
 from fedround.aggregator.service import AggregatorService
@@ -261,13 +261,15 @@ def _model(settings: AggregatorSettings, codec: Codec, store: ModelStore | None,
 def public_endpoint(settings: AggregatorSettings, service: AggregatorService, telemetry: Telemetry) -> Endpoint:
     """Where participants are served."""
     app = public(service, tokens=guard(settings), observe=telemetry.observe, trace=telemetry.server)
-    return Endpoint(app, host=settings.bind, port=settings.port, setting="AGGREGATOR_PORT")
+    return Endpoint(app, host=settings.bind, port=settings.port, setting="AGGREGATOR_PORT", tls=tls.public(settings))
 
 
 def internal_endpoint(settings: AggregatorSettings, service: AggregatorService, telemetry: Telemetry) -> Endpoint:
     """Where the coordinator is served, if it is another process."""
     app = internal(service, secret=reveal(settings.internal_secret), observe=telemetry.observe, trace=telemetry.server)
-    return Endpoint(app, host=settings.internal_bind, port=settings.internal_port, setting="AGGREGATOR_INTERNAL_PORT")
+    files = settings.internal_tls_cert_file, settings.internal_tls_key_file, settings.internal_tls_client_ca_file
+    secured = tls.server("AGGREGATOR_INTERNAL", *files)
+    return Endpoint(app, host=settings.internal_bind, port=settings.internal_port, setting="AGGREGATOR_INTERNAL_PORT", tls=secured)
 
 
 def ops_endpoint(settings: AggregatorSettings, service: AggregatorService, health: Health, telemetry: Telemetry) -> Endpoint:
@@ -276,7 +278,9 @@ def ops_endpoint(settings: AggregatorSettings, service: AggregatorService, healt
     service.faults = lambda: health.reasons
     tokens = Tokens(reveal(settings.token), settings.tokens_file)
     app = ops.app(health, service.status, scrape=telemetry.scrape, routes=[model_route(service, tokens)])
-    return Endpoint(app, host=settings.bind, port=settings.ops_port, setting="AGGREGATOR_OPS_PORT", last=True)
+    return Endpoint(
+        app, host=settings.bind, port=settings.ops_port, setting="AGGREGATOR_OPS_PORT", last=True, tls=tls.operators(settings)
+    )
 
 
 def run(settings: AggregatorSettings) -> None:

@@ -13,13 +13,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive
 
-from fedround import asgi, durable, events, serve, wire
+from fedround import asgi, durable, events, serve, tls, wire
 from fedround.books import Books
 from fedround.coordinator import page, store
 from fedround.coordinator.rounds import Memory, Plan, Rounds
 from fedround.coordinator.service import CoordinatorService
 from fedround.durable import Disk
 from fedround.events import Fact, Observer
+from fedround.http import tls as client_tls
 from fedround.observability import ops
 from fedround.observability.health import Health, tended
 from fedround.observability.metrics import CoordinatorMetrics
@@ -27,6 +28,7 @@ from fedround.observability.telemetry import INSTANCE, Telemetry, tracing
 from fedround.remote_books import RemoteBooks
 from fedround.serve import Endpoint
 from fedround.settings import CoordinatorSettings, reveal
+from fedround.tls import Names
 from fedround.tokens import OPEN, Tokens, guard
 from fedround.wire import Heartbeat, RendezVous, StartTraining
 
@@ -159,7 +161,7 @@ def readiness(health: Health) -> Observer:
 def public_endpoint(settings: CoordinatorSettings, service: CoordinatorService, telemetry: Telemetry) -> Endpoint:
     """Where participants are served."""
     app = public(service, tokens=guard(settings), observe=telemetry.observe, trace=telemetry.server)
-    return Endpoint(app, host=settings.bind, port=settings.port, setting="COORDINATOR_PORT")
+    return Endpoint(app, host=settings.bind, port=settings.port, setting="COORDINATOR_PORT", tls=tls.public(settings))
 
 
 def ops_endpoint(settings: CoordinatorSettings, service: CoordinatorService, health: Health, telemetry: Telemetry) -> Endpoint:
@@ -171,7 +173,9 @@ def ops_endpoint(settings: CoordinatorSettings, service: CoordinatorService, hea
     telemetry.show(service.status)
     tokens = Tokens(reveal(settings.token), settings.tokens_file)
     app = ops.app(health, status, scrape=telemetry.scrape, routes=page.routes(health, status, tokens))
-    return Endpoint(app, host=settings.bind, port=settings.ops_port, setting="COORDINATOR_OPS_PORT", last=True)
+    return Endpoint(
+        app, host=settings.bind, port=settings.ops_port, setting="COORDINATOR_OPS_PORT", last=True, tls=tls.operators(settings)
+    )
 
 
 def run(settings: CoordinatorSettings) -> None:
@@ -180,11 +184,18 @@ def run(settings: CoordinatorSettings) -> None:
         serve.run(_run(settings, disk))
 
 
+def _books(settings: CoordinatorSettings, telemetry: Telemetry) -> RemoteBooks:
+    names = Names.of("COORDINATOR_INTERNAL")
+    files = settings.internal_tls_ca_file, settings.internal_tls_cert_file, settings.internal_tls_key_file
+    url, secret = settings.aggregator_internal_url, reveal(settings.internal_secret)
+    return RemoteBooks(url, secret=secret, tls=client_tls(*files, names), trace=telemetry.client)
+
+
 async def _run(settings: CoordinatorSettings, disk: Disk | None) -> None:
-    health, secret = Health(), reveal(settings.internal_secret)
+    health = Health()
     with serve.capture_signals() as stop, tracing("coordinator", INSTANCE) as traces:
         telemetry = Telemetry(CoordinatorMetrics, [readiness(health)], traces)
-        async with aclosing(RemoteBooks(settings.aggregator_internal_url, secret=secret, trace=telemetry.client)) as books:
+        async with aclosing(_books(settings, telemetry)) as books:
             service = build(settings, books, telemetry.observe, disk, telemetry.round_context)
             endpoints = public_endpoint(settings, service, telemetry), ops_endpoint(settings, service, health, telemetry)
             async with serve.serving(*endpoints), tended(health, service.run()):

@@ -64,11 +64,12 @@ class Operators:
                 self._started.set_result(lambda: None)
 
     async def _serve(self) -> None:
-        from fedround import serve
+        from fedround import serve, tls
         from fedround.observability import ops
 
-        app = ops.app(self._health, self._status, scrape=self._scrape)
-        endpoint = serve.Endpoint(app, host=self._settings.ops_bind, port=self._settings.ops_port, setting="PARTICIPANT_OPS_PORT")
+        app, settings = ops.app(self._health, self._status, scrape=self._scrape), self._settings
+        secured = tls.server("PARTICIPANT_OPS", settings.ops_tls_cert_file, settings.ops_tls_key_file)
+        endpoint = serve.Endpoint(app, host=settings.ops_bind, port=settings.ops_port, setting="PARTICIPANT_OPS_PORT", tls=secured)
         async with serve.serving(endpoint):
             stopped = asyncio.Event()
             loop = asyncio.get_running_loop()

@@ -313,12 +313,14 @@ class Runtime:
 def _advised(error: ExchangeError, unknown: str = "") -> str:
     """What went wrong, and what is likely to mend it; `unknown`: what a 404 means."""
     match error:
+        case Refused(status=401 | 403) if "certificate" in error.detail:
+            advice = "is PARTICIPANT_TLS_CERT_FILE (--tls-cert-file) the right one?"
         case Refused(status=401 | 403):
             advice = "is PARTICIPANT_TOKEN (--token) the right one?"
         case Refused(status=404):
             advice = unknown
         case _:
-            advice = "does that port speak TLS? Without it the URL begins with http://" if "WRONG_VERSION" in str(error) else ""
+            advice = ""
     return f"{error}: {advice}" if advice else str(error)
 
 

@@ -1,0 +1,53 @@
+"""Certificates of an authority of the tests, made with openssl."""
+
+import subprocess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from support.tools import tool
+
+
+class Pair(NamedTuple):
+    """A certificate and its private key."""
+
+    cert: str
+    key: str
+
+    def settings(self, prefix: str) -> dict[str, str]:
+        return {f"{prefix}_TLS_CERT_FILE": self.cert, f"{prefix}_TLS_KEY_FILE": self.key}
+
+
+class Authority:
+    """Signs certificates; `file` is its own."""
+
+    def __init__(self, directory: Path, name: str = "authority") -> None:
+        self._directory = directory / name
+        self._directory.mkdir()
+        self.file, self._key = str(self._directory / "ca.pem"), str(self._directory / "ca-key.pem")
+        usage = ("-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign,cRLSign")
+        _openssl("req", "-x509", *_NEW_KEY, self._key, "-subj", f"/CN={name}", "-days", "2", *usage, "-out", self.file)
+
+    def issue(self, name: str, *alternative: str, common: str | None = None, days: int = 2, usage: str = "") -> Pair:
+        """A certificate, in files named by `name`. `alternative`: such as `DNS:localhost`; `usage`: `serverAuth` or `clientAuth`.
+
+        `days`: for how long it is valid; with -1 it has expired.
+        """
+        cert, key, request = (str(self._directory / f"{name}{suffix}.pem") for suffix in ("", "-key", "-request"))
+        extensions = {"subjectAltName": ",".join(alternative), "extendedKeyUsage": usage, "basicConstraints": "CA:FALSE"}
+        added = [word for kind, value in extensions.items() if value for word in ("-addext", f"{kind}={value}")]
+        subject = "/" if common == "" else f"/CN={common or name}"
+        _openssl("req", "-new", *_NEW_KEY, key, "-subj", subject, *added, "-out", request)
+        signed = ("-CA", self.file, "-CAkey", self._key, "-copy_extensions", "copyall", "-days", str(days))
+        _openssl("x509", "-req", "-in", request, *signed, "-out", cert)
+        return Pair(cert, key)
+
+    def server(self, name: str = "server", **options: Any) -> Pair:
+        """For services of this machine."""
+        return self.issue(name, "DNS:localhost", "IP:127.0.0.1", **options)
+
+
+_NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout")
+
+
+def _openssl(*arguments: str) -> None:
+    subprocess.run([tool("openssl"), *arguments], check=True, capture_output=True)

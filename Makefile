@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-emit-index-url --no-emit-find-links pyproject.toml
 
-CORES := */participant/lifecycle.py,*/participant/work.py,*/participant/moves.py,*/coordinator/rounds.py,*/coordinator/attempt.py,*/coordinator/history.py,$\
+CORES := */participant/lifecycle.py,*/participant/work.py,*/participant/lane.py,*/participant/moves.py,*/coordinator/rounds.py,*/coordinator/attempt.py,*/coordinator/history.py,$\
 	*/coordinator/presence.py,*/aggregator/ledger.py,*/aggregator/strategies.py,*/weights.py,*/wire.py,*/books.py,*/backoff.py
 
 # Each file of tests on one process; but what has an engine or a cluster to itself, one after the other.

@@ -26,7 +26,7 @@ from fedround.coordinator import app as coordinator_app
 from fedround.coordinator import attempt
 from fedround.coordinator import service as coordinator_service
 from fedround.events import Observers
-from fedround.participant import lifecycle, moves, work
+from fedround.participant import lane, moves, work
 from fedround.participant.terms import Options
 from fedround.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings
 from support.federation import our_platform
@@ -279,7 +279,7 @@ LIMITS: dict[str, list[float]] = {
     "participant: the answer to a heartbeat, held for up to N": [http.HOLD_MARGIN],
     "participant: one read or write of a transfer": [http.TRANSFER_TIMEOUT],
     "participant: an idle connection is used again": [http.KEEPALIVE],
-    "participant: `Retry-After`": [work.RETRY_AFTER_MAX],
+    "participant: `Retry-After`": [lane.RETRY_AFTER_MAX],
     "HTTP servers: an idle connection is kept": [serve.KEEP_ALIVE],
     "HTTP servers: the head of a request": [serve.HEAD_TIMEOUT, serve.MAX_HEAD / KIB, serve.MAX_HEADERS],
     "HTTP servers: pipelined requests that wait on one connection": [serve.AHEAD, serve.MAX_HEAD / KIB],
@@ -295,8 +295,8 @@ LIMITS: dict[str, list[float]] = {
     "`.npy` header": [weights._MAX_HEADER],
     "`Fedround-Metrics`": [wire.MAX_METRICS, wire.MAX_FIGURES, wire.MAX_FIGURE_NAME],
     "figures that a round remembers": [wire.MAX_FIGURES],
-    "an update is offered again, unconfirmed": [lifecycle.MAX_CONFIRMS],
-    "an order is made again, its token dead": [lifecycle.MAX_DEAD_TOKENS],
+    "an update is offered again, unconfirmed": [work.MAX_CONFIRMS],
+    "an order is made again, its token dead": [work.MAX_DEAD_TOKENS],
     "books: the ledger waits for an entry": [aggregator_service.HOLD],
     "books: an answer, of `close`, of `ledger`": [http.ANSWER_TIMEOUT, remote_books.CLOSE_TIMEOUT, remote_books.LEDGER_TIMEOUT],
     "books: a call, an answer": [aggregator_app.MAX_CALL / MIB, remote_books.MAX_ANSWER / MIB],

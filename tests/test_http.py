@@ -1,6 +1,7 @@
 """What a participant asks with, against real sockets."""
 
 import gc
+import json
 import logging
 import os
 import re
@@ -27,6 +28,7 @@ from fedround.errors import (
     ConfigurationError,
     ExchangeError,
     FedroundError,
+    NotConnected,
     Refused,
     TooLarge,
     Unreachable,
@@ -157,6 +159,18 @@ def test_leaving_is_fine_with_a_coordinator_that_knows_no_such_thing(status: str
     with Peer(answer(status)) as peer, coordinator(peer) as client:
         client.leave(ID)
     assert peer.requests[0].line == f"DELETE /rendez_vous/{ID} HTTP/1.1"
+    assert peer.requests[0].body == b""
+
+
+def test_a_reason_to_leave_is_one_line_without_ids() -> None:
+    with Peer(answer("204 No Content")) as peer, coordinator(peer) as client:
+        client.leave(ID, f"train failed:\n\tRuntimeError: {ID}\x1b[2J {'x' * 300}")
+    request = peer.requests[0]
+    assert request.headers["content-type"] == "application/problem+json"
+    assert json.loads(request.body) == {
+        "title": "Training failed",
+        "detail": f"train failed:  RuntimeError: {ID[:8]} [2J {'x' * 300}"[:200],
+    }
 
 
 # What goes wrong
@@ -302,9 +316,22 @@ def test_an_answer_that_comes_byte_by_byte_is_not_waited_for(head: str) -> None:
     "url",
     ["http://127.0.0.1:1", "http://nowhere.invalid", f"http://{'a' * 64}.example", "http://a..b", "http://127.0.0.1:99999"],
 )
-def test_a_peer_that_is_not_there_is_unreachable(url: str) -> None:
-    with pytest.raises(Unreachable, match=f"^GET {url[7:]}/rendez_vous: "):
+def test_a_peer_that_is_not_there_was_sent_nothing(url: str) -> None:
+    with pytest.raises(NotConnected, match=f"^GET {url[7:]}/rendez_vous: "):
         rendez_vous(url)
+
+
+def test_a_peer_behind_a_proxy_that_does_not_reach_it_was_sent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Peer(answer("502 Bad Gateway")) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        with pytest.raises(NotConnected, match="502"):
+            rendez_vous("https://nowhere.invalid")
+
+
+def test_a_peer_that_hangs_up_may_have_got_what_was_sent() -> None:
+    with Peer(Reply(b"", close=True)) as peer, pytest.raises(Unreachable) as caught:
+        upload(peer, b"update")
+    assert not isinstance(caught.value, NotConnected)
 
 
 def test_a_peer_without_tls_is_unreachable_by_https() -> None:

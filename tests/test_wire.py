@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fedround import wire
 from fedround.errors import BadAnswer
-from fedround.wire import Heartbeat, HeartbeatState, Problem, RendezVous, StartTraining
+from fedround.wire import Departure, Heartbeat, HeartbeatState, Problem, RendezVous, StartTraining
 
 ID = "0b8b3f6e-52a5-4b44-8e51-5f0a3c1f0a77"
 ids = st.uuids(version=4).map(str)
@@ -139,3 +139,9 @@ def test_a_name_is_taken_only_as_it_must_be(text: str | None, name: str | None) 
 @given(st.text(max_size=100))
 def test_any_host_name_can_be_cleaned_into_a_name(text: str) -> None:
     assert wire.parse_name(wire.clean_name(text)) is not None
+
+
+def test_the_reason_of_a_departure_is_one_short_line_and_none_if_it_cannot_be_read() -> None:
+    assert Departure.decode(Departure("it\nbroke " + "x" * 300).encode()) == Departure(f"it broke {'x' * 191}")
+    for body in (b"", b"[]", b"{}", b'{"detail":7}', b"\xff", b"[" * 100_000):
+        assert Departure.decode(body) == Departure()

@@ -13,6 +13,7 @@ FedroundError
 ├── SpoolFull                 no room for an upload; later there may be               (503)
 ├── ExchangeError             an HTTP exchange that brought no usable answer
 │   ├── Unreachable           refused, no such host, time-out, cut, 5xx
+│   │   └── NotConnected      there was no connection: nothing was sent
 │   ├── Busy                  429 or 503: try again after `retry_after` seconds
 │   ├── BadAnswer             an answer that is not the protocol's, HTML say
 │   ├── Refused               any other 4xx: `status`, `detail`
@@ -119,6 +120,10 @@ class Unreachable(ExchangeError):
     """No connection, no answer in time, a cut connection, or a 5xx."""
 
     reason = "unreachable"
+
+
+class NotConnected(Unreachable):
+    """No connection to the peer, or to the proxy before it: no byte of the request was sent."""
 
 
 class Busy(ExchangeError):

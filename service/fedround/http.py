@@ -27,6 +27,7 @@ from fedround.errors import (
     Busy,
     ConfigurationError,
     ExchangeError,
+    NotConnected,
     Refused,
     TooLarge,
     Unreachable,
@@ -34,7 +35,7 @@ from fedround.errors import (
 from fedround.events import ExchangeEnded, Observer, Observers, redact
 from fedround.tls import Context, File, Names, explained
 from fedround.tls import client as tls_client
-from fedround.wire import Heartbeat, Problem, RendezVous, StartTraining, UpdateOutcome
+from fedround.wire import Departure, Heartbeat, Problem, RendezVous, StartTraining, UpdateOutcome
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -94,13 +95,17 @@ NO_IDS: Mapping[str, str] = {}
 FOREIGN: Mapping[type[Exception], type[ExchangeError]] = {
     httpx.LocalProtocolError: BadAnswer,
     httpx.UnsupportedProtocol: BadAnswer,
+    httpx.ConnectError: NotConnected,
+    httpx.ConnectTimeout: NotConnected,
+    httpx.PoolTimeout: NotConnected,
+    httpx.ProxyError: NotConnected,
     httpx.TransportError: Unreachable,
     httpx.DecodingError: BadAnswer,
     httpx.TooManyRedirects: BadAnswer,
     httpx.InvalidURL: BadAnswer,
     httpx.CookieConflict: BadAnswer,
     OSError: Unreachable,
-    UnicodeError: Unreachable,  # the resolver's, for a host name with a part of more than 63 characters
+    UnicodeError: NotConnected,  # the resolver's, for a host name with a part of more than 63 characters
 }
 
 
@@ -216,9 +221,11 @@ class CoordinatorClient(_Client):
                 raise Unreachable(f"{refused}: the way of 0.8 to say that its aggregator is away") from refused
             raise
 
-    def leave(self, id: str) -> None:
-        """Leave now, instead of falling silent. A 0.8 coordinator knows no such request; that is fine."""
-        with self._exchange("DELETE", self._url, wire.LEAVE, {"id": id}, accept=(200, 204, 404, 405)):
+    def leave(self, id: str, reason: str = "") -> None:
+        """Leave at once. `reason` tells people why a participant left that failed. A 0.8 coordinator ignores the request."""
+        headers = {"Content-Type": Problem.media_type} if reason else {}
+        body = _Slices([Departure(redact(reason)).encode()], Event()) if reason else None
+        with self._exchange("DELETE", self._url, wire.LEAVE, {"id": id}, accept=(200, 204, 404, 405), headers=headers, body=body):
             pass
 
 

@@ -32,6 +32,8 @@ MAX_METRICS = 2048
 MAX_FIGURES = 20
 MAX_FIGURE_NAME = 64
 """How many figures are in it, and how many characters, all of them printable, are in the name of each."""
+MAX_REASON = 200
+"""Characters of a reason that one peer gives another."""
 MAX_HOLD = 25.0
 """Seconds for which a heartbeat is held at the most."""
 DRAIN_SECONDS = 2.0
@@ -156,6 +158,29 @@ class Problem:
 
     def encode(self) -> bytes:
         return _dump({"title": self.title, "status": self.status} | ({"detail": self.detail} if self.detail else {}))
+
+
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """The body of a participant's DELETE (RFC 9457): why it leaves, one line for people. Empty where it did not fail."""
+
+    reason: str = ""
+
+    def encode(self) -> bytes:
+        return _dump({"title": "Training failed", "detail": one_line(self.reason)})
+
+    @classmethod
+    def decode(cls, body: bytes) -> Self:
+        """Anything but a reason is none: a participant may leave whatever it says."""
+        try:
+            return cls(one_line(_str(_load(body), "detail")))
+        except BadAnswer:
+            return cls()
+
+
+def one_line(text: str) -> str:
+    """Return `text` as a peer may send it to be shown: printable characters, 200 at most."""
+    return "".join(c if c.isprintable() else " " for c in text)[:MAX_REASON].strip()
 
 
 def parse_id(text: str) -> str | None:

@@ -3,13 +3,15 @@
 import asyncio
 import io
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Unpack
 
 import numpy as np
 import pytest
 
 import fedround
+from fedround import events
+from fedround.events import Fact
 from fedround.participant.terms import Options
 from fedround.weights import Array
 from support.xain08 import Xain08
@@ -120,6 +122,130 @@ def test_an_aggregator_that_lost_its_model_begins_with_an_empty_one() -> None:
     assert p.faults == []
     assert p.round == ROUNDS
     assert set(p.counted.values()) == {1}
+
+
+# Rounds that are given up
+
+
+SILENCE = 1.0
+"""Seconds after which the platform removes an id."""
+
+
+class Steady(KnownAnswer):
+    """Waits in round 0 for `joined`, in round 1 for `go`, and later until the silence of the other one is noticed."""
+
+    def __init__(self, p: Xain08) -> None:
+        self.joined, self.go = threading.Event(), threading.Event()
+        holds = {0: self.joined, 1: self.go}
+        super().__init__(0, lambda number: self.held(holds.get(number, p.gone)))
+
+    def is_joined(self, fact: Fact) -> None:
+        """An observer of the other one."""
+        if isinstance(fact, events.Registered):
+            self.joined.set()
+
+    def held(self, until: threading.Event) -> None:
+        assert until.wait(20)
+
+
+def train_beside(steady: Steady, p: Xain08, other: Callable[[], Coroutine[None, None, None]]) -> None:
+    """`steady` is selected for round 0 alone, and for round 1 together with the participant that `other` runs."""
+
+    async def run() -> None:
+        registered, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def note(fact: Fact) -> None:
+            if isinstance(fact, events.Registered):
+                loop.call_soon_threadsafe(registered.set)
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(fedround.arun_participant(steady, p.url, 0.02, observers=[note]))
+            await registered.wait()
+            await other()
+
+    with p.serving():
+        asyncio.run(run())
+
+
+def test_user_code_that_fails_once_trains_again_under_the_same_id() -> None:
+    p, failed = Xain08(ROUNDS, N), threading.Event()
+
+    def once(number: int) -> None:
+        if number == 2 and not failed.is_set():
+            failed.set()
+            raise ZeroDivisionError
+
+    participants = [KnownAnswer(0, once), *(KnownAnswer(k) for k in range(1, N))]
+    train(p, *participants, max_failures=2)
+    check_the_books(p, *participants)
+    assert p.requests["rendez_vous"] == N
+
+
+def test_user_code_that_fails_for_good_leaves_the_round_to_the_others() -> None:
+    p = Xain08(ROUNDS, 1, heartbeat_timeout=SILENCE)
+    steady = Steady(p)
+    steady.go.set()
+
+    def always(_number: int) -> None:
+        raise ZeroDivisionError
+
+    async def other() -> None:
+        with pytest.raises(fedround.TrainingError):
+            await fedround.arun_participant(KnownAnswer(1, always), p.url, 0.02, observers=[steady.is_joined])
+
+    train_beside(steady, p, other)
+    assert (p.faults, p.round, p.requests["forfeit"]) == ([], ROUNDS, 1)
+
+
+def test_a_round_that_does_not_end_in_time_is_left_to_the_others() -> None:
+    p = Xain08(ROUNDS, 1, heartbeat_timeout=SILENCE)
+    steady = Steady(p)
+    steady.go.set()
+    stopped = threading.Event()
+
+    async def other() -> None:
+        begun, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def slow(_number: int) -> None:
+            loop.call_soon_threadsafe(begun.set)
+            stopped.wait(20)
+
+        run = fedround.arun_participant(KnownAnswer(1, slow), p.url, 0.02, drain_timeout=0.1, observers=[steady.is_joined])
+        task = asyncio.create_task(run)
+        await begun.wait()
+        task.cancel()
+        await asyncio.wait([task])
+        stopped.set()
+
+    train_beside(steady, p, other)
+    assert (p.faults, p.round, p.requests["forfeit"]) == ([], ROUNDS, 1)
+
+
+def test_a_participant_that_is_asked_to_stop_when_it_has_delivered_stays_until_the_round_is_over() -> None:
+    p = Xain08(ROUNDS, 1, heartbeat_timeout=SILENCE)
+    steady = Steady(p)
+    longer = 3 * SILENCE
+
+    async def other() -> None:
+        delivered, loop = asyncio.Event(), asyncio.get_running_loop()
+        since: list[float] = []
+
+        def note(fact: Fact) -> None:
+            steady.is_joined(fact)
+            match fact:
+                case events.RoundEnded():
+                    since.append(loop.time())
+                    loop.call_soon_threadsafe(delivered.set)
+                case events.ContactMade() if since and loop.time() > since[0] + longer:
+                    steady.go.set()
+
+        task = asyncio.create_task(fedround.arun_participant(KnownAnswer(1), p.url, 0.02, drain_timeout=20.0, observers=[note]))
+        await delivered.wait()
+        task.cancel()
+        await asyncio.wait([task])
+
+    train_beside(steady, p, other)
+    assert (p.faults, p.round, p.requests["forfeit"]) == ([], ROUNDS, 1), "it forfeits the round that it is told of next"
 
 
 def test_everything_at_once() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -22,8 +23,9 @@ from fedround.events import (
     StateChanged,
 )
 from fedround.participant import moves as m
-from fedround.participant.lifecycle import ASK_FINISHED, LEAVE_TIMEOUT, MAX_CONFIRMS, MAX_DEAD_TOKENS, SETTLE, Lifecycle
-from fedround.participant.work import Lane, Work
+from fedround.participant.lane import Failures, Lane
+from fedround.participant.lifecycle import ASK_FINISHED, LEAVE_TIMEOUT, Lifecycle
+from fedround.participant.work import MAX_CONFIRMS, MAX_DEAD_TOKENS, SETTLE, Work
 from fedround.wire import HeartbeatState, UpdateOutcome
 
 STAND_BY, ROUND, FINISH, REJECT = HeartbeatState
@@ -604,18 +606,44 @@ def test_an_upload_that_waits_for_its_next_attempt_is_given_up_with_its_round() 
 # User code that fails
 
 
-def test_failing_user_code_leaves_and_registers_anew_and_gives_up_in_the_end() -> None:
-    participant = Participant()
-    for count in range(1, 6):
+def fail(participant: Participant, reason: str = "it broke") -> list[m.Command]:
+    assert participant.training
+    return participant.tell(m.TrainingFailed(participant.training, reason))
+
+
+def test_failing_user_code_leaves_with_the_reason_and_registers_again_after_growing_pauses() -> None:
+    participant = Participant(m.Policy(max_failures=9))
+    pauses = []
+    for _ in range(8):
         participant.join()
         participant.order()
         participant.download()
-        assert participant.training
-        commands = participant.tell(m.TrainingFailed(participant.training, "it broke"))
-        assert commands[0] == m.Leave(ID, at_once=False)
-        assert commands[1:] == ([m.Register()] if count < 5 else [m.Exit(m.Reason.FAILED)])
+        assert fail(participant) == [m.Leave(ID, at_once=False, reason="it broke")]
+        assert participant.state == "registering"
+        pauses.append(participant.core.next_deadline() - participant.now)
+        assert participant.wait() == [m.Register()]
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert Registered(ID, "round_failed") in participant.facts
+
+
+def test_failing_user_code_gives_up_in_the_end() -> None:
+    participant = Participant()
+    for _ in range(5):
+        participant.join()
+        participant.order()
+        participant.download()
+        commands = fail(participant)
+        if participant.core.exited is None:
+            participant.wait()
+    assert commands == [m.Leave(ID, at_once=False, reason="it broke"), m.Exit(m.Reason.FAILED)]
     assert participant.outcomes == ["failed"] * 5
     assert participant.state == "stopped"
+
+
+def test_a_participant_that_is_asked_to_stop_between_two_failures_exits_at_once() -> None:
+    participant = training()
+    fail(participant)
+    assert participant.tell(m.StopRequested(8.0)) == [m.Exit(m.Reason.STOPPED)]
 
 
 def test_a_global_model_that_is_too_large_leaves_the_round_to_the_others_and_gives_up_in_the_end() -> None:
@@ -624,7 +652,9 @@ def test_a_global_model_that_is_too_large_leaves_the_round_to_the_others_and_giv
         participant.join()
         participant.order()
         commands = participant.tell(m.ModelRefused(participant.at_hand, "too large"))
-        assert commands == [m.Leave(ID, at_once=False), m.Register() if count < 2 else m.Exit(m.Reason.FAILED)]
+        assert commands == [m.Leave(ID, at_once=False, reason="too large"), *([m.Exit(m.Reason.FAILED)] if count == 2 else [])]
+        if count == 1:
+            participant.wait()
     assert participant.outcomes == ["failed"] * 2
 
 
@@ -638,8 +668,10 @@ def test_only_failures_in_a_row_count() -> None:
         participant.upload()
         participant.order(1)
         participant.download()
-        assert participant.training
-        participant.tell(m.TrainingFailed(participant.training, "it broke"))
+        before = participant.now
+        fail(participant)
+        assert participant.wait() == [m.Register()]
+        assert participant.now == before + 1, "the pauses begin anew, too"
     assert participant.core.exited is None
 
 
@@ -740,10 +772,184 @@ def test_who_is_asked_twice_waits_for_no_id() -> None:
     assert participant.tell(m.StopRequested(8.0)) == [m.Exit(m.Reason.STOPPED, at_once=True)]
 
 
-def test_an_order_that_is_not_accepted_yet_is_not_begun_any_more() -> None:
+# Rounds that are given up on a 0.8 platform
+
+
+def old_training(number: int = 0, policy: m.Policy = POLICY) -> Participant:
+    """Training for a 0.8 platform."""
+    participant = waiting(policy)
+    participant.hear(ROUND, number)
+    accept(participant)
+    participant.download(None)
+    return participant
+
+
+def accept(participant: Participant) -> list[m.Command]:
+    return participant.tell(m.StartTrainingAnswered(participant.at_hand, wire.StartTraining(URL, TOKEN)))
+
+
+def accepted(participant: Participant) -> m.Order:
+    """The order at hand, with what start_training answered."""
+    return replace(participant.at_hand, url=URL, token=TOKEN)
+
+
+def old_waiting(number: int = 0) -> Participant:
+    """Having delivered to a 0.8 platform, which says `stand_by` since."""
+    participant = old_training(number)
+    participant.train()
+    participant.upload(None)
+    participant.hear(STAND_BY)
+    return participant
+
+
+def test_user_code_that_fails_trains_again_under_the_same_id() -> None:
+    participant = old_training(3)
+    assert fail(participant) == []
+    assert (participant.state, participant.core.round, participant.outcomes) == ("training", 3, ["failed"])
+    began = participant.now
+    while of(m.StartTraining, participant.wait()) == []:
+        participant.hear(ROUND, 3)
+    assert participant.now == began + 1
+    assert accept(participant) == [m.Download(participant.at_hand, None)]
+    assert participant.download(None) == [m.Train(participant.at_hand)]
+    participant.train()
+    participant.upload(None)
+    participant.hear(ROUND, 3)
+    participant.hear(ROUND, 4)
+    assert participant.outcomes == ["failed", "completed"]
+
+
+def test_user_code_that_fails_too_often_forfeits_the_round() -> None:
+    participant = old_training(policy=m.Policy(max_failures=1))
+    assert fail(participant) == [
+        m.Forfeit(participant.at_hand),
+        m.Leave(ID, at_once=False, reason="it broke"),
+        m.Exit(m.Reason.FAILED),
+    ]
+
+
+def test_a_pause_after_a_failure_ends_when_the_round_is_given_away() -> None:
+    participant = old_training()
+    fail(participant)
+    participant.hear(STAND_BY)
+    assert participant.state == "waiting"
+    assert participant.outcomes == ["failed"]
+
+
+@pytest.mark.parametrize("within", [0.0, 8.0])
+def test_a_participant_that_is_asked_to_stop_in_a_pause_forfeits_the_round(within: float) -> None:
+    participant = old_training()
+    fail(participant)
+    forfeit, *others = participant.tell(m.StopRequested(within))
+    assert isinstance(forfeit, m.Forfeit)
+    assert (forfeit.order.url, forfeit.order.token) == (URL, TOKEN)
+    assert others == [m.Leave(ID, at_once=False), m.Exit(m.Reason.STOPPED)]
+
+
+def test_a_round_that_does_not_end_in_time_is_forfeited() -> None:
+    participant = old_training()
+    participant.tell(m.StopRequested(0.5))
+    assert participant.wait() == [
+        m.Cancel(),
+        m.Forfeit(participant.at_hand),
+        m.Leave(ID, at_once=False),
+        m.Exit(m.Reason.STOPPED),
+    ]
+
+
+def test_a_round_is_forfeited_when_the_coordinator_is_away_for_too_long() -> None:
+    participant = old_training(policy=m.Policy(give_up_after=5.0))
+    commands: list[m.Command] = []
+    while participant.core.exited is None:
+        commands = participant.wait()
+        if of(m.Heartbeat, commands):
+            participant.tell(m.HeartbeatFailed(ID, "unreachable"))
+    assert commands == [m.Cancel(), m.Forfeit(participant.at_hand), m.Exit(m.Reason.GAVE_UP)]
+
+
+def test_an_update_that_may_have_arrived_is_not_forfeited() -> None:
+    participant = old_training()
+    participant.train()
+    participant.tell(m.TransferFailed(participant.at_hand, "unreachable"))
+    participant.tell(m.StopRequested(0.5))
+    while participant.core.exited is None:
+        commands = participant.wait()
+        if of(m.Heartbeat, commands) and participant.core.exited is None:
+            participant.hear(ROUND, 0)
+    assert of(m.Forfeit, commands) == []
+    assert participant.outcomes == ["unconfirmed"]
+
+
+def test_a_participant_that_is_asked_to_stop_gets_the_token_of_an_unaccepted_order_and_forfeits_it() -> None:
     participant = waiting()
     participant.hear(ROUND, 0)
-    assert participant.tell(m.StopRequested(8.0)) == [m.Cancel(), m.Leave(ID, at_once=False), m.Exit(m.Reason.STOPPED)]
+    assert participant.tell(m.StopRequested(8.0)) == [m.Hurry()]
+    assert accept(participant) == [m.Forfeit(accepted(participant)), m.Leave(ID, at_once=False), m.Exit(m.Reason.STOPPED)]
+    assert participant.outcomes == ["abandoned"]
+
+
+def test_an_unaccepted_order_that_is_refused_ends_the_draining() -> None:
+    participant = waiting()
+    participant.hear(ROUND, 0)
+    participant.tell(m.StopRequested(8.0))
+    commands = participant.tell(m.StartTrainingAnswered(participant.at_hand, wire.StartTraining(None, None)))
+    assert commands == [m.Leave(ID, at_once=False), m.Exit(m.Reason.STOPPED)]
+
+
+def test_after_an_upload_heartbeats_go_on_as_long_as_the_round_may() -> None:
+    participant = old_waiting(3)
+    assert participant.tell(m.StopRequested(8.0)) == [m.Hurry()]
+    began = participant.now
+    while participant.core.exited is None:
+        assert participant.now < began + 8
+        participant.hear(STAND_BY)
+        participant.wait()
+    assert participant.now == began + 8
+    assert participant.core.exited is m.Reason.STOPPED
+
+
+def test_an_upload_that_is_answered_when_its_round_is_over_is_followed_by_heartbeats_too() -> None:
+    participant = old_training(3)
+    participant.train()
+    participant.tell(m.StopRequested(8.0))
+    participant.hear(STAND_BY)
+    assert participant.upload(None) == []
+    assert participant.hear(STAND_BY) == []
+    assert participant.core.exited is None
+
+
+def test_the_next_round_is_forfeited_by_a_participant_that_waited_for_it_to_leave() -> None:
+    participant = old_waiting(3)
+    participant.tell(m.StopRequested(8.0))
+    assert participant.hear(ROUND, 4) == [m.ThrowAway(), m.StartTraining(participant.at_hand)]
+    assert accept(participant) == [m.Forfeit(accepted(participant)), m.Leave(ID, at_once=False), m.Exit(m.Reason.STOPPED)]
+
+
+def test_the_same_round_is_delivered_once_more_by_a_participant_that_waited_for_its_end() -> None:
+    participant = old_waiting(3)
+    participant.tell(m.StopRequested(8.0))
+    participant.hear(ROUND, 3)
+    assert accept(participant) == [m.Upload(participant.at_hand)]
+
+
+@pytest.mark.parametrize("state", [FINISH, REJECT])
+def test_the_end_of_training_and_a_rejection_end_the_wait_for_the_end_of_the_round(state: HeartbeatState) -> None:
+    participant = old_waiting(3)
+    participant.tell(m.StopRequested(8.0))
+    participant.hear(state)
+    assert participant.core.exited is not None
+
+
+def test_an_upload_that_had_no_connection_is_sent_again_right_away() -> None:
+    participant = old_training()
+    participant.train()
+    participant.tell(m.TransferFailed(participant.at_hand, "unreachable", sent=False))
+    assert participant.state == "training"
+    assert participant.core.next_deadline() == pytest.approx(participant.now + 0.1)
+    assert participant.wait() == [m.Upload(participant.at_hand)]
+
+
+# Being asked to stop, while a round is on
 
 
 def test_a_round_is_finished_before_leaving_if_it_ends_in_time() -> None:
@@ -818,7 +1024,7 @@ def test_answers_for_an_id_or_order_of_before_change_nothing() -> None:
 
 def insides(thing: object) -> object:
     """All that an object of the core is made of, to be compared."""
-    if not isinstance(thing, Lifecycle | Lane | Work):
+    if not isinstance(thing, Lifecycle | Lane | Work | Failures):
         return repr(thing)
     names: Iterable[str] = getattr(thing, "__dict__", ()) or getattr(thing, "__slots__", ())
     return {name: insides(getattr(thing, name)) for name in names}
@@ -878,6 +1084,7 @@ ANSWERS = st.one_of(
 FAILURES: st.SearchStrategy[Callable[[m.Order], m.Event]] = st.sampled_from(
     [
         lambda order: m.TransferFailed(order, "x"),
+        lambda order: m.TransferFailed(order, "x", sent=False),
         lambda order: m.TransferRefused(order, 409),
         lambda order: m.TransferRefused(order, 401),
     ]
@@ -900,12 +1107,13 @@ class World:
         self.model: str | None = None
         self.kept: str | None = None
         self.trained: set[int] = set()
+        self.delivered: m.Order | None = None
         self.begun = self.ended = 0
 
     def step(self, event: m.Event) -> None:
         for command in self.core.step(event, self.now):
             self.look(command)
-            if not isinstance(command, m.ThrowAway | m.Cancel | m.Hurry | m.Exit | m.Leave):
+            if not isinstance(command, m.ThrowAway | m.Cancel | m.Hurry | m.Exit | m.Leave | m.Forfeit):
                 self.unanswered.append(command)
         for fact in self.core.take_facts():
             self.begun += isinstance(fact, OrderAccepted)
@@ -914,7 +1122,7 @@ class World:
         assert (self.core.exited is not None) <= (self.begun == self.ended)
 
     def look(self, command: m.Command) -> None:
-        assert self.core.exited is None or isinstance(command, m.ThrowAway | m.Cancel | m.Leave | m.Exit)
+        assert self.core.exited is None or isinstance(command, m.ThrowAway | m.Cancel | m.Leave | m.Forfeit | m.Exit)
         match command:
             case m.Heartbeat(id, wait):
                 assert id == self.id
@@ -933,6 +1141,9 @@ class World:
                 assert (self.kept is None) == (etag is None)
             case m.Upload():
                 assert self.kept is not None
+            case m.Forfeit(order):
+                assert order.token
+                assert order != self.delivered, "an update that may have arrived is not forfeited"
             case m.ThrowAway():
                 self.kept = None
 
@@ -960,7 +1171,10 @@ class World:
                 return m.TrainingFailed(order, "broken")
             case m.StartTraining(order) | m.Download(order) | m.Upload(order):
                 if draw(st.integers(0, 2)) == 0:
-                    return draw(FAILURES)(order)
+                    event = draw(FAILURES)(order)
+                    if isinstance(command, m.Upload) and isinstance(event, m.TransferFailed) and event.may_have_arrived:
+                        self.delivered = order
+                    return event
                 if isinstance(command, m.Download) and draw(st.integers(0, 9)) == 0:
                     return m.ModelRefused(order, "too large")
                 return self.succeed(command, order)
@@ -977,6 +1191,7 @@ class World:
                 if now != etag:
                     self.model = now
                 return m.Downloaded(order, now, now != etag)
+        self.delivered = order
         return m.UploadAnswered(order, self.draw(st.sampled_from([None, *UpdateOutcome])))
 
 

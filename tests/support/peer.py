@@ -50,8 +50,10 @@ class Peer(socketserver.ThreadingTCPServer):
 
     request_queue_size = 20
 
-    def __init__(self, *replies: bytes | Reply) -> None:
-        super().__init__(("127.0.0.1", 0), _Connection)
+    allow_reuse_address = True
+
+    def __init__(self, *replies: bytes | Reply, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _Connection)
         self.replies = [reply if isinstance(reply, Reply) else Reply(reply) for reply in replies]
         self.requests: list[Request] = []
         self.connections: list[socket.socket] = []

@@ -2,16 +2,18 @@
 
 Written from what is known of the wire and of the running platform: an upload is answered before it is looked at, each counts, and
 the coordinator learns of it later (`race`); dead credentials are 405; no header of ours is known; a heartbeat of an unknown id
-after the last round ends the coordinator. What a participant must not do is noted in `faults`.
+after the last round ends the coordinator, and so does the silence of an id that delivered in the round. The removal of a selected
+id that fell silent closes no round; an empty upload does, whose id is ignored. `faults` notes what no participant may do.
 """
 
 import io
 import math
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from uuid import UUID, uuid4
 
@@ -24,6 +26,7 @@ STAND_BY, FINISH, REJECT = (b'{"round":null,"state":"%s"}' % state for state in 
 class Client:
     state: str = "waiting"
     token: str = ""
+    seen: float = field(default_factory=time.monotonic)
     stale: int = 0
     """How many more heartbeats do not know yet that its upload has come."""
 
@@ -42,10 +45,11 @@ class Xain08:
         rounds: How many rounds are trained.
         clients: How many participants there must be.
         race: How many heartbeats after an upload still say `round`.
+        heartbeat_timeout: Seconds of silence after which an id is removed; `gone` says that one was.
     """
 
-    def __init__(self, rounds: int, clients: int, race: int = 0) -> None:
-        self.rounds, self.min_clients, self.race = rounds, clients, race
+    def __init__(self, rounds: int, clients: int, race: int = 0, heartbeat_timeout: float = math.inf) -> None:
+        self.rounds, self.min_clients, self.race, self.heartbeat_timeout = rounds, clients, race, heartbeat_timeout
         self.faults: list[str] = []
         self.requests: Counter[str] = Counter()
         self.counted: Counter[tuple[int, str]] = Counter()
@@ -55,6 +59,7 @@ class Xain08:
         """How many start_trainings are answered with 404, as by a coordinator that cannot reach its aggregator."""
         self.lose = 0
         """How many uploads the aggregator forgets after its 200."""
+        self.gone = threading.Event()
         self.model = b""
         self.round = 0
         self._clients: dict[str, Client] = {}
@@ -91,6 +96,7 @@ class Xain08:
         """None: the connection shall be closed without one, though what was asked for was done."""
         with self._lock:
             self.requests[kind] += 1
+            self._look_for_silence()
             answer = Answer(404) if any(_uuid(id) is None for id in ids) else self._answer(kind, ids)
             if not self.close[kind]:
                 return answer
@@ -106,7 +112,7 @@ class Xain08:
             client = self._clients.get(id)
             if self.lose:
                 self.lose -= 1
-            elif client is not None and client.token == token:
+            elif client is not None and client.token == token and (body or client.state == "selected"):
                 self._count(id, client, body)
 
     def _answer(self, kind: str, ids: list[str]) -> Answer:
@@ -131,6 +137,8 @@ class Xain08:
 
     def _heartbeat(self, id: str) -> bytes:
         client = self._clients.get(id)
+        if client is not None:
+            client.seen = time.monotonic()
         if client is None:
             if self.complete:
                 self.faults.append("a heartbeat of an unknown id after the last round: the coordinator panics")
@@ -164,7 +172,19 @@ class Xain08:
             return Answer(405, b"HTTP method not allowed", "text/plain")
         return Answer(200, self.model, "application/octet-stream")
 
+    def _look_for_silence(self) -> None:
+        since = time.monotonic() - self.heartbeat_timeout
+        for id in [id for id, client in self._clients.items() if client.seen < since]:
+            if self._clients.pop(id).state == "done":
+                self.faults.append("an id that delivered fell silent before its round was over: the coordinator panics")
+            self.gone.set()
+
     def _count(self, id: str, client: Client, body: bytes) -> None:
+        if not body:
+            self.requests["forfeit"] += 1
+            client.state = "ignored"
+            self._advance()
+            return
         self.counted[self.round, id] += 1
         if self.counted[self.round, id] > 1:
             self.faults.append(f"an update of round {self.round} was counted twice")

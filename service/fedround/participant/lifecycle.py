@@ -2,65 +2,48 @@
 
     registering -> waiting -> training(round) -> confirming(round) -> waiting ... -> finished | stopped
 
-The rules:
+The rules (`work.py` has those of a round's exchanges):
 
-1. One exchange with the coordinator (register, heartbeat) is under way at a time, and one for the round (start_training, download,
-   upload). A failed one is made again after a jittered delay, for ever, or until `give_up_after`.
-2. `reject`, at any time: register again, at once the first time, then with growing delays. What was trained for the old id is
-   thrown away.
-3. `round` is an *order*. It is accepted by start_training, or by the token that came with it; refused, it is no more.
-4. What was trained is kept until a later round, `reject` or `finish`. An order for the same round sends it again, without training,
-   if the global model is still the one it was trained on: asked by ETag; a peer that sends none is believed.
-5. An update is settled when its answer says `counted` or `repeated`. One whose answer was lost is sent again; it may have counted,
-   which a heartbeat's `counted`, a later round or `finish` settles; `stand_by` may mean either. A peer that says nothing is 0.8: it
-   is the same there, but the same `round` right after means "not yet known": it is ordered again only after `confirm_timeout`, and
-   at most `MAX_CONFIRMS` times. Every upload may count there, so one that may have arrived waits as long.
-6. 409: the round is over. 413, 415, 422: the update is refused. Any other refusal: the token is dead, order again, at most
-   `MAX_DEAD_TOKENS` times.
-7. Another order, or `stand_by`, while training: the round was given away. While an upload is under way its own answer is waited for
-   first, `SETTLE` seconds at most: it may be the very reason why the round went on.
-8. The participant's own code failed, or the global model is larger than it takes: leave, and register anew, until that has happened
-   `max_failures` times in a row.
-9. `finish`: exit, or ask now and then whether training goes on, but never by the old id's heartbeat, which ends a 0.8 coordinator.
-10. Asked to stop: finish the round if that takes no longer than was said, else give it up; leave, with an id that is just on its
-    way too; exit. Asked twice: exit at once.
-11. User code is given one model at a time; the next is not even fetched while it is busy with a round that was given away.
-12. An answer for an id or order of before is *late*, and changes nothing. An answer to what was not asked is an illegal move.
+1. One exchange with the coordinator (register, heartbeat) is under way at a time. The participant repeats a failed one after a
+   jittered delay, for ever, or until `give_up_after`.
+2. `reject`, at any time: the participant registers again, at once the first time, then after growing delays. It throws away what it
+   trained for the old id.
+3. `round` is a training request. The participant keeps what it trained until a later round, `reject` or `finish`.
+4. Another request, or `stand_by`, while training: the coordinator gave the round to others. The participant cancels the training.
+5. User code gets one model at a time. The next one is not even fetched while user code is busy with a cancelled round.
+6. User code failed, or the global model is larger than allowed: the participant leaves, says why, and registers again after 1, 2,
+   4, ... seconds. After `max_failures` consecutive failures it exits. After a round that failed otherwise it registers at once.
+7. `finish`: the participant exits, or asks now and then whether training goes on. It never sends the old id's heartbeat again: that
+   ends a 0.8 coordinator.
+8. Asked to stop: the participant finishes the round if there is time, else gives it up; then it leaves and exits. It waits
+   `LEAVE_TIMEOUT` for an id that is on its way. Asked twice, it exits at once.
+9. An answer for an id or order of before is *late*, and changes nothing. An answer to what was not asked is an illegal move.
+
+A 0.8 coordinator (its `round` brings no token) needs more care:
+
+10. It does not close a round while a selected id has not delivered. So a participant whose user code failed trains again under the
+    same id. A participant that gives up a round *forfeits* it: it uploads an empty body, and 0.8 ignores the id for this round. A
+    selected participant that is asked to stop gets a token first, to forfeit with.
+11. It panics when an id times out in the round that it delivered to. So a participant that is asked to stop after an upload goes on
+    with heartbeats until a later round, `reject` or `finish`, for as long as it might have finished a round.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from itertools import count
 
 from fedround import events, wire
 from fedround.errors import IllegalMove
 from fedround.participant import moves as m
+from fedround.participant.lane import Contact, Failures
 from fedround.participant.moves import Outcome, Reason, State
-from fedround.participant.work import Contact, Kept, Lane, Work
+from fedround.participant.work import Ended, Kept, Step, Work
 from fedround.wire import HeartbeatState
 
-OVER = 409
-"""The status of an answer that says that the round is over."""
-REFUSED = (413, 415, 422)
-"""Those that say of an upload that such an update is not accepted."""
-MAX_CONFIRMS = 3
-"""How often an update that a 0.8 platform does not confirm is ordered again."""
-MAX_DEAD_TOKENS = 10
-"""How often an order whose token is dead is made again: an aggregator that restarts needs some seconds to be told the tokens."""
 LEAVE_TIMEOUT = 2.0
-"""Seconds that the id to leave with may take to come, and that the coordinator may take to hear of it."""
-SETTLE = 5.0
-"""Seconds that an upload has left once the heartbeat says that its round is over."""
+"""Seconds that the id to leave with may take to come, and that the platform may take to hear of it."""
 ASK_FINISHED = 30.0
 """Seconds between two questions whether a finished training goes on."""
-
-_ASKED: dict[type, type] = {
-    m.StartTrainingAnswered: m.StartTraining,
-    m.Downloaded: m.Download,
-    m.ModelRefused: m.Download,
-    m.UploadAnswered: m.Upload,
-}
-_PATHS: dict[type, str] = {m.StartTraining: wire.START_TRAINING, m.Download: wire.UPDATE, m.Upload: wire.UPDATE}
 
 
 class Lifecycle:
@@ -73,12 +56,14 @@ class Lifecycle:
         self._random = random
         self._id: str | None = None
         self._finished = False
+        self._old = False
+        """The coordinator is one of 0.8, as far as is known."""
         self._work: Work | None = None
         self._kept: Kept | None = None
         self._busy: int | None = None
         """The serial of the order that user code works on."""
-        self._serial = 0
-        self._failures = 0
+        self._orders = count(1)
+        self._failures = Failures(random)
         self._why = "start"
         self._contact = Contact(policy, random)
         self._stop_by = math.inf
@@ -108,7 +93,8 @@ class Lifecycle:
 
     def take_facts(self) -> list[events.Fact]:
         """What happened since the last call, in order."""
-        facts, self._facts = self._facts, []
+        facts = self._facts.copy()
+        self._facts.clear()
         return facts
 
     def step(self, event: m.Event, now: float) -> tuple[m.Command, ...]:
@@ -140,8 +126,7 @@ class Lifecycle:
             case _:
                 if self._work is None or event.order.serial != self._work.order.serial:
                     return False
-                lane = self._work.lane
-                legal = lane.under_way and isinstance(lane.command, _ASKED.get(type(event), object))
+                legal = self._work.asked_for(event)
         if not legal:
             raise IllegalMove(self.state, event)
         return True
@@ -209,12 +194,13 @@ class Lifecycle:
             self._exit(Reason.STOPPED)
 
     def _follow(self, answer: wire.Heartbeat, now: float) -> None:
-        """Do what the coordinator says to somebody who works on nothing."""
+        """Do what the coordinator says to a participant that works on nothing."""
+        selected = answer.state is HeartbeatState.ROUND
         if answer.state is HeartbeatState.FINISH:
             self._finish(now)
-        elif self.draining:
+        elif self.draining and not (self._old and answer.token is None if selected else self._lingers):
             self._leave_and_exit()
-        elif answer.state is HeartbeatState.ROUND:
+        elif selected:
             self._begin(answer, now)
 
     def _register(self, why: str, at: float) -> None:
@@ -231,60 +217,40 @@ class Lifecycle:
     # The round
 
     def _begin(self, answer: wire.Heartbeat, now: float) -> None:
-        assert self._id is not None  # noqa: S101 it was just answered
         assert answer.round is not None  # noqa: S101 with `round`
         if self._kept is not None and self._kept.round != answer.round:
             self._throw_away()
         self._contact.plan(now + self._policy.heartbeat_period)
-        self._work = work = Work(self._new_order(self._id, answer.round), Lane(self._policy, self._random))
-        if answer.url is not None and answer.token is not None:
-            self._accept(work, answer.url, answer.token, answer, now)
-        else:
-            work.lane.plan(now, m.StartTraining(work.order))
-
-    def _accept(self, work: Work, url: str, token: str, said: wire.Heartbeat | wire.StartTraining, now: float) -> None:
-        work.order = replace(work.order, url=url, token=token)
-        if work.accepted_at is None:
-            work.accepted_at = now
-            repeated = self._kept is not None
-            self._facts.append(events.OrderAccepted(work.order.round, repeated, said.traceparent, said.tracelink))
-        etag = None if self._kept is None else self._kept.etag
-        fits = self._kept is not None and etag is None
-        work.lane.plan(now, m.Upload(work.order) if fits else m.Download(work.order, etag))
+        self._work = self._new_work(answer.round)
+        self._work.begin(answer, self._kept, now)
+        self._old = self._work.old
 
     def _transfer_ended(self, event: m.TransferEvent, work: Work, now: float) -> None:
-        transfer = work.lane.end()
-        match event:
-            case m.StartTrainingAnswered(_, wire.StartTraining(url=str(url), token=str(token)) as said):
-                self._accept(work, url, token, said, now)
-            case m.StartTrainingAnswered():
-                self._give_up_and_rest("start_training was refused", now)
-            case m.Downloaded(_, etag, modified):
-                self._downloaded(work, etag, modified, now)
-            case m.ModelRefused(_, reason):
-                self._failures += 1
-                self._fail(work, reason, now)
-            case m.UploadAnswered(_, None):
-                self._sent(work, now)
-            case m.UploadAnswered():
-                self._end(Outcome.COMPLETED, "", now)
-                self._rest(now, at_once=True)
-            case m.TransferFailed(_, reason, retry_after):
-                self._retry(work, transfer, reason, retry_after, now)
-            # A 0.8 coordinator answers 404 while its aggregator is away: no verdict.
-            case m.TransferRefused() if isinstance(transfer, m.StartTraining):
-                self._retry(work, transfer, "refused", None, now)
-            case _:
-                self._refused(work, transfer, event.status, f"{event.status} {event.detail}".strip(), now)
+        unaccepted = work.accepted_at is None
+        match work.take(event, self._kept, now):
+            case Step.TRAIN:
+                self._throw_away()
+                self._busy = work.order.serial
+                self._do(m.Train(work.order))
+            case Step.CONFIRM:
+                self._contact.anew(now)
+            case Ended(Outcome.FAILED, reason) if isinstance(event, m.ModelRefused):
+                self._user_code_failed(work, reason, now)
+            case Ended() as ended:
+                self._settled(work, ended, now)
+            case None if self.draining and unaccepted and work.accepted_at is not None and self._kept is None:
+                self._give_up_and_forfeit("asked to stop", now)
+                self._leave_and_exit()
 
-    def _downloaded(self, work: Work, etag: str | None, modified: bool, now: float) -> None:
-        work.etag = etag
-        if self._kept is not None and (not modified or etag in (None, self._kept.etag)):
-            work.lane.plan(now, m.Upload(work.order))
-            return
-        self._throw_away()
-        self._busy, work.sent_at = work.order.serial, None
-        self._do(m.Train(work.order))
+    def _settled(self, work: Work, ended: Ended, now: float) -> None:
+        """The round ended otherwise than by a heartbeat."""
+        if ended.outcome is Outcome.REFUSED:
+            self._throw_away()
+        if ended.outcome is Outcome.FAILED:
+            self._fail(work, ended.reason, now, again_at=now)
+        else:
+            self._end(ended, now)
+            self._rest(now, at_once=ended.outcome is Outcome.COMPLETED)
 
     def _user_code_ended(self, event: m.Trained | m.TrainingFailed, now: float) -> None:
         self._busy = None
@@ -292,109 +258,78 @@ class Lifecycle:
         if work is None or work.order.serial != event.order.serial:
             self._do(m.ThrowAway())
         elif isinstance(event, m.Trained):
-            self._failures = 0
-            self._kept = Kept(work.order.round, work.etag)
-            work.lane.plan(now, m.Upload(work.order))
+            self._failures.forget()
+            self._kept = work.trained(now)
         else:
-            self._failures += 1
-            self._fail(work, event.reason, now)
-
-    def _sent(self, work: Work, now: float) -> None:
-        """A peer that says nothing may have the update."""
-        work.may_have_arrived(now)
-        if work.over:
-            self._give_up_and_rest("the round was over before the platform said that it had the update", now)
-            return
-        work.deadline = now + self._policy.confirm_timeout
-        self._contact.anew(now)
-
-    def _retry(self, work: Work, transfer: m.Transfer | None, reason: str, retry_after: float | None, now: float) -> None:
-        lost = isinstance(transfer, m.Upload) and retry_after is None
-        if lost and work.etag is None:
-            self._sent(work, now)
-            return
-        if lost:
-            work.may_have_arrived(now)
-        if work.over:
-            self._give_up_and_rest("the round was over before the update was sent", now)
-        else:
-            delay = work.lane.delay(retry_after)
-            work.lane.plan(now + delay, transfer)
-            self._facts.append(events.Retrying(_PATHS[type(transfer)], reason, delay))
-
-    def _refused(self, work: Work, transfer: m.Transfer | None, status: int, reason: str, now: float) -> None:
-        if status in REFUSED and isinstance(transfer, m.Upload):
-            self._throw_away()
-            self._end(Outcome.REFUSED, reason, now)
-            self._rest(now)
-        elif status == OVER:  # it was never counted: that would be `repeated`
-            self._end(Outcome.ABANDONED, reason, now)
-            self._rest(now)
-        elif work.over:
-            self._give_up_and_rest(reason, now)
-        elif work.dead_tokens < MAX_DEAD_TOKENS:
-            work.dead_tokens += 1
-            self._order_again(work, now + work.lane.delay())
-        else:
-            self._fail(work, reason, now)
-
-    def _order_again(self, work: Work, at: float) -> None:
-        work.deadline = math.inf
-        work.order = self._new_order(work.order.id, work.order.round)
-        work.lane.plan(at, m.StartTraining(work.order))
+            self._user_code_failed(work, event.reason, now)
 
     def _round_over(self, work: Work, answer: wire.Heartbeat, now: float) -> None:
         if not work.uploading:
-            self._end(work.verdict(answer), f"the coordinator says {answer.state}", now)
+            self._end(work.verdict(answer), now)
             self._follow(answer, now)
             return
-        if not work.over:
-            work.over, work.deadline = True, now + SETTLE
+        work.settle(now)
         if answer.state is HeartbeatState.FINISH:
             self._finished = True
             self._contact.end()
 
     # Ends
 
-    def _end(self, outcome: Outcome, reason: str, now: float) -> None:
+    def _end(self, ended: Ended, now: float) -> None:
         work = self._work
         assert work is not None  # noqa: S101 who calls has one
         if work.confirming and work.sent_at is not None:
             self._facts.append(events.PhaseEnded(work.order.round, "confirm", now - work.sent_at))
         if work.accepted_at is not None:
-            self._facts.append(events.RoundEnded(work.order.round, outcome, now - work.accepted_at, reason))
+            self._facts.append(events.RoundEnded(work.order.round, ended.outcome, now - work.accepted_at, ended.reason))
         if work.lane.under_way or self._busy == work.order.serial:
             self._do(m.Cancel())
         self._work = None
 
     def _give_up(self, reason: str, now: float) -> None:
         if self._work is not None:
-            self._end(Outcome.ABANDONED if self._work.sent_at is None else Outcome.UNCONFIRMED, reason, now)
+            self._end(self._work.given_up(reason), now)
 
-    def _give_up_and_rest(self, reason: str, now: float) -> None:
+    def _forfeit(self, work: Work) -> None:
+        if work.old and work.order.token and work.sent_at is None:
+            self._do(m.Forfeit(work.order))
+
+    def _give_up_and_forfeit(self, reason: str, now: float) -> None:
+        work = self._work
         self._give_up(reason, now)
-        self._rest(now)
+        if work is not None:
+            self._forfeit(work)
 
     def _rest(self, now: float, *, at_once: bool = False) -> None:
         """After a round that ended otherwise than by a heartbeat."""
         if self._finished:
             self._finish(now)
-        elif self.draining:
+        elif self.draining and not self._lingers:
             self._leave_and_exit()
         elif at_once:
             self._contact.anew(now)
         else:
             self._contact.outdated = self._contact.under_way
 
-    def _fail(self, work: Work, reason: str, now: float) -> None:
+    def _user_code_failed(self, work: Work, reason: str, now: float) -> None:
+        again_at = now + self._failures.add()
+        if self.draining or self._failures.count >= self._policy.max_failures or not work.old:
+            self._fail(work, reason, now, again_at)
+        else:
+            self._end(Ended(Outcome.FAILED, reason), now)
+            self._work = self._new_work(work.order.round)
+            self._work.resume(work, again_at)
+
+    def _fail(self, work: Work, reason: str, now: float, again_at: float) -> None:
         # Code that is told to come to an end may well raise: that is no failure.
-        self._end(Outcome.ABANDONED if self.draining else Outcome.FAILED, reason, now)
+        self._end(Ended(Outcome.ABANDONED if self.draining else Outcome.FAILED, reason), now)
+        self._forfeit(work)
         if self.draining:
             self._leave_and_exit()
             return
-        self._do(m.Leave(work.order.id, at_once=False))
-        self._register("round_failed", now)
-        if self._failures >= self._policy.max_failures:
+        self._do(m.Leave(work.order.id, at_once=False, reason=reason))
+        self._register("round_failed", again_at)
+        if self._failures.count >= self._policy.max_failures:
             self._exit(Reason.FAILED)
 
     def _leave_and_exit(self) -> None:
@@ -415,29 +350,23 @@ class Lifecycle:
         self.draining = True
         if self._id is None and self._contact.under_way:
             self._stop_by = now + LEAVE_TIMEOUT
-        elif self._work is None or self._work.accepted_at is None:
-            self._give_up("asked to stop", now)
-            self._leave_and_exit()
-        else:
+        elif self._lingers if self._work is None else self._work.is_owed:
             self._stop_by = now + within
             self._do(m.Hurry())
+        else:
+            self._give_up_and_forfeit("asked to stop", now)
+            self._leave_and_exit()
 
     def _timer_fired(self, now: float) -> None:
         work = self._work
         if self._stop_by <= now:
-            self._give_up("asked to stop, and out of time", now)
+            self._give_up_and_forfeit("asked to stop, and out of time", now)
             self._leave_and_exit()
         elif self._contact.give_up_at <= now:
-            self._give_up("the coordinator was unreachable for too long", now)
+            self._give_up_and_forfeit("the coordinator was unreachable for too long", now)
             self._exit(Reason.GAVE_UP)
-        elif work is not None and work.deadline <= now:
-            if work.over:
-                self._give_up_and_rest("the round was over before the update was sent", now)
-            elif work.confirms < MAX_CONFIRMS:
-                work.confirms += 1
-                self._order_again(work, now)
-            else:
-                self._fail(work, "the platform did not confirm the update", now)
+        elif work is not None and work.deadline <= now and (ended := work.overdue(now)):
+            self._settled(work, ended, now)
 
     # How it is done
 
@@ -452,6 +381,15 @@ class Lifecycle:
     def _blocked(self, work: Work) -> bool:
         return self._busy is not None and isinstance(work.lane.command, m.Download)
 
+    @property
+    def _lingers(self) -> bool:
+        """Whether a 0.8 coordinator may still be in the round that the kept update was delivered to."""
+        return self._old and self._kept is not None
+
+    def _new_work(self, round: int) -> Work:
+        assert self._id is not None  # noqa: S101 the coordinator just answered it
+        return Work(self._policy, self._random, self._orders, self._facts, self._id, round)
+
     def _throw_away(self) -> None:
         if self._kept is not None:
             self._kept = None
@@ -459,7 +397,3 @@ class Lifecycle:
 
     def _do(self, command: m.Command) -> None:
         self._commands.append(command)
-
-    def _new_order(self, id: str, round: int) -> m.Order:
-        self._serial += 1
-        return m.Order(self._serial, id, round)

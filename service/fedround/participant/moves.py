@@ -154,11 +154,16 @@ class TransferRefused:
 
 @dataclass(frozen=True, slots=True)
 class TransferFailed:
-    """start_training, download or upload brought no answer, or no usable one."""
+    """start_training, download or upload brought no answer, or no usable one. `sent` is false where there was no connection."""
 
     order: Order
     reason: str
     retry_after: float | None = None
+    sent: bool = True
+
+    @property
+    def may_have_arrived(self) -> bool:
+        return self.sent and self.retry_after is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,10 +201,11 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """`at_once`: do not wait for the heartbeat under way, which may be held."""
+    """`at_once`: do not wait for the heartbeat under way, which may be held. `reason`: why, where the participant failed."""
 
     id: str = field(repr=False)
     at_once: bool
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +236,13 @@ class Upload:
 
 
 @dataclass(frozen=True, slots=True)
+class Forfeit:
+    """Tell a 0.8 platform that no update will come: send it an empty one."""
+
+    order: Order
+
+
+@dataclass(frozen=True, slots=True)
 class Hurry:
     """Tell user code to come to an end; what it returns is still wanted."""
 
@@ -253,4 +266,4 @@ class Exit:
 
 
 Transfer = StartTraining | Download | Upload
-Command = Register | Heartbeat | Leave | Transfer | Train | Hurry | Cancel | ThrowAway | Exit
+Command = Register | Heartbeat | Leave | Transfer | Train | Forfeit | Hurry | Cancel | ThrowAway | Exit

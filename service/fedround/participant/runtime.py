@@ -19,18 +19,20 @@ from fedround.errors import (
     CoordinatorUnreachable,
     ExchangeError,
     FedroundError,
+    NotConnected,
     ParticipantError,
     Refused,
     TooLarge,
 )
 from fedround.events import Observer, Reported, ShardTaken, TransferLost
 from fedround.participant import moves as m
-from fedround.participant.lifecycle import LEAVE_TIMEOUT, OVER, REFUSED, Lifecycle
+from fedround.participant.lifecycle import LEAVE_TIMEOUT, Lifecycle
 from fedround.participant.peers import Aggregator, Coordinator
 from fedround.participant.phase import phase
 from fedround.participant.round import Round, Shard, encode_figures
 from fedround.participant.traces import logged, release
 from fedround.participant.training import Training
+from fedround.participant.work import OVER, REFUSED
 
 LOG = logging.getLogger(__name__)
 
@@ -102,8 +104,8 @@ class Runtime:
         self._beat = beat
         self._events: SimpleQueue[m.Event | BaseException] = SimpleQueue()
         self._user, self._contacts, self._transfers = Tasks(), Tasks(), Tasks()
-        self._left = Event()
-        self._left.set()
+        self._farewells: list[Event] = []
+        """Set when the platform was told that we leave, or that no update will come."""
         self._ordinal: int | None = None
         self._model: list[Any] = []
         self._kept: Kept | None = None
@@ -190,9 +192,11 @@ class Runtime:
                 self._contacts.submit(self._register)
             case m.Heartbeat(id, wait):
                 self._contacts.submit(partial(self._heartbeat, id, wait))
-            case m.Leave(id, at_once):
-                self._left.clear()
-                (self._transfers if at_once else self._contacts).submit(partial(self._leave, id))
+            case m.Leave(id, at_once, reason):
+                self._say_farewell(self._transfers if at_once else self._contacts, partial(self._coordinator.leave, id, reason))
+            case m.Forfeit(order):
+                forfeit = partial(self._aggregator.upload, self._url(order), order.id, order.token, [], metrics=None)
+                self._say_farewell(self._transfers, forfeit)
             case m.StartTraining(order) | m.Download(order) | m.Upload(order):
                 self._transfers.submit(partial(self._transfer, command, order, self._kept))
             case m.Train(order):
@@ -212,7 +216,9 @@ class Runtime:
             case m.ThrowAway():
                 self._kept = None
             case m.Exit(_, at_once):
-                self._left.wait(0.0 if at_once else LEAVE_TIMEOUT)
+                until = time.monotonic() + (0.0 if at_once else LEAVE_TIMEOUT)
+                for farewell in self._farewells:
+                    farewell.wait(max(until - time.monotonic(), 0.0))
 
     def _cancel(self) -> None:
         if self._round is not None:
@@ -250,14 +256,20 @@ class Runtime:
         self._trouble = _advised(error, unknown)
         return error.reason, _retry_after(error), self._trouble
 
-    def _leave(self, id: str) -> None:
-        try:
-            self._coordinator.leave(id)
-        except ExchangeError as error:
-            # It will notice that our heartbeats are missing.
-            LOG.debug("could not say good-bye: %s", error)
-        finally:
-            self._left.set()
+    def _say_farewell(self, tasks: Tasks, say: Callable[[], object]) -> None:
+        said = Event()
+
+        def task() -> None:
+            try:
+                say()
+            except ExchangeError as error:
+                # The coordinator will notice that our heartbeats are missing.
+                LOG.debug("could not leave: %s", error)
+            finally:
+                said.set()
+
+        self._farewells = [one for one in self._farewells if not one.is_set()] + [said]
+        tasks.submit(task)
 
     def _transfer(self, command: m.Transfer, order: m.Order, kept: Kept | None) -> None:
         failure: ExchangeError | None = None
@@ -270,14 +282,14 @@ class Runtime:
             self._failure = ConfigurationError(str(error))
             event = m.ModelRefused(order, str(error))
         except ExchangeError as error:
-            event = m.TransferFailed(order, error.reason, _retry_after(error))
+            event = m.TransferFailed(order, error.reason, _retry_after(error), sent=not isinstance(error, NotConnected))
             failure = None if isinstance(error, Aborted) else error
         if failure is not None and not isinstance(command, m.StartTraining):
             self._observe(TransferLost(_advised(failure)))
         self._events.put(event)
 
     def _exchange(self, command: m.Transfer, order: m.Order, kept: Kept | None) -> m.Event:
-        url = self._aggregator_url or order.url
+        url = self._url(order)
         self._model.clear()
         match command:
             case m.StartTraining():
@@ -294,6 +306,9 @@ class Runtime:
                 with phase(self._observe, order.round, "upload"):
                     outcome = self._aggregator.upload(url, order.id, order.token, buffers, metrics=figures)
                 return m.UploadAnswered(order, outcome)
+
+    def _url(self, order: m.Order) -> str:
+        return self._aggregator_url or order.url
 
     def _train(self, order: m.Order, round: Round, model: list[Any]) -> None:
         try:

@@ -1,152 +1,239 @@
-"""What the lifecycle remembers of a round, and of exchanges that are due. No I/O, no clock; no rule of the protocol."""
+"""One round: its exchanges, and what follows from each answer. Part of the participant's core: no I/O, no clock.
+
+The rules:
+
+1. The participant makes one exchange at a time: start_training, download, upload. It repeats a failed one after a jittered delay.
+2. `start_training` accepts a training request. So does the token that comes with the heartbeat. A refused request is void.
+3. An update is kept. A request for its round sends it again without training, if the model that it was trained on is still the
+   global one. The ETag decides; a peer that sends none is believed.
+4. An upload is settled by `counted` or `repeated` in its answer. One without an answer is sent again, and may have counted: a
+   heartbeat's `counted`, a later round or `finish` settles it; `stand_by` may mean either.
+5. A peer that says neither is a 0.8 aggregator, where every upload may count. The same `round` right after an upload that may have
+   arrived means "not yet known". The participant requests the round again only after `confirm_timeout`, `MAX_CONFIRMS` times at
+   most. An upload that never had a connection cannot have arrived: it is retried like any other exchange.
+6. 409 says that the round is over; 413, 415 and 422 refuse the update. After any other refusal the token is dead, and the
+   participant requests another, `MAX_DEAD_TOKENS` times at most. A 404 to start_training is no verdict (0.8).
+7. Once a heartbeat says that the round is over, an upload under way has `SETTLE` seconds for its own answer: it may be the very
+   reason why the round went on.
+"""
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum, auto
 
-from fedround import wire
-from fedround.backoff import delays
-from fedround.participant.moves import Heartbeat, Order, Outcome, Policy, Register, Transfer, Upload
+from fedround import events, wire
+from fedround.participant import moves as m
+from fedround.participant.lane import Lane
+from fedround.participant.moves import Outcome
 from fedround.wire import HeartbeatState
 
-FIRST_DELAY = 0.1
-RETRY_AFTER_MAX = 60.0
-"""Seconds: no peer sends us away for longer."""
-REJOIN_MAX = 20.0
-"""Seconds, at most, between two registrations of a participant that is rejected again and again."""
+OVER = 409
+"""The status that says that the round is over."""
+REFUSED = (413, 415, 422)
+"""The statuses that refuse an update."""
+MAX_CONFIRMS = 3
+"""How often the participant offers an update again that a 0.8 platform does not confirm."""
+MAX_DEAD_TOKENS = 10
+"""How often it requests another token: an aggregator that restarts needs some seconds to learn the tokens."""
+SETTLE = 5.0
+"""Seconds that an upload has left once the heartbeat says that its round is over."""
 
-
-class Lane:
-    """Nothing planned, an exchange planned for `due`, or one under way."""
-
-    def __init__(self, policy: Policy, random: Callable[[], float]) -> None:
-        self.command: Transfer | None = None
-        self.due = math.inf
-        self.under_way = False
-        self._policy = policy
-        self._random = random
-        self._delays = self._new_delays()
-
-    def plan(self, at: float, command: Transfer | None = None) -> None:
-        self.command, self.due, self.under_way = command, at, False
-
-    def start(self, now: float) -> bool:
-        """Whether something is due; then it is under way."""
-        if self.due > now:
-            return False
-        self.due, self.under_way = math.inf, True
-        return True
-
-    def end(self) -> Transfer | None:
-        """What was under way is answered, and nothing is planned."""
-        command = self.command
-        self.plan(math.inf)
-        return command
-
-    def delay(self, retry_after: float | None = None) -> float:
-        """How long to wait until it is done again."""
-        return max(next(self._delays), min(retry_after or 0.0, RETRY_AFTER_MAX))
-
-    def _new_delays(self) -> Iterator[float]:
-        return delays(self._random, first=FIRST_DELAY, most=self._policy.reconnect_max, spread=0.5)
-
-
-class Contact(Lane):
-    """The lane of the coordinator: there is always a next exchange, and it is known since when there was no answer."""
-
-    def __init__(self, policy: Policy, random: Callable[[], float]) -> None:
-        super().__init__(policy, random)
-        self.plan(-math.inf)
-        self.held = False
-        """The heartbeat under way may be held."""
-        self.outdated = False
-        """The heartbeat under way was sent before the round ended: what it says of it is old."""
-        self.give_up_at = math.inf
-        self._asked_at = -math.inf
-        self._rejoins: Iterator[float] | None = None
-
-    def ask(self, id: str | None, wait: float, now: float) -> Register | Heartbeat:
-        """The exchange that has just been started."""
-        self._asked_at, self.held = now, wait > 0
-        return Register() if id is None else Heartbeat(id, wait)
-
-    def anew(self, now: float) -> None:
-        """Ask at once; but if a heartbeat is under way, when it is answered."""
-        self.outdated = self.under_way
-        if not self.under_way:
-            self.plan(now)
-
-    def answered(self, now: float) -> None:
-        self._delays = self._new_delays()
-        self.give_up_at = math.inf
-        self.plan(max(now, self._asked_at + self._policy.heartbeat_period))
-
-    def failed(self, retry_after: float | None, now: float) -> float:
-        """How long to wait until it is done again."""
-        if self.give_up_at == math.inf and self._policy.give_up_after is not None:
-            self.give_up_at = now + self._policy.give_up_after
-        self.outdated = False
-        return self.delay(retry_after)
-
-    def rejoin(self, now: float) -> float:
-        """When to register after a rejection."""
-        if self._rejoins is None:
-            self._rejoins = delays(self._random, first=1.0, most=REJOIN_MAX)
-            return now
-        return now + next(self._rejoins)
-
-    def welcome(self) -> None:
-        """The id is good: the next rejection will be a first one."""
-        self._rejoins = None
+_ASKED: dict[type, type] = {
+    m.StartTrainingAnswered: m.StartTraining,
+    m.Downloaded: m.Download,
+    m.ModelRefused: m.Download,
+    m.UploadAnswered: m.Upload,
+}
+_PATHS: dict[type, str] = {m.StartTraining: wire.START_TRAINING, m.Download: wire.UPDATE, m.Upload: wire.UPDATE}
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """For what the update that the shell keeps was trained, and on which model."""
+    """The round that the kept update was trained for, and the ETag of the model that it was trained on."""
 
     round: int
     etag: str | None
 
 
-@dataclass(slots=True)
-class Work:
-    """The round that is worked on."""
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The round is over."""
 
-    order: Order
-    lane: Lane
-    accepted_at: float | None = None
-    etag: str | None = None
-    sent_at: float | None = None
-    """Since when the peer may have the update, without having said so."""
-    over: bool = False
-    """The heartbeat says so, but the upload is still under way."""
-    deadline: float = math.inf
-    """Of confirming, or of that upload."""
-    dead_tokens: int = 0
-    """How often it was ordered again because its token was dead, ..."""
-    confirms: int = 0
-    """... and because nobody confirmed the update."""
+    outcome: Outcome
+    reason: str = ""
+
+
+class Step(Enum):
+    """What the round needs besides its exchanges."""
+
+    TRAIN = auto()
+    CONFIRM = auto()
+    """News of the coordinator: an upload may have arrived."""
+
+
+class Work:
+    """See the rules above. `old`: the coordinator is one of 0.8. `orders` gives serials; `facts` is told what happens."""
+
+    def __init__(
+        self, policy: m.Policy, random: Callable[[], float], orders: Iterator[int], facts: list[events.Fact], id: str, round: int
+    ) -> None:
+        self.order = m.Order(next(orders), id, round)
+        self.lane = Lane(policy, random)
+        self.old = False
+        self.accepted_at: float | None = None
+        self.sent_at: float | None = None
+        """Since when the peer may have the update, without having said so."""
+        self.over = False
+        """The heartbeat says so, but the upload is still under way."""
+        self.deadline = math.inf
+        """Of confirming, or of that upload."""
+        self.etag: str | None = None
+        self._policy = policy
+        self._orders = orders
+        self._facts = facts
+        self._dead_tokens = 0
+        self._confirms = 0
 
     @property
     def uploading(self) -> bool:
-        return self.lane.under_way and isinstance(self.lane.command, Upload)
+        return self.lane.under_way and isinstance(self.lane.command, m.Upload)
 
     @property
     def confirming(self) -> bool:
         return self.lane.command is None and self.sent_at is not None
 
-    def may_have_arrived(self, now: float) -> None:
-        if self.sent_at is None:
-            self.sent_at = now
+    @property
+    def is_owed(self) -> bool:
+        """Whether the platform waits for it: it was accepted, or has to be so that it can be forfeited."""
+        return self.accepted_at is not None or (self.old and not self.order.token)
+
+    def asked_for(self, event: m.TransferEvent) -> bool:
+        """Whether `event` is an answer to the exchange under way."""
+        return self.lane.under_way and isinstance(self.lane.command, _ASKED.get(type(event), object))
+
+    def begin(self, answer: wire.Heartbeat, kept: Kept | None, now: float) -> None:
+        if answer.url is not None and answer.token is not None:
+            self._accept(answer.url, answer.token, answer, kept, now)
+        else:
+            self.old = True
+            self.lane.plan(now, m.StartTraining(self.order))
+
+    def resume(self, former: "Work", at: float) -> None:
+        """Train the round of `former` once more, under the same id."""
+        self.old, self.order = former.old, replace(former.order, serial=self.order.serial)
+        self.lane.plan(at, m.StartTraining(self.order))
+
+    def request_again(self, at: float) -> None:
+        """Ask for another token; the one that was used last is known until then."""
+        self.deadline = math.inf
+        self.order = replace(self.order, serial=next(self._orders))
+        self.lane.plan(at, m.StartTraining(self.order))
+
+    def take(self, event: m.TransferEvent, kept: Kept | None, now: float) -> Ended | Step | None:
+        """Say what follows from the answer to the exchange under way; None: the next exchange is planned."""
+        transfer = self.lane.end()
+        match event:
+            case m.StartTrainingAnswered(_, wire.StartTraining(url=str(url), token=str(token)) as said):
+                self._accept(url, token, said, kept, now)
+                return None
+            case m.StartTrainingAnswered():
+                return self.given_up("start_training was refused")
+            case m.Downloaded(_, etag, modified):
+                return self._downloaded(etag, kept if not modified or etag in (None, kept and kept.etag) else None, now)
+            case m.UploadAnswered(_, None):
+                return self._sent(now)
+            case m.UploadAnswered():
+                return Ended(Outcome.COMPLETED)
+            case m.ModelRefused(_, reason):
+                return Ended(Outcome.FAILED, reason)
+            case m.TransferFailed():
+                return self._failed(transfer, event, now)
+            case m.TransferRefused() if isinstance(transfer, m.StartTraining):
+                return self._retry(transfer, "refused", None, now)
+        return self._refused(transfer, event.status, f"{event.status} {event.detail}".strip(), now)
+
+    def trained(self, now: float) -> Kept:
+        self.lane.plan(now, m.Upload(self.order))
+        return Kept(self.order.round, self.etag)
+
+    def overdue(self, now: float) -> Ended | None:
+        """`deadline` has passed."""
+        if self.over:
+            return self.given_up("the round was over before the update was sent")
+        if self._confirms == MAX_CONFIRMS:
+            return Ended(Outcome.FAILED, "the platform did not confirm the update")
+        self._confirms += 1
+        self.request_again(now)
+        return None
+
+    def settle(self, now: float) -> None:
+        """Wait a little for the answer of the upload under way: the heartbeat says that the round is over."""
+        if not self.over:
+            self.over, self.deadline = True, now + SETTLE
+
+    def given_up(self, reason: str) -> Ended:
+        return Ended(Outcome.ABANDONED if self.sent_at is None else Outcome.UNCONFIRMED, reason)
 
     def goes_on(self, answer: wire.Heartbeat) -> bool:
         return answer.state is HeartbeatState.ROUND and answer.round == self.order.round
 
-    def verdict(self, answer: wire.Heartbeat) -> Outcome:
-        """The outcome of the round that does not go on."""
-        if self.sent_at is None:
-            return Outcome.ABANDONED
+    def verdict(self, answer: wire.Heartbeat) -> Ended:
+        """Say how the round ended that does not go on."""
         later = answer.round is not None and answer.round > self.order.round
         counted = answer.counted is not None and answer.counted >= self.order.round
         settled = later or counted or answer.state is HeartbeatState.FINISH
-        return Outcome.COMPLETED if settled else Outcome.UNCONFIRMED
+        reason = f"the coordinator says {answer.state}"
+        return Ended(Outcome.COMPLETED, reason) if settled and self.sent_at is not None else self.given_up(reason)
+
+    def _accept(self, url: str, token: str, said: wire.Heartbeat | wire.StartTraining, kept: Kept | None, now: float) -> None:
+        self.order = replace(self.order, url=url, token=token)
+        if self.accepted_at is None:
+            self.accepted_at = now
+            self._facts.append(events.OrderAccepted(self.order.round, kept is not None, said.traceparent, said.tracelink))
+        etag = None if kept is None else kept.etag
+        known = kept is not None and etag is None
+        self.lane.plan(now, m.Upload(self.order) if known else m.Download(self.order, etag))
+
+    def _downloaded(self, etag: str | None, kept: Kept | None, now: float) -> Step | None:
+        self.etag = etag
+        if kept is not None:
+            self.lane.plan(now, m.Upload(self.order))
+            return None
+        self.sent_at = None
+        return Step.TRAIN
+
+    def _sent(self, now: float) -> Ended | Step:
+        self.sent_at = now if self.sent_at is None else self.sent_at
+        if self.over:
+            return self.given_up("the round was over before the platform said that it had the update")
+        self.deadline = now + self._policy.confirm_timeout
+        return Step.CONFIRM
+
+    def _failed(self, transfer: m.Transfer | None, event: m.TransferFailed, now: float) -> Ended | Step | None:
+        if isinstance(transfer, m.Upload) and event.may_have_arrived:
+            if self.etag is None:
+                return self._sent(now)
+            self.sent_at = now if self.sent_at is None else self.sent_at
+        return self._retry(transfer, event.reason, event.retry_after, now)
+
+    def _retry(self, transfer: m.Transfer | None, reason: str, retry_after: float | None, now: float) -> Ended | None:
+        if self.over:
+            return self.given_up("the round was over before the update was sent")
+        delay = self.lane.delay(retry_after)
+        self.lane.plan(now + delay, transfer)
+        self._facts.append(events.Retrying(_PATHS[type(transfer)], reason, delay))
+        return None
+
+    def _refused(self, transfer: m.Transfer | None, status: int, reason: str, now: float) -> Ended | None:
+        if status in REFUSED and isinstance(transfer, m.Upload):
+            return Ended(Outcome.REFUSED, reason)
+        if status == OVER:  # the update was never counted: that would be `repeated`
+            return Ended(Outcome.ABANDONED, reason)
+        if self.over:
+            return self.given_up(reason)
+        if self._dead_tokens == MAX_DEAD_TOKENS:
+            return Ended(Outcome.FAILED, reason)
+        self._dead_tokens += 1
+        self.request_again(now + self.lane.delay())
+        return None

@@ -1,0 +1,117 @@
+"""Exchanges that are due or under way, and the delays between attempts. Part of the participant's core: no I/O, no clock."""
+
+import math
+from collections.abc import Callable, Iterator
+
+from fedround.backoff import delays
+from fedround.participant.moves import Heartbeat, Policy, Register, Transfer
+
+FIRST_DELAY = 0.1
+RETRY_AFTER_MAX = 60.0
+"""Seconds: the longest `Retry-After` that is believed."""
+REJOIN_MAX = 20.0
+"""Seconds: the longest wait between two registrations of a participant that is rejected again and again."""
+PAUSE_FIRST = 1.0
+PAUSE_MOST = 60.0
+"""Seconds between a failure of user code and its next training: after the first failure, and at most."""
+
+
+class Lane:
+    """Nothing planned, an exchange planned for `due`, or one under way."""
+
+    def __init__(self, policy: Policy, random: Callable[[], float]) -> None:
+        self.command: Transfer | None = None
+        self.due = math.inf
+        self.under_way = False
+        self._policy = policy
+        self._random = random
+        self._delays = self._new_delays()
+
+    def plan(self, at: float, command: Transfer | None = None) -> None:
+        self.command, self.due, self.under_way = command, at, False
+
+    def start(self, now: float) -> bool:
+        """Whether something is due; then it is under way."""
+        if self.due > now:
+            return False
+        self.due, self.under_way = math.inf, True
+        return True
+
+    def end(self) -> Transfer | None:
+        """Return the exchange that was under way; nothing is planned any more."""
+        command = self.command
+        self.plan(math.inf)
+        return command
+
+    def delay(self, retry_after: float | None = None) -> float:
+        """Return the seconds to wait before the next attempt."""
+        return max(next(self._delays), min(retry_after or 0.0, RETRY_AFTER_MAX))
+
+    def _new_delays(self) -> Iterator[float]:
+        return delays(self._random, first=FIRST_DELAY, most=self._policy.reconnect_max, spread=0.5)
+
+
+class Contact(Lane):
+    """The lane of the coordinator: there is always a next exchange, and it is known since when there was no answer."""
+
+    def __init__(self, policy: Policy, random: Callable[[], float]) -> None:
+        super().__init__(policy, random)
+        self.plan(-math.inf)
+        self.held = False
+        """The coordinator may hold the heartbeat under way."""
+        self.outdated = False
+        """The heartbeat under way was sent before the round ended: what it says about the round is old."""
+        self.give_up_at = math.inf
+        self._asked_at = -math.inf
+        self._rejoins: Iterator[float] | None = None
+
+    def ask(self, id: str | None, wait: float, now: float) -> Register | Heartbeat:
+        """Return the exchange that has just been started."""
+        self._asked_at, self.held = now, wait > 0
+        return Register() if id is None else Heartbeat(id, wait)
+
+    def anew(self, now: float) -> None:
+        """Ask at once; if a heartbeat is under way, when it is answered."""
+        self.outdated = self.under_way
+        if not self.under_way:
+            self.plan(now)
+
+    def answered(self, now: float) -> None:
+        self._delays = self._new_delays()
+        self.give_up_at = math.inf
+        self.plan(max(now, self._asked_at + self._policy.heartbeat_period))
+
+    def failed(self, retry_after: float | None, now: float) -> float:
+        """Return the seconds to wait before the next attempt."""
+        if self.give_up_at == math.inf and self._policy.give_up_after is not None:
+            self.give_up_at = now + self._policy.give_up_after
+        self.outdated = False
+        return self.delay(retry_after)
+
+    def rejoin(self, now: float) -> float:
+        """Return when to register after a rejection."""
+        if self._rejoins is None:
+            self._rejoins = delays(self._random, first=1.0, most=REJOIN_MAX)
+            return now
+        return now + next(self._rejoins)
+
+    def welcome(self) -> None:
+        """The id is good: the next rejection will be a first one."""
+        self._rejoins = None
+
+
+class Failures:
+    """Consecutive failures of user code."""
+
+    def __init__(self, random: Callable[[], float]) -> None:
+        self._random = random
+        self.forget()
+
+    def add(self) -> float:
+        """Count one more. Return the seconds until user code gets another model."""
+        self.count += 1
+        return next(self._pauses)
+
+    def forget(self) -> None:
+        self.count = 0
+        self._pauses = delays(self._random, first=PAUSE_FIRST, most=PAUSE_MOST, spread=0.2)

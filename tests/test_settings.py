@@ -47,6 +47,7 @@ def test_the_participants_defaults_are_the_documented_ones() -> None:
         "shard": None,
         "shards": 10,
         "aggregator_url": None,
+        "aggregator_allow": (),
         "max_model_size": 1 << 30,
         "reconnect_max": 1.5,
         "give_up_after": None,

@@ -17,6 +17,7 @@ FedroundError
 │   ├── Busy                  429 or 503: try again after `retry_after` seconds
 │   ├── BadAnswer             an answer that is not the protocol's, HTML say
 │   ├── Refused               any other 4xx: `status`, `detail`
+│   ├── Untrusted             an aggregator that must not have our token
 │   └── Aborted               we cut the transfer ourselves
 ├── CoordinatorUnreachable    it stayed away for longer than we were told to wait    exit 69
 ├── WeightsError              bytes that are no weights, or no update                   (415)
@@ -152,6 +153,18 @@ class Refused(ExchangeError):
         super().__init__(": ".join(filter(None, (where, f"refused with {status}", detail))))
         self.status = status
         self.detail = detail
+
+
+class Untrusted(ExchangeError):
+    """The participant's token is not for this aggregator; nothing was sent."""
+
+    reason = "untrusted"
+
+    def __init__(self, address: str) -> None:
+        super().__init__(
+            f"PARTICIPANT_TOKEN is not sent to {address}, which the coordinator named as its aggregator: "
+            "allow that host in PARTICIPANT_AGGREGATOR_ALLOW, or set PARTICIPANT_AGGREGATOR_URL"
+        )
 
 
 class Aborted(ExchangeError):

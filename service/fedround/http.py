@@ -17,6 +17,7 @@ from email.utils import parsedate_to_datetime
 from functools import cache
 from threading import Event
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -31,6 +32,7 @@ from fedround.errors import (
     Refused,
     TooLarge,
     Unreachable,
+    Untrusted,
 )
 from fedround.events import ExchangeEnded, Observer, Observers, redact
 from fedround.tls import Context, File, Names, explained
@@ -116,6 +118,8 @@ class Options(TypedDict, total=False):
     """Sent as a bearer token."""
     tls: Context | None
     """See `tls`; without it, httpx's authorities."""
+    trusted: Callable[[str], bool]
+    """Whether a URL may be sent the token; by default any may."""
     transport: httpx.BaseTransport | None
     """In place of httpx's own, and of the environment's proxies."""
     observe: Observer
@@ -138,6 +142,7 @@ class _Client:
             common = _common(url, options.get("token"), options.get("tls"))
             self._http = httpx.Client(**common, transport=options.get("transport"), event_hooks=hooks)
         self._trace = options.get("trace") or _untraced
+        self._trusted = options.get("trusted") if options.get("token") else None
 
     def close(self) -> None:
         self._http.close()
@@ -156,6 +161,8 @@ class _Client:
         timeout: float | None = None,
     ) -> Iterator[httpx.Response]:
         """Ask, and lend the answer to be read, if its status is one of `accept`."""
+        if self._trusted is not None and not self._trusted(url):
+            raise Untrusted(_origin(url))
         where, url = _where(method, url, path), url.rstrip("/") + path.format_map(ids)
         response: httpx.Response | None = None
         failed: str | None = None
@@ -407,6 +414,11 @@ def _mapped(where: str, names: Names) -> Iterator[None]:
         ours = next(ours for theirs, ours in FOREIGN.items() if isinstance(error, theirs))
         text = explained(error, names) or redact(str(error)) or type(error).__name__
         raise ours(f"{where}: {text}") from error
+
+
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 def _where(method: str, url: str, path: str) -> str:

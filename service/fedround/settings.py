@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from fedround.hosts import PATTERN
 from fedround.wire import clean_name, parse_name
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
@@ -78,6 +79,15 @@ def _name(value: str | None) -> str:
     return value
 
 
+def _hosts(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    hosts = tuple(filter(None, re.split(r"[\s,]+", value.strip().lower())))
+    if not all(PATTERN.fullmatch(host) for host in hosts):
+        raise ValueError("write host names with commas between them, such as agg.example.org,*.example.net")
+    return hosts
+
+
 def _class(value: str) -> str:
     if re.fullmatch(r"[\w.]+:[\w.]+", value) is None:
         raise ValueError("write a class as my_package.my_module:MyClass")
@@ -128,6 +138,7 @@ Number = Annotated[int, Field(title="number")]
 Port = Annotated[int, Field(ge=0, le=65535, title="port")]
 Options = Annotated[dict[str, Any], BeforeValidator(_json_object), Field(title="json")]
 Secret = Annotated[SecretStr | None, AfterValidator(_sendable), Field(title="secret")]
+Hosts = Annotated[tuple[str, ...], BeforeValidator(_hosts), Field(title="hosts")]
 LogFormat = Annotated[Literal["text", "json"], BeforeValidator(_lower), Field(title="text|json")]
 LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower), Field(title="debug|info|warning|error")]
 
@@ -209,6 +220,11 @@ class ParticipantSettings(Settings):
     shards: Number = setting(10, "Into how many parts the data set is split, where the shard does not say.", ge=1)
     aggregator_url: Annotated[Url | None, Field(title="url")] = setting(
         None, "Where the aggregator is. Unset: where the coordinator says."
+    )
+    aggregator_allow: Hosts = setting(
+        "",
+        "Hosts of aggregators that get the token although they are not related to the coordinator's host, separated by commas, "
+        "such as agg.example.org,*.example.net. *: any.",
     )
     max_model_size: Size = setting("1GiB", "The largest global model that is accepted.")
     reconnect_max: Duration = setting("1.5s", "The longest wait between two attempts to reach the coordinator.", gt=0)

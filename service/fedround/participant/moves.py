@@ -116,7 +116,7 @@ class Downloaded:
 
 @dataclass(frozen=True, slots=True)
 class ModelRefused:
-    """The global model is larger than we take."""
+    """The global model is larger than we take, or its aggregator is not trusted."""
 
     order: Order
     reason: str

@@ -14,8 +14,9 @@ from dataclasses import replace
 from functools import cache, partial
 from types import FrameType
 from typing import Any, Unpack
+from urllib.parse import urlsplit
 
-from fedround import http
+from fedround import hosts, http
 from fedround.errors import ConfigurationError
 from fedround.events import Observers
 from fedround.observability.logs import LogObserver
@@ -129,10 +130,12 @@ def connected(
     fixed = None if terms.shard is None else Shard(*terms.shard)
     observe = Observers(terms.observers)
     tls = http.tls(terms.tls_ca_file, terms.tls_cert_file, terms.tls_key_file)
+    allow = [*terms.aggregator_allow, *filter(None, [urlsplit(terms.aggregator_url or "").hostname])]
+    trusting = http.Options(trusted=partial(hosts.trusted, coordinator_url=coordinator_url, allow=allow))
     both = http.Options(token=terms.token, tls=tls, observe=observe, transport=transport, trace=trace)
     with (
         closing(http.CoordinatorClient(coordinator_url, **both)) as coordinator,
-        closing(http.AggregatorClient(max_model_size=terms.max_model_size, **both)) as aggregator,
+        closing(http.AggregatorClient(max_model_size=terms.max_model_size, **both | trusting)) as aggregator,
     ):
         yield Runtime(
             Training(participant, observe, Measuring(observe) if measure else None),

@@ -23,6 +23,7 @@ from fedround.errors import (
     ParticipantError,
     Refused,
     TooLarge,
+    Untrusted,
 )
 from fedround.events import Observer, Reported, ShardTaken, TransferLost
 from fedround.participant import moves as m
@@ -278,9 +279,11 @@ class Runtime:
         except Refused as error:
             event = m.TransferRefused(order, error.status, error.detail)
             failure = None if error.status in (OVER, *REFUSED) else error  # the end of the round tells why
-        except TooLarge as error:
+        except (TooLarge, Untrusted) as error:
             self._failure = ConfigurationError(str(error))
             event = m.ModelRefused(order, str(error))
+            if isinstance(command, m.Upload):
+                event = m.TransferFailed(order, Untrusted.reason, REFUSED_PAUSE)
         except ExchangeError as error:
             event = m.TransferFailed(order, error.reason, _retry_after(error), sent=not isinstance(error, NotConnected))
             failure = None if isinstance(error, Aborted) else error

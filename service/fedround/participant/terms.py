@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any, Self, TypedDict
 
-from fedround import wire
+from fedround import hosts, wire
 from fedround.errors import ConfigurationError
 from fedround.events import Observer
 from fedround.participant.moves import Policy
@@ -34,6 +34,8 @@ class Options(TypedDict, total=False):
     """Into how many parts the data set is split, where `shard` does not say. Default: 10."""
     aggregator_url: str | None
     """Where the aggregator is. Default: where the coordinator says."""
+    aggregator_allow: Sequence[str]
+    """Hosts of aggregators that get the token although they are not related to the coordinator's, such as `*.example.org`."""
     max_model_size: int
     """The largest global model that is accepted, in bytes. Default: 1 GiB."""
     reconnect_max: float
@@ -63,6 +65,7 @@ class Terms(Policy):
     shard: tuple[int, int] | None = None
     shards: int = 10
     aggregator_url: str | None = None
+    aggregator_allow: Sequence[str] = ()
     max_model_size: int = 1 << 30
     drain_timeout: float = 8.0
     observers: Sequence[Observer] = ()
@@ -106,6 +109,10 @@ _ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "shard": ("(index, count), whole numbers from 0 and from 1, or None", _is_shard),
     "shards": _COUNT,
     "aggregator_url": ("as http://host:port or https://host, or None", lambda value: value is None or wire.is_url(value)),
+    "aggregator_allow": (
+        "a list of host names, each perhaps with `*.` before it",
+        lambda value: not isinstance(value, str) and all(isinstance(host, str) and hosts.PATTERN.fullmatch(host) for host in value),
+    ),
     "max_model_size": _COUNT,
     "reconnect_max": _POSITIVE,
     "give_up_after": (f"{_TIME[0]}, or None", lambda value: value in (None, math.inf) or _is_time(value)),

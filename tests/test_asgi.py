@@ -1,7 +1,7 @@
 import asyncio
 import base64
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import httpx
 import pytest
@@ -29,14 +29,14 @@ def ask(
     path: str = "/a",
     *,
     token: str | None = None,
-    cors: bool = False,
+    origins: Sequence[str] = (),
     method: str = "GET",
     observe: Observer | None = None,
     **headers: str,
 ) -> httpx.Response:
     async def main() -> httpx.Response:
         routes = [Route("/a", handler, methods=["GET", "POST"])]
-        app = asgi.application(routes, tokens=Tokens(token), cors=cors, observe=observe)
+        app = asgi.application(routes, tokens=Tokens(token), origins=origins, observe=observe)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
             return await client.request(method, path, headers={name.encode(): value.encode() for name, value in headers.items()})
 
@@ -48,12 +48,21 @@ def test_a_trailing_slash_is_tolerated_without_a_redirect() -> None:
     assert (answer.status_code, answer.text) == (200, "/a")
 
 
+PAGE = "https://x.example"
+
+
 @pytest.mark.parametrize("path", ["/a", "/nowhere"])
-def test_an_origin_is_echoed_where_that_is_wanted_and_without_one_there_is_no_such_header(path: str) -> None:
-    page = "https://x.example"
-    assert ask(show, path, cors=True, Origin=page).headers["access-control-allow-origin"] == page
-    assert "access-control-allow-origin" not in ask(show, path, cors=True).headers
-    assert "access-control-allow-origin" not in ask(show, path, Origin=page).headers
+@pytest.mark.parametrize("origins", [["*"], ["https://y.example", PAGE]])
+def test_a_page_of_an_origin_that_is_allowed_may_read_the_answer(path: str, origins: Sequence[str]) -> None:
+    answer = ask(show, path, origins=origins, Origin=PAGE)
+    assert (answer.headers["access-control-allow-origin"], answer.headers["vary"]) == (PAGE, "Origin")
+
+
+@pytest.mark.parametrize("origin", [None, PAGE, "https://x.example.org", "null", "*"])
+@pytest.mark.parametrize("origins", [[], ["https://y.example"]])
+def test_no_other_page_may(origins: Sequence[str], origin: str | None) -> None:
+    answer = ask(show, origins=origins) if origin is None else ask(show, origins=origins, Origin=origin)
+    assert {"access-control-allow-origin", "vary"}.isdisjoint(answer.headers)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from fedround import errors
-from fedround.cli import COMMANDS, MEANINGS, OPS, Exit, main
+from fedround.asking import OPS
+from fedround.cli import COMMANDS, MEANINGS, Exit, main
 from fedround.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings, Settings
 from support.peer import Peer, Reply
 from support.processes import fedround
@@ -99,7 +100,10 @@ def test_what_is_misspelt_is_told_with_what_was_meant(arguments: list[str], told
     ("path", "advice"),
     [
         ("nothing", "refused with 404: is this the aggregator's ops port, by default 9082?"),
-        ("guarded", "refused with 401: give the aggregator's by --token"),
+        (
+            "guarded",
+            "give the operators' token of the aggregator by --token, or set AGGREGATOR_OPS_TOKEN or FEDROUND_TOKEN",
+        ),
     ],
 )
 def test_who_finds_no_model_is_told_where_one_is(path: str, advice: str, ops: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -305,7 +309,7 @@ def test_who_asks_nobody_in_particular_is_told_how_to_ask_the_others(
 
 
 def test_an_endless_answer_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("fedround.cli.MAX_ANSWER", 1000)
+    monkeypatch.setattr("fedround.asking.MAX_ANSWER", 1000)
     with Peer(Reply(chain([b"HTTP/1.1 200 OK\r\n\r\n"], repeat(b"[" * 1000)))) as peer:
         assert main(["healthcheck", "--from", peer.url]) == 1
     assert capsys.readouterr().out.startswith("not a service of fedround: ")

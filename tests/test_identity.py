@@ -13,6 +13,7 @@ from fedround.platform import Platform
 from fedround.serve import Endpoint
 from fedround.settings import AggregatorSettings, CoordinatorSettings
 from support.federation import ANY_PORT
+from support.processes import until
 from support.updates import update
 
 LONG_POLL = {"Prefer": "wait=15"}
@@ -80,6 +81,60 @@ def test_an_id_that_was_registered_with_the_shared_token_serves_everybody_that_i
                 f"{order['url']}/{id}/{order['token']}", headers=bearer("token-of-bert"), content=update(1, 1.0)
             )
             assert answer.headers["fedround-update"] == "counted"
+
+    asyncio.run(main())
+
+
+def revoke(tokens: Path) -> None:
+    """Take anna's token out of the file, which is replaced as a whole."""
+    other = tokens.with_name("other")
+    other.write_text("bert token-of-bert\n")
+    other.replace(tokens)
+
+
+def test_a_token_that_is_revoked_during_an_upload_counts_for_nothing_at_its_end(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with guarded(tmp_path) as (p, http):
+            coordinator = url(p.coordinator_public)
+            id = await joined(http, coordinator, "token-of-anna")
+            order = (await http.get(f"{coordinator}/heartbeat/{id}", headers=LONG_POLL | bearer("token-of-anna"))).json()
+            begun = asyncio.Event()
+
+            async def body() -> AsyncIterator[bytes]:
+                whole = update(1, 1.0)
+                yield whole[:20]
+                begun.set()
+                await revoked.wait()
+                yield whole[20:]
+
+            async with asyncio.TaskGroup() as tasks:
+                revoked = asyncio.Event()
+                place = f"{order['url']}/{id}/{order['token']}"
+                upload = tasks.create_task(http.post(place, headers=bearer("token-of-anna"), content=body()))
+                await begun.wait()
+                revoke(tmp_path / "tokens")
+                revoked.set()
+            answer = upload.result()
+            assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+            assert answer.json()["detail"] == "the token was revoked during this request"
+            assert (p.aggregator.status()["counted"], p.aggregator.status()["receiving"]) == (0, 0)
+
+    asyncio.run(main())
+
+
+def test_a_held_heartbeat_of_a_revoked_token_is_not_answered_with_a_training_request(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with guarded(tmp_path, min_clients=2) as (p, http):
+            coordinator = url(p.coordinator_public)
+            id = await joined(http, coordinator, "token-of-anna")
+            async with asyncio.TaskGroup() as tasks:
+                held = tasks.create_task(http.get(f"{coordinator}/heartbeat/{id}", headers=LONG_POLL | bearer("token-of-anna")))
+                await asyncio.to_thread(until, lambda: id in p.coordinator._holds)
+                revoke(tmp_path / "tokens")
+                other = await joined(http, coordinator, "token-of-bert")  # now there are enough to begin
+                tasks.create_task(http.get(f"{coordinator}/heartbeat/{other}", headers=LONG_POLL | bearer("token-of-bert")))
+            assert held.result().status_code == 401
+            assert "url" not in held.result().json()
 
     asyncio.run(main())
 

@@ -16,7 +16,18 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fedround.errors import Busy, FedroundError, Forbidden, Late, NotAdmitted, SpoolFull, TooSlow, UnknownAttempt, WeightsError
+from fedround.errors import (
+    Busy,
+    FedroundError,
+    Forbidden,
+    Late,
+    NotAdmitted,
+    SpoolFull,
+    TooSlow,
+    Unauthorized,
+    UnknownAttempt,
+    WeightsError,
+)
 from fedround.events import Observer, RequestServed
 from fedround.tls import CLIENT, Client
 from fedround.tokens import OPEN, Tokens
@@ -29,6 +40,9 @@ OTHER = "_OTHER"
 """As OpenTelemetry calls methods that are not known."""
 RETRY_AFTER = "5"
 """Seconds after which one may come back to a full spool."""
+
+
+NO_HEADERS: Mapping[str, str] = {}
 
 
 def problem(status: int, detail: str = "", headers: Mapping[str, str] | None = None) -> Response:
@@ -51,17 +65,21 @@ def application(
     routes: Sequence[BaseRoute],
     *,
     tokens: Tokens = OPEN,
-    cors: bool = False,
+    whose: str = "participant's token",
+    origins: Iterable[str] = (),
+    headers: Mapping[str, str] = NO_HEADERS,
     observe: Observer | None = None,
     trace: Trace | None = None,
 ) -> ASGIApp:
     """A whole app: `routes`, our errors and Starlette's own refusals as problems, a `Front` outside.
 
-    `cors`: any page may read the answers, as with 0.8. `observe` is told of each request, `trace` surrounds it.
+    `whose` names the tokens in refusals. Pages from `origins` may read the answers; "*" stands for every page, as with 0.8.
+    `headers` are on every answer that does not set them itself.
+    `observe` is told of each request, `trace` surrounds it.
     """
     app = Starlette(routes=routes, exception_handlers=dict.fromkeys((HTTPException, ClientDisconnect, FedroundError), _refusal))
     app.router.redirect_slashes = False
-    front = Front(app, tokens, cors=cors)
+    front = Front(app, tokens, whose=whose, origins=origins, headers=headers)
     return front if observe is None else _Observed(front, routes, observe, trace)
 
 
@@ -83,45 +101,53 @@ def bearer(headers: Headers, tokens: Tokens, *, basic: bool = False) -> str | No
     return tokens.owner(given.strip())
 
 
-def unauthorized(headers: Headers, *, basic: bool = False) -> Response:
-    """Why somebody with these headers is not let in."""
+def unauthorized(headers: Headers, *, basic: bool = False, whose: str = "participant's token") -> Response:
+    """The refusal of a request with these headers. `whose` names the token that it lacks."""
     challenge = 'Basic realm="fedround"' if basic else "Bearer"
-    reason = "this token is not known" if "authorization" in headers else "a token is needed"
-    return problem(401, f"{reason} here, as `Authorization: Bearer`", {"WWW-Authenticate": challenge})
+    reason = f"this token is not known here: send the {whose}" if "authorization" in headers else f"send the {whose} here"
+    return problem(401, f"{reason} as `Authorization: Bearer`", {"WWW-Authenticate": challenge})
 
 
-def identity(client: Client | None, headers: Headers, tokens: Tokens) -> str | Response:
+def check_admitted(request: Request) -> None:
+    """Raise `Unauthorized` if the token of a request was revoked while the request was under way."""
+    if not request.state.admitted():
+        raise Unauthorized("the token was revoked during this request")
+
+
+def identity(client: Client | None, headers: Headers, tokens: Tokens, *, whose: str = "participant's token") -> str | Response:
     """The proved name behind a request, "" where nothing proves one; or why it is refused.
 
     A port that asks for certificates wants one from each client, or a token of its own; with both, they have to agree.
     """
     named = bearer(headers, tokens)
     if client is None or (client.name is None and named):
-        return unauthorized(headers) if named is None else named
+        return unauthorized(headers, whose=whose) if named is None else named
     if client.name is None:
         return problem(401, "a client certificate is needed here" + (", or a token of your own" if tokens.needed else ""))
     if not client.name:
         return problem(403, "the client certificate names no participant: a DNS name or the common name of [a-z0-9.-]{1,63}")
     if named is None and "authorization" in headers:
-        return unauthorized(headers)
+        return unauthorized(headers, whose=whose)
     if named and named != client.name:
         return problem(403, "the token and the client certificate belong to two participants")
     return client.name
 
 
 class Front:
-    """The outside of an app: tolerates a trailing slash, asks for a token, lets a refusal arrive; with `cors` echoes `Origin`.
+    """The outside of an app: tolerates a trailing slash, asks for a token, lets a refusal arrive, lets pages of `origins` read.
 
-    Whose certificate or token it was is the request's `state.owner`.
+    Whose certificate or token it was is the request's `state.owner`; `check_admitted` finds out later whether that still holds.
 
     A refusal may come before the body was read. To close then resets the connection, and many who send would never see the answer:
     so first read on and discard, up to a bound. (To answer first would not do: `requests`, say, reads nothing while it writes.)
     """
 
-    def __init__(self, app: ASGIApp, tokens: Tokens, *, cors: bool = False) -> None:
+    def __init__(self, app: ASGIApp, tokens: Tokens, *, whose: str, origins: Iterable[str], headers: Mapping[str, str]) -> None:
         self._app = app
         self._tokens = tokens
-        self._cors = cors
+        self._whose = whose
+        self._origins = frozenset(origins)
+        self._headers = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
@@ -130,16 +156,24 @@ class Front:
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
                 added = MutableHeaders(raw=message.setdefault("headers", []))
-                if self._cors and (origin := headers.get("origin")):
+                for name, value in self._headers.items():
+                    added.setdefault(name, value)
+                if (origin := headers.get("origin")) and not self._origins.isdisjoint((origin, "*")):
                     added["Access-Control-Allow-Origin"] = origin
+                    added["Vary"] = "Origin"
                 if message["status"] >= 400 and not await body.drained():
                     added["Connection"] = "close"
             await send(message)
 
         if len(scope["path"]) > 1 and scope["path"].endswith("/"):
             scope["path"] = scope["path"].rstrip("/") or "/"
-        owner = identity(scope.get("extensions", {}).get(CLIENT), headers, self._tokens)
-        scope.setdefault("state", {})["owner"] = owner if isinstance(owner, str) else None
+        client: Client | None = scope.get("extensions", {}).get(CLIENT)
+
+        def proved() -> str | Response:
+            return identity(client, headers, self._tokens, whose=self._whose)
+
+        owner = proved()
+        scope.setdefault("state", {}).update(owner=owner if isinstance(owner, str) else None, admitted=lambda: proved() == owner)
         await (self._app if isinstance(owner, str) else owner)(scope, body.receive, answer)
 
 
@@ -232,6 +266,8 @@ async def _refusal(request: Request, error: Exception) -> Response:
             return problem(error.status_code, headers=error.headers)
         case ClientDisconnect():
             return problem(400, "the body ended before it was whole")
+        case Unauthorized():
+            return problem(error.status, str(error), {"WWW-Authenticate": "Bearer"})
         case Busy():
             return problem(503, str(error), {"Retry-After": f"{error.retry_after:g}"})
         case SpoolFull():

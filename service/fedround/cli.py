@@ -4,7 +4,6 @@ A command's own code is imported when that command is chosen: `fedround --help` 
 """
 
 import difflib
-import json
 import logging
 import os
 import signal
@@ -17,17 +16,14 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Never
 
-from fedround import view
-from fedround.errors import ConfigurationError, FedroundError, ParticipantError, Refused
+from fedround import asking, view
+from fedround.errors import ConfigurationError, FedroundError, ParticipantError, Refused, Unauthorized
 
 if TYPE_CHECKING:
     from fedround.settings import Settings
     from fedround.sources import Line, Loaded
 
 LOG = logging.getLogger("fedround")
-
-MAX_ANSWER = 64 << 20
-"""Bytes of what a service tells of itself: a status may name every participant."""
 
 Arguments = Mapping[str, Any]
 Run = Callable[[Arguments], int]
@@ -198,18 +194,19 @@ def _model(parser: ArgumentParser) -> Run:
     parser.add_argument("--from", dest="url", required=True, metavar="URL", help="the aggregator's ops port")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the .npy file to write")
     parser.add_argument("--round", type=int, metavar="N", help="the round whose model it is; by default the last")
-    parser.add_argument("--token", help="the aggregator's token")
+    asking.add_token(parser)
 
     def run(arguments: Arguments) -> int:
         from fedround.durable import Directory, replace
         from fedround.http import fetch_model
 
         output: Path = arguments["output"]
+        token = asking.token(arguments["token"], "aggregator")
         try:
-            model, number = fetch_model(_url(arguments["url"]), round=arguments["round"], token=arguments["token"])
+            model, number = fetch_model(asking.checked(arguments["url"]), round=arguments["round"], token=token)
         except Refused as error:
-            if error.status == 401:
-                raise FedroundError(f"{error}: give the aggregator's by --token") from error
+            if error.status == Unauthorized.status:
+                raise FedroundError(f"{error}: {asking.missing('aggregator')}") from error
             if error.detail in ("", "Not Found"):
                 raise FedroundError(f"{error}: is this the aggregator's ops port, by default 9082?") from error
             raise
@@ -225,18 +222,23 @@ def _model(parser: ArgumentParser) -> Run:
 
 def _status(parser: ArgumentParser) -> Run:
     """Show what a service is doing."""
-    asked = _asking(parser)
+    asking.add_service(parser)
+    asking.add_token(parser)
     parser.add_argument("--output", choices=["text", "json"], help="by default text on a terminal, and JSON elsewhere")
 
     def run(arguments: Arguments) -> int:
         try:
-            status, answer = asked(arguments, "/status")
+            target = asking.target(arguments["service"], arguments["url"], parser.prog)
+            status, answer = target.ask("/status", asking.token(arguments["token"], target.service))
         except FedroundError as error:
             print(error, file=sys.stderr)
             return Exit.FAILED
-        found = _object(answer)
+        found = asking.decoded(answer)
+        if status == Unauthorized.status:
+            print(f"refused with {status}: {asking.missing(target.service)}", file=sys.stderr)
+            return Exit.FAILED
         if status != 200 or found is None:
-            print(_foreign("/status", status), file=sys.stderr)
+            print(asking.foreign("/status", status), file=sys.stderr)
             return Exit.FAILED
         as_text = arguments["output"] == "text" or (arguments["output"] is None and sys.stdout.isatty())
         print("\n".join(view.lines(found)) if as_text else answer.strip())
@@ -247,19 +249,19 @@ def _status(parser: ArgumentParser) -> Run:
 
 def _healthcheck(parser: ArgumentParser) -> Run:
     """Exit with 0 when a service is ready, with 1 when it is not; say why."""
-    asked = _asking(parser)
+    asking.add_service(parser)
 
     def run(arguments: Arguments) -> int:
         try:
-            status, answer = asked(arguments, "/readyz")
+            status, answer = asking.target(arguments["service"], arguments["url"], parser.prog).ask("/readyz")
         except FedroundError as error:
             print(error)
             return Exit.FAILED
-        match _object(answer):
+        match asking.decoded(answer):
             case {"ready": bool(ready), "reasons": [*reasons]}:
                 print("ready" if ready else f"not ready: {', '.join(map(str, reasons))}")
                 return Exit.OK if ready else Exit.FAILED
-        print(_foreign("/readyz", status))
+        print(asking.foreign("/readyz", status))
         return Exit.FAILED
 
     return run
@@ -328,65 +330,3 @@ def _show(lines: "Iterable[Line]") -> None:
     rows = [("variable", "value", "source"), *dict.fromkeys(lines)]
     for line in view.columns([(variable, value or "-", source) for variable, value, source in rows]):
         print(line)
-
-
-def _asking(parser: ArgumentParser) -> Callable[[Arguments, str], tuple[int, str]]:
-    """Flags that say whose ops port is meant. What is given back asks for a path: HTTP status and body. Raises `FedroundError`."""
-    parser.add_argument("service", nargs="?", choices=OPS, help="which one on this machine [default participant]")
-    parser.add_argument("--from", dest="url", metavar="URL", help="the service's ops port; by default what its variables say")
-
-    def ask(arguments: Arguments, path: str) -> tuple[int, str]:
-        # Not httpx: a probe runs every few seconds, and this is imported in a tenth of the time.
-        import urllib.error
-        import urllib.request
-        from http.client import HTTPException
-
-        nobody_said = arguments["url"] is None and arguments["service"] is None
-        url = arguments["url"] or _ops_url(*OPS[arguments["service"] or "participant"])
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            with opener.open(_url(url).rstrip("/") + path, timeout=5) as response:
-                return response.status, response.read(MAX_ANSWER).decode(errors="replace")
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read(MAX_ANSWER).decode(errors="replace")
-        except (OSError, ValueError, HTTPException, FedroundError) as error:
-            reason = getattr(error, "reason", error)
-            others = f"; `{parser.prog} coordinator` and `aggregator` ask those, --from asks elsewhere" if nobody_said else ""
-            raise FedroundError(f"no answer from {url}: {getattr(reason, 'strerror', None) or reason}{others}") from error
-
-    return ask
-
-
-def _url(url: str) -> str:
-    if not url.startswith(("http://", "https://")):
-        raise FedroundError(f"{url} is no URL: write it as http://host:port")
-    return url
-
-
-def _foreign(path: str, status: int) -> str:
-    ports = ", ".join(f"{port} ({service})" for service, (_, _, port) in OPS.items())
-    return f"not a service of fedround: it answers {path} with {status}; ops ports are by default {ports}"
-
-
-def _object(answer: str) -> dict[str, Any] | None:
-    try:
-        found = json.loads(answer)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-OPS = {
-    "participant": ("PARTICIPANT_OPS_BIND", "PARTICIPANT_OPS_PORT", "8080"),
-    "coordinator": ("COORDINATOR_BIND", "COORDINATOR_OPS_PORT", "9081"),
-    "aggregator": ("AGGREGATOR_BIND", "AGGREGATOR_OPS_PORT", "9082"),
-}
-"""The variables that say where each is served to operators, and its default port: to load the settings takes longer than to ask."""
-
-
-def _ops_url(bind: str, port: str, default: str) -> str:
-    host = os.environ.get(bind, "").strip()
-    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-    number = os.environ.get(port, "").strip()
-    return f"http://{f'[{host}]' if ':' in host else host}:{number if number.isdecimal() else default}"

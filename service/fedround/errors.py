@@ -6,6 +6,7 @@ FedroundError
 ├── DataDirectoryHeld         another process holds the data directory               exit 75
 ├── IllegalMove               a core was given an event that its state does not allow
 ├── UnknownAttempt            the books know no such attempt, or know it as over      (409)
+├── Unauthorized              a token that was revoked during the request             (401)
 ├── NotAdmitted               no such id and token at the aggregator                  (404)
 ├── Forbidden                 the id belongs to another proved identity               (403)
 ├── Late                      a token whose round is over, or was given away          (409)
@@ -76,6 +77,12 @@ class UnknownAttempt(FedroundError):
     def __init__(self, attempt: str) -> None:
         super().__init__(f"attempt {attempt[:8]} is not the one the books are open for")
         self.attempt = attempt
+
+
+class Unauthorized(FedroundError):
+    """The token of a request was revoked while the request was under way."""
+
+    status: ClassVar[int] = 401
 
 
 class NotAdmitted(FedroundError):

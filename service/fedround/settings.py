@@ -126,6 +126,21 @@ def _sendable(value: SecretStr | None) -> SecretStr | None:
     return value
 
 
+def _of_operators_alone(value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+    if value is not None and value == info.data.get("token"):
+        raise ValueError("participants have the same token: operators need a different one")
+    return value
+
+
+def _origins(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    found = tuple(filter(None, (origin.strip() for origin in value.split(","))))
+    if not all(re.fullmatch(r"\*|https?://[a-z0-9.:\[\]-]+", origin) for origin in found):
+        raise ValueError("write origins as browsers send them, in lower case and without a path: https://fl.example.org")
+    return found
+
+
 def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
@@ -137,6 +152,7 @@ Place = Annotated[Path | None, Field(title="path")]
 Number = Annotated[int, Field(title="number")]
 Port = Annotated[int, Field(ge=0, le=65535, title="port")]
 Options = Annotated[dict[str, Any], BeforeValidator(_json_object), Field(title="json")]
+Origins = Annotated[tuple[str, ...], BeforeValidator(_origins), Field(title="origins")]
 Secret = Annotated[SecretStr | None, AfterValidator(_sendable), Field(title="secret")]
 Hosts = Annotated[tuple[str, ...], BeforeValidator(_hosts), Field(title="hosts")]
 LogFormat = Annotated[Literal["text", "json"], BeforeValidator(_lower), Field(title="text|json")]
@@ -250,6 +266,13 @@ class ParticipantSettings(Settings):
         None, "The certificate (PEM) with which that port serves TLS, read again when it changes. Unset: no TLS."
     )
     ops_tls_key_file: Place = setting(None, "Its private key (PEM), not encrypted. Unset: it is in the same file.")
+    ops_token: Secret = setting(
+        None,
+        "The operators' bearer token. `/status` and `/metrics` require it, and `/metrics` then includes the single weights of the "
+        "local model. Unset: both endpoints are open.",
+    )
+
+    _differ = field_validator("ops_token")(_of_operators_alone)
 
 
 class PlatformSettings(Settings):
@@ -270,11 +293,23 @@ class PlatformSettings(Settings):
         "Authorities (PEM) that sign participants' certificates. Set: each participant needs a certificate, or a token of its own, "
         "and is known by the certificate's name.",
     )
+    ops_token: Secret = setting(
+        None,
+        "The operators' bearer token; in a browser, the password. Every endpoint of the ops port except `/livez` and `/readyz` "
+        "requires it. Unset: `/status` and `/metrics` are open.",
+    )
     internal_secret: Secret = setting(
         None,
         "Guards the aggregator's internal port: the same for both, required where that port is not on loopback.",
     )
     bind: str = setting("0.0.0.0", "The address on which participants are served, and the ops port.")  # noqa: S104 a service in a container
+    cors_origins: Origins = setting(
+        "",
+        "The web origins whose pages may read the answers of the participants' port, separated by commas, for example "
+        "https://fl.example.org. `*` stands for every origin. Unset: none.",
+    )
+
+    _differ = field_validator("ops_token")(_of_operators_alone)
 
 
 class CoordinatorSettings(PlatformSettings):

@@ -151,7 +151,7 @@ def lines(metrics: Metrics, job: str, instances: int) -> Iterator[str]:
 
 def busy_participant() -> ParticipantMetrics:
     """One that has seen everything go wrong that there is."""
-    metrics = ParticipantMetrics()
+    metrics = ParticipantMetrics(local_values=True)
     weights = statistics(np.linspace(-1, 1, 32))
     facts: list[events.Fact] = [
         events.StateChanged("training", 1, draining=False),

@@ -89,6 +89,14 @@ def test_what_a_participant_does_is_counted(fact: Fact, series: str, labels: dic
     assert sample(told(ParticipantMetrics(), fact), f"fedround_participant_{series}", **labels) == value
 
 
+@pytest.mark.parametrize("shown", [False, True])
+def test_the_single_weights_of_a_local_model_are_shown_only_where_that_is_wanted(shown: bool) -> None:
+    metrics = told(ParticipantMetrics(local_values=shown), LOCAL)
+    found = sample(metrics, "fedround_participant_weight_value", index="0", source="local")
+    assert found == (1.0 if shown else None)
+    assert sample(metrics, "fedround_participant_weights_gcount", source="local") == 2, "statistics are shown all the same"
+
+
 def test_what_training_changed_is_not_shown_where_it_is_not_known() -> None:
     metrics = ParticipantMetrics()
     seen = []

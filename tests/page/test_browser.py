@@ -193,9 +193,9 @@ def test_a_page_too_many_says_so_until_another_is_closed(window: Browser, axe: s
 
 
 def test_where_the_token_is_another_one_the_page_is_loaded_again_to_ask_for_it(window: Browser) -> None:
-    with running("platform", COORDINATOR_TOKEN="one") as platform:
+    with running("platform", COORDINATOR_OPS_TOKEN="one") as platform:
         shown(window, ops(platform).replace("//", "//me:one@"))
-    with running("platform", COORDINATOR_TOKEN="two", **platform.ports) as platform:
+    with running("platform", COORDINATOR_OPS_TOKEN="two", **platform.ports) as platform:
         until(lambda: window.run("return window.mark") is None, WITHIN)
         shown(window, ops(platform).replace("//", "//me:two@"))
 

@@ -65,8 +65,8 @@ def test_events_follow_training_and_end_with_the_coordinator() -> None:
         assert "Traceback" not in platform.log
 
 
-def test_where_a_token_is_set_the_page_asks_for_it_as_a_password() -> None:
-    with running("platform", COORDINATOR_TOKEN="secret") as platform:
+def test_where_operators_have_a_token_the_page_asks_for_it_as_a_password() -> None:
+    with running("platform", COORDINATOR_OPS_TOKEN="secret") as platform:
         for path, scheme in {"/": "Basic ", "/events": "Bearer"}.items():
             with pytest.raises(urllib.error.HTTPError, match="401") as refused:
                 platform.open("COORDINATOR_OPS_PORT", path)

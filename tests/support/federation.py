@@ -40,14 +40,16 @@ class Running:
 
 @contextmanager
 def our_platform(*, traces: "Tracing | None" = None, **settings: object) -> Iterator[Running]:
-    """Our platform, with coordinator `settings`, at work within the block."""
+    """Our platform, with coordinator `settings`, at work within the block. Both services have the same tokens."""
     stop = asyncio.Event()
     ready, ended = threading.Event(), threading.Event()
     running: list[Running] = []
 
     async def serve() -> None:
         coordinator = CoordinatorSettings.model_validate({**ANY_PORT, **settings})
-        async with platform.serving(coordinator, AggregatorSettings.model_validate(ANY_PORT), traces=traces) as p:
+        tokens = {name: settings[name] for name in ("token", "tokens_file") if name in settings}
+        aggregator = AggregatorSettings.model_validate({**ANY_PORT, **tokens})
+        async with platform.serving(coordinator, aggregator, traces=traces) as p:
             running.append(Running(p, asyncio.get_running_loop()))
             ready.set()
             await stop.wait()

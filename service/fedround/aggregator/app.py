@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -63,9 +63,14 @@ MAX_CALL = 64 << 20
 
 
 def public(
-    service: AggregatorService, *, tokens: Tokens = OPEN, observe: Observer | None = None, trace: asgi.Trace | None = None
+    service: AggregatorService,
+    *,
+    tokens: Tokens = OPEN,
+    origins: Sequence[str] = (),
+    observe: Observer | None = None,
+    trace: asgi.Trace | None = None,
 ) -> ASGIApp:
-    """`GET` and `POST /{id}/{token}`. `tokens`, `observe` and `trace`: see `asgi.application`."""
+    """`GET` and `POST /{id}/{token}`. `tokens`, `origins`, `observe` and `trace`: see `asgi.application`."""
 
     async def model(request: Request) -> Response:
         model = service.read(*_credentials(request), request.state.owner)
@@ -80,7 +85,7 @@ def public(
         outcome = await service.deliver(
             id,
             update_token,
-            request.stream(),
+            _body(request),
             owner=request.state.owner,
             length=int(length) if length.isdecimal() else None,
             figures=_figures(id, request.headers.get(wire.METRICS)),
@@ -88,12 +93,19 @@ def public(
         return Response(headers={wire.UPDATE_OUTCOME: outcome})
 
     routes = [Route(wire.UPDATE, model), Route(wire.UPDATE, update, methods=["POST"])]
-    return asgi.application(routes, tokens=tokens, cors=True, observe=observe, trace=trace)
+    return asgi.application(routes, tokens=tokens, origins=origins, observe=observe, trace=trace)
 
 
 def _credentials(request: Request) -> tuple[str, str]:
     # What is no UUID was never admitted either.
     return wire.parse_id(request.path_params["id"]) or "", wire.parse_id(request.path_params["token"]) or ""
+
+
+async def _body(request: Request) -> AsyncIterator[bytes]:
+    """The body. Raises `Unauthorized` at its end if the participant's token was revoked in the meantime."""
+    async for chunk in request.stream():
+        yield chunk
+    asgi.check_admitted(request)
 
 
 def _matches(if_none_match: str, etag: str) -> bool:
@@ -181,12 +193,10 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= 18
 
 
-def model_route(service: AggregatorService, tokens: Tokens = OPEN) -> Route:
+def model_route(service: AggregatorService, access: ops.Access = ops.OPEN) -> Route:
     """`/model` for the ops port: the newest global model, or that of `?round=N`; its round is the `ETag`."""
 
     async def newest(request: Request) -> Response:
-        if asgi.bearer(request.headers, tokens, basic=True) is None:
-            return asgi.unauthorized(request.headers, basic=True)
         wanted = request.query_params.get("round")
         if wanted is not None and not _is_number(wanted):
             return asgi.problem(400, "`round` is the number of a round")
@@ -203,7 +213,7 @@ def model_route(service: AggregatorService, tokens: Tokens = OPEN) -> Route:
         headers = {"ETag": f'"{number}"', "Content-Disposition": f'attachment; filename="model{service.codec.suffix}"'}
         return asgi.Slices(buffers, headers=headers, media_type="application/octet-stream")
 
-    return Route("/model", newest)
+    return access.route("/model", newest)
 
 
 # The process
@@ -260,7 +270,7 @@ def _model(settings: AggregatorSettings, codec: Codec, store: ModelStore | None,
 
 def public_endpoint(settings: AggregatorSettings, service: AggregatorService, telemetry: Telemetry) -> Endpoint:
     """Where participants are served."""
-    app = public(service, tokens=guard(settings), observe=telemetry.observe, trace=telemetry.server)
+    app = public(service, tokens=guard(settings), origins=settings.cors_origins, observe=telemetry.observe, trace=telemetry.server)
     return Endpoint(app, host=settings.bind, port=settings.port, setting="AGGREGATOR_PORT", tls=tls.public(settings))
 
 
@@ -276,8 +286,8 @@ def ops_endpoint(settings: AggregatorSettings, service: AggregatorService, healt
     """Where operators are served."""
     telemetry.show(service.status)
     service.faults = lambda: health.reasons
-    tokens = Tokens(reveal(settings.token), settings.tokens_file)
-    app = ops.app(health, service.status, scrape=telemetry.scrape, routes=[model_route(service, tokens)])
+    access = ops.access(settings)
+    app = ops.app(health, service.status, scrape=telemetry.scrape, routes=[model_route(service, access)], access=access)
     return Endpoint(
         app, host=settings.bind, port=settings.ops_port, setting="AGGREGATOR_OPS_PORT", last=True, tls=tls.operators(settings)
     )

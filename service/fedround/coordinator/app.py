@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -42,11 +42,17 @@ ANONYMOUS = "participant"
 
 
 def public(
-    service: CoordinatorService, *, tokens: Tokens = OPEN, observe: Observer | None = None, trace: asgi.Trace | None = None
+    service: CoordinatorService,
+    *,
+    tokens: Tokens = OPEN,
+    origins: Sequence[str] = (),
+    observe: Observer | None = None,
+    trace: asgi.Trace | None = None,
 ) -> ASGIApp:
     """What participants talk to. Who uses none of the additions gets the very bytes of 0.8.
 
-    `tokens`, `observe` and `trace`: see `asgi.application`. Who has a token of its own is called as the token's owner is.
+    `tokens`, `origins`, `observe` and `trace`: see `asgi.application`. A participant with a token of its own has the name
+    of the token's owner.
     """
 
     async def rendez_vous(request: Request, _: str) -> Response:
@@ -63,6 +69,7 @@ def public(
     async def heartbeat(request: Request, id: str) -> Response:
         wait = wire.parse_prefer_wait(request.headers.get(wire.PREFER))
         answer = await service.heartbeat(id, wait=wait or 0.0, hung_up=partial(_hung_up, request.receive))
+        asgi.check_admitted(request)  # it may have been held for long
         if wait is None:
             return _json(Heartbeat(answer.state, answer.round))
         return _json(answer, {wire.PREFERENCE_APPLIED: f"wait={wait:.0f}"})
@@ -80,7 +87,7 @@ def public(
         _route(wire.START_TRAINING, "GET", start_training, service),
         _route(wire.LEAVE, "DELETE", leave, service),
     ]
-    return asgi.application(routes, tokens=tokens, cors=True, observe=observe, trace=trace)
+    return asgi.application(routes, tokens=tokens, origins=origins, observe=observe, trace=trace)
 
 
 def _route(path: str, method: str, handler: Callable[[Request, str], Awaitable[Response]], service: CoordinatorService) -> Route:
@@ -160,7 +167,7 @@ def readiness(health: Health) -> Observer:
 
 def public_endpoint(settings: CoordinatorSettings, service: CoordinatorService, telemetry: Telemetry) -> Endpoint:
     """Where participants are served."""
-    app = public(service, tokens=guard(settings), observe=telemetry.observe, trace=telemetry.server)
+    app = public(service, tokens=guard(settings), origins=settings.cors_origins, observe=telemetry.observe, trace=telemetry.server)
     return Endpoint(app, host=settings.bind, port=settings.port, setting="COORDINATOR_PORT", tls=tls.public(settings))
 
 
@@ -171,8 +178,8 @@ def ops_endpoint(settings: CoordinatorSettings, service: CoordinatorService, hea
         return service.status() | {"warnings": telemetry.log.warnings}
 
     telemetry.show(service.status)
-    tokens = Tokens(reveal(settings.token), settings.tokens_file)
-    app = ops.app(health, status, scrape=telemetry.scrape, routes=page.routes(health, status, tokens))
+    access = ops.access(settings)
+    app = ops.app(health, status, scrape=telemetry.scrape, routes=page.routes(health, status, access), access=access)
     return Endpoint(
         app, host=settings.bind, port=settings.ops_port, setting="COORDINATOR_OPS_PORT", last=True, tls=tls.operators(settings)
     )

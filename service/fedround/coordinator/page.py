@@ -1,6 +1,8 @@
 """The page of the federation on the coordinator's ops port: one HTML file, kept live by server-sent events of the status."""
 
 import asyncio
+import base64
+import hashlib
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from importlib.resources import files
@@ -11,8 +13,8 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from fedround import asgi
+from fedround.observability import ops
 from fedround.observability.health import Health
-from fedround.tokens import OPEN, Tokens
 
 EVERY = 1.0
 """Seconds between two events."""
@@ -21,28 +23,29 @@ MANY = 500
 SELDOM = 10.0
 """... at least so often: a page that hears nothing for longer believes that the connection is lost."""
 MAX_STREAMS = 50
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
+POLICY = "; ".join(
+    [
+        *("default-src 'none'", "style-src {style}", "script-src {script}", "connect-src 'self'", "img-src data:"),
+        *("base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"),
+    ]
+)
+"""What a browser may do for the page: run its one script and its one style, which their digests name, and nothing else."""
 
 
-def routes(health: Health, status: Callable[[], Mapping[str, object]], tokens: Tokens = OPEN) -> list[Route]:
-    """`/` and `/events`; with tokens, for who has one, as a password or as a bearer."""
+def routes(health: Health, status: Callable[[], Mapping[str, object]], access: ops.Access = ops.OPEN) -> list[Route]:
+    """`/` and `/events`, for those whom `access` lets in."""
     page = files(__package__).joinpath("page.html").read_bytes()
+    policy = POLICY.format(style=_digest(page, b"style"), script=_digest(page, b"script"))
     streams = 0
 
     async def show(request: Request) -> Response:
-        if asgi.bearer(request.headers, tokens, basic=True) is None:
-            return asgi.unauthorized(request.headers, basic=True)
-        return Response(page, headers={"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"}, media_type="text/html")
+        return Response(page, headers={"Content-Security-Policy": policy, "Cache-Control": "no-cache"}, media_type="text/html")
 
     async def events(request: Request) -> Response:
-        if asgi.bearer(request.headers, tokens, basic=True) is None:
-            # Not a word of Basic: a browser would ask for it over the page, again and again. The page loads itself anew instead.
-            return asgi.unauthorized(request.headers)
         if streams >= MAX_STREAMS:
             return asgi.problem(503, "too many pages are open", {"Retry-After": "10"})
         # nginx would keep events back until it has a buffer full of them.
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return Stream(told(), headers=headers, media_type="text/event-stream")
+        return Stream(told(), headers={"X-Accel-Buffering": "no"}, media_type="text/event-stream")
 
     class Stream(StreamingResponse):
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,7 +65,14 @@ def routes(health: Health, status: Callable[[], Mapping[str, object]], tokens: T
             yield f"data: {json.dumps({'reasons': health.reasons, **now})}\n\n"
             await asyncio.sleep(min(EVERY * max(1.0, _participants(now) / MANY), SELDOM))
 
-    return [Route("/", show), Route("/events", events)]
+    # No Basic challenge for events: a browser would show its dialog over the page again and again. The page reloads itself instead.
+    return [access.route("/", show), access.route("/events", events, basic=False)]
+
+
+def _digest(page: bytes, tag: bytes) -> str:
+    """The one element of that tag in the page, as a policy names its content."""
+    content = page.partition(b"<%s>" % tag)[2].partition(b"</%s>" % tag)[0]
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content).digest()).decode()}'"
 
 
 def _participants(status: Mapping[str, object]) -> int:

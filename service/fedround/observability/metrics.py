@@ -102,11 +102,11 @@ class Metrics:
 
 
 class ParticipantMetrics(Metrics):
-    """Of a participant."""
+    """Of a participant. `local_values`: show the single weights of a small local model, too, which are the silo's own."""
 
     prefix = "fedround_participant_"
 
-    def __init__(self, registry: CollectorRegistry | None = None, **options: Any) -> None:
+    def __init__(self, registry: CollectorRegistry | None = None, *, local_values: bool = False, **options: Any) -> None:
         super().__init__(registry, **options)
         states = ["registering", "waiting", "training", "confirming", "finished", "stopped", "draining"]
         outcomes = {"outcome": ["completed", "unconfirmed", "failed", "refused", "abandoned"]}
@@ -139,7 +139,7 @@ class ParticipantMetrics(Metrics):
         self._reported = make(Gauge, "training_metric", "What the training code reports, the newest of each name.", {"name": []})
         self._names: set[str] = set()
         self._exchanges = _Exchanges(self)
-        self._weights = _Weights(self, _SOURCES)
+        self._weights = _Weights(self, _SOURCES, values=_SOURCES if local_values else _SOURCES[:1])
         self._change = _Change(self)
         self._samples = make(Counter, "trained_samples_total", "Samples that its updates were trained on.")
 
@@ -248,7 +248,7 @@ class AggregatorMetrics(Metrics):
         )
         self._not_kept = make(Counter, *_NOT_KEPT)
         self._uploads = make(Gauge, "uploads_in_progress", "Updates that are being received.")
-        self._weights = _Weights(self, _SOURCES[:1])
+        self._weights = _Weights(self, _SOURCES[:1], values=_SOURCES[:1])
         self._requests = _Requests(self)
 
     def show(self, status: Callable[[], Mapping[str, Any]]) -> None:
@@ -336,10 +336,11 @@ class _Requests:
 
 
 class _Weights(Collector):
-    """The newest weights of each source."""
+    """The newest weights of each source; one by one only those of the sources in `values`."""
 
-    def __init__(self, metrics: Metrics, sources: Sequence[str]) -> None:
+    def __init__(self, metrics: Metrics, sources: Sequence[str], *, values: Sequence[str]) -> None:
         self._prefix = metrics.prefix
+        self._values = values
         self._newest: dict[str, events.WeightsMeasured] = {}
         self._nonfinite = metrics._make(
             Counter, "nonfinite_weights_total", "Weights that were NaN or infinite.", {"source": sources}
@@ -363,13 +364,15 @@ class _Weights(Collector):
                 family.add_metric([source], found.figures[name])
             yield family
         one_by_one = GaugeMetricFamily(
-            self._prefix + "weight_value", "The weights of a model of at most 32, one by one.", labels=["index", "source"]
+            self._prefix + "weight_value",
+            "The weights of a model of at most 32, one by one; those of a local model only where PARTICIPANT_OPS_TOKEN is set.",
+            labels=["index", "source"],
         )
         absolute = GaugeHistogramMetricFamily(
             self._prefix + "weights", "Absolute values of the weights, by powers of ten.", labels=["source"]
         )
         for source, found in newest.items():
-            for index, value in enumerate(found.values):
+            for index, value in enumerate(found.values if source in self._values else ()):
                 one_by_one.add_metric([str(index), source], value)
             absolute.add_metric([source], list(_buckets(found)), found.l1_norm)
         yield one_by_one

@@ -1,7 +1,10 @@
-"""The ops app of every service: is it alive, is it ready, what is it doing. What else one shows there comes as further routes."""
+"""The ops app of every service: is it alive, is it ready, what is it doing. What else one shows there comes as further routes.
+
+It also decides who may read what (`Access`). A participant's token opens nothing here.
+"""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -10,15 +13,80 @@ from starlette.types import ASGIApp
 
 from fedround import asgi
 from fedround.observability.health import Health
+from fedround.settings import ParticipantSettings, PlatformSettings, reveal
+from fedround.tokens import Tokens
 
+Endpoint = Callable[[Request], Awaitable[Response]]
 Scrape = Callable[[str], tuple[bytes, str]]
 """Gives all metrics in the format that an `Accept` header asks for, and its content type."""
 
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+"""What every answer tells a browser: keep nothing, load nothing, show it in no other page, guess no type."""
+
+
+class Access:
+    """Who may read the endpoints of one ops port.
+
+    Args:
+        token: The operators' token. None: no endpoint requires a token.
+        variable: The setting that holds it.
+        closed: Close private endpoints while there is no operators' token, because participants prove who they are.
+    """
+
+    def __init__(self, token: str | None = None, variable: str = "", *, closed: bool = False) -> None:
+        self._tokens = Tokens(token)
+        self._variable = variable
+        self._closed = closed
+
+    def route(self, path: str, endpoint: Endpoint, *, private: bool = True, basic: bool = True, method: str = "GET") -> Route:
+        """A route that only operators may use.
+
+        Args:
+            path: Its path.
+            endpoint: What answers an operator.
+            private: Whether it is closed where participants need tokens and operators have none.
+            basic: Whether a browser may ask for the token as a password.
+            method: The one method that it has.
+        """
+
+        async def guarded(request: Request) -> Response:
+            if private and self._closed and not self._tokens.needed:
+                return asgi.problem(403, f"closed to everybody: set {self._variable}, and send that token")
+            if asgi.bearer(request.headers, self._tokens, basic=True) is None:
+                return asgi.unauthorized(request.headers, basic=basic, whose=f"operators' token ({self._variable})")
+            return await endpoint(request)
+
+        return Route(path, guarded, methods=[method])
+
+
+OPEN = Access()
+"""Everybody may read everything."""
+
+
+def access(settings: PlatformSettings | ParticipantSettings) -> Access:
+    """The access that a service's settings describe."""
+    proofs = ("token", "tokens_file", "tls_client_ca_file") if isinstance(settings, PlatformSettings) else ()
+    closed = any(getattr(settings, name) is not None for name in proofs)
+    return Access(reveal(settings.ops_token), f"{settings.prefix}_OPS_TOKEN", closed=closed)
+
 
 def app(
-    health: Health, status: Callable[[], Mapping[str, object]], *, scrape: Scrape | None = None, routes: Sequence[BaseRoute] = ()
+    health: Health,
+    status: Callable[[], Mapping[str, object]],
+    *,
+    scrape: Scrape | None = None,
+    routes: Sequence[BaseRoute] = (),
+    access: Access = OPEN,
 ) -> ASGIApp:
-    """`/livez`, `/readyz` (200, or 503 with the reasons), `/status` (what `status` returns, as JSON), `/metrics`, and `routes`."""
+    """`/livez`, `/readyz` (200, or 503 with the reasons), `/status` (what `status` returns, as JSON), `/metrics`, and `routes`.
+
+    The probes are open. `access` guards `/status` and `/metrics`; `routes` guard themselves by `Access.route`.
+    """
 
     async def livez(request: Request) -> Response:
         return _json({"alive": health.alive}, 200 if health.alive else 503)
@@ -37,10 +105,10 @@ def app(
         body, content_type = scrape(request.headers.get("accept", ""))
         return Response(body, headers={"Content-Type": content_type})
 
-    own = [Route("/livez", livez), Route("/readyz", readyz), Route("/status", show_status), Route("/metrics", metrics)]
-    return asgi.application([*own, *routes])
+    probes = [Route("/livez", livez), Route("/readyz", readyz)]
+    shown = [access.route("/status", show_status, private=False), access.route("/metrics", metrics, private=False)]
+    return asgi.application([*probes, *shown, *routes], headers=HEADERS)
 
 
 def _json(data: Mapping[str, object], status: int) -> Response:
-    # A probe's answer of a minute ago is worth nothing.
-    return Response(json.dumps(data) + "\n", status, {"Cache-Control": "no-store"}, media_type="application/json")
+    return Response(json.dumps(data) + "\n", status, media_type="application/json")

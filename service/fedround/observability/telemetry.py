@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -50,12 +50,12 @@ class Telemetry:
     """The observers of a service.
 
     Args:
-        metrics: The kind of its metrics.
+        metrics: Makes its metrics.
         others: Are told before the log: who has read there that something is so finds it so.
         tracing: The spans of its process.
     """
 
-    def __init__(self, metrics: type[Metrics], others: Iterable[Observer] = (), tracing: "Tracing | None" = None) -> None:
+    def __init__(self, metrics: Callable[..., Metrics], others: Iterable[Observer] = (), tracing: "Tracing | None" = None) -> None:
         own = metrics(exemplar=tracing.ids) if tracing else metrics()
         first, last = ([tracing.before], [tracing.after]) if tracing else ([], [])
         # In between a fact's span is the current one: its exemplar and its log line bear its id.

@@ -67,7 +67,8 @@ class Operators:
         from fedround import serve, tls
         from fedround.observability import ops
 
-        app, settings = ops.app(self._health, self._status, scrape=self._scrape), self._settings
+        settings = self._settings
+        app = ops.app(self._health, self._status, scrape=self._scrape, access=ops.access(settings))
         secured = tls.server("PARTICIPANT_OPS", settings.ops_tls_cert_file, settings.ops_tls_key_file)
         endpoint = serve.Endpoint(app, host=settings.ops_bind, port=settings.ops_port, setting="PARTICIPANT_OPS_PORT", tls=secured)
         async with serve.serving(endpoint):

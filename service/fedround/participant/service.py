@@ -47,7 +47,8 @@ def _serve(settings: ParticipantSettings, participant: Participant) -> None:
     health = Health()
     watch = Watch(settings.name, health, within=max(settings.long_poll, settings.heartbeat_period))
     with tracing("participant", settings.name, heartbeats=settings.trace_heartbeats) as traces:
-        telemetry = Telemetry(ParticipantMetrics, [watch], traces)
+        metrics = partial(ParticipantMetrics, local_values=settings.ops_token is not None)
+        telemetry = Telemetry(metrics, [watch], traces)
         same = {name: getattr(settings, name) for name in ("heartbeat_period", *Options.__annotations__) if hasattr(settings, name)}
         terms = Terms(
             **same | {"token": reveal(settings.token), "observers": [telemetry.observe]},

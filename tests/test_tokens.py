@@ -2,15 +2,22 @@
 
 import logging
 import os
+import resource
+import threading
+from contextlib import suppress
+from itertools import cycle
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import fedround
+from fedround import tokens as tokens_module
 from fedround.errors import ConfigurationError
 from fedround.tokens import OPEN, Tokens
 from support.federation import our_platform
-from support.processes import running
+from support.processes import running, until
 from support.silos import Plus1
 
 FILE = """\
@@ -113,6 +120,149 @@ def test_a_file_that_is_gone_stops_the_start_and_is_awaited_later(file: Path, ca
     file.unlink()
     with pytest.raises(ConfigurationError, match="cannot be read: No such file"):
         Tokens(None, file)
+
+
+def test_a_token_that_was_removed_while_the_file_could_not_be_read_is_refused_as_soon_as_it_can_be(
+    file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokens = Tokens(None, file)
+    replace(file, "berta berta's-token\n")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))  # no file can be opened
+    try:
+        assert [tokens.owner("anna's-token") for _ in range(2)] == ["anna", "anna"]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert caplog.text.count("Too many open files; the former tokens hold") == 1
+    assert tokens.owner("anna's-token") is None
+
+
+@pytest.mark.parametrize("cut", range(len("anna tok1secret\n")))
+def test_no_part_of_a_token_is_believed_while_a_file_is_written_in_place(
+    file: Path, cut: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedround.tokens.SETTLED", 3600.0)
+    text = "anna tok1secret\n"
+    tokens = Tokens(None, file)
+    file.write_text(text[:cut])
+    for end in range(cut + 1):
+        assert tokens.owner(text[:end].rpartition(" ")[2]) is None
+    assert tokens.owner("anna's-token") == "anna", "the former tokens hold until it is whole"
+    file.write_text(text)
+    assert [tokens.owner(given) for given in ("tok1secret", "anna's-token")] == ["anna", None]
+
+
+@pytest.mark.parametrize(("text", "owner"), [("anna tok1secret", "anna"), ("", None)])
+def test_a_file_whose_last_line_has_no_end_counts_when_it_has_settled(
+    file: Path, text: str, owner: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Kubernetes makes it of a literal."""
+    monkeypatch.setattr("fedround.tokens.SETTLED", 0.2)
+    tokens = Tokens(None, file)
+    file.write_text(text)
+    until(lambda: tokens.owner("anna's-token") is None)
+    assert tokens.owner("tok1secret") == owner
+    again = Tokens(None, file)
+    assert again.owner("tok1secret") == owner
+
+
+def test_a_change_within_one_step_of_the_clock_is_seen(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one leaves size, inode and times as they were."""
+    stamp = tokens_module._stamp(file.stat())
+    monkeypatch.setattr(tokens_module, "_stamp", lambda found: stamp)
+    tokens = Tokens(None, file)
+    file.write_text(FILE.replace("berta's-token", "berta's-tokeN"))
+    assert [tokens.owner(f"berta's-toke{last}") for last in "nN"] == [None, "berta"]
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_believed(file: Path) -> None:
+    """Another process writes one set of tokens or the other, over and over; a mixture is never seen."""
+    sets = ["".join(f"silo-{n} {kind}-{n}\n" for n in range(3000)) for kind in ("one", "two")]
+    file.write_text(sets[0])
+    tokens = Tokens(None, file)
+    stop = threading.Event()
+
+    def rewrite() -> None:
+        for text in cycle(sets):
+            if stop.is_set():
+                return
+            replace(file, text)
+
+    writer = threading.Thread(target=rewrite)
+    writer.start()
+    try:
+        for _ in range(50):
+            tokens.owner("")
+            known = set(tokens._names.values())
+            assert len(tokens._names) == len(known) == 3000
+    finally:
+        stop.set()
+        writer.join()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffanna anna's-token\nberta berta's-token\n",
+        "anna anna's-token\r\nberta berta's-token\r\n",
+        "\tanna \t anna's-token \n\n  # berta gone\nberta\tberta's-token\t\n",
+    ],
+)
+def test_files_as_editors_write_them_are_read(file: Path, text: str) -> None:
+    file.write_bytes(text.encode())
+    assert [Tokens(None, file).owner(f"{name}'s-token") for name in ("anna", "berta")] == ["anna", "berta"]
+
+
+@pytest.mark.parametrize("separator", ["\0", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\r", "\xa0"])
+def test_nothing_else_ends_a_line_or_a_word(file: Path, separator: str) -> None:
+    for text in (f"anna{separator}token\n", f"anna token{separator}berta other\n", f"anna to{separator}ken\n"):
+        file.write_text(text, newline="")
+        with pytest.raises(ConfigurationError, match="line 1: write a participant's name"):
+            Tokens(None, file)
+
+
+def test_a_file_in_utf_16_is_not_right(file: Path) -> None:
+    file.write_text(FILE, encoding="utf-16")
+    with pytest.raises(ConfigurationError, match="line 1: write"):
+        Tokens(None, file)
+
+
+def test_a_name_may_have_several_tokens_so_that_one_can_be_replaced(file: Path) -> None:
+    file.write_text("anna former\nanna new\n")
+    assert [Tokens(None, file).owner(given) for given in ("former", "new")] == ["anna", "anna"]
+
+
+def test_thousands_of_tokens_are_known_and_a_file_is_bounded(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write_text("".join(f"silo-{n} token-{n}\n" for n in range(10_000)))
+    assert Tokens(None, file).owner("token-9999") == "silo-9999"
+    monkeypatch.setattr("fedround.tokens.MAX_FILE", 1000)
+    with pytest.raises(ConfigurationError, match="more than 1000 bytes"):
+        Tokens(None, file)
+
+
+@pytest.mark.timeout(10)
+def test_what_is_no_file_is_refused_and_blocks_nobody(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigurationError, match="not a regular file"):
+        Tokens(None, tmp_path / "pipe")
+    with pytest.raises(ConfigurationError, match="cannot be read: Is a directory"):
+        Tokens(None, tmp_path)
+
+
+@given(content=st.binary(max_size=300))
+def test_whatever_is_in_the_file_is_tokens_or_an_error_that_repeats_none(
+    content: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "tokens-of-hypothesis"
+    file.write_bytes(content + b"\n")
+    told = f"{file}, line 1: "
+    with suppress(ConfigurationError):
+        assert Tokens(None, file).owner("") is None
+        return
+    with pytest.raises(ConfigurationError, match=r"line \d+: (write a participant's name|the token of [a-z0-9.-]+ is)") as refused:
+        Tokens(None, file)
+    assert len(str(refused.value)) < len(told) + 150
+    assert str(refused.value).isprintable()
 
 
 def test_who_has_a_token_of_its_own_is_called_by_its_name(file: Path) -> None:

@@ -1,9 +1,12 @@
-"""Who is let in: whoever bears the token that all share, or one of those in a file, which says who has which."""
+"""Who is let in: a client with the token that all share, or with one of those in a file, which says whose each of them is."""
 
 import hmac
 import logging
+import os
 import re
 import secrets
+import stat
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,32 +16,49 @@ from fedround.wire import parse_name
 
 LOG = logging.getLogger(__name__)
 
-_Stamp = tuple[int, int, int]
+MAX_FILE = 16 << 20
+"""Bytes of a file of tokens."""
+SETTLED = 1.0
+"""Seconds without a change after which a file counts as finished although its last line has no newline."""
+TICK = 0.1
+"""Seconds within which a second change of a file may leave its time stamps as they are."""
+
+_LINE = re.compile(r"(\S+)[ \t]+([!-~]+)")
+
+_Stamp = tuple[int, int, int, int]
 
 
 class Tokens:
     """Tokens by whom they belong to. Compared are digests under a key of this process: the time it takes tells nothing of a token.
 
-    The file has a `NAME TOKEN` on each line; blank lines and those that begin with # do not count. When it changes it is read
-    again; what cannot be read then is logged, and what was known goes on.
+    The file has `NAME TOKEN` on each line; blank lines and lines that begin with # do not count. A name may have several tokens.
+    The file is read again when it has changed, as a whole or not at all: see `_content`. What cannot be used then is logged once,
+    the former tokens hold, and a failed read is repeated at the next request.
+
+    Args:
+        shared: The token of all.
+        file: The file.
+        never: A token that no participant may have: the operators'.
 
     Raises:
-        ConfigurationError: the file cannot be read, or a line is not right. No message repeats a token.
+        ConfigurationError: The file cannot be read, or a line is wrong. No message repeats a token.
     """
 
-    def __init__(self, shared: str | None = None, file: Path | None = None) -> None:
+    def __init__(self, shared: str | None = None, file: Path | None = None, *, never: str | None = None) -> None:
         self._key = secrets.token_bytes(32)
         self._shared: Mapping[bytes, str] = {} if shared is None else {self._digest(shared): ""}
+        self._never = None if never is None else self._digest(never)
         self._file = file
         self._seen: _Stamp | None = None
-        self._names = self._shared
+        """Of what was read and settled; None: read the file again at the next request."""
+        self._complaint = ""
+        self._names: Mapping[bytes, str] = self._shared
         if file is not None:
-            self._seen = _stamp(file)
             self._read(file)
 
     @property
     def needed(self) -> bool:
-        """Whether anybody has to bear one."""
+        """Whether clients need a token."""
         return self._file is not None or bool(self._shared)
 
     def owner(self, given: str) -> str | None:
@@ -51,43 +71,80 @@ class Tokens:
         return hmac.digest(self._key, token.encode(), "sha256")
 
     def _look(self, file: Path) -> None:
-        """Read the file again if it is another one now."""
-        seen = _stamp(file)
-        if seen == self._seen:
-            return
-        self._seen = seen
+        """Read the file again if it has changed."""
+        before = self._names
         try:
-            self._read(file)
-        except ConfigurationError as error:
-            LOG.error("%s; the former tokens hold", error)
+            if self._seen is None or _stamp(file.stat()) != self._seen:
+                self._read(file)
+        except (OSError, ConfigurationError) as error:
+            complaint = str(error) if isinstance(error, ConfigurationError) else _unreadable(file, error)
+            if complaint != self._complaint:
+                LOG.error("%s; the former tokens hold", complaint)
+            self._complaint = complaint
         else:
-            LOG.info("%s has changed: there are %d tokens", file, len(self._names))
+            self._complaint = ""
+            if self._names != before:
+                LOG.info("%s has changed: there are %d tokens", file, len(self._names))
 
     def _read(self, file: Path) -> None:
-        names = dict(self._shared)
+        """Replace what is known by what the file says. Raises `ConfigurationError`, and changes no name then."""
         try:
-            text = file.read_bytes().decode(errors="replace")
+            found, content = _content(file)
         except OSError as error:
-            raise ConfigurationError(f"the file of tokens {file} cannot be read: {error.strerror}") from error
-        for number, line in enumerate(text.splitlines(), 1):
-            if not line.strip() or line.lstrip().startswith("#"):
+            raise ConfigurationError(_unreadable(file, error)) from error
+        age = _age(found)
+        # What a later change could hide behind the same stamp is read again; so is what may be half of a file.
+        whole = content.endswith(b"\n") or age > SETTLED
+        self._seen = _stamp(found) if whole and age > TICK else None
+        names = self._parsed(file, content)
+        if whole:
+            self._names = names
+
+    def _parsed(self, file: Path, content: bytes) -> Mapping[bytes, str]:
+        names = dict(self._shared)
+        # Notepad begins a file with a mark; other ends of lines than these two are characters that no token has.
+        for number, line in enumerate(content.decode("utf-8-sig", errors="replace").split("\n"), 1):
+            line = line.strip(" \t\r")
+            if not line or line.startswith("#"):
                 continue
-            match line.split():
-                case [name, token] if parse_name(name) is not None and re.fullmatch("[!-~]+", token):
-                    if names.setdefault(self._digest(token), name) != name:
-                        raise ConfigurationError(f"{file}, line {number}: the token of {name} is somebody else's, too")
-                case _:
-                    raise ConfigurationError(f"{file}, line {number}: write a participant's name, a blank, and its token")
-        self._names = names
+            match = _LINE.fullmatch(line)
+            if match is None or parse_name(match[1]) is None:
+                raise ConfigurationError(f"{file}, line {number}: write a participant's name, a blank, and its token")
+            name, digest = match[1], self._digest(match[2])
+            if digest == self._never:
+                raise ConfigurationError(f"{file}, line {number}: the token of {name} is the operators' token")
+            if names.setdefault(digest, name) != name:
+                raise ConfigurationError(f"{file}, line {number}: the token of {name} is somebody else's, too")
+        return names
 
 
-def _stamp(file: Path) -> _Stamp | None:
+def _content(file: Path) -> tuple[os.stat_result, bytes]:
+    """The state and the content of a file that did not change in between. Raises `OSError` or `ConfigurationError`."""
+    # A pipe in its place shall block nobody.
+    with open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as opened:
+        before = os.fstat(opened.fileno())
+        if not stat.S_ISREG(before.st_mode):
+            raise ConfigurationError(f"the file of tokens {file} is not a regular file")
+        content = opened.read(MAX_FILE + 1)
+        if len(content) > MAX_FILE:
+            raise ConfigurationError(f"the file of tokens {file} has more than {MAX_FILE} bytes")
+        if _stamp(before) != _stamp(os.fstat(opened.fileno())) or len(content) != before.st_size:
+            raise ConfigurationError(f"the file of tokens {file} is being written")
+    return before, content
+
+
+def _stamp(found: os.stat_result) -> _Stamp:
     # Kubernetes replaces the file of a Secret by way of a link: another inode, perhaps of the same size and second.
-    try:
-        found = file.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
+
+
+def _age(found: os.stat_result) -> float:
+    """Seconds since the last change. A clock that was set back, or that of a file server, must not make it new for ever."""
+    return abs(time.time() - found.st_ctime)
+
+
+def _unreadable(file: Path, error: OSError) -> str:
+    return f"the file of tokens {file} cannot be read: {error.strerror}"
 
 
 OPEN = Tokens()
@@ -96,7 +153,7 @@ OPEN = Tokens()
 
 def guard(settings: PlatformSettings) -> Tokens:
     """The tokens that a service's settings name. Warns where other machines need none."""
-    tokens = Tokens(reveal(settings.token), settings.tokens_file)
+    tokens = Tokens(reveal(settings.token), settings.tokens_file, never=reveal(settings.ops_token))
     if not (tokens.needed or is_loopback(settings.bind)):
         name = settings.prefix
         LOG.warning("whoever reaches the %s may take part: set %s_TOKEN or %s_TOKENS_FILE", name.lower(), name, name)

@@ -11,7 +11,7 @@ from random import Random
 
 import numpy as np
 
-from fedround import events, weights
+from fedround import events, measures
 from fedround.cli import MEANINGS
 from fedround.coordinator.rounds import Plan, Rounds
 from fedround.coordinator.status import status
@@ -49,7 +49,7 @@ strategies of these names, any other becomes `module:Class`. `[rpc]`, `[metric_s
 accepted and ignored with a warning: coordinator and aggregator find each other by `COORDINATOR_AGGREGATOR_INTERNAL_URL`.
 """
 
-STATISTICS = weights.statistics(np.ones(1))
+STATISTICS = measures.statistics(np.ones(1))
 ONE_OF_EACH = [  # of what has labels that only the facts tell
     events.ExchangeEnded("GET", "/", 200, None, 0.1, 0, 0),
     events.RequestServed("GET", "/", 200, 0.1),

@@ -24,6 +24,7 @@ FedroundError
 ├── WeightsError              bytes that are no weights, or no update                   (415)
 │   ├── WrongWeights          not the shape, dtype or size that is expected             (422)
 │   ├── NotFinite             NaN, infinite, or too large to be averaged                (422)
+│   ├── Implausible           a change or a sample count out of all proportion          (422)
 │   └── TooLarge              more bytes than are allowed                               (413)
 └── ParticipantError          the participant's own code failed                      exit 70
     ├── DeserializationError  in `deserialize_training_input`
@@ -201,6 +202,12 @@ class WrongWeights(WeightsError):
 
 class NotFinite(WeightsError):
     """Weights with NaN, infinity, or a value too large to be averaged."""
+
+    status = 422
+
+
+class Implausible(WeightsError):
+    """A change of the model, or a sample count, that is out of proportion to what other updates have."""
 
     status = 422
 

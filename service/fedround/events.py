@@ -306,7 +306,7 @@ class BooksReached(Fact):
 
 @dataclass(frozen=True, slots=True)
 class UpdateReceived(Fact):
-    """`outcome` is accepted, repeated, unauthorized, late, invalid or too_large; `reason` is for people."""
+    """`outcome` is accepted, repeated, unauthorized, late, invalid, implausible or too_large; `reason` is for people."""
 
     id: str
     outcome: str
@@ -330,6 +330,15 @@ class Aggregated(Fact):
     updates: int
     parameters: int
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Dominated(Fact):
+    """One of several updates of a round has more than half of all its samples: its `share`."""
+
+    round: int
+    id: str
+    share: float
 
 
 # Every server's

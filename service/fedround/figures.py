@@ -6,7 +6,9 @@ DECADES = tuple(10.0**power for power in range(-6, 2))
 """Absolute values of weights are counted by them."""
 FEW = 32
 LARGEST = 1e290
-"""The largest float64 that is averaged: sums of 2**32 - 1 samples from any number of participants stay finite."""
+"""The largest magnitude of a value that is reported: sums over 2**32 - 1 samples of any number of participants stay finite."""
+LARGEST_WEIGHT = 1e15
+"""The largest magnitude of a weight. The squares of 300 million such weights still sum up to a float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,14 @@ class Statistics:
     """How many have an absolute value of at most each of `DECADES`."""
     values: tuple[float, ...]
     """The weights themselves, of a model of at most `FEW`."""
+
+    @property
+    def flaw(self) -> str:
+        """Why nobody can train on these weights; empty if somebody can."""
+        if self.nonfinite:
+            return f"{self.nonfinite} of its weights are NaN or infinite"
+        largest = max(abs(self.least), abs(self.largest))
+        return f"its largest weight is {largest:.3g}, and {LARGEST_WEIGHT:g} is the limit" if largest > LARGEST_WEIGHT else ""
 
     @property
     def figures(self) -> dict[str, float]:

@@ -149,7 +149,7 @@ Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0, title="
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0, title="size")]
 Url = Annotated[str, AfterValidator(_url), Field(title="url")]
 Place = Annotated[Path | None, Field(title="path")]
-Number = Annotated[int, Field(title="number")]
+Number = Annotated[int, Field(title="number", le=2**32)]
 Port = Annotated[int, Field(ge=0, le=65535, title="port")]
 Options = Annotated[dict[str, Any], BeforeValidator(_json_object), Field(title="json")]
 Origins = Annotated[tuple[str, ...], BeforeValidator(_origins), Field(title="origins")]
@@ -350,6 +350,18 @@ class AggregatorSettings(PlatformSettings):
     )
     strategy_options: Options = setting("{}", "Keyword arguments for the strategy, as a JSON object.")
     max_model_size: Size = setting("1GiB", "The largest update that is accepted, and the largest model made of one.")
+    max_update_ratio: float = setting(
+        100.0,
+        "Refuse an update whose change of the model, or whose sample count, is larger than this multiple of what recent rounds "
+        "counted. 0: accept any.",
+        ge=0,
+        le=1e9,
+        title="ratio",
+    )
+    max_update_norm: Annotated[float | None, Field(title="number")] = setting(
+        None, "Refuse an update whose change of the model has a larger L2 norm. Unset: no absolute limit.", gt=0, le=1e300
+    )
+    max_samples: Number = setting(100_000_000, "Refuse an update with a larger sample count.", ge=1)
     data_dir: Place = setting(None, "Where global models are kept over a restart. Unset: nowhere, and only the newest can be had.")
     keep_models: Number = setting(10, "How many global models the data directory keeps.", ge=1)
     initial_model: Place = setting(

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from fedround.errors import NotFinite, WeightsError, WrongWeights
-from fedround.figures import DECADES, FEW, LARGEST, Change, Statistics
+from fedround.figures import LARGEST_WEIGHT
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
@@ -34,7 +34,8 @@ _MAGIC = b"\x93NUMPY"
 _LENGTH_BYTES = {1: 2, 2: 4, 3: 4}
 _MAX_HEADER = 10_000
 _MAX_PREFIX = _MAX_HEADER + 12
-_MAX_DIMENSIONS = 64
+_MAX_DIMENSIONS = 32
+"""NumPy's iterators take no more, in any of its versions."""
 _KINDS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
 _DESCRS = {order + kind for order in ("", "<", ">", "=", "|") for kind in _KINDS}
 
@@ -141,12 +142,10 @@ def _dtype(descr: object) -> np.dtype[Any]:
 
 
 def _shape(shape: object) -> tuple[int, ...]:
-    if (
-        not isinstance(shape, tuple)
-        or len(shape) > _MAX_DIMENSIONS
-        or not all(type(length) is int and 0 <= length < 2**63 for length in shape)
-    ):
+    if not isinstance(shape, tuple) or not all(type(length) is int and 0 <= length < 2**63 for length in shape):
         raise WeightsError(f"the .npy header's shape {str(shape)[:40]!r} is none")
+    if len(shape) > _MAX_DIMENSIONS:
+        raise WrongWeights(f"weights have {_MAX_DIMENSIONS} dimensions at most, but these have {len(shape)}")
     if 0 in shape:
         raise WrongWeights(f"shape {shape} holds no weights")
     return shape
@@ -248,11 +247,23 @@ class UpdateReader:
         if self.spec != spec:
             raise WrongWeights(f"these are {self.spec}, but this training is of {spec}")
 
-    def check(self) -> None:
-        """Raises `NotFinite` unless every one of the weights can be averaged."""
-        if self.header.dtype.kind == "f":
-            for block in self.blocks():
-                check_finite(block)
+    def check(self, model: Array | None = None) -> float:
+        """Read all of the weights once. Return the L2 norm of what they change in `model`, in float64; without one, their own.
+
+        Args:
+            model: C-contiguous, with as many elements as the update.
+
+        Raises:
+            NotFinite: Not every weight can be averaged.
+        """
+        before = None if model is None else model.reshape(-1)
+        square, start, buffer = 0.0, 0, np.empty(min(BLOCK, self.header.count))
+        for block in self.blocks():
+            check_finite(block)
+            stop, moved = start + block.size, buffer[: block.size]
+            np.subtract(block, 0.0 if before is None else before[start:stop], out=moved, dtype=np.float64)
+            square, start = square + float(moved @ moved), stop
+        return math.sqrt(square)
 
     def blocks(self) -> Iterator[Array]:
         """The weights in C order, in 1-D blocks of at most `BLOCK` elements. A block is good until the next one."""
@@ -286,63 +297,16 @@ def fill(block: Array, file: FileIO | io.BytesIO) -> None:
 
 
 def check_finite(block: Array) -> None:
-    """Raises `NotFinite` where a float is NaN or infinite, or a float64 is beyond `LARGEST`."""
+    """Raises `NotFinite` where a weight is NaN, infinite, or of a magnitude beyond `LARGEST_WEIGHT`."""
     if block.dtype.itemsize == 2:
         block = block.astype(np.float32)  # in float16 itself a minimum takes six times as long
     # One look at both ends sees it all: NaN passes through min and max, and no comparison with it is true.
     least, largest = float(block.min()), float(block.max())
-    if least >= -LARGEST and largest <= LARGEST:
+    if least >= -LARGEST_WEIGHT and largest <= LARGEST_WEIGHT:
         return
     if math.isfinite(least) and math.isfinite(largest):
-        raise NotFinite(f"weights beyond {LARGEST:g} are too large to be averaged: has training diverged?")
+        raise NotFinite(f"weights beyond {LARGEST_WEIGHT:g} are too large to train with: has training diverged?")
     raise NotFinite("weights are NaN or infinite: has training diverged?")
-
-
-def statistics(array: Array) -> Statistics:
-    """The statistics of an array of any shape, in float64, block by block (the variance by Chan, Golub and LeVeque's update)."""
-    count, mean, deviations, absolute = 0, 0.0, 0.0, 0.0
-    least, largest = math.inf, -math.inf
-    decades = [0] * len(DECADES)
-    with np.errstate(over="ignore", invalid="ignore"):
-        for block in _float64_blocks(array):
-            finite = np.isfinite(block)
-            values = block if finite.all() else block[finite]
-            if not values.size:
-                continue
-            block_mean = float(values.mean())
-            difference, total = block_mean - mean, count + values.size
-            centred = values - block_mean
-            deviations += float(np.square(centred, out=centred).sum())
-            deviations += difference * count * values.size / total * difference  # in this order 0 for the first, however large
-            mean, count = mean + difference * values.size / total, total
-            least, largest = min(least, float(values.min())), max(largest, float(values.max()))
-            sizes = np.abs(values, out=centred)
-            absolute += float(sizes.sum())
-            decades = [n + int(np.count_nonzero(sizes <= decade)) for n, decade in zip(decades, DECADES, strict=True)]
-    few = tuple(map(float, array.flat)) if array.size <= FEW else ()
-    if not count:
-        return Statistics(array.size, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, array.size, tuple(decades), few)
-    # The sum of squares is that of the deviations and of the mean: nothing cancels there.
-    norm = math.sqrt(deviations + count * mean * mean)
-    stddev, nonfinite = math.sqrt(deviations / count), array.size - count
-    return Statistics(array.size, mean, stddev, least, largest, absolute, norm, nonfinite, tuple(decades), few)
-
-
-def change(before: Array, after: Array, former: Array | None = None) -> Change:
-    """What became of the global model `before`, which came from `former`: arrays of one shape; in float64, block by block."""
-    square, product, moved = 0.0, 0.0, 0.0
-    with np.errstate(over="ignore", invalid="ignore"):
-        for a, b, c in _float64_blocks(before, after, before if former is None else former):
-            update, way = b - a, a - c
-            square, product, moved = square + float(update @ update), product + float(update @ way), moved + float(way @ way)
-    norms = math.sqrt(square) * math.sqrt(moved)
-    return Change(math.sqrt(square), product / norms if 0 < norms < math.inf else None)
-
-
-def _float64_blocks(*arrays: Array) -> Any:
-    # Of any layout, dtype and byte order it makes float64 blocks, and copies no more than one of them at a time.
-    flags = ["external_loop", "buffered", "zerosize_ok"]
-    return np.nditer(arrays, flags, order="K", buffersize=BLOCK, op_dtypes=[np.float64] * len(arrays))  # type: ignore[call-overload]
 
 
 def flatten(arrays: Sequence[Array]) -> Array:

@@ -177,8 +177,8 @@ async def assert_both_counted(service: AggregatorService, client: httpx.AsyncCli
     assert await service.close("attempt-0", [ANNA, BERT]) == Closed(parameters=2)
 
 
-@pytest.mark.parametrize("samples", [0, 1, 2**32 - 1])
-def test_every_sample_count_is_valid(samples: int) -> None:
+@pytest.mark.parametrize("samples", [0, 1, 100_000_000])
+def test_every_sample_count_up_to_the_limit_is_valid(samples: int) -> None:
     async def main() -> None:
         service = make()
         await open_round(service)

@@ -1,6 +1,6 @@
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,63 +13,16 @@ from fedround.aggregator.ledger import MOST_AT_ONCE
 from fedround.aggregator.service import AggregatorService
 from fedround.aggregator.spool import Spool
 from fedround.aggregator.store import ModelStore
-from fedround.aggregator.strategies import Median, Strategy, WeightedAverage
-from fedround.books import Admission, Closed, Difference, Entry, Measured, Outcome, Verdict
+from fedround.aggregator.strategies import Median, WeightedAverage
+from fedround.books import Admission, Closed, Difference, Measured, Outcome, Verdict
 from fedround.durable import Directory
 from fedround.errors import Busy, Late, NotAdmitted, NotFinite, SpoolFull, TooLarge, TooSlow, UnknownAttempt, WrongWeights
 from fedround.events import Aggregated, Fact, NotKept, UpdateReceived, UploadFailed, WeightsMeasured
 from fedround.weights import Array, Spec
 from fedround.wire import UpdateOutcome
+from support.aggregating import ANNA, BERT, CARL, counted, deliver, entries, open_round, send, service, stream, weights
 from support.disks import files_of_at_most
 from support.updates import npy, update
-
-ANNA, BERT, CARL = "aaaaaaaa-0000", "bbbbbbbb-0000", "cccccccc-0000"
-
-
-def service(
-    strategy: Callable[[Spec], Strategy] = WeightedAverage,
-    *,
-    patience: float = 0.0,
-    window: float = 60.0,
-    facts: list[Fact] | None = None,
-    store: ModelStore | None = None,
-) -> AggregatorService:
-    spool = Spool(None, max_size=1 << 20, window=window)
-    observer = None if facts is None else facts.append
-    return AggregatorService(strategy, spool, store=store, observer=observer, hold=60.0, patience=patience)
-
-
-async def open_round(service: AggregatorService, number: int = 0, ids: Sequence[str] = (ANNA, BERT, CARL)) -> None:
-    """Open the attempt `attempt-{number}`; tokens differ from round to round."""
-    await service.open(f"attempt-{number}", number, [Admission(id, f"{id} {number}") for id in ids], [])
-
-
-async def send(service: AggregatorService, id: str, *chunks: bytes, number: int = 0, **options: Any) -> UpdateOutcome:
-    return await service.deliver(id, f"{id} {number}", stream(*chunks), **options)
-
-
-async def deliver(service: AggregatorService, id: str, *weights: float, number: int = 0, dtype: str = "<f4") -> UpdateOutcome:
-    return await send(service, id, update(1, *weights, dtype=dtype), number=number)
-
-
-async def stream(*chunks: bytes) -> AsyncIterator[bytes]:
-    for chunk in chunks:
-        yield chunk
-
-
-async def entries(service: AggregatorService) -> list[Entry]:
-    """All that are not acknowledged."""
-    return list((await service.ledger("another", 0)).entries)
-
-
-async def counted(service: AggregatorService) -> list[str]:
-    return [entry.id for entry in await entries(service) if entry.outcome is Outcome.COUNTED]
-
-
-def weights(service: AggregatorService) -> list[float]:
-    assert service.model is not None
-    array: Array = np.load(BytesIO(b"".join(service.model.buffers)))
-    return [float(value) for value in array]
 
 
 def test_what_was_counted_becomes_the_global_model() -> None:
@@ -92,6 +45,13 @@ def test_what_was_counted_becomes_the_global_model() -> None:
     asyncio.run(main())
 
 
+class Huge(WeightedAverage):
+    """A strategy with a mistake."""
+
+    def result(self) -> Array:
+        return np.array([-1e200, 1e200])
+
+
 def test_the_coordinator_is_told_what_the_model_is_like_and_what_is_wrong() -> None:
     async def main() -> None:
         measured = asyncio.Event()
@@ -100,10 +60,10 @@ def test_the_coordinator_is_told_what_the_model_is_like_and_what_is_wrong() -> N
             if isinstance(fact, WeightsMeasured):
                 measured.set()
 
-        aggregator = AggregatorService(WeightedAverage, Spool(None, max_size=1 << 20), observer=observe, patience=0.0)
+        aggregator = AggregatorService(Huge, Spool(None, max_size=1 << 20), observer=observe, patience=0.0)
         aggregator.faults = lambda: ["the disk hangs"]
         await open_round(aggregator)
-        await send(aggregator, ANNA, update(1, -1e200, 1e200, dtype="<f8"))
+        await deliver(aggregator, ANNA, 1.0, 2.0, dtype="<f8")
         await aggregator.close("attempt-0", [ANNA])
         await measured.wait()
         page = await aggregator.ledger("another", 0)
@@ -118,14 +78,14 @@ def test_an_entry_says_what_was_folded_in_the_order_of_folding() -> None:
     async def main() -> None:
         aggregator = service()
         await open_round(aggregator)
-        await send(aggregator, BERT, update(2**32 - 1, 1.0), figures={"loss": 0.5})
+        await send(aggregator, BERT, update(100_000_000, 1.0), figures={"loss": 0.5})
         await send(aggregator, ANNA, update(0, 1.0))
         first, second = await entries(aggregator)
         assert (first.seq, first.attempt, first.id, first.samples, first.metrics) == (
             1,
             "attempt-0",
             BERT,
-            2**32 - 1,
+            100_000_000,
             {"loss": 0.5},
         )
         assert (second.seq, second.id, second.samples, second.metrics) == (2, ANNA, 0, {})
@@ -367,7 +327,7 @@ def test_until_there_is_a_model_the_first_update_says_what_the_others_must_look_
         aggregator = service()
         await open_round(aggregator)
         await deliver(aggregator, ANNA, 1.0, 2.0)
-        assert "no model yet: the first update decides that round 0 is of float32 weights of shape (2,)" in caplog.text
+        assert "no model yet: the first update decides that the training is of float32 weights of shape (2,)" in caplog.text
         with pytest.raises(
             WrongWeights, match=r"these are float32 .* of shape \(3,\), but this training is of float32 .* of shape \(2,\)"
         ):

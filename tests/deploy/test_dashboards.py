@@ -17,8 +17,8 @@ import pytest
 from fedround import events
 from fedround.coordinator.rounds import Plan, Rounds
 from fedround.coordinator.status import status
+from fedround.measures import statistics
 from fedround.observability.metrics import AggregatorMetrics, CoordinatorMetrics, Metrics, ParticipantMetrics
-from fedround.weights import statistics
 from support import promql
 from support.dashboards import ALERTS, DASHBOARDS, RECORDED, ROOT, RULES_TEXT, RUNBOOKS, asked, panels, queries, runbook_queries
 from support.processes import until

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from support.dashboards import ALERTS, asked, queries, runbook_queries
@@ -32,6 +33,8 @@ EXPECTED = {
     "RoundFailuresHigh participant",
     "RequestLatencyHigh",
     "NonFiniteWeights local",
+    "ModelUnusable",
+    "DominantUpdate",
     "UpdateNormExploding",
     "NeverSelected",
     "AggregatorRefusingUpdates invalid",
@@ -146,8 +149,10 @@ def faults(f: Federation) -> Seen:
     url = f.coordinator.url("COORDINATOR_PORT")
     one, two, three = (f.participant(name, url) for name in ("one", "two", "three"))
 
-    # Registered where too few ever come, and started with the address of nobody: both from the beginning on.
-    wrong = f.start("platform", COORDINATOR_MIN_CLIENTS="5")
+    # Registered where too few ever come and the model is of no use, and started with the address of nobody: both from the start.
+    unusable = f.directory / "unusable.npy"
+    np.save(unusable, np.array([1e20]))
+    wrong = f.start("platform", COORDINATOR_MIN_CLIENTS="5", AGGREGATOR_INITIAL_MODEL=str(unusable))
     astray = f.participant("astray", wrong.url("COORDINATOR_PORT"))
     lost = f.participant("lost", f"http://127.0.0.1:{free_port()}")
 
@@ -168,13 +173,15 @@ def faults(f: Federation) -> Seen:
     def fires(*names: str) -> None:
         until(lambda: set(names) <= p.told.names("firing"), 120)
 
-    fires("ParticipantNotReady")
+    fires("ParticipantNotReady", "ModelUnusable")
     lost.kill()
     f.participant("lost", url, **lost.ports)
 
     until(lambda: p.value("max(fedround_coordinator_round)") > 20, 90)
     f.mood("three", "large")
     fires("UpdateNormExploding")
+    f.mood("three", "heavy")
+    fires("DominantUpdate")
 
     f.mood("three", "nan")
     f.shown("NaN", lambda: p.value("sum(increase(fedround_participant_nonfinite_weights_total[5s]))") > 0)
@@ -215,6 +222,8 @@ def faults(f: Federation) -> Seen:
     link.seconds = 0
     astray.end()
     f.participant("astray", url, **astray.ports)
+    wrong.kill()
+    f.start("platform", COORDINATOR_MIN_CLIENTS="5", **wrong.ports)
 
     full(f.coordinator, 0)
     fires("RoundStuck disk")

@@ -15,8 +15,8 @@ import pytest
 from fedround import events, wire
 from fedround.events import Fact
 from fedround.figures import Change, Statistics
+from fedround.measures import statistics
 from fedround.observability.logs import WARNINGS, JsonFormatter, LogObserver, TextFormatter
-from fedround.weights import statistics
 
 ID = "12345678-aaaa-bbbb-cccc-dddddddddddd"
 VALUES: dict[object, object] = {

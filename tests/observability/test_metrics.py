@@ -16,8 +16,8 @@ from fedround.coordinator.rounds import Plan, Rounds
 from fedround.coordinator.status import status
 from fedround.events import Fact
 from fedround.figures import Change
+from fedround.measures import statistics
 from fedround.observability.metrics import MAX_FAILURES, AggregatorMetrics, CoordinatorMetrics, Metrics, ParticipantMetrics
-from fedround.weights import statistics
 from support.tools import tool
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"

@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
 
-from fedround import events, weights
+from fedround import events, measures
 from fedround.errors import ConfigurationError, Unreachable
 from fedround.http import CoordinatorClient
 from fedround.observability import tracing
@@ -93,7 +93,7 @@ def test_a_participants_round_is_a_child_of_the_coordinators_and_has_its_phases_
     traced.ask("GET", "/{id}/{token}")
     traced.tracing.after(events.PhaseEnded(3, "download", 0.1))
     traced.tell(
-        events.WeightsMeasured(3, "global", 100, weights.statistics(np.ones(5))),
+        events.WeightsMeasured(3, "global", 100, measures.statistics(np.ones(5))),
         events.UpdateMeasured(3, 30, None),
         events.Reported(3, (("loss", 0.5),)),
         events.PhaseEnded(3, "confirm", 0.25),

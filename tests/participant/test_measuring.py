@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from fedround import events, weights
+from fedround import events, measures, weights
 from fedround.events import Fact
 from fedround.figures import Change
 from fedround.participant import measuring
@@ -48,8 +48,8 @@ def changed(*steps: Callable[[Measuring], Any]) -> tuple[Any, Any]:
 def test_a_model_that_comes_and_the_update_that_goes_are_measured() -> None:
     before, after = np.array([3.0, 4.0]), np.array([3.0, 5.0])
     assert measured(received(npy(before)), trained(*encoded(30, after))) == [
-        events.WeightsMeasured(3, "global", len(npy(before)), weights.statistics(before)),
-        events.WeightsMeasured(3, "local", 4 + len(npy(after)), weights.statistics(after)),
+        events.WeightsMeasured(3, "global", len(npy(before)), measures.statistics(before)),
+        events.WeightsMeasured(3, "local", 4 + len(npy(after)), measures.statistics(after)),
         events.UpdateMeasured(3, 30, Change(1.0, None)),
     ]
 

@@ -10,7 +10,7 @@ from fedround.weights import Array
 
 
 class Moody(fedround.NumPyParticipant):
-    """Adds about 1 to every weight. `mood` is a file; in it: nothing, `large`, or `nan`. A round takes `seconds`.
+    """Adds about 1 to every weight. `mood` is a file; in it: nothing, `large`, `heavy`, or `nan`. A round takes `seconds`.
 
     It reports its loss, and so many `figures` more.
     """
@@ -25,11 +25,11 @@ class Moody(fedround.NumPyParticipant):
         mood = self.mood.read_text()
         time.sleep(self.seconds)
         weights = np.zeros(self.size) if training_input is None else training_input
-        weights += 1e4 if mood == "large" else 1
+        weights += 50 if mood == "large" else 1
         if mood == "nan":
             weights[:3] = np.nan
         fedround.current_round().report(loss=0.5, **{f"figure_{n}": n / 7 for n in range(self.figures)})
-        return fedround.Update(1, weights)
+        return fedround.Update(50 if mood == "heavy" else 1, weights)
 
     def check_training_result(self, training_result: object) -> None:
         """Not at all: what nobody looked at is sent."""

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -17,10 +18,11 @@ from starlette.types import ASGIApp
 from fedround import asgi, durable, serve, tls, wire
 from fedround.aggregator.codecs import Bytes, Codec, Model, Npy
 from fedround.aggregator.collected import Collected, CollectedBytes
+from fedround.aggregator.guards import Guard, Limits
 from fedround.aggregator.service import AggregatorService
 from fedround.aggregator.spool import Spool, check_writable
 from fedround.aggregator.store import ModelStore
-from fedround.aggregator.strategies import Strategy, load_strategy
+from fedround.aggregator.strategies import ROBUST, UNWEIGHTED, Strategy, load_strategy
 from fedround.books import (
     Admit,
     Answer,
@@ -39,7 +41,7 @@ from fedround.books import (
 )
 from fedround.durable import Disk
 from fedround.errors import ConfigurationError, DataDamaged, TooLarge, WeightsError
-from fedround.events import Observer, short
+from fedround.events import Fact, Observer, WeightsMeasured, short
 from fedround.observability import ops
 from fedround.observability.health import Health, tended
 from fedround.observability.metrics import AggregatorMetrics
@@ -226,7 +228,14 @@ def build(settings: AggregatorSettings, observer: Observer, disk: Disk | None = 
     codec, new_sum = _strategy(settings, spool)
     store = ModelStore(disk, keep=settings.keep_models) if disk else None
     model = _model(settings, codec, store, spool)
-    return AggregatorService(new_sum, spool, codec=codec, model=model, store=store, observer=observer)
+    limits = Limits(
+        change=math.inf if settings.max_update_norm is None else settings.max_update_norm,
+        ratio=0.0 if settings.strategy in ROBUST else settings.max_update_ratio,
+        samples=settings.max_samples,
+        weighted=settings.strategy not in UNWEIGHTED,
+    )
+    guard = Guard(limits, store.lessons if store else ())
+    return AggregatorService(new_sum, spool, codec=codec, model=model, store=store, guard=guard, observer=observer)
 
 
 def _strategy(settings: AggregatorSettings, spool: Spool) -> tuple[Codec, Callable[[Spec], Strategy]]:
@@ -299,6 +308,20 @@ def run(settings: AggregatorSettings) -> None:
         serve.run(_run(settings, disk))
 
 
+def readiness(health: Health) -> Observer:
+    """An observer by which the aggregator is ready while its newest model is one that can be trained on."""
+
+    def observer(fact: Fact) -> None:
+        if not isinstance(fact, WeightsMeasured):
+            return
+        if flaw := fact.statistics.flaw:
+            health.fault("model", f"nobody can train on the newest model: {flaw}; `fedround rollback` returns to a former one")
+        else:
+            health.fine("model")
+
+    return observer
+
+
 async def keep_checking(settings: AggregatorSettings, health: Health, *, every: float = CHECK_EVERY) -> None:
     """Not ready while a directory cannot be written, for as long as this runs."""
     directories = {"spool directory": settings.spool_dir} | ({"data directory": settings.data_dir} if settings.data_dir else {})
@@ -323,7 +346,7 @@ async def keep_checking(settings: AggregatorSettings, health: Health, *, every: 
 async def _run(settings: AggregatorSettings, disk: Disk | None) -> None:
     health = Health()
     with tracing("aggregator", INSTANCE) as traces:
-        telemetry = Telemetry(AggregatorMetrics, tracing=traces)
+        telemetry = Telemetry(AggregatorMetrics, [readiness(health)], traces)
         service = build(settings, telemetry.observe, disk)
         endpoints = (
             public_endpoint(settings, service, telemetry),

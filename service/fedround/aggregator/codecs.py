@@ -54,7 +54,7 @@ class Update(Protocol):
 
     def check_like(self, spec: Spec) -> None: ...
 
-    def check(self) -> None: ...
+    def check(self, model: Array | None = None) -> float: ...
 
     def blocks(self) -> Iterator[Array]: ...
 
@@ -95,7 +95,8 @@ class Npy:
 
     def read(self, round: int | None, data: memoryview) -> Model:
         spec = parse_header(data).spec
-        return self.model(round, decode(data).astype(spec.dtype, copy=False), spec)
+        # In C order, like what a strategy makes, so that updates are compared with it block by block.
+        return self.model(round, np.ascontiguousarray(decode(data), spec.dtype), spec)
 
 
 class Bytes:
@@ -129,8 +130,9 @@ class OpaqueUpdate:
     def check_like(self, spec: Spec) -> None:
         """All are alike."""
 
-    def check(self) -> None:
-        """There is nothing that could be wrong."""
+    def check(self, model: Array | None = None) -> float:
+        """Nothing could be wrong, and nobody can tell what has changed."""
+        return 0.0
 
     def blocks(self) -> Iterator[Array]:
         self._file.seek(SAMPLES_BYTES)

@@ -6,20 +6,46 @@ import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from fedround.aggregator.codecs import OPAQUE, Codec, Model, Npy, Update
+from fedround.aggregator.aggregate import Aggregate, Checked, Spoilt
+from fedround.aggregator.bell import Bell
+from fedround.aggregator.codecs import OPAQUE, Codec, Model, Npy
+from fedround.aggregator.guards import Guard
 from fedround.aggregator.ledger import Attempt, Ledger, Receipt
 from fedround.aggregator.spool import Received, Spool
 from fedround.aggregator.store import ModelStore
 from fedround.aggregator.strategies import Strategy
 from fedround.books import Admission, Closed, Difference, Entry, Measured, Page, Verdict
-from fedround.errors import Busy, DataDamaged, Forbidden, Late, NotAdmitted, SpoolFull, TooLarge, UnknownAttempt, WeightsError
-from fedround.events import Aggregated, NotKept, Observer, Observers, UpdateReceived, UploadFailed, WasKept, WeightsMeasured, short
-from fedround.weights import Spec, statistics
+from fedround.errors import (
+    Busy,
+    DataDamaged,
+    FedroundError,
+    Forbidden,
+    Implausible,
+    Late,
+    NotAdmitted,
+    SpoolFull,
+    TooLarge,
+    UnknownAttempt,
+    WeightsError,
+)
+from fedround.events import (
+    Aggregated,
+    Dominated,
+    NotKept,
+    Observer,
+    Observers,
+    UpdateReceived,
+    UploadFailed,
+    WasKept,
+    WeightsMeasured,
+    short,
+)
+from fedround.measures import statistics
+from fedround.weights import Spec
 from fedround.wire import UpdateOutcome
 
 LOG = logging.getLogger(__name__)
@@ -43,6 +69,7 @@ class AggregatorService:
         codec: What they and the models are made of; None: `.npy`.
         model: What training begins with, or went on to before a restart.
         store: Where models are kept; None: nowhere.
+        guard: Says which updates are plausible.
         observer: Told of every fact.
         hold: Seconds for which `ledger` waits for an entry.
         patience: Seconds for which `deliver` waits until the coordinator has acknowledged the entry.
@@ -56,20 +83,19 @@ class AggregatorService:
         codec: Codec | None = None,
         model: Model | None = None,
         store: ModelStore | None = None,
+        guard: Guard | None = None,
         observer: Observer | None = None,
         hold: float = HOLD,
         patience: float = PATIENCE,
     ) -> None:
-        self._new_sum = new_sum
         self._spool = spool
         self.codec = codec or Npy()
+        self._aggregate = Aggregate(new_sum, spool, self.codec, guard or Guard())
         self._observer = observer or Observers()
         self._hold = hold
         self._patience = patience
         self._store = store
         self._ledger = Ledger(str(uuid4()), model.newest if model else None)
-        self._sum: Strategy | None = None
-        self._spec: Spec | None = None
         self._model = model
         self._measured: deque[Measured] = deque(maxlen=TOLD)
         self.faults: Callable[[], Sequence[str]] = tuple
@@ -79,8 +105,8 @@ class AggregatorService:
         # Held for a whole step: what the ledger was asked first must still be true when it is told of the result.
         self._step = asyncio.Lock()
         self._steps: set[asyncio.Task[Any]] = set()
-        self._entered = _Bell()
-        self._acknowledged = _Bell()
+        self._entered = Bell()
+        self._acknowledged = Bell()
         self._receiving = 0
         self._stopping = False
 
@@ -104,7 +130,7 @@ class AggregatorService:
 
     async def measure(self) -> None:
         """Tell what the model is like that was there from the start."""
-        if self._model is not None and self._model.round is not None:
+        if self._model is not None:
             await self._measure(self._model)
 
     def stop(self) -> None:
@@ -119,13 +145,14 @@ class AggregatorService:
         """See `Books.open`."""
         async with self._step:
             if self._ledger.open(attempt, round, admissions, forget):
-                self._sum = self._unkept = None
-                self._spec = self._model.spec if self._model else self.codec.spec
+                self._unkept = None
+                self._aggregate.open(self._model, (admission.id for admission in admissions))
 
     async def admit(self, attempt: str, admissions: Sequence[Admission]) -> None:
         """See `Books.admit`."""
         async with self._step:
             self._ledger.admit(attempt, admissions)
+            self._aggregate.admit(admission.id for admission in admissions)
 
     async def revoke(self, attempt: str, id: str) -> Verdict:
         """See `Books.revoke`."""
@@ -155,28 +182,31 @@ class AggregatorService:
         async with self._step:
             if (difference := self._ledger.close(attempt, ids)) is not None:
                 return difference
-            if self._ledger.attempt is not None and self._sum is not None and self._spec is not None:
-                await self._aggregate(self._ledger.attempt, self._sum, self._spec)
+            if self._ledger.attempt is not None and not self._aggregate.empty:
+                await self._make(self._ledger.attempt)
             if self._unkept is not None:
                 await self._publish(self._unkept)
             return Closed(self._model.parameters if self._model else 0)
 
-    async def _aggregate(self, attempt: Attempt, total: Strategy, spec: Spec) -> None:
+    async def _make(self, attempt: Attempt) -> None:
         began = time.perf_counter()
         try:
-            model = await asyncio.to_thread(lambda: self.codec.model(attempt.round, total.result(), spec))
+            model = await asyncio.to_thread(self._aggregate.result, attempt.round)
         except Exception as error:
             self._lose("no model can be made of it", error)
             raise UnknownAttempt(attempt.id) from error
-        self._unkept, self._sum = model, None
+        self._unkept = model
+        self._aggregate.drop()
         self._observer(Aggregated(attempt.round, len(attempt.counted), model.parameters, time.perf_counter() - began))
+        if (dominant := self._aggregate.dominant) is not None:
+            self._observer(Dominated(attempt.round, dominant.id, dominant.share))
 
     async def _publish(self, model: Model) -> None:
         """Serve the model, once it is kept: whoever has seen it shall not find another after a restart."""
         if self._store is not None and model.round is not None:
             began = time.perf_counter()
             try:
-                await asyncio.to_thread(self._store.save, model.round, model.buffers)
+                await asyncio.to_thread(self._store.save, model.round, model.buffers, self._aggregate.lesson)
             except OSError as error:
                 self._observer(NotKept(f"the model of round {model.round}", str(error)))
                 raise Busy(f"the model of round {model.round} cannot be kept: {error}", retry_after=1.0) from error
@@ -188,11 +218,16 @@ class AggregatorService:
     async def _measure(self, model: Model) -> None:
         if model.spec is OPAQUE:
             return
-        found = await asyncio.to_thread(statistics, model.array)
+        try:
+            found = await asyncio.to_thread(statistics, model.array)
+        except Exception:  # figures are for people: they never keep a service from its work
+            LOG.exception("the weights of the model of round %s cannot be measured", model.round)
+            return
         self._observer(WeightsMeasured(model.round or 0, "global", sum(map(len, model.buffers)), found))
         figures = {name: value for name, value in found.figures.items() if math.isfinite(value)}
-        # The next page tells of it. It is worth no page of its own: that would be one more exchange in every round.
-        self._measured.append(Measured(model.round or 0, figures))
+        if model.round is not None:
+            # The next page tells of it. It is worth no page of its own: that would be one more exchange in every round.
+            self._measured.append(Measured(model.round, figures))
 
     async def kept(self, round: int | None) -> Sequence[bytes | memoryview] | None:
         """The model of a round as `.npy`, of None the initial one; None where it is not kept. Raises `DataDamaged`."""
@@ -256,10 +291,8 @@ class AggregatorService:
         return UpdateOutcome.COUNTED
 
     async def _receive(self, receipt: Receipt, chunks: AsyncIterator[bytes], length: int | None) -> Received:
-        # Bytes, and the first update of all, may have any size.
-        most = self._spec.largest_update if self._spec is not None and self._spec is not OPAQUE else None
         try:
-            return await self._spool.receive(chunks, length, most=most)
+            return await self._spool.receive(chunks, length, most=self._aggregate.largest_update)
         except TooLarge as error:
             await self._to_its_end(self._refuse(receipt, str(error)))
             raise
@@ -271,12 +304,12 @@ class AggregatorService:
     async def _settle(self, receipt: Receipt, received: Received, figures: Mapping[str, float]) -> Entry | None:
         """Check an update, fold it and enter it; None where one of the same right was counted before."""
         try:
-            update = None if receipt.repeated else await asyncio.to_thread(self._checked, received)
+            checked = None if receipt.repeated else await asyncio.to_thread(self._aggregate.check, received)
             async with self._step:
-                if update is None or not self._ledger.countable(receipt):
+                if checked is None or not self._ledger.countable(receipt):
                     return None
-                await self._fold(update)
-                entry = self._ledger.count(receipt, update.samples, figures)
+                await self._fold(receipt.id, checked)
+                entry = self._ledger.count(receipt, checked.figures.samples, figures)
         except WeightsError as error:
             await self._refuse(receipt, str(error))
             raise
@@ -290,33 +323,12 @@ class AggregatorService:
         self._entered.ring()
         return entry
 
-    def _checked(self, received: Received) -> Update:
-        update = self.codec.update(received.source, received.size)
-        update.check()
-        return update
-
-    async def _fold(self, update: Update) -> None:
-        spec = self._spec or update.spec
-        update.check_like(spec)
-        # An update of small integers makes a model of float64.
-        self._spool.check_size(spec.count * spec.dtype.itemsize, "the model that it makes has ")
-
-        def fold() -> Strategy:
-            total = self._sum or self._new_sum(spec)
-            total.fold(update.samples, update.blocks())
-            return total
-
+    async def _fold(self, id: str, checked: Checked) -> None:
         try:
-            self._sum = await asyncio.to_thread(fold)
-        except SpoolFull:
-            raise  # nothing of it was folded
-        except Exception as error:
-            # Half of it may be in the sum.
-            self._lose("an update cannot be folded", error)
-            raise Late("the round begins anew: the aggregator has lost what it had collected") from error
-        if self._spec is None and self._ledger.attempt is not None:
-            LOG.info("no model yet: the first update decides that round %d is of %s", self._ledger.attempt.round, spec)
-        self._spec = spec
+            await asyncio.to_thread(self._aggregate.fold, id, checked)
+        except Spoilt as spoilt:
+            self._lose("an update cannot be folded", spoilt.__cause__ or spoilt)
+            raise Late("the round begins anew: the aggregator has lost what it had collected") from spoilt
 
     async def _refuse(self, receipt: Receipt, reason: str) -> None:
         async with self._step:
@@ -331,10 +343,11 @@ class AggregatorService:
         if self._ledger.incarnation != incarnation:
             raise Late("the round begins anew: the aggregator has lost what it had collected")
 
-    def _lose(self, reason: str, error: Exception) -> None:
-        LOG.error("the sum is lost and the round begins anew: %s", reason, exc_info=error)
+    def _lose(self, reason: str, error: BaseException) -> None:
+        trace = None if isinstance(error, FedroundError) else error
+        LOG.error("the sum is lost and the round begins anew: %s: %s", reason, error, exc_info=trace)
         self._ledger.lose(str(uuid4()))
-        self._sum = None
+        self._aggregate.drop()
         self._entered.ring()
         self._acknowledged.ring()
 
@@ -349,24 +362,6 @@ class AggregatorService:
         return task
 
 
-class _Bell:
-    """Wakes those who wait at this moment."""
-
-    def __init__(self) -> None:
-        self._event = asyncio.Event()
-
-    def ring(self) -> None:
-        self._event.set()
-        self._event = asyncio.Event()
-
-    async def wait(self, condition: Callable[[], bool], seconds: float) -> None:
-        """Until `condition` is true after a ring, or is so already; for `seconds` at most."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while not condition():
-                    await self._event.wait()
-
-
 def _outcome(error: NotAdmitted | Forbidden | Late | WeightsError) -> str:
     match error:
         case NotAdmitted() | Forbidden():
@@ -375,5 +370,7 @@ def _outcome(error: NotAdmitted | Forbidden | Late | WeightsError) -> str:
             return "late"
         case TooLarge():
             return "too_large"
+        case Implausible():
+            return "implausible"
         case _:
             return "invalid"

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fedround import durable
+from fedround.aggregator.guards import NOTHING, Figures
 from fedround.durable import Disk
 from fedround.errors import DataDamaged
 
@@ -25,6 +26,9 @@ class Kept:
     round: int
     size: int
     checksum: str
+    samples: int = 0
+    change: float = 0.0
+    """Both of the lesson of its round; see `guards`."""
 
     @property
     def name(self) -> str:
@@ -58,12 +62,17 @@ class ModelStore:
             raise DataDamaged(kept.name, "its size or its checksum is wrong")
         return data
 
-    def save(self, round: int, parts: Sequence[bytes | memoryview]) -> None:
+    @property
+    def lessons(self) -> Sequence[Figures]:
+        """What was learned from the rounds whose models are there, oldest first."""
+        return [Figures(kept.samples, kept.change) for kept in self._kept]
+
+    def save(self, round: int, parts: Sequence[bytes | memoryview], lesson: Figures = NOTHING) -> None:
         """Keep the model of a round, which from then on is the newest. Raises `OSError`, and keeps what it had."""
         checksum = 0
         for part in parts:
             checksum = zlib.crc32(part, checksum)
-        new = Kept(round, sum(map(len, parts)), f"{checksum:08x}")
+        new = Kept(round, sum(map(len, parts)), f"{checksum:08x}", lesson.samples, lesson.change)
         durable.replace(self._disk, new.name, parts)
         kept = [*(kept for kept in self._kept if kept.round < round), new][-self._keep :]
         durable.save(self._disk, LIST, [asdict(entry) for entry in kept])

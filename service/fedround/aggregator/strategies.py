@@ -212,6 +212,12 @@ STRATEGIES: Mapping[str, StrategyFactory] = {
 }
 
 
+ROBUST = frozenset({"median", "trimmed_mean"})
+"""Those that bound the influence of each update themselves."""
+UNWEIGHTED = ROBUST | {"model_sum"}
+"""Those to which the sample counts of updates do not matter."""
+
+
 def load_strategy(name: str) -> StrategyFactory:
     """The strategy of that name, or the class that `module:Class` names.
 

@@ -120,6 +120,8 @@ def _platform_line(fact: Fact) -> _Line | None:
         case events.UpdateReceived(id, outcome, size, reason) if outcome != "accepted":
             level = logging.INFO if outcome == "repeated" else logging.WARNING
             return level, f"update of {short(id)} ({size} bytes): {outcome}" + (f", {reason}" if reason else "")
+        case events.Dominated(number, id, share):
+            return logging.WARNING, f"round {number}: one update has {share:.1%} of all samples, that of {short(id)}"
         case events.UploadFailed(id, reason):
             return logging.WARNING, f"update of {short(id)} did not arrive: {reason}"
         case events.NotKept(what, reason):

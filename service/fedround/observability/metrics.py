@@ -236,7 +236,7 @@ class AggregatorMetrics(Metrics):
 
     def __init__(self, registry: CollectorRegistry | None = None, **options: Any) -> None:
         super().__init__(registry, **options)
-        outcomes = ["accepted", "repeated", "unauthorized", "late", "invalid", "too_large"]
+        outcomes = ["accepted", "repeated", "unauthorized", "late", "invalid", "implausible", "too_large"]
         make = self._make
         self._updates = make(Counter, "updates_total", "Updates that were delivered.", {"outcome": outcomes})
         self._size = make(Histogram, "update_bytes", "The size of updates that were counted.", buckets=_SIZE)
@@ -248,6 +248,11 @@ class AggregatorMetrics(Metrics):
         )
         self._not_kept = make(Counter, *_NOT_KEPT)
         self._uploads = make(Gauge, "uploads_in_progress", "Updates that are being received.")
+        self._dominated = make(
+            Counter, "dominated_rounds_total", "Rounds of three or more updates of which one had more than half of all samples."
+        )
+        self._usable = make(Gauge, "model_usable", "1 unless the newest model has weights that nobody can train on.")
+        self._usable.set(1)
         self._weights = _Weights(self, _SOURCES[:1], values=_SOURCES[:1])
         self._requests = _Requests(self)
 
@@ -270,6 +275,9 @@ class AggregatorMetrics(Metrics):
                 self._not_kept.inc()
             case events.WeightsMeasured():
                 self._weights.measured(fact)
+                self._usable.set(not fact.statistics.flaw)
+            case events.Dominated():
+                self._dominated.inc()
             case events.RequestServed():
                 self._requests.served(fact)
 

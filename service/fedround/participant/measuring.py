@@ -10,8 +10,9 @@ from typing import Self
 from fedround.errors import WeightsError
 from fedround.events import Observer, UpdateMeasured, WeightsMeasured
 from fedround.figures import Change
+from fedround.measures import change, statistics
 from fedround.participant.phase import phase
-from fedround.weights import Array, change, statistics, view, view_update
+from fedround.weights import Array, view, view_update
 
 LOG = logging.getLogger(__name__)
 

@@ -1,0 +1,253 @@
+"""Updates that nobody should send, against the service: each is counted or refused, and costs nobody else anything."""
+
+import asyncio
+import struct
+from collections.abc import Iterable
+from io import FileIO
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedround.aggregator.codecs import Npy, Update
+from fedround.aggregator.service import AggregatorService
+from fedround.aggregator.spool import Spool
+from fedround.aggregator.strategies import WeightedAverage
+from fedround.books import Admission, Closed, Outcome
+from fedround.errors import Implausible, NotFinite, SpoolFull, UnknownAttempt, WeightsError, WrongWeights
+from fedround.events import Dominated, Fact, UpdateReceived, WeightsMeasured
+from fedround.weights import Array
+from support.aggregating import ANNA, BERT, CARL, deliver, entries, open_round, send, service, stream, weights
+from support.updates import claiming, npy, update
+
+SILOS = [ANNA, BERT, CARL, "dddddddd-0000"]
+VALID = update(1, 1.0, 2.0, 3.0)
+
+
+def mutated() -> st.SearchStrategy[bytes]:
+    """A valid update with some bytes of its own replaced, or with a piece left out."""
+
+    def change(positions: list[tuple[int, int]], cut: tuple[int, int]) -> bytes:
+        data = bytearray(VALID)
+        for position, value in positions:
+            data[position] = value
+        return bytes(data[: cut[0]] + data[cut[0] + cut[1] :])
+
+    places = st.tuples(st.integers(0, len(VALID) - 1), st.integers(0, 255))
+    return st.builds(change, st.lists(places, max_size=8), st.tuples(st.integers(0, len(VALID)), st.integers(0, 4)))
+
+
+def claims() -> st.SearchStrategy[bytes]:
+    """An update whose header says what it likes, in front of any data."""
+    shapes = st.lists(st.one_of(st.integers(0, 3), st.integers(-1, 2**64)), max_size=40).map(tuple)
+    kinds = st.sampled_from(["<f2", ">f4", "<f8", "|i1", "<u8", ">i8", "|O", "<c8", "|V0", "<M8[s]"])
+    return st.builds(
+        lambda shape, descr, data: claiming(repr(shape), descr=descr, data=data), shapes, kinds, st.binary(max_size=99)
+    )
+
+
+@given(st.one_of(st.binary(max_size=300), mutated(), claims()), st.booleans())
+@settings(deadline=None)
+def test_any_bytes_are_counted_or_refused_and_the_sum_is_never_lost(data: bytes, with_model: bool) -> None:
+    async def main() -> None:
+        aggregator = service()
+        number = 0
+        if with_model:
+            await open_round(aggregator)
+            await deliver(aggregator, ANNA, 1.0, 2.0, 3.0)
+            await aggregator.close("attempt-0", [ANNA])
+            number = 1
+        await open_round(aggregator, number)
+        await send(aggregator, BERT, VALID, number=number)
+        before = (await aggregator.ledger("", 0)).incarnation
+        counted = [BERT]
+        try:
+            await send(aggregator, ANNA, data, number=number)
+            counted.append(ANNA)
+        except WeightsError:  # each has a status of the 4xx
+            pass
+        assert (await aggregator.ledger("", 0)).incarnation == before
+        assert await aggregator.close(f"attempt-{number}", counted) == Closed(parameters=3)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "array", [np.ones((1,) * 39 + (4,)), np.asfortranarray(np.ones((2,) * 3 + (1,) * 37, "<i4")), np.ones((1,) * 32 + (4,), "<f4")]
+)
+def test_weights_of_too_many_dimensions_are_refused_and_named(array: Array) -> None:
+    async def main() -> None:
+        aggregator = service()
+        await open_round(aggregator)
+        header = f"{{'descr': '{array.dtype.str}', 'fortran_order': {not array.flags.c_contiguous}, 'shape': {array.shape}, }}"
+        data = struct.pack(">I", 1) + b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + array.tobytes()
+        with pytest.raises(WrongWeights, match="weights have 32 dimensions at most, but these have "):
+            await send(aggregator, ANNA, data)
+        assert [(entry.id, entry.outcome, entry.reason[:12]) for entry in await entries(aggregator)] == [
+            (ANNA, Outcome.REFUSED, "weights have")
+        ]
+
+    asyncio.run(main())
+
+
+async def attempt(aggregator: AggregatorService, number: int, values: Iterable[tuple[str, int, Array]]) -> list[str]:
+    """An attempt of a round; `values` are ids, sample counts and weights. Returns the ids that were counted."""
+    await aggregator.open(f"attempt-{number}", number, [Admission(id, f"{id} {number}") for id in SILOS], [])
+    counted = []
+    for id, samples, array in values:
+        try:
+            await send(aggregator, id, struct.pack(">I", samples) + npy(array), number=number)
+            counted.append(id)
+        except WeightsError:
+            pass
+    return counted
+
+
+@pytest.mark.parametrize("lie", [np.full(3, 1e200), np.full(3, 2e15), np.full(3, -np.inf)])
+def test_weights_that_would_end_every_training_are_refused_from_the_first_round_on(lie: Array) -> None:
+    async def main() -> None:
+        aggregator = service()
+        await open_round(aggregator)
+        with pytest.raises(NotFinite):
+            await send(aggregator, ANNA, struct.pack(">I", 1) + npy(lie))
+        await deliver(aggregator, BERT, 1.0, 1.0, 1.0, dtype="<f8")
+        await aggregator.close("attempt-0", [BERT])
+        assert weights(aggregator) == [1.0, 1.0, 1.0]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("samples", "scale"), [(1, 1e6), (90_000_000, 1.0)])
+def test_an_odd_first_round_is_void_and_the_second_attempt_refuses_the_liar(
+    samples: int, scale: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    honest = [(id, 100, np.array([1.0, 2.0, 3.0])) for id in SILOS[1:]]
+    liar = (ANNA, samples, np.array([9.0, 9.0, 9.0]) * scale)
+
+    async def main() -> None:
+        facts: list[Fact] = []
+        aggregator = service(facts=facts)
+        assert await attempt(aggregator, 0, [liar, *honest]) == SILOS
+        with pytest.raises(UnknownAttempt):
+            await aggregator.close("attempt-0", SILOS)
+        assert f"the update of {ANNA[:8]} stands out from the others" in caplog.text
+        assert "Traceback" not in caplog.text
+        assert aggregator.model is None
+        assert await attempt(aggregator, 1, [liar, *honest]) == SILOS[1:]
+        await aggregator.close("attempt-1", SILOS[1:])
+        assert weights(aggregator) == [1.0, 2.0, 3.0]
+        assert [fact.outcome for fact in facts if isinstance(fact, UpdateReceived) and fact.id == ANNA] == [
+            "accepted",
+            "implausible",
+        ]
+        (refused,) = [entry for entry in await entries(aggregator) if entry.outcome is Outcome.REFUSED]
+        assert refused.id == ANNA
+        assert "more than 100 times the" in refused.reason
+
+    asyncio.run(main())
+
+
+def test_a_round_that_one_update_dominates_is_told() -> None:
+    async def main() -> None:
+        facts: list[Fact] = []
+        aggregator = service(facts=facts)
+        counted = await attempt(aggregator, 0, [(id, 30 if id == BERT else 10, np.ones(2)) for id in (ANNA, BERT, CARL)])
+        await aggregator.close("attempt-0", counted)
+        assert [fact for fact in facts if isinstance(fact, Dominated)] == [Dominated(0, BERT, 0.6)]
+
+    asyncio.run(main())
+
+
+class Picky(WeightedAverage):
+    """A strategy that does not like every update, and says so before or after it has begun to add it."""
+
+    def fold(self, samples: int, blocks: Iterable[Array]) -> None:
+        if samples == 7:
+            raise ValueError("I do not take 7 samples")
+        super().fold(samples, blocks)
+        if samples == 8:
+            raise WrongWeights("I have taken 8 samples already")
+
+
+def test_what_a_strategy_does_not_begin_to_add_is_refused_and_the_sum_goes_on() -> None:
+    async def main() -> None:
+        aggregator = service(Picky)
+        await open_round(aggregator)
+        with pytest.raises(WrongWeights, match="the strategy does not take this update: I do not take 7 samples"):
+            await send(aggregator, ANNA, update(7, 9.0))
+        await deliver(aggregator, BERT, 1.0)
+        assert await aggregator.close("attempt-0", [BERT]) == Closed(parameters=1)
+        assert weights(aggregator) == [1.0]
+
+    asyncio.run(main())
+
+
+def test_what_a_strategy_has_added_in_part_is_not_in_any_model() -> None:
+    async def main() -> None:
+        aggregator = service(Picky)
+        await open_round(aggregator)
+        await deliver(aggregator, BERT, 1.0)
+        before = (await aggregator.ledger("", 0)).incarnation
+        with pytest.raises(Exception, match="the round begins anew"):
+            await send(aggregator, ANNA, update(8, 9.0))
+        assert (await aggregator.ledger("", 0)).incarnation != before
+
+    asyncio.run(main())
+
+
+class Broken(Npy):
+    """A codec with a mistake, or on a disk with one."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def update(self, source: bytearray | FileIO, size: int) -> Update:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "answer"), [(KeyError("x"), WrongWeights), (OSError("bad sector"), SpoolFull), (MemoryError(), SpoolFull)]
+)
+def test_an_update_that_cannot_be_read_is_refused_or_asked_for_again(error: Exception, answer: type[Exception]) -> None:
+    async def main() -> None:
+        aggregator = AggregatorService(WeightedAverage, Spool(None, max_size=1 << 20), codec=Broken(error), patience=0.0)
+        await open_round(aggregator)
+        with pytest.raises(answer, match="cannot be read"):
+            await deliver(aggregator, ANNA, 1.0)
+
+    asyncio.run(main())
+
+
+def test_a_model_that_cannot_be_measured_keeps_nothing_from_its_work(caplog: pytest.LogCaptureFixture) -> None:
+    class Unmeasurable(np.ndarray[tuple[int], np.dtype[np.float64]]):
+        @property
+        def size(self) -> int:
+            raise IndexError("too many indices")
+
+    async def main() -> None:
+        facts: list[Fact] = []
+        model = Npy().read(None, memoryview(bytearray(npy(np.ones(2)))))
+        object.__setattr__(model, "array", model.array.view(Unmeasurable))
+        aggregator = AggregatorService(
+            WeightedAverage, Spool(None, max_size=1 << 20), model=model, observer=facts.append, patience=0.0
+        )
+        await aggregator.measure()
+        assert not [fact for fact in facts if isinstance(fact, WeightsMeasured)]
+
+    asyncio.run(main())
+    assert "the weights of the model of round None cannot be measured" in caplog.text
+
+
+def test_the_relative_guard_compares_with_the_round_s_model() -> None:
+    async def main() -> None:
+        aggregator = service()
+        await attempt(aggregator, 0, [(id, 1, np.full(4, 1000.0)) for id in SILOS])
+        await aggregator.close("attempt-0", SILOS)
+        counted = await attempt(aggregator, 1, [(id, 1, np.full(4, 1000.5)) for id in SILOS])
+        await aggregator.close("attempt-1", counted)
+        await aggregator.open("attempt-2", 2, [Admission(ANNA, "token")], [])
+        with pytest.raises(Implausible):
+            await aggregator.deliver(ANNA, "token", stream(struct.pack(">I", 1) + npy(np.full(4, 1e8))))
+
+    asyncio.run(main())

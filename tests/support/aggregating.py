@@ -1,0 +1,65 @@
+"""An aggregator's service in this process, and what participants and coordinators do with it."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+
+from fedround.aggregator.service import AggregatorService
+from fedround.aggregator.spool import Spool
+from fedround.aggregator.store import ModelStore
+from fedround.aggregator.strategies import Strategy, WeightedAverage
+from fedround.books import Admission, Entry, Outcome
+from fedround.events import Fact
+from fedround.weights import Array, Spec
+from fedround.wire import UpdateOutcome
+from support.updates import update
+
+ANNA, BERT, CARL = "aaaaaaaa-0000", "bbbbbbbb-0000", "cccccccc-0000"
+
+
+def service(
+    strategy: Callable[[Spec], Strategy] = WeightedAverage,
+    *,
+    patience: float = 0.0,
+    window: float = 60.0,
+    facts: list[Fact] | None = None,
+    store: ModelStore | None = None,
+) -> AggregatorService:
+    spool = Spool(None, max_size=1 << 20, window=window)
+    observer = None if facts is None else facts.append
+    return AggregatorService(strategy, spool, store=store, observer=observer, hold=60.0, patience=patience)
+
+
+async def open_round(service: AggregatorService, number: int = 0, ids: Sequence[str] = (ANNA, BERT, CARL)) -> None:
+    """Open the attempt `attempt-{number}`; tokens differ from round to round."""
+    await service.open(f"attempt-{number}", number, [Admission(id, f"{id} {number}") for id in ids], [])
+
+
+async def send(service: AggregatorService, id: str, *chunks: bytes, number: int = 0, **options: Any) -> UpdateOutcome:
+    return await service.deliver(id, f"{id} {number}", stream(*chunks), **options)
+
+
+async def deliver(service: AggregatorService, id: str, *weights: float, number: int = 0, dtype: str = "<f4") -> UpdateOutcome:
+    return await send(service, id, update(1, *weights, dtype=dtype), number=number)
+
+
+async def stream(*chunks: bytes) -> AsyncIterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+
+
+async def entries(service: AggregatorService) -> list[Entry]:
+    """All that are not acknowledged."""
+    return list((await service.ledger("another", 0)).entries)
+
+
+async def counted(service: AggregatorService) -> list[str]:
+    return [entry.id for entry in await entries(service) if entry.outcome is Outcome.COUNTED]
+
+
+def weights(service: AggregatorService) -> list[float]:
+    assert service.model is not None
+    array: Array = np.load(BytesIO(b"".join(service.model.buffers)))
+    return [float(value) for value in array]

@@ -16,7 +16,8 @@ FedroundError
 │   ├── Unreachable           refused, no such host, time-out, cut, 5xx
 │   │   └── NotConnected      there was no connection: nothing was sent
 │   ├── Busy                  429 or 503: try again after `retry_after` seconds
-│   ├── BadAnswer             an answer that is not the protocol's, HTML say
+│   ├── BadAnswer             an answer that is not the protocol's
+│   │   └── Intercepted       a proxy's, a log-in page's, another service's
 │   ├── Refused               any other 4xx: `status`, `detail`
 │   ├── Untrusted             an aggregator that must not have our token
 │   └── Aborted               we cut the transfer ourselves
@@ -150,6 +151,12 @@ class BadAnswer(ExchangeError):
     """The peer's answer is not in the protocol: is this URL a coordinator or an aggregator?"""
 
     reason = "bad_answer"
+
+
+class Intercepted(BadAnswer):
+    """Something in between answered: a proxy, a log-in page, another service. The peer itself did not see the request."""
+
+    reason = "intercepted"
 
 
 class Refused(ExchangeError):

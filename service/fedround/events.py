@@ -166,9 +166,13 @@ class ContactMade(Fact):
 
 @dataclass(frozen=True, slots=True)
 class TransferLost(Fact):
-    """A model did not come from the aggregator, or an update did not get there; it will be tried again, or ordered anew."""
+    """A model did not come from the aggregator, or an update did not get there; it will be tried again, or ordered anew.
+
+    `intercepted`: something in between answered, a proxy say, and will until a person mends it.
+    """
 
     reason: str
+    intercepted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

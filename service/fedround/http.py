@@ -1,11 +1,11 @@
 """HTTP from the side that asks: of the coordinator, of the aggregator, of its books. The only file that imports httpx.
 
-Whatever goes wrong becomes one of our errors, in `_mapped` and `_check`; its text has the peer's address and the path's template.
+Whatever goes wrong becomes one of our errors, in `_mapped` and `answers.check`: its text has the peer's address and the template of
+the path.
 What a participant asks with is synchronous: an asynchronous request costs httpx twice the CPU.
 """
 
 import asyncio
-import json
 import math
 import re
 import ssl
@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from functools import cache
 from threading import Event
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack
@@ -22,10 +21,10 @@ from urllib.parse import urlsplit
 import httpx
 
 from fedround import http_log, wire
+from fedround.answers import Asked, check
 from fedround.errors import (
     Aborted,
     BadAnswer,
-    Busy,
     ConfigurationError,
     ExchangeError,
     NotConnected,
@@ -163,7 +162,9 @@ class _Client:
         """Ask, and lend the answer to be read, if its status is one of `accept`."""
         if self._trusted is not None and not self._trusted(url):
             raise Untrusted(_origin(url))
-        where, url = _where(method, url, path), url.rstrip("/") + path.format_map(ids)
+        where, actual = _where(method, url, path), path.format_map(ids)
+        url = url.rstrip("/") + actual
+        asked = Asked(where, url, actual, body.size if body else 0)
         response: httpx.Response | None = None
         failed: str | None = None
         began = time.monotonic()
@@ -180,7 +181,7 @@ class _Client:
                     ) as response,
                 ):
                     exchange.answered(response.status_code)
-                    _check(where, response, _read_problem(response), accept)
+                    check(asked, response.status_code, response.headers, _read_problem(response), accept)
                     yield response
             except BaseException as error:
                 failed = type(error.__cause__ or error).__name__
@@ -211,10 +212,15 @@ class CoordinatorClient(_Client):
         with self._exchange("GET", self._url, wire.RENDEZ_VOUS, headers=headers) as response:
             return RendezVous.decode(_read(response))
 
-    def heartbeat(self, id: str, *, wait: float) -> Heartbeat:
-        """Say that we are alive, and ask that an answer without news be held for `wait` seconds at most; 0: not at all."""
+    def heartbeat(self, id: str, *, wait: float, trouble: str = "") -> Heartbeat:
+        """Say that we are alive, and ask that an answer without news be held for `wait` seconds at most; 0: not at all.
+
+        `trouble`: what keeps us from the aggregator, for people.
+        """
         hold = math.ceil(wait)
         headers, timeout = {wire.PREFER: f"wait={hold}"}, hold + HOLD_MARGIN
+        if trouble:
+            headers[wire.TROUBLE] = wire.one_line(redact(trouble).encode("ascii", "replace").decode())
         with self._exchange("GET", self._url, wire.HEARTBEAT, {"id": id}, headers=headers, timeout=timeout) as response:
             return Heartbeat.decode(_read(response))
 
@@ -394,7 +400,7 @@ class AsyncPeer:
                 async for chunk in response.aiter_raw():
                     body += chunk
                     _bounded(body, max_answer)
-            _check(where, response, bytes(body), accept=(200, 204))
+            check(Asked(where, url, path), response.status_code, response.headers, bytes(body), accept=(200, 204))
         return bytes(body)
 
     async def aclose(self) -> None:
@@ -409,7 +415,7 @@ def _mapped(where: str, names: Names) -> Iterator[None]:
     try:
         yield
     except BadAnswer as error:
-        raise BadAnswer(f"{where}: {error}") from error
+        raise type(error)(f"{where}: {error}") from error
     except tuple(FOREIGN) as error:
         ours = next(ours for theirs, ours in FOREIGN.items() if isinstance(error, theirs))
         text = explained(error, names) or redact(str(error)) or type(error).__name__
@@ -424,37 +430,6 @@ def _origin(url: str) -> str:
 def _where(method: str, url: str, path: str) -> str:
     address = re.search(r"//(?:[^/@]*@)?([^/?#]*)", url)
     return f"{method} {address[1] if address else ''}{path}"
-
-
-def _check(where: str, response: httpx.Response, body: bytes, accept: Collection[int]) -> None:
-    status, headers = response.status_code, response.headers
-    if status in (429, 503):
-        raise Busy(f"{where}: {status}", retry_after=_retry_after(headers.get("Retry-After", "")))
-    if status >= 500:
-        raise Unreachable(f"{where}: {status}")
-    if status >= 400 and status not in accept:
-        raise Refused(status, _detail(headers, body), where)
-    if status not in accept:
-        raise BadAnswer(f"an unexpected {status}")
-    if status < 300 and "text/html" in headers.get("Content-Type", ""):
-        raise BadAnswer("an HTML page: is there a log-in or a proxy in between?")
-    if headers.get("Content-Encoding", "identity") != "identity":
-        raise BadAnswer("a compressed answer, which we did not ask for")
-
-
-def _retry_after(value: str) -> float:
-    seconds = 1.0
-    with suppress(ValueError, OverflowError):
-        seconds = float(value) if value.isdecimal() else parsedate_to_datetime(value).timestamp() - time.time()
-    return max(seconds, 0.0)
-
-
-def _detail(headers: httpx.Headers, body: bytes) -> str:
-    if Problem.media_type in headers.get("Content-Type", ""):
-        with suppress(ValueError, AttributeError, RecursionError):
-            problem = json.loads(body)
-            return redact(str(problem.get("detail") or problem.get("title") or ""))[:200]
-    return ""
 
 
 def _read_problem(response: httpx.Response) -> bytes:

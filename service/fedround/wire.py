@@ -26,6 +26,8 @@ PARTICIPANT_NAME = "Fedround-Participant"
 ORDINAL = "Fedround-Ordinal"
 UPDATE_OUTCOME = "Fedround-Update"
 METRICS = "Fedround-Metrics"
+TROUBLE = "Fedround-Trouble"
+"""On a heartbeat: what keeps the participant from the aggregator, one line for people."""
 
 MAX_METRICS = 2048
 """Bytes of a `Fedround-Metrics` header."""

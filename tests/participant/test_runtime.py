@@ -23,6 +23,7 @@ from fedround import events
 from fedround.errors import ConfigurationError, CoordinatorUnreachable, DeserializationError, SerializationError, TrainingError
 from fedround.events import Fact
 from fedround.http import AggregatorClient, CoordinatorClient
+from fedround.observability.health import Health
 from fedround.participant.abc import NumPyParticipant, ParticipantABC, Update
 from fedround.participant.lifecycle import Lifecycle
 from fedround.participant.moves import Policy, Reason
@@ -31,11 +32,13 @@ from fedround.participant.run import connected, run_participant
 from fedround.participant.runtime import Runtime
 from fedround.participant.terms import Terms
 from fedround.participant.training import Training as Steps
+from fedround.participant.watch import Watch
 from fedround.weights import Array
 from fedround.wire import START_TRAINING, UPDATE, RendezVous
 from support.federation import FINISH, REFUSED, REJECT, STAND_BY, TOKEN, After, Answer, OldPlatform, order, our_platform, say
 from support.peer import Peer, Reply, answer
 from support.processes import until
+from support.proxy import Proxy
 
 FAST = 0.02
 """A heartbeat period."""
@@ -362,6 +365,49 @@ def test_an_upload_whose_connection_is_refused_is_sent_again_at_once() -> None:
     (second,) = reopened
     second.__exit__(None, None, None)
     assert second.requests[0].body == update(1, np.ones(2))
+
+
+# Proxies in between
+
+
+def test_an_update_that_a_proxy_refuses_is_kept_until_somebody_raises_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedround.participant.runtime.INTERCEPTED_PAUSE", 0.1)
+    facts: list[Fact] = []
+    participant, health = Mean(), Health()
+    watch = Watch("silo", health, within=5.0)
+    seen: dict[str, Any] = {}
+
+    def raise_the_limit(fact: Fact) -> None:
+        facts.append(fact)
+        if isinstance(fact, events.TransferLost) and sum(isinstance(one, events.TransferLost) for one in facts) == 3:
+            seen.update(reasons=health.reasons, status=watch.status())
+            proxy.limit = 1000
+
+    with our_platform(rounds=2) as p:
+        proxy = Proxy(f"http://127.0.0.1:{p.platform.aggregator_public.port}", limit=100)
+        with proxy.serving():
+            run_participant(participant, p.url, aggregator_url=proxy.url, observers=[watch, raise_the_limit])
+    assert len(participant.given) == 2, "it trains once in each round"
+    assert outcomes(facts) == ["completed", "completed"]
+    assert proxy.seen == ["GET", *["POST"] * 4, "GET", "POST"]
+    (reason,) = {fact.reason for fact in facts if isinstance(fact, events.TransferLost)}
+    assert reason.endswith("refuses bodies of 156 bytes (413 without our header): raise its limit, nginx `client_max_body_size`")
+    assert seen["reasons"] == [reason]
+    assert seen["status"]["trouble"] == reason
+    assert (watch.status()["trouble"], health.reasons) == ("", [])
+
+
+def test_the_coordinator_is_told_what_keeps_a_participant_from_the_aggregator() -> None:
+    page = Answer(404, b"404 page not found", {"Content-Type": "text/plain"})
+    with OldPlatform(heartbeat=[order(0)], download=[page]) as p, connected(Mean(), p.url, Terms(heartbeat_period=FAST)) as runtime:
+        threading.Thread(target=runtime.run, daemon=True).start()
+        until(lambda: [request for request in p.of("heartbeat") if "Fedround-Trouble" in request.headers])
+        runtime.stop(0.0)
+        assert runtime.ended.wait(20)
+    (told,) = {request.headers["Fedround-Trouble"] for request in p.of("heartbeat") if "Fedround-Trouble" in request.headers}
+    assert told.startswith("GET 127.0.0.1:")
+    assert "/{id}/{token}: 404 without our header (text/plain): a proxy or another service answers there" in told
+    assert len(p.of("download")) == 1, "it does not come back at once"
 
 
 # Failures of the network

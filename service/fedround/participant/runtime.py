@@ -19,6 +19,7 @@ from fedround.errors import (
     CoordinatorUnreachable,
     ExchangeError,
     FedroundError,
+    Intercepted,
     NotConnected,
     ParticipantError,
     Refused,
@@ -45,6 +46,8 @@ GRACE = 1.0
 """Seconds that the participant's own code has to return when everything else has ended, where nobody waits for it any longer."""
 REFUSED_PAUSE = 10.0
 """Seconds until a token that was refused is tried again: only a person can mend that."""
+INTERCEPTED_PAUSE = 30.0
+"""Seconds until a transfer is repeated that a proxy answered in place of the aggregator: only a person can mend that."""
 UNKNOWN = "is PARTICIPANT_COORDINATOR_URL (--coordinator-url) the coordinator's port for participants, 8081 by default?"
 
 Kept = tuple[Sequence[memoryview], str | None]
@@ -115,6 +118,8 @@ class Runtime:
         self._failure: FedroundError | None = None
         self._error: BaseException | None = None
         self._trouble = ""
+        self._blocked = ""
+        """What keeps the participant from the aggregator."""
 
     def run(self) -> m.Reason:
         """Take part until training is finished, or `stop` was called. The participant's own code runs on this thread.
@@ -247,7 +252,7 @@ class Runtime:
 
     def _heartbeat(self, id: str, wait: float) -> None:
         try:
-            answer = self._coordinator.heartbeat(id, wait=wait)
+            answer = self._coordinator.heartbeat(id, wait=wait, trouble=self._blocked)
         except ExchangeError as error:
             self._events.put(m.HeartbeatFailed(id, *self._why(error)))
         else:
@@ -285,11 +290,17 @@ class Runtime:
             if isinstance(command, m.Upload):
                 event = m.TransferFailed(order, Untrusted.reason, REFUSED_PAUSE)
         except ExchangeError as error:
-            event = m.TransferFailed(order, error.reason, _retry_after(error), sent=not isinstance(error, NotConnected))
+            retry_after = INTERCEPTED_PAUSE if isinstance(error, Intercepted) else _retry_after(error)
+            event = m.TransferFailed(order, error.reason, retry_after, sent=not isinstance(error, NotConnected))
             failure = None if isinstance(error, Aborted) else error
-        if failure is not None and not isinstance(command, m.StartTraining):
-            self._observe(TransferLost(_advised(failure)))
+        if not isinstance(command, m.StartTraining):
+            self._transfer_ended(failure)
         self._events.put(event)
+
+    def _transfer_ended(self, failure: ExchangeError | None) -> None:
+        self._blocked = "" if failure is None else _advised(failure)
+        if failure is not None:
+            self._observe(TransferLost(self._blocked, intercepted=isinstance(failure, Intercepted)))
 
     def _exchange(self, command: m.Transfer, order: m.Order, kept: Kept | None) -> m.Event:
         url = self._url(order)

@@ -6,14 +6,19 @@ from collections.abc import Callable
 from fedround import events
 from fedround.events import Fact, short
 from fedround.observability.health import Health
-from fedround.participant.moves import State
+from fedround.participant.moves import Outcome, State
 
 MARGIN = 5.0
 """Seconds by which a heartbeat may be late."""
+DELIVERED = (Outcome.COMPLETED, Outcome.UNCONFIRMED)
+"""Outcomes of rounds whose update reached the aggregator."""
 
 
 class Watch:
-    """Ready means: registered, and the last heartbeat was accepted, or training is complete. `within`: how often contact is due."""
+    """Ready: registered, the last heartbeat was accepted, and no proxy keeps updates from the aggregator; or training is complete.
+
+    `within`: Seconds between two contacts with the coordinator.
+    """
 
     def __init__(self, name: str, health: Health, *, within: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._name = name
@@ -25,6 +30,7 @@ class Watch:
         self._shard: str | None = None
         self._contact: float | None = None
         self._rounds: dict[str, int] = {}
+        self._trouble = ""
         health.fault("coordinator", "not registered yet")
 
     def __call__(self, fact: Fact) -> None:
@@ -42,8 +48,15 @@ class Watch:
                     self._health.fine("coordinator", within=self._within)
             case events.ContactLost(reason) if self._state.state != State.FINISHED:
                 self._health.fault("coordinator", f"no contact with the coordinator: {reason}")
+            case events.TransferLost(reason):
+                self._trouble = reason
+                if fact.intercepted:
+                    self._health.fault("aggregator", reason)
             case events.RoundEnded(outcome=outcome):
                 self._rounds[outcome] = self._rounds.get(outcome, 0) + 1
+                if outcome in DELIVERED:
+                    self._trouble = ""
+                    self._health.fine("aggregator")
 
     def _state_changed(self, fact: events.StateChanged) -> None:
         former, self._state = self._state.state, fact
@@ -68,4 +81,5 @@ class Watch:
             "shard": self._shard,
             "seconds_since_contact": None if contact is None else round(self._clock() - contact, 3),
             "rounds": self._rounds,
+            "trouble": self._trouble,
         }

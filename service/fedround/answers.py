@@ -1,0 +1,108 @@
+"""What the head and the body of an HTTP answer mean: the answer that was asked for, or one of our errors. No I/O.
+
+The rules:
+
+1. 429 and 503 ask to come back later; other 5xx are a peer that cannot answer now.
+2. A refusal is the peer's own if it has a body of `application/problem+json`, one of our headers, no body at all, or the text that
+   0.8 gives a 405. A 413 without body is none: 0.8 never says so, proxies do.
+3. Everything else comes from something in between: a proxy, a log-in page, another service. No verdict on what was asked.
+"""
+
+import json
+import time
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from urllib.parse import urljoin
+
+from fedround import wire
+from fedround.errors import BadAnswer, Busy, Intercepted, Refused, Unreachable
+from fedround.events import redact
+
+_OURS = ("fedround-", wire.PREFERENCE_APPLIED.lower())
+_NOT_ALLOWED = b"HTTP method not allowed"
+"""0.8's word for a 405."""
+TOO_LARGE = 413
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The request. `where`: method, address and template of the path, for messages; `sent`: bytes of its body."""
+
+    where: str
+    url: str
+    path: str
+    sent: int = 0
+
+
+def check(asked: Asked, status: int, headers: Mapping[str, str], body: bytes, accept: Collection[int]) -> None:
+    """Raise the `ExchangeError` that an answer means; return if it is one of `accept`.
+
+    Args:
+        asked: the request.
+        status: of the answer.
+        headers: of the answer; their names may have any case.
+        body: of a refusal; `b""` where it could not be read.
+        accept: the statuses that were asked for.
+    """
+    where = asked.where
+    kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if status in (429, 503):
+        raise Busy(f"{where}: {status}{_page(kind)}", retry_after=_retry_after(headers.get("Retry-After", "")))
+    if status >= 500:
+        raise Unreachable(f"{where}: {status}{_page(kind)}")
+    if status >= 400 and status not in accept:
+        if not _is_ours(status, kind, headers, body):
+            raise Intercepted(_refusal(status, kind, asked.sent))
+        raise Refused(status, _detail(kind, body), where)
+    if 300 <= status < 400 and "Location" in headers:
+        raise Intercepted(f"{status}: {_redirect(asked, headers['Location'])}")
+    if status not in accept:
+        raise BadAnswer(f"an unexpected {status}")
+    if status < 300 and kind == "text/html":
+        raise Intercepted("an HTML page: is there a log-in or a proxy in between?")
+    if headers.get("Content-Encoding", "identity") != "identity":
+        raise BadAnswer("a compressed answer, which we did not ask for")
+
+
+def _redirect(asked: Asked, location: str) -> str:
+    there = urljoin(asked.url, location).partition("?")[0]
+    base = there.removesuffix(asked.path)
+    advice = "" if base == there else f": set the URL to {wire.one_line(redact(base))}"
+    return f"redirects to {wire.one_line(redact(there))}; fedround follows no redirects{advice}"
+
+
+def _is_ours(status: int, kind: str, headers: Mapping[str, str], body: bytes) -> bool:
+    if kind == wire.Problem.media_type or any(name.lower().startswith(_OURS) for name in headers):
+        return True
+    return (not body and status != TOO_LARGE) or (status == 405 and body == _NOT_ALLOWED)
+
+
+def _refusal(status: int, kind: str, sent: int) -> str:
+    if status == TOO_LARGE:
+        size = f"{sent / 1e6:.1f} MB" if sent >= 1e5 else f"{sent} bytes"
+        return (
+            f"a proxy between here and the aggregator refuses bodies of {size} (413 without our header): raise its limit, "
+            "nginx `client_max_body_size`"
+        )
+    return f"{status} without our header ({kind or 'no content type'}): a proxy or another service answers there; is the URL right?"
+
+
+def _page(kind: str) -> str:
+    return ": a page of a proxy, which does not reach the service behind it" if kind == "text/html" else ""
+
+
+def _retry_after(value: str) -> float:
+    seconds = 1.0
+    with suppress(ValueError, OverflowError):
+        seconds = float(value) if value.isdecimal() else parsedate_to_datetime(value).timestamp() - time.time()
+    return max(seconds, 0.0)
+
+
+def _detail(kind: str, body: bytes) -> str:
+    if kind == wire.Problem.media_type:
+        with suppress(ValueError, AttributeError, RecursionError):
+            problem = json.loads(body)
+            return wire.one_line(redact(str(problem.get("detail") or problem.get("title") or "")))
+    return ""

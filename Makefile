@@ -56,12 +56,16 @@ clean: ## remove the virtual environment and everything that was built
 	@rm -rf $(VENV) .cache build dist .coverage* htmlcov .hypothesis .*_cache
 	@find service tests tools bench -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
-# Everything from the lock, the project itself as it stands here; done again only when one of the two changes.
-$(VENV)/ready: requirements/dev.txt pyproject.toml
+# Everything from the lock; done again only when the lock changes.
+$(VENV)/locked: requirements/dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "fedround needs Python 3.11 or newer, and $(PYTHON) is not: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; }
 	@echo "setting up $(VENV), once" >&2
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/dev.txt
+	@touch $@
+
+# The project itself as it stands here: its commands and its metadata.
+$(VENV)/ready: $(VENV)/locked pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -9,7 +9,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 
 	--no-header --no-emit-index-url --no-emit-find-links pyproject.toml
 
 CORES := */participant/lifecycle.py,*/participant/work.py,*/participant/lane.py,*/participant/moves.py,*/coordinator/rounds.py,*/coordinator/attempt.py,*/coordinator/history.py,$\
-	*/coordinator/presence.py,*/aggregator/ledger.py,*/aggregator/guards.py,*/aggregator/strategies.py,*/weights.py,*/measures.py,*/wire.py,*/books.py,*/backoff.py
+	*/coordinator/presence.py,*/aggregator/ledger.py,*/aggregator/guards.py,*/aggregator/strategies.py,*/weights.py,*/measures.py,*/wire.py,*/books.py,*/backoff.py,*/budgets.py
 
 # Each file of tests on one process; but what has an engine or a cluster to itself, one after the other.
 SIDE_BY_SIDE = $(if $(filter tests/container% tests/cluster%,$(ARGS)),,--numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder)

@@ -1,7 +1,5 @@
 import asyncio
 import gc
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -19,7 +17,9 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from fedround import asgi
 from fedround.errors import ConfigurationError
-from fedround.serve import AHEAD, Endpoint, capture_signals, run, serving, tune
+from fedround.events import ConnectionCut, ConnectionsChanged, Fact
+from fedround.process import run
+from fedround.serve import AHEAD, Endpoint, serving
 from support.sockets import connected
 
 
@@ -357,43 +357,106 @@ def test_a_peer_that_takes_an_answer_too_slowly_is_cut_off_and_keeps_nothing_ali
     run(main())
 
 
-def test_a_signal_sets_the_event_and_afterwards_the_handlers_are_as_before() -> None:
-    async def main(number: int) -> None:
-        with capture_signals() as stop:
-            assert signal.getsignal(number) is not before
-            os.kill(os.getpid(), number)
-            await stop.wait()
+class Told(list[Fact]):
+    """The facts that a server told."""
 
-    before = signal.getsignal(signal.SIGTERM)
-    run(main(signal.SIGTERM))
-    run(main(signal.SIGINT))
-    assert signal.getsignal(signal.SIGTERM) is before
+    def __call__(self, fact: Fact) -> None:
+        self.append(fact)
+
+    @property
+    def cuts(self) -> list[str]:
+        return [fact.reason for fact in self if isinstance(fact, ConnectionCut)]
 
 
-def test_a_second_signal_ends_the_process_at_once() -> None:
+def limited(port: int, address: int, app: ASGIApp | None = None) -> tuple[Endpoint, Told]:
+    served = endpoint(app)
+    served.observe, served.limits = (told := Told()), (port, address)
+    return served, told
+
+
+async def refused(port: int) -> bool:
+    async with connected(port) as newcomer:
+        with suppress(ConnectionError):
+            await newcomer.send(GET)
+        return await newcomer.at_end()
+
+
+def test_at_the_limit_a_newcomer_takes_the_place_of_a_connection_that_is_new_or_idle_but_of_none_that_is_busy() -> None:
+    async def main() -> None:
+        go_on = asyncio.Event()
+
+        async def slow(request: Request) -> Response:
+            await go_on.wait()
+            return Response("slow")
+
+        served, told = limited(3, 3, asgi.application([Route("/", hello), Route("/slow", slow)]))
+        async with serving(served), AsyncExitStack() as stack:
+            busy, idle, new = [await stack.enter_async_context(connected(served.port)) for _ in range(3)]
+            await idle.send(GET)
+            await idle.answer()
+            await busy.ask("GET", "/slow")
+            second = await stack.enter_async_context(connected(served.port))
+            await second.ask("GET", "/slow")
+            assert await new.at_end()
+            third = await stack.enter_async_context(connected(served.port))
+            await third.ask("GET", "/slow")
+            assert await idle.at_end()
+            assert await refused(served.port)
+            assert told.cuts == ["port_limit"] * 3
+            assert [fact.count for fact in told if isinstance(fact, ConnectionsChanged)][:3] == [1, 2, 3]
+            go_on.set()
+            for connection in (busy, second, third):
+                assert (await connection.answer()).body == b"slow"
+            assert not await refused(served.port)
+        assert told[-1] == ConnectionsChanged("public", 0)
+
+    run(main())
+
+
+def test_one_address_does_not_take_all_connections_of_a_port() -> None:
+    async def main() -> None:
+        served, told = limited(3, 2)
+        async with serving(served), connected(served.port) as first, connected(served.port), connected(served.port):
+            assert await first.at_end()
+            assert told.cuts == ["address_limit"]
+
+    run(main())
+
+
+def test_a_crowd_of_idle_connections_keeps_nobody_from_being_answered_nor_operators() -> None:
     program = """
-import asyncio
-from fedround.serve import capture_signals, run
+import asyncio, resource, sys
+from starlette.responses import Response
+from starlette.routing import Route
+from fedround import asgi
+from fedround.process import run
+from fedround.serve import Endpoint, serving
+
+async def hello(request):
+    return Response("hello")
 
 async def main():
-    with capture_signals() as stop:
-        print("ready", flush=True)
-        await stop.wait()
-        print("stopping", flush=True)
-        await asyncio.Future()
+    app = asgi.application([Route("/", hello)])
+    public, ops = [Endpoint(app, host="127.0.0.1", port=0, setting="PORT", kind=kind) for kind in ("public", "ops")]
+    async with serving(public, ops):
+        print(public.port, ops.port, flush=True)
+        await asyncio.to_thread(sys.stdin.read)
 
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 256))
 run(main())
 """
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+
+    async def main(port: int, ops: int) -> None:
+        async with AsyncExitStack() as stack:
+            for _ in range(400):
+                await stack.enter_async_context(connected(port))
+            for number in (port, ops, port):
+                async with connected(number) as honest:
+                    await honest.send(GET)
+                    assert (await honest.answer()).body == b"hello"
+
+    with subprocess.Popen([sys.executable, "-c", program], stdin=-1, stdout=-1, stderr=-1, text=True) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        process.terminate()
-        assert process.stdout.readline() == "stopping\n"
-        process.terminate()
-        assert process.wait() == 128 + signal.SIGTERM
-
-
-def test_what_is_there_at_the_start_is_left_out_of_garbage_collection() -> None:
-    tune()
-    assert gc.get_freeze_count() > 0
-    assert gc.get_threshold() == (100_000, 50, 50)
+        run(main(*map(int, process.stdout.readline().split())))
+        _, errors = process.communicate("")
+        assert (process.returncode, errors) == (0, "")

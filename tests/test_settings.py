@@ -94,6 +94,8 @@ def test_the_coordinators_defaults_are_the_documented_ones() -> None:
         "ops_token": None,
         "cors_origins": (),
         "internal_secret": None,
+        "max_connections": 0,
+        "max_connections_per_address": 0,
         "log_format": "text",
         "log_level": "info",
     }
@@ -127,6 +129,8 @@ def test_the_aggregators_defaults_are_the_documented_ones() -> None:
         "ops_token": None,
         "cors_origins": (),
         "internal_secret": None,
+        "max_connections": 0,
+        "max_connections_per_address": 0,
         "log_format": "text",
         "log_level": "info",
     }

@@ -374,3 +374,19 @@ class RequestServed(Fact):
     route: str
     status: int | None
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionsChanged(Fact):
+    """A port has another number of connections. `port` is public, internal or ops."""
+
+    port: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionCut(Fact):
+    """A port closed a connection: `reason` is port_limit, address_limit, head, pipeline or slow."""
+
+    port: str
+    reason: str

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fedround import durable, serve
+from fedround import durable, process, serve
 from fedround.aggregator import app as aggregator_app
 from fedround.aggregator.service import AggregatorService
 from fedround.coordinator import app as coordinator_app
@@ -88,11 +88,11 @@ def run(coordinator: CoordinatorSettings, aggregator: AggregatorSettings) -> Non
         durable.held(coordinator.data_dir, "COORDINATOR_DATA_DIR") as rounds,
         durable.held(aggregator.data_dir, "AGGREGATOR_DATA_DIR") as models,
     ):
-        serve.run(_run(coordinator, aggregator, rounds, models))
+        process.run(_run(coordinator, aggregator, rounds, models))
 
 
 async def _run(coordinator: CoordinatorSettings, aggregator: AggregatorSettings, *disks: Disk | None) -> None:
-    with serve.capture_signals() as stop, tracing("platform", INSTANCE) as traces:
+    with process.capture_signals() as stop, tracing("platform", INSTANCE) as traces:
         async with serving(coordinator, aggregator, disks=disks, traces=traces):
             await stop.wait()
             LOG.info("stopping")

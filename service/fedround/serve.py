@@ -1,27 +1,26 @@
-"""Serving: uvicorn's servers in one event loop, signals, the tuning of a serving process. The only file that imports uvicorn."""
+"""Serving: uvicorn's servers in one event loop, what each connection may do. The only file that imports uvicorn."""
 
 import asyncio
-import ctypes
 import errno
-import gc
 import logging
 import os
-import signal
+import resource
 import socket
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
-from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from fedround.budgets import Connections, Limits, PortKind, Wanted, network, share_out
 from fedround.errors import ConfigurationError
+from fedround.events import ConnectionCut, ConnectionsChanged, Observer, Observers
 from fedround.tls import CLIENT, Context
 from fedround.tls_transport import HANDSHAKE, STALE, TlsTransport
 from fedround.wire import MIN_RATE, MIN_RATE_WINDOW
@@ -32,7 +31,7 @@ KEEP_ALIVE = 75
 """Seconds for which an idle connection is kept."""
 HEAD_TIMEOUT = 30
 """Seconds within which the head of a request has to be whole, from the connection's beginning or from its first byte."""
-MAX_HEAD = 64 << 10
+MAX_HEAD = 32 << 10
 """Bytes that may come without being body, or the end of a head."""
 MAX_HEADERS = 100
 """Header fields of one request, its trailers included."""
@@ -46,15 +45,17 @@ STALL = 60
 BACKLOG = 2048
 REFUSALS_EVERY = 60.0
 """Seconds between two log lines with the same reason for refused connections of a port."""
-
-T = TypeVar("T")
+BACKLOG_OPS = 32
+"""Of a port for operators. asyncio, which serves those of a participant, accepts as many at once before it counts them."""
 
 
 @dataclass
 class Endpoint:
     """An app and where it is served. `setting` is the variable that holds the port, for messages; port 0 is any free one.
 
-    `last`: it is served until all others have ended, for operators who want to see them end. `tls`: what it serves TLS with.
+    `last`: it is served until all others have ended, for operators who want to see them end. `kind` names the port in metrics.
+    `limits`: how many connections it keeps, and how many from one address; 0 stands for what follows from the descriptors.
+    `tls`: what it serves TLS with.
     """
 
     app: ASGIApp
@@ -64,13 +65,20 @@ class Endpoint:
     setting: str
     last: bool = False
     tls: Context | None = None
+    kind: PortKind = "public"
+    limits: tuple[int, int] = (0, 0)
+    observe: Observer = field(default_factory=Observers)
+
+    @property
+    def backlog(self) -> int:
+        return BACKLOG_OPS if self.kind == "ops" else BACKLOG
 
     def bind(self) -> socket.socket:
         """Take the port; from now on `port` is the real one, and who connects waits. Raises `ConfigurationError`."""
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         try:
             both = self.host == "::" and socket.has_dualstack_ipv6()  # IPv4 too
-            bound = socket.create_server((self.host, self.port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
+            bound = socket.create_server((self.host, self.port), family=family, backlog=self.backlog, dualstack_ipv6=both)
         except OSError as error:
             # The number's text: behind it, Python repeats the address.
             told = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
@@ -92,7 +100,8 @@ async def serving(*endpoints: Endpoint, grace: int = GRACE) -> AsyncIterator[Non
     """
     async with AsyncExitStack() as stack:
         sockets = [stack.enter_context(endpoint.bind()) for endpoint in endpoints]
-        servers = [_Server(endpoint, grace) for endpoint in endpoints]
+        limits = share_out(_descriptors(), [Wanted(each.kind, *each.limits) for each in endpoints])
+        servers = [_Server(endpoint, grace, limit) for endpoint, limit in zip(endpoints, limits, strict=True)]
         running = [asyncio.create_task(server.serve([bound])) for server, bound in zip(servers, sockets, strict=True)]
         for endpoint in endpoints:
             secured = ", with TLS" if endpoint.tls else ""
@@ -107,13 +116,54 @@ async def serving(*endpoints: Endpoint, grace: int = GRACE) -> AsyncIterator[Non
                 await asyncio.gather(*(running[n] for n in ending))
 
 
+def _descriptors() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft if soft != resource.RLIM_INFINITY else 1 << 20
+
+
+class _Port:
+    """What all connections of a port share: its budget, and who is told of them."""
+
+    def __init__(self, endpoint: Endpoint, limits: Limits) -> None:
+        self.connections = Connections["_Protocol"](limits)
+        self._endpoint = endpoint
+        self._silent_until: dict[str, float] = {}
+
+    def opened(self, protocol: "_Protocol", address: str) -> None:
+        closed = self.connections.opened(protocol, address)
+        if closed is None:
+            self._changed()
+        else:
+            closed[0].cut(closed[1])
+
+    def closed(self, protocol: "_Protocol") -> None:
+        self.connections.closed(protocol)
+        self._changed()
+
+    def refused(self, reason: str) -> None:
+        """Log why the port does not talk with a client, each reason once a minute."""
+        now = time.monotonic()
+        if now >= self._silent_until.get(reason, now):
+            self._silent_until[reason] = now + REFUSALS_EVERY
+            LOG.warning("%s: refused a connection: %s", self._endpoint.setting, reason)
+
+    def was_cut(self, reason: str) -> None:
+        self._endpoint.observe(ConnectionCut(self._endpoint.kind, reason))
+
+    def _changed(self) -> None:
+        self._endpoint.observe(ConnectionsChanged(self._endpoint.kind, len(self.connections)))
+
+
 class _Flow(FlowControl):
-    """uvicorn's, in which every request that waits for its body resumes reading: not while enough has been read ahead."""
+    """uvicorn's, in which every request that waits for its body resumes reading: not while enough has been read ahead.
+
+    Nor from a peer that reads nothing: even TLS alone has answers to what such a peer sends.
+    """
 
     full = False
 
     def resume_reading(self) -> None:
-        if not self.full:
+        if not self.full and not self.write_paused:
             super().resume_reading()
 
 
@@ -128,8 +178,10 @@ class _Protocol(HttpToolsProtocol):
       thousands of heads. So the parser gets one head at a time, and none while `AHEAD` requests wait. More than `MAX_HEAD` bytes
       that wait behind those are not kept: the connection is cut.
     - A connection ends with the answer to a request whose body nobody has read to its end.
+    - The port closes connections for newcomers as `budgets` has it.
     """
 
+    port: _Port
     _size = 0
     """Of what has come since the last end of a head, or piece of a body."""
     _body = 0
@@ -139,12 +191,17 @@ class _Protocol(HttpToolsProtocol):
     _at = 0
     _timer: asyncio.TimerHandle | None = None
     _stalled: asyncio.TimerHandle | None = None
-    refused: "_Refusals"
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
         self.flow = self._flow = _Flow(transport)
         self._await_head()
+        self.port.opened(self, network(self.client[0] if self.client else ""))
+
+    def cut(self, reason: str) -> None:
+        """Close the connection at once. What was not sent yet is lost."""
+        self.port.was_cut(reason)
+        self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_is_whole()
@@ -155,10 +212,11 @@ class _Protocol(HttpToolsProtocol):
         self.pipeline.clear()
         self._unread = b""
         super().connection_lost(exc)
+        self.port.closed(self)
 
     def data_received(self, data: bytes) -> None:
         if self.scope is None and self.scheme == "http" and data[0] == HANDSHAKE:  # its first bytes
-            self.refused("a client speaks TLS, and this port does not")
+            self.port.refused("a client speaks TLS, and this port does not")
             self.send_400_response("this port does not speak TLS: use http://")
             return
         self._unread, self._at = self._unread[self._at :] + data, 0
@@ -172,10 +230,10 @@ class _Protocol(HttpToolsProtocol):
             self._size += self._at - start
             super().data_received(memoryview(self._unread)[start : self._at])  # type: ignore[arg-type]  # httptools takes any buffer
             if self._size > MAX_HEAD:
-                self.transport.abort()
+                self.cut("head")
         left = len(self._unread) - self._at
         if left > MAX_HEAD:
-            self.transport.abort()
+            self.cut("pipeline")
         self._flow.full = left > 0
         if left:
             self._flow.pause_reading()
@@ -197,6 +255,7 @@ class _Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._head_is_whole()
         self._body = next((int(value) for name, value in self.headers if name == b"content-length"), 0)
+        self.port.connections.busy(self)
         super().on_headers_complete()
         if self.transport.get_extra_info(STALE):
             self.cycle.keep_alive = False  # this request is answered, and the next one comes with a handshake
@@ -214,17 +273,21 @@ class _Protocol(HttpToolsProtocol):
         if self.cycle.more_body and not self.pipeline:
             self.transport.close()
         super().on_response_complete()
+        if self.cycle.response_complete:
+            self.port.connections.idle(self)
         self._flow.full = False
         self._parse()
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        self._flow.pause_reading()
         seconds = max(MIN_RATE_WINDOW, self.transport.get_write_buffer_size() / MIN_RATE)
-        self._stalled = self.loop.call_later(seconds, self.transport.abort)
+        self._stalled = self.loop.call_later(seconds, self.cut, "slow")
 
     def resume_writing(self) -> None:
         self._is_taken()
         super().resume_writing()
+        self._flow.resume_reading()
 
     def _is_taken(self) -> None:
         if self._stalled is not None:
@@ -232,7 +295,7 @@ class _Protocol(HttpToolsProtocol):
             self._stalled = None
 
     def _await_head(self) -> None:
-        self._timer = self.loop.call_later(HEAD_TIMEOUT, self.transport.close)
+        self._timer = self.loop.call_later(HEAD_TIMEOUT, self.cut, "head")
 
     def _head_is_whole(self) -> None:
         self._size = 0
@@ -244,34 +307,20 @@ class _Protocol(HttpToolsProtocol):
 def _nothing() -> None: ...
 
 
-class _Refusals:
-    """Logs why a port refuses connections, each reason once a minute."""
-
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
-        self._silent_until: dict[str, float] = {}
-
-    def __call__(self, reason: str) -> None:
-        now = time.monotonic()
-        if now >= self._silent_until.get(reason, now):
-            self._silent_until[reason] = now + REFUSALS_EVERY
-            LOG.warning("%s: refused a connection: %s", self._endpoint.setting, reason)
-
-
-def _connection(endpoint: Endpoint, refused: _Refusals, **options: Any) -> asyncio.Protocol:
+def _connection(endpoint: Endpoint, port: _Port, **options: Any) -> asyncio.Protocol:
     protocol = _Protocol(**options)
-    protocol.refused = refused
-    return TlsTransport(protocol, endpoint.tls, refused) if endpoint.tls else protocol
+    protocol.port = port
+    return TlsTransport(protocol, endpoint.tls, port.refused) if endpoint.tls else protocol
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, endpoint: Endpoint, grace: int) -> None:
+    def __init__(self, endpoint: Endpoint, grace: int, limits: Limits) -> None:
         super().__init__(
             uvicorn.Config(
                 _answering_when_cancelled(endpoint.app),
                 access_log=False,  # its lines hold the paths, and with them ids and tokens
-                backlog=BACKLOG,
-                http=partial(_connection, endpoint, _Refusals(endpoint)),  # type: ignore[arg-type]  # anything that makes one
+                backlog=endpoint.backlog,
+                http=partial(_connection, endpoint, _Port(endpoint, limits)),  # type: ignore[arg-type]  # uvicorn calls it
                 interface="asgi3",
                 lifespan="off",
                 log_config=None,
@@ -315,56 +364,3 @@ _STOPPING: Message = {
     "status": 503,
     "headers": [(b"content-length", b"0"), (b"connection", b"close"), (b"retry-after", b"5")],
 }
-
-
-@contextmanager
-def capture_signals() -> Iterator[asyncio.Event]:
-    """SIGTERM and SIGINT set the event; the second of them ends the process at once. For the main thread, within a running loop."""
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    caught = False
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal caught
-        if caught:
-            os._exit(128 + number)
-        caught = True
-        loop.call_soon_threadsafe(stop.set)
-
-    former = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-
-
-def run(main: Coroutine[object, object, T]) -> T:
-    """Run `main` on an event loop made for serving, in a process tuned for it."""
-    import uvloop  # a participant, which serves its operators alone, does without
-
-    with closing(main):  # it may be asked to stop before `main` has begun
-        tune()
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(main)
-
-
-def tune() -> None:
-    """Settle the process for serving, after the imports.
-
-    glibc gives buffers back to the kernel each time, and receiving pays page faults for them again and again: keep those of a
-    few MB, but not what is as large as a model, nor much of what is free.
-    A full garbage collection over thousands of connections stalls all of them: what is there now is never looked at again, and
-    full collections become rare.
-    """
-    with suppress(AttributeError, OSError):  # another C library than glibc
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, 4 << 20)
-        libc.mallopt(M_TRIM_THRESHOLD, 16 << 20)
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 50)
-
-
-M_TRIM_THRESHOLD = -1
-M_MMAP_THRESHOLD = -3
-"""The numbers of <malloc.h>."""

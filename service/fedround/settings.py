@@ -308,8 +308,19 @@ class PlatformSettings(Settings):
         "The web origins whose pages may read the answers of the participants' port, separated by commas, for example "
         "https://fl.example.org. `*` stands for every origin. Unset: none.",
     )
+    max_connections: Number = setting(
+        0, "Maximum number of connections to each port but the ops port. 0: 4096, or fewer if the process may open few files.", ge=0
+    )
+    max_connections_per_address: Number = setting(
+        0, "Maximum number of those connections from one IP address. 0: three quarters of the maximum.", ge=0
+    )
 
     _differ = field_validator("ops_token")(_of_operators_alone)
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """How many connections a port may have, and one address of them; 0 is not said."""
+        return self.max_connections, self.max_connections_per_address
 
 
 class CoordinatorSettings(PlatformSettings):

@@ -217,3 +217,20 @@ logging.getLogger("mine").info("not seen")
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert json.loads(line)["message"] == "seen"
+
+
+def test_a_limit_that_is_reached_again_and_again_makes_one_line_a_minute(
+    log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("fedround.observability.logs.time.monotonic", lambda: now)
+    observer, cut = LogObserver(), events.ConnectionCut("public", "port_limit")
+    for _ in range(3):
+        observer(cut)
+    observer(events.ConnectionCut("ops", "head"))
+    now += 61
+    observer(cut)
+    line = "public port: the limit of connections is reached; closed since the last such line: "
+    lines = [(record.levelname, record.getMessage()) for record in log.records if record.levelno >= logging.INFO]
+    assert [line for line in lines if line[0] == "WARNING"] == [("WARNING", line + "1"), ("WARNING", line + "3")]
+    assert ("INFO", "ops port: the head of a request was too long or too slow; closed since the last such line: 1") in lines

@@ -313,3 +313,11 @@ def test_promtool_has_nothing_to_say(kind: type[Metrics]) -> None:
     body, _ = told(shown(kind()), WEIGHTS).scrape("")
     done = subprocess.run([tool("promtool"), "check", "metrics"], input=body, capture_output=True, check=False)
     assert (done.returncode, done.stdout + done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_connections_are_counted_by_port(kind: type[Metrics]) -> None:
+    metrics = told(kind(), events.ConnectionsChanged("ops", 7), events.ConnectionCut("ops", "pipeline"))
+    assert sample(metrics, "fedround_http_connections", port="ops") == 7
+    assert sample(metrics, "fedround_http_connections_closed_total", port="ops", reason="pipeline") == 1
+    assert sample(metrics, "fedround_http_connections_closed_total", port="ops", reason="port_limit") == 0

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from fedround import asgi, durable, serve, tls, wire
+from fedround import asgi, durable, process, serve, tls, wire
 from fedround.aggregator.codecs import Bytes, Codec, Model, Npy
 from fedround.aggregator.collected import Collected, CollectedBytes
 from fedround.aggregator.guards import Guard, Limits
@@ -280,7 +280,16 @@ def _model(settings: AggregatorSettings, codec: Codec, store: ModelStore | None,
 def public_endpoint(settings: AggregatorSettings, service: AggregatorService, telemetry: Telemetry) -> Endpoint:
     """Where participants are served."""
     app = public(service, tokens=guard(settings), origins=settings.cors_origins, observe=telemetry.observe, trace=telemetry.server)
-    return Endpoint(app, host=settings.bind, port=settings.port, setting="AGGREGATOR_PORT", tls=tls.public(settings))
+    return Endpoint(
+        app,
+        host=settings.bind,
+        port=settings.port,
+        setting="AGGREGATOR_PORT",
+        kind="public",
+        limits=settings.limits,
+        tls=tls.public(settings),
+        observe=telemetry.observe,
+    )
 
 
 def internal_endpoint(settings: AggregatorSettings, service: AggregatorService, telemetry: Telemetry) -> Endpoint:
@@ -288,7 +297,15 @@ def internal_endpoint(settings: AggregatorSettings, service: AggregatorService, 
     app = internal(service, secret=reveal(settings.internal_secret), observe=telemetry.observe, trace=telemetry.server)
     files = settings.internal_tls_cert_file, settings.internal_tls_key_file, settings.internal_tls_client_ca_file
     secured = tls.server("AGGREGATOR_INTERNAL", *files)
-    return Endpoint(app, host=settings.internal_bind, port=settings.internal_port, setting="AGGREGATOR_INTERNAL_PORT", tls=secured)
+    return Endpoint(
+        app,
+        host=settings.internal_bind,
+        port=settings.internal_port,
+        setting="AGGREGATOR_INTERNAL_PORT",
+        kind="internal",
+        tls=secured,
+        observe=telemetry.observe,
+    )
 
 
 def ops_endpoint(settings: AggregatorSettings, service: AggregatorService, health: Health, telemetry: Telemetry) -> Endpoint:
@@ -298,14 +315,21 @@ def ops_endpoint(settings: AggregatorSettings, service: AggregatorService, healt
     access = ops.access(settings)
     app = ops.app(health, service.status, scrape=telemetry.scrape, routes=[model_route(service, access)], access=access)
     return Endpoint(
-        app, host=settings.bind, port=settings.ops_port, setting="AGGREGATOR_OPS_PORT", last=True, tls=tls.operators(settings)
+        app,
+        host=settings.bind,
+        port=settings.ops_port,
+        setting="AGGREGATOR_OPS_PORT",
+        kind="ops",
+        last=True,
+        tls=tls.operators(settings),
+        observe=telemetry.observe,
     )
 
 
 def run(settings: AggregatorSettings) -> None:
     """Serve until SIGTERM or SIGINT. Raises `ConfigurationError`."""
     with durable.held(settings.data_dir, "AGGREGATOR_DATA_DIR") as disk:
-        serve.run(_run(settings, disk))
+        process.run(_run(settings, disk))
 
 
 def readiness(health: Health) -> Observer:
@@ -353,7 +377,7 @@ async def _run(settings: AggregatorSettings, disk: Disk | None) -> None:
             internal_endpoint(settings, service, telemetry),
             ops_endpoint(settings, service, health, telemetry),
         )
-        with serve.capture_signals() as stop:
+        with process.capture_signals() as stop:
             async with serve.serving(*endpoints):
                 async with tended(health, keep_checking(settings, health), service.measure()):
                     await stop.wait()

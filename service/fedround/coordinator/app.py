@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive
 
-from fedround import asgi, durable, events, serve, tls, wire
+from fedround import asgi, durable, events, process, serve, tls, wire
 from fedround.books import Books
 from fedround.coordinator import page, store
 from fedround.coordinator.rounds import Memory, Plan, Rounds
@@ -168,7 +168,16 @@ def readiness(health: Health) -> Observer:
 def public_endpoint(settings: CoordinatorSettings, service: CoordinatorService, telemetry: Telemetry) -> Endpoint:
     """Where participants are served."""
     app = public(service, tokens=guard(settings), origins=settings.cors_origins, observe=telemetry.observe, trace=telemetry.server)
-    return Endpoint(app, host=settings.bind, port=settings.port, setting="COORDINATOR_PORT", tls=tls.public(settings))
+    return Endpoint(
+        app,
+        host=settings.bind,
+        port=settings.port,
+        setting="COORDINATOR_PORT",
+        kind="public",
+        limits=settings.limits,
+        tls=tls.public(settings),
+        observe=telemetry.observe,
+    )
 
 
 def ops_endpoint(settings: CoordinatorSettings, service: CoordinatorService, health: Health, telemetry: Telemetry) -> Endpoint:
@@ -181,14 +190,21 @@ def ops_endpoint(settings: CoordinatorSettings, service: CoordinatorService, hea
     access = ops.access(settings)
     app = ops.app(health, status, scrape=telemetry.scrape, routes=page.routes(health, status, access), access=access)
     return Endpoint(
-        app, host=settings.bind, port=settings.ops_port, setting="COORDINATOR_OPS_PORT", last=True, tls=tls.operators(settings)
+        app,
+        host=settings.bind,
+        port=settings.ops_port,
+        setting="COORDINATOR_OPS_PORT",
+        kind="ops",
+        last=True,
+        tls=tls.operators(settings),
+        observe=telemetry.observe,
     )
 
 
 def run(settings: CoordinatorSettings) -> None:
     """Serve until SIGTERM or SIGINT. Raises `ConfigurationError`."""
     with durable.held(settings.data_dir, "COORDINATOR_DATA_DIR") as disk:
-        serve.run(_run(settings, disk))
+        process.run(_run(settings, disk))
 
 
 def _books(settings: CoordinatorSettings, telemetry: Telemetry) -> RemoteBooks:
@@ -200,7 +216,7 @@ def _books(settings: CoordinatorSettings, telemetry: Telemetry) -> RemoteBooks:
 
 async def _run(settings: CoordinatorSettings, disk: Disk | None) -> None:
     health = Health()
-    with serve.capture_signals() as stop, tracing("coordinator", INSTANCE) as traces:
+    with process.capture_signals() as stop, tracing("coordinator", INSTANCE) as traces:
         telemetry = Telemetry(CoordinatorMetrics, [readiness(health)], traces)
         async with aclosing(_books(settings, telemetry)) as books:
             service = build(settings, books, telemetry.observe, disk, telemetry.round_context)

@@ -21,6 +21,8 @@ QUIET = ("httpcore", "httpx", "uvicorn")
 
 WARNINGS = 20
 """How many of the last warnings are remembered."""
+QUIET_FOR = 60.0
+"""Seconds between two lines about the same limit of a port."""
 
 _COLOURS = {"DEBUG": "\x1b[2m", "WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31m"}
 
@@ -32,6 +34,7 @@ class LogObserver:
 
     def __init__(self) -> None:
         self._made: dict[str, bool] = {}
+        self._limits: dict[events.ConnectionCut, tuple[float, int]] = {}
         self._warnings: deque[tuple[float, str]] = deque(maxlen=WARNINGS)
 
     @property
@@ -41,7 +44,7 @@ class LogObserver:
 
     def __call__(self, fact: Fact) -> None:
         """Log what `fact` has to say. Each attempt tells that a contact is still lost: one line is enough."""
-        line = self._contact_line(fact) or _participant_line(fact) or _platform_line(fact)
+        line = self._contact_line(fact) or self._limit_line(fact) or _participant_line(fact) or _platform_line(fact)
         if line is not None:
             LOG.log(line[0], "%s", line[1], extra={"fact": fact})
             if line[0] >= logging.WARNING:
@@ -67,6 +70,27 @@ class LogObserver:
         if made:
             return logging.INFO, f"in contact with the {peer}"
         return logging.WARNING, f"no contact with the {peer} ({lost}), trying again"
+
+    def _limit_line(self, fact: Fact) -> _Line | None:
+        """At once, then once a minute: peers decide how often a limit is reached."""
+        if not isinstance(fact, events.ConnectionCut):
+            return None
+        until, since = self._limits.get(fact, (0.0, 0))
+        now = time.monotonic()
+        self._limits[fact] = (until, since + 1) if now < until else (now + QUIET_FOR, 0)
+        if now < until:
+            return None
+        level = logging.INFO if fact.reason == "head" else logging.WARNING  # also a browser opens connections that it does not use
+        return level, f"{fact.port} port: {_CUT.get(fact.reason, fact.reason)}; closed since the last such line: {since + 1}"
+
+
+_CUT = {
+    "port_limit": "the limit of connections is reached",
+    "address_limit": "the limit of connections from one address is reached",
+    "head": "the head of a request was too long or too slow",
+    "pipeline": "a client sent too many requests ahead of their answers",
+    "slow": "a client read its answer too slowly",
+}
 
 
 def _participant_line(fact: Fact) -> _Line | None:

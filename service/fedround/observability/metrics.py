@@ -141,6 +141,7 @@ class ParticipantMetrics(Metrics):
         self._exchanges = _Exchanges(self)
         self._weights = _Weights(self, _SOURCES, values=_SOURCES if local_values else _SOURCES[:1])
         self._change = _Change(self)
+        self._connections = _Connections(self, "ops")
         self._samples = make(Counter, "trained_samples_total", "Samples that its updates were trained on.")
 
     def __call__(self, fact: Fact) -> None:
@@ -176,6 +177,8 @@ class ParticipantMetrics(Metrics):
             case events.UpdateMeasured():
                 self._samples.inc(fact.samples)
                 self._change.newest = fact.change
+            case events.ConnectionsChanged() | events.ConnectionCut():
+                self._connections.told(fact)
             case events.Reported():
                 for name, value in fact.figures:
                     if name in self._names or len(self._names) < MAX_REPORTED:
@@ -204,6 +207,7 @@ class CoordinatorMetrics(Metrics):
         )
         self._not_kept = make(Counter, *_NOT_KEPT)
         self._requests = _Requests(self)
+        self._connections = _Connections(self, "public", "ops")
 
     def show(self, status: Callable[[], Mapping[str, Any]]) -> None:
         """Make gauges of what `status` tells, at each scrape."""
@@ -227,6 +231,8 @@ class CoordinatorMetrics(Metrics):
                 self._not_kept.inc()
             case events.RequestServed():
                 self._requests.served(fact)
+            case events.ConnectionsChanged() | events.ConnectionCut():
+                self._connections.told(fact)
 
 
 class AggregatorMetrics(Metrics):
@@ -255,6 +261,7 @@ class AggregatorMetrics(Metrics):
         self._usable.set(1)
         self._weights = _Weights(self, _SOURCES[:1], values=_SOURCES[:1])
         self._requests = _Requests(self)
+        self._connections = _Connections(self, "public", "internal", "ops")
 
     def show(self, status: Callable[[], Mapping[str, Any]]) -> None:
         """Make gauges of what `status` tells, at each scrape."""
@@ -280,6 +287,8 @@ class AggregatorMetrics(Metrics):
                 self._dominated.inc()
             case events.RequestServed():
                 self._requests.served(fact)
+            case events.ConnectionsChanged() | events.ConnectionCut():
+                self._connections.told(fact)
 
 
 class _Exchanges:
@@ -341,6 +350,30 @@ class _Requests:
 
     def served(self, fact: events.RequestServed) -> None:
         self._metrics._observe(self._duration.labels(fact.method, fact.route, _text(fact.status)), fact.seconds)
+
+
+class _Connections:
+    """The connections to a service's ports."""
+
+    def __init__(self, metrics: Metrics, *ports: str) -> None:
+        self._open = metrics._make(
+            Gauge, "http_connections", "Number of open connections to a port of this process.", {"port": ports}, prefix="fedround_"
+        )
+        self._cut = metrics._make(
+            Counter,
+            "http_connections_closed_total",
+            "Number of connections that a port closed to protect itself. port_limit, address_limit: too many of them. head: the "
+            "head of a request was too long or too slow. pipeline: too many requests ahead. slow: an answer was read too slowly.",
+            {"port": ports, "reason": ("port_limit", "address_limit", "head", "pipeline", "slow")},
+            prefix="fedround_",
+        )
+
+    def told(self, fact: Fact) -> None:
+        match fact:
+            case events.ConnectionsChanged(port, count):
+                self._open.labels(port).set(count)
+            case events.ConnectionCut(port, reason):
+                self._cut.labels(port, reason).inc()
 
 
 class _Weights(Collector):

@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from fedround.events import Observer
 from fedround.observability.health import Health
 from fedround.settings import ParticipantSettings
 
@@ -27,12 +28,14 @@ class Operators:
         scrape: "Scrape",
         *,
         on_failure: Callable[[], None],
+        observe: Observer,
     ) -> None:
         self._settings = settings
         self._health = health
         self._status = status
         self._scrape = scrape
         self._on_failure = on_failure
+        self._observe = observe
         self._started: Future[Callable[[], object]] = Future()
         """Its result ends the serving."""
         self._error: Exception | None = None
@@ -69,8 +72,15 @@ class Operators:
 
         settings = self._settings
         app = ops.app(self._health, self._status, scrape=self._scrape, access=ops.access(settings))
-        secured = tls.server("PARTICIPANT_OPS", settings.ops_tls_cert_file, settings.ops_tls_key_file)
-        endpoint = serve.Endpoint(app, host=settings.ops_bind, port=settings.ops_port, setting="PARTICIPANT_OPS_PORT", tls=secured)
+        endpoint = serve.Endpoint(
+            app,
+            host=settings.ops_bind,
+            port=settings.ops_port,
+            setting="PARTICIPANT_OPS_PORT",
+            kind="ops",
+            tls=tls.server("PARTICIPANT_OPS", settings.ops_tls_cert_file, settings.ops_tls_key_file),
+            observe=self._observe,
+        )
         async with serve.serving(endpoint):
             stopped = asyncio.Event()
             loop = asyncio.get_running_loop()

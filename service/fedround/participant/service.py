@@ -63,7 +63,14 @@ def _serve(settings: ParticipantSettings, participant: Participant) -> None:
             measure=True,
             beat=lambda within: health.beat(within=within),
         ) as runtime:
-            operators = Operators(settings, health, watch.status, telemetry.scrape, on_failure=partial(runtime.stop, 0.0))
+            operators = Operators(
+                settings,
+                health,
+                watch.status,
+                telemetry.scrape,
+                on_failure=partial(runtime.stop, 0.0),
+                observe=telemetry.observe,
+            )
             with (
                 signals(partial(runtime.stop, settings.drain_timeout)),
                 _not_for_ever(runtime, operators, traces),

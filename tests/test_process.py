@@ -1,0 +1,73 @@
+import gc
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from fedround.process import capture_signals, run, tune
+
+
+@pytest.fixture(autouse=True)
+def garbage_collection_as_before() -> Iterator[None]:
+    thresholds = gc.get_threshold()
+    yield
+    gc.set_threshold(*thresholds)
+    gc.unfreeze()
+
+
+def test_a_signal_sets_the_event_and_afterwards_the_handlers_are_as_before() -> None:
+    async def main(number: int) -> None:
+        with capture_signals() as stop:
+            assert signal.getsignal(number) is not before
+            os.kill(os.getpid(), number)
+            await stop.wait()
+
+    before = signal.getsignal(signal.SIGTERM)
+    run(main(signal.SIGTERM))
+    run(main(signal.SIGINT))
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_second_signal_ends_the_process_at_once() -> None:
+    program = """
+import asyncio
+from fedround.process import capture_signals, run
+
+async def main():
+    with capture_signals() as stop:
+        print("ready", flush=True)
+        await stop.wait()
+        print("stopping", flush=True)
+        await asyncio.Future()
+
+run(main())
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.terminate()
+        assert process.stdout.readline() == "stopping\n"
+        process.terminate()
+        assert process.wait() == 128 + signal.SIGTERM
+
+
+def test_what_is_there_at_the_start_is_left_out_of_garbage_collection() -> None:
+    tune()
+    assert gc.get_freeze_count() > 0
+    assert gc.get_threshold() == (100_000, 50, 50)
+
+
+def test_a_service_may_open_as_many_files_as_the_system_allows() -> None:
+    program = """
+import resource
+from fedround.process import tune
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 200))
+tune()
+print(*resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.PIPE, text=True)
+    assert done.stdout == "200 200\n"

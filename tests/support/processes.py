@@ -10,7 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,11 +27,14 @@ JSON = {f"{role}_LOG_FORMAT": "json" for role in ROLES}
 
 
 class Process:
-    """One command. `ports` are its addresses by setting; `said(text)` waits for a line of its log."""
+    """One command. `ports` are its addresses by setting; `said(text)` waits for a line of its log.
 
-    def __init__(self, command: str, **settings: str) -> None:
+    `through`: a command that executes it, for instance with other limits.
+    """
+
+    def __init__(self, command: str, *, through: Sequence[str] = (), **settings: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "fedround", command],
+            [*through, sys.executable, "-m", "fedround", command],
             env=os.environ | LOOPBACK | ANY_PORT | JSON | settings,
             stderr=subprocess.PIPE,
             text=True,
@@ -138,9 +141,9 @@ def until(condition: Callable[[], object], within: float = 20.0) -> float:
 
 
 @contextmanager
-def running(command: str, **settings: str) -> Iterator[Process]:
+def running(command: str, *, through: Sequence[str] = (), **settings: str) -> Iterator[Process]:
     """A command at work within the block; killed at its end."""
-    process = Process(command, **settings)
+    process = Process(command, through=through, **settings)
     try:
         yield process
     finally:

@@ -139,7 +139,7 @@ def internal(
         body = await _whole(request)
         try:
             call = _CALLS[request.path_params["operation"]](json.loads(body))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, RecursionError):
             return asgi.problem(400, "this is no call of the books")
         return _answer(_answer_to_json(await carry_out(books, call)))
 

@@ -1,0 +1,226 @@
+"""What parsers are fed with: hypothesis strategies, from plain noise to valid inputs with a few bytes changed."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from fedround.settings import Settings
+from support.updates import claiming, npy, update
+
+ID = "0b8b3f6e-52a5-4b44-8e51-5f0a3c1f0a77"
+TOKEN = "6e0c1d9a-9d3f-4a55-b0a8-3d0f7c2b9e11"
+SPECIAL = st.sampled_from(
+    [
+        b"\0",
+        b"\n",
+        b"\r\n",
+        b"\r",
+        b"\x1b[2J",
+        b"\xff",
+        b"\x80",
+        b" ",
+        b'"',
+        b"{",
+        b"[" * 2000,
+        b"-",
+        b"9" * 400,
+        b"1e400",
+        b":",
+        b",",
+    ]
+)
+
+
+@st.composite
+def mutated(draw: st.DrawFn, valid: Sequence[bytes]) -> bytes:
+    """One of the valid inputs, in which up to five pieces are replaced, removed or repeated."""
+    data = draw(st.sampled_from(valid))
+    for _ in range(draw(st.integers(0, 5))):
+        start = draw(st.integers(0, len(data)))
+        end = min(len(data), start + draw(st.integers(0, 8)))
+        piece = draw(st.one_of(st.binary(max_size=4), SPECIAL, st.just(data[start:end] * 2)))
+        data = data[:start] + piece + data[end:]
+    return data
+
+
+def noisy(*valid: bytes) -> st.SearchStrategy[bytes]:
+    """Noise, and what is nearly right."""
+    return st.one_of(mutated(valid), st.binary(max_size=300))
+
+
+# Weights
+
+SHAPES = [
+    "()",
+    "(1,)",
+    "(0,)",
+    "(-1,)",
+    "(2, 3)",
+    "(True,)",
+    "(1.0,)",
+    "[1]",
+    "(2**70,)",
+    str((1,) * 39 + (4,)),
+    str((2**31,) * 3),
+    "None",
+]
+DESCRS = ["<f4", ">f8", "|O", "<f16", "<U5", "|b1", "<i4", "f2", "", "<c8", "|V8", "<M8[s]"]
+
+UPDATES = [
+    update(1, 1.0, 2.0),
+    update(0, 1.0, dtype="<f8"),
+    (1).to_bytes(4, "big") + npy(np.ones((2, 3), ">f2", order="F")),
+    (1).to_bytes(4, "big") + npy(np.arange(3), version=(3, 0)),
+]
+updates = st.one_of(
+    noisy(*UPDATES), st.builds(claiming, st.sampled_from(SHAPES), descr=st.sampled_from(DESCRS), data=st.binary(max_size=40))
+)
+models = updates.map(lambda update: update[4:])
+
+
+# JSON
+
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.sampled_from([10**400, -(10**400), 2**63, -1, 0]),
+    st.floats(),
+    st.text(max_size=20),
+    st.sampled_from([ID, TOKEN, "round", "stand_by", "finish", "reject", "http://a:1", "http://[", "counted", "\x1b[2J\n"]),
+)
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4), max_leaves=12
+)
+deep = st.sampled_from([b"[" * 5000, b'{"a":' * 5000, b"[" * 5000 + b"]" * 5000])
+
+
+@st.composite
+def _resembling(draw: st.DrawFn, example: Any) -> Any:
+    """A value of this form, in which some parts are anything."""
+    if draw(st.integers(0, 5)) == 0:
+        return draw(values)
+    match example:
+        case dict():
+            kept = {name: draw(_resembling(inner)) for name, inner in example.items() if draw(st.integers(0, 9)) != 0}
+            return kept | (draw(st.dictionaries(st.text(max_size=8), values, max_size=2)) if draw(st.booleans()) else {})
+        case list():
+            return [draw(_resembling(inner)) for inner in example] * draw(st.sampled_from([1, 1, 1, 0, 2]))
+    return example
+
+
+def documents(*examples: object) -> st.SearchStrategy[bytes]:
+    """JSON of the forms of these examples, or not; and bytes that are nearly JSON."""
+    shaped = st.sampled_from(examples).flatmap(_resembling).map(lambda value: json.dumps(value).encode())
+    return st.one_of(shaped, noisy(*(json.dumps(example).encode() for example in examples)), deep)
+
+
+RENDEZ_VOUS = {"id": ID, "ok": True, "ordinal": 3}
+HEARTBEAT = {"round": 7, "state": "round", "url": "http://localhost:8082", "token": TOKEN, "counted": 6, "traceparent": "00-a-b-01"}
+START_TRAINING = {"url": "http://localhost:8082", "token": TOKEN, "ok": True, "tracelink": "00-a-b-01"}
+PROBLEM = {"title": "Conflict", "status": 409, "detail": "the round of this token is over"}
+CALLS = {
+    "open": {"attempt": "a1", "round": 0, "admissions": [["id-1", "token-1"]], "forget": ["id-2"]},
+    "admit": {"attempt": "a1", "admissions": [["id-2", "token-2"]]},
+    "revoke": {"attempt": "a1", "id": "id-2"},
+    "close": {"attempt": "a1", "ids": ["id-1"]},
+}
+PAGE = {
+    "incarnation": "x",
+    "entries": [[1, "a1", "id-1", "counted", 5, {"loss": 0.5}]],
+    "newest": [3, 5],
+    "measured": [[3, {"mean": 1.0}]],
+    "faults": ["full"],
+}
+ANSWERS = [{}, {"verdict": "revoked"}, {"closed": {"parameters": 5}}, {"difference": {"missing": ["a"], "surplus": []}}]
+KEPT = {
+    "round": 3,
+    "participants": [{"id": ID, "name": "silo-0", "ordinal": 0, "extended": True, "counted": 2}],
+    "history": [
+        {
+            "round": 2,
+            "seconds": 1.0,
+            "counted": 3,
+            "dropped": 0,
+            "samples": 3,
+            "parameters": 5,
+            "figures": {},
+            "weights": {"mean": 1.0},
+        }
+    ],
+}
+MODELS = [{"round": 3, "size": 10, "checksum": "00000000"}]
+
+
+# Text
+
+texts = st.one_of(
+    st.text(max_size=40),
+    st.sampled_from(
+        [
+            "1s",
+            "500ms",
+            "1e9h",
+            "9" * 400 + "s",
+            "1GiB",
+            "0",
+            "-1",
+            "nan",
+            "inf",
+            "3/10",
+            "0/0",
+            "10/3",
+            "http://h:1",
+            "http://[::1",
+        ]
+    ),
+    st.sampled_from(["true", "off", "a:B", "[1]", '{"a": 1}', "{" * 2000, "\x00", "١", "http://u:p@h", "http://h:99999", "٣/٤"]),
+)
+
+
+def variables(cls: type[Settings]) -> st.SearchStrategy[dict[str, str]]:
+    """An environment of some of a service's variables. Files of secrets are left out: any path may be read."""
+    names = [row.variable for row in cls.rows() if not row.variable.endswith("_FILE")]
+    return st.dictionaries(st.sampled_from(names), texts, max_size=6)
+
+
+TOML = [
+    b"""
+aggregator_url = "http://a:1"
+[api]
+bind_address = "0.0.0.0:8081"
+[federated_learning]
+rounds = 10
+participants_ratio = 1.0
+min_clients = 1
+heartbeat_timeout = 15
+[rpc]
+x = 1
+""",
+    b'[aggregation.python]\nmodule = "a.b"\nclass = "C"\n[api]\nbind_address = "[::]:80"\n',
+    b"[federated_learning]\nrounds = 1979-05-27T07:32:00Z\nmin_clients = inf\nheartbeat_timeout = nan\n",
+]
+toml = noisy(*TOML)
+tokens = noisy(
+    b"# people\nsilo-0 secret-of-0\n\nsilo-1 secret-of-1\n", b"silo-0 a\nsilo-1 a\n", b"silo-0\tsecret\r\nsilo-1  secret-1"
+)
+
+
+# Requests
+
+REQUESTS = [
+    b"GET /rendez_vous HTTP/1.1\r\nHost: here\r\nFedround-Participant: silo-0\r\nFedround-Ordinal: 3\r\n\r\n",
+    f"GET /heartbeat/{ID} HTTP/1.1\r\nHost: here\r\nPrefer: wait=1\r\nAuthorization: Bearer a\r\n\r\n".encode(),
+    f"GET /start_training/urn:uuid:{ID}?x=1 HTTP/1.1\r\nHost: here\r\nOrigin: http://a\r\n\r\n".encode(),
+    f"POST /{ID}/{TOKEN} HTTP/1.1\r\nHost: here\r\nContent-Length: 5\r\nFedround-Metrics: {{}}\r\n\r\nhello".encode(),
+    f"POST /{ID}/{TOKEN} HTTP/1.1\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n5\r\nhello\r\n0\r\n\r\n".encode(),
+    f'GET /{ID}/{TOKEN} HTTP/1.1\r\nHost: here\r\nIf-None-Match: W/"1", "2"\r\nRange: bytes=0-1\r\n\r\n'.encode(),
+    b"GET /model?round=3 HTTP/1.1\r\nHost: here\r\nAuthorization: Basic YTpi\r\n\r\n",
+    b"GET /metrics HTTP/1.1\r\nHost: here\r\nAccept: application/openmetrics-text;version=1.0.0\r\n\r\n",
+    b"GET /status HTTP/1.1\r\nHost: here\r\ntraceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n\r\n",
+    f"DELETE /rendez_vous/{ID} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n".encode(),
+]
+requests = noisy(*REQUESTS)

@@ -1,0 +1,69 @@
+"""`make fuzz`: feeds every parser with what nobody should send it, for so many minutes.
+
+The same targets run for a moment in `make test`. Each turn has a seed of its own, counted up from the first: what fails can be had
+again by the seed that is printed, in the first turn.
+"""
+
+import itertools
+import random
+import re
+import sys
+import time
+from argparse import ArgumentParser
+from collections import Counter
+from pathlib import Path
+
+import hypothesis
+from hypothesis import HealthCheck
+
+sys.path[:1] = [str(Path(__file__).parent.parent)]
+
+from fuzz.targets import TARGETS, Feed, Target, served  # noqa: E402 only now it can be found
+
+EXAMPLES = 300
+"""Of a turn: some seconds at most."""
+
+
+def turn(target: Target, feed: Feed, seed: int) -> int:
+    """Feed one target with inputs that the seed makes; how many. Raises what the parser raises."""
+    count = 0
+
+    @hypothesis.seed(seed)
+    @hypothesis.settings(max_examples=EXAMPLES, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    @hypothesis.given(target.inputs)
+    def fed(data: object) -> None:
+        nonlocal count
+        count += 1
+        feed(data)
+
+    fed()
+    return count
+
+
+def main() -> int:
+    """Run for as long as is asked for."""
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=5, help="for how long [default %(default)s]")
+    parser.add_argument("--seed", type=int, default=None, help="of the first turn")
+    parser.add_argument("--only", default="", help="only targets in whose name this is found (a regular expression)")
+    arguments = parser.parse_args()
+    first = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
+    end = time.monotonic() + 60 * arguments.minutes
+    fed: Counter[str] = Counter()
+    print(f"seed {first}, {arguments.minutes:g} minutes", flush=True)
+    with served([target for target in TARGETS if re.search(arguments.only, target.name)]) as targets:
+        for seed in itertools.count(first):
+            for target, feed in targets:
+                if time.monotonic() > end:
+                    print("\n".join(f"{name:28}{count:9}" for name, count in fed.items()))
+                    return 0
+                try:
+                    fed[target.name] += turn(target, feed, seed)
+                except BaseException:
+                    print(f"\n{target.name} failed; again with: make fuzz SEED={seed} ONLY='{target.name}'", file=sys.stderr)
+                    raise
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,296 @@
+"""Every parser of something that others wrote, and what it may do with it: understand it, or refuse it in our own words."""
+
+import asyncio
+import re
+import socket
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, aclosing, closing, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import httpx
+from hypothesis import strategies as st
+
+from fedround import wire
+from fedround.aggregator.app import internal
+from fedround.aggregator.store import ModelStore
+from fedround.books import figures
+from fedround.coordinator import store
+from fedround.errors import BadAnswer, ConfigurationError, DataDamaged, ExchangeError, WeightsError
+from fedround.http import AggregatorClient, CoordinatorClient
+from fedround.remote_books import RemoteBooks
+from fedround.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings, Settings
+from fedround.sources import load
+from fedround.tokens import Tokens
+from fedround.weights import UpdateReader, decode, parse_header
+from fuzz import inputs
+from support.coordinating import MemoryBooks
+from support.disks import MemoryDisk
+from support.processes import Process, running
+
+Feed = Callable[[Any], None]
+MAX_GROWTH = 64e6
+"""Bytes that a service may grow by, whatever it is sent."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """`serving` lends, for as long as its block lasts, what is fed; that raises where the parser does what it must not."""
+
+    name: str
+    inputs: st.SearchStrategy[Any]
+    serving: Callable[[], AbstractContextManager[Feed]]
+
+
+def plain(name: str, strategy: st.SearchStrategy[Any], feed: Callable[[Any], object], *refusals: type[Exception]) -> Target:
+    """A target that is a function, which may raise these."""
+
+    def guarded(data: Any) -> None:
+        with suppress(*refusals):
+            feed(data)
+
+    return Target(name, strategy, lambda: nullcontext(guarded))
+
+
+# In this process
+
+
+def _update(data: bytes) -> None:
+    reader = UpdateReader(data, len(data))
+    reader.check()
+    for _ in reader.blocks():
+        pass
+
+
+def _environment(cls: type[Settings], environ: dict[str, str]) -> None:
+    load(cls, environ, {})
+
+
+def _headers(text: str) -> None:
+    wait = wire.parse_prefer_wait(f"wait={text}")
+    assert wait is None or 0 <= wait <= 10**9
+    assert wire.parse_name(wire.clean_name(text))
+    id = wire.parse_id(text)
+    assert id is None or wire.parse_id(id) == id
+
+
+def _figures(value: object) -> None:
+    found = figures(value)
+    assert len(found) <= wire.MAX_FIGURES
+    assert all(name.isprintable() and abs(figure) < 1e300 for name, figure in found.items())
+
+
+def _stored(name: str, read: Callable[[MemoryDisk], object]) -> Feed:
+    def feed(data: bytes) -> None:
+        read(MemoryDisk({name: data}))
+
+    return feed
+
+
+@contextmanager
+def _file(read: Callable[[Path], object]) -> Iterator[Feed]:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "file"
+
+        def feed(data: bytes) -> None:
+            path.write_bytes(data)
+            with suppress(ConfigurationError):
+                read(path)
+
+        yield feed
+
+
+def _tokens(file: Path) -> None:
+    tokens = Tokens(None, file)
+    assert tokens.owner("nobody's") is None
+    for line in file.read_bytes().decode(errors="replace").splitlines():
+        tokens.owner(line)
+
+
+# Answers to a participant, and to a coordinator
+
+
+@contextmanager
+def _answers(ask: Callable[[httpx.MockTransport], object]) -> Iterator[Feed]:
+    def feed(data: tuple[int, bytes, str]) -> None:
+        status, body, kind = data
+        headers = {"Content-Type": kind, "ETag": kind, wire.UPDATE_OUTCOME: kind}
+        with suppress(ExchangeError, WeightsError):
+            ask(httpx.MockTransport(lambda _: httpx.Response(status, headers=headers, stream=httpx.ByteStream(body))))
+
+    yield feed
+
+
+def _ask_coordinator(transport: httpx.MockTransport) -> None:
+    with closing(CoordinatorClient("http://coordinator", transport=transport)) as client:
+        for call in (
+            partial(client.rendez_vous, "a"),
+            partial(client.heartbeat, inputs.ID, wait=1.0),
+            partial(client.start_training, inputs.ID),
+        ):
+            with suppress(ExchangeError):
+                call()
+        client.leave(inputs.ID)
+
+
+def _ask_aggregator(transport: httpx.MockTransport) -> None:
+    with closing(AggregatorClient(max_model_size=1000, transport=transport)) as client:
+        with suppress(ExchangeError):
+            client.upload("http://aggregator", inputs.ID, inputs.TOKEN, [b"update"])
+        model = client.download("http://aggregator", inputs.ID, inputs.TOKEN)
+        decode(model.body or b"")
+
+
+statuses = st.sampled_from([200, 200, 204, 304, 302, 400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 429, 500, 503])
+kinds = st.sampled_from(["application/json", wire.Problem.media_type, "text/html", 'W/"3"', "counted", ""])
+
+
+def answers(*bodies: st.SearchStrategy[bytes]) -> st.SearchStrategy[tuple[int, bytes, str]]:
+    return st.tuples(statuses, st.one_of(*bodies), kinds)
+
+
+@contextmanager
+def _calls_of_the_books() -> Iterator[Feed]:
+    """The aggregator's side of the internal port: every call is answered below 500."""
+    transport = httpx.ASGITransport(internal(MemoryBooks()))
+
+    async def call(operation: str, body: bytes) -> int:
+        headers = {"Content-Type": "application/json"}
+        async with httpx.AsyncClient(transport=transport, base_url="http://aggregator") as client:
+            return (await client.post(f"/books/{operation}", content=body, headers=headers)).status_code
+
+    def feed(data: tuple[str, bytes]) -> None:
+        status = asyncio.run(call(*data))
+        assert status < 500, status
+
+    yield feed
+
+
+@contextmanager
+def _answers_of_the_books() -> Iterator[Feed]:
+    """The coordinator's side of it."""
+    body = b""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_any(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_POST = do_any  # noqa: N815 the base class calls them so
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    async def ask(url: str) -> None:
+        async with aclosing(RemoteBooks(url)) as books:
+            for call in (books.ledger("x", 0), books.close("a1", ["id-1"]), books.revoke("a1", "id-1")):
+                with suppress(BadAnswer):
+                    await call
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+        def feed(data: bytes) -> None:
+            nonlocal body
+            body = data
+            asyncio.run(ask(f"http://127.0.0.1:{server.server_port}"))
+
+        yield feed
+        server.shutdown()
+
+
+# Over sockets, against processes
+
+
+def _resident(process: Process) -> int:
+    return int(re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())[0]) * 1024
+
+
+@contextmanager
+def _live_platform() -> Iterator[Feed]:
+    """All ports of a platform: no answer is a 5xx, it stays alive, and grows by little."""
+    with running("platform") as platform:
+        ports = [int(port) for port in platform.ports.values()]
+        before: list[int] = []
+
+        def feed(data: bytes) -> None:
+            for port in ports:
+                status = _status(port, data)
+                assert status is None or status < 500, (port, status)
+            before[:] = before or [_resident(platform)]
+            assert platform.ended is None
+            assert _resident(platform) - before[0] < MAX_GROWTH
+
+        yield feed
+        assert platform.probe("/livez")[0] == 200
+
+
+def _status(port: int, data: bytes) -> int | None:
+    """What is answered first; None: nothing is."""
+    with socket.create_connection(("127.0.0.1", port), timeout=2) as connection, suppress(OSError):
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+        match = re.match(rb"HTTP/1\.1 (\d{3})", connection.recv(4096))
+        return None if match is None else int(match[1])
+    return None
+
+
+TARGETS: Sequence[Target] = (
+    plain("npy headers", inputs.models, parse_header, WeightsError),
+    plain("models", inputs.models, lambda data: decode(bytearray(data)), WeightsError),
+    plain("updates", inputs.updates, _update, WeightsError),
+    plain("answers of rendez_vous", inputs.documents(inputs.RENDEZ_VOUS), wire.RendezVous.decode, BadAnswer),
+    plain("answers of heartbeat", inputs.documents(inputs.HEARTBEAT), wire.Heartbeat.decode, BadAnswer),
+    plain("answers of start_training", inputs.documents(inputs.START_TRAINING), wire.StartTraining.decode, BadAnswer),
+    plain("headers", inputs.texts, _headers),
+    plain("reported metrics", inputs.values, _figures),
+    plain(
+        "participant settings",
+        inputs.variables(ParticipantSettings),
+        partial(_environment, ParticipantSettings),
+        ConfigurationError,
+    ),
+    plain(
+        "coordinator settings",
+        inputs.variables(CoordinatorSettings),
+        partial(_environment, CoordinatorSettings),
+        ConfigurationError,
+    ),
+    plain(
+        "aggregator settings", inputs.variables(AggregatorSettings), partial(_environment, AggregatorSettings), ConfigurationError
+    ),
+    plain("rounds.json", inputs.documents(inputs.KEPT), _stored(store.NAME, store.load), DataDamaged),
+    plain("models.json", inputs.documents(inputs.MODELS), _stored("models.json", ModelStore), DataDamaged),
+    Target("TOML of a coordinator", inputs.toml, lambda: _file(lambda file: load(CoordinatorSettings, {}, {}, file=file))),
+    Target("TOML of an aggregator", inputs.toml, lambda: _file(lambda file: load(AggregatorSettings, {}, {}, file=file))),
+    Target("files of tokens", inputs.tokens, lambda: _file(_tokens)),
+    Target(
+        "a coordinator's answers",
+        answers(
+            *(inputs.documents(form) for form in (inputs.RENDEZ_VOUS, inputs.HEARTBEAT, inputs.START_TRAINING, inputs.PROBLEM))
+        ),
+        lambda: _answers(_ask_coordinator),
+    ),
+    Target("an aggregator's answers", answers(inputs.documents(inputs.PROBLEM), inputs.models), lambda: _answers(_ask_aggregator)),
+    Target(
+        "calls of the books",
+        st.sampled_from([*inputs.CALLS]).flatmap(lambda name: st.tuples(st.just(name), inputs.documents(inputs.CALLS[name]))),
+        _calls_of_the_books,
+    ),
+    Target("answers of the books", inputs.documents(inputs.PAGE, *inputs.ANSWERS), _answers_of_the_books),
+    Target("requests on sockets", inputs.requests, _live_platform),
+)
+
+
+@contextmanager
+def served(targets: Sequence[Target]) -> Iterator[Sequence[tuple[Target, Feed]]]:
+    """Each target with what it lends."""
+    with ExitStack() as stack:
+        yield [(target, stack.enter_context(target.serving())) for target in targets]

@@ -1,0 +1,18 @@
+"""A moment of `make fuzz`."""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from fuzz.targets import TARGETS, Target
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_a_parser_understands_or_refuses_in_our_own_words(target: Target) -> None:
+    with target.serving() as feed:
+
+        @settings(max_examples=60, suppress_health_check=list(HealthCheck))
+        @given(target.inputs)
+        def fed(data: object) -> None:
+            feed(data)
+
+        fed()

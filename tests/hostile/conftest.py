@@ -1,0 +1,14 @@
+"""Arenas: one for all attacks of a file that leave it as it was."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from hostile.arena import Arena
+
+
+@pytest.fixture(scope="module")
+def arena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
+    """A platform that everybody may take part in, and its three honest participants."""
+    with Arena(tmp_path_factory.mktemp("arena")) as arena:
+        yield arena

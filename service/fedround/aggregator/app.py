@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import astuple
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,7 @@ from fedround.aggregator.spool import Spool, check_writable
 from fedround.aggregator.store import ModelStore
 from fedround.aggregator.strategies import ROBUST, UNWEIGHTED, Strategy, load_strategy
 from fedround.books import (
+    Admission,
     Admit,
     Answer,
     Books,
@@ -155,12 +157,32 @@ def internal(
 
 _CALLS: Mapping[str, Callable[[Any], Call]] = {
     "open": lambda data: Open(
-        data["attempt"], data["round"], tuple(admissions_from_json(data["admissions"])), tuple(data["forget"])
+        _text(data["attempt"]), _number(data["round"]), _admissions(data["admissions"]), tuple(map(_text, data["forget"]))
     ),
-    "admit": lambda data: Admit(data["attempt"], tuple(admissions_from_json(data["admissions"]))),
-    "revoke": lambda data: Revoke(data["attempt"], data["id"]),
-    "close": lambda data: Close(data["attempt"], tuple(data["ids"])),
+    "admit": lambda data: Admit(_text(data["attempt"]), _admissions(data["admissions"])),
+    "revoke": lambda data: Revoke(_text(data["attempt"]), _text(data["id"])),
+    "close": lambda data: Close(_text(data["attempt"]), tuple(map(_text, data["ids"]))),
 }
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _number(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError
+    return value
+
+
+def _admissions(data: Any) -> tuple[Admission, ...]:
+    admissions = tuple(admissions_from_json(data))
+    for admission in admissions:
+        for value in astuple(admission):
+            _text(value)
+    return admissions
 
 
 def _answer_to_json(answer: Answer) -> dict[str, object]:

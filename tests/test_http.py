@@ -5,6 +5,8 @@ import json
 import logging
 import os
 import re
+import socket
+import sys
 import tracemalloc
 import weakref
 from collections.abc import Iterator, Mapping
@@ -12,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any, Unpack
@@ -34,7 +37,7 @@ from fedround.errors import (
     Unreachable,
 )
 from fedround.events import ExchangeEnded, Fact, redact
-from fedround.http import AggregatorClient, CoordinatorClient, Options, fetch_model
+from fedround.http import AggregatorClient, AsyncPeer, CoordinatorClient, Options, fetch_model
 from fedround.wire import HeartbeatState, Problem, RendezVous, StartTraining, UpdateOutcome
 from support.peer import Peer, Reply, answer, chunked
 
@@ -717,6 +720,52 @@ def test_a_proxy_that_cannot_be_used_is_a_configuration_error(proxy: str, monkey
     with pytest.raises(ConfigurationError, match="proxy") as caught:
         CoordinatorClient("http://coordinator")
     assert "geheim" not in str(caught.value)
+
+
+@pytest.mark.parametrize("no_proxy", ["localhost,fd00:1::/64", "[::1]", "127.0.0.0/8", "[", "://"])
+def test_variables_that_are_meant_for_other_urls_do_no_harm(no_proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://nowhere.invalid")
+    monkeypatch.setenv("HTTPS_PROXY", "gopher://[")
+    monkeypatch.setenv("NO_PROXY", no_proxy)
+    monkeypatch.setenv("SSL_CERT_FILE", "/nope")
+    with Peer(answer("200 OK", RendezVous(ID).encode()), answer("200 OK", b"model")) as peer:
+        assert rendez_vous(peer) == RendezVous(ID)
+        assert download(peer).body == b"model"
+
+
+def test_what_no_proxy_excepts_is_asked_directly(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = socket.gethostname()
+    monkeypatch.setattr(socket, "getaddrinfo", partial(_here, socket.getaddrinfo, host))
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    with Peer(*[answer("200 OK", RendezVous(ID).encode())] * 2) as peer:
+        url = peer.url.replace("127.0.0.1", host)
+        with pytest.raises(NotConnected):
+            rendez_vous(url)
+        monkeypatch.setenv("NO_PROXY", f"example.org, {host}:{peer.server_address[1]}")
+        assert rendez_vous(url) == RendezVous(ID)
+
+
+def _here(resolve: Any, name: str, host: Any, *others: Any, **options: Any) -> Any:
+    return resolve("127.0.0.1" if host in (name, name.encode()) else host, *others, **options)
+
+
+def test_a_socks_proxy_that_is_needed_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    monkeypatch.setenv("ALL_PROXY", "socks5://proxy")
+    with pytest.raises(ConfigurationError, match=r"^ALL_PROXY: .*pip install 'httpx\[socks\]'$"):
+        CoordinatorClient("http://coordinator")
+    with pytest.raises(ConfigurationError, match="ALL_PROXY"):
+        download("http://aggregator")
+    with pytest.raises(ConfigurationError, match="ALL_PROXY"):
+        AsyncPeer("http://aggregator:7082")
+
+
+def test_authorities_that_cannot_be_read_are_a_configuration_error_where_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    http._default_tls.cache_clear()
+    monkeypatch.setenv("SSL_CERT_FILE", "/nope")
+    CoordinatorClient("http://coordinator").close()
+    with pytest.raises(ConfigurationError, match=r"^SSL_CERT_FILE: /nope: No such file"):
+        CoordinatorClient("https://coordinator")
 
 
 def peak_of(call: Any) -> int:

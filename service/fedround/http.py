@@ -7,6 +7,7 @@ What a participant asks with is synchronous: an asynchronous request costs httpx
 
 import asyncio
 import math
+import os
 import re
 import ssl
 import time
@@ -15,7 +16,7 @@ from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from threading import Event
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypedDict, TypeVar, Unpack
 from urllib.parse import urlsplit
 
 import httpx
@@ -34,6 +35,7 @@ from fedround.errors import (
     Untrusted,
 )
 from fedround.events import ExchangeEnded, Observer, Observers, redact
+from fedround.proxies import VARIABLES, Proxy, proxy_for
 from fedround.tls import Context, File, Names, explained
 from fedround.tls import client as tls_client
 from fedround.wire import Departure, Heartbeat, Problem, RendezVous, StartTraining, UpdateOutcome
@@ -91,6 +93,7 @@ MODEL = "/model"
 OURS = Names(*(f"PARTICIPANT_TLS_{file}_FILE (tls_{file.lower()}_file)" for file in ("CERT", "KEY", "CA")))
 """The settings that a participant's files come from."""
 NO_IDS: Mapping[str, str] = {}
+T = TypeVar("T")
 
 # What httpx and the sockets below it raise. The first class that fits decides.
 FOREIGN: Mapping[type[Exception], type[ExchangeError]] = {
@@ -137,9 +140,8 @@ class _Client:
         self._timeout = options.get("timeout", ANSWER_TIMEOUT)
         self._names = context.names if (context := options.get("tls")) else OURS
         hooks: Any = {"request": [http_log.request], "response": [http_log.response]}
-        with _environment():
-            common = _common(url, options.get("token"), options.get("tls"))
-            self._http = httpx.Client(**common, transport=options.get("transport"), event_hooks=hooks)
+        headers, transport = _headers(options.get("token")), options.get("transport") or _Routed(options.get("tls"), url)
+        self._http = httpx.Client(headers=headers, transport=transport, event_hooks=hooks, trust_env=False)
         self._trace = options.get("trace") or _untraced
         self._trusted = options.get("trusted") if options.get("token") else None
 
@@ -381,8 +383,7 @@ class AsyncPeer:
     def __init__(self, url: str, *, token: str | None = None, tls: Context | None = None, trace: Trace | None = None) -> None:
         self._url = url.rstrip("/")
         self._names = tls.names if tls else OURS
-        with _environment():
-            self._http = httpx.AsyncClient(**_common(url, token, tls))
+        self._http = httpx.AsyncClient(headers=_headers(token), transport=_AsyncRouted(tls, url), trust_env=False)
         self._trace = trace or _untraced
 
     async def ask(
@@ -500,8 +501,12 @@ def _piece(buffer: bytes | memoryview | Piece) -> memoryview | Piece:
 
 @cache
 def _default_tls() -> Context:
-    """Made only when a URL may be https: it takes 30 ms."""
-    return tls_client(OURS, None, None, None, base=httpx.create_ssl_context)
+    """Made only when a URL is https: it takes 30 ms. Raises `ConfigurationError`."""
+    try:
+        return tls_client(OURS, None, None, None, base=httpx.create_ssl_context)
+    except OSError as error:
+        variable = "SSL_CERT_FILE" if os.environ.get("SSL_CERT_FILE") else "SSL_CERT_DIR"
+        raise ConfigurationError(f"{variable}: {os.environ.get(variable)}: {error.strerror or error}") from error
 
 
 def tls(ca_file: File | None, cert_file: File | None, key_file: File | None, names: Names = OURS) -> Context | None:
@@ -514,15 +519,78 @@ def tls(ca_file: File | None, cert_file: File | None, key_file: File | None, nam
     return tls_client(names, ca_file, cert_file, key_file, base=httpx.create_ssl_context)
 
 
-def _common(url: str | None, token: str | None, tls: Context | None = None) -> dict[str, Any]:
-    """What all our httpx clients are made with."""
-    plain = url is not None and url.startswith("http://")
-    return {
-        "headers": {"Accept-Encoding": "identity", "User-Agent": "fedround"} | _bearer(token),
-        "limits": httpx.Limits(max_connections=4, max_keepalive_connections=2, keepalive_expiry=KEEPALIVE),
-        "mounts": dict.fromkeys(("all://localhost", "all://127.0.0.1", "all://[::1]")),  # no proxy to loopback
-        "verify": tls or (ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if plain else _default_tls()),
-    }
+class _Routes(Generic[T]):
+    """Transports: one for each proxy, with TLS and without, made when it is needed. `url`: one that is needed in any case."""
+
+    def __init__(self, make: Callable[..., T], tls: Context | None, url: str | None) -> None:
+        self._make = make
+        self._tls = tls
+        self._environ = {name: value for name, value in os.environ.items() if name.lower() in VARIABLES}
+        self._made: dict[tuple[Proxy | None, bool], T] = {}
+        if url is not None:
+            self.to(url)
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._made.values())
+
+    def to(self, url: str) -> T:
+        """Raises `ConfigurationError` where the environment's proxy or authorities cannot be used."""
+        proxy, secure = proxy_for(url, self._environ), url.startswith("https:")
+        if (found := self._made.get((proxy, secure))) is None:
+            verify = (self._tls or _default_tls()) if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            with _usable(proxy):
+                through = None if proxy is None else httpx.Proxy(proxy.url)
+                found = self._make(verify=verify, limits=_limits(), trust_env=False, proxy=through)
+            self._made[proxy, secure] = found
+        return found
+
+
+@contextmanager
+def _usable(proxy: Proxy | None) -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigurationError(
+            f"{proxy and proxy.variable}: a SOCKS proxy needs one more package: pip install 'httpx[socks]'"
+        ) from error
+    except (ValueError, httpx.InvalidURL) as error:
+        raise ConfigurationError(f"{proxy and proxy.variable}: is no proxy's URL: write http://host:port") from error
+
+
+class _Routed(httpx.BaseTransport):
+    """Each request on its route."""
+
+    def __init__(self, tls: Context | None, url: str | None) -> None:
+        self._routes = _Routes(httpx.HTTPTransport, tls, url)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        return self._routes.to(str(request.url)).handle_request(request)
+
+    def close(self) -> None:
+        for transport in self._routes:
+            transport.close()
+
+
+class _AsyncRouted(httpx.AsyncBaseTransport):
+    """Each request on its route."""
+
+    def __init__(self, tls: Context | None, url: str | None) -> None:
+        self._routes = _Routes(httpx.AsyncHTTPTransport, tls, url)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return await self._routes.to(str(request.url)).handle_async_request(request)
+
+    async def aclose(self) -> None:
+        for transport in self._routes:
+            await transport.aclose()
+
+
+def _limits() -> httpx.Limits:
+    return httpx.Limits(max_connections=4, max_keepalive_connections=2, keepalive_expiry=KEEPALIVE)
+
+
+def _headers(token: str | None) -> dict[str, str]:
+    return {"Accept-Encoding": "identity", "User-Agent": "fedround"} | _bearer(token)
 
 
 def _bearer(token: str | None) -> dict[str, str]:
@@ -533,14 +601,6 @@ def _bearer(token: str | None) -> dict[str, str]:
 
 def _timeout(seconds: float) -> httpx.Timeout:
     return httpx.Timeout(seconds, connect=min(seconds, CONNECT_TIMEOUT))
-
-
-@contextmanager
-def _environment() -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, ImportError, OSError, httpx.InvalidURL) as error:
-        raise ConfigurationError(f"the environment's proxy or certificates cannot be used: {redact(str(error))}") from error
 
 
 class _Untraced:

@@ -41,6 +41,8 @@ NONSENSE: Mapping[str, Mapping[str, Any]] = {
     "autoscaling.maxReplicas": {"minimum": 1},
     "podDisruptionBudget.maxUnavailable": {"type": ["integer", "string"], "minimum": 0, "pattern": "^[0-9]+%$"},
     "networkPolicy.aggregatorPort": {"minimum": 1, "maximum": 65535},
+    "tls.certificate.duration": {"$ref": "#/definitions/scrape"},
+    "tls.certificate.renewBefore": {"$ref": "#/definitions/scrape"},
     "podMonitor.interval": {"$ref": "#/definitions/scrape"},
     "podMonitor.scrapeTimeout": {"$ref": "#/definitions/scrape"},
     "persistence.retentionPolicy": {"additionalProperties": {"enum": ["Retain", "Delete"]}},
@@ -57,6 +59,7 @@ DEFINITIONS = {
     "ratio": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
     "port": {"type": "integer", "minimum": 0, "maximum": 65535},
     "url": {"type": "string", "pattern": "^https?://.+"},
+    "hosts": {"type": "string"},
     "true|false": {"type": "boolean"},
     "json": {"type": "object"},
     "text|json": {"enum": ["text", "json"]},
@@ -74,6 +77,7 @@ FREE = {
     "livenessProbe",
     "readinessProbe",
     "retentionPolicy",
+    "tlsConfig",
 }
 """What is Kubernetes' own, and for it to check, though our default is not empty."""
 SETTINGS: Mapping[tuple[str, str], type[Settings]] = {

@@ -25,6 +25,7 @@ HELMS = ("helm", "helm3")
 """Helm 4, and Helm 3.17 under the name that those give it who have both."""
 CUSTOM = {
     "monitoring.coreos.com": "github.com/prometheus-operator/prometheus-operator@v0.85.0/example/prometheus-operator-crd",
+    "cert-manager.io": "github.com/cert-manager/cert-manager@v1.19.1/deploy/crds",
     "gateway.networking.k8s.io": "sigs.k8s.io/gateway-api@v1.4.0/config/crd/standard",
 }
 """Where the definitions of resources that are not Kubernetes' own are: a Go module, and a directory in it."""
@@ -82,7 +83,7 @@ def test_kubernetes_takes_what_is_rendered(case: Path, version: str) -> None:
 def test_what_is_not_kubernetes_own_is_as_its_makers_define_it(chart: str) -> None:
     objects = [found for found in rendered(chart, values=Path(chart, "ci", "full-values.yaml")).values() if group(found) in CUSTOM]
     assert {found["kind"] for found in objects} == {
-        "coordinator": {"PodMonitor", "PrometheusRule", "HTTPRoute"},
+        "coordinator": {"Certificate", "PodMonitor", "PrometheusRule", "HTTPRoute"},
         "participant": {"PodMonitor"},
     }[chart]
     program = (
@@ -164,11 +165,60 @@ def test_every_pod_may_run_where_pod_security_is_restricted(case: Path) -> None:
         ("coordinator", "aggregator.settings.port=1", "the chart sets this one itself"),
         ("coordinator", "ingress.enabled=true", "coordinatorHost and aggregatorHost are required"),
         ("coordinator", "token.tokensKey=tokens", "of which token.existingSecret"),
+        ("coordinator", "coordinator.settings.tls_cert_file=/a.pem", "the chart sets this one itself"),
+        ("coordinator", "tls.certificate.enabled=true", "issuerRef.name is required"),
+        ("coordinator", "tls.existingSecret=a,tls.certificate.enabled=true", "existingSecret, or certificate.enabled"),
+        ("coordinator", "tls.clientCA.existingSecret=a", "only a server with a certificate"),
+        ("participant", "tls.existingSecret=a,settings.tls_cert_file=/a.pem", "or tls.existingSecret"),
+        ("participant", "tls.ca.existingSecret=a,settings.tls_ca_file=/a.pem", "or tls.ca.existingSecret"),
     ],
 )
 def test_nonsense_is_refused_and_named(chart: str, setting: str, complaint: str, program: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         rendered(chart, *([URL] if chart == "participant" else []), setting, program=program)
+
+
+def mounted(spec: Any, container: Any) -> dict[str, str]:
+    """Secrets by the directory that they are mounted in."""
+    volumes = {volume["name"]: volume.get("secret", {}).get("secretName") for volume in spec["volumes"]}
+    return {mount["mountPath"]: secret for mount in container["volumeMounts"] if (secret := volumes.get(mount["name"]))}
+
+
+def test_a_platform_with_certificates_is_reached_by_https_alone() -> None:
+    objects = rendered("coordinator", "tls.existingSecret=fl-tls", "tls.clientCA.existingSecret=silos")
+    spec = pod(objects)
+    for container in spec["containers"]:
+        assert mounted(spec, container) == {"/etc/fedround-tls": "fl-tls", "/etc/fedround-client-ca": "silos"}
+        variables = {variable["name"]: variable.get("value") for variable in container["env"]}
+        for name, file in {
+            "CERT": "/etc/fedround-tls/tls.crt",
+            "KEY": "/etc/fedround-tls/tls.key",
+            "CLIENT_CA": "/etc/fedround-client-ca/ca.crt",
+        }.items():
+            assert variables[f"{container['name'].upper()}_TLS_{name}_FILE"] == file
+        for probe in ("livenessProbe", "readinessProbe"):
+            assert container[probe]["httpGet"]["scheme"] == "HTTPS"
+    assert objects["ConfigMap", "fl-coordinator"]["data"]["COORDINATOR_AGGREGATOR_URL"] == "https://fl-aggregator:8082"
+    assert "http://fl" not in json.dumps(list(objects.values()))
+
+
+def test_the_certificate_of_cert_manager_has_the_names_of_the_services() -> None:
+    objects = rendered("coordinator", "tls.certificate.enabled=true", "tls.certificate.issuerRef.name=ca", "service.type=NodePort")
+    certificate = objects["Certificate", "fl-coordinator"]["spec"]
+    assert certificate["secretName"] in mounted(pod(objects), pod(objects)["containers"][0]).values()
+    services = {name for kind, name in objects if kind == "Service"}
+    assert services <= set(certificate["dnsNames"])
+    assert "fl-aggregator.default.svc.cluster.local" in certificate["dnsNames"]
+
+
+def test_participants_show_the_certificate_of_a_secret_and_trust_that_of_another() -> None:
+    spec = pod(rendered("participant", URL, "tls.existingSecret=silo-1", "tls.ca.existingSecret=platform"))
+    (container,) = spec["containers"]
+    assert mounted(spec, container) == {"/etc/fedround-tls": "silo-1", "/etc/fedround-ca": "platform"}
+    variables = {variable["name"]: variable.get("value") for variable in container["env"]}
+    assert variables["PARTICIPANT_TLS_CA_FILE"] == "/etc/fedround-ca/ca.crt"
+    assert variables["PARTICIPANT_TLS_CERT_FILE"] == "/etc/fedround-tls/tls.crt"
+    assert variables["PARTICIPANT_TLS_KEY_FILE"] == "/etc/fedround-tls/tls.key"
 
 
 def test_silos_outside_need_the_aggregators_address() -> None:

@@ -1,6 +1,7 @@
 {{/* One of the two containers: `role`, its ports, and what it is given. */}}
 {{- define "coordinator.container" -}}
 {{- $values := .root.Values }}
+{{- $https := ternary ", scheme: HTTPS" "" (ne (include "coordinator.tlsSecret" .root) "") }}
 - name: {{ .role }}
   image: {{ include "coordinator.image" .root }}
   imagePullPolicy: {{ $values.image.pullPolicy }}
@@ -29,6 +30,13 @@
       valueFrom: {secretKeyRef: {name: {{ .existingSecret }}, key: {{ .key }}}}
     {{- end }}
     {{- end }}
+    {{- if include "coordinator.tlsSecret" .root }}
+    - {name: {{ upper .role }}_TLS_CERT_FILE, value: /etc/fedround-tls/tls.crt}
+    - {name: {{ upper .role }}_TLS_KEY_FILE, value: /etc/fedround-tls/tls.key}
+    {{- if $values.tls.clientCA.existingSecret }}
+    - {name: {{ upper .role }}_TLS_CLIENT_CA_FILE, value: /etc/fedround-client-ca/ca.crt}
+    {{- end }}
+    {{- end }}
     {{- with $values.extraEnv }}{{ toYaml . | nindent 4 }}{{ end }}
   ports:
     - {name: {{ .role }}, containerPort: {{ .port }}}
@@ -38,10 +46,10 @@
     periodSeconds: 2
     failureThreshold: {{ max 1 (div (int $values.startupSeconds) 2) }}
   livenessProbe:
-    httpGet: {path: /livez, port: {{ .role }}-ops}
+    httpGet: {path: /livez, port: {{ .role }}-ops{{ $https }}}
     {{- toYaml $values.livenessProbe | nindent 4 }}
   readinessProbe:
-    httpGet: {path: /readyz, port: {{ .role }}-ops}
+    httpGet: {path: /readyz, port: {{ .role }}-ops{{ $https }}}
     {{- toYaml $values.readinessProbe | nindent 4 }}
   resources: {{- toYaml (index $values .role).resources | nindent 4 }}
   volumeMounts:
@@ -49,6 +57,12 @@
     - {name: tmp, mountPath: /tmp}
     {{- if $values.token.tokensKey }}
     - {name: tokens, mountPath: /etc/fedround, readOnly: true}
+    {{- end }}
+    {{- if include "coordinator.tlsSecret" .root }}
+    - {name: tls, mountPath: /etc/fedround-tls, readOnly: true}
+    {{- end }}
+    {{- if $values.tls.clientCA.existingSecret }}
+    - {name: client-ca, mountPath: /etc/fedround-client-ca, readOnly: true}
     {{- end }}
     {{- with $values.extraVolumeMounts }}{{ toYaml . | nindent 4 }}{{ end }}
 {{- end }}

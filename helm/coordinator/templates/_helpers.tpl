@@ -79,10 +79,24 @@ annotations: {{- toYaml . | nindent 2 }}
 {{- include "coordinator.serviceName" . }}{{ if ne .root.Values.service.type "ClusterIP" }}-ops{{ end }}
 {{- end }}
 
+{{/* The Secret with the certificate of all ports; empty: no TLS. */}}
+{{- define "coordinator.tlsSecret" -}}
+{{- default (ternary (printf "%s-tls" (include "coordinator.fullname" .)) "" .Values.tls.certificate.enabled) .Values.tls.existingSecret }}
+{{- end }}
+
+{{- define "coordinator.scheme" -}}
+{{ ternary "https" "http" (ne (include "coordinator.tlsSecret" .) "") }}
+{{- end }}
+
+{{/* Where participants are told that the aggregator is. */}}
+{{- define "coordinator.aggregatorUrl" -}}
+{{ default (printf "%s://%s:8082" (include "coordinator.scheme" .) (include "coordinator.aggregatorName" .)) .Values.aggregator.url }}
+{{- end }}
+
 {{/* Contradictions, all in one place. */}}
 {{- define "coordinator.check" -}}
 {{- range $role, $own := dict "coordinator" (list "rounds" "min_clients" "aggregator_url" "aggregator_internal_url") "aggregator" (list "internal_bind" "internal_port") }}
-{{- range $name := concat $own (list "data_dir" "spool_dir" "port" "ops_port" "bind" "token" "tokens_file" "internal_secret" "internal_secret_file") }}
+{{- range $name := concat $own (list "data_dir" "spool_dir" "port" "ops_port" "bind" "token" "tokens_file" "internal_secret" "internal_secret_file" "tls_cert_file" "tls_key_file" "tls_client_ca_file") }}
 {{- if hasKey (index $.Values $role).settings $name }}{{ fail (printf "%s.settings.%s: the chart sets this one itself, see values.yaml" $role $name) }}{{ end }}
 {{- end }}
 {{- end }}
@@ -93,6 +107,11 @@ annotations: {{- toYaml . | nindent 2 }}
 {{- if not $.Values.aggregator.url }}{{ fail "aggregator.url is required: silos outside the cluster do not reach the Service" }}{{ end }}
 {{- end }}
 {{- end }}
+{{- end }}
+{{- with .Values.tls }}
+{{- if and .certificate.enabled .existingSecret }}{{ fail "tls: existingSecret, or certificate.enabled?" }}{{ end }}
+{{- if and .certificate.enabled (not .certificate.issuerRef.name) }}{{ fail "tls.certificate.issuerRef.name is required" }}{{ end }}
+{{- if and .clientCA.existingSecret (not (include "coordinator.tlsSecret" $)) }}{{ fail "tls.clientCA: only a server with a certificate asks for others" }}{{ end }}
 {{- end }}
 {{- if and .Values.token.tokensKey (not .Values.token.existingSecret) }}{{ fail "token.tokensKey: of which token.existingSecret?" }}{{ end }}
 {{- end }}

@@ -71,6 +71,8 @@ annotations: {{- toYaml . | nindent 2 }}
 {{- range $name := list "coordinator_url" "class" "options" "name" "shards" "drain_timeout" "after_finish" "token" "ops_port" "ops_bind" }}
 {{- if hasKey $.Values.settings $name }}{{ fail (printf "settings.%s: the chart sets this one itself, see values.yaml" $name) }}{{ end }}
 {{- end }}
+{{- if and .Values.tls.existingSecret (or .Values.settings.tls_cert_file .Values.settings.tls_key_file) }}{{ fail "settings.tls_cert_file: or tls.existingSecret?" }}{{ end }}
+{{- if and .Values.tls.ca.existingSecret .Values.settings.tls_ca_file }}{{ fail "settings.tls_ca_file: or tls.ca.existingSecret?" }}{{ end }}
 {{- with .Values.autoscaling }}
 {{- if .enabled }}
 {{- if gt (int .minReplicas) (int .maxReplicas) }}{{ fail "autoscaling.minReplicas is more than maxReplicas" }}{{ end }}

@@ -1,0 +1,64 @@
+"""The commands of docs/tls.md make certificates with which its settings train."""
+
+import re
+import shutil
+import socket
+import ssl
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from support.processes import Process, running
+from support.tools import tool
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "tls.md").read_text()
+COMMANDS = re.findall(r"^```console\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+SETTINGS = re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def made(directory: Path, commands: str) -> Path:
+    """A directory with what the commands make."""
+    tool("openssl")
+    shutil.copytree(ROOT / "deploy" / "tls", directory / "deploy" / "tls")
+    script = "set -e\n" + re.sub(r"^\$ ", "", commands, flags=re.MULTILINE)
+    subprocess.run(["sh", "-c", script], cwd=directory, check=True, capture_output=True)
+    return directory
+
+
+def settings(block: str, directory: Path) -> dict[str, str]:
+    found = dict(re.findall(r"^(\w+)=(.*)$", block, re.MULTILINE))
+    return {name: str(directory / value) if value.endswith(".pem") else value for name, value in found.items()}
+
+
+@pytest.mark.parametrize("commands", COMMANDS)
+def test_a_training_with_certificates_as_documented(commands: str, tmp_path: Path) -> None:
+    directory = made(tmp_path, commands)
+    if (tmp_path / "certificates").exists():
+        directory = tmp_path / "certificates"
+    strict = ssl.create_default_context(cafile=str(directory / "ca.pem"))
+    strict.verify_flags |= ssl.VERIFY_X509_STRICT  # as Python 3.13 is
+    of_platform, of_participant, _ = SETTINGS
+    with running("platform", COORDINATOR_ROUNDS="2", **settings(of_platform, directory)) as platform:
+        ours = settings(of_participant, directory)
+        ours["PARTICIPANT_COORDINATOR_URL"] = ours["PARTICIPANT_COORDINATOR_URL"].replace(
+            "8081", platform.ports["COORDINATOR_PORT"]
+        )
+        with running("participant", PARTICIPANT_CLASS="fedround.demo:HousePrices", **ours) as participant:
+            assert participant.wait() == 0
+        assert "peers will refuse" not in participant.log
+        served(platform, strict)
+
+
+def served(platform: Process, context: ssl.SSLContext) -> None:
+    with socket.create_connection(("127.0.0.1", int(platform.ports["COORDINATOR_OPS_PORT"])), 10) as plain:
+        context.wrap_socket(plain, server_hostname="localhost").close()
+
+
+def test_what_is_there_is_not_made_again(tmp_path: Path) -> None:
+    directory = made(tmp_path, COMMANDS[1])
+    before = {file: file.read_bytes() for file in directory.rglob("*.pem")}
+    script = re.sub(r"^\$ ", "", COMMANDS[1], flags=re.MULTILINE)
+    subprocess.run(["sh", "-c", script], cwd=directory, check=True, capture_output=True)
+    assert {file: file.read_bytes() for file in directory.rglob("*.pem")} == before

@@ -109,7 +109,7 @@ def test_certificates_that_are_replaced_under_way_cost_no_round(authority: Autho
 
 @pytest.fixture(scope="module")
 def strict(authority: Authority, pair: Pair) -> Iterator[Process]:
-    with running("platform", **serving(pair, *PLATFORM, client_ca=authority.file)) as platform:
+    with running("platform", AGGREGATOR_OPS_TOKEN="ops", **serving(pair, *PLATFORM, client_ca=authority.file)) as platform:
         yield platform
 
 
@@ -162,3 +162,22 @@ def test_a_participant_serves_its_operators_with_tls(authority: Authority, pair:
     with silo("http://127.0.0.1:1", authority, None, **pair.settings("PARTICIPANT_OPS")) as participant:
         assert ask(participant, "PARTICIPANT_OPS_PORT", "/livez", authority) == {"alive": True}
         assert participant.end() == 0
+
+
+def test_commands_ask_services_that_serve_tls(strict: Process, authority: Authority, pair: Pair, tmp_path: Path) -> None:
+    port = strict.ports["COORDINATOR_OPS_PORT"]
+    url, model = f"https://localhost:{port}", f"https://localhost:{strict.ports['AGGREGATOR_OPS_PORT']}"
+    # On its own machine a probe knows the service's certificate from the variables that the service has.
+    here = LOOPBACK | {"COORDINATOR_OPS_PORT": port}
+    assert processes.fedround("healthcheck", "coordinator", **here, **pair.settings("COORDINATOR")).stdout == "ready\n"
+    other = authority.server("other").settings("COORDINATOR")
+    assert "certificate verify failed" in processes.fedround("healthcheck", "coordinator", **here, **other).stdout
+    assert "this port speaks TLS: use https://" in processes.fedround("healthcheck", "coordinator", **here).stdout
+    for trusted in (authority.file, pair.cert):
+        done = processes.fedround("status", "--from", url, "--ca-file", trusted)
+        assert json.loads(done.stdout)["ready"]
+    assert "set --ca-file" in processes.fedround("status", "--from", url).stderr
+    assert "--ca-file: /nowhere: No such file" in processes.fedround("status", "--from", url, "--ca-file", "/nowhere").stderr
+    fetch = ("model", "--from", model, "-o", str(tmp_path / "model.npy"))
+    assert "set --ca-file" in processes.fedround(*fetch).stderr
+    assert "there is no global model" in processes.fedround(*fetch, "--ca-file", authority.file, "--token", "ops").stderr

@@ -8,9 +8,13 @@ import os
 from argparse import ArgumentParser
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedround.errors import FedroundError
+from fedround.wire import SPEAKS_TLS
+
+if TYPE_CHECKING:
+    import ssl
 
 MAX_ANSWER = 64 << 20
 """Bytes of an answer: a status may name every participant."""
@@ -22,12 +26,25 @@ OPS = {
     "aggregator": ("AGGREGATOR_BIND", "AGGREGATOR_OPS_PORT", "9082"),
 }
 """The variables that say where each is served to operators, and its default port."""
+CERTIFICATES = {
+    "participant": "PARTICIPANT_OPS_TLS_CERT_FILE",
+    "coordinator": "COORDINATOR_TLS_CERT_FILE",
+    "aggregator": "AGGREGATOR_TLS_CERT_FILE",
+}
+"""The variables that name the certificate with which that port serves TLS."""
+CA_FILE = "--ca-file"
 
 
 def add_service(parser: ArgumentParser) -> None:
     """Arguments that say whose ops port is meant."""
     parser.add_argument("service", nargs="?", choices=OPS, help="which one on this machine [default participant]")
     parser.add_argument("--from", dest="url", metavar="URL", help="the service's ops port; by default what its variables say")
+    add_ca_file(parser)
+
+
+def add_ca_file(parser: ArgumentParser) -> None:
+    """The flag for the authority of the service's certificate."""
+    parser.add_argument(CA_FILE, metavar="FILE", help="with https://, the authority (PEM) to trust, in place of the usual ones")
 
 
 def add_token(parser: ArgumentParser) -> None:
@@ -39,11 +56,16 @@ def add_token(parser: ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Target:
-    """The ops port of a service. `service` is None where only the URL is known; `advice` says where else one could ask."""
+    """The ops port of a service. `service` is None where only the URL is known; `advice` says where else one could ask.
+
+    `ca_file` is trusted in place of the usual authorities; `own`: it is the certificate of a service on this machine, by any name.
+    """
 
     url: str
     service: str | None
     advice: str = ""
+    ca_file: str | None = None
+    own: bool = False
 
     def ask(self, path: str, token: str | None = None) -> tuple[int, str]:
         """Return the HTTP status and the body. Raises `FedroundError` where there is no answer."""
@@ -51,8 +73,9 @@ class Target:
         import urllib.request
         from http.client import HTTPException
 
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
+            handlers = [] if (context := self._context()) is None else [urllib.request.HTTPSHandler(context=context)]
+            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), *handlers)
             request = urllib.request.Request(checked(self.url).rstrip("/") + path)  # noqa: S310 http and https only
             if token:
                 request.add_unredirected_header("Authorization", f"Bearer {token}")
@@ -60,19 +83,42 @@ class Target:
                 return response.status, response.read(MAX_ANSWER).decode(errors="replace")
         except urllib.error.HTTPError as error:
             with error:
-                return error.code, error.read(MAX_ANSWER).decode(errors="replace")
+                answer = error.read(MAX_ANSWER).decode(errors="replace")
+            if SPEAKS_TLS in answer:
+                raise FedroundError(f"no answer from {self.url}: {SPEAKS_TLS}") from error
+            return error.code, answer
         except (OSError, ValueError, HTTPException, FedroundError) as error:
             reason = getattr(error, "reason", error)
-            raise FedroundError(f"no answer from {self.url}: {getattr(reason, 'strerror', None) or reason}{self.advice}") from error
+            text = self._explained(error) or getattr(reason, "strerror", None) or reason
+            raise FedroundError(f"no answer from {self.url}: {text}{self.advice}") from error
+
+    def _context(self) -> "ssl.SSLContext | None":
+        """None: that of the usual authorities, or none is needed."""
+        if self.ca_file is None or not self.url.startswith("https://"):
+            return None
+        from fedround import tls
+
+        return tls.only(tls.Names("", "", CA_FILE), self.ca_file, check_hostname=not self.own)
+
+    def _explained(self, error: BaseException) -> str:
+        if not self.url.startswith("https://"):
+            return ""
+        from fedround import tls
+
+        return tls.explained(error, tls.Names("", "", CA_FILE))
 
 
-def target(service: str | None, url: str | None, prog: str) -> Target:
+def target(service: str | None, url: str | None, ca_file: str | None, prog: str) -> Target:
     """Whom the arguments of `add_service` mean; `prog` is the command, for advice."""
     if url:
-        return Target(url, service)
+        return Target(url, service, ca_file=ca_file)
     advice = "" if service else f"; `{prog} coordinator` and `aggregator` ask those, --from asks elsewhere"
     service = service or "participant"
-    return Target(_url(*OPS[service]), service, advice)
+    certificate = os.environ.get(CERTIFICATES[service], "").strip()
+    url = _url(*OPS[service])
+    if not certificate:
+        return Target(url, service, advice)
+    return Target(url.replace("http:", "https:", 1), service, advice, ca_file or certificate, own=ca_file is None)
 
 
 def token(given: str | None, service: str | None) -> str | None:

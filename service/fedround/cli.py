@@ -194,6 +194,7 @@ def _model(parser: ArgumentParser) -> Run:
     parser.add_argument("--from", dest="url", required=True, metavar="URL", help="the aggregator's ops port")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the .npy file to write")
     parser.add_argument("--round", type=int, metavar="N", help="the round whose model it is; by default the last")
+    asking.add_ca_file(parser)
     asking.add_token(parser)
 
     def run(arguments: Arguments) -> int:
@@ -203,7 +204,8 @@ def _model(parser: ArgumentParser) -> Run:
         output: Path = arguments["output"]
         token = asking.token(arguments["token"], "aggregator")
         try:
-            model, number = fetch_model(asking.checked(arguments["url"]), round=arguments["round"], token=token)
+            url, ca_file = asking.checked(arguments["url"]), arguments["ca_file"]
+            model, number = fetch_model(url, round=arguments["round"], token=token, ca_file=ca_file)
         except Refused as error:
             if error.status == Unauthorized.status:
                 raise FedroundError(f"{error}: {asking.missing('aggregator')}") from error
@@ -228,7 +230,7 @@ def _status(parser: ArgumentParser) -> Run:
 
     def run(arguments: Arguments) -> int:
         try:
-            target = asking.target(arguments["service"], arguments["url"], parser.prog)
+            target = asking.target(arguments["service"], arguments["url"], arguments["ca_file"], parser.prog)
             status, answer = target.ask("/status", asking.token(arguments["token"], target.service))
         except FedroundError as error:
             print(error, file=sys.stderr)
@@ -253,7 +255,7 @@ def _healthcheck(parser: ArgumentParser) -> Run:
 
     def run(arguments: Arguments) -> int:
         try:
-            status, answer = asking.target(arguments["service"], arguments["url"], parser.prog).ask("/readyz")
+            status, answer = asking.target(arguments["service"], arguments["url"], arguments["ca_file"], parser.prog).ask("/readyz")
         except FedroundError as error:
             print(error)
             return Exit.FAILED

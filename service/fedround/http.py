@@ -354,9 +354,11 @@ def _outcome(value: str | None) -> UpdateOutcome | None:
 
 
 def fetch_model(
-    url: str, *, round: int | None = None, token: str | None = None, max_model_size: int = 1 << 40
+    url: str, *, round: int | None = None, token: str | None = None, ca_file: File | None = None, max_model_size: int = 1 << 40
 ) -> tuple[memoryview, int | None]:
     """Fetch the newest global model, or that of a former `round`, from an aggregator's ops port.
+
+    `ca_file` is an authority (PEM) that is trusted beside the usual ones.
 
     Returns:
         The bytes of a `.npy` file, and the round that the model comes from.
@@ -364,7 +366,9 @@ def fetch_model(
     Raises:
         ExchangeError: no answer, or not the hoped for.
     """
-    with closing(AggregatorClient(max_model_size=max_model_size, token=token)) as aggregator:
+    names = Names("", "", "--ca-file")
+    context = tls_client(names, ca_file, None, None, base=httpx.create_ssl_context) if url.startswith("https://") else None
+    with closing(AggregatorClient(max_model_size=max_model_size, token=token, tls=context)) as aggregator:
         model = aggregator.fetch(url, MODEL if round is None else f"{MODEL}?round={round}")
     etag = (model.etag or "").removeprefix("W/").strip('"')
     return model.body or memoryview(b""), int(etag) if etag.isdecimal() else None

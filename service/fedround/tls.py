@@ -9,11 +9,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from fedround.errors import ConfigurationError
-from fedround.settings import PlatformSettings
 from fedround.wire import parse_name
+
+if TYPE_CHECKING:
+    from fedround.settings import PlatformSettings
 
 LOG = logging.getLogger(__name__)
 
@@ -163,7 +165,7 @@ def server(
     return Context(names, make, files, names_clients=names_clients and client_ca is not None)
 
 
-def public(settings: PlatformSettings) -> Context | None:
+def public(settings: "PlatformSettings") -> Context | None:
     """What a service's port for participants serves with. A token of its own stands in for a participant's certificate."""
     return server(
         settings.prefix,
@@ -175,7 +177,7 @@ def public(settings: PlatformSettings) -> Context | None:
     )
 
 
-def operators(settings: PlatformSettings) -> Context | None:
+def operators(settings: "PlatformSettings") -> Context | None:
     """What a service's port for operators serves with: probes and browsers have no certificates."""
     return server(settings.prefix, settings.tls_cert_file, settings.tls_key_file)
 
@@ -206,12 +208,12 @@ def client(names: Names, ca: File | None, cert: File | None, key: File | None, *
     return Context(names, make, [file for file in (ca, cert, key) if file is not None])
 
 
-def own(cert: File) -> ssl.SSLContext:
-    """For who asks its own machine: exactly the certificate of that file is trusted, whatever names it has."""
+def only(settings: Names, file: File, *, check_hostname: bool = True) -> ssl.SSLContext:
+    """A context for a client that trusts what the file has, authorities or a server's own certificate, and nothing else."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
+    context.check_hostname = check_hostname
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    context.load_verify_locations(cert)
+    _load_authorities(context, settings, file)
     return context
 
 

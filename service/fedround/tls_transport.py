@@ -12,7 +12,7 @@ from enum import Enum, auto
 from typing import Any
 
 from fedround.tls import CLIENT, Client, Context, client_name
-from fedround.wire import DRAIN_SECONDS, Problem
+from fedround.wire import DRAIN_SECONDS, SPEAKS_TLS, Problem
 
 HANDSHAKE = 0x16
 """The first byte of a TLS connection (RFC 8446, section 5.1)."""
@@ -20,7 +20,7 @@ PIECE = 256 << 10
 STALE = "fedround.stale"
 """`get_extra_info` of it: whether the files that the handshake was made with have been replaced."""
 
-_BODY = Problem(400, "Bad Request", "this port speaks TLS: use https://").encode()
+_BODY = Problem(400, "Bad Request", SPEAKS_TLS).encode()
 _PLAIN = (
     b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: "
     + f"{Problem.media_type}\r\nContent-Length: {len(_BODY)}\r\n\r\n".encode()

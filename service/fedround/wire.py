@@ -46,6 +46,9 @@ MIN_RATE = 10_000
 MIN_RATE_WINDOW = 30.0
 """... over so many seconds."""
 
+SPEAKS_TLS = "this port speaks TLS: use https://"
+"""What a port with TLS answers to plain HTTP."""
+
 _NAME = re.compile(r"[a-z0-9.-]{1,63}")
 
 

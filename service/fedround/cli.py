@@ -135,7 +135,7 @@ def _participant(parser: ArgumentParser) -> Run:
     from fedround.settings import ParticipantSettings
 
     def serve(settings: ParticipantSettings) -> int:
-        from fedround.participant.service import serve_participant
+        from fedround.participant.isolation import serve_participant
 
         return serve_participant(settings)
 

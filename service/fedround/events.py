@@ -153,6 +153,23 @@ class Reported(Fact):
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerReady(Fact):
+    """The process that trains has made the participant: at the start, and after each `WorkerEnded`."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerEnded(Fact):
+    """The process that trains ended; another one starts in `pause` seconds.
+
+    `cause` is exited, killed, crashed, cancelled, unusable or lost; `reason` is for people.
+    """
+
+    cause: str
+    reason: str
+    pause: float
+
+
+@dataclass(frozen=True, slots=True)
 class ContactLost(Fact):
     """An exchange with the coordinator failed; it will be tried again."""
 

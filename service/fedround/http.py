@@ -489,6 +489,7 @@ class _Slices:
         for piece in self._pieces:
             if isinstance(piece, memoryview):
                 piece.release()
+        self._pieces = []
 
     def _copies(self) -> Iterator[bytes]:
         for piece in self._pieces:

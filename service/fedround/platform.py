@@ -16,7 +16,8 @@ from fedround.errors import ConfigurationError
 from fedround.events import Observer
 from fedround.observability.health import Health, tended
 from fedround.observability.metrics import AggregatorMetrics, CoordinatorMetrics
-from fedround.observability.telemetry import INSTANCE, Telemetry, tracing
+from fedround.observability.telemetry import INSTANCE, Telemetry
+from fedround.observability.traces import tracing
 from fedround.serve import Endpoint
 from fedround.settings import AggregatorSettings, CoordinatorSettings
 

@@ -26,6 +26,13 @@ LONGEST = 10**9
 _BYTES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
+class Isolation(StrEnum):
+    """Where a participant's own code runs."""
+
+    PROCESS = "process"
+    THREAD = "thread"
+
+
 class AfterFinish(StrEnum):
     """What a participant does when training is complete."""
 
@@ -250,6 +257,14 @@ class ParticipantSettings(Settings):
     max_failures: Number = setting(5, "After so many failures of your code in a row the participant exits with 70.", ge=1)
     confirm_timeout: Duration = setting(
         "15s", "How long a 0.8 platform may leave an update unconfirmed before it is offered again."
+    )
+    cancel_timeout: Duration = setting(
+        "10s", "Kill and restart the training process if it does not return this long after its round was cancelled.", gt=0
+    )
+    isolation: Isolation = setting(
+        "process",
+        "Run the class in a process of its own, which may fork, crash or hang, or on a thread of this one, for the least memory.",
+        title="process|thread",
     )
     drain_timeout: Duration = setting("8s", "How long a round may go on after SIGTERM before it is given up.")
     after_finish: AfterFinish = setting("exit", "What to do when training is complete.", title="exit|wait")

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import fields
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -234,3 +234,42 @@ def test_a_limit_that_is_reached_again_and_again_makes_one_line_a_minute(
     lines = [(record.levelname, record.getMessage()) for record in log.records if record.levelno >= logging.INFO]
     assert [line for line in lines if line[0] == "WARNING"] == [("WARNING", line + "1"), ("WARNING", line + "3")]
     assert ("INFO", "ops port: the head of a request was too long or too slow; closed since the last such line: 1") in lines
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"version": 1, "root": {"level": "WARNING"}},
+        {"version": 1, "disable_existing_loggers": False, "root": {"level": "ERROR", "handlers": []}},
+    ],
+)
+def test_a_service_goes_on_logging_when_user_code_configures_logging(config: dict[str, Any]) -> None:
+    program = f"""
+import logging.config
+from fedround import events
+from fedround.observability import logs
+logs.configure("text", "info")
+observe = logs.LogObserver(keep=True)
+logging.config.dictConfig({config!r})
+observe(events.Registered("12345678-aaaa", "start"))
+logging.getLogger("fedround.observability").warning("of another logger of ours")
+logging.getLogger("theirs").info("theirs")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=50)
+    first, second = done.stderr.splitlines()
+    assert first.endswith("registered as 12345678")
+    assert second.endswith("of another logger of ours")
+
+
+def test_a_program_goes_on_logging_when_it_configures_logging_once_more() -> None:
+    program = """
+import logging.config
+from fedround import events
+from fedround.observability import logs
+observe = logs.LogObserver()
+logging.config.dictConfig({"version": 1, "root": {"level": "WARNING"}})
+observe(events.Registered("12345678-aaaa", "start"))
+observe(events.ContactLost("so"))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=50)
+    assert done.stderr == "no contact with the coordinator (so), trying again\n"

@@ -23,7 +23,7 @@ from fedround.errors import ConfigurationError, Unreachable
 from fedround.http import CoordinatorClient
 from fedround.observability import tracing
 from fedround.observability.metrics import ParticipantMetrics
-from fedround.observability.telemetry import traced
+from fedround.observability.traces import traced
 from fedround.observability.tracing import Tracing, exporters
 from fedround.participant.run import connected
 from fedround.participant.terms import Terms

@@ -549,6 +549,38 @@ def test_another_round_while_training_is_taken_when_user_code_is_done_with_the_o
     assert participant.train() == [m.ThrowAway(), m.Download(participant.at_hand, None)]
 
 
+PATIENT = m.Policy(cancel_timeout=10.0)
+
+
+def test_code_that_does_not_return_when_it_is_cancelled_is_killed_once_and_the_next_round_goes_on() -> None:
+    participant = training(3, policy=PATIENT)
+    participant.order(4)
+    cancelled = participant.now
+    killed: list[m.Command] = []
+    while participant.now < cancelled + 20:
+        killed += of(m.Kill, participant.wait())
+        assert not killed or participant.now >= cancelled + 10
+        if isinstance(participant.asked, m.Heartbeat):
+            participant.order(4)
+    assert killed == [m.Kill()]
+    assert participant.training is not None
+    ended = participant.tell(m.TrainingFailed(participant.training, "killed"))
+    assert ended == [m.ThrowAway(), m.Download(participant.at_hand, None)]
+    assert participant.outcomes == ["abandoned"]
+
+
+def test_code_that_returns_when_it_is_cancelled_is_not_killed() -> None:
+    participant = training(policy=PATIENT)
+    participant.hear(STAND_BY)
+    participant.train()
+    assert of(m.Kill, participant.tell(m.TimerFired(), after=100)) == []
+
+
+def test_code_that_was_not_cancelled_may_train_for_ever() -> None:
+    participant = training(policy=PATIENT)
+    assert of(m.Kill, participant.tell(m.TimerFired(), after=100_000)) == []
+
+
 def test_stand_by_while_uploading_waits_for_the_uploads_own_answer() -> None:
     participant = uploading()
     assert participant.hear(STAND_BY) == []
@@ -1096,7 +1128,11 @@ class World:
 
     def __init__(self, data: st.DataObject) -> None:
         self.draw = data.draw
-        policy = m.Policy(exit_after_finish=data.draw(st.booleans()), give_up_after=data.draw(st.sampled_from([math.inf, 20.0])))
+        policy = m.Policy(
+            exit_after_finish=data.draw(st.booleans()),
+            give_up_after=data.draw(st.sampled_from([math.inf, 20.0])),
+            cancel_timeout=data.draw(st.sampled_from([math.inf, 5.0])),
+        )
         self.core = Lifecycle(policy, lambda: 0.5)
         self.now = 0.0
         self.unanswered: list[m.Command] = []
@@ -1113,7 +1149,7 @@ class World:
     def step(self, event: m.Event) -> None:
         for command in self.core.step(event, self.now):
             self.look(command)
-            if not isinstance(command, m.ThrowAway | m.Cancel | m.Hurry | m.Exit | m.Leave | m.Forfeit):
+            if not isinstance(command, m.ThrowAway | m.Cancel | m.Kill | m.Hurry | m.Exit | m.Leave | m.Forfeit):
                 self.unanswered.append(command)
         for fact in self.core.take_facts():
             self.begun += isinstance(fact, OrderAccepted)
@@ -1122,7 +1158,7 @@ class World:
         assert (self.core.exited is not None) <= (self.begun == self.ended)
 
     def look(self, command: m.Command) -> None:
-        assert self.core.exited is None or isinstance(command, m.ThrowAway | m.Cancel | m.Leave | m.Forfeit | m.Exit)
+        assert self.core.exited is None or isinstance(command, m.ThrowAway | m.Cancel | m.Kill | m.Leave | m.Forfeit | m.Exit)
         match command:
             case m.Heartbeat(id, wait):
                 assert id == self.id
@@ -1136,6 +1172,8 @@ class World:
                 assert self.kept is None, "the next model is trained when the kept update is gone"
                 self.trained.add(order.serial)
                 self.user_code = order
+            case m.Kill():
+                assert self.user_code is not None, "nobody is killed who has returned"
             case m.Download(_, etag):
                 assert self.user_code is None
                 assert (self.kept is None) == (etag is None)

@@ -23,7 +23,8 @@ import pytest
 from fedround.errors import ConfigurationError, TrainingError
 from fedround.participant.abc import NumPyParticipant, Update
 from fedround.participant.round import current_round
-from fedround.participant.run import arun_participant, run_participant, signals
+from fedround.participant.run import arun_participant, run_participant
+from fedround.participant.signals import signals
 from fedround.participant.terms import Options, Terms
 from fedround.settings import ParticipantSettings
 from fedround.weights import Array

@@ -47,7 +47,8 @@ from fedround.events import Fact, Observer, WeightsMeasured, short
 from fedround.observability import ops
 from fedround.observability.health import Health, tended
 from fedround.observability.metrics import AggregatorMetrics
-from fedround.observability.telemetry import INSTANCE, Telemetry, tracing
+from fedround.observability.telemetry import INSTANCE, Telemetry
+from fedround.observability.traces import tracing
 from fedround.serve import Endpoint
 from fedround.settings import AggregatorSettings, reveal
 from fedround.tokens import OPEN, Tokens, guard

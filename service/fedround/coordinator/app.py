@@ -24,7 +24,8 @@ from fedround.http import tls as client_tls
 from fedround.observability import ops
 from fedround.observability.health import Health, tended
 from fedround.observability.metrics import CoordinatorMetrics
-from fedround.observability.telemetry import INSTANCE, Telemetry, tracing
+from fedround.observability.telemetry import INSTANCE, Telemetry
+from fedround.observability.traces import tracing
 from fedround.remote_books import RemoteBooks
 from fedround.serve import Endpoint
 from fedround.settings import CoordinatorSettings, reveal

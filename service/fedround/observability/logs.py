@@ -30,9 +30,16 @@ _Line = tuple[int, str]
 
 
 class LogObserver:
-    """One line for each change that an operator should know of at INFO and above; what passes in between at DEBUG."""
+    """One line for each change that an operator should know of at INFO and above; what passes in between at DEBUG.
 
-    def __init__(self) -> None:
+    Args:
+        keep: Whether the root logger's level and handlers, as they are now, stay those of our log, whatever the participant's own
+            code makes of them. For a service that runs this code in its own process.
+    """
+
+    def __init__(self, *, keep: bool = False) -> None:
+        root = logging.getLogger()
+        self._handlers, self._level = (root.handlers[:], root.level) if keep else ([], logging.NOTSET)
         self._made: dict[str, bool] = {}
         self._limits: dict[events.ConnectionCut, tuple[float, int]] = {}
         self._warnings: deque[tuple[float, str]] = deque(maxlen=WARNINGS)
@@ -44,6 +51,7 @@ class LogObserver:
 
     def __call__(self, fact: Fact) -> None:
         """Log what `fact` has to say. Each attempt tells that a contact is still lost: one line is enough."""
+        self._restore()
         line = self._contact_line(fact) or self._limit_line(fact) or _participant_line(fact) or _platform_line(fact)
         if line is not None:
             LOG.log(line[0], "%s", line[1], extra={"fact": fact})
@@ -51,6 +59,16 @@ class LogObserver:
                 self._warnings.append((time.time(), redact(line[1])))
         elif LOG.isEnabledFor(logging.DEBUG):
             LOG.debug("%s", _fields(fact), extra={"fact": fact})
+
+    def _restore(self) -> None:
+        """Undo what `logging.config` does: it disables all loggers that it does not name, and replaces the root's handlers."""
+        if LOG.disabled:
+            for name, logger in LOG.manager.loggerDict.items():
+                if name.partition(".")[0] == LOG.name and isinstance(logger, logging.Logger):
+                    logger.disabled = False
+        if self._handlers and LOG.propagate and logging.getLogger().handlers != self._handlers:
+            LOG.handlers, LOG.propagate = self._handlers, False
+            LOG.setLevel(self._level)
 
     def _contact_line(self, fact: Fact) -> _Line | None:
         match fact:
@@ -109,6 +127,8 @@ def _participant_line(fact: Fact) -> _Line | None:
             return level, f"round {number} {outcome} after {seconds:.2f} s" + (f": {reason}" if reason else "")
         case events.Reported(number, figures):
             return logging.INFO, f"round {number}: {_figures(figures)}"
+        case events.WorkerEnded(_, reason, pause):
+            return logging.WARNING, f"the training process {reason}; starting another one" + (f" in {pause:.1f} s" if pause else "")
     return None
 
 

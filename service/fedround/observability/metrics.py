@@ -143,6 +143,13 @@ class ParticipantMetrics(Metrics):
         self._change = _Change(self)
         self._connections = _Connections(self, "ops")
         self._samples = make(Counter, "trained_samples_total", "Samples that its updates were trained on.")
+        self._worker = make(Gauge, "worker_up", "1 while the training code can run: its process has made the participant.")
+        self._worker_ends = make(
+            Counter,
+            "worker_restarts_total",
+            "Restarts of the process that the training code runs in, by why the former one ended.",
+            {"reason": ["exited", "killed", "crashed", "cancelled", "unusable", "lost"]},
+        )
 
     def __call__(self, fact: Fact) -> None:
         """Take note of `fact`."""
@@ -174,6 +181,11 @@ class ParticipantMetrics(Metrics):
                 self._registrations.labels(fact.reason).inc()
             case events.WeightsMeasured():
                 self._weights.measured(fact)
+            case events.WorkerReady():
+                self._worker.set(1)
+            case events.WorkerEnded():
+                self._worker.set(0)
+                self._worker_ends.labels(fact.cause).inc()
             case events.UpdateMeasured():
                 self._samples.inc(fact.samples)
                 self._change.newest = fact.change

@@ -14,12 +14,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import Token
 from importlib.metadata import entry_points, version
+from random import SystemRandom
 
 from opentelemetry import context, propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -82,7 +84,7 @@ class Tracing:
     def __init__(self, service: str, instance: str, exporters: list[SpanExporter], *, heartbeats: bool = True) -> None:
         own = {"service.name": f"fedround-{service}", "service.version": version("fedround"), "service.instance.id": instance}
         resource = Resource.create({**own, **OTELResourceDetector().detect().attributes})
-        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False, id_generator=_Ids())
         for exporter in exporters:
             self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("fedround", version("fedround"))
@@ -120,6 +122,15 @@ class Tracing:
         if not found.trace_flags.sampled:
             return None
         return {"trace_id": trace.format_trace_id(found.trace_id), "span_id": trace.format_span_id(found.span_id)}
+
+    @contextmanager
+    def within(self, traceparent: str | None) -> Iterator[None]:
+        """In the block spans of this thread are children of one of another process."""
+        token = context.attach(_remote(traceparent))
+        try:
+            yield
+        finally:
+            context.detach(token)
 
     def round_context(self) -> dict[str, str]:
         """Of the coordinator's round that is open, by the name that it has on the wire: the parent of other rounds, or a link."""
@@ -261,6 +272,26 @@ class Tracing:
         finally:
             context.detach(token)
             span.end()
+
+
+class _Ids(IdGenerator):
+    """Ids from the system's random numbers. The SDK takes them from `random`, which the participant's own code may seed:
+    then all participants have the same ids, and each span changes the numbers that this code gets.
+    """
+
+    _random = SystemRandom()
+
+    def generate_trace_id(self) -> int:
+        """1 to 2**128 - 1."""
+        return self._random.randrange(1, 1 << 128)
+
+    def generate_span_id(self) -> int:
+        """1 to 2**64 - 1."""
+        return self._random.randrange(1, 1 << 64)
+
+    def is_trace_id_random(self) -> bool:
+        """All bits are, which samplers rely on."""
+        return True
 
 
 class ClientSpan:

@@ -11,6 +11,7 @@ The rules (`work.py` has those of a round's exchanges):
 3. `round` is a training request. The participant keeps what it trained until a later round, `reject` or `finish`.
 4. Another request, or `stand_by`, while training: the coordinator gave the round to others. The participant cancels the training.
 5. User code gets one model at a time. The next one is not even fetched while user code is busy with a cancelled round.
+   User code that does not return within `cancel_timeout` after it was cancelled is killed.
 6. User code failed, or the global model is larger than allowed: the participant leaves, says why, and registers again after 1, 2,
    4, ... seconds. After `max_failures` consecutive failures it exits. After a round that failed otherwise it registers at once.
 7. `finish`: the participant exits, or asks now and then whether training goes on. It never sends the old id's heartbeat again: that
@@ -62,6 +63,7 @@ class Lifecycle:
         self._kept: Kept | None = None
         self._busy: int | None = None
         """The serial of the order that user code works on."""
+        self._kill_at = math.inf
         self._orders = count(1)
         self._failures = Failures(random)
         self._why = "start"
@@ -87,7 +89,7 @@ class Lifecycle:
 
     def next_deadline(self) -> float:
         """When `TimerFired` is due, if nothing else happens before."""
-        due = min(self._stop_by, self._contact.give_up_at, self._contact.due)
+        due = min(self._stop_by, self._contact.give_up_at, self._contact.due, self._kill_at)
         work = self._work
         return due if work is None else min(due, work.deadline, math.inf if self._blocked(work) else work.lane.due)
 
@@ -253,7 +255,7 @@ class Lifecycle:
             self._rest(now, at_once=ended.outcome is Outcome.COMPLETED)
 
     def _user_code_ended(self, event: m.Trained | m.TrainingFailed, now: float) -> None:
-        self._busy = None
+        self._busy, self._kill_at = None, math.inf
         work = self._work
         if work is None or work.order.serial != event.order.serial:
             self._do(m.ThrowAway())
@@ -282,6 +284,8 @@ class Lifecycle:
             self._facts.append(events.PhaseEnded(work.order.round, "confirm", now - work.sent_at))
         if work.accepted_at is not None:
             self._facts.append(events.RoundEnded(work.order.round, ended.outcome, now - work.accepted_at, ended.reason))
+        if self._busy == work.order.serial:
+            self._kill_at = now + self._policy.cancel_timeout
         if work.lane.under_way or self._busy == work.order.serial:
             self._do(m.Cancel())
         self._work = None
@@ -359,6 +363,9 @@ class Lifecycle:
 
     def _timer_fired(self, now: float) -> None:
         work = self._work
+        if self._kill_at <= now:
+            self._kill_at = math.inf
+            self._do(m.Kill())
         if self._stop_by <= now:
             self._give_up_and_forfeit("asked to stop, and out of time", now)
             self._leave_and_exit()

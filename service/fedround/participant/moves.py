@@ -4,6 +4,7 @@ Each answer bears the id or the order that it belongs to, so that one that comes
 those stay with the runtime. Ids and tokens are left out of every `repr`.
 """
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -41,7 +42,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Times in seconds. `long_poll` 0: heartbeats are never held. `give_up_after` None: never."""
+    """Times in seconds. `long_poll` 0: heartbeats are never held. `give_up_after` None, `cancel_timeout` inf: never."""
 
     heartbeat_period: float = 1.0
     long_poll: float = 15.0
@@ -49,6 +50,7 @@ class Policy:
     give_up_after: float | None = None
     max_failures: int = 5
     confirm_timeout: float = 15.0
+    cancel_timeout: float = math.inf
     exit_after_finish: bool = True
 
 
@@ -253,6 +255,11 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
+class Kill:
+    """User code was cancelled and does not return: end it by force. It fails because of that."""
+
+
+@dataclass(frozen=True, slots=True)
 class ThrowAway:
     """Forget the update that is kept."""
 
@@ -266,4 +273,4 @@ class Exit:
 
 
 Transfer = StartTraining | Download | Upload
-Command = Register | Heartbeat | Leave | Transfer | Train | Forfeit | Hurry | Cancel | ThrowAway | Exit
+Command = Register | Heartbeat | Leave | Transfer | Train | Forfeit | Hurry | Cancel | Kill | ThrowAway | Exit

@@ -1,9 +1,10 @@
-"""What the runtime asks of a coordinator and of an aggregator. `fedround.http` has clients that fit."""
+"""What the runtime asks of a coordinator and an aggregator (`fedround.http` has clients that fit), and of whatever trains."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from fedround import wire
+from fedround.participant.round import Round
 
 
 class Download(Protocol):
@@ -34,7 +35,35 @@ class Aggregator(Protocol):
     def download(self, url: str, id: str, token: str, *, etag: str | None) -> Download: ...
 
     def upload(
-        self, url: str, id: str, token: str, buffers: Sequence[bytes | memoryview], *, metrics: str | None
+        self, url: str, id: str, token: str, buffers: Sequence[Any], *, metrics: str | None
     ) -> wire.UpdateOutcome | None: ...
 
     def abort(self) -> None: ...
+
+
+class Trainer(Protocol):
+    """Whatever runs the participant's own code: in this process (`Training`), or in another (`Supervisor`)."""
+
+    def __call__(self, round: Round, model: list[Any], /) -> Sequence[Any]:
+        """Train, always on the same thread. Return the update as pieces that `Aggregator.upload` takes.
+
+        Args:
+            round: The round. `round.figures` has what was reported when this returns.
+            model: Its only element is what `Aggregator.download` returned as body; it is taken out.
+
+        Raises:
+            ParticipantError: The participant's own code failed.
+        """
+        ...
+
+    def cancel(self) -> None:
+        """Tell the code under way that its round is cancelled, as `Round.cancelled` says already. From any thread."""
+        ...
+
+    def kill(self) -> None:
+        """End the code under way by force, where that is possible; it has failed then. From any thread."""
+        ...
+
+    def close(self) -> None:
+        """No more rounds follow: end the code under way if that is possible, and what runs it. From any thread."""
+        ...

@@ -1,39 +1,26 @@
 """Runs a participant in a program of the user's. Touches neither its signals, unless asked to, nor how it logs."""
 
 import asyncio
-import logging
-import os
-import random
-import signal
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import cache, partial
-from types import FrameType
+from functools import partial
 from typing import Any, Unpack
-from urllib.parse import urlsplit
 
-from fedround import hosts, http
+from fedround import http
 from fedround.errors import ConfigurationError
 from fedround.events import Observers
 from fedround.observability.logs import LogObserver
+from fedround.participant import connection
 from fedround.participant import moves as m
 from fedround.participant.abc import ParticipantABC
-from fedround.participant.lifecycle import Lifecycle
 from fedround.participant.measuring import Measuring
-from fedround.participant.round import Shard, find_shard
 from fedround.participant.runtime import GRACE, Runtime
+from fedround.participant.signals import signals
 from fedround.participant.terms import Options, Terms
 from fedround.participant.training import Training
-
-LOG = logging.getLogger(__name__)
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
-MAX_SIGNALS = 2
-"""The first asks to stop, the second at once; one more does not ask."""
 
 Participant = ParticipantABC[Any, Any]
 
@@ -119,70 +106,13 @@ def connected(
     terms: Terms,
     *,
     transport: http.Transport | None = None,
-    pod_index: int | None = None,
     trace: http.Trace | None = None,
     measure: bool = False,
-    beat: Callable[[float], None] = lambda _within: None,
 ) -> Iterator[Runtime]:
     """A participant that is ready to run, with its connections open. `measure`: tell observers of the weights, too."""
     if not isinstance(participant, ParticipantABC):
         raise ConfigurationError(f"{type(participant).__name__} is no subclass of fedround.ParticipantABC or NumPyParticipant")
-    fixed = None if terms.shard is None else Shard(*terms.shard)
     observe = Observers(terms.observers)
-    tls = http.tls(terms.tls_ca_file, terms.tls_cert_file, terms.tls_key_file)
-    allow = [*terms.aggregator_allow, *filter(None, [urlsplit(terms.aggregator_url or "").hostname])]
-    trusting = http.Options(trusted=partial(hosts.trusted, coordinator_url=coordinator_url, allow=allow))
-    both = http.Options(token=terms.token, tls=tls, observe=observe, transport=transport, trace=trace)
-    with (
-        closing(http.CoordinatorClient(coordinator_url, **both)) as coordinator,
-        closing(http.AggregatorClient(max_model_size=terms.max_model_size, **both | trusting)) as aggregator,
-    ):
-        yield Runtime(
-            Training(participant, observe, Measuring(observe) if measure else None),
-            coordinator,
-            aggregator,
-            Lifecycle(terms, random.random),
-            name=terms.name,
-            # Once for each number: it warns of one that wraps.
-            shard=cache(lambda ordinal: find_shard(fixed, terms.shards, pod_index, ordinal, terms.name)),
-            observe=observe,
-            aggregator_url=terms.aggregator_url,
-            beat=beat,
-        )
-
-
-@contextmanager
-def signals(on_signal: Callable[[], None]) -> Iterator[None]:
-    """Call `on_signal` for each SIGTERM and SIGINT, on another thread, even while the main thread sits in somebody's C code.
-
-    The third one ends the process: whoever sends it has seen that two were not enough.
-    """
-    reader, writer = socket.socketpair()
-    writer.setblocking(False)
-
-    def watch() -> None:
-        caught = 0
-        while number := reader.recv(1):
-            if number[0] in SIGNALS:
-                caught += 1
-                if caught > MAX_SIGNALS:
-                    os._exit(128 + number[0])
-                on_signal()
-
-    watcher = threading.Thread(target=watch, name="fedround-signals", daemon=True)
-    watcher.start()
-    wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    former = {number: signal.signal(number, _ignore) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(wakeup)
-        writer.close()
-        watcher.join()
-        reader.close()
-
-
-def _ignore(_number: int, _frame: FrameType | None) -> None:
-    """The byte in the socket says it all. A handler of Python's there must be, or no byte is written."""
+    training = Training(participant, observe, Measuring(observe) if measure else None)
+    with connection.connected(training, coordinator_url, terms, observe, transport=transport, trace=trace) as runtime:
+        yield runtime

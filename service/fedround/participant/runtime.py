@@ -29,11 +29,10 @@ from fedround.errors import (
 from fedround.events import Observer, Reported, ShardTaken, TransferLost
 from fedround.participant import moves as m
 from fedround.participant.lifecycle import LEAVE_TIMEOUT, Lifecycle
-from fedround.participant.peers import Aggregator, Coordinator
+from fedround.participant.peers import Aggregator, Coordinator, Trainer
 from fedround.participant.phase import phase
 from fedround.participant.round import Round, Shard, encode_figures
 from fedround.participant.traces import logged, release
-from fedround.participant.training import Training
 from fedround.participant.work import OVER, REFUSED
 
 LOG = logging.getLogger(__name__)
@@ -50,8 +49,8 @@ INTERCEPTED_PAUSE = 30.0
 """Seconds until a transfer is repeated that a proxy answered in place of the aggregator: only a person can mend that."""
 UNKNOWN = "is PARTICIPANT_COORDINATOR_URL (--coordinator-url) the coordinator's port for participants, 8081 by default?"
 
-Kept = tuple[Sequence[memoryview], str | None]
-"""An update, and the figures that travel with it."""
+Kept = tuple[Sequence[Any], str | None]
+"""An update in pieces, and the figures that travel with it."""
 
 
 class Tasks:
@@ -82,7 +81,7 @@ class Runtime:
 
     def __init__(
         self,
-        training: Training,
+        trainer: Trainer,
         coordinator: Coordinator,
         aggregator: Aggregator,
         lifecycle: Lifecycle,
@@ -97,7 +96,7 @@ class Runtime:
         """The lifecycle has exited and the coordinator was told; only the participant's own code may still be running."""
         self.returned = Event()
         """The participant's own code has returned for good."""
-        self._training = training
+        self._trainer = trainer
         self._coordinator = coordinator
         self._aggregator = aggregator
         self._aggregator_url = aggregator_url
@@ -171,6 +170,7 @@ class Runtime:
             for tasks in (self._user, self._contacts, self._transfers):
                 tasks.stop()
             self.ended.set()
+            self._trainer.close()
 
     def _next_event(self) -> m.Event:
         timeout = min(max(self._lifecycle.next_deadline() - time.monotonic(), 0.0), TURN)
@@ -219,6 +219,8 @@ class Runtime:
             case m.Cancel():
                 self._cancel()
                 self._aggregator.abort()
+            case m.Kill():
+                self._trainer.kill()
             case m.ThrowAway():
                 self._kept = None
             case m.Exit(_, at_once):
@@ -229,6 +231,7 @@ class Runtime:
     def _cancel(self) -> None:
         if self._round is not None:
             self._round.cancelled = True
+            self._trainer.cancel()
 
     # The other threads
 
@@ -326,7 +329,7 @@ class Runtime:
 
     def _train(self, order: m.Order, round: Round, model: list[Any]) -> None:
         try:
-            update = self._training(round, model)
+            update = self._trainer(round, model)
         except ParticipantError as error:
             release(error)
             self._failure = error

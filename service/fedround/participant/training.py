@@ -15,12 +15,28 @@ from fedround.participant.round import Round, entered
 
 
 class Training:
-    """Calls a participant's methods, always on the thread that calls this. `measuring`: what looks at the weights on their way."""
+    """Calls a participant's methods, always on the thread that calls this.
 
-    def __init__(self, participant: ParticipantABC[Any, Any], observe: Observer, measuring: Measuring | None = None) -> None:
+    Args:
+        participant: An instance of the user's class.
+        observe: Is told of the phases of a round.
+        measuring: Looks at the weights on their way.
+        failures: What counts as a failure of the participant's own code. Everything else passes: in a program of the user's,
+            `SystemExit` may come from a signal handler of that program, and then means the program.
+    """
+
+    def __init__(
+        self,
+        participant: ParticipantABC[Any, Any],
+        observe: Observer,
+        measuring: Measuring | None = None,
+        *,
+        failures: type[BaseException] | tuple[type[BaseException], ...] = Exception,
+    ) -> None:
         self._participant = participant
         self._observe = observe
         self._measuring = measuring
+        self._failures = failures
 
     def __call__(self, round: Round, model: list[Any]) -> Sequence[memoryview]:
         """The update for the only element of `model`, which is taken out of the list: whoever trains holds the last reference.
@@ -49,13 +65,22 @@ class Training:
                 code.check_training_result(result)
         return parts
 
+    def cancel(self) -> None:
+        """Nothing to do: the code that trains looks at the very `Round`."""
+
+    def kill(self) -> None:
+        """Not possible: nobody can end a thread."""
+
+    def close(self) -> None:
+        """Nothing to do."""
+
     @contextmanager
     def _step(self, round: Round, name: str, error: type[ParticipantError], note: str = "", *, of: str = "") -> Iterator[None]:
         """`note`: what an error that speaks `of` something may come from."""
         try:
             with phase(self._observe, round.number, name):
                 yield
-        except Exception as cause:
+        except self._failures as cause:
             text = f"{name} failed in round {round.number}: {type(cause).__name__}: {cause}"
             raise error(f"{text} ({note})" if note and of in str(cause) else text) from cause
 

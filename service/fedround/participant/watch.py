@@ -52,6 +52,10 @@ class Watch:
                 self._trouble = reason
                 if fact.intercepted:
                     self._health.fault("aggregator", reason)
+            case events.WorkerReady():
+                self._health.fine("training")
+            case events.WorkerEnded("unusable", reason):
+                self._health.fault("training", f"the training process {reason}")
             case events.RoundEnded(outcome=outcome):
                 self._rounds[outcome] = self._rounds.get(outcome, 0) + 1
                 if outcome in DELIVERED:

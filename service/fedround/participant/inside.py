@@ -1,0 +1,101 @@
+"""`PARTICIPANT_ISOLATION=thread`: the participant's own code runs on the main thread of the process that serves it."""
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from fedround import events
+from fedround.errors import FedroundError
+from fedround.events import Observer
+from fedround.participant import leaving
+from fedround.participant.abc import ParticipantABC
+from fedround.participant.load import load_participant
+from fedround.participant.measuring import Measuring
+from fedround.participant.operators import Operators
+from fedround.participant.runtime import GRACE, Runtime
+from fedround.participant.service import serve
+from fedround.participant.training import Training
+from fedround.settings import ParticipantSettings
+
+if TYPE_CHECKING:
+    from fedround.observability.tracing import Tracing
+
+LOG = logging.getLogger(__name__)
+
+
+class Inside(Training):
+    """`Training` as a service has it (`Host`): it has started when it is made."""
+
+    room = None
+
+    def __init__(self, participant: ParticipantABC[Any, Any]) -> None:
+        # `sys.exit()` of the participant's own code is a failure: no other code of this service calls it.
+        super().__init__(participant, lambda _fact: None, failures=(Exception, SystemExit))
+
+    def attach(self, observe: Observer, traceparent: Callable[[], str | None]) -> None:
+        """See `Host`. Spans of this process need no context."""
+        self._observe, self._measuring = observe, Measuring(observe)
+        observe(events.WorkerReady())
+
+    def started(self, within: float | None = None) -> bool:
+        """See `Host`."""
+        return True
+
+    def interrupt(self) -> None:
+        """See `Host`."""
+
+    def status(self) -> Mapping[str, object]:
+        """See `Host`."""
+        return {"state": "in this process"}
+
+
+def serve_inside(settings: ParticipantSettings) -> None:
+    """See `serve`."""
+    with _not_kept():
+        serve(settings, Inside(load_participant(settings.class_, settings.options)), _not_for_ever)
+
+
+@contextmanager
+def _not_for_ever(runtime: Runtime, operators: Operators, traces: "Tracing | None") -> Iterator[None]:
+    """End the process when everything has ended but the participant's own code, which nobody can interrupt."""
+
+    def watch() -> None:
+        runtime.ended.wait()
+        if runtime.returned.wait(GRACE):
+            return
+        LOG.warning("the participant's own code does not return: exiting without it")
+        code = os.EX_OK
+        try:
+            operators.check()
+            runtime.result()
+        except BaseException as error:
+            LOG.error("%s", error, exc_info=not isinstance(error, FedroundError))
+            code = _exit_code(error)
+        if traces is not None:
+            traces.close()
+        leaving.end(code)
+
+    threading.Thread(target=watch, name="fedround-exit", daemon=True).start()
+    yield
+
+
+@contextmanager
+def _not_kept() -> Iterator[None]:
+    """End the process with the exit code that it has anyway, although threads of the participant's own code do not end."""
+    code = os.EX_OK
+    try:
+        yield
+    except BaseException as error:
+        code = _exit_code(error)
+        raise
+    finally:
+        leaving.not_kept(code)
+
+
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    return error.exit_code if isinstance(error, FedroundError) else 1

@@ -1,0 +1,31 @@
+"""`fedround participant`: where the participant's own code runs, as `PARTICIPANT_ISOLATION` says."""
+
+import os
+
+from fedround.participant.supervisor import Supervisor
+from fedround.settings import Isolation, ParticipantSettings
+
+
+def serve_participant(settings: ParticipantSettings) -> int:
+    """Run a participant as a service, until training is finished or SIGTERM or SIGINT has come. Returns the exit code.
+
+    Raises:
+        FedroundError: See `fedround.errors` for what each means, and with which code the command line exits for it.
+    """
+    if settings.isolation is Isolation.THREAD:
+        from fedround.participant.inside import serve_inside
+
+        serve_inside(settings)
+        return os.EX_OK
+    recipe = {
+        "class": settings.class_,
+        "options": settings.options,
+        "name": settings.name,
+        "log_format": settings.log_format,
+        "log_level": settings.log_level,
+    }
+    with Supervisor(recipe) as supervisor:
+        from fedround.participant.service import serve  # while the worker imports the class
+
+        serve(settings, supervisor)
+    return os.EX_OK

@@ -1,0 +1,106 @@
+"""Memory that the supervisor and its worker share: a file without a name for each model and each update.
+
+The supervisor writes and reads it as a file, and never maps it: a worker that is killed, or that shrinks the file, cannot harm it.
+The worker maps a model, so that training in place changes the very memory that the update is sent from.
+"""
+
+import fcntl
+import mmap
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
+
+STDERR = 2
+_POPULATE = getattr(mmap, "MAP_POPULATE", 0)
+_SEALS = hasattr(os, "memfd_create") and hasattr(fcntl, "F_ADD_SEALS")
+
+
+class BadMemory(Exception):
+    """A descriptor that is no shared memory, or that is smaller than a piece of it."""
+
+
+class Memory:
+    """Shared memory, which belongs to whoever holds its descriptor `fd`: it is closed with the last reference to this."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    @classmethod
+    def create(cls) -> Self:
+        """An empty one. What is written makes it larger."""
+        if hasattr(os, "memfd_create"):
+            return cls(os.memfd_create("fedround", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+        with tempfile.TemporaryFile() as file:
+            return cls(os.dup(file.fileno()))
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return os.fstat(self.fd).st_size
+
+    def write(self, chunk: bytes | memoryview) -> None:
+        """Append `chunk`."""
+        left = memoryview(chunk).cast("B")
+        while left:
+            left = left[os.write(self.fd, left) :]
+
+    def seal(self) -> None:
+        """Nobody can make it smaller from now on, where the system knows that."""
+        if _SEALS:
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+
+    def map(self) -> mmap.mmap:
+        """Its bytes, writable. The pages are mapped at once: one fault for each of them takes longer than to copy it."""
+        return mmap.mmap(self.fd, self.size, flags=mmap.MAP_SHARED | _POPULATE)
+
+    def piece(self, offset: int, length: int) -> "Piece":
+        """Some of its bytes. Raises `BadMemory`: it does not have them, or may lose them."""
+        try:
+            sealed = not _SEALS or fcntl.fcntl(self.fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
+        except OSError:
+            sealed = False
+        if not sealed or not 0 <= offset <= offset + length <= self.size:
+            raise BadMemory(f"{length} bytes at {offset} are not in the shared memory")
+        return Piece(self, offset, length)
+
+    def close(self) -> None:
+        """Let go of it."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """`length` bytes of a memory, from `offset` on: a slice reads them. It keeps the memory."""
+
+    memory: Memory
+    offset: int
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, part: slice) -> bytes:
+        """Raises `OSError` where they are not there any more."""
+        start, stop, _ = part.indices(self.length)
+        data = os.pread(self.memory.fd, stop - start, self.offset + start)
+        if len(data) < stop - start:
+            raise OSError("the shared memory is shorter than it was")
+        return data
+
+
+def take(fds: Iterable[int]) -> list[Memory]:
+    """Those whose descriptors have just come. None of them takes the place of stdin, stdout or stderr, which may be closed."""
+    found = []
+    for fd in fds:
+        if fd <= STDERR:
+            low, fd = fd, fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+            os.close(low)
+        found.append(Memory(fd))
+    return found

@@ -1,0 +1,65 @@
+"""What the worker tells of a round, as messages: encoded there, and checked here before it becomes a fact of the supervisor's."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any
+
+from fedround import events
+from fedround.events import Fact
+from fedround.figures import DECADES, FEW, Change, Statistics
+from fedround.participant.channel import BadMessage
+
+PHASES = ("decode", "train", "encode", "check")
+"""The phases of a round that are the worker's."""
+MAX_NAME = 100
+"""Characters of the name of an error's class."""
+
+
+def encode(fact: Fact) -> Mapping[str, object] | None:
+    """The message for a fact; None for one that stays in the worker."""
+    match fact:
+        case events.PhaseBegan(_, phase):
+            return {"kind": "began", "phase": phase}
+        case events.PhaseEnded(_, phase, seconds, error):
+            return {"kind": "ended", "phase": phase, "seconds": seconds, "error": error[:MAX_NAME]}
+        case events.WeightsMeasured(_, source, size, statistics):
+            return {"kind": "weights", "source": source, "size": size, "statistics": asdict(statistics)}
+        case events.UpdateMeasured(_, samples, change):
+            return {"kind": "update", "samples": samples, "change": None if change is None else asdict(change)}
+    return None
+
+
+def decode(round: int, message: Mapping[str, Any]) -> Fact:
+    """The fact of `round` that a message tells. Raises `BadMessage`: it tells none."""
+    match message:
+        case {"kind": "began", "phase": str(phase)} if phase in PHASES:
+            return events.PhaseBegan(round, phase)
+        case {"kind": "ended", "phase": str(phase), "seconds": float(seconds), "error": str(error)} if (
+            phase in PHASES and len(error) <= MAX_NAME
+        ):
+            return events.PhaseEnded(round, phase, seconds, error)
+        case {"kind": "weights", "source": "global" | "local" as source, "size": int(size), "statistics": dict(found)}:
+            return events.WeightsMeasured(round, source, size, _statistics(found))
+        case {"kind": "update", "samples": int(samples), "change": None}:
+            return events.UpdateMeasured(round, samples, None)
+        case {
+            "kind": "update",
+            "samples": int(samples),
+            "change": {"l2_norm": float(norm), "cosine_similarity": float() | None as cosine},
+        }:
+            return events.UpdateMeasured(round, samples, Change(norm, cosine))
+    raise BadMessage(f"no fact: {str(message)[:100]}")
+
+
+def _statistics(found: Mapping[str, Any]) -> Statistics:
+    numbers: dict[str, Any] = {name: value for name, value in found.items() if isinstance(value, int | float)}
+    lists: dict[str, Any] = {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
+    known = {field.name for field in fields(Statistics)}
+    right = {"decades": len(DECADES), "values": min(FEW, len(lists.get("values", ())))}
+    if (
+        numbers.keys() | lists.keys() != known
+        or {name: len(value) for name, value in lists.items()} != right
+        or not all(isinstance(value, int | float) for values in lists.values() for value in values)
+    ):
+        raise BadMessage("no statistics")
+    return Statistics(**numbers, **lists)

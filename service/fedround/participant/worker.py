@@ -1,0 +1,230 @@
+"""The worker: the process that the participant's own code runs in, started by the supervisor. Its main thread runs that code.
+
+`python -m fedround.participant.worker SOCKET PARENT`: the descriptor of its socket, and the id of the process that started it.
+"""
+
+import ctypes
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from mmap import mmap
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Never
+
+import numpy as np
+
+from fedround.errors import ConfigurationError, ParticipantError, TrainingError
+from fedround.events import Fact
+from fedround.observability import logs
+from fedround.observability.traces import tracing
+from fedround.participant import leaving, telling, traces
+from fedround.participant.abc import ParticipantABC
+from fedround.participant.channel import Channel
+from fedround.participant.load import load_participant
+from fedround.participant.measuring import Measuring
+from fedround.participant.memory import Memory
+from fedround.participant.phase import phase
+from fedround.participant.round import Round, Shard
+from fedround.participant.training import Training
+
+if TYPE_CHECKING:
+    from fedround.observability.tracing import Tracing
+
+LOG = logging.getLogger(__name__)
+
+PR_SET_PDEATHSIG = 1
+Message = tuple[Mapping[str, Any], list[Memory]]
+
+
+class Model:
+    """The memory of a global model, and whether something lies in it."""
+
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
+        self._start = 0
+        self._map: weakref.ref[mmap] | None = None
+
+    def map(self) -> memoryview:
+        """Its bytes, writable. Nothing here keeps the mapping, which ends when the participant's own code lets go of it."""
+        if not self.memory.size:
+            return memoryview(bytearray())
+        mapped = self.memory.map()
+        self._map, self._start = weakref.ref(mapped), _address(mapped)
+        return memoryview(mapped)
+
+    def offset(self, part: memoryview) -> int | None:
+        """Where in this memory `part` lies; None if it lies elsewhere."""
+        mapped = self._map() if self._map is not None else None
+        if mapped is None or not len(part):
+            return None
+        offset = _address(part) - self._start
+        return offset if 0 <= offset <= len(mapped) - len(part) else None
+
+
+def _address(buffer: Any) -> int:
+    address: int = np.frombuffer(buffer, np.uint8).__array_interface__["data"][0]
+    return address
+
+
+def share(parts: Sequence[memoryview], model: Model) -> tuple[list[list[int]], list[Memory]]:
+    """Parts of an update as pieces of shared memory, each a memory's number, an offset and a length; and these memories.
+
+    What was trained in place is where it was. All else is copied once, when the model is gone, if nobody uses that any more.
+    """
+    offsets = [model.offset(part) for part in parts]
+    if offsets.count(None) == len(offsets):
+        model.memory.close()
+    own, pieces, end = Memory.create(), list[list[int]](), 0
+    for part, offset in zip(parts, offsets, strict=True):
+        if offset is not None:
+            pieces.append([1, offset, len(part)])
+            continue
+        own.write(part)
+        if pieces and pieces[-1][0] == 0:
+            pieces[-1][2] += len(part)
+        else:
+            pieces.append([0, end, len(part)])
+        end += len(part)
+    own.seal()
+    return pieces, [own] if model.memory.fd < 0 else [own, model.memory]
+
+
+class Worker:
+    """Does what the supervisor says. `read` is for a thread of its own; `run` is for the main thread."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._inbox: SimpleQueue[Message | None] = SimpleQueue()
+        self._round: tuple[int, Round] | None = None
+        self._cancelled = -1
+        """The serial number of the training that was cancelled last."""
+
+    def read(self) -> None:
+        """Receive until the supervisor is gone; then end this process, and all that the participant's own code has started."""
+        try:
+            while (received := self._channel.receive()) is not None:
+                match received[0]:
+                    case {"kind": "cancel", "serial": int(serial)}:
+                        self._cancelled = serial
+                        if (current := self._round) is not None and current[0] == serial:
+                            current[1].cancelled = True
+                    case {"kind": "close"}:
+                        self._inbox.put(None)
+                    case _:
+                        self._inbox.put(received)
+        finally:
+            _end_group()
+
+    def run(self) -> int:
+        """Make the participant, and train until there is no more to do. Returns the exit code."""
+        first = self._inbox.get()
+        if first is None:
+            return os.EX_OK
+        made = self._make(first[0])
+        if made is None:
+            return os.EX_OK
+        self._channel.send({"kind": "ready"})
+        del first
+        with tracing("participant", made[0]) as spans:
+            training = Training(made[1], self._observe, Measuring(self._observe), failures=BaseException)
+            while (received := self._inbox.get()) is not None:
+                self._train(training, *received, spans)
+                del received
+        return os.EX_OK
+
+    def _make(self, recipe: Mapping[str, Any]) -> tuple[str, ParticipantABC[Any, Any]] | None:
+        logs.configure(recipe["log_format"], recipe["log_level"])
+        try:
+            return recipe["name"], _load(recipe["class"], recipe["options"])
+        except (ConfigurationError, ParticipantError) as error:
+            wrong = isinstance(error, ConfigurationError)
+            self._channel.send({"kind": "unusable", "setting": wrong, "text": str(error), "trace": traces.text_of(error)})
+            return None
+
+    def _train(self, training: Training, message: Mapping[str, Any], memories: list[Memory], spans: "Tracing | None") -> None:
+        serial, model = message["serial"], Model(memories.pop())
+        round = Round(message["round"], Shard(*message["shard"]), partial(self._report, serial))
+        round.cancelled = message["cancelled"]
+        self._round = serial, round
+        if self._cancelled == serial:
+            round.cancelled = True
+        try:
+            with spans.within(message["traceparent"]) if spans else nullcontext():
+                parts = training(round, [self._mapped(model)])
+                with phase(self._observe, round.number, "encode"):
+                    pieces, shared = share(parts, model)
+        except ParticipantError as error:
+            text = traces.text_of(error)
+            traces.release(error)
+            kind = type(error).__name__
+            self._channel.send(
+                {"kind": "failed", "serial": serial, "error": kind, "text": str(error)[: traces.MAX_TEXT], "trace": text}
+            )
+        else:
+            del parts
+            self._channel.send({"kind": "trained", "serial": serial, "pieces": pieces}, shared)
+        finally:
+            self._round = None
+
+    @staticmethod
+    def _mapped(model: Model) -> memoryview:
+        try:
+            return model.map()
+        except OSError as error:
+            raise TrainingError(f"the global model of {model.memory.size} bytes cannot be mapped: {error.strerror}") from error
+
+    def _observe(self, fact: Fact) -> None:
+        if (message := telling.encode(fact)) is not None:
+            self._channel.send(message)
+
+    def _report(self, serial: int, figures: Mapping[str, float]) -> None:
+        self._channel.send({"kind": "reported", "serial": serial, "figures": dict(figures)})
+
+
+def _load(name: str, options: Mapping[str, Any]) -> ParticipantABC[Any, Any]:
+    try:
+        return load_participant(name, options)
+    except (ConfigurationError, ParticipantError):
+        raise
+    except BaseException as error:
+        # `sys.exit()` in a module: no reason for the service to end as if all were well.
+        raise ParticipantError(f"{name} cannot be made: {type(error).__name__}: {error}") from error
+
+
+def _end_group() -> None:
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel kill this process when the thread that started it ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was faster
+        os._exit(1)
+
+
+def main() -> Never:
+    """Be a worker."""
+    descriptor, parent = map(int, sys.argv[1:])
+    _die_with(parent)
+    del sys.argv[1:]  # code that reads a command line finds an empty one
+    os.set_inheritable(descriptor, False)
+    channel = Channel(socket.socket(fileno=descriptor))
+    os.register_at_fork(after_in_child=channel.forget)
+    worker = Worker(channel)
+    threading.Thread(target=worker.read, name="fedround-worker", daemon=True).start()
+    code = worker.run()
+    leaving.not_kept(code)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

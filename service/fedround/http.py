@@ -138,8 +138,10 @@ class _Client:
     def __init__(self, url: str | None, **options: Unpack[Options]) -> None:
         self._observe = options.get("observe", Observers())
         self._timeout = options.get("timeout", ANSWER_TIMEOUT)
-        self._names = context.names if (context := options.get("tls")) else OURS
-        hooks: Any = {"request": [http_log.request], "response": [http_log.response]}
+        self._tls = options.get("tls")
+        self._names = self._tls.names if self._tls else OURS
+        self._made_with = self._tls and self._tls.current()
+        hooks: Any = {"request": [self._renew, http_log.request], "response": [http_log.response]}
         headers, transport = _headers(options.get("token")), options.get("transport") or _Routed(options.get("tls"), url)
         self._http = httpx.Client(headers=headers, transport=transport, event_hooks=hooks, trust_env=False)
         self._trace = options.get("trace") or _untraced
@@ -147,6 +149,12 @@ class _Client:
 
     def close(self) -> None:
         self._http.close()
+
+    def _renew(self, request: httpx.Request) -> None:
+        """Let a connection that was made with former certificates end with this request."""
+        if self._tls is not None and (current := self._tls.current()) is not self._made_with:
+            self._made_with = current
+            request.headers["Connection"] = "close"
 
     @contextmanager
     def _exchange(

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import ssl
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -166,6 +167,34 @@ def test_prometheus_finds_every_replica_and_a_rounds_trace_arrives(compose: Comp
         return max(traces.values(), key=len, default=set())
 
     until(lambda: arrived() == {"fedround-participant", "fedround-coordinator", "fedround-aggregator"}, 60)
+
+
+@pytest.mark.timeout(300)
+def test_with_the_override_all_talk_tls_and_participants_prove_their_name(tmp_path: Path) -> None:
+    files = ("docker-compose.yml", "docker-compose.tls.yml")
+    with project(Compose(files=files), 3) as compose:
+        authority = docker(
+            "run", "--rm", "--volume", "fedround-test_platform-certificates:/c", "--entrypoint", "cat", built(), "/c/ca.pem"
+        )
+        (tmp_path / "ca.pem").write_text(authority)
+        trusting = ssl.create_default_context(cafile=tmp_path / "ca.pem")
+
+        def status() -> Any:
+            try:
+                with urllib.request.urlopen("https://localhost:9081/status", timeout=10, context=trusting) as answer:
+                    return json.load(answer)
+            except OSError:
+                return {"round": -1, "participants": []}
+
+        until(lambda: status()["round"] >= 3 and len(status()["participants"]) == 3, 90)
+        assert {shown["name"] for shown in status()["participants"]} == {"silo"}
+        until(lambda: compose.health("participant") == {"healthy"}, 60)
+        assert compose.health("coordinator") == compose.health("aggregator") == {"healthy"}
+        with (
+            pytest.raises(ssl.SSLError, match="CERTIFICATE_REQUIRED"),
+            urllib.request.urlopen("https://localhost:8081/rendez_vous", timeout=10, context=trusting) as answer,
+        ):
+            answer.read()
 
 
 @pytest.mark.timeout(300)

@@ -133,6 +133,7 @@ class Supervisor:
     def __call__(self, round: Round, model: list[Any], /) -> Sequence[Piece]:
         """See `Trainer`. `model` has a `Memory`."""
         memory: Memory = model.pop()
+        memory.seal()  # what is trained in place is sent from it
         update = Future[Sequence[Piece]]()
         with self._news:
             self._round, self._update, self._sent = round, update, False

@@ -8,8 +8,10 @@ BIN := $(VENV)/bin
 COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-emit-index-url --no-emit-find-links pyproject.toml
 
-CORES := */participant/lifecycle.py,*/participant/work.py,*/participant/lane.py,*/participant/moves.py,*/coordinator/rounds.py,*/coordinator/attempt.py,*/coordinator/history.py,$\
-	*/coordinator/presence.py,*/aggregator/ledger.py,*/aggregator/guards.py,*/aggregator/strategies.py,*/weights.py,*/measures.py,*/wire.py,*/books.py,*/backoff.py,*/budgets.py
+CORES := */participant/lifecycle.py,*/participant/work.py,*/participant/lane.py,*/participant/moves.py,$\
+	*/coordinator/rounds.py,*/coordinator/attempt.py,*/coordinator/history.py,*/coordinator/plan.py,*/coordinator/presence.py,$\
+	*/coordinator/reliability.py,*/coordinator/seats.py,*/coordinator/selection.py,*/coordinator/trouble.py,$\
+	*/aggregator/ledger.py,*/aggregator/guards.py,*/aggregator/strategies.py,*/weights.py,*/measures.py,*/wire.py,*/books.py,*/backoff.py,*/budgets.py
 
 # Each file of tests on one process; but what has an engine or a cluster to itself, one after the other.
 SIDE_BY_SIDE = $(if $(filter tests/container% tests/cluster%,$(ARGS)),,--numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder)

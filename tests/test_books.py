@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Container
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 import numpy as np
@@ -16,7 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from fedround.aggregator.ledger import MOST_AT_ONCE, Ledger, Receipt
 from fedround.aggregator.strategies import WeightedAverage
 from fedround.books import Admit, Answer, Call, Close, Closed, Newest, Open, Page, Revoke
-from fedround.coordinator.rounds import Memory, Plan, Rounds
+from fedround.coordinator.plan import Memory, Plan
+from fedround.coordinator.rounds import Rounds
 from fedround.errors import Busy, Late, NotAdmitted, UnknownAttempt
 from fedround.events import RoundCompleted
 from fedround.weights import Spec
@@ -29,6 +30,9 @@ finite = st.floats(-1e6, 1e6)
 @dataclass
 class Silo:
     name: str
+    owner: str = ""
+    """Its proved identity."""
+    extended: bool = True
     id: str | None = None
     token: str | None = None
     """The token it was last told, which it uses as long as it is not refused."""
@@ -43,6 +47,7 @@ class Aggregator:
     def __init__(self, *, durable: bool) -> None:
         self.durable = durable
         self.lives = 0
+        self.now = 0.0
         self.ledger = Ledger("life-0")
         self.sum: WeightedAverage | None = None
         self.folded: dict[str, list[tuple[str, int, float]]] = {}
@@ -100,7 +105,7 @@ class Aggregator:
                 self.ledger.admit(call.attempt, call.admissions)
                 return None
             case Revoke():
-                return self.ledger.revoke(call.attempt, call.id)
+                return self.ledger.revoke(call.attempt, call.id, call.patience, self.now)
             case Close():
                 already = self.ledger.attempt is not None and self.ledger.attempt.closed
                 if (difference := self.ledger.close(call.attempt, call.ids)) is not None:
@@ -138,10 +143,19 @@ class Federation(RuleBasedStateMachine):
         self.memory = Memory()
         """What is on the coordinator's disk."""
         self.completed: list[RoundCompleted] = []
-        self.silos = [Silo(f"silo-{n}") for n in range(4)]
+        # Of 0.8, with a name, and two that prove their identity.
+        self.silos = [
+            Silo("silo-0", extended=False),
+            Silo("silo-1"),
+            Silo("silo-2", "anna"),
+            Silo("silo-3", "bert", extended=False),
+        ]
+        self.identities: dict[str, str] = {}
+        """Of the ids of participants that are recognised: whose they are."""
         self.sent: list[Call] = []
         for n in range(len(self.silos)):
             self.join(n)
+            self.heartbeat(n)
         self.read_the_ledger(lost=False)
 
     silo = st.integers(0, 3)
@@ -150,9 +164,17 @@ class Federation(RuleBasedStateMachine):
 
     @rule(n=silo)
     def join(self, n: int) -> None:
-        participant = self.rounds.join(self.now, self.silos[n].name, extended=n % 2 == 0)
+        """Begin a new life: what the former one was uploading may still arrive, but it sends no heartbeat any more."""
+        silo = self.silos[n]
+        participant = self.rounds.join(self.now, silo.name, extended=silo.extended, owner=silo.owner)
         assert participant is not None
-        self.silos[n] = Silo(self.silos[n].name, participant.id, uploads=self.silos[n].uploads)
+        self.silos[n] = replace(silo, id=participant.id, token=None, used=None)
+        if silo.owner or silo.extended:
+            self.identities[participant.id] = silo.owner or silo.name
+
+    @rule(n=silo)
+    def a_stranger_registers_under_its_name(self, n: int) -> None:
+        self.rounds.join(self.now, self.silos[n].name, extended=self.silos[n].extended)
 
     @rule(n=silo)
     def heartbeat(self, n: int) -> None:
@@ -166,12 +188,12 @@ class Federation(RuleBasedStateMachine):
         if answer.state is HeartbeatState.ROUND:
             silo.token = answer.token
         elif answer.state is HeartbeatState.REJECT:
-            self.silos[n] = Silo(silo.name, uploads=silo.uploads)
+            self.silos[n] = replace(silo, id=None, token=None, used=None)
 
-    @rule(n=silo)
-    def leave(self, n: int) -> None:
+    @rule(n=silo, failure=st.sampled_from(["", "RuntimeError in train_round"]))
+    def leave(self, n: int, failure: str) -> None:
         if (id := self.silos[n].id) is not None:
-            self.rounds.leave(self.now, id)
+            self.rounds.leave(self.now, id, failure)
 
     @rule(n=silo)
     def begin_upload(self, n: int) -> None:
@@ -179,7 +201,7 @@ class Federation(RuleBasedStateMachine):
         if silo.id is None or silo.token is None:
             return
         try:
-            silo.uploads.append(self.aggregator.ledger.begin(silo.id, silo.token))
+            silo.uploads.append(self.aggregator.ledger.begin(silo.id, silo.token, silo.owner, now=self.now, length=1000))
             silo.used = silo.token
         except (Late, NotAdmitted):
             silo.token = None
@@ -194,7 +216,7 @@ class Federation(RuleBasedStateMachine):
             return
         counted = silo.id in self.rounds.present and silo.used in self.aggregator.counted_tokens
         if counted and len(silo.uploads) < MOST_AT_ONCE:
-            receipt = self.aggregator.ledger.begin(silo.id, silo.used)
+            receipt = self.aggregator.ledger.begin(silo.id, silo.used, silo.owner)
             assert receipt.repeated
             self.aggregator.ledger.abort(receipt)
 
@@ -209,6 +231,15 @@ class Federation(RuleBasedStateMachine):
                 self.aggregator.fold(receipt, samples, value)
             else:
                 self.aggregator.ledger.abort(receipt)
+
+    @rule(n=silo, size=st.sampled_from([1, 500, 999]))
+    def a_piece_of_an_upload_comes(self, n: int, size: int) -> None:
+        for receipt in tuple(self.silos[n].uploads):
+            try:
+                self.aggregator.ledger.took(receipt, size)
+            except Late:
+                self.aggregator.ledger.abort(receipt)
+                self.silos[n].uploads.remove(receipt)
 
     @rule(n=silo)
     def cut_upload(self, n: int) -> None:
@@ -237,7 +268,7 @@ class Federation(RuleBasedStateMachine):
         try:
             answer = self.aggregator.carry_out(call)
         except UnknownAttempt:
-            self.rounds.lost(self.now, call.attempt)
+            self.rounds.lost(call.attempt)
             return
         if fate == "answered":
             self.rounds.answered(self.now, call, answer)
@@ -285,6 +316,7 @@ class Federation(RuleBasedStateMachine):
         """The steps of a good second, for one: without them few interleavings would come as far as a second round."""
         if self.silos[n].id is None:
             self.join(n)
+        self.heartbeat(n)
         for _ in range(2):
             self.read_the_ledger(lost=False)
             self.call_the_books("answered")
@@ -299,6 +331,25 @@ class Federation(RuleBasedStateMachine):
             self.restart_the_aggregator()
         elif fate == "coordinator dies":
             self.restart_the_coordinator()
+
+    @rule(n=silo, seconds=st.sampled_from([0.0, 1.0, 4.0]), gone=st.booleans())
+    def one_delivers_and_restarts_and_the_others_fail(self, n: int, seconds: float, gone: bool) -> None:
+        """Then its new life is the only one left to select, and would be counted twice."""
+        self.one_delivers(n, 1.0, "known")
+        if gone:
+            self.leave(n, "")
+        self.join(n)
+        self.heartbeat(n)
+        for other in range(len(self.silos)):
+            if other != n:
+                self.leave(other, "")
+        self.time_passes(seconds)
+        self.heartbeat(n)
+        for _ in range(4):
+            self.call_the_books("answered")
+        self.heartbeat(n)
+        self.begin_upload(n)
+        self.end_upload(n, 1, 1.0)
 
     @rule()
     def everybody_behaves_for_a_second(self) -> None:
@@ -316,6 +367,7 @@ class Federation(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([1.0, 5.0, 16.0, 61.0]))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
+        self.aggregator.now = self.now
         self.rounds.tick(self.now)
 
     # What has to hold
@@ -339,6 +391,17 @@ class Federation(RuleBasedStateMachine):
             assert len(ids) == len(set(ids))
 
     @invariant()
+    def an_identity_counts_at_most_once_in_a_round(self) -> None:
+        for entries in self.aggregator.folded.values():
+            identities = [self.identities[id] for id, _, _ in entries if id in self.identities]
+            assert len(identities) == len(set(identities))
+
+    @invariant()
+    def an_identity_has_one_seat(self) -> None:
+        owners = [participant.owner for participant in self.rounds.present if participant.owner]
+        assert len(owners) == len(set(owners))
+
+    @invariant()
     def a_completed_round_is_what_the_aggregator_closed(self) -> None:
         self.completed += [fact for fact in self.rounds.take_facts() if isinstance(fact, RoundCompleted)]
         for completed in self.completed:
@@ -354,6 +417,7 @@ class Federation(RuleBasedStateMachine):
             for _ in range(int(self.plan.round_timeout + self.plan.heartbeat_timeout) + 10):
                 self.everybody_behaves_for_a_second()
             assert self.rounds.round > before
+            assert {silo.id for silo in self.silos} <= {p.id for p in self.rounds.present}
 
 
 # In CI 200,000 steps in all.

@@ -23,7 +23,7 @@ from fedround.aggregator import ledger, spool, strategies
 from fedround.aggregator import service as aggregator_service
 from fedround.books import Books, Outcome, Verdict
 from fedround.coordinator import app as coordinator_app
-from fedround.coordinator import attempt
+from fedround.coordinator import attempt, plan, presence, reliability
 from fedround.coordinator import service as coordinator_service
 from fedround.events import Observers
 from fedround.participant import lane, moves, work
@@ -273,6 +273,11 @@ def test_the_calls_of_the_books_are_answered_as_told() -> None:
 
 KIB, MIB = 1 << 10, 1 << 20
 LIMITS: dict[str, list[float]] = {
+    "registrations that wait for their first heartbeat": [presence.MOST_REGISTERED],
+    "a seat in doubt": [presence.PROBE, presence.PROBE],
+    "the problem with which a participant leaves": [wire.MAX_PROBLEM],
+    "participants whose failures are remembered": [reliability.MOST_RECORDS],
+    "upload: beyond the round's deadline": [plan.GRACE],
     "hold of a heartbeat": [wire.MAX_HOLD, coordinator_service.HOLD_RATIO],
     "participant: connecting": [http.CONNECT_TIMEOUT],
     "participant: a small answer": [http.ANSWER_TIMEOUT, http.MAX_ANSWER / KIB],

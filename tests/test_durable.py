@@ -13,8 +13,8 @@ from fedround import durable
 from fedround.aggregator.store import ModelStore
 from fedround.coordinator import store
 from fedround.coordinator.history import Past
-from fedround.coordinator.presence import Known
-from fedround.coordinator.rounds import Memory
+from fedround.coordinator.plan import Memory
+from fedround.coordinator.seats import Known
 from fedround.durable import Directory, held
 from fedround.errors import ConfigurationError, DataDamaged, DataDirectoryHeld
 from support.disks import Died, MemoryDisk, files_of_at_most

@@ -75,11 +75,11 @@ def test_participants_are_admitted() -> None:
 
 def test_a_right_is_revoked() -> None:
     async def call(books: RemoteBooks) -> None:
-        assert await books.revoke(ATTEMPT, "a") is Verdict.RECEIVING
+        assert await books.revoke(ATTEMPT, "a", 12.5) is Verdict.RECEIVING
 
     line, message = sent_by(call, answer("200 OK", b'{"verdict":"receiving"}'))
     assert line == "POST /books/revoke HTTP/1.1"
-    assert message == {"attempt": ATTEMPT, "id": "a"}
+    assert message == {"attempt": ATTEMPT, "id": "a", "patience": 12.5}
 
 
 @pytest.mark.parametrize(

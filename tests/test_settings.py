@@ -80,6 +80,8 @@ def test_the_coordinators_defaults_are_the_documented_ones() -> None:
         "min_clients": 1,
         "heartbeat_timeout": 15.0,
         "round_timeout": 3600.0,
+        "seats": 1,
+        "shared_seats": 1000,
         "aggregator_url": "http://localhost:8082",
         "aggregator_internal_url": "http://localhost:7082",
         "internal_tls_ca_file": None,

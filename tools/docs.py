@@ -13,7 +13,8 @@ import numpy as np
 
 from fedround import events, measures
 from fedround.cli import MEANINGS
-from fedround.coordinator.rounds import Plan, Rounds
+from fedround.coordinator.plan import Plan
+from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.status import status
 from fedround.observability.metrics import AggregatorMetrics, CoordinatorMetrics, Metrics, ParticipantMetrics
 from fedround.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings, Settings

@@ -21,6 +21,7 @@ from fedround.errors import (
     FedroundError,
     Forbidden,
     Late,
+    NoSeat,
     NotAdmitted,
     SpoolFull,
     TooSlow,
@@ -272,6 +273,8 @@ async def _refusal(request: Request, error: Exception) -> Response:
             return problem(503, str(error), {"Retry-After": f"{error.retry_after:g}"})
         case SpoolFull():
             return problem(error.status, str(error), {"Retry-After": RETRY_AFTER})
+        case NoSeat():
+            return problem(error.status, str(error), {"Retry-After": f"{error.retry_after:g}"})
         case NotAdmitted() | Forbidden() | Late() | UnknownAttempt() | TooSlow() | WeightsError():
             return problem(error.status, str(error))
     raise error

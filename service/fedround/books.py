@@ -23,7 +23,7 @@ class Verdict(StrEnum):
     COUNTED = "counted"
     """Too late: the update is in the sum."""
     RECEIVING = "receiving"
-    """The update is arriving now; nothing was revoked: ask again."""
+    """The update is arriving now, and may be whole in time; nothing was revoked: ask again."""
 
 
 class Outcome(StrEnum):
@@ -87,6 +87,8 @@ class Page:
     newest: Newest | None = None
     measured: tuple[Measured, ...] = ()
     faults: tuple[str, ...] = ()
+    lost: str = ""
+    """Why the sum before this incarnation was lost: a reason that does not pass by itself. Empty after a restart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,7 @@ class Revoke:
 
     attempt: str
     id: str
+    patience: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +161,12 @@ class Books(Protocol):
         """Let more participants deliver. Raises `UnknownAttempt`."""
         ...
 
-    async def revoke(self, attempt: str, id: str) -> Verdict:
-        """Take a right back, if it is not too late. Raises `UnknownAttempt`."""
+    async def revoke(self, attempt: str, id: str, patience: float = 0.0) -> Verdict:
+        """Take a right back, if it is not too late.
+
+        An update that is arriving, and can be whole within `patience` seconds at its rate so far, goes on for now; any other is
+        cut. Raises `UnknownAttempt`.
+        """
         ...
 
     async def close(self, attempt: str, ids: Sequence[str]) -> Closed | Difference:
@@ -183,8 +190,8 @@ async def carry_out(books: Books, call: Call) -> Answer:
         case Admit(attempt, admissions):
             await books.admit(attempt, admissions)
             return None
-        case Revoke(attempt, id):
-            return await books.revoke(attempt, id)
+        case Revoke(attempt, id, patience):
+            return await books.revoke(attempt, id, patience)
     return await books.close(call.attempt, call.ids)
 
 
@@ -207,6 +214,7 @@ def page_to_json(page: Page) -> dict[str, Any]:
         "newest": page.newest and [page.newest.round, page.newest.parameters],
         "measured": [[m.round, dict(m.figures)] for m in page.measured],
         "faults": page.faults,
+        "lost": page.lost,
     }
 
 
@@ -220,6 +228,7 @@ def page_from_json(data: dict[str, Any]) -> Page:
         newest=None if data["newest"] is None else Newest(*data["newest"]),
         measured=tuple(Measured(round, figures(found)) for round, found in data["measured"]),
         faults=tuple(data["faults"]),
+        lost=data.get("lost", ""),
     )
 
 

@@ -9,6 +9,7 @@ FedroundError
 ├── Unauthorized              a token that was revoked during the request             (401)
 ├── NotAdmitted               no such id and token at the aggregator                  (404)
 ├── Forbidden                 the id belongs to another proved identity               (403)
+├── NoSeat                    all seats for participants without an identity are taken  (429)
 ├── Late                      a token whose round is over, or was given away          (409)
 ├── TooSlow                   an upload below the minimum rate                        (408)
 ├── SpoolFull                 no room for an upload; later there may be               (503)
@@ -100,6 +101,20 @@ class Forbidden(FedroundError):
 
     def __init__(self) -> None:
         super().__init__("this id belongs to another participant: use the token or the certificate with which it registered")
+
+
+class NoSeat(FedroundError):
+    """As many participants without a proved identity are present as may be."""
+
+    status: ClassVar[int] = 429
+    retry_after: ClassVar[float] = 10.0
+    """Seconds."""
+
+    def __init__(self, seats: int) -> None:
+        super().__init__(
+            f"all {seats} seats of participants without a token or certificate of their own are taken: "
+            "try again later, or raise COORDINATOR_SHARED_SEATS"
+        )
 
 
 class Late(FedroundError):

@@ -225,11 +225,20 @@ class ParticipantJoined(Fact):
 
 @dataclass(frozen=True, slots=True)
 class ParticipantGone(Fact):
-    """`reason` is silent or left."""
+    """`reason` is silent, left, failed (it left because of a failure: `detail`) or replaced (by a newer registration)."""
 
     id: str
     name: str
     reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ParticipantDoubted(Fact):
+    """Another participant has registered under its name: it has to prove that it lives."""
+
+    id: str
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,10 +259,23 @@ class Selected(Fact):
 
 @dataclass(frozen=True, slots=True)
 class Revoked(Fact):
-    """The round was taken from this participant. `reason` is silent, left, deadline or refused."""
+    """The round was taken from this participant. `reason` is silent, left, failed, replaced, deadline or refused."""
 
     round: int
     id: str
+    reason: str
+    name: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SatOut(Fact):
+    """This participant failed so often in a row that it sits out `rounds` rounds after `round`. `reason`: of the last failure."""
+
+    round: int
+    name: str
+    failures: int
+    rounds: int
     reason: str
 
 
@@ -266,13 +288,19 @@ class UpdateCounted(Fact):
 
 @dataclass(frozen=True, slots=True)
 class AttemptDropped(Fact):
-    """An attempt ended without a result; the round is tried anew. `timed_out`: its deadline took it from too many."""
+    """An attempt ended without a result; the round is tried again. `timed_out`: its deadline took it from too many.
+
+    `failures`: how many attempts of the round have failed for reasons that do not pass by themselves. `pause`: seconds until the
+    next attempt.
+    """
 
     round: int
     attempt: str
     counted: int
     reason: str
     timed_out: bool = False
+    failures: int = 0
+    pause: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,8 +42,8 @@ class RemoteBooks:
     async def admit(self, attempt: str, admissions: Sequence[Admission]) -> None:
         await self._call("admit", attempt, admissions=admissions_to_json(admissions))
 
-    async def revoke(self, attempt: str, id: str) -> Verdict:
-        return _decoded(await self._call("revoke", attempt, id=id), lambda data: Verdict(data["verdict"]))
+    async def revoke(self, attempt: str, id: str, patience: float = 0.0) -> Verdict:
+        return _decoded(await self._call("revoke", attempt, id=id, patience=patience), lambda data: Verdict(data["verdict"]))
 
     async def close(self, attempt: str, ids: Sequence[str]) -> Closed | Difference:
         return _decoded(await self._call("close", attempt, timeout=CLOSE_TIMEOUT, ids=list(ids)), _closed_from_json)

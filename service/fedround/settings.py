@@ -354,6 +354,12 @@ class CoordinatorSettings(PlatformSettings):
     min_clients: Number = setting(1, "How many participants there must be before any is selected.", ge=1)
     heartbeat_timeout: Duration = setting("15s", "After so long without a heartbeat a participant is gone.", gt=0)
     round_timeout: Duration = setting("1h", "After so long the selected who have not delivered lose the round to others.", gt=0)
+    seats: Number = setting(
+        1, "Number of participants with the same proved identity (own token or certificate). One more replaces the oldest.", ge=1
+    )
+    shared_seats: Number = setting(
+        1000, "Number of participants without an own token or certificate, all together. More are refused with 429.", ge=1
+    )
     aggregator_url: Url = setting("http://localhost:8082", "Where participants reach the aggregator; they are told.")
     aggregator_internal_url: Url = setting("http://localhost:7082", "Where the coordinator reaches the aggregator's internal port.")
     internal_tls_ca_file: Place = setting(

@@ -38,6 +38,8 @@ MAX_REASON = 200
 """Characters of a reason that one peer gives another."""
 MAX_HOLD = 25.0
 """Seconds for which a heartbeat is held at the most."""
+MAX_PROBLEM = 2048
+"""Bytes of the problem with which a participant leaves."""
 DRAIN_SECONDS = 2.0
 DRAIN_BYTES = 64 << 20
 """How much a server reads on and discards after a refusal, so that the reason arrives."""

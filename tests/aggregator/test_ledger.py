@@ -151,11 +151,11 @@ def test_a_counted_update_is_not_revoked() -> None:
 def test_who_overlaps_uploads_holds_no_round_for_ever() -> None:
     ledger = a_ledger("a")
     first, second = ledger.begin("a", "token-a"), ledger.begin("a", "token-a")
-    assert ledger.revoke("attempt-1", "a") is Verdict.RECEIVING
+    assert ledger.revoke("attempt-1", "a", 30.0) is Verdict.RECEIVING
     with pytest.raises(Late, match="only what was on its way"):
         ledger.begin("a", "token-a")
     ledger.abort(first)
-    assert ledger.revoke("attempt-1", "a") is Verdict.RECEIVING
+    assert ledger.revoke("attempt-1", "a", 30.0) is Verdict.RECEIVING
     assert ledger.countable(second), "it was on its way"
     ledger.abort(second)
     assert ledger.revoke("attempt-1", "a") is Verdict.REVOKED
@@ -164,7 +164,7 @@ def test_who_overlaps_uploads_holds_no_round_for_ever() -> None:
 def test_a_repeat_is_taken_even_after_its_right_was_asked_back() -> None:
     ledger = a_ledger("a")
     first = ledger.begin("a", "token-a")
-    assert ledger.revoke("attempt-1", "a") is Verdict.RECEIVING
+    assert ledger.revoke("attempt-1", "a", 30.0) is Verdict.RECEIVING
     ledger.count(first, 1, {})
     assert ledger.begin("a", "token-a").repeated
 
@@ -182,9 +182,39 @@ def test_a_few_uploads_of_one_right_may_be_under_way_and_not_any_number() -> Non
 def test_a_right_is_not_revoked_while_its_update_arrives() -> None:
     ledger = a_ledger("a")
     receipt = ledger.begin("a", "token-a")
-    assert ledger.revoke("attempt-1", "a") is Verdict.RECEIVING
+    assert ledger.revoke("attempt-1", "a", 30.0) is Verdict.RECEIVING
     ledger.abort(receipt)
     assert ledger.revoke("attempt-1", "a") is Verdict.REVOKED
+
+
+@pytest.mark.parametrize(
+    ("length", "received", "verdict"),
+    [
+        (1000, 400, Verdict.RECEIVING),
+        (1000, 200, Verdict.REVOKED),
+        (1000, 0, Verdict.REVOKED),
+        (1000, 1000, Verdict.RECEIVING),
+        (None, 1, Verdict.RECEIVING),
+    ],
+)
+def test_an_update_that_cannot_be_whole_in_time_is_cut(length: int | None, received: int, verdict: Verdict) -> None:
+    ledger = a_ledger("a")
+    receipt = ledger.begin("a", "token-a", now=100.0, length=length)
+    assert ledger.revoke("attempt-1", "a", 30.0, now=100.5) is Verdict.RECEIVING, "its rate is not known yet"
+    ledger.took(receipt, received)
+    assert ledger.revoke("attempt-1", "a", 30.0, now=120.0) is verdict
+    assert ledger.revoke("attempt-1", "a", 0.0, now=150.0) is Verdict.REVOKED, "patience has an end"
+    with pytest.raises(Late):
+        ledger.took(receipt, 1)
+    with pytest.raises(Late):
+        ledger.countable(receipt)
+
+
+def test_a_sum_that_was_lost_tells_why_without_control_characters() -> None:
+    ledger = a_ledger("a")
+    assert ledger.page("first-life", 0).lost == ""
+    ledger.lose("second-life", "it\noverflows\x1b[2J")
+    assert ledger.page("first-life", 0).lost == "it overflows [2J"
 
 
 def test_an_admission_that_arrives_after_its_revocation_admits_nobody() -> None:

@@ -221,7 +221,7 @@ def test_an_update_whose_round_ends_while_it_arrives_is_late() -> None:
         async with asyncio.TaskGroup() as tasks:
             answer = tasks.create_task(is_late(aggregator.deliver(ANNA, f"{ANNA} 0", upload.chunks())))
             await upload.begun.wait()
-            assert await aggregator.revoke("attempt-0", ANNA) is Verdict.RECEIVING
+            assert await aggregator.revoke("attempt-0", ANNA, 30.0) is Verdict.RECEIVING
             await open_round(aggregator, 1)
             upload.go_on.set()
             await answer

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from fedround import events
 from fedround.asgi import METHODS
 from fedround.coordinator import app, store
-from fedround.coordinator.rounds import Memory, Plan
+from fedround.coordinator.plan import Memory, Plan
 from fedround.durable import Directory
 from fedround.events import Observer, Observers
 from fedround.observability.health import Health
@@ -35,7 +35,9 @@ class Web(Coordinating):
     books: MemoryBooks
 
     async def join(self, **headers: str) -> str:
-        return str((await self.http.get("/rendez_vous", headers=headers)).json()["id"])
+        id = str((await self.http.get("/rendez_vous", headers=headers)).json()["id"])
+        await self.http.get(f"/heartbeat/{id}", headers=headers)
+        return id
 
 
 @asynccontextmanager
@@ -57,6 +59,7 @@ def test_a_participant_of_0_8_gets_the_bytes_of_0_8() -> None:
             assert answer.content == b'{"id":"%s","ok":true}' % id.encode()
             assert answer.headers["content-type"] == "application/json"
             assert UUID(id).version == 4
+            assert (await w.http.get(f"/heartbeat/{id}")).content == b'{"round":null,"state":"stand_by"}'
             await w.recorder.until(events.Selected)
             assert (await w.http.get(f"/heartbeat/{id}")).content == b'{"round":0,"state":"round"}'
             answer = await w.http.get(f"/start_training/{id}")
@@ -169,6 +172,8 @@ def test_who_says_its_name_gets_an_ordinal_and_gets_it_back_when_it_comes_again(
             names = ["silo-a", "silo-b", "NOT A NAME"]
             answers = [(await w.http.get("/rendez_vous", headers={"Fedround-Participant": name})).json() for name in names]
             assert [answer["ordinal"] for answer in answers] == [0, 1, 2]
+            for answer in answers:
+                await w.http.get(f"/heartbeat/{answer['id']}")
             shown = [(p["name"], p["id"]) for p in w.service.status()["participants"]]
             assert shown[0] == ("silo-a", answers[0]["id"][:8])
             assert shown[2][0] == "participant"
@@ -334,7 +339,7 @@ def test_a_coordinator_that_cannot_keep_who_takes_part_is_not_ready_and_says_why
             await recorder.until(events.BooksReached)
             assert health.reasons == []
             with files_of_at_most(10):
-                service.join("anna")
+                await service.heartbeat(service.join("anna").id or "")
                 await recorder.until(events.NotKept)
                 (reason,) = health.reasons
                 assert reason.startswith("who takes part cannot be kept in the data directory, and no round begins: ")

@@ -1,95 +1,20 @@
 import math
-from collections.abc import Mapping
 from random import Random
-from typing import TypeVar
 
 import pytest
 
 from fedround import events
-from fedround.books import Admit, Close, Closed, Difference, Entry, Measured, Newest, Open, Outcome, Page, Revoke, Verdict
-from fedround.coordinator.history import MOST, Past
-from fedround.coordinator.presence import MOST_MISSED, Known
-from fedround.coordinator.rounds import ASK_AGAIN, PAUSE, Memory, Plan, Rounds
+from fedround.books import Admit, Close, Difference, Entry, Measured, Newest, Open, Outcome, Page, Revoke, Verdict
+from fedround.coordinator.history import MOST
+from fedround.coordinator.plan import Memory, Plan
+from fedround.coordinator.presence import MOST_MISSED, PROBE
+from fedround.coordinator.rounds import ASK_AGAIN, Rounds
+from fedround.coordinator.seats import Known
 from fedround.coordinator.status import status
+from fedround.coordinator.trouble import PAUSE
 from fedround.errors import IllegalMove
 from fedround.wire import MAX_FIGURES, HeartbeatState
-
-LIFE = "first-life"
-
-C = TypeVar("C", Open, Admit, Revoke, Close)
-F = TypeVar("F", bound=events.Fact)
-
-
-class Table:
-    """A coordinator's core, its clock, and the books' side of it, played by the test."""
-
-    def __init__(self, plan: Plan, present: int = 0, *, life: str = LIFE) -> None:
-        self.rounds = Rounds(plan, Random(1))
-        self.now = 100.0
-        self.seq = 0
-        if life:
-            self.rounds.recorded(self.now, Page(life, ()))
-        self.ids = [self.join(f"silo-{n}") for n in range(present)]
-
-    def join(self, name: str = "silo", ordinal: int | None = None, *, extended: bool = False) -> str:
-        participant = self.rounds.join(self.now, name, ordinal, extended=extended)
-        assert participant is not None
-        return participant.id
-
-    def state(self, id: str) -> HeartbeatState:
-        return self.rounds.heartbeat(self.now, id).state
-
-    def due(self, kind: type[C]) -> C:
-        """The call that is due, which is of this kind."""
-        call = self.rounds.pending(self.now)
-        assert isinstance(call, kind)
-        return call
-
-    def rests(self) -> bool:
-        """No call is due."""
-        return self.rounds.pending(self.now) is None
-
-    def open(self) -> Open:
-        call = self.due(Open)
-        self.rounds.answered(self.now, call, None)
-        return call
-
-    def admit(self) -> None:
-        call = self.due(Admit)
-        self.rounds.answered(self.now, call, None)
-
-    def enter(
-        self, *ids: str, outcome: Outcome = Outcome.COUNTED, samples: int = 1, figures: Mapping[str, float] | None = None
-    ) -> None:
-        assert self.rounds.attempt is not None
-        for id in ids:
-            self.seq += 1
-            entry = Entry(self.seq, self.rounds.attempt.id, id, outcome, samples, figures or {})
-            self.rounds.recorded(self.now, Page(LIFE, (entry,)))
-
-    def close(self) -> None:
-        call = self.due(Close)
-        self.rounds.answered(self.now, call, Closed(5))
-
-    def past(self) -> Past:
-        """The only round that is over."""
-        (past,) = self.rounds.history
-        return past
-
-    def revoke(self, verdict: Verdict) -> str:
-        call = self.due(Revoke)
-        self.rounds.answered(self.now, call, verdict)
-        return call.id
-
-    def later(self, seconds: float, *alive: str) -> None:
-        """Time passes; `alive` heartbeat at its end."""
-        self.now += seconds
-        for id in alive:
-            self.rounds.heartbeat(self.now, id)
-        self.rounds.tick(self.now)
-
-    def facts(self, kind: type[F]) -> list[F]:
-        return [fact for fact in self.rounds.take_facts() if isinstance(fact, kind)]
+from support.table import LIFE, Table
 
 
 def test_nobody_is_selected_before_enough_are_present() -> None:
@@ -112,11 +37,11 @@ def test_a_round_is_visible_only_when_the_books_have_admitted_its_tokens() -> No
     table = Table(Plan(), present=1)
     (id,) = table.ids
     assert table.state(id) is HeartbeatState.STAND_BY
-    assert table.rounds.start_training(table.now, id) is None
+    assert table.rounds.start_training(id) is None
     call = table.open()
     answer = table.rounds.heartbeat(table.now, id)
     assert (answer.state, answer.round, answer.token) == (HeartbeatState.ROUND, 0, call.admissions[0].token)
-    assert table.rounds.start_training(table.now, id) == call.admissions[0].token == table.rounds.start_training(table.now, id)
+    assert table.rounds.start_training(id) == call.admissions[0].token == table.rounds.start_training(id)
 
 
 def test_the_share_that_is_selected_is_the_ratio_of_those_present() -> None:
@@ -212,7 +137,7 @@ def test_a_training_without_an_end_goes_on() -> None:
 def test_strangers_are_rejected_and_have_nothing_to_leave() -> None:
     table = Table(Plan(), present=1)
     assert table.state("a-stranger") is HeartbeatState.REJECT
-    assert table.rounds.start_training(table.now, "a-stranger") is None
+    assert table.rounds.start_training("a-stranger") is None
     assert not table.rounds.leave(table.now, "a-stranger")
 
 
@@ -266,9 +191,9 @@ def test_somebody_selected_who_leaves_is_revoked_before_the_round_ends_without_i
     table.enter(stays)
     assert table.rests()
     assert table.rounds.leave(table.now, leaves)
-    assert table.rounds.start_training(table.now, leaves) is None
+    assert table.rounds.start_training(leaves) is None
     assert table.revoke(Verdict.REVOKED) == leaves
-    assert table.facts(events.Revoked) == [events.Revoked(0, leaves, "left")]
+    assert table.facts(events.Revoked) == [events.Revoked(0, leaves, "left", f"silo-{table.ids.index(leaves)}")]
     call = table.due(Close)
     assert call.ids == (stays,)
 
@@ -327,8 +252,8 @@ def chosen(table: Table) -> set[str]:
 
 @pytest.mark.parametrize("delivered", [True, False])
 @pytest.mark.parametrize("left", [True, False])
-def test_who_comes_back_under_its_name_does_not_deliver_twice_in_a_round(delivered: bool, left: bool) -> None:
-    table = Table(Plan(min_clients=3, heartbeat_timeout=10), present=3)
+def test_a_participant_that_restarts_does_not_deliver_twice_in_a_round(delivered: bool, left: bool) -> None:
+    table = Table(Plan(min_clients=3, heartbeat_timeout=10), present=3, extended=True)
     table.open()
     killed, gone, stays = table.ids
     if delivered:
@@ -343,14 +268,17 @@ def test_who_comes_back_under_its_name_does_not_deliver_twice_in_a_round(deliver
     table.admit()
     assert table.state(again) is HeartbeatState.STAND_BY
     table.enter(stays, other)
-    if not delivered:
-        table.later(10.0, stays, other, again)
+    table.later(PROBE, stays, other, again)
+    assert killed not in table.rounds.present
+    if delivered:
+        table.due(Close)
+    else:
         assert table.revoke(Verdict.REVOKED) == killed
         assert chosen(table) == {again}
 
 
-def test_who_comes_back_is_asked_in_the_next_attempt_if_nobody_else_is_there() -> None:
-    table = Table(Plan(min_clients=2, heartbeat_timeout=10), present=2)
+def test_a_participant_that_restarts_is_selected_in_the_next_attempt_if_nobody_else_is_there() -> None:
+    table = Table(Plan(min_clients=2, heartbeat_timeout=10), present=2, extended=True)
     table.open()
     killed, gone = table.ids
     table.enter(killed)
@@ -459,14 +387,14 @@ def test_a_round_in_which_every_update_is_refused_is_tried_anew() -> None:
 def test_an_attempt_that_the_books_lost_begins_anew_when_their_ledger_is_read() -> None:
     table = Table(Plan(), present=1)
     first = table.open()
-    table.rounds.lost(table.now, first.attempt)
+    table.rounds.lost(first.attempt)
     assert table.rests()
     table.rounds.recorded(table.now, Page("second-life", ()))
     table.later(PAUSE)
     second = table.open()
     assert second.attempt != first.attempt
     assert second.round == first.round
-    table.rounds.lost(table.now, first.attempt)
+    table.rounds.lost(first.attempt)
     assert table.rounds.attempt is not None
     assert table.rounds.attempt.id == second.attempt
 
@@ -583,7 +511,8 @@ def test_a_difference_in_the_books_drops_the_attempt() -> None:
 def test_an_answer_for_an_attempt_that_is_over_changes_nothing() -> None:
     table = Table(Plan(), present=1)
     first = table.open()
-    table.rounds.lost(table.now, first.attempt)
+    table.rounds.lost(first.attempt)
+    table.rounds.recorded(table.now, Page("second-life", ()))
     table.later(PAUSE)
     table.rounds.answered(table.now, first, None)
     assert table.rounds.attempt is not None
@@ -681,7 +610,7 @@ def test_who_was_killed_and_is_back_at_once_is_not_missed_when_its_former_id_fal
 
 
 def test_the_missing_are_bounded() -> None:
-    table = Table(Plan(min_clients=9999))
+    table = Table(Plan(min_clients=9999, shared_seats=9999))
     for number in range(MOST_MISSED + 1):
         table.join(f"silo-{number}")
     table.later(20)
@@ -740,8 +669,8 @@ def test_an_ordinal_is_the_lowest_free_one_or_the_one_held_before() -> None:
     ordinals = {p.id: p.ordinal for p in table.rounds.present}
     assert list(ordinals.values()) == [0, 1, 2]
     table.rounds.leave(table.now, table.ids[1])
-    assert table.rounds.present.get(table.join(ordinal=0)).ordinal == 1  # type: ignore[union-attr]  # just joined
-    assert table.rounds.present.get(table.join(ordinal=7)).ordinal == 7  # type: ignore[union-attr]  # just joined
+    assert table.rounds.present.get(table.join(extended=True, ordinal=0)).ordinal == 1  # type: ignore[union-attr]  # just joined
+    assert table.rounds.present.get(table.join(extended=True, ordinal=7)).ordinal == 7  # type: ignore[union-attr]  # just joined
     assert table.rounds.present.get(table.join()).ordinal == 3  # type: ignore[union-attr]  # just joined
 
 

@@ -10,7 +10,7 @@ import pytest
 from fedround import events
 from fedround.books import Admission, Measured
 from fedround.coordinator import store
-from fedround.coordinator.rounds import Memory, Plan
+from fedround.coordinator.plan import Memory, Plan
 from fedround.coordinator.service import CoordinatorService, never
 from fedround.durable import Directory
 from fedround.wire import Heartbeat, HeartbeatState
@@ -20,9 +20,11 @@ from support.disks import files_of_at_most
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 
 
-def join(service: CoordinatorService, name: str = "p") -> str:
+async def join(service: CoordinatorService, name: str = "p") -> str:
+    """A participant that was heard."""
     id = service.join(name).id
     assert id is not None
+    await service.heartbeat(id)
     return id
 
 
@@ -43,9 +45,9 @@ async def ordered(c: Coordinating, id: str) -> Heartbeat:
 def test_a_held_heartbeat_is_answered_when_its_participant_is_selected() -> None:
     async def main() -> None:
         async with coordinating(Plan(min_clients=2), MemoryBooks()) as c:
-            first = join(c.service)
+            first = await join(c.service)
             hold = await held(c.service, first)
-            join(c.service)
+            await join(c.service)
             answer = await hold
             assert (answer.state, answer.round, answer.url) == (HeartbeatState.ROUND, 0, AGGREGATOR_URL)
             assert answer.token == c.service.start_training(first).token is not None
@@ -56,7 +58,7 @@ def test_a_held_heartbeat_is_answered_when_its_participant_is_selected() -> None
 def test_a_newer_heartbeat_ends_the_hold_of_an_older() -> None:
     async def main() -> None:
         async with coordinating(Plan(min_clients=2), MemoryBooks()) as c:
-            id = join(c.service)
+            id = await join(c.service)
             older = await held(c.service, id)
             newer = await held(c.service, id)
             assert (await older).state is HeartbeatState.STAND_BY
@@ -71,7 +73,7 @@ def test_a_participant_that_hangs_up_ends_its_hold() -> None:
     async def main() -> None:
         async with coordinating(Plan(min_clients=2), MemoryBooks()) as c:
             hung_up = asyncio.Event()
-            hold = await held(c.service, join(c.service), hung_up.wait())
+            hold = await held(c.service, await join(c.service), hung_up.wait())
             hung_up.set()
             await hold
 
@@ -81,7 +83,7 @@ def test_a_participant_that_hangs_up_ends_its_hold() -> None:
 def test_a_hold_ends_after_the_seconds_that_were_asked_for() -> None:
     async def main() -> None:
         async with coordinating(Plan(min_clients=2), MemoryBooks()) as c:
-            answer = await c.service.heartbeat(join(c.service), wait=0.01)
+            answer = await c.service.heartbeat(await join(c.service), wait=0.01)
             assert answer.state is HeartbeatState.STAND_BY
 
     asyncio.run(main())
@@ -90,7 +92,7 @@ def test_a_hold_ends_after_the_seconds_that_were_asked_for() -> None:
 def test_when_the_service_stops_every_hold_is_answered_and_none_begins() -> None:
     async def main() -> None:
         async with coordinating(Plan(min_clients=3), MemoryBooks()) as c:
-            ids = [join(c.service), join(c.service)]
+            ids = [await join(c.service), await join(c.service)]
             holds = [await held(c.service, id) for id in ids]
             c.work.cancel()
             assert {(await hold).state for hold in holds} == {HeartbeatState.STAND_BY}
@@ -102,7 +104,7 @@ def test_when_the_service_stops_every_hold_is_answered_and_none_begins() -> None
 def test_nobody_is_silent_while_its_heartbeat_is_held() -> None:
     async def main() -> None:
         async with coordinating(Plan(min_clients=2, heartbeat_timeout=0.2), MemoryBooks()) as c:
-            id = join(c.service)
+            id = await join(c.service)
             for _ in range(4):
                 assert (await c.service.heartbeat(id, wait=25)).state is HeartbeatState.STAND_BY
             assert c.recorder.all(events.ParticipantGone) == []
@@ -113,7 +115,7 @@ def test_nobody_is_silent_while_its_heartbeat_is_held() -> None:
 def test_the_silent_are_gone_and_rejected() -> None:
     async def main() -> None:
         async with coordinating(Plan(min_clients=2, heartbeat_timeout=0.05), MemoryBooks()) as c:
-            id = join(c.service, "quiet")
+            id = await join(c.service, "quiet")
             assert await c.recorder.until(events.ParticipantGone) == events.ParticipantGone(id, "quiet", "silent")
             assert (await c.service.heartbeat(id, wait=25)).state is HeartbeatState.REJECT
 
@@ -123,7 +125,7 @@ def test_the_silent_are_gone_and_rejected() -> None:
 def test_who_leaves_is_told_so_by_its_held_heartbeat() -> None:
     async def main() -> None:
         async with coordinating(Plan(min_clients=2), MemoryBooks()) as c:
-            id = join(c.service)
+            id = await join(c.service)
             hold = await held(c.service, id)
             c.service.leave(id)
             assert (await hold).state is HeartbeatState.REJECT
@@ -134,12 +136,12 @@ def test_who_leaves_is_told_so_by_its_held_heartbeat() -> None:
 
 def test_a_thousand_holds_need_no_task_beyond_their_own() -> None:
     async def main() -> None:
-        async with coordinating(Plan(min_clients=1001), MemoryBooks()) as c:
+        async with coordinating(Plan(min_clients=1001, shared_seats=1001), MemoryBooks()) as c:
             await c.recorder.until(events.BooksReached)
             before = len(asyncio.all_tasks())
-            holds = [await held(c.service, join(c.service)) for _ in range(1000)]
+            holds = [await held(c.service, await join(c.service)) for _ in range(1000)]
             assert len(asyncio.all_tasks()) - before == len(holds)
-            join(c.service)
+            await join(c.service)
             assert {(await hold).state for hold in holds} == {HeartbeatState.ROUND}
 
     asyncio.run(main())
@@ -149,7 +151,7 @@ def test_after_the_last_round_everybody_is_told_finish_also_who_is_held_and_who_
     async def main() -> None:
         books = MemoryBooks()
         async with coordinating(Plan(rounds=1, participants_ratio=0.5, min_clients=2), books) as c:
-            ids = [join(c.service), join(c.service)]
+            ids = [await join(c.service), await join(c.service)]
             selected = (await c.recorder.until(events.Selected)).ids[0]
             waiting = await held(c.service, next(id for id in ids if id != selected))
             books.deliver(selected, c.service.start_training(selected).token)
@@ -166,7 +168,7 @@ def test_rounds_follow_one_another_and_say_what_was_counted() -> None:
     async def main() -> None:
         books = MemoryBooks()
         async with coordinating(Plan(rounds=3, min_clients=2), books) as c:
-            ids = [join(c.service), join(c.service)]
+            ids = [await join(c.service), await join(c.service)]
             for number in range(3):
                 for samples, id in enumerate(ids, start=1):
                     answer = await ordered(c, id)
@@ -182,7 +184,7 @@ def test_the_status_says_what_the_models_are_like_and_what_the_aggregator_lacks(
     async def main() -> None:
         books = MemoryBooks()
         async with coordinating(Plan(), books) as c:
-            id = join(c.service)
+            id = await join(c.service)
             for number in range(3):
                 answer = await ordered(c, id)
                 books.told["measured"] = (Measured(number - 1, {"mean": float(number)}),) if number else ()
@@ -206,7 +208,7 @@ def test_an_outage_of_the_books_is_told_once_and_survived() -> None:
             await c.recorder.until(events.BooksReached)
             books.fail(times=4)
             await c.recorder.until(events.BooksUnreachable)
-            hold = await held(c.service, join(c.service))
+            hold = await held(c.service, await join(c.service))
             assert (await hold).state is HeartbeatState.ROUND
             assert len(c.recorder.all(events.BooksUnreachable)) == 1
             assert len(c.recorder.all(events.BooksReached)) == 2
@@ -218,7 +220,7 @@ def test_an_aggregator_that_lost_its_sum_is_given_the_same_round_again() -> None
     async def main() -> None:
         books = MemoryBooks()
         async with coordinating(Plan(rounds=1, min_clients=2), books) as c:
-            ids = [join(c.service), join(c.service)]
+            ids = [await join(c.service), await join(c.service)]
             first = await ordered(c, ids[0])
             books.deliver(ids[0], first.token)
             await c.recorder.until(events.UpdateCounted)
@@ -239,7 +241,7 @@ def test_an_attempt_that_the_books_do_not_know_is_dropped() -> None:
     async def main() -> None:
         books = MemoryBooks()
         async with coordinating(Plan(rounds=1, min_clients=1), books) as c:
-            id = join(c.service)
+            id = await join(c.service)
             await ordered(c, id)
             books.core.open("another coordinator's", 0, ())
             c.service.leave(id)
@@ -253,11 +255,11 @@ def test_at_the_deadline_the_round_is_given_to_others() -> None:
     async def main() -> None:
         books = MemoryBooks()
         async with coordinating(Plan(rounds=1, participants_ratio=0.5, min_clients=2, round_timeout=0.05), books) as c:
-            ids = [join(c.service), join(c.service)]
+            ids = [await join(c.service), await join(c.service)]
             slow = (await c.recorder.until(events.Selected)).ids[0]
             other = next(id for id in ids if id != slow)
             answer = await ordered(c, other)
-            assert await c.recorder.until(events.Revoked) == events.Revoked(0, slow, "deadline")
+            assert await c.recorder.until(events.Revoked) == events.Revoked(0, slow, "deadline", "p")
             books.deliver(other, answer.token)
             assert (await c.recorder.until(events.RoundCompleted)).ids == (other,)
 
@@ -268,12 +270,12 @@ def test_a_lost_sum_costs_one_attempt_even_if_a_call_meets_it_before_the_ledger_
     async def main() -> None:
         books = MemoryBooks()
         async with coordinating(Plan(rounds=1), books) as c:
-            await ordered(c, id := join(c.service))
+            await ordered(c, id := await join(c.service))
             books.core.lose("second life")
             c.service.leave(id)
             await c.recorder.until(events.AttemptDropped)
             books.ring()
-            other = join(c.service)
+            other = await join(c.service)
             books.deliver(other, (await ordered(c, other)).token)
             await c.recorder.until(events.TrainingCompleted)
             assert len(c.recorder.all(events.AttemptDropped)) == 1
@@ -294,7 +296,7 @@ def test_who_takes_part_is_kept_and_what_could_not_be_is_tried_again(tmp_path: P
 
         async with coordinating(Plan(min_clients=2), MemoryBooks(), keep) as c:
             with files_of_at_most(10):
-                anna = join(c.service, "anna")
+                anna = await join(c.service, "anna")
                 told = await c.recorder.until(events.NotKept)
                 assert (told.what, "File too large" in told.reason) == ("who takes part", True)
             memory = await kept.get()
@@ -333,7 +335,7 @@ def test_nobody_is_admitted_to_a_round_before_it_is_kept_that_it_has_a_part_in_i
     async def main() -> None:
         books = CheckingBooks()
         async with coordinating(Plan(rounds=0, participants_ratio=0.5, min_clients=2), books, books.keep) as c:
-            ids = {join(c.service), join(c.service)}
+            ids = {await join(c.service), await join(c.service)}
             for number in range(20):
                 (first,) = (await c.recorder.until(events.Selected, 2 * number + 1)).ids
                 books.core.refuse(books.core.begin(first, c.service.start_training(first).token or ""))
@@ -356,11 +358,11 @@ def test_what_cannot_be_kept_makes_the_round_wait_and_nothing_else(monkeypatch: 
                 raise OSError(errno.ENOSPC, "No space left on device")
 
         async with coordinating(Plan(heartbeat_timeout=0.1), books, keep) as c:
-            join(c.service, "quiet")
+            await join(c.service, "quiet")
             await c.recorder.until(events.NotKept, 2)
             await c.recorder.until(events.ParticipantGone)
             assert books.core.attempt is None
-            hold = await held(c.service, join(c.service))
+            hold = await held(c.service, await join(c.service))
             full = False
             assert (await hold).state is HeartbeatState.ROUND
 
@@ -375,7 +377,7 @@ def test_a_coordinator_that_was_paused_takes_nobody_for_silent(monkeypatch: pyte
         nonlocal paused
         async with coordinating(Plan(min_clients=2), MemoryBooks(), clock=lambda: time.monotonic() + paused) as c:
             await c.recorder.until(events.BooksReached)
-            anna = join(c.service)
+            anna = await join(c.service)
             paused = 100.0
             assert (await c.recorder.until(events.StoodStill)).seconds == pytest.approx(100, abs=5)
             assert (await c.service.heartbeat(anna)).state is HeartbeatState.STAND_BY
@@ -394,9 +396,9 @@ def test_what_is_not_kept_yet_is_kept_at_the_end() -> None:
 
     async def main() -> None:
         async with coordinating(Plan(min_clients=3), MemoryBooks(), keep) as c:
-            join(c.service, "anna")
+            await join(c.service, "anna")
             assert await asyncio.to_thread(asked.wait, 10)
-            join(c.service, "bert")
+            await join(c.service, "bert")
             c.work.cancel()
             let.set()
             await asyncio.wait([c.work])

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from fedround import events
-from fedround.coordinator.rounds import Plan, Rounds
+from fedround.coordinator.plan import Plan
+from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.status import status
 from fedround.measures import statistics
 from fedround.observability.metrics import AggregatorMetrics, CoordinatorMetrics, Metrics, ParticipantMetrics

@@ -12,7 +12,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from fedround import events
-from fedround.coordinator.rounds import Plan, Rounds
+from fedround.coordinator.plan import Plan
+from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.status import status
 from fedround.events import Fact
 from fedround.figures import Change
@@ -165,6 +166,8 @@ def test_a_coordinators_gauges_are_its_status() -> None:
         "missing": [{"name": "anna", "seconds": 3.0}],
         "round_timeout": 60.0,
         "aggregator_reachable": False,
+        "sitting_out": 2,
+        "failed_attempts": 4,
     }
     metrics = CoordinatorMetrics()
     metrics.show(lambda: now)
@@ -175,6 +178,8 @@ def test_a_coordinators_gauges_are_its_status() -> None:
         "round_timeout_seconds": 60,
         "participants_missing": 1,
         "aggregator_reachable": 0,
+        "participants_sitting_out": 2,
+        "round_failed_attempts": 4,
     }
     assert {name: sample(metrics, f"fedround_coordinator_{name}") for name in expected} == expected
     states = [sample(metrics, "fedround_coordinator_participants", state=state) for state in ("waiting", "selected", "done")]

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from fedround.aggregator.ledger import Ledger
 from fedround.books import Admission, Books, Closed, Difference, Page, Verdict
-from fedround.coordinator.rounds import Memory, Plan, Rounds
+from fedround.coordinator.plan import Memory, Plan
+from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.service import CoordinatorService
 from fedround.errors import Unreachable
 from fedround.events import Fact
@@ -38,9 +39,9 @@ class MemoryBooks:
         self._answer()
         self.core.admit(attempt, admissions)
 
-    async def revoke(self, attempt: str, id: str) -> Verdict:
+    async def revoke(self, attempt: str, id: str, patience: float = 0.0) -> Verdict:
         self._answer()
-        return self.core.revoke(attempt, id)
+        return self.core.revoke(attempt, id, patience)
 
     async def close(self, attempt: str, ids: Sequence[str]) -> Closed | Difference:
         self._answer()

@@ -161,7 +161,7 @@ _CALLS: Mapping[str, Callable[[Any], Call]] = {
         _text(data["attempt"]), _number(data["round"]), _admissions(data["admissions"]), tuple(map(_text, data["forget"]))
     ),
     "admit": lambda data: Admit(_text(data["attempt"]), _admissions(data["admissions"])),
-    "revoke": lambda data: Revoke(_text(data["attempt"]), _text(data["id"])),
+    "revoke": lambda data: Revoke(_text(data["attempt"]), _text(data["id"]), _seconds(data.get("patience", 0.0))),
     "close": lambda data: Close(_text(data["attempt"]), tuple(map(_text, data["ids"]))),
 }
 
@@ -176,6 +176,12 @@ def _number(value: object) -> int:
     if type(value) is not int or not 0 <= value < 2**63:
         raise ValueError
     return value
+
+
+def _seconds(value: object) -> float:
+    if not isinstance(value, int | float) or not 0 <= value <= 1e9:
+        raise ValueError
+    return float(value)
 
 
 def _admissions(data: Any) -> tuple[Admission, ...]:

@@ -9,11 +9,13 @@ The rules:
    Whoever counts has folded in the same step (`countable`, fold, `count`, with nothing in between), so the entries are the sum.
 4. A counted token stays good for reading, and for a repeat that is read and thrown away, until its id uses a newer one or is
    forgotten: xain-sdk 0.8.0 may train and deliver once more with it, even when it is selected again, and ends where it is refused.
-5. A right is not revoked while an update is being received for it; but once that was asked for, no other begins.
+5. A right is not revoked while an update is being received for it that can be whole in time: within the coordinator's patience, at
+   its rate so far. Once a revocation was asked for, no other update begins; one that cannot be whole in time is cut.
 6. A round whose model there is is over: no attempt of it is opened.
 7. Entries are numbered from 1 within an incarnation, and kept until they are acknowledged. Losing the sum begins a new incarnation.
 """
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +23,11 @@ from enum import Enum
 
 from fedround.books import Admission, Difference, Entry, Newest, Outcome, Page, Verdict
 from fedround.errors import Busy, Forbidden, IllegalMove, Late, NotAdmitted, UnknownAttempt
+from fedround.wire import one_line
 
+OVER = "the round is over, or was given to others"
+MEASURED = 1.0
+"""Seconds after which the rate of an upload is known."""
 MOST_AT_ONCE = 4
 """Uploads for one right: a participant sends one, and again when its connection is lost without our knowing."""
 REMEMBERED_ATTEMPTS = 64
@@ -47,7 +53,7 @@ class Right:
     counted_before: "Right | None" = None
     """The right that was counted last, as long as this one has not been used."""
     state: State = State.ADMITTED
-    receiving: int = 0
+    receiving: list["Receipt"] = field(default_factory=list)
     asked_back: bool = False
 
 
@@ -58,11 +64,25 @@ class Receipt:
     right: Right
     repeated: bool
     """Its update was counted before it began: read it, throw it away, and say so."""
+    began: float = 0.0
+    """In monotonic seconds."""
+    length: int | None = None
+    """Bytes that were announced."""
+    received: int = 0
+    """Bytes that have come."""
     ended: bool = False
 
     @property
     def id(self) -> str:
         return self.right.id
+
+    def left(self, now: float) -> float:
+        """Return how many seconds it still takes at its rate so far; 0 where nobody can tell."""
+        seconds = now - self.began
+        if self.length is None or seconds < MEASURED:
+            return 0.0
+        missing = max(self.length - self.received, 0)
+        return missing * seconds / self.received if self.received else math.inf
 
 
 @dataclass(slots=True)
@@ -87,6 +107,7 @@ class Ledger:
         self._rights: dict[str, Right] = {}
         self._entries: deque[Entry] = deque()
         self._seq = 0
+        self._lost = ""
 
     # The coordinator's calls
 
@@ -123,14 +144,17 @@ class Ledger:
                     right.state = State.OVER
             self._rights[admission.id] = new
 
-    def revoke(self, attempt: str, id: str) -> Verdict:
-        """Take an id's right back, unless its update was counted or is being received. Raises `UnknownAttempt`."""
+    def revoke(self, attempt: str, id: str, patience: float = 0.0, now: float = 0.0) -> Verdict:
+        """Take an id's right back, unless its update was counted, or can be whole within `patience` seconds.
+
+        Raises `UnknownAttempt`.
+        """
         current = self._current(attempt)
         if id in current.counted:
             return Verdict.COUNTED
         right = self._rights.get(id)
         if right is not None and right.state is State.ADMITTED:
-            if right.receiving:
+            if patience > 0 and any(receipt.left(now) <= patience for receipt in right.receiving):
                 right.asked_back = True
                 return Verdict.RECEIVING
             right.state = State.OVER
@@ -154,7 +178,7 @@ class Ledger:
         self.acknowledged = max(self.acknowledged, min(after, self._seq))
         while self._entries and self._entries[0].seq <= self.acknowledged:
             self._entries.popleft()
-        return Page(self.incarnation, tuple(self._entries), self.newest)
+        return Page(self.incarnation, tuple(self._entries), self.newest, lost=self._lost)
 
     # The participants' exchanges
 
@@ -162,15 +186,25 @@ class Ledger:
         """Check that the proved identity `owner` may read the global model. Raises `NotAdmitted`, `Forbidden` or `Late`."""
         self._right(id, token, owner)
 
-    def begin(self, id: str, token: str, owner: str = "") -> Receipt:
-        """Begin an upload by `owner`. Raises as `check_read`, and `Busy` where too many of the same right are under way."""
+    def begin(self, id: str, token: str, owner: str = "", *, now: float = 0.0, length: int | None = None) -> Receipt:
+        """Begin an upload by `owner` of `length` bytes.
+
+        Raises as `check_read`, and `Busy` where too many of one right are under way.
+        """
         right = self._right(id, token, owner)
         if right.asked_back and right.state is State.ADMITTED:
             raise Late("the time for it is over: only what was on its way is waited for")
-        if right.receiving >= MOST_AT_ONCE:
+        if len(right.receiving) >= MOST_AT_ONCE:
             raise Busy("so many uploads of one participant at once are too many", retry_after=5.0)
-        right.receiving += 1
-        return Receipt(right, repeated=right.state is State.COUNTED)
+        receipt = Receipt(right, repeated=right.state is State.COUNTED, began=now, length=length)
+        right.receiving.append(receipt)
+        return receipt
+
+    def took(self, receipt: Receipt, size: int) -> None:
+        """So many more bytes of it have come. Raises `Late`: its right is over, nobody waits for the rest."""
+        receipt.received += size
+        if receipt.right.state is State.OVER:
+            raise Late(OVER)
 
     def abort(self, receipt: Receipt) -> None:
         """The upload ended without an update: cut, too slow, or a repeat."""
@@ -179,7 +213,7 @@ class Ledger:
     def countable(self, receipt: Receipt) -> bool:
         """True: fold it, then `count` it. False: it was counted meanwhile. Raises `Late`."""
         if receipt.right.state is State.OVER:
-            raise Late("the round is over, or was given to others")
+            raise Late(OVER)
         return receipt.right.state is State.ADMITTED
 
     def count(self, receipt: Receipt, samples: int, metrics: Mapping[str, float]) -> Entry:
@@ -197,15 +231,15 @@ class Ledger:
         if self.attempt is not None and receipt.right.state is State.ADMITTED:
             receipt.right.state = State.OVER
             self.attempt.revoked.add(receipt.id)
-            self._enter(Outcome.REFUSED, self.attempt, receipt.id, 0, {}, reason)
+            self._enter(Outcome.REFUSED, self.attempt, receipt.id, 0, {}, one_line(reason))
 
-    def lose(self, incarnation: str) -> None:
-        """The sum is lost, and with it the attempt and all entries."""
+    def lose(self, incarnation: str, reason: str = "") -> None:
+        """Lose the sum, and with it the attempt and all entries. The coordinator is told the `reason`."""
         self._end_attempt()
         self.attempt = None
         self._entries.clear()
         self._seq = self.acknowledged = 0
-        self.incarnation = incarnation
+        self.incarnation, self._lost = incarnation, one_line(reason)
 
     def _current(self, attempt: str) -> Attempt:
         if self.attempt is None or self.attempt.id != attempt:
@@ -234,7 +268,7 @@ class Ledger:
         if receipt.ended:
             raise IllegalMove("ended", event)
         receipt.ended = True
-        receipt.right.receiving -= 1
+        receipt.right.receiving = [other for other in receipt.right.receiving if other is not receipt]
 
     def _enter(
         self, outcome: Outcome, attempt: Attempt, id: str, samples: int, metrics: Mapping[str, float], reason: str = ""

@@ -154,10 +154,10 @@ class AggregatorService:
             self._ledger.admit(attempt, admissions)
             self._aggregate.admit(admission.id for admission in admissions)
 
-    async def revoke(self, attempt: str, id: str) -> Verdict:
+    async def revoke(self, attempt: str, id: str, patience: float = 0.0) -> Verdict:
         """See `Books.revoke`."""
         async with self._step:
-            return self._ledger.revoke(attempt, id)
+            return self._ledger.revoke(attempt, id, patience, time.monotonic())
 
     async def close(self, attempt: str, ids: Sequence[str]) -> Closed | Difference:
         """See `Books.close`. A result that cannot be made is a lost sum, `UnknownAttempt`; one that is not kept yet is `Busy`."""
@@ -276,7 +276,7 @@ class AggregatorService:
         incarnation = self._ledger.incarnation
         self._receiving += 1
         try:
-            receipt = self._ledger.begin(id, token, owner)
+            receipt = self._ledger.begin(id, token, owner, now=time.monotonic(), length=length)
             received = await self._receive(receipt, chunks, length)
             entry = await self._to_its_end(self._settle(receipt, received, figures or {}))
         except (NotAdmitted, Forbidden, Late, WeightsError) as error:
@@ -292,14 +292,22 @@ class AggregatorService:
 
     async def _receive(self, receipt: Receipt, chunks: AsyncIterator[bytes], length: int | None) -> Received:
         try:
-            return await self._spool.receive(chunks, length, most=self._aggregate.largest_update)
+            return await self._spool.receive(self._metered(receipt, chunks), length, most=self._aggregate.largest_update)
         except TooLarge as error:
             await self._to_its_end(self._refuse(receipt, str(error)))
+            raise
+        except Late:
+            self._ledger.abort(receipt)
             raise
         except BaseException as error:
             self._ledger.abort(receipt)
             self._observer(UploadFailed(receipt.id, str(error) or "the connection was closed"))
             raise
+
+    async def _metered(self, receipt: Receipt, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        async for chunk in chunks:
+            self._ledger.took(receipt, len(chunk))
+            yield chunk
 
     async def _settle(self, receipt: Receipt, received: Received, figures: Mapping[str, float]) -> Entry | None:
         """Check an update, fold it and enter it; None where one of the same right was counted before."""
@@ -346,7 +354,7 @@ class AggregatorService:
     def _lose(self, reason: str, error: BaseException) -> None:
         trace = None if isinstance(error, FedroundError) else error
         LOG.error("the sum is lost and the round begins anew: %s: %s", reason, error, exc_info=trace)
-        self._ledger.lose(str(uuid4()))
+        self._ledger.lose(str(uuid4()), f"{reason}: {error}")
         self._aggregate.drop()
         self._entered.ring()
         self._acknowledged.ring()

@@ -1,9 +1,10 @@
 """The coordinator over HTTP: its public app, its ops app, and the process that serves both."""
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from functools import partial
 from random import SystemRandom
@@ -16,7 +17,8 @@ from starlette.types import ASGIApp, Receive
 from fedround import asgi, durable, events, process, serve, tls, wire
 from fedround.books import Books
 from fedround.coordinator import page, store
-from fedround.coordinator.rounds import Memory, Plan, Rounds
+from fedround.coordinator.plan import Memory, Plan
+from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.service import CoordinatorService
 from fedround.durable import Disk
 from fedround.events import Fact, Observer
@@ -31,10 +33,12 @@ from fedround.serve import Endpoint
 from fedround.settings import CoordinatorSettings, reveal
 from fedround.tls import Names
 from fedround.tokens import OPEN, Tokens, guard
-from fedround.wire import Heartbeat, RendezVous, StartTraining
+from fedround.wire import Departure, Heartbeat, Problem, RendezVous, StartTraining
 
 LOG = logging.getLogger(__name__)
 
+MOST_FAILURES = 3
+"""Attempts of a round that fail for lasting reasons before the coordinator is not ready."""
 ANONYMOUS = "participant"
 """What one is called that does not say its name."""
 
@@ -79,7 +83,7 @@ def public(
         return _json(service.start_training(id))
 
     async def leave(request: Request, id: str) -> Response:
-        service.leave(id)
+        service.leave(id, await _failure(request))
         return Response(status_code=204)
 
     routes = [
@@ -109,6 +113,20 @@ def _json(answer: RendezVous | Heartbeat | StartTraining, headers: dict[str, str
     return Response(answer.encode(), headers=headers, media_type="application/json")
 
 
+async def _failure(request: Request) -> str:
+    """Why a participant leaves, where its request says so: never a reason to keep it."""
+    body = bytearray()
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != Problem.media_type:
+        return ""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(wire.DRAIN_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > wire.MAX_PROBLEM:
+                    break
+    return Departure.decode(bytes(body)).reason if len(body) <= wire.MAX_PROBLEM else ""
+
+
 def _is_ordinal(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= 6
 
@@ -135,6 +153,8 @@ def build(
         min_clients=settings.min_clients,
         heartbeat_timeout=settings.heartbeat_timeout,
         round_timeout=settings.round_timeout,
+        seats=settings.seats,
+        shared_seats=settings.shared_seats,
     )
     memory = store.load(disk) if disk else Memory()
     # Its random numbers become tokens: nobody may guess the next one.
@@ -149,7 +169,7 @@ def build(
 
 
 def readiness(health: Health) -> Observer:
-    """An observer by which the coordinator is ready while it is in contact with the aggregator, and can keep who takes part."""
+    """Return an observer by which the coordinator is ready while it reaches the aggregator, can write, and its rounds can end."""
     health.fault("aggregator", "the aggregator was not reached yet")
 
     def observer(fact: Fact) -> None:
@@ -158,6 +178,10 @@ def readiness(health: Health) -> Observer:
                 health.fault("aggregator", f"no contact with the aggregator: {reason}")
             case events.BooksReached():
                 health.fine("aggregator")
+            case events.AttemptDropped(failures=failures) if failures >= MOST_FAILURES:
+                health.fault("round", f"round {fact.round} has failed {failures} times, now because {fact.reason}")
+            case events.RoundCompleted() | events.TrainingCompleted():
+                health.fine("round")
             case events.NotKept(what, reason):
                 health.fault("data directory", f"{what} cannot be kept in the data directory, and no round begins: {reason}")
             case events.WasKept():

@@ -1,14 +1,22 @@
 """One attempt of a round: who takes part, and how far each has come. Part of the coordinator's core: no I/O, no clock."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
+from heapq import heappop, heappush
 
-from fedround.books import Admission, Entry
+from fedround.books import Admission, Admit, Close, Closed, Entry, Revoke
+from fedround.coordinator.history import weighted_means
+from fedround.coordinator.seats import Participant, Who
+from fedround.events import RoundCompleted
+
+MOST_SHOWN = 5
+"""Participants that the reason of a failed attempt names."""
 
 
 class State(Enum):
-    """A participant's part in the open attempt. Who has none is Waiting."""
+    """A participant's part in the open attempt. One without a part is waiting."""
 
     CHOSEN = "chosen"
     SELECTED = "selected"
@@ -22,26 +30,43 @@ OUTSTANDING = (State.CHOSEN, State.SELECTED, State.REVOKING)
 
 @dataclass(slots=True)
 class Member:
+    """A participant's part. It outlives the participant's seat: what was counted stays counted."""
+
     id: str
     name: str
-    token: str
     owner: str
-    state: State
+    who: Who
+    token: str
+    state: State = State.CHOSEN
     deadline: float = math.inf
     ask_at: float = 0.0
+    """When its right is revoked, or revoked again."""
+    give_up: float = math.inf
+    """Until when an update that is arriving may take, once the right is to be revoked."""
     reason: str = ""
+    """Why it lost the part, or is to lose it."""
+    detail: str = ""
+    """The same for people, where there is more to say."""
     entry: Entry | None = None
+
+    @classmethod
+    def of(cls, seat: Participant, token: str) -> "Member":
+        return cls(seat.id, seat.name, seat.owner, seat.who, token)
 
 
 @dataclass(slots=True)
 class Attempt:
+    """The members by id, and by state in the order in which they came to it."""
+
     id: str
     round: int
     begun: float
     opened: bool = False
+    lost: bool = False
+    """The books do not know it any more. Their next page says why."""
     members: dict[str, Member] = field(default_factory=dict)
     by_state: dict[State, dict[str, Member]] = field(default_factory=lambda: {state: {} for state in State})
-    deadlines: list[tuple[float, str]] = field(default_factory=list)
+    _deadlines: list[tuple[float, str]] = field(default_factory=list)
 
     def move(self, member: Member, state: State) -> None:
         self.by_state[member.state].pop(member.id, None)
@@ -59,3 +84,76 @@ class Attempt:
 
     def admissions(self) -> tuple[Admission, ...]:
         return tuple(Admission(m.id, m.token, m.owner) for m in self.by_state[State.CHOSEN].values())
+
+    def due(self, now: float, required: int) -> Admit | Revoke | Close | None:
+        """Return the call to the books that the open attempt needs now."""
+        if self.by_state[State.CHOSEN]:
+            return Admit(self.id, self.admissions())
+        for member in self.by_state[State.REVOKING].values():
+            if member.ask_at <= now:
+                return Revoke(self.id, member.id, max(member.give_up - now, 0.0))
+        if not self.outstanding and len(self.counted) >= required:
+            return Close(self.id, tuple(self.counted))
+        return None
+
+    def admitted(self, admissions: Iterable[Admission], deadline: float) -> tuple[str, ...]:
+        """The books have admitted these. Return the ids of those that are now selected."""
+        members = [self.members[a.id] for a in admissions]
+        selected = [m for m in members if m.state is State.CHOSEN]
+        for member in selected:
+            self._set_deadline(member, deadline)
+            self.move(member, State.SELECTED)
+        return tuple(member.id for member in selected)
+
+    def take_back(self, member: Member, now: float, grace: float, reason: str, detail: str = "") -> None:
+        """Have the right revoked. An update that is arriving has `grace` seconds."""
+        member.reason, member.detail = reason, detail
+        member.ask_at, member.give_up = now, now + grace
+        self.move(member, State.REVOKING)
+
+    def overdue(self, now: float) -> list[Member]:
+        """Return the selected whose deadline is over. Each is returned once."""
+        members: dict[str, Member] = {}
+        while self._deadlines and self._deadlines[0][0] <= now:
+            member = self.members[heappop(self._deadlines)[1]]
+            if member.state is State.SELECTED and member.deadline <= now:
+                members[member.id] = member
+        return list(members.values())
+
+    def postpone(self, seconds: float) -> None:
+        """Move all deadlines."""
+        for member in self.by_state[State.SELECTED].values():
+            self._set_deadline(member, member.deadline + seconds)
+
+    def next_deadline(self) -> float:
+        """Return a time not later than the next deadline or revocation; `math.inf`: there is none."""
+        due = [member.ask_at for member in self.by_state[State.REVOKING].values()]
+        return min(due + [deadline for deadline, _ in self._deadlines[:1]], default=math.inf)
+
+    def why_too_few(self, required: int, timeout: float) -> tuple[str, set[str]]:
+        """Say why fewer than `required` delivered: to people, and as the reasons for which parts were lost."""
+        lost = self.by_state[State.IGNORED].values()
+        ended = list(dict.fromkeys(f"{member.name}: {member.detail or member.reason}" for member in lost))
+        shown = "; ".join(ended[:MOST_SHOWN]) + (f"; and {len(ended) - MOST_SHOWN} more" if len(ended) > MOST_SHOWN else "")
+        reasons = {member.reason for member in lost}
+        advice = "is COORDINATOR_ROUND_TIMEOUT shorter than training takes?"
+        late = f" within {timeout:g} s: {advice}" if "deadline" in reasons else ":"
+        return f"too few delivered ({len(self.counted)} of {required}){late} {shown or 'nobody else is present'}", reasons
+
+    def completed(self, now: float, closed: Closed) -> RoundCompleted:
+        """Say what became of it."""
+        entries = [member.entry for member in self.counted.values() if member.entry is not None]
+        return RoundCompleted(
+            round=self.round,
+            attempt=self.id,
+            ids=tuple(self.counted),
+            dropped=len(self.by_state[State.IGNORED]),
+            samples=sum(entry.samples for entry in entries),
+            parameters=closed.parameters,
+            seconds=now - self.begun,
+            figures=weighted_means(entries),
+        )
+
+    def _set_deadline(self, member: Member, deadline: float) -> None:
+        member.deadline = deadline
+        heappush(self._deadlines, (deadline, member.id))

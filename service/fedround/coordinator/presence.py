@@ -1,62 +1,47 @@
-"""Who is present: participants, ordinals, heartbeat time-outs. Part of the coordinator's core: no I/O, no clock."""
+"""Who is present, who has only registered, and which seats are in doubt. Part of the coordinator's core: no I/O, no clock."""
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from heapq import heappop, heappush
 
+from fedround.coordinator.seats import Known, Ordinals, Participant, Who
+from fedround.errors import NoSeat
+
 MISSED = 3600.0
-"""Seconds for which one that fell silent is missed: then nobody expects it any more."""
+"""Seconds for which a participant that timed out is listed as missing."""
 MOST_MISSED = 1000
-"""Names, whoever invents them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What is worth to be known of a participant after a restart."""
-
-    id: str
-    name: str
-    ordinal: int
-    extended: bool
-    counted: int | None
-    owed: int | None
-    owner: str = ""
-
-
-@dataclass(slots=True)
-class Participant:
-    id: str
-    name: str
-    ordinal: int
-    """The lowest number that nobody else held when it joined."""
-    seen: float
-    expires: float
-    joined: float
-    owner: str = ""
-    """The proved identity that registered it, which alone may act for it; empty: everybody that is let in."""
-    extended: bool = False
-    """It is one of ours: it understands that it is to ask again."""
-    counted: int | None = None
-    """The last round in which its update was counted."""
-    owed: int | None = None
-    """If that round is tried anew, it is asked again: it had a part in it, and may have been told that its update was counted."""
-    known_to_books: bool = False
-    """It was chosen at least once: when it is gone, the books are told to forget it."""
+"""Names that are listed as missing: clients may invent them."""
+MOST_REGISTERED = 10_000
+"""Registrations that wait for their first heartbeat. One more drops the oldest."""
+PROBE = 3.0
+"""Seconds that a seat in doubt has for a heartbeat, and the least between two probes of one seat."""
 
 
 class Presence:
-    """The participants by id. Times are monotonic seconds; `timeout` is the silence after which one is gone."""
+    """The seats by id.
 
-    def __init__(self, timeout: float) -> None:
+    Args:
+        timeout: Seconds without a heartbeat after which a seat is removed.
+        shared_seats: How many participants without an owner may be present.
+
+    A registration that was never heard is only *registered*. Iteration, length and `get` concern those that were heard.
+    """
+
+    def __init__(self, timeout: float, shared_seats: int) -> None:
         self._timeout = timeout
+        self._shared_seats = shared_seats
         self.joined = 0
-        """How often somebody was added."""
+        """How many were heard, ever."""
+        self.shared = 0
+        """How many of those present have no owner."""
         self._present: dict[str, Participant] = {}
-        # Re-arming only changes the participant; its place in this heap is corrected when it comes up.
+        self._registered: dict[str, Participant] = {}
+        """The oldest first."""
+        self._seats: dict[Who, dict[str, Participant]] = {}
+        self._doubted: dict[str, Participant] = {}
+        # Re-arming only changes the seat; its place in this heap is corrected when it comes up.
         self._expiry: list[tuple[float, str]] = []
-        self._ordinals: set[int] = set()
-        self._lowest_free = 0
+        self._ordinals = Ordinals()
         self._fell_silent: dict[str, float] = {}
         """When, by name."""
 
@@ -69,76 +54,151 @@ class Presence:
     def __contains__(self, id: str) -> bool:
         return id in self._present
 
+    @property
+    def registered(self) -> int:
+        """How many wait for their first heartbeat."""
+        return len(self._registered)
+
     def get(self, id: str) -> Participant | None:
         return self._present.get(id)
 
-    def add(
-        self, now: float, id: str, name: str, ordinal: int | None, *, extended: bool, owner: str = "", grace: float = 0.0
-    ) -> Participant:
-        """`ordinal`: the one it held before, given back if it is free. `grace`: what its first time-out is at least."""
-        expires = now + max(self._timeout, grace)
-        participant = self._present[id] = Participant(id, name, self._take_ordinal(ordinal), now, expires, now, owner, extended)
-        heappush(self._expiry, (participant.expires, id))
-        self._fell_silent.pop(name, None)
-        self.joined += 1
-        return participant
+    def find(self, id: str) -> Participant | None:
+        """Return the seat of this id, heard or only registered."""
+        return self._present.get(id) or self._registered.get(id)
 
-    def touch(self, now: float, id: str) -> Participant | None:
-        """It was heard of; None when nobody knows it."""
-        participant = self._present.get(id)
-        if participant is not None:
-            participant.seen, expires = now, now + self._timeout
-            if expires < participant.expires:  # the grace after a restart is over with the first word
-                heappush(self._expiry, (expires, id))
-            participant.expires = expires
-        return participant
+    def seats(self, who: Who) -> list[Participant]:
+        """Return all seats of one identity or name, the oldest first."""
+        return list(self._seats.get(who, {}).values())
 
-    def remove(self, now: float, id: str, *, missed: bool) -> Participant:
-        """`missed`: it fell silent, and somebody is to look for it."""
-        participant = self._present.pop(id)
-        self._ordinals.discard(participant.ordinal)
-        self._lowest_free = min(self._lowest_free, participant.ordinal)
-        self._fell_silent.pop(participant.name, None)
+    def add(self, now: float, id: str, name: str, ordinal: int | None, *, extended: bool, owner: str = "") -> Participant:
+        """Register a participant. `ordinal`: the one it held before, given back if it is free. Raises `NoSeat`."""
+        self._check_room(owner)
+        # A stray request of 0.8's kind must not shift the ordinals of others.
+        taken = self._ordinals.take(ordinal) if extended else None
+        seat = Participant(id, name, owner, extended, taken, joined=now, seen=now, expires=now + self._timeout)
+        self._registered[id] = seat
+        self._seats.setdefault(seat.who, {})[id] = seat
+        if len(self._registered) > MOST_REGISTERED:
+            self.remove(now, next(iter(self._registered.values())))
+        return seat
+
+    def restore(self, now: float, known: Known, grace: float) -> None:
+        """Give a seat back that was heard before a restart. `grace`: seconds that its first time-out takes at least."""
+        ordinal, expires = self._ordinals.take(known.ordinal), now + max(self._timeout, grace)
+        seat = Participant(known.id, known.name, known.owner, known.extended, ordinal, joined=now, seen=now, expires=expires)
+        seat.counted, seat.owed, seat.known_to_books = known.counted, known.owed, True
+        self._seats.setdefault(seat.who, {})[seat.id] = seat
+        self._admit(seat)
+
+    def beat(self, now: float, seat: Participant) -> bool:
+        """Note a heartbeat. True: it was the first, and the participant is present now. Raises `NoSeat`."""
+        first = not seat.heard
+        if first:
+            self._check_room(seat.owner)
+        seat.pause, seat.beat = now - seat.seen, now
+        seat.probe_at = seat.gone_at = math.inf
+        self._doubted.pop(seat.id, None)
+        self.answered(now, seat)
+        if first:
+            del self._registered[seat.id]
+            if seat.ordinal is None:
+                seat.ordinal = self._ordinals.take(None)
+            self._admit(seat)
+        return first
+
+    def answered(self, now: float, seat: Participant) -> None:
+        """Re-arm the time-out. The answer to a held heartbeat does so, too, but proves no life."""
+        seat.seen, expires = now, now + self._timeout
+        if expires < seat.expires:  # the grace after a restart ends with the first heartbeat
+            heappush(self._expiry, (expires, seat.id))
+        seat.expires = expires
+
+    def remove(self, now: float, seat: Participant, *, missed: bool = False) -> None:
+        """Give the seat up. `missed`: it timed out, and somebody is to look for it."""
+        (self._present if seat.heard else self._registered).pop(seat.id)
+        self._doubted.pop(seat.id, None)
+        others = self._seats[seat.who]
+        del others[seat.id]
+        if not others:
+            del self._seats[seat.who]
+        if seat.ordinal is not None:
+            self._ordinals.free(seat.ordinal)
+        if not seat.heard:
+            return
+        self.shared -= not seat.owner
+        self._fell_silent.pop(seat.name, None)
         if missed:
-            self._fell_silent[participant.name] = now
+            self._fell_silent[seat.name] = now
             while len(self._fell_silent) > MOST_MISSED:
                 del self._fell_silent[next(iter(self._fell_silent))]
-        return participant
+
+    def doubt(self, now: float, who: Who) -> None:
+        """Have every seat of `who` prove that it lives: somebody else registered under the same name."""
+        for seat in self._seats.get(who, {}).values():
+            if seat.heard and seat.id not in self._doubted:
+                seat.probe_at = max(now, seat.probed + PROBE)
+                self._doubted[seat.id] = seat
+
+    def probe(self, now: float) -> list[Participant]:
+        """Begin the probes that are due. Return the seats whose held heartbeat has to be answered."""
+        due = [seat for seat in self._doubted.values() if seat.probe_at <= now]
+        for seat in due:
+            seat.probe_at, seat.probed = math.inf, now
+            # One whose heartbeats are rare, by its settings, gets the time for the next.
+            seat.gone_at = now + max(PROBE, min(2 * seat.pause, self._timeout))
+        return due
+
+    def replaced(self, now: float) -> list[Participant]:
+        """Return the seats that did not prove that they live."""
+        return [seat for seat in self._doubted.values() if seat.gone_at <= now]
 
     def missing(self, now: float) -> dict[str, float]:
-        """Who fell silent and has not come back under its name, and for how many seconds it has been gone."""
+        """Return the names that timed out and have not come back, and for how many seconds each has been gone."""
         names = {participant.name for participant in self}
         gone = {name: now - since for name, since in self._fell_silent.items() if name not in names}
         return {name: seconds for name, seconds in gone.items() if seconds <= MISSED}
 
-    def silent(self, now: float) -> list[str]:
-        """The ids whose time-out is over."""
-        ids: dict[str, None] = {}
+    def silent(self, now: float) -> list[Participant]:
+        """Return those present whose time-out is over."""
+        seats: dict[str, Participant] = {}
         while self._expiry and self._expiry[0][0] <= now:
             _, id = heappop(self._expiry)
-            participant = self._present.get(id)
-            if participant is None:
+            seat = self._present.get(id)
+            if seat is None:
                 continue
-            if participant.expires <= now:
-                ids[id] = None
+            if seat.expires <= now:
+                seats[id] = seat
             else:
-                heappush(self._expiry, (participant.expires, id))
-        return list(ids)
+                heappush(self._expiry, (seat.expires, id))
+        return list(seats.values())
+
+    def drop_unheard(self, now: float) -> None:
+        """Remove the registrations whose first heartbeat did not come within the time-out."""
+        while self._registered and (oldest := next(iter(self._registered.values()))).expires <= now:
+            self.remove(now, oldest)
 
     def spare(self, now: float) -> None:
-        """Nobody could be heard of until now: every time-out begins again."""
-        for participant in self:
-            participant.expires = max(participant.expires, now + self._timeout)
+        """Begin every time-out again: no heartbeat could be heard until now."""
+        for seat in (*self._present.values(), *self._registered.values()):
+            seat.expires = max(seat.expires, now + self._timeout)
+        for seat in self._doubted.values():
+            seat.gone_at = max(seat.gone_at, now + PROBE) if seat.gone_at < math.inf else math.inf
 
     def next_expiry(self) -> float:
-        """Not later than the next time-out; `math.inf` when nobody is there."""
-        return self._expiry[0][0] if self._expiry else math.inf
+        """Return a time not later than the next time-out or probe; `math.inf`: there is none."""
+        due = [min(seat.probe_at, seat.gone_at) for seat in self._doubted.values()]
+        due += [self._expiry[0][0]] if self._expiry else []
+        due += [next(iter(self._registered.values())).expires] if self._registered else []
+        return min(due, default=math.inf)
 
-    def _take_ordinal(self, wanted: int | None) -> int:
-        if wanted is None or wanted in self._ordinals:
-            wanted = self._lowest_free
-            while wanted in self._ordinals:
-                wanted += 1
-            self._lowest_free = wanted + 1
-        self._ordinals.add(wanted)
-        return wanted
+    def _check_room(self, owner: str) -> None:
+        if not owner and self.shared >= self._shared_seats:
+            raise NoSeat(self._shared_seats)
+
+    def _admit(self, seat: Participant) -> None:
+        seat.heard = True
+        self._present[seat.id] = seat
+        heappush(self._expiry, (seat.expires, seat.id))
+        self._fell_silent.pop(seat.name, None)
+        self.joined += 1
+        self.shared += not seat.owner

@@ -13,7 +13,8 @@ from typing import Any
 from fedround import events
 from fedround.backoff import delays
 from fedround.books import Admit, Books, Call, Open, carry_out
-from fedround.coordinator.rounds import Memory, Rounds
+from fedround.coordinator.plan import Memory
+from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.status import status
 from fedround.errors import ExchangeError, UnknownAttempt
 from fedround.events import Observer
@@ -78,6 +79,8 @@ class CoordinatorService:
         """The memory is to be written down."""
         self._stale_from = -math.inf
         self._reachable = asyncio.Event()
+        self._poll: asyncio.Timeout | None = None
+        """Of the ledger."""
         self._delays: Iterator[float] | None = None
         """Of the outage that goes on; None while there is none."""
         self._holds: dict[str, asyncio.Timeout] = {}
@@ -103,9 +106,12 @@ class CoordinatorService:
         """Register a participant, until training is complete.
 
         `ordinal` is the one it held before, `owner` its proved identity; with `extended` it understands our additions.
+        Raises `NoSeat`.
         """
-        participant = self._rounds.join(self._clock(), name, ordinal, extended=extended, owner=owner)
-        self._changed()
+        try:
+            participant = self._rounds.join(self._clock(), name, ordinal, extended=extended, owner=owner)
+        finally:
+            self._changed()
         return RendezVous(None) if participant is None else RendezVous(participant.id, participant.ordinal)
 
     def authorize(self, id: str, owner: str) -> None:
@@ -116,7 +122,7 @@ class CoordinatorService:
         """What the participant shall do, with every addition to the protocol.
 
         An answer that would be `stand_by` is held until it is another one, for up to `wait` seconds, and no longer than until the
-        next heartbeat of the same id, or until `hung_up()` returns.
+        next heartbeat of the same id, or until `hung_up()` returns. Raises `Busy` or `NoSeat`.
         """
         self._end_hold(id)
         # Only one who waits asks for an answer to be held.
@@ -131,29 +137,33 @@ class CoordinatorService:
                 await hung_up()
             return answer
         except TimeoutError:
-            return self._answer(id, idle=True)
+            return self._answer(id, idle=True, held=True)
         finally:
             if self._holds.get(id) is hold:
                 del self._holds[id]
 
     def start_training(self, id: str) -> StartTraining:
         """Where to go with which token. It was admitted before the participant was told of the round, so nobody has to be asked."""
-        token = self._rounds.start_training(self._clock(), id)
+        token = self._rounds.start_training(id)
         if token is None:
             return StartTraining(None, None)
         return StartTraining(self.aggregator_url, token, **(self._trace() if self._rounds.extended(id) else {}))
 
-    def leave(self, id: str) -> None:
-        """Good-bye, also to somebody unknown."""
-        self._rounds.leave(self._clock(), id)
+    def leave(self, id: str, failure: str = "") -> None:
+        """Remove a participant that leaves, for a `failure` if there is one. An unknown one is gone already."""
+        self._rounds.leave(self._clock(), id, failure)
         self._changed()
 
     def status(self) -> dict[str, Any]:
         """The state as JSON-able data, ids cut."""
         return status(self._rounds, self._clock(), reachable=self._reachable.is_set(), faults=self._faults)
 
-    def _answer(self, id: str, *, idle: bool) -> Heartbeat:
-        answer = self._rounds.heartbeat(self._clock(), id, idle=idle)
+    def _answer(self, id: str, *, idle: bool, held: bool = False) -> Heartbeat:
+        try:
+            answer = self._rounds.heartbeat(self._clock(), id, idle=idle, held=held)
+        finally:
+            if self._tell():
+                self._kick.set()
         return answer if answer.token is None else replace(answer, url=self.aggregator_url, **self._trace())
 
     def _end_hold(self, id: str) -> None:
@@ -171,19 +181,22 @@ class CoordinatorService:
         self._tell()
         self._kick.set()
 
-    def _tell(self) -> None:
-        for fact in self._rounds.take_facts():
+    def _tell(self) -> bool:
+        """Tell what happened; False where nothing did."""
+        facts = self._rounds.take_facts()
+        for fact in facts:
             match fact:
                 case events.Selected(ids=ids):
                     for id in ids:
                         self._end_hold(id)
-                case events.ParticipantGone(id=id):
+                case events.ParticipantGone(id=id) | events.ParticipantDoubted(id=id):
                     self._end_hold(id)
                 case events.TrainingCompleted():
                     self._end_holds()
             self._observer(fact)
             if isinstance(fact, WORTH_KEEPING) or (isinstance(fact, events.RoundCompleted) and self._clock() >= self._stale_from):
                 self._news.set()
+        return bool(facts)
 
     async def _keep_up(self) -> None:
         """Keep the memory on disk. Of rounds that are quick it may be behind: which are over, the books know."""
@@ -231,7 +244,14 @@ class CoordinatorService:
                 await self._unreachable("ledger", error)
 
     async def _read_ledger(self, incarnation: str) -> None:
-        page = await self._books.ledger(incarnation, self._rounds.after)
+        poll = self._poll = asyncio.timeout(None)
+        try:
+            async with poll:
+                page = await self._books.ledger(incarnation, self._rounds.after)
+        except TimeoutError:
+            return  # to ask again, like one who knows nothing
+        finally:
+            self._poll = None
         self._reached()
         self._faults = page.faults
         self._rounds.recorded(self._clock(), page)
@@ -271,7 +291,9 @@ class CoordinatorService:
         try:
             answer = await carry_out(self._books, call)
         except UnknownAttempt:
-            self._rounds.lost(self._clock(), call.attempt)
+            self._rounds.lost(call.attempt)
+            if self._poll is not None:
+                self._poll.reschedule(0.0)
         else:
             self._reached()
             self._rounds.answered(self._clock(), call, answer)

@@ -4,7 +4,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from fedround.coordinator.rounds import Rounds
+from fedround.coordinator.seats import Participant
 from fedround.events import short
+
+MOST_FAILURES = 50
+"""Participants whose last failures are shown."""
 
 
 def status(rounds: Rounds, now: float, *, reachable: bool = True, faults: Iterable[str] = ()) -> dict[str, Any]:
@@ -22,17 +26,15 @@ def status(rounds: Rounds, now: float, *, reachable: bool = True, faults: Iterab
         "aggregator_reachable": reachable,
         "aggregator_faults": list(faults),
         "joined": rounds.present.joined,
-        "participants": [
-            {
-                "name": p.name,
-                "id": short(p.id),
-                "ordinal": p.ordinal,
-                "state": "waiting" if attempt is None or p.id not in attempt.members else attempt.members[p.id].state.value,
-                "seconds_since_contact": round(now - p.seen, 3),
-                "counted": p.counted,
-            }
-            for p in rounds.present
+        "registered": rounds.present.registered,
+        "participants": [_participant(rounds, p, now) for p in rounds.present],
+        "sitting_out": sum(rounds.reliability.sits_out(p.who, rounds.round) for p in rounds.present),
+        "failures": [
+            {"name": r.name, "failures": r.failures, "reason": r.reason, "seconds": round(now - r.at, 3)}
+            for r in list(rounds.reliability)[: -MOST_FAILURES - 1 : -1]
         ],
+        "failed_attempts": rounds.trouble.lasting,
+        "trouble": rounds.trouble.reason,
         "missing": [{"name": name, "seconds": round(seconds, 3)} for name, seconds in rounds.present.missing(now).items()],
         "last_rounds": [
             {
@@ -47,6 +49,20 @@ def status(rounds: Rounds, now: float, *, reachable: bool = True, faults: Iterab
             }
             for r in rounds.history
         ],
+    }
+
+
+def _participant(rounds: Rounds, p: Participant, now: float) -> dict[str, Any]:
+    attempt, record = rounds.attempt, rounds.reliability.get(p.who)
+    return {
+        "name": p.name,
+        "id": short(p.id),
+        "ordinal": p.ordinal,
+        "state": "waiting" if attempt is None or p.id not in attempt.members else attempt.members[p.id].state.value,
+        "seconds_since_contact": round(now - p.seen, 3),
+        "counted": p.counted,
+        "failures": record.failures if record else 0,
+        "sits_out_until": record.until if record and rounds.round < record.until else None,
     }
 
 

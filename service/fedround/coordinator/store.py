@@ -6,8 +6,8 @@ from typing import Any
 
 from fedround import durable
 from fedround.coordinator.history import Past
-from fedround.coordinator.presence import Known
-from fedround.coordinator.rounds import Memory
+from fedround.coordinator.plan import Memory
+from fedround.coordinator.seats import Known
 from fedround.durable import Disk
 from fedround.errors import DataDamaged
 

@@ -136,15 +136,22 @@ def _platform_line(fact: Fact) -> _Line | None:
     match fact:
         case events.ParticipantJoined(id, name):
             return logging.INFO, f"{name} joined as {short(id)}"
+        case events.ParticipantGone(id, name, "failed", detail):
+            return logging.WARNING, f"participant {name} ({short(id)}) left because of a failure: {detail}"
+        case events.ParticipantGone(id, name, "replaced"):
+            return logging.INFO, f"participant {name} ({short(id)}) was replaced by a newer registration"
         case events.ParticipantGone(id, name, reason):
             level = logging.WARNING if reason == "silent" else logging.INFO
             return level, f"{name} ({short(id)}) is gone: {reason}"
+        case events.SatOut(number, name, failures, rounds, reason):
+            many = "1 round" if rounds == 1 else f"{rounds} rounds"
+            return logging.WARNING, f"participant {name} sits out {many} after {failures} failures in a row: {reason}"
         case events.Selected(number, ids):
             return logging.INFO, f"round {number}: {len(ids)} selected"
-        case events.Revoked(number, id, reason):
-            return logging.WARNING, f"round {number}: taken from {short(id)} ({reason})"
-        case events.AttemptDropped(number, _, counted, reason):
-            return logging.WARNING, f"round {number} is tried anew, {counted} counted updates are void: {reason}"
+        case events.Revoked(number, id, reason, name, detail):
+            return logging.WARNING, f"round {number}: taken from {name} ({short(id)}): {detail or reason}"
+        case events.AttemptDropped(number, _, counted, reason, _, _, pause):
+            return logging.WARNING, f"round {number} is tried again in {pause:g} s, {counted} counted updates are void: {reason}"
         case events.RoundCompleted(number, _, ids, dropped, samples, parameters, seconds, figures):
             told = [
                 f"{len(ids)} updates",

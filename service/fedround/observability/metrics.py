@@ -214,8 +214,11 @@ class CoordinatorMetrics(Metrics):
         self._dropped = make(
             Counter,
             "dropped_total",
-            "Participants that fell silent or left, and rounds that the deadline took from one.",
-            {"reason": ["silent", "deadline", "left"]},
+            "Participants that fell silent, left or were replaced, and rounds that the deadline took from one.",
+            {"reason": ["silent", "deadline", "left", "failed", "replaced"]},
+        )
+        self._sat_out = make(
+            Counter, "sit_outs_total", "Number of times that a participant had to sit out after failures in a row."
         )
         self._not_kept = make(Counter, *_NOT_KEPT)
         self._requests = _Requests(self)
@@ -239,6 +242,8 @@ class CoordinatorMetrics(Metrics):
                 self._dropped.labels(fact.reason).inc()
             case events.Revoked(reason="deadline"):
                 self._dropped.labels("deadline").inc()
+            case events.SatOut():
+                self._sat_out.inc()
             case events.NotKept():
                 self._not_kept.inc()
             case events.RequestServed():
@@ -493,6 +498,8 @@ class _CoordinatorState(Collector):
             ("round_timeout_seconds", "How long the selected have to deliver.", status["round_timeout"]),
             ("aggregator_reachable", "1 while the aggregator answers.", status["aggregator_reachable"]),
             ("participants_missing", "Who fell silent in the last hour and has not come back.", len(status["missing"])),
+            ("participants_sitting_out", "Participants that sit out the round, after failures in a row.", status["sitting_out"]),
+            ("round_failed_attempts", "Attempts of the round that failed for lasting reasons.", status["failed_attempts"]),
             ("waiting_for_participants", "1 while there are too few to begin.", state.startswith("waiting for participants")),
             ("training_complete", "1 after the last round.", state == "complete"),
         )

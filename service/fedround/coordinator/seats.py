@@ -1,0 +1,89 @@
+"""A seat: what is known of one registration; and the ordinals that seats hold. Part of the coordinator's core: no I/O, no clock."""
+
+import math
+from dataclasses import dataclass
+
+Who = tuple[str, str]
+"""Whom failures count against, and by whom a former life is recognised."""
+
+
+def who(id: str, name: str, owner: str, *, extended: bool) -> Who:
+    """Return the proved identity, else the name; a participant of 0.8 gives no name and is known by its id alone."""
+    if owner:
+        return "owner", owner
+    return ("name", name) if extended else ("id", id)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is worth knowing of a seat after a restart."""
+
+    id: str
+    name: str
+    ordinal: int | None
+    extended: bool
+    counted: int | None
+    owed: int | None
+    owner: str = ""
+
+
+@dataclass(slots=True)
+class Participant:
+    """The seat of one registration. Times are monotonic seconds."""
+
+    id: str
+    name: str
+    owner: str
+    """The proved identity that registered it, which alone may act for it; empty: every client that is let in."""
+    extended: bool
+    """It is one of ours, and understands our additions to the protocol."""
+    ordinal: int | None
+    """The lowest number that no other seat held when it got it; None before the first heartbeat of a participant of 0.8."""
+    joined: float
+    seen: float
+    """When it last sent a heartbeat, or got the answer to one."""
+    expires: float
+    heard: bool = False
+    """It has sent a heartbeat, in this life of the coordinator or the one before."""
+    beat: float = -math.inf
+    """When it last sent a heartbeat."""
+    pause: float = 0.0
+    """Seconds from its last answer to its last heartbeat."""
+    probed: float = -math.inf
+    """When it last had to prove that it lives."""
+    probe_at: float = math.inf
+    """When it has to do so next."""
+    gone_at: float = math.inf
+    """When it is removed, unless it sends a heartbeat before."""
+    counted: int | None = None
+    """The last round in which its update was counted."""
+    owed: int | None = None
+    """The round for which it is asked again: it had a part in a lost attempt, and may have been told that it was counted."""
+    known_to_books: bool = False
+    """It was selected at least once: when it is gone, the books are told to forget it."""
+
+    @property
+    def who(self) -> Who:
+        return who(self.id, self.name, self.owner, extended=self.extended)
+
+
+class Ordinals:
+    """The numbers that seats hold."""
+
+    def __init__(self) -> None:
+        self._taken: set[int] = set()
+        self._lowest_free = 0
+
+    def take(self, wanted: int | None) -> int:
+        """Return `wanted` if it is free, else the lowest free number."""
+        if wanted is None or wanted in self._taken:
+            wanted = self._lowest_free
+            while wanted in self._taken:
+                wanted += 1
+            self._lowest_free = wanted + 1
+        self._taken.add(wanted)
+        return wanted
+
+    def free(self, ordinal: int) -> None:
+        self._taken.discard(ordinal)
+        self._lowest_free = min(self._lowest_free, ordinal)

@@ -9,6 +9,7 @@ import mmap
 import os
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
@@ -72,7 +73,8 @@ class Memory:
             os.close(fd)
 
     def __del__(self) -> None:
-        self.close()
+        with suppress(OSError):  # somebody closed everything
+            self.close()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ _CHILDS: dict[int, Any] = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal
 """The handlers of a process that the participant's own code forks: those that Python gives a program."""
 _open: list[socket.socket] = []
 """The sockets of `signals`, while it is at work."""
+_mask = threading.local()
+"""The signals that a thread has blocked, while it forks."""
 
 
 @contextmanager
@@ -58,17 +60,29 @@ def _ignore(_number: int, _frame: FrameType | None) -> None:
     """The byte in the socket says it all. A handler of Python's there must be, or no byte is written."""
 
 
-def _forked() -> None:
-    """Run first of all in a forked process: otherwise a signal to it would count as one to the participant."""
-    if not _open:
-        return
-    signal.set_wakeup_fd(-1)
-    for number, handler in _CHILDS.items():
-        if signal.getsignal(number) is _ignore:
-            signal.signal(number, handler)
-    for one in _open:
-        one.close()
-    _open.clear()
+def _before_fork() -> None:
+    """A signal that comes to the child too early waits until the child's own handlers are in place."""
+    if _open:
+        _mask.former = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
-os.register_at_fork(after_in_child=_forked)
+def _after_fork() -> None:
+    if (former := getattr(_mask, "former", None)) is not None:
+        _mask.former = None
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
+def _in_child() -> None:
+    """Otherwise a signal to the child would count as one to the participant."""
+    if _open:
+        signal.set_wakeup_fd(-1)
+        for number, handler in _CHILDS.items():
+            if signal.getsignal(number) is _ignore:
+                signal.signal(number, handler)
+        for one in _open:
+            one.close()
+        _open.clear()
+    _after_fork()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)

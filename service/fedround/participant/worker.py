@@ -130,7 +130,7 @@ class Worker:
         made = self._make(first[0])
         if made is None:
             return os.EX_OK
-        self._channel.send({"kind": "ready"})
+        self._send({"kind": "ready"})
         del first
         with tracing("participant", made[0]) as spans:
             training = Training(made[1], self._observe, Measuring(self._observe), failures=BaseException)
@@ -145,7 +145,7 @@ class Worker:
             return recipe["name"], _load(recipe["class"], recipe["options"])
         except (ConfigurationError, ParticipantError) as error:
             wrong = isinstance(error, ConfigurationError)
-            self._channel.send({"kind": "unusable", "setting": wrong, "text": str(error), "trace": traces.text_of(error)})
+            self._send({"kind": "unusable", "setting": wrong, "text": str(error), "trace": traces.text_of(error)})
             return None
 
     def _train(self, training: Training, message: Mapping[str, Any], memories: list[Memory], spans: "Tracing | None") -> None:
@@ -164,12 +164,10 @@ class Worker:
             text = traces.text_of(error)
             traces.release(error)
             kind = type(error).__name__
-            self._channel.send(
-                {"kind": "failed", "serial": serial, "error": kind, "text": str(error)[: traces.MAX_TEXT], "trace": text}
-            )
+            self._send({"kind": "failed", "serial": serial, "error": kind, "text": str(error)[: traces.MAX_TEXT], "trace": text})
         else:
             del parts
-            self._channel.send({"kind": "trained", "serial": serial, "pieces": pieces}, shared)
+            self._send({"kind": "trained", "serial": serial, "pieces": pieces}, shared)
         finally:
             self._round = None
 
@@ -180,12 +178,20 @@ class Worker:
         except OSError as error:
             raise TrainingError(f"the global model of {model.memory.size} bytes cannot be mapped: {error.strerror}") from error
 
+    def _send(self, message: Mapping[str, object], memories: Sequence[Memory] = ()) -> None:
+        try:
+            self._channel.send(message, memories)
+        except OSError as error:
+            # Nothing can be done without it. The supervisor starts another worker.
+            LOG.error("the training process lost its connection: %s. Does the training code close file descriptors?", error)
+            leaving.end(os.EX_IOERR)
+
     def _observe(self, fact: Fact) -> None:
         if (message := telling.encode(fact)) is not None:
-            self._channel.send(message)
+            self._send(message)
 
     def _report(self, serial: int, figures: Mapping[str, float]) -> None:
-        self._channel.send({"kind": "reported", "serial": serial, "figures": dict(figures)})
+        self._send({"kind": "reported", "serial": serial, "figures": dict(figures)})
 
 
 def _load(name: str, options: Mapping[str, Any]) -> ParticipantABC[Any, Any]:

@@ -1,0 +1,226 @@
+"""Training code that misbehaves: the participant stays registered, ready, observable and stoppable, and loses one round at most."""
+
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from support.federation import Running, our_platform
+from support.misbehaving import Misbehaving
+from support.processes import Process, running, until
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux' /proc and signals")
+
+TESTS = str(Path(__file__).parent.parent)
+HARMLESS = [
+    "pool",
+    "large_pool",
+    "terminated_child",
+    "spawned_child",
+    "child_that_reports",
+    "seed",
+    "configure_logging",
+]
+OF_THE_WORKER = ["handle_signals", "change_the_process", "close_the_standard_streams"]
+"""What nobody can make good in the process that it is done in."""
+FATAL = {
+    "abort": "the training process crashed with SIGABRT",
+    "crash": "the training process crashed with SIGSEGV",
+    "be_killed": "the training process was killed by SIGKILL: out of memory?",
+    "exit_at_once": "the training process ended with exit code 3",
+    "sys_exit": "SystemExit: 3",
+    "interrupt": "KeyboardInterrupt: ",
+    "become_another_program": "the training process was killed: it had closed its connection",
+    "close_everything": "the training process ended with exit code 74",
+    "take_too_much_memory": "MemoryError: Unable to allocate",
+}
+REASONS = {
+    "abort": "crashed",
+    "crash": "crashed",
+    "be_killed": "killed",
+    "exit_at_once": "exited",
+    "become_another_program": "lost",
+    "close_everything": "exited",
+}
+
+
+@contextmanager
+def misbehaving(p: Running, directory: Path, *how: str, exporter: str = "none", **settings: str) -> Iterator[Process]:
+    """A participant whose code misbehaves."""
+    options = {"how": how, "directory": str(directory)}
+    own = {
+        "COORDINATOR_URL": p.url,
+        "CLASS": f"support.misbehaving:{Misbehaving.__name__}",
+        "OPTIONS": json.dumps(options),
+        "NAME": "silo-1",
+        "AFTER_FINISH": "wait",
+        **settings,
+    }
+    environ = {"PYTHONPATH": TESTS, "OTEL_TRACES_EXPORTER": exporter}
+    with running("participant", **environ, **{f"PARTICIPANT_{name}": value for name, value in own.items()}) as process:
+        yield process
+
+
+def alive(pid: int) -> bool:
+    """Whether there is such a process, which is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def children(pid: int) -> list[int]:
+    """The processes that `pid` has started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()] + [
+        int(child)
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        if task.name != str(pid)
+        for child in (task / "children").read_text().split()
+    ]
+
+
+def metric(process: Process, name: str) -> float:
+    found = re.search(rf"^{re.escape(name)} (\S+)$", process.get("PARTICIPANT_OPS_PORT", "/metrics").decode(), re.MULTILINE)
+    assert found is not None, name
+    return float(found[1])
+
+
+def finished(process: Process) -> None:
+    """Wait until training is complete."""
+    until(lambda: process.status("PARTICIPANT_OPS_PORT")["state"] == "training complete", within=80)
+
+
+def replaced(process: Process, times: int) -> bool:
+    """Whether the worker was replaced so often, and the last one is ready."""
+    worker = process.status("PARTICIPANT_OPS_PORT")["worker"]
+    return (worker["state"], worker["restarts"]) == ("idle", times)
+
+
+@pytest.mark.parametrize(("isolation", "ways"), [("process", [*HARMLESS, *OF_THE_WORKER]), ("thread", HARMLESS)])
+def test_code_that_does_what_it_may_costs_nothing(isolation: str, ways: list[str], tmp_path: Path) -> None:
+    rounds = len(ways)
+    with our_platform(rounds=rounds) as p, misbehaving(p, tmp_path, *ways, ISOLATION=isolation) as process:
+        finished(process)
+        assert process.probe("/readyz")[0] == 200
+        assert process.status("PARTICIPANT_OPS_PORT")["rounds"] == {"completed": rounds}
+        assert process.end() == 0
+    assert (tmp_path / "done").read_text().split() == ways
+    assert "Traceback" not in process.log
+    assert process.log.count("registered as") == 1
+    assert f"round {rounds - 1} completed" in process.log, "it goes on logging"
+
+
+@pytest.mark.timeout(120)
+def test_code_that_fails_or_dies_loses_its_round_and_nothing_else(tmp_path: Path) -> None:
+    rounds = len(FATAL)
+    with our_platform(rounds=rounds) as p, misbehaving(p, tmp_path, *FATAL) as process:
+        finished(process)
+        assert process.status("PARTICIPANT_OPS_PORT")["rounds"] == {"failed": rounds, "completed": rounds}
+        assert process.probe("/readyz")[0] == 200
+        for reason, count in Counter(REASONS.values()).items():
+            assert metric(process, f'fedround_participant_worker_restarts_total{{reason="{reason}"}}') == count
+        assert metric(process, "fedround_participant_worker_up") == 1
+        worker = process.status("PARTICIPANT_OPS_PORT")["worker"]
+        assert (worker["state"], worker["restarts"]) == ("idle", len(REASONS))
+        assert process.end() == 0
+    for number, (how, reason) in enumerate(FATAL.items()):
+        assert re.search(
+            rf"round {number} failed after [^\n]*: train failed in round {number}: {re.escape(reason)}", process.log
+        ), how
+
+
+def test_code_that_exits_in_the_process_of_the_service_has_failed(tmp_path: Path) -> None:
+    with our_platform(rounds=1) as p, misbehaving(p, tmp_path, "sys_exit", ISOLATION="thread") as process:
+        finished(process)
+        assert process.end() == 0
+    assert "train failed in round 0: SystemExit: 3" in process.log
+
+
+def test_code_that_holds_the_lock_costs_no_heartbeat(tmp_path: Path) -> None:
+    with our_platform(rounds=1, heartbeat_timeout=2) as p, misbehaving(p, tmp_path, "hold_the_lock") as process:
+        process.said("round 0: selected")
+        while not p.status()["last_rounds"]:
+            assert process.probe("/livez")[0] == process.probe("/readyz")[0] == 200
+            assert len(p.status()["participants"]) == 1
+        process.said("finished")
+        assert p.status()["joined"] == 1
+        assert process.end() == 0
+
+
+def test_code_that_ignores_everything_is_killed_when_its_round_was_cancelled_and_trains_the_next(tmp_path: Path) -> None:
+    with our_platform(rounds=1, round_timeout=2) as p, misbehaving(p, tmp_path, "deaf", CANCEL_TIMEOUT="1s") as process:
+        process.said("was killed: it did not return after its round was cancelled")
+        finished(process)
+        assert metric(process, 'fedround_participant_worker_restarts_total{reason="cancelled"}') == 1
+        assert process.end() == 0
+    assert process.log.count("registered as") == 1, "it was never away"
+
+
+def test_what_code_has_started_ends_with_the_participant(tmp_path: Path) -> None:
+    with our_platform(rounds=2) as p, misbehaving(p, tmp_path, "children_that_stay", DRAIN_TIMEOUT="300ms") as process:
+        until((tmp_path / "left").exists)
+        pids = [int(pid) for pid in (tmp_path / "left").read_text().split()]
+        assert all(map(alive, pids))
+        began = time.monotonic()
+        assert process.end() == 0
+        assert time.monotonic() - began < 8
+        assert not any(map(alive, pids))
+        assert p.status()["participants"] == []
+    assert "the participant's own code does not return: exiting without it" in process.log
+
+
+def test_a_worker_dies_with_a_participant_that_is_killed(tmp_path: Path) -> None:
+    with our_platform(rounds=2) as p, misbehaving(p, tmp_path, "hold_the_lock") as process:
+        until((tmp_path / "done").exists)
+        (worker,) = children(process.pid)
+        process.send(signal.SIGKILL)
+        process.wait()
+        assert until(lambda: not alive(worker)) < 3
+
+
+def test_a_signal_to_the_group_of_a_participant_does_not_reach_its_worker(tmp_path: Path) -> None:
+    """Ctrl-C in a terminal."""
+    with our_platform(min_clients=2) as p, misbehaving(p, tmp_path, "pool") as process:
+        until(lambda: process.probe("/readyz")[0] == 200)
+        (worker,) = children(process.pid)
+        assert os.getpgid(worker) == os.getsid(worker) == worker != os.getpgid(process.pid)
+        assert process.end() == 0
+
+
+def test_an_idle_worker_that_dies_is_replaced_and_nobody_notices(tmp_path: Path) -> None:
+    with our_platform(min_clients=2) as p, misbehaving(p, tmp_path, "pool") as process:
+        until(lambda: process.probe("/readyz")[0] == 200)
+        for count in (1, 2):
+            (worker,) = children(process.pid)
+            os.kill(worker, signal.SIGKILL)
+            until(partial(replaced, process, count))
+            assert process.probe("/readyz")[0] == 200
+        (shown,) = p.status()["participants"]
+        assert shown["name"] == "silo-1"
+        assert process.end() == 0
+    assert process.log.count("registered as") == 1
+
+
+def test_seeded_code_gets_the_same_numbers_whether_or_not_it_is_traced(tmp_path: Path) -> None:
+    numbers: list[str] = []
+    for isolation in ("process", "thread"):
+        for exporter in ("none", "console"):
+            directory = tmp_path / f"{isolation}-{exporter}"
+            directory.mkdir()
+            with (
+                our_platform(rounds=1) as p,
+                misbehaving(p, directory, "seed", ISOLATION=isolation, exporter=exporter) as process,
+            ):
+                process.said("finished")
+                assert process.end() == 0
+            numbers.append((directory / "numbers").read_text())
+    assert len(set(numbers)) == 1

@@ -6,6 +6,7 @@ import os
 import shutil
 import ssl
 from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -299,6 +300,23 @@ def test_a_handshake_that_does_not_end_is_cut_off(run: Run, pair: Pair, monkeypa
                 async with connected(endpoint.port) as connection:
                     await connection.send(begun)
                     assert await connection.at_end()
+
+    run(main())
+
+
+def test_a_handshake_that_has_not_begun_counts_as_a_connection_and_gives_way(run: Run, authority: Authority, pair: Pair) -> None:
+    async def main() -> None:
+        endpoint = served(pair)
+        endpoint.limits = (4, 4)
+        async with serving(endpoint), AsyncExitStack() as stack:
+            idle = [await stack.enter_async_context(connected(endpoint.port)) for _ in range(4)]
+            assert (await ask(endpoint.port, trusting(authority))).status == 200
+            ended = [asyncio.create_task(connection.at_end()) for connection in idle]
+            done, waiting = await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
+            assert len(done) < len(idle)
+            assert all(task.result() for task in done)
+            for task in waiting:
+                task.cancel()
 
     run(main())
 

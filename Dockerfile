@@ -22,8 +22,9 @@ LABEL org.opencontainers.image.title="fedround" \
       org.opencontainers.image.description="Federated learning as a cloud-native service: participant, coordinator, aggregator" \
       org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.licenses="Apache-2.0"
-# A volume that is mounted at /data for the first time belongs to who owns this directory. Beside it, /tmp alone can be written.
-RUN install --directory --owner 65532 --group 65532 --mode 0700 /data \
+# A volume that is mounted at one of these for the first time belongs to the directory's owner: /data for what a service keeps,
+# /var/lib/fedround for the internal secret of two containers. Beside volumes, /tmp alone can be written.
+RUN install --directory --owner 65532 --group 65532 --mode 0700 /data /var/lib/fedround \
     && chmod 0755 /var/tmp /run/lock
 COPY --from=build /opt/fedround /opt/fedround
 ENV PATH=/opt/fedround/bin:$PATH \

@@ -157,10 +157,11 @@ def test_a_service_that_is_told_to_stop_is_not_ready_while_it_still_serves(tmp_p
 
 def test_an_aggregator_that_is_told_to_stop_is_not_ready_while_an_upload_goes_on() -> None:
     id, token = "aaaaaaaa-aaaa-4aaa-8aaa-aaaaaaaaaaaa", "11111111-1111-4111-8111-111111111111"
-    with running("aggregator") as aggregator:
+    with running("aggregator", FEDROUND_INTERNAL_SECRET=SECRET) as aggregator:
         url = aggregator.url("AGGREGATOR_INTERNAL_PORT") + "/books/open"
         opened = {"attempt": "one", "round": 0, "admissions": admissions_to_json([Admission(id, token)]), "forget": []}
-        urllib.request.urlopen(url, json.dumps(opened).encode()).close()
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {SECRET}"}
+        urllib.request.urlopen(urllib.request.Request(url, json.dumps(opened).encode(), headers)).close()
         with socket.create_connection(("127.0.0.1", int(aggregator.ports["AGGREGATOR_PORT"]))) as upload:
             upload.sendall(f"POST /{id}/{token} HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n".encode())
             assert upload.recv(100).startswith(b"HTTP/1.1 100 ")

@@ -40,7 +40,7 @@ PAGE = Page(
 
 def ask(url: str, call: Callable[[RemoteBooks], Awaitable[T]], secret: str | None = None) -> T:
     async def asked() -> T:
-        books = RemoteBooks(url, secret=secret)
+        books = RemoteBooks(url, secret=lambda: secret)
         try:
             return await call(books)
         finally:

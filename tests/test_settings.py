@@ -101,6 +101,7 @@ def test_the_coordinators_defaults_are_the_documented_ones() -> None:
         "internal_secret": None,
         "max_connections": 0,
         "max_connections_per_address": 0,
+        "internal_secret_file": None,
         "log_format": "text",
         "log_level": "info",
     }
@@ -136,6 +137,7 @@ def test_the_aggregators_defaults_are_the_documented_ones() -> None:
         "internal_secret": None,
         "max_connections": 0,
         "max_connections_per_address": 0,
+        "internal_secret_file": None,
         "log_format": "text",
         "log_level": "info",
     }

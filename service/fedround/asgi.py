@@ -31,7 +31,7 @@ from fedround.errors import (
 )
 from fedround.events import Observer, RequestServed
 from fedround.tls import CLIENT, Client
-from fedround.tokens import OPEN, Tokens
+from fedround.tokens import OPEN, Admitting
 from fedround.wire import DRAIN_BYTES, DRAIN_SECONDS, Problem
 
 SLICE = 512 << 10
@@ -65,7 +65,7 @@ Trace = Callable[[str, str, Mapping[str, str]], AbstractContextManager[Served]]
 def application(
     routes: Sequence[BaseRoute],
     *,
-    tokens: Tokens = OPEN,
+    tokens: Admitting = OPEN,
     whose: str = "participant's token",
     origins: Iterable[str] = (),
     headers: Mapping[str, str] = NO_HEADERS,
@@ -84,7 +84,7 @@ def application(
     return front if observe is None else _Observed(front, routes, observe, trace)
 
 
-def bearer(headers: Headers, tokens: Tokens, *, basic: bool = False) -> str | None:
+def bearer(headers: Headers, tokens: Admitting, *, basic: bool = False) -> str | None:
     """The name of who may come in: of the token's owner, or "" where it has none; None: a token is needed, and this is none.
 
     `basic`: as the password of HTTP Basic too, for people with browsers.
@@ -115,7 +115,7 @@ def check_admitted(request: Request) -> None:
         raise Unauthorized("the token was revoked during this request")
 
 
-def identity(client: Client | None, headers: Headers, tokens: Tokens, *, whose: str = "participant's token") -> str | Response:
+def identity(client: Client | None, headers: Headers, tokens: Admitting, *, whose: str = "participant's token") -> str | Response:
     """The proved name behind a request, "" where nothing proves one; or why it is refused.
 
     A port that asks for certificates wants one from each client, or a token of its own; with both, they have to agree.
@@ -143,7 +143,7 @@ class Front:
     so first read on and discard, up to a bound. (To answer first would not do: `requests`, say, reads nothing while it writes.)
     """
 
-    def __init__(self, app: ASGIApp, tokens: Tokens, *, whose: str, origins: Iterable[str], headers: Mapping[str, str]) -> None:
+    def __init__(self, app: ASGIApp, tokens: Admitting, *, whose: str, origins: Iterable[str], headers: Mapping[str, str]) -> None:
         self._app = app
         self._tokens = tokens
         self._whose = whose

@@ -387,15 +387,18 @@ class AsyncPeer:
 
     Args:
         url: its base URL.
-        token: sent as a bearer token.
+        token: gives the bearer token for the next request; None: none is sent.
         tls: what it is asked with, where the URL is https.
         trace: see `Options`.
     """
 
-    def __init__(self, url: str, *, token: str | None = None, tls: Context | None = None, trace: Trace | None = None) -> None:
+    def __init__(
+        self, url: str, *, token: Callable[[], str | None] = lambda: None, tls: Context | None = None, trace: Trace | None = None
+    ) -> None:
         self._url = url.rstrip("/")
         self._names = tls.names if tls else OURS
-        self._http = httpx.AsyncClient(headers=_headers(token), transport=_AsyncRouted(tls, url), trust_env=False)
+        self._token = token
+        self._http = httpx.AsyncClient(headers=_headers(None), transport=_AsyncRouted(tls, url), trust_env=False)
         self._trace = trace or _untraced
 
     async def ask(
@@ -405,7 +408,7 @@ class AsyncPeer:
         where, url = _where(method, self._url, path), self._url + path
         body = bytearray()
         with self._trace(method, url, path) as exchange, _mapped(where, self._names):
-            headers = dict(exchange.headers)
+            headers = {**exchange.headers, **_bearer(self._token())}
             async with self._http.stream(
                 method, url, json=json, params=query, headers=headers, timeout=_timeout(timeout)
             ) as response:

@@ -24,12 +24,14 @@ class RemoteBooks:
 
     Args:
         url: the aggregator's internal port.
-        secret: `FEDROUND_INTERNAL_SECRET`.
+        secret: gives the internal secret as it is now.
         tls: what it is asked with, where the URL is https.
         trace: see `fedround.http.Options`.
     """
 
-    def __init__(self, url: str, *, secret: str | None = None, tls: Context | None = None, trace: Trace | None = None) -> None:
+    def __init__(
+        self, url: str, *, secret: Callable[[], str | None] = lambda: None, tls: Context | None = None, trace: Trace | None = None
+    ) -> None:
         self._peer = AsyncPeer(url, token=secret, tls=tls, trace=trace)
 
     async def aclose(self) -> None:

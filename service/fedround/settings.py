@@ -213,12 +213,12 @@ class Settings(BaseSettings):
     def rows(cls) -> Iterator[Row]:
         """Every setting, first those that only this service has; a secret is followed by the file that may hold it."""
         for name, field in sorted(cls.model_fields.items(), key=lambda item: item[0] not in cls.__annotations__):
-            prefix = "FEDROUND" if name == "internal_secret" else cls.prefix
+            prefix = "FEDROUND" if name.startswith("internal_secret") else cls.prefix
             variable = f"{prefix}_{name.rstrip('_').upper()}"
             default = "" if field.default is None or field.is_required() else str(field.default)
             default = default.lower() if isinstance(field.default, bool) else default
             yield Row(name, variable, field.title or "text", default, field.description or "")
-            if field.title == "secret":
+            if field.title == "secret" and f"{name}_file" not in cls.model_fields:
                 yield Row(f"{name}_file", f"{variable}_FILE", "path", "", "A file that holds it.")
 
 
@@ -315,8 +315,20 @@ class PlatformSettings(Settings):
     )
     internal_secret: Secret = setting(
         None,
-        "Guards the aggregator's internal port: the same for both, required where that port is not on loopback.",
+        "The secret between coordinator and aggregator, the same for both. Unset: on loopback they make one, in a file of this "
+        "user. Elsewhere it is required.",
     )
+    internal_secret_file: Place = setting(
+        None, "The file that holds it, shared by both. The first of them makes it where there is none."
+    )
+
+    @field_validator("internal_secret_file")
+    @classmethod
+    def _either(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is not None and info.data.get("internal_secret") is not None:
+            raise ValueError("the secret itself is set too: which of them is meant?")
+        return value
+
     bind: str = setting("0.0.0.0", "The address on which participants are served, and the ops port.")  # noqa: S104 a service in a container
     cors_origins: Origins = setting(
         "",
@@ -417,7 +429,8 @@ class AggregatorSettings(PlatformSettings):
     @field_validator("internal_bind")
     @classmethod
     def _guarded(cls, value: str, info: ValidationInfo) -> str:
-        # `internal_secret` is absent where it was itself refused: that is told already.
-        if not is_loopback(value) and info.data.get("internal_secret", ...) is None:
+        # What was itself refused is absent: that is told already.
+        secrets = [info.data.get(name, ...) for name in ("internal_secret", "internal_secret_file")]
+        if not is_loopback(value) and secrets == [None, None]:
             raise ValueError("off loopback the internal port needs FEDROUND_INTERNAL_SECRET, or ..._FILE")
         return value

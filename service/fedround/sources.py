@@ -52,7 +52,9 @@ def load(
     for name, source in {"environment": _from_environment(rows, environ), "flag": dict(flags)}.items():
         shown |= {key: (text, name) for key, text in source.items()}
         for row in rows.values():
-            if row.kind == "secret" and (path := source.pop(f"{row.name}_file", None)) is not None:
+            if row.kind != "secret" or f"{row.name}_file" in cls.model_fields:
+                continue
+            if (path := source.pop(f"{row.name}_file", None)) is not None:
                 try:
                     if row.name in source:
                         raise ValueError("the secret itself is set too: which of them is meant?")

@@ -9,6 +9,7 @@ import stat
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 from fedround.errors import ConfigurationError
 from fedround.settings import PlatformSettings, is_loopback, reveal
@@ -22,6 +23,20 @@ SETTLED = 1.0
 """Seconds without a change after which a file counts as finished although its last line has no newline."""
 TICK = 0.1
 """Seconds within which a second change of a file may leave its time stamps as they are."""
+
+
+class Admitting(Protocol):
+    """Knows tokens."""
+
+    @property
+    def needed(self) -> bool:
+        """Whether clients need a token."""
+        ...
+
+    def owner(self, given: str) -> str | None:
+        """The name of the token's owner, "" where it has none; None for a token that is not known."""
+        ...
+
 
 _LINE = re.compile(r"(\S+)[ \t]+([!-~]+)")
 

@@ -30,9 +30,10 @@ from fedround.events import Fact, Observer, Observers, UploadFailed
 from fedround.observability import ops
 from fedround.observability.health import Health, tended
 from fedround.remote_books import RemoteBooks
+from fedround.secret import SecretHolder
 from fedround.serve import Endpoint, serving
 from fedround.settings import AggregatorSettings
-from fedround.tokens import Tokens
+from fedround.tokens import OPEN, Tokens
 from fedround.weights import Spec
 from support.sockets import Connection, connected
 from support.updates import claiming, npy, update
@@ -476,9 +477,10 @@ def test_a_reader_that_hangs_up_in_the_middle_of_a_model_harms_nobody() -> None:
 
 @asynccontextmanager
 async def remote(service: AggregatorService, *, secret: str | None = None, sent: str | None = None) -> AsyncIterator[RemoteBooks]:
-    endpoint = Endpoint(app.internal(service, secret=secret), host="127.0.0.1", port=0, setting="PORT")
+    tokens = OPEN if secret is None else SecretHolder(lambda: secret)
+    endpoint = Endpoint(app.internal(service, tokens=tokens), host="127.0.0.1", port=0, setting="PORT")
     async with serving(endpoint):
-        books = RemoteBooks(f"http://127.0.0.1:{endpoint.port}", secret=sent)
+        books = RemoteBooks(f"http://127.0.0.1:{endpoint.port}", secret=lambda: sent)
         try:
             yield books
         finally:
@@ -537,6 +539,38 @@ def test_a_server_with_an_open_long_poll_stops_at_once() -> None:
     asyncio.run(main())
 
 
+JSON = {"Content-Type": "application/json; charset=utf-8"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Content-Type": "text/plain"}, 415),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, 415),
+        ({"Content-Type": "text/plain; application/json"}, 415),
+        ({}, 415),
+        ({**JSON, "Origin": "https://evil.example"}, 403),
+        ({**JSON, "Origin": "null"}, 403),
+        (JSON, 200),
+    ],
+)
+def test_a_web_page_on_the_same_machine_cannot_call_the_books(headers: Mapping[str, str], status: int) -> None:
+    """Without asking first a page can send text, a form, or no type at all; with anything else comes its origin."""
+
+    async def main() -> None:
+        service = make()
+        transport = httpx.ASGITransport(app.internal(service))
+        opened = json.dumps({"attempt": "a", "round": 0, "admissions": [], "forget": []}).encode()
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            answer = await client.post("/books/open", content=opened, headers=headers)
+            assert answer.status_code == status
+            assert (service.status()["attempt"] == "a") is (status == 200)
+            page = await client.get("/books/ledger", headers=headers)
+            assert page.status_code == (403 if "Origin" in headers else 200)
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     ("method", "address", "body", "status"),
     [
@@ -553,7 +587,7 @@ def test_what_is_no_call_of_the_books_changes_nothing(method: str, address: str,
     async def main() -> None:
         transport = httpx.ASGITransport(app.internal(make()))
         async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
-            answer = await client.request(method, address, content=body)
+            answer = await client.request(method, address, content=body, headers=JSON)
             assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
 
     asyncio.run(main())
@@ -565,7 +599,7 @@ def test_a_call_of_the_books_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
     async def main() -> None:
         transport = httpx.ASGITransport(app.internal(make()))
         async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
-            assert (await client.post("/books/open", content=bytes(101))).status_code == 413
+            assert (await client.post("/books/open", content=bytes(101), headers=JSON)).status_code == 413
 
     asyncio.run(main())
 

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from fedround import asgi, durable, process, serve, tls, wire
+from fedround import asgi, durable, process, secret, serve, tls, wire
 from fedround.aggregator.codecs import Bytes, Codec, Model, Npy
 from fedround.aggregator.collected import Collected, CollectedBytes
 from fedround.aggregator.guards import Guard, Limits
@@ -49,9 +49,10 @@ from fedround.observability.health import Health, tended
 from fedround.observability.metrics import AggregatorMetrics
 from fedround.observability.telemetry import INSTANCE, Telemetry
 from fedround.observability.traces import tracing
+from fedround.secret import SecretHolder
 from fedround.serve import Endpoint
-from fedround.settings import AggregatorSettings, reveal
-from fedround.tokens import OPEN, Tokens, guard
+from fedround.settings import AggregatorSettings
+from fedround.tokens import OPEN, Admitting, guard
 from fedround.weights import Spec
 
 LOG = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ MAX_CALL = 64 << 20
 def public(
     service: AggregatorService,
     *,
-    tokens: Tokens = OPEN,
+    tokens: Admitting = OPEN,
     origins: Sequence[str] = (),
     observe: Observer | None = None,
     trace: asgi.Trace | None = None,
@@ -134,11 +135,18 @@ def _figures(id: str, header: str | None) -> dict[str, float]:
 
 
 def internal(
-    books: Books, *, secret: str | None = None, observe: Observer | None = None, trace: asgi.Trace | None = None
+    books: Books, *, tokens: Admitting = OPEN, observe: Observer | None = None, trace: asgi.Trace | None = None
 ) -> ASGIApp:
-    """The books over HTTP (see `fedround.remote_books.RemoteBooks`); with `secret`, only for who bears it."""
+    """The books over HTTP (see `fedround.remote_books.RemoteBooks`), for the coordinator, which `tokens` knows.
+
+    No web page can call them from a browser: what a page sends has an `Origin`, or another type than JSON.
+    """
 
     async def call(request: Request) -> Response:
+        if "origin" in request.headers:
+            return asgi.problem(403, "web pages have no access to the books")
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            return asgi.problem(415, "a call of the books is `application/json`")
         body = await _whole(request)
         try:
             call = _CALLS[request.path_params["operation"]](json.loads(body))
@@ -147,13 +155,15 @@ def internal(
         return _answer(_answer_to_json(await carry_out(books, call)))
 
     async def ledger(request: Request) -> Response:
+        if "origin" in request.headers:
+            return asgi.problem(403, "web pages have no access to the books")
         after = request.query_params.get("after", "0")
         if not _is_number(after):
             return asgi.problem(400, "`after` is the number of an entry")
         return _answer(page_to_json(await books.ledger(request.query_params.get("incarnation", ""), int(after))))
 
     routes = [Route("/books/ledger", ledger), Route("/books/{operation}", call, methods=["POST"])]
-    return asgi.application(routes, tokens=Tokens(secret), observe=observe, trace=trace)
+    return asgi.application(routes, tokens=tokens, whose="internal secret (FEDROUND_INTERNAL_SECRET)", observe=observe, trace=trace)
 
 
 _CALLS: Mapping[str, Callable[[Any], Call]] = {
@@ -323,7 +333,8 @@ def public_endpoint(settings: AggregatorSettings, service: AggregatorService, te
 
 def internal_endpoint(settings: AggregatorSettings, service: AggregatorService, telemetry: Telemetry) -> Endpoint:
     """Where the coordinator is served, if it is another process."""
-    app = internal(service, secret=reveal(settings.internal_secret), observe=telemetry.observe, trace=telemetry.server)
+    tokens = SecretHolder(secret.of_aggregator(settings))
+    app = internal(service, tokens=tokens, observe=telemetry.observe, trace=telemetry.server)
     files = settings.internal_tls_cert_file, settings.internal_tls_key_file, settings.internal_tls_client_ca_file
     secured = tls.server("AGGREGATOR_INTERNAL", *files)
     return Endpoint(

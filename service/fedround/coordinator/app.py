@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive
 
-from fedround import asgi, durable, events, process, serve, tls, wire
+from fedround import asgi, durable, events, process, secret, serve, tls, wire
 from fedround.books import Books
 from fedround.coordinator import page, store
 from fedround.coordinator.plan import Memory, Plan
@@ -30,9 +30,9 @@ from fedround.observability.telemetry import INSTANCE, Telemetry
 from fedround.observability.traces import tracing
 from fedround.remote_books import RemoteBooks
 from fedround.serve import Endpoint
-from fedround.settings import CoordinatorSettings, reveal
+from fedround.settings import CoordinatorSettings
 from fedround.tls import Names
-from fedround.tokens import OPEN, Tokens, guard
+from fedround.tokens import OPEN, Admitting, guard
 from fedround.wire import Departure, Heartbeat, Problem, RendezVous, StartTraining
 
 LOG = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ ANONYMOUS = "participant"
 def public(
     service: CoordinatorService,
     *,
-    tokens: Tokens = OPEN,
+    tokens: Admitting = OPEN,
     origins: Sequence[str] = (),
     observe: Observer | None = None,
     trace: asgi.Trace | None = None,
@@ -235,8 +235,8 @@ def run(settings: CoordinatorSettings) -> None:
 def _books(settings: CoordinatorSettings, telemetry: Telemetry) -> RemoteBooks:
     names = Names.of("COORDINATOR_INTERNAL")
     files = settings.internal_tls_ca_file, settings.internal_tls_cert_file, settings.internal_tls_key_file
-    url, secret = settings.aggregator_internal_url, reveal(settings.internal_secret)
-    return RemoteBooks(url, secret=secret, tls=client_tls(*files, names), trace=telemetry.client)
+    url, internal_secret = settings.aggregator_internal_url, secret.of_coordinator(settings)
+    return RemoteBooks(url, secret=internal_secret, tls=client_tls(*files, names), trace=telemetry.client)
 
 
 async def _run(settings: CoordinatorSettings, disk: Disk | None) -> None:

@@ -264,7 +264,7 @@ def test_the_calls_of_the_books_are_answered_as_told() -> None:
         transport = httpx.ASGITransport(aggregator_app.internal(aggregator))
         async with httpx.AsyncClient(transport=transport, base_url="http://books") as peer:
             for method, path, body, expected in told:
-                answer = await peer.request(method, path, content=body)
+                answer = await peer.request(method, path, content=body, headers={"Content-Type": "application/json"})
                 assert expected == re.sub(r'(?<="incarnation":")[^"]+', "INCARNATION", answer.text)
 
     assert len(told) == 7

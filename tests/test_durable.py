@@ -2,6 +2,8 @@
 
 import errno
 import logging
+import os
+import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -204,6 +206,25 @@ def test_a_directory_is_made_and_held_by_one_at_a_time(tmp_path: Path, caplog: p
         assert not second.is_set()
     waiting.join(timeout=10)
     assert second.is_set()
+
+
+def test_what_is_kept_is_for_this_user_alone_whatever_there_was_before(tmp_path: Path) -> None:
+    former = os.umask(0)
+    try:
+        path = tmp_path / "data"
+        with held(path, SETTING) as disk:
+            assert disk is not None
+            (path / "rounds.json").write_bytes(document({"round": 3, "participants": []}))
+            (path / "rounds.json").chmod(0o644)
+            store.save(disk, memory(7))
+            ModelStore(disk).save(4, model(4))
+            modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.iterdir()}
+            assert modes == dict.fromkeys(["lock", "models.json", "rounds.json", "round-000004.npy"], 0o600)
+            assert stat.S_IMODE(path.stat().st_mode) == 0o700
+            Directory(tmp_path, mode=0o666).write("model.npy", [b"of a user"])
+            assert stat.S_IMODE((tmp_path / "model.npy").stat().st_mode) == 0o666
+    finally:
+        os.umask(former)
 
 
 def test_a_place_without_locks_is_a_wrong_setting_and_held_by_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -213,7 +213,7 @@ def _model(parser: ArgumentParser) -> Run:
                 raise FedroundError(f"{error}: is this the aggregator's ops port, by default 9082?") from error
             raise
         try:
-            replace(Directory(output.parent), output.name, [model])
+            replace(Directory(output.parent, mode=0o666), output.name, [model])
         except OSError as error:
             raise FedroundError(f"the model cannot be written to {output}: {error.strerror}") from error
         print(f"{output}: the global model after round {number}, {len(model)} bytes")

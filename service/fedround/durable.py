@@ -12,6 +12,7 @@ import threading
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -52,10 +53,11 @@ class Disk(Protocol):
 
 
 class Directory:
-    """A `Disk` that is one."""
+    """A `Disk` that is one. New files have `mode`, by default for this user alone: they hold models, and ids that let act."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, mode: int = 0o600) -> None:
         self.path = path
+        self._mode = mode
 
     def read(self, name: str) -> memoryview:
         with (self.path / name).open("rb", buffering=0) as file:
@@ -66,7 +68,7 @@ class Directory:
         return buffer
 
     def write(self, name: str, parts: Iterable[Buffer]) -> None:
-        with (self.path / name).open("wb", buffering=0) as file:
+        with open(self.path / name, "wb", buffering=0, opener=partial(os.open, mode=self._mode)) as file:
             for part in parts:
                 left = memoryview(part)
                 while left:
@@ -150,8 +152,8 @@ def held(path: Path | None, setting: str, *, within: float = PATIENCE) -> Iterat
     directory = Directory(path)
     with ExitStack() as stack:
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context((path / LOCK).open("ab"))
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = stack.enter_context(open(path / LOCK, "ab", opener=partial(os.open, mode=0o600)))
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -217,7 +217,7 @@ def test_pipelined_requests_are_answered_in_order_and_only_a_few_are_read_ahead(
 
         served = endpoint(asgi.application([Route("/{n}", held)]))
         async with serving(served), connected(served.port) as connection:
-            for n in range(1000):
+            for n in range(500):
                 await connection.send(GET.replace(b"/ ", b"/%d " % n))
             async with connected(served.port) as other:
                 await other.send(GET)
@@ -225,7 +225,7 @@ def test_pipelined_requests_are_answered_in_order_and_only_a_few_are_read_ahead(
             parsed = sum(isinstance(found, RequestResponseCycle) for found in gc.get_objects())
             assert parsed <= AHEAD + 2
             go_on.set()
-            for n in range(1000):
+            for n in range(500):
                 assert (await connection.answer()).body == b"/%d" % n
 
     run(main())

@@ -430,6 +430,13 @@ class ConnectionsChanged(Fact):
 
 
 @dataclass(frozen=True, slots=True)
+class RequestThrottled(Fact):
+    """A port refused or delayed a request because its sender asks too often."""
+
+    port: str
+
+
+@dataclass(frozen=True, slots=True)
 class ConnectionCut(Fact):
     """A port closed a connection: `reason` is port_limit, address_limit, head, pipeline or slow."""
 

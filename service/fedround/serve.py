@@ -21,6 +21,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from fedround.budgets import Connections, Limits, PortKind, Wanted, network, share_out
 from fedround.errors import ConfigurationError
 from fedround.events import ConnectionCut, ConnectionsChanged, Observer, Observers
+from fedround.throttle import GIVES_WAY, Known, Throttle, nobody
 from fedround.tls import CLIENT, Context
 from fedround.tls_transport import HANDSHAKE, STALE, TlsTransport
 from fedround.wire import MIN_RATE, MIN_RATE_WINDOW
@@ -45,7 +46,7 @@ STALL = 60
 BACKLOG = 2048
 REFUSALS_EVERY = 60.0
 """Seconds between two log lines with the same reason for refused connections of a port."""
-BACKLOG_OPS = 32
+BACKLOG_OPS = 100
 """Of a port for operators. asyncio, which serves those of a participant, accepts as many at once before it counts them."""
 
 
@@ -55,7 +56,7 @@ class Endpoint:
 
     `last`: it is served until all others have ended, for operators who want to see them end. `kind` names the port in metrics.
     `limits`: how many connections it keeps, and how many from one address; 0 stands for what follows from the descriptors.
-    `tls`: what it serves TLS with.
+    `tls`: what it serves TLS with. `known`: for which participant a request is (see `throttle`).
     """
 
     app: ASGIApp
@@ -68,6 +69,7 @@ class Endpoint:
     kind: PortKind = "public"
     limits: tuple[int, int] = (0, 0)
     observe: Observer = field(default_factory=Observers)
+    known: Known = nobody
 
     @property
     def backlog(self) -> int:
@@ -203,6 +205,9 @@ class _Protocol(HttpToolsProtocol):
         self.port.was_cut(reason)
         self.transport.abort()
 
+    def _gives_way(self) -> None:
+        self.port.connections.idle(self)
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_is_whole()
         self._is_taken()
@@ -249,6 +254,7 @@ class _Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope[GIVES_WAY] = self._gives_way  # type: ignore[literal-required]  # a key of ours
         if client := self.transport.get_extra_info(CLIENT):
             self.scope["extensions"] = {CLIENT: client}
 
@@ -317,7 +323,7 @@ class _Server(uvicorn.Server):
     def __init__(self, endpoint: Endpoint, grace: int, limits: Limits) -> None:
         super().__init__(
             uvicorn.Config(
-                _answering_when_cancelled(endpoint.app),
+                _answering_when_cancelled(Throttle(endpoint.app, endpoint.kind, endpoint.observe, known=endpoint.known)),
                 access_log=False,  # its lines hold the paths, and with them ids and tokens
                 backlog=endpoint.backlog,
                 http=partial(_connection, endpoint, _Port(endpoint, limits)),  # type: ignore[arg-type]  # uvicorn calls it

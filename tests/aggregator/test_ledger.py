@@ -385,3 +385,14 @@ def test_a_ledger_without_an_attempt_can_be_lost_too() -> None:
     assert ledger.incarnation == "second-life"
     with pytest.raises(UnknownAttempt):
         ledger.close("attempt-1", [])
+
+
+def test_a_token_is_known_while_its_right_is() -> None:
+    ledger = a_ledger("a")
+    assert ledger.knows("a", "token-a")
+    assert not ledger.knows("a", "another")
+    assert not ledger.knows("b", "token-a")
+    deliver(ledger, "a")
+    ledger.open("attempt-2", 1, [Admission("a", "newer")])
+    assert ledger.knows("a", "newer")
+    assert ledger.knows("a", "token-a"), "a counted token stays good"

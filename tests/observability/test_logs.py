@@ -228,12 +228,14 @@ def test_a_limit_that_is_reached_again_and_again_makes_one_line_a_minute(
     for _ in range(3):
         observer(cut)
     observer(events.ConnectionCut("ops", "head"))
+    observer(events.RequestThrottled("public"))
     now += 61
     observer(cut)
-    line = "public port: the limit of connections is reached; closed since the last such line: "
+    line = "public port: the limit of connections is reached; connections closed since the last such line: "
     lines = [(record.levelname, record.getMessage()) for record in log.records if record.levelno >= logging.INFO]
-    assert [line for line in lines if line[0] == "WARNING"] == [("WARNING", line + "1"), ("WARNING", line + "3")]
-    assert ("INFO", "ops port: the head of a request was too long or too slow; closed since the last such line: 1") in lines
+    throttled = "public port: clients send too many requests; requests refused since the last such line: 1"
+    assert [line for level, line in lines if level == "WARNING"] == [line + "1", throttled, line + "3"]
+    assert dict(lines)["INFO"].startswith("ops port: the head of a request was too long or too slow; ")
 
 
 @pytest.mark.parametrize(

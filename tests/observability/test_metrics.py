@@ -322,7 +322,10 @@ def test_promtool_has_nothing_to_say(kind: type[Metrics]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_connections_are_counted_by_port(kind: type[Metrics]) -> None:
-    metrics = told(kind(), events.ConnectionsChanged("ops", 7), events.ConnectionCut("ops", "pipeline"))
+    metrics = told(
+        kind(), events.ConnectionsChanged("ops", 7), events.ConnectionCut("ops", "pipeline"), events.RequestThrottled("ops")
+    )
+    assert sample(metrics, "fedround_http_requests_throttled_total", port="ops") == 1
     assert sample(metrics, "fedround_http_connections", port="ops") == 7
     assert sample(metrics, "fedround_http_connections_closed_total", port="ops", reason="pipeline") == 1
     assert sample(metrics, "fedround_http_connections_closed_total", port="ops", reason="port_limit") == 0

@@ -11,10 +11,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 
 from fedround import asgi, durable, process, secret, serve, tls, wire
 from fedround.aggregator.codecs import Bytes, Codec, Model, Npy
@@ -52,6 +53,7 @@ from fedround.observability.traces import tracing
 from fedround.secret import SecretHolder
 from fedround.serve import Endpoint
 from fedround.settings import AggregatorSettings
+from fedround.throttle import EXEMPT
 from fedround.tokens import OPEN, Admitting, guard
 from fedround.weights import Spec
 
@@ -112,6 +114,11 @@ async def _body(request: Request) -> AsyncIterator[bytes]:
     async for chunk in request.stream():
         yield chunk
     asgi.check_admitted(request)
+
+
+def _ids(path: str) -> tuple[str, str]:
+    id, _, token = path.strip("/").partition("/")
+    return wire.parse_id(id) or "", wire.parse_id(token.rstrip("/")) or ""
 
 
 def _matches(if_none_match: str, etag: str) -> bool:
@@ -326,6 +333,7 @@ def public_endpoint(settings: AggregatorSettings, service: AggregatorService, te
         setting="AGGREGATOR_PORT",
         kind="public",
         limits=settings.limits,
+        known=lambda scope: service.known(*_ids(scope["path"])),
         tls=tls.public(settings),
         observe=telemetry.observe,
     )
@@ -337,6 +345,10 @@ def internal_endpoint(settings: AggregatorSettings, service: AggregatorService, 
     app = internal(service, tokens=tokens, observe=telemetry.observe, trace=telemetry.server)
     files = settings.internal_tls_cert_file, settings.internal_tls_key_file, settings.internal_tls_client_ca_file
     secured = tls.server("AGGREGATOR_INTERNAL", *files)
+
+    def known(scope: Scope) -> object | None:
+        return None if asgi.bearer(Headers(scope=scope), tokens) is None else EXEMPT
+
     return Endpoint(
         app,
         host=settings.internal_bind,
@@ -345,6 +357,7 @@ def internal_endpoint(settings: AggregatorSettings, service: AggregatorService, 
         kind="internal",
         tls=secured,
         observe=telemetry.observe,
+        known=known,
     )
 
 
@@ -363,6 +376,7 @@ def ops_endpoint(settings: AggregatorSettings, service: AggregatorService, healt
         last=True,
         tls=tls.operators(settings),
         observe=telemetry.observe,
+        known=access.known,
     )
 
 

@@ -186,6 +186,12 @@ class Ledger:
         """Check that the proved identity `owner` may read the global model. Raises `NotAdmitted`, `Forbidden` or `Late`."""
         self._right(id, token, owner)
 
+    def knows(self, id: str, token: str) -> bool:
+        """Whether a participant was given this token, for a round that is open or the one before."""
+        right = self._rights.get(id)
+        before = right.counted_before if right else None
+        return right is not None and token in (right.token, right.former, before.token if before else None)
+
     def begin(self, id: str, token: str, owner: str = "", *, now: float = 0.0, length: int | None = None) -> Receipt:
         """Begin an upload by `owner` of `length` bytes.
 

@@ -244,6 +244,10 @@ class AggregatorService:
 
     # The participants' exchanges
 
+    def known(self, id: str, token: str) -> tuple[str, str] | None:
+        """The key of a participant in a round; None for others."""
+        return (id, token) if self._ledger.knows(id, token) else None
+
     def read(self, id: str, token: str, owner: str = "") -> Model | None:
         """The global model, for the proved identity `owner`; None before the first. Raises `NotAdmitted`, `Forbidden` or `Late`."""
         self._ledger.check_read(id, token, owner)

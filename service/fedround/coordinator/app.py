@@ -127,6 +127,10 @@ async def _failure(request: Request) -> str:
     return Departure.decode(bytes(body)).reason if len(body) <= wire.MAX_PROBLEM else ""
 
 
+def _last(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2]
+
+
 def _is_ordinal(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= 6
 
@@ -200,6 +204,7 @@ def public_endpoint(settings: CoordinatorSettings, service: CoordinatorService, 
         setting="COORDINATOR_PORT",
         kind="public",
         limits=settings.limits,
+        known=lambda scope: service.known(wire.parse_id(_last(scope["path"])) or ""),
         tls=tls.public(settings),
         observe=telemetry.observe,
     )
@@ -223,6 +228,7 @@ def ops_endpoint(settings: CoordinatorSettings, service: CoordinatorService, hea
         last=True,
         tls=tls.operators(settings),
         observe=telemetry.observe,
+        known=access.known,
     )
 
 

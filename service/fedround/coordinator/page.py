@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from fedround import asgi
 from fedround.observability import ops
 from fedround.observability.health import Health
+from fedround.observability.shared import Shared
 
 EVERY = 1.0
 """Seconds between two events."""
@@ -37,6 +38,14 @@ def routes(health: Health, status: Callable[[], Mapping[str, object]], access: o
     page = files(__package__).joinpath("page.html").read_bytes()
     policy = POLICY.format(style=_digest(page, b"style"), script=_digest(page, b"script"))
     streams = 0
+
+    def render() -> tuple[str, float]:
+        """The event of this moment, and the seconds until the next."""
+        now = status()
+        event = f"data: {json.dumps({'reasons': health.reasons, **now})}\n\n"
+        return event, min(EVERY * max(1.0, _participants(now) / MANY), SELDOM)
+
+    rendered = Shared(render)
 
     async def show(request: Request) -> Response:
         return Response(page, headers={"Content-Security-Policy": policy, "Cache-Control": "no-cache"}, media_type="text/html")
@@ -61,9 +70,9 @@ def routes(health: Health, status: Callable[[], Mapping[str, object]], access: o
         # Soon, since a restart takes seconds: the browser asks again so many milliseconds after a stream has ended.
         yield "retry: 1000\n\n"
         while not health.stopping:
-            now = status()
-            yield f"data: {json.dumps({'reasons': health.reasons, **now})}\n\n"
-            await asyncio.sleep(min(EVERY * max(1.0, _participants(now) / MANY), SELDOM))
+            event, pause = rendered()
+            yield event
+            await asyncio.sleep(pause)
 
     # No Basic challenge for events: a browser would show its dialog over the page again and again. The page reloads itself instead.
     return [access.route("/", show), access.route("/events", events, basic=False)]

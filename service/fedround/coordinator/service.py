@@ -114,6 +114,11 @@ class CoordinatorService:
             self._changed()
         return RendezVous(None) if participant is None else RendezVous(participant.id, participant.ordinal)
 
+    def known(self, id: str) -> tuple[str, str] | None:
+        """A key of a registered participant and of the attempt that is open; None for others."""
+        attempt = self._rounds.attempt
+        return None if self._rounds.present.find(id) is None else (id, attempt.id if attempt else "")
+
     def authorize(self, id: str, owner: str) -> None:
         """Check that a request with the proved identity `owner` may act for this id. Raises `Forbidden`."""
         self._rounds.authorize(id, owner)

@@ -41,7 +41,7 @@ class LogObserver:
         root = logging.getLogger()
         self._handlers, self._level = (root.handlers[:], root.level) if keep else ([], logging.NOTSET)
         self._made: dict[str, bool] = {}
-        self._limits: dict[events.ConnectionCut, tuple[float, int]] = {}
+        self._limits: dict[Fact, tuple[float, int]] = {}
         self._warnings: deque[tuple[float, str]] = deque(maxlen=WARNINGS)
 
     @property
@@ -91,15 +91,20 @@ class LogObserver:
 
     def _limit_line(self, fact: Fact) -> _Line | None:
         """At once, then once a minute: peers decide how often a limit is reached."""
-        if not isinstance(fact, events.ConnectionCut):
-            return None
+        match fact:
+            case events.ConnectionCut(port, reason):
+                level = logging.INFO if reason == "head" else logging.WARNING  # browsers, too, leave connections unused
+                what = f"{_CUT.get(reason, reason)}; connections closed"
+            case events.RequestThrottled(port):
+                level, what = logging.WARNING, "clients send too many requests; requests refused"
+            case _:
+                return None
         until, since = self._limits.get(fact, (0.0, 0))
         now = time.monotonic()
         self._limits[fact] = (until, since + 1) if now < until else (now + QUIET_FOR, 0)
         if now < until:
             return None
-        level = logging.INFO if fact.reason == "head" else logging.WARNING  # also a browser opens connections that it does not use
-        return level, f"{fact.port} port: {_CUT.get(fact.reason, fact.reason)}; closed since the last such line: {since + 1}"
+        return level, f"{port} port: {what} since the last such line: {since + 1}"
 
 
 _CUT = {

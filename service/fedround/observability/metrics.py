@@ -9,6 +9,7 @@ import platform
 import time
 from collections import Counter as Counts
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from itertools import product
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ from prometheus_client.registry import Collector
 from fedround import events, wire
 from fedround.events import Fact
 from fedround.figures import DECADES, Change, Statistics
+from fedround.observability.shared import Shared
 
 Labels = Mapping[str, Sequence[str]]
 """The names of labels, and the values that are known from the start."""
@@ -72,6 +74,7 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # each labelset would be two series
         self.registry = registry or CollectorRegistry()
         self._exemplar = exemplar
+        self._scrapes: dict[str, Shared[bytes]] = {}
         build = {"version": version("fedround"), "revision": os.environ.get(REVISION, ""), "python": platform.python_version()}
         Info("fedround_build", "What is running.", registry=self.registry).info(build)
         ProcessCollector(registry=self.registry)
@@ -87,7 +90,9 @@ class Metrics:
     def scrape(self, accept: str) -> tuple[bytes, str]:
         """All metrics in the format that an `Accept` header asks for, and its content type."""
         encode, content_type = choose_encoder(accept)
-        return encode(self.registry), content_type
+        if content_type not in self._scrapes:
+            self._scrapes[content_type] = Shared(partial(encode, self.registry))
+        return self._scrapes[content_type](), content_type
 
     def _make(
         self, kind: type[M], name: str, help: str, labels: Labels = NO_LABELS, *, prefix: str | None = None, **options: Any
@@ -189,7 +194,7 @@ class ParticipantMetrics(Metrics):
             case events.UpdateMeasured():
                 self._samples.inc(fact.samples)
                 self._change.newest = fact.change
-            case events.ConnectionsChanged() | events.ConnectionCut():
+            case events.ConnectionsChanged() | events.ConnectionCut() | events.RequestThrottled():
                 self._connections.told(fact)
             case events.Reported():
                 for name, value in fact.figures:
@@ -248,7 +253,7 @@ class CoordinatorMetrics(Metrics):
                 self._not_kept.inc()
             case events.RequestServed():
                 self._requests.served(fact)
-            case events.ConnectionsChanged() | events.ConnectionCut():
+            case events.ConnectionsChanged() | events.ConnectionCut() | events.RequestThrottled():
                 self._connections.told(fact)
 
 
@@ -304,7 +309,7 @@ class AggregatorMetrics(Metrics):
                 self._dominated.inc()
             case events.RequestServed():
                 self._requests.served(fact)
-            case events.ConnectionsChanged() | events.ConnectionCut():
+            case events.ConnectionsChanged() | events.ConnectionCut() | events.RequestThrottled():
                 self._connections.told(fact)
 
 
@@ -385,8 +390,18 @@ class _Connections:
             prefix="fedround_",
         )
 
+        self._throttled = metrics._make(
+            Counter,
+            "http_requests_throttled_total",
+            "Number of requests that a port refused with 429, or delayed, because the client sends too many.",
+            {"port": ports},
+            prefix="fedround_",
+        )
+
     def told(self, fact: Fact) -> None:
         match fact:
+            case events.RequestThrottled(port):
+                self._throttled.labels(port).inc()
             case events.ConnectionsChanged(port, count):
                 self._open.labels(port).set(count)
             case events.ConnectionCut(port, reason):

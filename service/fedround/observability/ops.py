@@ -4,16 +4,19 @@ It also decides who may read what (`Access`). A participant's token opens nothin
 """
 
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 
 from fedround import asgi
 from fedround.observability.health import Health
+from fedround.observability.shared import Shared
 from fedround.settings import ParticipantSettings, PlatformSettings, reveal
+from fedround.throttle import EXEMPT
 from fedround.tokens import Tokens
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -63,6 +66,11 @@ class Access:
 
         return Route(path, guarded, methods=[method])
 
+    def known(self, scope: Scope) -> Hashable | None:
+        """Let operators with the token ask as often as they like (see `fedround.throttle`)."""
+        proved = self._tokens.needed and asgi.bearer(Headers(scope=scope), self._tokens, basic=True) is not None
+        return EXEMPT if proved else None
+
 
 OPEN = Access()
 """Everybody may read everything."""
@@ -95,9 +103,14 @@ def app(
         reasons = health.reasons
         return _json({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
 
-    async def show_status(request: Request) -> Response:
+    def render() -> str:
         reasons = health.reasons
-        return _json({"ready": not reasons, "reasons": reasons, **status()}, 200)
+        return json.dumps({"ready": not reasons, "reasons": reasons, **status()}) + "\n"
+
+    rendered = Shared(render)
+
+    async def show_status(request: Request) -> Response:
+        return Response(rendered(), media_type="application/json")
 
     async def metrics(request: Request) -> Response:
         if scrape is None:

@@ -71,7 +71,8 @@ class Operators:
         from fedround.observability import ops
 
         settings = self._settings
-        app = ops.app(self._health, self._status, scrape=self._scrape, access=ops.access(settings))
+        access = ops.access(settings)
+        app = ops.app(self._health, self._status, scrape=self._scrape, access=access)
         endpoint = serve.Endpoint(
             app,
             host=settings.ops_bind,
@@ -80,6 +81,7 @@ class Operators:
             kind="ops",
             tls=tls.server("PARTICIPANT_OPS", settings.ops_tls_cert_file, settings.ops_tls_key_file),
             observe=self._observe,
+            known=access.known,
         )
         async with serve.serving(endpoint):
             stopped = asyncio.Event()

@@ -1,0 +1,96 @@
+"""Floods of requests against a real platform: who is known is served, whoever else sends too many is refused."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from fedround import platform, throttle
+from fedround.process import run
+from fedround.settings import AggregatorSettings, CoordinatorSettings
+from support.sockets import Answer, connected
+
+LOOPBACK: dict[str, Any] = {"bind": "127.0.0.1", "port": 0, "ops_port": 0}
+SOME_ID = "0b8b3f6e-52a5-4b44-8e51-5f0a3c1f0a77"
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"BURST": 5.0, "RATE": 0.001, "KNOWN_BURST": 8.0, "KNOWN_RATE": 0.001, "DELAY": 0.0}.items():
+        monkeypatch.setattr(throttle, name, value)
+
+
+async def ask(port: int, path: str, **headers: str) -> Answer:
+    async with connected(port) as connection:
+        await connection.ask("GET", path, **headers)
+        return await connection.answer()
+
+
+async def flood(port: int, path: str, **headers: str) -> set[int]:
+    return {(await ask(port, path, **headers)).status for _ in range(30)}
+
+
+def test_a_flood_from_an_address_is_refused_and_known_participants_at_this_address_are_not() -> None:
+    async def main() -> None:
+        coordinator = CoordinatorSettings(**LOOPBACK, min_clients=1)
+        async with platform.serving(coordinator, AggregatorSettings(**LOOPBACK)) as running:
+            at_coordinator, at_aggregator = running.coordinator_public.port, running.aggregator_public.port
+            id = json.loads((await ask(at_coordinator, "/rendez_vous")).body)["id"]
+            assert await flood(at_coordinator, "/nowhere") == {404, 429}
+            assert await flood(at_aggregator, f"/{SOME_ID}/{SOME_ID}") == {404, 429}
+            assert (await ask(at_coordinator, "/rendez_vous")).status == 429
+            assert (await ask(at_coordinator, f"/heartbeat/{SOME_ID}")).status == 429
+            refused = await ask(at_aggregator, f"/{id}/{SOME_ID}")
+            assert (refused.status, refused.headers["retry-after"]) == (429, "0"), "to know an id is not enough there"
+            await ask(at_coordinator, f"/heartbeat/{id.upper()}/", Prefer="wait=5")
+            order = json.loads((await ask(at_coordinator, f"/start_training/{id}")).body)
+            assert (await ask(at_aggregator, f"/{id}/{order['token']}")).status == 200
+
+    run(main())
+
+
+def test_one_known_participant_does_not_take_the_services_time() -> None:
+    async def main() -> None:
+        coordinator = CoordinatorSettings(**LOOPBACK, min_clients=2)
+        async with platform.serving(coordinator, AggregatorSettings(**LOOPBACK)) as running:
+            port = running.coordinator_public.port
+            ids = [json.loads((await ask(port, "/rendez_vous")).body)["id"] for _ in range(2)]
+            assert await flood(port, f"/heartbeat/{ids[0]}") == {200, 429}
+            assert (await ask(port, f"/heartbeat/{ids[1]}")).status == 200
+
+    run(main())
+
+
+def test_operators_with_their_token_and_probes_are_answered_beside_a_flood() -> None:
+    async def main() -> None:
+        aggregator = AggregatorSettings(**LOOPBACK, ops_token=SecretStr("geheim"))
+        async with platform.serving(CoordinatorSettings(**LOOPBACK), aggregator) as running:
+            port = running.aggregator_ops.port
+            assert await flood(port, "/metrics") == {401, 429}
+            assert await flood(port, "/livez") == {200}
+            assert await flood(port, "/status", Authorization="Bearer geheim") == {200}
+            port = running.coordinator_ops.port
+            assert await flood(port, "/status") == {200, 429}
+            assert await flood(port, "/readyz") <= {200, 503}
+
+    run(main())
+
+
+def test_the_coordinators_calls_of_the_books_are_not_counted() -> None:
+    from fedround.aggregator import app
+    from fedround.observability.metrics import AggregatorMetrics
+    from fedround.observability.telemetry import Telemetry
+    from fedround.serve import serving
+
+    async def main() -> None:
+        settings = AggregatorSettings(internal_port=0, internal_secret=SecretStr("geheim"))
+        telemetry = Telemetry(AggregatorMetrics)
+        endpoint = app.internal_endpoint(settings, app.build(settings, telemetry.observe), telemetry)
+        async with serving(endpoint):
+            path = "/books/ledger?after=nonsense"
+            assert await flood(endpoint.port, path) == {401, 429}
+            assert await flood(endpoint.port, path, Authorization="Bearer geheim") == {400}
+
+    asyncio.run(main())

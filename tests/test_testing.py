@@ -8,7 +8,7 @@ import pytest
 
 import fedround
 from fedround import testing
-from fedround.errors import TrainingError
+from fedround.errors import ConfigurationError, RoundFailed, TrainingError
 from fedround.weights import Array
 
 
@@ -67,6 +67,38 @@ def test_a_participant_that_fails_fails_the_test_and_stops_the_others(order: int
 
     with testing.platform(rounds=1, min_clients=2) as p, pytest.raises(TrainingError):
         p.run(*[Counting(), Broken()][::order])
+
+
+class Fixed(fedround.NumPyParticipant):
+    """Returns the same weights in every round."""
+
+    def __init__(self, *weights: float, dtype: str) -> None:
+        self.weights = np.array(weights, dtype)
+
+    def train_round(self, training_input: Array | None) -> fedround.Update:
+        return fedround.Update(1, self.weights)
+
+
+def test_updates_that_do_not_fit_together_end_the_test_with_the_reason() -> None:
+    with (
+        testing.platform(min_clients=2) as p,
+        pytest.raises(RoundFailed, match=r"round 0 failed 3 times: .*float(32|64)") as failed,
+    ):
+        p.run(Fixed(1.0, dtype="<f8"), Fixed(1.0, dtype="<f4"))
+    assert failed.value.round == 0
+    assert "participant-" in failed.value.reason, "it names whose update was refused"
+    assert p.rounds == []
+
+
+def test_a_model_that_cannot_be_made_ends_the_test_with_the_reason() -> None:
+    large = [Fixed(60000.0, dtype="<f2") for _ in range(2)]
+    with testing.platform(min_clients=2, strategy="model_sum") as p, pytest.raises(RoundFailed, match="lost its sum: no model"):
+        p.run(*large)
+
+
+def test_fewer_participants_than_a_round_needs_are_told_at_once() -> None:
+    with testing.platform(min_clients=2) as p, pytest.raises(ConfigurationError, match=r"min_clients=2: run.. needs as many"):
+        p.run(Counting())
 
 
 def test_only_what_is_promised_is_public() -> None:

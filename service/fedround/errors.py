@@ -3,6 +3,7 @@
 FedroundError
 ├── ConfigurationError        a setting is missing or wrong                          exit 78
 │   └── DataDamaged           a file in a data directory is not what was written
+├── RoundFailed               a round fails again and again, in a test's platform
 ├── DataDirectoryHeld         another process holds the data directory               exit 75
 ├── IllegalMove               a core was given an event that its state does not allow
 ├── UnknownAttempt            the books know no such attempt, or know it as over      (409)
@@ -55,6 +56,15 @@ class DataDamaged(ConfigurationError):
 
     def __init__(self, name: str, why: str) -> None:
         super().__init__(f"{name} in the data directory cannot be used: {why}. Put a copy back, or point to an empty directory")
+
+
+class RoundFailed(FedroundError):
+    """A round failed again and again for a reason that does not pass by itself. Raised by `fedround.testing`."""
+
+    def __init__(self, round: int, failures: int, reason: str) -> None:
+        super().__init__(f"round {round} failed {failures} times: {reason}")
+        self.round = round
+        self.reason = reason
 
 
 class DataDirectoryHeld(FedroundError):

@@ -20,6 +20,7 @@ from typing import Unpack
 from fedround import events
 from fedround.aggregator import app as aggregator_app
 from fedround.coordinator import app as coordinator_app
+from fedround.errors import ConfigurationError, RoundFailed
 from fedround.events import Fact
 from fedround.http import InMemory
 from fedround.participant import moves as m
@@ -32,6 +33,8 @@ from fedround.weights import Array
 __all__ = ["CompletedRound", "Platform", "platform"]
 
 HEARTBEAT_PERIOD = 0.05
+MOST_FAILURES = 3
+"""Attempts of a round that may fail for reasons that do not pass by themselves."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,9 @@ class Platform:
         }
         self._loop: Future[asyncio.AbstractEventLoop] = Future()
         self._runtimes: set[Runtime] = set()
-        self._failed = False
+        self._min_clients = coordinator.min_clients
+        self._failure: BaseException | None = None
+        """Why no participant goes on."""
 
     @property
     def global_model(self) -> Array | None:
@@ -73,9 +78,13 @@ class Platform:
         """Run participants together until training is finished; the first of them on this thread, the others each on its own.
 
         Raises:
+            ConfigurationError: These are fewer than `min_clients`: no round could begin.
             ParticipantError: A participant's own code failed. The others are then stopped.
+            RoundFailed: A round failed three times for a reason that does not pass, such as updates that do not fit together.
         """
-        self._failed = False
+        if len(participants) < self._min_clients:
+            raise ConfigurationError(f"min_clients={self._min_clients}: run() needs as many participants, not {len(participants)}")
+        self._failure = None
         others = [Future[m.Reason]() for _ in participants[1:]]
         for number, (other, participant) in enumerate(zip(others, participants[1:], strict=True), 1):
             run = partial(self._run, participant, Options(name=f"participant-{number}") | options)
@@ -86,24 +95,31 @@ class Platform:
             wait(others)
         for other in others:
             other.result()
+        if self._failure is not None:
+            raise self._failure
 
     def _run(self, participant: Participant, options: Options) -> m.Reason:
         transport = InMemory(self._apps, self._loop.result())
         with connected(participant, "http://coordinator", Terms.of(HEARTBEAT_PERIOD, options), transport=transport) as runtime:
             self._runtimes.add(runtime)
-            if self._failed:
+            if self._failure is not None:
                 runtime.stop(0.0)
             try:
                 return runtime.run()
-            except BaseException:
-                self._failed = True
-                for other in tuple(self._runtimes):
-                    other.stop(0.0)
+            except BaseException as error:
+                self._fail(error)
                 raise
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = self._failure or error
+        for runtime in tuple(self._runtimes):
+            runtime.stop(0.0)
 
     def _observe(self, fact: Fact) -> None:
         if isinstance(fact, events.RoundCompleted):
             self.rounds.append(CompletedRound(fact.round, len(fact.ids), fact.samples, dict(fact.figures)))
+        if isinstance(fact, events.AttemptDropped) and fact.failures >= MOST_FAILURES:
+            self._fail(RoundFailed(fact.round, fact.failures, fact.reason))
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:

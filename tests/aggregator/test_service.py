@@ -230,6 +230,23 @@ def test_an_update_whose_round_ends_while_it_arrives_is_late() -> None:
     asyncio.run(main())
 
 
+def test_an_update_that_drips_in_is_cut_when_it_cannot_be_whole_in_time() -> None:
+    async def main() -> None:
+        aggregator = service()
+        await open_round(aggregator)
+        upload = Upload(update(1, 1.0))
+        async with asyncio.TaskGroup() as tasks:
+            answer = tasks.create_task(is_late(aggregator.deliver(ANNA, f"{ANNA} 0", upload.chunks(), length=1000)))
+            await upload.begun.wait()
+            assert await aggregator.revoke("attempt-0", ANNA, 30.0) is Verdict.RECEIVING
+            assert await aggregator.revoke("attempt-0", ANNA, 0.0) is Verdict.REVOKED
+            upload.go_on.set()
+            await answer
+        assert aggregator.status()["receiving"] == 0
+
+    asyncio.run(main())
+
+
 class Upload:
     """Half of the data, `begun`, and when it is told to `go_on` the rest."""
 

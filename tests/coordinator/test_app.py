@@ -198,6 +198,50 @@ def test_to_leave_is_possible_at_any_time_and_twice() -> None:
     asyncio.run(main())
 
 
+PROBLEM = {"Content-Type": "application/problem+json"}
+
+
+async def farewell(body: bytes, headers: dict[str, str]) -> events.ParticipantGone:
+    """A participant leaves with this body."""
+    async with web(Plan(min_clients=2)) as w:
+        id = await w.join(**{"Fedround-Participant": "anna"})
+        answer = await w.http.request("DELETE", f"/rendez_vous/{id}", content=body, headers=headers)
+        assert (answer.status_code, answer.content) == (204, b"")
+        if (gone := await w.recorder.until(events.ParticipantGone)).detail:
+            assert [(f["name"], f["reason"]) for f in w.service.status()["failures"]] == [("anna", gone.detail)]
+        return gone
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "reason", "detail"),
+    [
+        (b'{"detail": "RuntimeError in train_round"}', PROBLEM, "failed", "RuntimeError in train_round"),
+        (b'{"detail": "a\\u001b[2J\\nforged line"}', PROBLEM, "failed", "a [2J forged line"),
+        (b'{"detail": "' + b"x" * 1000 + b'"}', PROBLEM, "failed", "x" * 200),
+        (b'{"detail": "' + b"x" * 3000 + b'"}', PROBLEM, "left", ""),
+        (b'{"detail": "RuntimeError"}', {"Content-Type": "application/json"}, "left", ""),
+        (b"[" * 2000, PROBLEM, "left", ""),
+        (b"", {}, "left", ""),
+    ],
+)
+def test_a_participant_may_say_for_which_failure_it_leaves(body: bytes, headers: dict[str, str], reason: str, detail: str) -> None:
+    gone = asyncio.run(farewell(body, headers))
+    assert (gone.name, gone.reason, gone.detail) == ("anna", reason, detail)
+
+
+def test_beyond_the_shared_seats_a_registration_is_refused_with_the_time_to_wait() -> None:
+    async def main() -> None:
+        async with web(Plan(min_clients=9, shared_seats=1)) as w:
+            late = (await w.http.get("/rendez_vous")).json()["id"]
+            await w.join()
+            for path in ("/rendez_vous", f"/heartbeat/{late}"):
+                answer = await w.http.get(path)
+                assert (answer.status_code, answer.headers["retry-after"]) == (429, "10")
+                assert answer.json()["detail"].startswith("all 1 seats of participants without a token or certificate of their own")
+
+    asyncio.run(main())
+
+
 async def take_part(w: Web, rounds: list[int]) -> None:
     """Join and deliver until training is complete, with two requests a round, as our own participant does."""
     id = await w.join()
@@ -327,6 +371,19 @@ def test_a_coordinator_is_ready_once_it_has_reached_the_aggregator_and_as_long_a
                 work.cancel()
 
     asyncio.run(main())
+
+
+def test_a_coordinator_whose_round_fails_for_a_lasting_reason_is_not_ready_and_says_why() -> None:
+    health = Health()
+    ready = app.readiness(health)
+    ready(events.BooksReached())
+    for failures in (1, 2):
+        ready(events.AttemptDropped(4, UNKNOWN, 1, "anna: its update was refused", failures=failures))
+        assert health.reasons == []
+    ready(events.AttemptDropped(4, UNKNOWN, 1, "anna: its update was refused", failures=3))
+    assert health.reasons == ["round 4 has failed 3 times, now because anna: its update was refused"]
+    ready(events.RoundCompleted(4, UNKNOWN, (), 0, 0, 0, 1.0, ()))
+    assert health.reasons == []
 
 
 def test_a_coordinator_that_cannot_keep_who_takes_part_is_not_ready_and_says_why(tmp_path: Path) -> None:

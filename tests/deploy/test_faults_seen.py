@@ -29,6 +29,8 @@ EXPECTED = {
     "CoordinatorUnreachable scrape",
     "RoundStuck",
     "RoundStuck disk",
+    "RoundStuck attempts",
+    "ParticipantFailing",
     "RoundFailuresHigh coordinator",
     "RoundFailuresHigh participant",
     "RequestLatencyHigh",
@@ -188,7 +190,8 @@ def faults(f: Federation) -> Seen:
     for name in ("one", "lost"):  # as many as make rounds fail: only one is left of two that are needed
         f.mood(name, "nan")
     fires("NonFiniteWeights local", "AggregatorRefusingUpdates invalid")
-    fires("RoundFailuresHigh participant", "RoundFailuresHigh coordinator", "RoundStuck")
+    fires("RoundFailuresHigh participant", "RoundFailuresHigh coordinator", "RoundStuck", "RoundStuck attempts")
+    fires("ParticipantFailing")
     for name in ("one", "three", "lost"):
         f.mood(name, "")
 

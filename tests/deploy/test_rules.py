@@ -12,7 +12,7 @@ from support.tools import tool
 CASES = DEPLOY / "prometheus" / "tests" / "alerts.yml"
 CATALOGUE = (
     "ParticipantDown ParticipantNotReady RoundStuck RoundFailuresHigh CoordinatorUnreachable RequestLatencyHigh NonFiniteWeights "
-    "UpdateNormExploding NeverSelected AggregatorRefusingUpdates ModelUnusable DominantUpdate"
+    "UpdateNormExploding NeverSelected AggregatorRefusingUpdates ModelUnusable DominantUpdate ParticipantFailing"
 )
 BLOCKS = re.findall(r"- alert: (\w+)\n(.*?)(?=\n\n|\Z)", RULES_TEXT, re.DOTALL)
 

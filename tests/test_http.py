@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import socket
-import sys
 import tracemalloc
 import weakref
 from collections.abc import Iterator, Mapping
@@ -750,7 +749,7 @@ def _here(resolve: Any, name: str, host: Any, *others: Any, **options: Any) -> A
 
 
 def test_a_socks_proxy_that_is_needed_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "socksio", None)
+    monkeypatch.setattr(http, "find_spec", lambda _name: None)
     monkeypatch.setenv("ALL_PROXY", "socks5://proxy")
     with pytest.raises(ConfigurationError, match=r"^ALL_PROXY: .*pip install 'httpx\[socks\]'$"):
         CoordinatorClient("http://coordinator")

@@ -69,6 +69,26 @@ def test_what_no_proxy_excepts(no_proxy: str, without: list[str], through: list[
         assert [host for host in through if not proxy_for(f"http://{host}", ALL | {name: no_proxy})] == []
 
 
+@pytest.mark.parametrize(
+    ("url", "valid"),
+    [
+        ("http://p", True),
+        ("https://u:p%40@p.example:3128/", True),
+        ("socks5h://[fd00::1]:1080", True),
+        ("HTTP://p", True),
+        ("http://", False),
+        ("http://[", False),
+        ("http://[::1", False),
+        ("http://p:port", False),
+        ("http://p/path", False),
+        ("socks4://p", False),
+        ("gopher://p", False),
+    ],
+)
+def test_what_a_proxys_url_is(url: str, valid: bool) -> None:
+    assert Proxy("HTTP_PROXY", url).is_valid is valid
+
+
 @given(st.text(), st.sampled_from(["fl", "10.0.0.1", "[fd00::1]:8081"]))
 def test_whatever_no_proxy_says_it_is_read(no_proxy: str, host: str) -> None:
     proxy_for(f"http://{host}", ALL | {"NO_PROXY": no_proxy})

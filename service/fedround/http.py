@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from threading import Event
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypedDict, TypeVar, Unpack
 from urllib.parse import urlsplit
@@ -554,23 +555,18 @@ class _Routes(Generic[T]):
         proxy, secure = proxy_for(url, self._environ), url.startswith("https:")
         if (found := self._made.get((proxy, secure))) is None:
             verify = (self._tls or _default_tls()) if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            with _usable(proxy):
-                through = None if proxy is None else httpx.Proxy(proxy.url)
-                found = self._make(verify=verify, limits=_limits(), trust_env=False, proxy=through)
+            through = None if proxy is None else _checked(proxy)
+            found = self._make(verify=verify, limits=_limits(), trust_env=False, proxy=through)
             self._made[proxy, secure] = found
         return found
 
 
-@contextmanager
-def _usable(proxy: Proxy | None) -> Iterator[None]:
-    try:
-        yield
-    except ImportError as error:
-        raise ConfigurationError(
-            f"{proxy and proxy.variable}: a SOCKS proxy needs one more package: pip install 'httpx[socks]'"
-        ) from error
-    except (ValueError, httpx.InvalidURL) as error:
-        raise ConfigurationError(f"{proxy and proxy.variable}: is no proxy's URL: write http://host:port") from error
+def _checked(proxy: Proxy) -> httpx.Proxy:
+    if not proxy.is_valid:
+        raise ConfigurationError(f"{proxy.variable}: is no proxy's URL: write http://host:port")
+    if proxy.url.startswith("socks") and find_spec("socksio") is None:
+        raise ConfigurationError(f"{proxy.variable}: a SOCKS proxy needs one more package: pip install 'httpx[socks]'")
+    return httpx.Proxy(proxy.url)
 
 
 class _Routed(httpx.BaseTransport):

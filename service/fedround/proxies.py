@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 VARIABLES = frozenset({"http_proxy", "https_proxy", "all_proxy", "no_proxy", "request_method"})
 """Those that matter, in lower case."""
 _PORTS = {"http": 80, "https": 443}
+_VALID = re.compile(r"(https?|socks5h?)://([^/@\s]*@)?(\[[0-9a-f:.]+\]|[^][/@:\s]+)(:[0-9]{1,5})?/?", re.IGNORECASE)
 _PORT = re.compile(r"(\[.*\]|[^:]*):([0-9]{1,5})")
 
 
@@ -29,6 +30,11 @@ class Proxy(NamedTuple):
 
     variable: str
     url: str
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether the URL is one of a proxy of a known kind."""
+        return _VALID.fullmatch(self.url) is not None
 
 
 def proxy_for(url: str, environ: Mapping[str, str]) -> Proxy | None:
@@ -47,7 +53,8 @@ def _named(scheme: str, environ: Mapping[str, str]) -> Proxy | None:
     variable, value = _value(f"{scheme}_proxy", environ)
     if not value or (variable == "HTTP_PROXY" and "REQUEST_METHOD" in environ):
         return None
-    return Proxy(variable, value if "://" in value else f"http://{value}")
+    kind, _, rest = value.rpartition("://")
+    return Proxy(variable, f"{kind.lower() or 'http'}://{rest}")
 
 
 def _value(name: str, environ: Mapping[str, str]) -> tuple[str, str]:

@@ -335,6 +335,7 @@ class _Server(uvicorn.Server):
                 server_header=False,
                 timeout_graceful_shutdown=grace,
                 timeout_keep_alive=KEEP_ALIVE,
+                workers=1,  # or it reads WEB_CONCURRENCY, which is meant for others
                 ws="none",
             )
         )

@@ -23,7 +23,7 @@ from fedround.errors import ConfigurationError, Unreachable
 from fedround.http import CoordinatorClient
 from fedround.observability import tracing
 from fedround.observability.metrics import ParticipantMetrics
-from fedround.observability.traces import traced
+from fedround.observability.traces import complain_shortly, traced
 from fedround.observability.tracing import Tracing, exporters
 from fedround.participant.run import connected
 from fedround.participant.terms import Terms
@@ -284,7 +284,7 @@ def test_exporters_are_those_of_the_variables() -> None:
 
 
 def test_an_exporter_that_fails_is_one_line_a_minute(caplog: pytest.LogCaptureFixture) -> None:
-    Tracing("participant", "anna", [])
+    complain_shortly()
     with caplog.at_level(logging.WARNING, "fedround"):
         for _ in range(3):
             logging.getLogger("opentelemetry.sdk.trace.export").error("no connection to %s", f"http://collector/{ID}/{TOKEN}")

@@ -22,6 +22,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from fedround import events, wire
+from fedround.errors import ConfigurationError
 from fedround.events import Fact
 from fedround.figures import DECADES, Change, Statistics
 from fedround.observability.shared import Shared
@@ -31,6 +32,7 @@ Labels = Mapping[str, Sequence[str]]
 NO_LABELS: Labels = {}
 M = TypeVar("M", Counter, Gauge, Histogram)
 
+MULTIPROC = "PROMETHEUS_MULTIPROC_DIR"
 REVISION = "FEDROUND_REVISION"
 """The variable in which an image tells which commit it was built from."""
 MAX_REPORTED = 20
@@ -58,6 +60,13 @@ _SOURCES = ("global", "local")
 _NOT_KEPT = ("checkpoint_failures_total", "Times that the data directory could not be written; it is tried again every second.")
 
 
+def _check_directory(environ: Mapping[str, str]) -> None:
+    """prometheus_client keeps values in files where this variable names a directory; the first metric would fail without it."""
+    directory = environ.get(MULTIPROC)
+    if directory is not None and not os.access(directory, os.W_OK | os.X_OK):
+        raise ConfigurationError(f"{MULTIPROC}: {directory}: is no directory that can be written to; fedround does not need it")
+
+
 class Metrics:
     """What the metrics of all services have in common.
 
@@ -71,6 +80,7 @@ class Metrics:
     def __init__(
         self, registry: CollectorRegistry | None = None, *, exemplar: Callable[[], dict[str, str] | None] = lambda: None
     ) -> None:
+        _check_directory(os.environ)
         disable_created_metrics()  # type: ignore[no-untyped-call]  # each labelset would be two series
         self.registry = registry or CollectorRegistry()
         self._exemplar = exemplar

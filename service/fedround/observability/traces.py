@@ -1,15 +1,23 @@
 """Whether a process makes traces, as the `OTEL_*` variables say. Nothing of OpenTelemetry is imported where nobody wants any."""
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from fedround import wire
+from fedround.errors import ConfigurationError
+from fedround.events import redact
 from fedround.observability import logs
 
 if TYPE_CHECKING:
     from fedround.observability.tracing import Tracing
 
+LOG = logging.getLogger(__name__)
+
+COMPLAIN_EVERY = 60.0
+"""Seconds between two lines about one mistake: an exporter that fails does so again and again."""
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
@@ -29,12 +37,53 @@ def tracing(service: str, instance: str, *, heartbeats: bool = True) -> Iterator
     if not traced(os.environ):
         yield None
         return
-    from fedround.observability.tracing import Tracing, exporters
+    with _as_configured():
+        from fedround.observability.tracing import Tracing, exporters
 
-    found = Tracing(service, instance, exporters(os.environ), heartbeats=heartbeats)
+        found = Tracing(service, instance, exporters(os.environ), heartbeats=heartbeats)
     found.serve_user_code()
     logs.correlate(found.ids)
     try:
         yield found
     finally:
         found.close()
+
+
+@contextmanager
+def _as_configured() -> Iterator[None]:
+    """OpenTelemetry reads its variables when it is imported and when it is set up. Raises `ConfigurationError`."""
+    complain_shortly()
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigurationError(f"OTEL_*: {wire.one_line(redact(_named(str(error), os.environ)))}") from error
+
+
+def complain_shortly() -> None:
+    """Log what OpenTelemetry logs as one line each, without traceback, and not again for some time."""
+    library = logging.getLogger("opentelemetry")
+    library.handlers, library.propagate = [_Complaints()], False
+
+
+def _named(problem: str, environ: Mapping[str, str]) -> str:
+    """A problem with the variables that it may be about: those whose value it repeats, or whose name is in its words."""
+    set_ = {name: value for name, value in sorted(environ.items()) if name.startswith("OTEL_") and value}
+    if any(name in problem for name in set_):
+        return problem
+    names = [name for name, value in set_.items() if value in problem or name[9:].lower() in problem]
+    return f"{problem} ({', '.join(names)})"
+
+
+class _Complaints(logging.Handler):
+    """What the SDK logs: a line without traceback, each now and then."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._next: dict[tuple[str, int], float] = {}
+        """By the line that complains."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = record.name, record.lineno
+        if record.created >= self._next.get(line, 0.0):
+            self._next[line] = record.created + COMPLAIN_EVERY
+            LOG.warning("traces: %s", redact(record.getMessage())[:200])

@@ -5,7 +5,6 @@ variables. The spans of HTTP are made here and not by an instrumentation of http
 ids and tokens, and cost a small request more than it costs itself.
 """
 
-import logging
 import os
 import re
 import threading
@@ -14,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import Token
 from importlib.metadata import entry_points, version
+from pathlib import Path
 from random import SystemRandom
 
 from opentelemetry import context, propagate, trace
@@ -29,8 +29,6 @@ from fedround import events, wire
 from fedround.errors import ConfigurationError
 from fedround.events import Fact, redact
 
-LOG = logging.getLogger(__name__)
-
 ROUND = "fedround.round"
 REGISTER = "fedround.register"
 LEDGER = "/books/ledger"
@@ -38,8 +36,6 @@ MAX_CHILDREN = 100
 """How many participants' rounds are in one trace with the coordinator's; of more selected, each is a trace of its own."""
 REGISTER_SECONDS = 60.0
 """How long a trace of attempts to register may become, while nobody answers; then another one begins."""
-COMPLAIN_EVERY = 60.0
-"""Seconds between two lines about an exporter that fails."""
 
 NONE = Context()
 
@@ -55,10 +51,14 @@ def exporters(environ: Mapping[str, str]) -> list[SpanExporter]:
     """
     protocol = environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "http/protobuf"
     otlp = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}.get(protocol, protocol)
+    for variable in (name for name in sorted(environ) if name.startswith("OTEL_EXPORTER_OTLP_") and environ[name]):
+        _check(variable, environ[variable], protocol)
     found = []
     for name in (environ.get("OTEL_TRACES_EXPORTER") or "otlp").split(","):
         name = otlp if name.strip() == "otlp" else name.strip()
         known = [*entry_points(group="opentelemetry_traces_exporter", name=name)]
+        if not known and name == protocol:
+            raise ConfigurationError(f"OTEL_EXPORTER_OTLP_PROTOCOL: there is no protocol {name}: http/protobuf or grpc?")
         if not known:
             package = (
                 f"install opentelemetry-exporter-{name.replace('_', '-')}" if name.startswith("otlp_") else "otlp, console or none?"
@@ -69,6 +69,17 @@ def exporters(environ: Mapping[str, str]) -> list[SpanExporter]:
         except Exception as error:
             raise ConfigurationError(f"OTEL_TRACES_EXPORTER: the exporter {name} cannot be made: {error}") from error
     return found
+
+
+def _check(variable: str, value: str, protocol: str) -> None:
+    """What the exporter would find only when it exports."""
+    if variable.endswith("_ENDPOINT") and protocol == "http/protobuf" and not wire.is_url(value):
+        raise ConfigurationError(f"{variable}: is no URL: write http://host:4318")
+    if variable.endswith(("_CERTIFICATE", "_CLIENT_KEY")):
+        try:
+            Path(value).open("rb").close()
+        except OSError as error:
+            raise ConfigurationError(f"{variable}: {value}: {error.strerror}") from error
 
 
 class Tracing:
@@ -97,8 +108,6 @@ class Tracing:
         self._phases = threading.local()
         self._failed: dict[tuple[str, str], int] = {}
         """How often in a row, by method and path."""
-        library = logging.getLogger("opentelemetry")
-        library.handlers, library.propagate = [_Complaints()], False
 
     def serve_user_code(self) -> None:
         """Make the provider the one of the process: spans that the participant's own code makes are in the round's trace."""
@@ -324,19 +333,6 @@ class ServerSpan:
         if status is not None:
             self._span.set_attribute("http.response.status_code", status)
             _failed(self._span, str(status) if status >= 500 else "")
-
-
-class _Complaints(logging.Handler):
-    """What the SDK logs of exports that fail: a line now and then instead of a traceback each time."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self._next = 0.0
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.created >= self._next:
-            self._next = record.created + COMPLAIN_EVERY
-            LOG.warning("traces: %s", redact(record.getMessage())[:200])
 
 
 def _remote(traceparent: str | None) -> Context:

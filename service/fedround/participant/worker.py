@@ -227,7 +227,10 @@ def main() -> Never:
     os.register_at_fork(after_in_child=channel.forget)
     worker = Worker(channel)
     threading.Thread(target=worker.read, name="fedround-worker", daemon=True).start()
-    code = worker.run()
+    try:
+        code = worker.run()
+    except ConfigurationError as error:
+        code = error.exit_code  # the supervisor reads the same variables, and logs what is wrong
     leaving.not_kept(code)
     sys.exit(code)
 

@@ -11,8 +11,9 @@ from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from fedround import events, wire
+from fedround import events
 from fedround.events import Fact, redact, short
+from fedround.observability.contact import Contacts
 
 LOG = logging.getLogger("fedround")
 
@@ -35,12 +36,13 @@ class LogObserver:
     Args:
         keep: Whether the root logger's level and handlers, as they are now, stay those of our log, whatever the participant's own
             code makes of them. For a service that runs this code in its own process.
+        clock: Gives monotonic seconds.
     """
 
-    def __init__(self, *, keep: bool = False) -> None:
+    def __init__(self, *, keep: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         root = logging.getLogger()
         self._handlers, self._level = (root.handlers[:], root.level) if keep else ([], logging.NOTSET)
-        self._made: dict[str, bool] = {}
+        self._contacts = Contacts(clock)
         self._limits: dict[Fact, tuple[float, int]] = {}
         self._warnings: deque[tuple[float, str]] = deque(maxlen=WARNINGS)
 
@@ -50,9 +52,9 @@ class LogObserver:
         return [{"time": round(when, 3), "text": text} for when, text in self._warnings.copy()]
 
     def __call__(self, fact: Fact) -> None:
-        """Log what `fact` has to say. Each attempt tells that a contact is still lost: one line is enough."""
+        """Log what `fact` has to say."""
         self._restore()
-        line = self._contact_line(fact) or self._limit_line(fact) or _participant_line(fact) or _platform_line(fact)
+        line = self._contacts.line(fact) or self._limit_line(fact) or _participant_line(fact) or _platform_line(fact)
         if line is not None:
             LOG.log(line[0], "%s", line[1], extra={"fact": fact})
             if line[0] >= logging.WARNING:
@@ -69,25 +71,6 @@ class LogObserver:
         if self._handlers and LOG.propagate and logging.getLogger().handlers != self._handlers:
             LOG.handlers, LOG.propagate = self._handlers, False
             LOG.setLevel(self._level)
-
-    def _contact_line(self, fact: Fact) -> _Line | None:
-        match fact:
-            case events.ContactMade() | events.ContactLost():
-                peer = "coordinator"
-            case events.BooksReached() | events.BooksUnreachable() | events.TransferLost():
-                peer = "aggregator"
-            case events.ExchangeEnded(path=wire.UPDATE, error=None) if "aggregator" in self._made:  # it was lost before
-                peer = "aggregator"
-            case _:
-                return None
-        lost = fact.reason if isinstance(fact, events.ContactLost | events.BooksUnreachable | events.TransferLost) else None
-        made = lost is None
-        if self._made.get(peer) is made:
-            return None
-        self._made[peer] = made
-        if made:
-            return logging.INFO, f"in contact with the {peer}"
-        return logging.WARNING, f"no contact with the {peer} ({lost}), trying again"
 
     def _limit_line(self, fact: Fact) -> _Line | None:
         """At once, then once a minute: peers decide how often a limit is reached."""

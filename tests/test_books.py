@@ -48,6 +48,9 @@ class Aggregator:
         self.durable = durable
         self.lives = 0
         self.now = 0.0
+        self.generation = 0
+        self.last: tuple[str, tuple[str, ...]] | None = None
+        """The attempt that was closed last, and whose updates it counted."""
         self.ledger = Ledger("life-0")
         self.sum: WeightedAverage | None = None
         self.folded: dict[str, list[tuple[str, int, float]]] = {}
@@ -64,8 +67,17 @@ class Aggregator:
         self.ledger.lose(f"life-{self.lives}")
         self.sum = None
 
+    def roll_back(self, number: int) -> None:
+        self.lose()
+        self.generation += 1
+        self.ledger.newest = Newest(number, 1)
+        self.rounds = [other for other in self.rounds if other <= number]
+        self.answered = {other: told for other, told in self.answered.items() if other <= number}
+        self.last = None
+
     def restart(self) -> None:
         self.lives += 1
+        self.generation = self.generation if self.durable else 0
         self.ledger = Ledger(f"life-{self.lives}", self.ledger.newest if self.durable else None)
         # An old call may open the same attempt once more, which begins with nothing; without a disk even one that was closed.
         self.folded = {a: entries for a, entries in self.folded.items() if self.durable and a in self.closed}
@@ -74,7 +86,7 @@ class Aggregator:
 
     def page(self, incarnation: str, after: int) -> Page:
         """What was acknowledged is answered."""
-        page = self.ledger.page(incarnation, after)
+        page = replace(self.ledger.page(incarnation, after), generation=self.generation)
         self.answer(unless={entry.id for entry in page.entries})
         return page
 
@@ -123,6 +135,7 @@ class Aggregator:
         assert tuple(id for id, _, _ in entries) == ids
         assert self.sum is not None
         self.closed[attempt] = ids
+        self.last = attempt, ids
         weights = [samples for _, samples, _ in entries]
         if not any(weights):
             weights = [1] * len(entries)
@@ -297,6 +310,17 @@ class Federation(RuleBasedStateMachine):
             self.cut_upload(n)
         self.aggregator.lose()
 
+    @precondition(lambda self: self.aggregator.durable and self.aggregator.rounds)
+    @rule(data=st.data(), known=st.booleans())
+    def roll_back(self, data: st.DataObject, known: bool) -> None:
+        number = data.draw(st.sampled_from(self.aggregator.rounds))
+        for n in range(len(self.silos)):
+            self.cut_upload(n)
+        self.aggregator.roll_back(number)
+        if known:
+            self.read_the_ledger(lost=False)
+            assert self.rounds.round == number + 1
+
     @rule()
     def restart_the_aggregator(self) -> None:
         for n in range(len(self.silos)):
@@ -379,8 +403,8 @@ class Federation(RuleBasedStateMachine):
 
     @invariant()
     def who_was_told_200_is_in_the_result_or_was_asked_again(self) -> None:
-        if self.aggregator.durable and self.aggregator.closed:
-            attempt, ids = list(self.aggregator.closed.items())[-1]
+        if self.aggregator.durable and self.aggregator.last:
+            attempt, ids = self.aggregator.last
             told = self.aggregator.answered.get(self.aggregator.rounds[-1], set())
             assert {id for id in told if id in self.rounds.present} <= set(ids) | self.aggregator.asked[attempt]
 
@@ -413,6 +437,7 @@ class Federation(RuleBasedStateMachine):
             for n in range(len(self.silos)):
                 self.cut_upload(n)
                 self.join(n)
+            self.read_the_ledger(lost=False)
             before = self.rounds.round
             for _ in range(int(self.plan.round_timeout + self.plan.heartbeat_timeout) + 10):
                 self.everybody_behaves_for_a_second()

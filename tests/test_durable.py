@@ -5,13 +5,16 @@ import logging
 import os
 import stat
 import threading
+import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fedround import durable
+from fedround.aggregator.guards import Figures
 from fedround.aggregator.store import ModelStore
 from fedround.coordinator import store
 from fedround.coordinator.history import Past
@@ -19,7 +22,7 @@ from fedround.coordinator.plan import Memory
 from fedround.coordinator.seats import Known
 from fedround.durable import Directory, held
 from fedround.errors import ConfigurationError, DataDamaged, DataDirectoryHeld
-from support.disks import Died, MemoryDisk, files_of_at_most
+from support.disks import Died, MemoryDisk, SmallDisk, files_of_at_most
 from support.updates import npy
 
 SETTING = "AGGREGATOR_DATA_DIR"
@@ -31,7 +34,7 @@ def model(round: int) -> list[bytes | memoryview]:
 
 def memory(round: int) -> Memory:
     past = Past(round - 1, 1.5, 1, 0, samples=3, parameters=5, figures={"loss": 0.5}, weights={"mean": 0.25})
-    return Memory(round, (Known(f"id-{round}", "anna", 0, extended=True, counted=round - 1, owed=round),), (past,))
+    return Memory(round, (Known(f"id-{round}", "anna", 0, extended=True, counted=round - 1, owed=round),), (past,), 0)
 
 
 def document(data: object) -> bytes:
@@ -93,19 +96,184 @@ def test_a_memory_of_before_seats_had_owners_is_read() -> None:
     disk = MemoryDisk()
     known = {"id": "a", "name": "anna", "ordinal": 0, "extended": True, "counted": 3, "owed": None}
     durable.save(disk, store.NAME, {"round": 4, "participants": [known]})
-    assert store.load(disk) == Memory(4, (Known("a", "anna", 0, True, 3, None, owner=""),))
+    assert store.load(disk) == Memory(4, (Known("a", "anna", 0, True, 3, None, owner=""),), (), 0)
 
 
 def test_a_directory_gives_back_what_was_written(tmp_path: Path) -> None:
-    disk = Directory(tmp_path)
-    store.save(disk, memory(7))
-    ModelStore(disk, keep=1).save(4, [b"head", memoryview(b"body" * 1000)])
-    ModelStore(disk, keep=1).save(5, [b"head", memoryview(b"body" * 1000)])
-    assert store.load(disk) == memory(7)
-    again = ModelStore(disk)
-    assert again.rounds == [5]
-    assert bytes(again.read(5)) == b"head" + b"body" * 1000
-    assert sorted(disk.names()) == ["models.json", "round-000005.npy", "rounds.json"]
+    with held(tmp_path / "coordinator", SETTING) as disk, held(tmp_path / "aggregator", SETTING) as models:
+        assert disk is not None
+        assert models is not None
+        store.save(disk, memory(7))
+        ModelStore(models, keep=1).save(4, [b"head", memoryview(b"body" * 1000)])
+        ModelStore(models, keep=1).save(5, [b"head", memoryview(b"body" * 1000)], Figures(3, 0.5))
+        assert store.load(disk) == memory(7)
+        again = ModelStore(models)
+        assert (again.rounds, again.lessons) == ([5], [Figures(3, 0.5)])
+        assert bytes(again.read(5)) == b"head" + b"body" * 1000
+    written = {path.relative_to(tmp_path).as_posix(): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*.*")}
+    assert written == dict.fromkeys(["coordinator/rounds.json", "aggregator/models.json", "aggregator/round-000005.npy"], 0o600)
+
+
+def test_at_whatever_step_a_rollback_dies_it_is_done_or_not() -> None:
+    before = MemoryDisk()
+    for round in range(4):
+        ModelStore(before).save(round, model(round))
+    outcomes = set()
+    for steps in range(100):
+        disk = MemoryDisk(before.files, steps=steps)
+        died = False
+        try:
+            ModelStore(disk).roll_back(1)
+        except Died:
+            died = True
+        for found in disk.found():
+            after = MemoryDisk(found)
+            durable.tidy(after)
+            back = ModelStore(after)
+            outcomes.add((back.generation, *back.rounds))
+            assert len(after.files) == 1 + len(back.rounds)
+            for round in back.rounds:
+                assert bytes(back.read(round)) == model(round)[0]
+        if not died:
+            assert outcomes == {(0, 0, 1, 2, 3), (1, 0, 1)}
+            back.save(2, model(7))
+            assert (back.rounds, ModelStore(after).generation) == ([0, 1, 2], 1)
+            return
+    pytest.fail("it never came to its end")
+
+
+@pytest.mark.parametrize("steps", range(1, 30))
+def test_at_whatever_step_of_the_first_model_the_aggregator_dies_it_starts_again(steps: int) -> None:
+    disk = MemoryDisk(steps=steps)
+    with suppress(Died):
+        ModelStore(disk).save(0, model(0))
+    for found in disk.found():
+        after = MemoryDisk(found)
+        durable.tidy(after)
+        ModelStore(after).save(0, model(0))
+        assert ModelStore(after).rounds == [0]
+
+
+def test_models_without_their_list_are_not_touched() -> None:
+    disk = MemoryDisk()
+    for round in range(10):
+        ModelStore(disk).save(round, model(round))
+    del disk.files["models.json"]
+    before = dict(disk.files)
+    for _ in range(2):
+        with pytest.raises(DataDamaged, match=r"models.json .*it is missing, but the files that it lists are there"):
+            ModelStore(disk)
+    assert disk.files == before
+
+
+def test_a_directory_of_the_other_service_is_not_used() -> None:
+    disk = MemoryDisk()
+    store.save(disk, memory(1))
+    with pytest.raises(DataDamaged, match=r"rounds.json of another service is there"):
+        ModelStore(disk)
+    disk = MemoryDisk()
+    ModelStore(disk).save(0, model(0))
+    with pytest.raises(DataDamaged, match=r"models.json of another service is there"):
+        store.load(disk)
+
+
+def large(round: int) -> list[bytes | memoryview]:
+    """One that needs more room than the list."""
+    return [npy(np.full(1000, float(round)))]
+
+
+def test_a_full_disk_removes_the_oldest_models_but_never_the_newest_two(caplog: pytest.LogCaptureFixture) -> None:
+    disk = SmallDisk(5 * len(large(0)[0]) + 2000)
+    for round in range(20):
+        ModelStore(disk, keep=10).save(round, large(round))
+    kept = ModelStore(disk, keep=10)
+    assert kept.rounds[-1] == 19
+    assert len(kept.rounds) > 2
+    assert "the disk is full: the model of round 0 is removed early" in caplog.text
+    disk.room = 0
+    for _ in range(3):
+        with pytest.raises(OSError, match="No space left"):
+            kept.save(20, large(20))
+    assert kept.rounds == [18, 19]
+    assert bytes(ModelStore(disk).read(19)) == large(19)[0]
+    disk.room = 10**6
+    kept.save(20, large(20))
+    assert ModelStore(disk).rounds == [18, 19, 20]
+
+
+def test_a_disk_without_room_even_for_the_list_loses_the_oldest_models_only() -> None:
+    disk = SmallDisk(10**6)
+    kept = ModelStore(disk)
+    for round in range(8):
+        kept.save(round, large(round))
+    disk.room = disk.used + 10
+    kept.save(8, large(8))
+    assert kept.rounds[-1] == 8
+    assert kept.rounds == ModelStore(disk).rounds
+    assert [bytes(kept.read(round)) for round in kept.rounds] == [large(round)[0] for round in kept.rounds]
+
+
+ENTRY = {"round": 4, "size": 1, "checksum": "x"}
+PAST = {"round": 0, "seconds": 1.0, "counted": 1, "dropped": 0, "samples": 1, "parameters": 1, "figures": {}}
+KNOWN = {"id": "a", "name": "anna", "ordinal": 0, "extended": True, "counted": 3, "owed": None}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        None,
+        0,
+        "",
+        {},
+        {"generation": -1, "models": []},
+        {"generation": 10**400, "models": []},
+        [ENTRY | {"round": 10**400}],
+        [ENTRY | {"round": "4"}],
+        [ENTRY | {"size": -1}],
+        [ENTRY | {"checksum": 7}],
+        [ENTRY | {"change": float("nan")}],
+        [ENTRY, ENTRY],
+        [[ENTRY]],
+    ],
+)
+def test_a_list_of_models_with_something_else_in_it_is_damaged_and_nothing_is_removed(data: object) -> None:
+    disk = MemoryDisk({"models.json": document(data), "round-000001.npy": b"a model"})
+    with pytest.raises(DataDamaged, match=r"models.json"):
+        ModelStore(disk)
+    assert "round-000001.npy" in disk.files
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        0,
+        [],
+        {},
+        {"round": 10**400, "participants": []},
+        {"round": -1, "participants": []},
+        {"round": True, "participants": []},
+        {"round": 1, "participants": [KNOWN | {"id": 7}]},
+        {"round": 1, "participants": [KNOWN | {"counted": "x"}]},
+        {"round": 1, "participants": [KNOWN | {"ordinal": 10**400}]},
+        {"round": 1, "participants": "anna"},
+        {"round": 1, "participants": [], "history": [PAST | {"samples": 10**400}]},
+        {"round": 1, "participants": [], "history": [PAST | {"seconds": "x"}]},
+        {"round": 1, "participants": [], "history": [PAST | {"figures": {"loss": "x"}}]},
+        {"round": 1, "participants": [], "history": [PAST | {"figures": 7}]},
+        {"round": 1, "participants": [], "history": 7},
+    ],
+)
+def test_a_memory_with_something_else_in_it_is_damaged(data: object) -> None:
+    with pytest.raises(DataDamaged, match=r"rounds.json"):
+        store.load(MemoryDisk({"rounds.json": document(data)}))
+
+
+def test_a_document_of_endless_depth_is_damaged() -> None:
+    body = b"[" * 100_000
+    head = f"fedround 1 {zlib.crc32(body):08x}\n".encode()
+    for load in (store.load, ModelStore):
+        with pytest.raises(DataDamaged, match="no JSON document"):
+            load(MemoryDisk({"rounds.json": head + body, "models.json": head + body}))
 
 
 @pytest.mark.parametrize(
@@ -150,7 +318,7 @@ def test_a_list_or_a_memory_that_cannot_be_read_is_damage(tmp_path: Path) -> Non
 
 def test_a_memory_of_before_there_was_a_history_is_read(tmp_path: Path) -> None:
     durable.save(Directory(tmp_path), store.NAME, {"round": 3, "participants": []})
-    assert store.load(Directory(tmp_path)) == Memory(3)
+    assert store.load(Directory(tmp_path)) == Memory(3, generation=0)
 
 
 @pytest.mark.parametrize(

@@ -67,8 +67,12 @@ class Target:
     ca_file: str | None = None
     own: bool = False
 
-    def ask(self, path: str, token: str | None = None) -> tuple[int, str]:
-        """Return the HTTP status and the body. Raises `FedroundError` where there is no answer."""
+    def ask(self, path: str, token: str | None = None, *, document: object = None, within: float = 5.0) -> tuple[int, str]:
+        """Return the HTTP status and the body. A `document` is sent as JSON, by POST. `within` is in seconds.
+
+        Raises:
+            FedroundError: There is no answer.
+        """
         import urllib.error
         import urllib.request
         from http.client import HTTPException
@@ -76,10 +80,12 @@ class Target:
         try:
             handlers = [] if (context := self._context()) is None else [urllib.request.HTTPSHandler(context=context)]
             opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), *handlers)
-            request = urllib.request.Request(checked(self.url).rstrip("/") + path)  # noqa: S310 http and https only
+            body = None if document is None else json.dumps(document).encode()
+            headers = {} if body is None else {"Content-Type": "application/json"}
+            request = urllib.request.Request(checked(self.url).rstrip("/") + path, body, headers)  # noqa: S310 http and https only
             if token:
                 request.add_unredirected_header("Authorization", f"Bearer {token}")
-            with opener.open(request, timeout=5) as response:
+            with opener.open(request, timeout=within) as response:
                 return response.status, response.read(MAX_ANSWER).decode(errors="replace")
         except urllib.error.HTTPError as error:
             with error:

@@ -89,6 +89,8 @@ class Page:
     faults: tuple[str, ...] = ()
     lost: str = ""
     """Why the sum before this incarnation was lost: a reason that does not pass by itself. Empty after a restart."""
+    generation: int = 0
+    """How often an operator made a former model the newest. It grows: the rounds after that of `newest` are void."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +217,7 @@ def page_to_json(page: Page) -> dict[str, Any]:
         "measured": [[m.round, dict(m.figures)] for m in page.measured],
         "faults": page.faults,
         "lost": page.lost,
+        "generation": page.generation,
     }
 
 
@@ -229,6 +232,7 @@ def page_from_json(data: dict[str, Any]) -> Page:
         measured=tuple(Measured(round, figures(found)) for round, found in data["measured"]),
         faults=tuple(data["faults"]),
         lost=data.get("lost", ""),
+        generation=int(data.get("generation", 0)),
     )
 
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("fedround")
 
+LONGEST_ROLLBACK = 120.0
+"""Seconds: the aggregator reads a model, which may be large, and may have to finish another first."""
+
 Arguments = Mapping[str, Any]
 Run = Callable[[Arguments], int]
 """Runs a command; returns the exit code."""
@@ -45,7 +48,7 @@ class Exit(IntEnum):
 
 MEANINGS = {
     Exit.OK: "It did what it was told to do: training is complete, or it was asked to stop and has stopped.",
-    Exit.FAILED: "`model`, `status`, `healthcheck`, `demo`: no answer, or not the answer that was hoped for.",
+    Exit.FAILED: "`model`, `rollback`, `status`, `healthcheck`, `demo`: no answer, or not the answer that was hoped for.",
     Exit.USAGE: "The command line is wrong.",
     Exit.UNREACHABLE: "The coordinator was unreachable for longer than `PARTICIPANT_GIVE_UP_AFTER`.",
     Exit.USER_CODE: "The participant's own code failed, `PARTICIPANT_MAX_FAILURES` times in a row; the log has its traceback.",
@@ -222,6 +225,33 @@ def _model(parser: ArgumentParser) -> Run:
     return run
 
 
+def _rollback(parser: ArgumentParser) -> Run:
+    """Make a former global model the newest, and continue training from it."""
+    parser.add_argument("--from", dest="url", required=True, metavar="URL", help="the aggregator's ops port")
+    parser.add_argument("--round", type=int, required=True, metavar="N", help="the round whose model becomes the newest")
+    asking.add_ca_file(parser)
+    asking.add_token(parser)
+
+    def run(arguments: Arguments) -> int:
+        from fedround.wire import one_line
+
+        target = asking.Target(arguments["url"], "aggregator", ca_file=arguments["ca_file"])
+        token = asking.token(arguments["token"], target.service)
+        status, answer = target.ask("/rollback", token, document={"round": arguments["round"]}, within=LONGEST_ROLLBACK)
+        match status, asking.decoded(answer):
+            case 200, {"round": int(number), "removed": list(removed)}:
+                later = f"removed the models of {len(removed)} later rounds" if removed else "there was no later model"
+                print(f"the model of round {number} is the newest; {later}; training continues with round {number + 1}")
+                return Exit.OK
+            case Unauthorized.status, _:
+                raise FedroundError(f"refused with {status}: {asking.missing(target.service)}")
+            case _, {"title": str(title), "detail": str(detail)} if detail:
+                raise FedroundError(f"refused with {status} {one_line(title)}: {one_line(detail)}")
+        raise FedroundError(f"refused with {status}: is this the aggregator's ops port, by default 9082?")
+
+    return run
+
+
 def _status(parser: ArgumentParser) -> Run:
     """Show what a service is doing."""
     asking.add_service(parser)
@@ -276,6 +306,7 @@ COMMANDS: Mapping[str, Callable[[ArgumentParser], Run]] = {
     "platform": _platform,
     "demo": _demo,
     "model": _model,
+    "rollback": _rollback,
     "status": _status,
     "healthcheck": _healthcheck,
 }

@@ -8,6 +8,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import threading
 import zlib
 from collections.abc import Iterable, Iterator
@@ -24,6 +25,8 @@ VERSION = 1
 LOCK = "lock"
 PART = ".part"
 """The ending of what was being written: of no use to who comes back."""
+LARGEST = 10**15
+"""The largest whole number in a document: rounds, sizes, counts."""
 PATIENCE = 30.0
 """Seconds for which one waits until another process lets go of the directory."""
 
@@ -122,12 +125,27 @@ def load(disk: Disk, name: str) -> Any:
         case [b"fedround", version, checksum] if version == str(VERSION).encode():
             if f"{zlib.crc32(body):08x}".encode() != checksum:
                 raise DataDamaged(name, "its checksum is wrong")
-            return json.loads(body)
+            try:
+                return json.loads(body)
+            except (ValueError, RecursionError) as error:
+                raise DataDamaged(name, f"it is no JSON document: {error}") from error
         case [b"fedround", version, _]:
             raise DataDamaged(
                 name, f"it is of version {version.decode(errors='replace')}, and this is fedround for version {VERSION}"
             )
     raise DataDamaged(name, "it is none of ours")
+
+
+def check_own(disk: Disk, name: str, files: "re.Pattern[str]" = re.compile("$^")) -> None:
+    """Where the document `name` is missing: is this a new directory, or one that lacks it? Raises `DataDamaged`.
+
+    `files` are those that the document would list.
+    """
+    names = disk.names()
+    if any(files.fullmatch(other) for other in names):
+        raise DataDamaged(name, "it is missing, but the files that it lists are there")
+    if others := sorted({"models.json", "rounds.json"}.intersection(names) - {name}):
+        raise DataDamaged(name, f"it is missing, and {others[0]} of another service is there; each service needs its own directory")
 
 
 def tidy(disk: Disk) -> None:

@@ -326,6 +326,14 @@ class ModelsLost(Fact):
 
 
 @dataclass(frozen=True, slots=True)
+class RolledBack(Fact):
+    """An operator made the model of round `newest` the newest again. Round `round` was open, or would have come next."""
+
+    round: int
+    newest: int
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingCompleted(Fact):
     rounds: int
 
@@ -388,6 +396,14 @@ class Dominated(Fact):
     round: int
     id: str
     share: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelsRolledBack(Fact):
+    """An operator made the model of `round` the newest; those of `removed` later rounds are removed."""
+
+    round: int
+    removed: int
 
 
 # Every server's

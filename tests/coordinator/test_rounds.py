@@ -688,3 +688,81 @@ def test_the_status_shows_who_takes_part_without_whole_ids() -> None:
     table.enter(id, figures={"loss": 0.5})
     table.close()
     assert status(table.rounds, table.now)["last_rounds"][0]["figures"] == {"loss": 0.5}
+
+
+def rolled_back(table: Table, newest: int, generation: int) -> None:
+    table.rounds.recorded(table.now, Page(f"generation-{generation}", (), Newest(newest, 5), generation=generation))
+
+
+def after_rounds(count: int, plan: Plan) -> Table:
+    """A table where so many rounds are completed, and the next one is open unless that was the last."""
+    table = Table(plan, present=1)
+    for _ in range(count):
+        table.open()
+        table.enter(*table.ids)
+        table.close()
+    return table
+
+
+def test_after_a_rollback_the_round_behind_the_newest_model_is_next() -> None:
+    table = after_rounds(5, Plan(rounds=8))
+    (id,) = table.ids
+    attempt = table.open().attempt
+    table.rounds.take_facts()
+    rolled_back(table, 2, 1)
+    assert table.facts(events.RolledBack) == [events.RolledBack(5, 2)]
+    assert (table.rounds.round, table.rounds.attempt) == (3, None)
+    answer = table.rounds.heartbeat(table.now, id)
+    assert (answer.state, answer.counted) == (HeartbeatState.STAND_BY, 2)
+    assert [past["round"] for past in status(table.rounds, table.now)["last_rounds"]] == [0, 1, 2]
+    assert [past.get("rollbacks") for past in status(table.rounds, table.now)["last_rounds"]] == [None, None, 1]
+    table.later(PAUSE, id)
+    call = table.due(Open)
+    assert (call.round, call.attempt != attempt) == (3, True)
+
+
+def test_a_rollback_makes_a_complete_training_go_on() -> None:
+    table = after_rounds(3, Plan(rounds=3))
+    (id,) = table.ids
+    assert table.state(id) is HeartbeatState.FINISH
+    assert table.rounds.join(table.now, "late") is None
+    rolled_back(table, 0, 1)
+    assert table.state(id) is HeartbeatState.STAND_BY
+    assert table.open().round == 1
+
+
+def test_a_rollback_to_the_newest_model_voids_the_open_attempt_alone() -> None:
+    table = after_rounds(2, Plan())
+    (id,) = table.ids
+    table.open()
+    rolled_back(table, 1, 1)
+    assert (table.rounds.round, table.rounds.memory.participants[0].owed) == (2, 2)
+    assert table.rounds.heartbeat(table.now, id).counted == 1
+    rolled_back(table, 0, 2)
+    assert table.rounds.memory.participants[0].owed is None
+
+
+def test_a_rollback_while_the_coordinator_was_away_is_seen_by_the_generation() -> None:
+    memory = after_rounds(5, Plan()).rounds.memory
+    assert memory.generation == 0
+    back = Rounds(Plan(), Random(1), 0.0, memory)
+    back.recorded(0.0, Page("life", (), Newest(2, 5), generation=1))
+    assert (back.round, back.memory.generation) == (3, 1)
+    assert [type(fact) for fact in back.take_facts()] == [events.RolledBack]
+    assert [past.round for past in back.history] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("generation", [0, 3])
+def test_a_coordinator_that_remembers_nothing_goes_on_from_the_newest_model(generation: int) -> None:
+    fresh = Rounds(Plan(), Random(1))
+    fresh.recorded(0.0, Page("life", (), Newest(4, 5), generation=generation))
+    assert (fresh.round, fresh.take_facts()) == (5, [])
+
+
+def test_models_of_an_earlier_generation_are_lost_ones_and_no_rollback() -> None:
+    table = after_rounds(3, Plan())
+    rolled_back(table, 1, 2)
+    table.rounds.take_facts()
+    table.rounds.recorded(table.now, Page("restored", (), Newest(0, 5), generation=1))
+    assert table.facts(events.ModelsLost) == [events.ModelsLost(1, 0)]
+    assert table.rounds.round == 2

@@ -1,6 +1,8 @@
 """A disk in memory that can die at any of its steps, and what is found on it then; and one that is full."""
 
+import errno
 import math
+import os
 import resource
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -48,6 +50,8 @@ class MemoryDisk:
 
     def remove(self, name: str) -> None:
         self._step()
+        if name not in self.files:
+            raise FileNotFoundError(name)
         del self.files[name]
 
     def names(self) -> list[str]:
@@ -61,6 +65,26 @@ class MemoryDisk:
         self.steps -= 1
         if self.steps < 0:
             raise Died
+
+
+class SmallDisk(MemoryDisk):
+    """One with `room` for so many bytes."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+
+    @property
+    def used(self) -> int:
+        return sum(map(len, self.files.values()))
+
+    def write(self, name: str, parts: Iterable[Buffer]) -> None:
+        self.files[name] = b""
+        for part in parts:
+            free = max(0, self.room - self.used)
+            self.files[name] += bytes(part[:free])
+            if free < len(part):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @contextmanager

@@ -55,6 +55,11 @@ class Aggregate:
         """Throw the sum away."""
         self._sum = None
 
+    def roll_back(self, lessons: Iterable[Figures]) -> None:
+        """Throw the sum away, and what later rounds taught; `lessons` are of those that are left."""
+        self._sum = None
+        self._guard.roll_back(lessons)
+
     @property
     def empty(self) -> bool:
         """There is no sum."""

@@ -63,6 +63,8 @@ CHECK_EVERY = 2.0
 """Seconds between two looks at the directories."""
 CHECK_WITHIN = 30.0
 """Seconds after which a look that has not ended is a fault: the disk hangs."""
+MAX_ROLLBACK = 1024
+"""Bytes of a request to roll back."""
 MAX_CALL = 64 << 20
 """Bytes of a call of the books, which may list every participant."""
 
@@ -154,7 +156,7 @@ def internal(
             return asgi.problem(403, "web pages have no access to the books")
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             return asgi.problem(415, "a call of the books is `application/json`")
-        body = await _whole(request)
+        body = await _whole(request, MAX_CALL)
         try:
             call = _CALLS[request.path_params["operation"]](json.loads(body))
         except (KeyError, TypeError, ValueError, RecursionError):
@@ -221,12 +223,12 @@ def _answer_to_json(answer: Answer) -> dict[str, object]:
             return {"difference": {"missing": sorted(missing), "surplus": sorted(surplus)}}
 
 
-async def _whole(request: Request) -> bytearray:
+async def _whole(request: Request, most: int) -> bytearray:
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > MAX_CALL:
-            raise TooLarge(f"a call of the books has {MAX_CALL} bytes at most")
+        if len(body) > most:
+            raise TooLarge(f"such a request has {most} bytes at most")
     return body
 
 
@@ -262,6 +264,36 @@ def model_route(service: AggregatorService, access: ops.Access = ops.OPEN) -> Ro
         return asgi.Slices(buffers, headers=headers, media_type="application/octet-stream")
 
     return access.route("/model", newest)
+
+
+def rollback_route(service: AggregatorService, access: ops.Access = ops.OPEN) -> Route:
+    """`POST /rollback` for the ops port, with `{"round": N}`: makes the kept model of that round the newest."""
+
+    async def roll_back(request: Request) -> Response:
+        # A web page cannot send this type to another origin unasked.
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            return asgi.problem(415, "send application/json")
+        number = _round_of(await _whole(request, MAX_ROLLBACK))
+        if number is None:
+            return asgi.problem(400, 'send {"round": N}, the number of a round')
+        try:
+            removed = await service.roll_back(number)
+        except (DataDamaged, WeightsError) as error:
+            LOG.error("%s", error)
+            return asgi.problem(500, str(error))
+        if removed is None:
+            return asgi.problem(404, "that model is not kept: `/status` names the rounds whose models are (AGGREGATOR_DATA_DIR)")
+        return _answer({"round": number, "removed": removed})
+
+    return access.route("/rollback", roll_back, method="POST")
+
+
+def _round_of(body: bytearray) -> int | None:
+    with suppress(ValueError, RecursionError):
+        match json.loads(body):
+            case {"round": int(number)} if 0 <= number <= durable.LARGEST:
+                return number
+    return None
 
 
 # The process
@@ -366,7 +398,8 @@ def ops_endpoint(settings: AggregatorSettings, service: AggregatorService, healt
     telemetry.show(service.status)
     service.faults = lambda: health.reasons
     access = ops.access(settings)
-    app = ops.app(health, service.status, scrape=telemetry.scrape, routes=[model_route(service, access)], access=access)
+    routes = [model_route(service, access), rollback_route(service, access)]
+    app = ops.app(health, service.status, scrape=telemetry.scrape, routes=routes, access=access)
     return Endpoint(
         app,
         host=settings.bind,

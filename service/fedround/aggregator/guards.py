@@ -83,6 +83,10 @@ class Guard:
         self._refused: set[str] = set()
         self._counted: dict[str, Figures] = {}
 
+    def roll_back(self, lessons: Iterable[Figures]) -> None:
+        """Replace what was learned by the lessons of the rounds that are left."""
+        self._lessons = deque(lessons, maxlen=ROUNDS)
+
     def open(self, ids: Iterable[str]) -> None:
         """Begin an attempt that admits these participants."""
         if 2 * len(self._refused) > len(self._admitted):

@@ -2,9 +2,7 @@
 
 import asyncio
 import logging
-import math
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -12,13 +10,14 @@ from uuid import uuid4
 
 from fedround.aggregator.aggregate import Aggregate, Checked, Spoilt
 from fedround.aggregator.bell import Bell
-from fedround.aggregator.codecs import OPAQUE, Codec, Model, Npy
+from fedround.aggregator.codecs import Codec, Model, Npy
 from fedround.aggregator.guards import Guard
 from fedround.aggregator.ledger import Attempt, Ledger, Receipt
+from fedround.aggregator.measurer import Measurer
 from fedround.aggregator.spool import Received, Spool
 from fedround.aggregator.store import ModelStore
 from fedround.aggregator.strategies import Strategy
-from fedround.books import Admission, Closed, Difference, Entry, Measured, Page, Verdict
+from fedround.books import Admission, Closed, Difference, Entry, Page, Verdict
 from fedround.errors import (
     Busy,
     DataDamaged,
@@ -35,16 +34,15 @@ from fedround.errors import (
 from fedround.events import (
     Aggregated,
     Dominated,
+    ModelsRolledBack,
     NotKept,
     Observer,
     Observers,
     UpdateReceived,
     UploadFailed,
     WasKept,
-    WeightsMeasured,
     short,
 )
-from fedround.measures import statistics
 from fedround.weights import Spec
 from fedround.wire import UpdateOutcome
 
@@ -54,8 +52,6 @@ HOLD = 20.0
 """Seconds for which a call of `ledger` waits for an entry."""
 PATIENCE = 2.0
 """Seconds for which an upload's answer waits until the coordinator knows."""
-TOLD = 3
-"""Models of which a page of the ledger says what they are like: quick rounds may have one page for several."""
 
 T = TypeVar("T")
 
@@ -97,7 +93,7 @@ class AggregatorService:
         self._store = store
         self._ledger = Ledger(str(uuid4()), model.newest if model else None)
         self._model = model
-        self._measured: deque[Measured] = deque(maxlen=TOLD)
+        self._measurer = Measurer(self._observer)
         self.faults: Callable[[], Sequence[str]] = tuple
         """Says why the process is not ready, for the coordinator to show."""
         self._unkept: Model | None = None
@@ -131,7 +127,7 @@ class AggregatorService:
     async def measure(self) -> None:
         """Tell what the model is like that was there from the start."""
         if self._model is not None:
-            await self._measure(self._model)
+            await self._measurer.measure(self._model)
 
     def stop(self) -> None:
         """End every wait, now and from now on, so that none keeps a server from stopping."""
@@ -176,7 +172,8 @@ class AggregatorService:
         page = self._ledger.page(incarnation, after)
         if self._stopping and not page.entries:
             raise Busy("the aggregator stops", retry_after=1.0)
-        return replace(page, measured=tuple(self._measured), faults=tuple(self.faults()))
+        generation = self._store.generation if self._store else 0
+        return replace(page, measured=tuple(self._measurer.newest), faults=tuple(self.faults()), generation=generation)
 
     async def _close(self, attempt: str, ids: Sequence[str]) -> Closed | Difference:
         async with self._step:
@@ -211,23 +208,40 @@ class AggregatorService:
                 self._observer(NotKept(f"the model of round {model.round}", str(error)))
                 raise Busy(f"the model of round {model.round} cannot be kept: {error}", retry_after=1.0) from error
             self._observer(WasKept(time.perf_counter() - began))
+        self._serve(model)
+
+    def _serve(self, model: Model) -> None:
         self._model, self._unkept = model, None
         self._ledger.newest = model.newest
-        self._start(self._measure(model))  # nobody waits for it
+        self._start(self._measurer.measure(model))  # nobody waits for it
 
-    async def _measure(self, model: Model) -> None:
-        if model.spec is OPAQUE:
-            return
-        try:
-            found = await asyncio.to_thread(statistics, model.array)
-        except Exception:  # figures are for people: they never keep a service from its work
-            LOG.exception("the weights of the model of round %s cannot be measured", model.round)
-            return
-        self._observer(WeightsMeasured(model.round or 0, "global", sum(map(len, model.buffers)), found))
-        figures = {name: value for name, value in found.figures.items() if math.isfinite(value)}
-        if model.round is not None:
-            # The next page tells of it. It is worth no page of its own: that would be one more exchange in every round.
-            self._measured.append(Measured(model.round, figures))
+    async def roll_back(self, round: int) -> Sequence[int] | None:
+        """Make the model of a round the newest. The open attempt is void.
+
+        Returns:
+            The rounds whose models are removed; None where that model is not kept.
+
+        Raises:
+            DataDamaged, WeightsError, Busy: It cannot be read, is none of this strategy, or cannot be made the newest now.
+        """
+        return None if self._store is None else await self._to_its_end(self._roll_back(self._store, round))
+
+    async def _roll_back(self, store: ModelStore, round: int) -> Sequence[int] | None:
+        async with self._step:
+            if round not in store.rounds:
+                return None
+            removed = [other for other in store.rounds if other > round]
+            model = self.codec.read(round, await asyncio.to_thread(store.read, round))
+            try:
+                await asyncio.to_thread(store.roll_back, round)
+            except OSError as error:
+                raise Busy(f"the list of models cannot be written: {error}", retry_after=1.0) from error
+            self._aggregate.roll_back(store.lessons)
+            self._measurer.forget(round)
+            self._serve(model)
+            self._begin_anew()
+            self._observer(ModelsRolledBack(round, len(removed)))
+            return removed
 
     async def kept(self, round: int | None) -> Sequence[bytes | memoryview] | None:
         """The model of a round as `.npy`, of None the initial one; None where it is not kept. Raises `DataDamaged`."""
@@ -358,7 +372,10 @@ class AggregatorService:
     def _lose(self, reason: str, error: BaseException) -> None:
         trace = None if isinstance(error, FedroundError) else error
         LOG.error("the sum is lost and the round begins anew: %s: %s", reason, error, exc_info=trace)
-        self._ledger.lose(str(uuid4()), f"{reason}: {error}")
+        self._begin_anew(f"{reason}: {error}")
+
+    def _begin_anew(self, reason: str = "") -> None:
+        self._ledger.lose(str(uuid4()), reason)
         self._aggregate.drop()
         self._entered.ring()
         self._acknowledged.ring()

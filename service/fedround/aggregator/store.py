@@ -1,13 +1,19 @@
 """The global models that are kept: the newest, and a few before it, with a list that says which there are.
 
 `models.json` is the truth: it names every model with its size and checksum. A model is written before the list names it and removed
-when the list has forgotten it: whatever the moment of a crash, each model of the list is whole.
+when the list has forgotten it: whatever the moment of a crash, each model of the list is whole. Where models are there and the list
+is not, nothing is touched.
 """
 
+import errno
+import logging
+import math
 import re
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 from fedround import durable
@@ -15,8 +21,13 @@ from fedround.aggregator.guards import NOTHING, Figures
 from fedround.durable import Disk
 from fedround.errors import DataDamaged
 
+LOG = logging.getLogger(__name__)
+
 LIST = "models.json"
 OURS = re.compile(r"round-\d{6,}\.npy")
+FULL = (errno.ENOSPC, errno.EDQUOT)
+SAFE = 2
+"""The newest models, which are kept even where the disk has no room for another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +52,23 @@ class ModelStore:
     def __init__(self, disk: Disk, *, keep: int = 10) -> None:
         self._disk = disk
         self._keep = keep
-        self._kept = [_kept(entry) for entry in durable.load(disk, LIST) or ()]
+        document = durable.load(disk, LIST)
+        self._listed = document is not None
+        if not self._listed:
+            durable.check_own(disk, LIST, OURS)
+        self.generation, self._kept = _parsed(document) if self._listed else (0, [])
+        """How often the newest models were discarded by `roll_back`."""
         self._sweep()
 
     @property
     def rounds(self) -> Sequence[int]:
         """The rounds whose models are there, oldest first."""
         return [kept.round for kept in self._kept]
+
+    @property
+    def lessons(self) -> Sequence[Figures]:
+        """What was learned from the rounds whose models are there, oldest first."""
+        return [Figures(kept.samples, kept.change) for kept in self._kept]
 
     def read(self, round: int) -> memoryview:
         """The bytes of a model that is kept, writable. Raises `DataDamaged`."""
@@ -62,21 +83,47 @@ class ModelStore:
             raise DataDamaged(kept.name, "its size or its checksum is wrong")
         return data
 
-    @property
-    def lessons(self) -> Sequence[Figures]:
-        """What was learned from the rounds whose models are there, oldest first."""
-        return [Figures(kept.samples, kept.change) for kept in self._kept]
-
     def save(self, round: int, parts: Sequence[bytes | memoryview], lesson: Figures = NOTHING) -> None:
-        """Keep the model of a round, which from then on is the newest. Raises `OSError`, and keeps what it had."""
+        """Keep the model of a round, which from then on is the newest. Raises `OSError`, and keeps what it had.
+
+        On a full disk the oldest models make room.
+        """
         checksum = 0
         for part in parts:
             checksum = zlib.crc32(part, checksum)
         new = Kept(round, sum(map(len, parts)), f"{checksum:08x}", lesson.samples, lesson.change)
-        durable.replace(self._disk, new.name, parts)
-        kept = [*(kept for kept in self._kept if kept.round < round), new][-self._keep :]
-        durable.save(self._disk, LIST, [asdict(entry) for entry in kept])
-        self._kept = kept
+        if not self._listed:
+            self._write(self._kept)  # before there is a model: else a crash in between would leave one without a list
+        while True:
+            try:
+                durable.replace(self._disk, new.name, parts)
+                self._write([*(kept for kept in self._kept if kept.round < round), new][-self._keep :])
+                return
+            except OSError as error:
+                if error.errno not in FULL or len(self._kept) <= SAFE:
+                    raise
+                self._retire()
+
+    def roll_back(self, round: int) -> None:
+        """Make the model of a round the newest, and remove all later ones. Raises `OSError`, and changes nothing."""
+        self._write([kept for kept in self._kept if kept.round <= round], self.generation + 1)
+
+    def _retire(self) -> None:
+        oldest, *rest = self._kept
+        LOG.warning("the disk is full: the model of round %d is removed early", oldest.round)
+        try:
+            self._write(rest)
+        except OSError:
+            # No room even for the list. Until it is written it names a model that is gone, but not one of the newest.
+            self._disk.remove(oldest.name)
+            self._kept = rest
+            self._write(rest)
+
+    def _write(self, kept: list[Kept], generation: int | None = None) -> None:
+        """Replace the list, and remove what it does not name any more."""
+        generation = self.generation if generation is None else generation
+        durable.save(self._disk, LIST, {"generation": generation, "models": [asdict(entry) for entry in kept]})
+        self.generation, self._kept, self._listed = generation, kept, True
         self._sweep()
 
     def _sweep(self) -> None:
@@ -84,11 +131,34 @@ class ModelStore:
         named = {kept.name for kept in self._kept}
         for name in self._disk.names():
             if OURS.fullmatch(name) and name not in named:
-                self._disk.remove(name)
+                with suppress(OSError):  # the next sweep tries again
+                    self._disk.remove(name)
+
+
+def _parsed(document: Any) -> tuple[int, list[Kept]]:
+    if isinstance(document, list):  # of the first versions
+        document = {"generation": 0, "models": document}
+    match document:
+        case {"generation": int(generation), "models": list(models)} if 0 <= generation <= durable.LARGEST:
+            kept = [_kept(entry) for entry in models]
+            if all(former.round < later.round for former, later in pairwise(kept)):
+                return generation, kept
+            raise DataDamaged(LIST, "its models are not in the order of their rounds")
+    raise DataDamaged(LIST, "it is no list of models")
 
 
 def _kept(entry: Any) -> Kept:
     try:
-        return Kept(**entry)
+        kept = Kept(**entry)
     except TypeError as error:
         raise DataDamaged(LIST, f"it has an entry that is none: {error}") from error
+    for name, value in asdict(kept).items():
+        match name, value:
+            case "checksum", str():
+                continue
+            case "change", int() | float() if 0 <= value < math.inf:
+                continue
+            case (("round" | "size" | "samples"), int()) if 0 <= value <= durable.LARGEST:
+                continue
+        raise DataDamaged(LIST, f"it has an entry whose {name} is none")
+    return kept

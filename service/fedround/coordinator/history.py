@@ -25,6 +25,8 @@ class Past:
     parameters: int
     figures: Mapping[str, float]
     weights: Mapping[str, float] = field(default_factory=dict)
+    rollbacks: int = 0
+    """How often training went back to the model of this round."""
 
 
 class History:
@@ -41,6 +43,12 @@ class History:
         self._rounds.append(
             Past(fact.round, fact.seconds, len(fact.ids), fact.dropped, fact.samples, fact.parameters, dict(fact.figures))
         )
+
+    def rolled_back(self, newest: int) -> None:
+        """Forget the rounds after `newest`, and note there that training went back to its model."""
+        kept = [past for past in self._rounds if past.round <= newest]
+        self._rounds.clear()
+        self._rounds.extend(replace(past, rollbacks=past.rollbacks + (past.round == newest)) for past in kept)
 
     def measured(self, measured: Measured) -> None:
         """What a round's model is like is told late, and more than once; it may be of a round that is not remembered."""

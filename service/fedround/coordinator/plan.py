@@ -43,6 +43,8 @@ class Memory:
     round: int = 0
     participants: tuple[Known, ...] = ()
     history: tuple[Past, ...] = ()
+    generation: int | None = None
+    """Of the books; None where they were never read."""
 
 
 NOTHING = Memory()

@@ -51,6 +51,11 @@ class Reliability:
             del self._records[next(iter(self._records))]
         return rounds
 
+    def rolled_back(self, rounds: int) -> None:
+        """So many rounds come once more: they do not prolong what is still to be sat out."""
+        for record in self:
+            record.until = max(0, record.until - rounds)
+
     def counted(self, who: Who) -> None:
         """An update of it was counted."""
         if (record := self._records.get(who)) is not None:

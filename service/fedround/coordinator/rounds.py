@@ -28,6 +28,8 @@ The rules:
    it is known whether a participant of the attempt before has its part in the next, it has to ask again (`Busy`): after
    `stand_by` it would throw away what it is training.
 12. What is remembered of completed rounds (`history.py`) is for people: nothing follows from it.
+13. A page of a later *generation* says that an operator has made a former model the newest. Every round after it is void, and the
+   one behind it is next, even if training was complete. A coordinator that remembers no generation adopts that of the page.
 """
 
 import math
@@ -67,6 +69,7 @@ class Rounds:
         self.present = Presence(plan.heartbeat_timeout, plan.shared_seats)
         self.reliability = Reliability()
         self.trouble = Trouble()
+        self._generation = memory.generation
         self.attempt: Attempt | None = None
         self._rng = rng
         self._gone: list[str] = []
@@ -81,7 +84,7 @@ class Rounds:
         """What is worth knowing after a restart. When training is complete, no participant: those that heard `finish` are gone."""
         present = () if self.complete else self.present
         known = (Known(p.id, p.name, p.ordinal, p.extended, p.counted, self._owed(p), p.owner) for p in present)
-        return Memory(self.round, tuple(known), tuple(self.history))
+        return Memory(self.round, tuple(known), tuple(self.history), self._generation)
 
     @property
     def complete(self) -> bool:
@@ -237,7 +240,10 @@ class Rounds:
         """A page of the ledger was read."""
         if page.incarnation != self.incarnation:
             known, self.incarnation, self.after = self.incarnation, page.incarnation, 0
-            if page.newest is not None and page.newest.round >= self.round:
+            before, self._generation = self._generation, page.generation
+            if page.newest is not None and before is not None and page.generation > before:
+                self._roll_back(now, page.newest)
+            elif page.newest is not None and page.newest.round >= self.round:
                 self._catch_up(now, page.newest)
             elif self.attempt is not None and (known or self.attempt.lost):
                 self._unsettled = True
@@ -370,6 +376,19 @@ class Rounds:
             self._completed(now, self.attempt, Closed(newest.parameters))
         else:
             self._go_on(newest.round + 1)
+
+    def _roll_back(self, now: float, newest: Newest) -> None:
+        if self.attempt is not None:
+            self._drop(now, self.attempt, f"an operator went back to the model of round {newest.round}")
+        self._facts.append(events.RolledBack(self.round, newest.round))
+        self.reliability.rolled_back(self.round - newest.round - 1)
+        self._go_on(newest.round + 1)
+        self.history.rolled_back(newest.round)
+        for participant in self.present:
+            if participant.counted is not None and participant.counted >= self.round:
+                participant.counted = newest.round
+            if participant.owed != self.round:
+                participant.owed = None
 
     def _drop(self, now: float, attempt: Attempt, reason: str, *, timed_out: bool = False, lasting: bool = False) -> None:
         self.trouble = self.trouble.after(now, reason, lasting=lasting)

@@ -23,7 +23,7 @@ from fedround.wire import MAX_HOLD, Heartbeat, HeartbeatState, RendezVous, Start
 RETRY_FIRST = 0.1
 RETRY_MOST = 1.0
 """Seconds between two calls to books that do not answer."""
-WORTH_KEEPING = (events.ParticipantJoined, events.ParticipantGone, events.TrainingCompleted)
+WORTH_KEEPING = (events.ParticipantJoined, events.ParticipantGone, events.TrainingCompleted, events.RolledBack)
 """Facts after which the memory is written down at once; after a round, when what is written is older than ..."""
 STALE = 1.0
 """... so many seconds."""

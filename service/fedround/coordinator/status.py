@@ -46,6 +46,7 @@ def status(rounds: Rounds, now: float, *, reachable: bool = True, faults: Iterab
                 "parameters": r.parameters,
                 "figures": dict(r.figures),
                 "weights": dict(r.weights),
+                **({"rollbacks": r.rollbacks} if r.rollbacks else {}),
             }
             for r in rounds.history
         ],

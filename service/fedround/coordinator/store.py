@@ -1,10 +1,12 @@
 """What a coordinator keeps: the round, who is known by which id, and the last rounds. Not the attempt: a restart begins another."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
 from fedround import durable
+from fedround.books import figures
 from fedround.coordinator.history import Past
 from fedround.coordinator.plan import Memory
 from fedround.coordinator.seats import Known
@@ -18,23 +20,53 @@ def load(disk: Disk) -> Memory:
     """What was kept; of nothing, where there is nothing. Raises `DataDamaged`."""
     document: Any = durable.load(disk, NAME)
     if document is None:
+        durable.check_own(disk, NAME)
         return Memory()
     try:
+        # Files of the first versions have neither a history nor a generation.
         return Memory(
-            document["round"],
-            tuple(Known(**known) for known in document["participants"]),
-            tuple(Past(**past) for past in document.get("history", ())),  # files of the first versions have none
+            _whole(document["round"]),
+            tuple(map(_known, document["participants"])),
+            tuple(map(_past, document.get("history", ()))),
+            _whole(document.get("generation", 0)),
         )
-    except (TypeError, KeyError) as error:
-        raise DataDamaged(NAME, f"it lacks something: {error}") from error
+    except (AttributeError, TypeError, KeyError) as error:
+        raise DataDamaged(NAME, f"it lacks something, or has something that does not belong there: {error}") from error
 
 
 def save(disk: Disk, memory: Memory) -> None:
     """Keep it. Raises `OSError`."""
     lists = {"participants": _plain(memory.participants), "history": _plain(memory.history)}
-    durable.save(disk, NAME, {"round": memory.round, **lists})
+    durable.save(disk, NAME, {"round": memory.round, "generation": memory.generation or 0, **lists})
 
 
 def _plain(entries: Iterable[Known | Past]) -> list[dict[str, Any]]:
     # Of thousands, in every round: `asdict` would copy each value.
     return [{field.name: getattr(entry, field.name) for field in fields(entry)} for entry in entries]
+
+
+def _known(data: dict[str, Any]) -> Known:
+    known = Known(**data)
+    if not all(isinstance(text, str) for text in (known.id, known.name, known.owner)):
+        raise TypeError("a participant with a text that is none")
+    for number in (known.ordinal, known.counted, known.owed):
+        if number is not None:
+            _whole(number)
+    return known
+
+
+def _past(data: dict[str, Any]) -> Past:
+    past = Past(**data)
+    for number in (past.round, past.counted, past.dropped, past.samples, past.parameters, past.rollbacks):
+        _whole(number)
+    if type(past.seconds) not in (int, float) or not math.isfinite(past.seconds):
+        raise TypeError("a round with a duration that is none")
+    if figures(past.figures) != past.figures or figures(past.weights) != past.weights:
+        raise TypeError("a round with values that are no finite numbers")
+    return past
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= durable.LARGEST:
+        raise TypeError("a number that is no whole number, or is too large")
+    return value

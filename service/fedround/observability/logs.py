@@ -152,6 +152,13 @@ def _platform_line(fact: Fact) -> _Line | None:
         case events.ModelsLost(number, newest):
             there = "it has none" if newest is None else f"its newest is that of round {newest}"
             return logging.WARNING, f"the aggregator has lost the model of round {number}: {there}, and training goes on from there"
+        case events.ModelsRolledBack(number, removed):
+            return (
+                logging.WARNING,
+                f"rolled back: round {number}'s model is the newest, {removed} later models are removed",
+            )
+        case events.RolledBack(number, newest):
+            return logging.WARNING, f"rolled back in round {number}: training continues from the model of round {newest}"
         case events.StoodStill(seconds):
             return logging.WARNING, f"stood still for {seconds:.1f} s: nobody is taken for silent because of that"
         case events.TrainingCompleted(rounds):

@@ -47,7 +47,7 @@ class Access:
         self._closed = closed
 
     def route(self, path: str, endpoint: Endpoint, *, private: bool = True, basic: bool = True, method: str = "GET") -> Route:
-        """A route that only operators may use.
+        """A route that only operators may use. What changes something is never open: it needs the token, as a bearer token.
 
         Args:
             path: Its path.
@@ -58,9 +58,10 @@ class Access:
         """
 
         async def guarded(request: Request) -> Response:
-            if private and self._closed and not self._tokens.needed:
+            changes = method not in ("GET", "HEAD")
+            if (changes or (private and self._closed)) and not self._tokens.needed:
                 return asgi.problem(403, f"closed to everybody: set {self._variable}, and send that token")
-            if asgi.bearer(request.headers, self._tokens, basic=True) is None:
+            if asgi.bearer(request.headers, self._tokens, basic=not changes) is None:
                 return asgi.unauthorized(request.headers, basic=basic, whose=f"operators' token ({self._variable})")
             return await endpoint(request)
 

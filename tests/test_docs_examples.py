@@ -19,7 +19,7 @@ from starlette.routing import Route
 import fedround
 from fedround import asgi, errors, http, remote_books, serve, testing, weights, wire
 from fedround.aggregator import app as aggregator_app
-from fedround.aggregator import ledger, spool, strategies
+from fedround.aggregator import ledger, operators, spool, strategies
 from fedround.aggregator import service as aggregator_service
 from fedround.books import Books, Outcome, Verdict
 from fedround.coordinator import app as coordinator_app
@@ -209,7 +209,7 @@ def test_the_requests_are_the_routes_of_the_apps() -> None:
     coordinator = coordinator_app.build(CoordinatorSettings(), aggregator, Observers())
     apps = coordinator_app.public(coordinator), aggregator_app.public(aggregator), aggregator_app.internal(aggregator)
     served = {request for app in apps for request in requests(inner(app).routes)}
-    served |= set(requests([aggregator_app.model_route(aggregator)]))
+    served |= set(requests([operators.model_route(aggregator), operators.rollback_route(aggregator)]))
     assert set(re.findall(r"^\| `([A-Z]+ /[^`]*)`", PROTOCOL, re.MULTILINE)) == served
 
 

@@ -24,6 +24,7 @@ from fedround.errors import (
     NoSeat,
     NotAdmitted,
     SpoolFull,
+    TooLarge,
     TooSlow,
     Unauthorized,
     UnknownAttempt,
@@ -242,6 +243,21 @@ class _Body:
                 while self._invited and not self._ended and left > 0:
                     left -= len((await self.receive()).get("body", b""))
         return self._ended
+
+
+async def whole(request: Request, most: int) -> bytearray:
+    """The body of a request. Raises `TooLarge` where it has more than `most` bytes."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > most:
+            raise TooLarge(f"such a request has {most} bytes at most")
+    return body
+
+
+def is_number(text: str) -> bool:
+    """Whether a parameter is a whole number of a reasonable size."""
+    return text.isascii() and text.isdigit() and len(text) <= 18
 
 
 class Slices(Response):

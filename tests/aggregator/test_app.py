@@ -18,7 +18,7 @@ import httpx
 import numpy as np
 import pytest
 
-from fedround.aggregator import app
+from fedround.aggregator import app, operators
 from fedround.aggregator.service import AggregatorService
 from fedround.aggregator.spool import Spool
 from fedround.aggregator.store import ModelStore
@@ -609,7 +609,7 @@ def test_a_call_of_the_books_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
 
 def ask_ops(service: AggregatorService, address: str, *, token: str | None = None, **headers: str) -> Answer:
     async def main() -> Answer:
-        routes = [app.model_route(service, ops.Access(token))]
+        routes = [operators.model_route(service, ops.Access(token))]
         transport = httpx.ASGITransport(ops.app(Health(), service.status, routes=routes))
         async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
             return await client.get(address, headers=headers)

@@ -18,6 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Scope
 
 from fedround import asgi, durable, process, secret, serve, tls, wire
+from fedround.aggregator import operators
 from fedround.aggregator.codecs import Bytes, Codec, Model, Npy
 from fedround.aggregator.collected import Collected, CollectedBytes
 from fedround.aggregator.guards import Guard, Limits
@@ -43,7 +44,7 @@ from fedround.books import (
     page_to_json,
 )
 from fedround.durable import Disk
-from fedround.errors import ConfigurationError, DataDamaged, TooLarge, WeightsError
+from fedround.errors import ConfigurationError, WeightsError
 from fedround.events import Fact, Observer, WeightsMeasured, short
 from fedround.observability import ops
 from fedround.observability.health import Health, tended
@@ -63,8 +64,6 @@ CHECK_EVERY = 2.0
 """Seconds between two looks at the directories."""
 CHECK_WITHIN = 30.0
 """Seconds after which a look that has not ended is a fault: the disk hangs."""
-MAX_ROLLBACK = 1024
-"""Bytes of a request to roll back."""
 MAX_CALL = 64 << 20
 """Bytes of a call of the books, which may list every participant."""
 
@@ -156,7 +155,7 @@ def internal(
             return asgi.problem(403, "web pages have no access to the books")
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             return asgi.problem(415, "a call of the books is `application/json`")
-        body = await _whole(request, MAX_CALL)
+        body = await asgi.whole(request, MAX_CALL)
         try:
             call = _CALLS[request.path_params["operation"]](json.loads(body))
         except (KeyError, TypeError, ValueError, RecursionError):
@@ -167,7 +166,7 @@ def internal(
         if "origin" in request.headers:
             return asgi.problem(403, "web pages have no access to the books")
         after = request.query_params.get("after", "0")
-        if not _is_number(after):
+        if not asgi.is_number(after):
             return asgi.problem(400, "`after` is the number of an entry")
         return _answer(page_to_json(await books.ledger(request.query_params.get("incarnation", ""), int(after))))
 
@@ -223,77 +222,8 @@ def _answer_to_json(answer: Answer) -> dict[str, object]:
             return {"difference": {"missing": sorted(missing), "surplus": sorted(surplus)}}
 
 
-async def _whole(request: Request, most: int) -> bytearray:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > most:
-            raise TooLarge(f"such a request has {most} bytes at most")
-    return body
-
-
 def _answer(data: Mapping[str, object]) -> Response:
     return Response(json.dumps(data, separators=(",", ":")), media_type="application/json")
-
-
-# For operators
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= 18
-
-
-def model_route(service: AggregatorService, access: ops.Access = ops.OPEN) -> Route:
-    """`/model` for the ops port: the newest global model, or that of `?round=N`; its round is the `ETag`."""
-
-    async def newest(request: Request) -> Response:
-        wanted = request.query_params.get("round")
-        if wanted is not None and not _is_number(wanted):
-            return asgi.problem(400, "`round` is the number of a round")
-        number = int(wanted) if wanted is not None else service.model.round if service.model else None
-        try:
-            buffers = await service.kept(number)
-        except DataDamaged as error:
-            LOG.error("%s", error)
-            return asgi.problem(500, str(error))
-        if buffers is None and wanted is None:
-            return asgi.problem(404, "there is no global model before the first round is completed")
-        if buffers is None:
-            return asgi.problem(404, "that model is not kept: `/status` names the rounds whose models are")
-        headers = {"ETag": f'"{number}"', "Content-Disposition": f'attachment; filename="model{service.codec.suffix}"'}
-        return asgi.Slices(buffers, headers=headers, media_type="application/octet-stream")
-
-    return access.route("/model", newest)
-
-
-def rollback_route(service: AggregatorService, access: ops.Access = ops.OPEN) -> Route:
-    """`POST /rollback` for the ops port, with `{"round": N}`: makes the kept model of that round the newest."""
-
-    async def roll_back(request: Request) -> Response:
-        # A web page cannot send this type to another origin unasked.
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            return asgi.problem(415, "send application/json")
-        number = _round_of(await _whole(request, MAX_ROLLBACK))
-        if number is None:
-            return asgi.problem(400, 'send {"round": N}, the number of a round')
-        try:
-            removed = await service.roll_back(number)
-        except (DataDamaged, WeightsError) as error:
-            LOG.error("%s", error)
-            return asgi.problem(500, str(error))
-        if removed is None:
-            return asgi.problem(404, "that model is not kept: `/status` names the rounds whose models are (AGGREGATOR_DATA_DIR)")
-        return _answer({"round": number, "removed": removed})
-
-    return access.route("/rollback", roll_back, method="POST")
-
-
-def _round_of(body: bytearray) -> int | None:
-    with suppress(ValueError, RecursionError):
-        match json.loads(body):
-            case {"round": int(number)} if 0 <= number <= durable.LARGEST:
-                return number
-    return None
 
 
 # The process
@@ -398,7 +328,7 @@ def ops_endpoint(settings: AggregatorSettings, service: AggregatorService, healt
     telemetry.show(service.status)
     service.faults = lambda: health.reasons
     access = ops.access(settings)
-    routes = [model_route(service, access), rollback_route(service, access)]
+    routes = [operators.model_route(service, access), operators.rollback_route(service, access)]
     app = ops.app(health, service.status, scrape=telemetry.scrape, routes=routes, access=access)
     return Endpoint(
         app,

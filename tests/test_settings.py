@@ -310,6 +310,19 @@ def test_options_may_hold_secrets_and_are_not_repeated() -> None:
     assert SECRET not in problems(ParticipantSettings, NEEDED | {"PARTICIPANT_OPTIONS": f'["{SECRET}"]'})
 
 
+def test_options_of_many_levels_are_refused() -> None:
+    nested = '{"a":' * 32 + "1" + "}" * 32
+    assert load(ParticipantSettings, NEEDED | {"PARTICIPANT_OPTIONS": nested}, {}).settings.options
+    assert "more than 32 levels deep" in problems(ParticipantSettings, NEEDED | {"PARTICIPANT_OPTIONS": f'{{"a":{nested}}}'})
+
+
+@pytest.mark.parametrize("variable", ["ROUNDS", "PARTICIPANTS_RATIO", "HEARTBEAT_TIMEOUT", "PORT"])
+def test_a_number_of_many_digits_is_refused_in_a_short_message(variable: str) -> None:
+    complaint = problems(CoordinatorSettings, {f"COORDINATOR_{variable}": "1" + "0" * 5000})
+    assert f"COORDINATOR_{variable} " in complaint
+    assert len(complaint) < 400
+
+
 def test_options_without_an_end_are_no_json() -> None:
     assert "no JSON" in problems(ParticipantSettings, NEEDED | {"PARTICIPANT_OPTIONS": "[" * 60_000})
 
@@ -382,9 +395,11 @@ def test_a_file_that_cannot_be_read_is_a_configuration_error(tmp_path: Path) -> 
     file = tmp_path / "coordinator.toml"
     with pytest.raises(ConfigurationError, match=r"coordinator\.toml"):
         load(CoordinatorSettings, {}, {}, file=file)
-    file.write_text("rounds = = 3")
-    with pytest.raises(ConfigurationError, match=r"coordinator\.toml"):
-        load(CoordinatorSettings, {}, {}, file=file)
+    deep = ["a = " + "[" * 10_000, "a = " + "{a=" * 10_000, ".".join(["a"] * 10_000) + " = 1", f"[{'.'.join(['a'] * 5000)}]"]
+    for text in ("rounds = = 3", "rounds = 1" + "0" * 5000, *deep):
+        file.write_text(text)
+        with pytest.raises(ConfigurationError, match=r"coordinator\.toml"):
+            load(CoordinatorSettings, {}, {}, file=file)
 
 
 @pytest.mark.parametrize("cls", [ParticipantSettings, CoordinatorSettings, AggregatorSettings])

@@ -23,6 +23,8 @@ from fedround.wire import clean_name, parse_name
 _SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
 LONGEST = 10**9
 """Seconds; no clock of the system waits for much longer."""
+MOST_NESTED = 32
+"""Levels of a JSON object."""
 _BYTES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
@@ -108,7 +110,18 @@ def _json_object(value: object) -> object:
         raise ValueError(f"this is no JSON: {error}; {_OBJECT}") from None
     if not isinstance(value, dict):
         raise ValueError(f"this is no JSON object; {_OBJECT}")
+    if _depth(value) > MOST_NESTED:
+        raise ValueError(f"this is nested more than {MOST_NESTED} levels deep; {_OBJECT}")
     return value
+
+
+def _depth(value: object) -> int:
+    """How many objects and lists lie within each other; counted no further than is allowed."""
+    level, depth = [value], 0
+    while depth <= MOST_NESTED and (level := [each for each in level if isinstance(each, dict | list)]):
+        depth += 1
+        level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
+    return depth
 
 
 _OBJECT = """write one as '{"epochs": 3}', in a shell between single quotes"""

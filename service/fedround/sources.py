@@ -19,6 +19,9 @@ from fedround.settings import Row, Settings
 # What Kubernetes puts into the environment for a service that is called `coordinator`: nobody set it.
 _SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_\d+_")
 
+MOST_SHOWN = 80
+"""Characters of a wrong value that a message repeats."""
+
 S = TypeVar("S", bound=Settings)
 
 
@@ -122,13 +125,20 @@ def _problem(cls: type[Settings], row: Row, error: Mapping[str, Any], long_flags
     # Only numbers and words are repeated: texts, URLs and JSON may hold what nobody else should read.
     text = str(error["ctx"]["error"]) if error["type"] == "value_error" else error["msg"]
     secret = row.kind == "secret" or field.annotation in (str, dict[str, Any])
-    return message + text + ("" if secret else f", not {error['input']!r}")
+    return message + text + ("" if secret else f", not {_short(error['input'])}")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def _read_file(cls: type[Settings], path: Path) -> tuple[dict[str, Any], list[str]]:
     """The values of a 0.8 configuration file, and what to warn of."""
     try:
         keys = dict(_flatten(tomllib.loads(path.read_text())))
+    except RecursionError:
+        raise ConfigurationError(f"the file {path} cannot be read: its tables are nested too deeply") from None
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"the file {path} cannot be read: {error}") from error
     values, warnings = {}, []

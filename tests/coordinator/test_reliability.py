@@ -215,3 +215,14 @@ def test_an_attempt_with_enough_updates_is_closed_although_others_failed() -> No
     (first,) = (a.id for a in table.open().admissions)
     table.enter(first)
     assert table.due(Close).ids == (first,)
+
+
+def test_a_rollback_does_not_prolong_what_is_to_be_sat_out() -> None:
+    records, who = Reliability(), ("id", "a")
+    for round in (498, 499, 500):
+        records.failed(0.0, who, "a", round, "deadline")
+    assert (records.sits_out(who, 502), records.sits_out(who, 503)) == (True, False)
+    records.rolled_back(400)
+    assert (records.sits_out(who, 102), records.sits_out(who, 103)) == (True, False)
+    records.rolled_back(200)
+    assert not records.sits_out(who, 0)

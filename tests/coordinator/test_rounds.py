@@ -711,12 +711,11 @@ def test_after_a_rollback_the_round_behind_the_newest_model_is_next() -> None:
     table.rounds.take_facts()
     rolled_back(table, 2, 1)
     assert table.facts(events.RolledBack) == [events.RolledBack(5, 2)]
-    assert (table.rounds.round, table.rounds.attempt) == (3, None)
+    assert table.rounds.round == 3
     answer = table.rounds.heartbeat(table.now, id)
     assert (answer.state, answer.counted) == (HeartbeatState.STAND_BY, 2)
     assert [past["round"] for past in status(table.rounds, table.now)["last_rounds"]] == [0, 1, 2]
     assert [past.get("rollbacks") for past in status(table.rounds, table.now)["last_rounds"]] == [None, None, 1]
-    table.later(PAUSE, id)
     call = table.due(Open)
     assert (call.round, call.attempt != attempt) == (3, True)
 
@@ -739,7 +738,7 @@ def test_a_rollback_to_the_newest_model_voids_the_open_attempt_alone() -> None:
     assert (table.rounds.round, table.rounds.memory.participants[0].owed) == (2, 2)
     assert table.rounds.heartbeat(table.now, id).counted == 1
     rolled_back(table, 0, 2)
-    assert table.rounds.memory.participants[0].owed is None
+    assert table.rounds.memory.participants[0].owed == 1
 
 
 def test_a_rollback_while_the_coordinator_was_away_is_seen_by_the_generation() -> None:

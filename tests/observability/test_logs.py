@@ -179,6 +179,18 @@ def test_the_last_warnings_are_remembered_with_their_times() -> None:
     assert all(began - 1 <= warning["time"] <= time.time() + 1 for warning in log.warnings)
 
 
+def test_a_disk_that_stays_full_makes_one_line_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    now = 1000.0
+    log = LogObserver(clock=lambda: now)
+    for number in range(121):
+        log(events.NotKept(f"the model of round {number}", "no space"))
+        now += 1
+    assert [record.getMessage()[:22] for record in caplog.records] == [f"the model of round {n}"[:22] for n in (0, 60, 120)]
+    log(events.WasKept(0.1))
+    log(events.NotKept("the model of round 121", "no space"))
+    assert len(log.warnings) == 4
+
+
 def test_an_exception_is_part_of_the_json_line() -> None:
     try:
         raise ValueError("wrong shape")

@@ -42,9 +42,11 @@ class LogObserver:
     def __init__(self, *, keep: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         root = logging.getLogger()
         self._handlers, self._level = (root.handlers[:], root.level) if keep else ([], logging.NOTSET)
+        self._clock = clock
         self._contacts = Contacts(clock)
         self._limits: dict[Fact, tuple[float, int]] = {}
         self._warnings: deque[tuple[float, str]] = deque(maxlen=WARNINGS)
+        self._not_kept_until = 0.0
 
     @property
     def warnings(self) -> list[dict[str, Any]]:
@@ -54,6 +56,8 @@ class LogObserver:
     def __call__(self, fact: Fact) -> None:
         """Log what `fact` has to say."""
         self._restore()
+        if self._is_repeated(fact):
+            return
         line = self._contacts.line(fact) or self._limit_line(fact) or _participant_line(fact) or _platform_line(fact)
         if line is not None:
             LOG.log(line[0], "%s", line[1], extra={"fact": fact})
@@ -61,6 +65,18 @@ class LogObserver:
                 self._warnings.append((time.time(), redact(line[1])))
         elif LOG.isEnabledFor(logging.DEBUG):
             LOG.debug("%s", _fields(fact), extra={"fact": fact})
+
+    def _is_repeated(self, fact: Fact) -> bool:
+        """A full disk is tried again every second, and told once a minute."""
+        now = self._clock()
+        match fact:
+            case events.WasKept():
+                self._not_kept_until = 0.0
+            case events.NotKept() if now < self._not_kept_until:
+                return True
+            case events.NotKept():
+                self._not_kept_until = now + QUIET_FOR
+        return False
 
     def _restore(self) -> None:
         """Undo what `logging.config` does: it disables all loggers that it does not name, and replaces the root's handlers."""

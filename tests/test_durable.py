@@ -385,9 +385,9 @@ def test_what_is_kept_is_for_this_user_alone_whatever_there_was_before(tmp_path:
             (path / "rounds.json").write_bytes(document({"round": 3, "participants": []}))
             (path / "rounds.json").chmod(0o644)
             store.save(disk, memory(7))
-            ModelStore(disk).save(4, model(4))
+            disk.write("round-000004.npy", model(4))
             modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.iterdir()}
-            assert modes == dict.fromkeys(["lock", "models.json", "rounds.json", "round-000004.npy"], 0o600)
+            assert modes == dict.fromkeys(["lock", "rounds.json", "round-000004.npy"], 0o600)
             assert stat.S_IMODE(path.stat().st_mode) == 0o700
             Directory(tmp_path, mode=0o666).write("model.npy", [b"of a user"])
             assert stat.S_IMODE((tmp_path / "model.npy").stat().st_mode) == 0o666

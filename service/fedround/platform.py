@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fedround import durable, process, serve
 from fedround.aggregator import app as aggregator_app
+from fedround.aggregator import operators
 from fedround.aggregator.service import AggregatorService
 from fedround.coordinator import app as coordinator_app
 from fedround.coordinator.service import CoordinatorService
@@ -58,7 +59,7 @@ async def serving(
     the aggregator's.
     """
     health, others = (Health(), Health()), tuple(observers)
-    of_aggregator = Telemetry(AggregatorMetrics, [aggregator_app.readiness(health[1]), *others], traces)
+    of_aggregator = Telemetry(AggregatorMetrics, [operators.readiness(health[1]), *others], traces)
     of_coordinator = Telemetry(CoordinatorMetrics, [coordinator_app.readiness(health[0]), *others], traces)
     books = aggregator_app.build(aggregator, of_aggregator.observe, disks[1])
     service = coordinator_app.build(coordinator, books, of_coordinator.observe, disks[0], of_coordinator.round_context)

@@ -11,7 +11,7 @@ from fedround.aggregator.codecs import OPAQUE, Codec, Model, Update
 from fedround.aggregator.guards import Dominant, Figures, Guard
 from fedround.aggregator.spool import Received, Spool
 from fedround.aggregator.strategies import Strategy
-from fedround.errors import Implausible, SpoolFull, WeightsError, WrongWeights
+from fedround.errors import Forbidden, Implausible, Late, NotAdmitted, SpoolFull, TooLarge, WeightsError, WrongWeights
 from fedround.events import short
 from fedround.measures import norm
 from fedround.weights import Array, Spec
@@ -140,3 +140,18 @@ class Aggregate:
 
     def _norm(self) -> float:
         return norm(self._model.array) if self._model else 0.0
+
+
+def outcome(error: NotAdmitted | Forbidden | Late | WeightsError) -> str:
+    """The word by which metrics call a refusal."""
+    match error:
+        case NotAdmitted() | Forbidden():
+            return "unauthorized"
+        case Late():
+            return "late"
+        case TooLarge():
+            return "too_large"
+        case Implausible():
+            return "implausible"
+        case _:
+            return "invalid"

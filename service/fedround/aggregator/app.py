@@ -45,7 +45,7 @@ from fedround.books import (
 )
 from fedround.durable import Disk
 from fedround.errors import ConfigurationError, WeightsError
-from fedround.events import Fact, Observer, WeightsMeasured, short
+from fedround.events import Observer, short
 from fedround.observability import ops
 from fedround.observability.health import Health, tended
 from fedround.observability.metrics import AggregatorMetrics
@@ -349,20 +349,6 @@ def run(settings: AggregatorSettings) -> None:
         process.run(_run(settings, disk))
 
 
-def readiness(health: Health) -> Observer:
-    """An observer by which the aggregator is ready while its newest model is one that can be trained on."""
-
-    def observer(fact: Fact) -> None:
-        if not isinstance(fact, WeightsMeasured):
-            return
-        if flaw := fact.statistics.flaw:
-            health.fault("model", f"nobody can train on the newest model: {flaw}; `fedround rollback` returns to a former one")
-        else:
-            health.fine("model")
-
-    return observer
-
-
 async def keep_checking(settings: AggregatorSettings, health: Health, *, every: float = CHECK_EVERY) -> None:
     """Not ready while a directory cannot be written, for as long as this runs."""
     directories = {"spool directory": settings.spool_dir} | ({"data directory": settings.data_dir} if settings.data_dir else {})
@@ -387,7 +373,7 @@ async def keep_checking(settings: AggregatorSettings, health: Health, *, every: 
 async def _run(settings: AggregatorSettings, disk: Disk | None) -> None:
     health = Health()
     with tracing("aggregator", INSTANCE) as traces:
-        telemetry = Telemetry(AggregatorMetrics, [readiness(health)], traces)
+        telemetry = Telemetry(AggregatorMetrics, [operators.readiness(health)], traces)
         service = build(settings, telemetry.observe, disk)
         endpoints = (
             public_endpoint(settings, service, telemetry),

@@ -11,7 +11,9 @@ from starlette.routing import Route
 from fedround import asgi, durable
 from fedround.aggregator.service import AggregatorService
 from fedround.errors import DataDamaged, WeightsError
+from fedround.events import Fact, Observer, WeightsMeasured
 from fedround.observability import ops
+from fedround.observability.health import Health
 
 LOG = logging.getLogger(__name__)
 
@@ -70,3 +72,17 @@ def _round_of(body: bytearray) -> int | None:
             case {"round": int(number)} if 0 <= number <= durable.LARGEST:
                 return number
     return None
+
+
+def readiness(health: Health) -> Observer:
+    """An observer by which the aggregator is ready while its newest model is one that can be trained on."""
+
+    def observer(fact: Fact) -> None:
+        if not isinstance(fact, WeightsMeasured):
+            return
+        if flaw := fact.statistics.flaw:
+            health.fault("model", f"nobody can train on the newest model: {flaw}; `fedround rollback` returns to a former one")
+        else:
+            health.fine("model")
+
+    return observer

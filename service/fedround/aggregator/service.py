@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from fedround.aggregator.aggregate import Aggregate, Checked, Spoilt
+from fedround.aggregator.aggregate import Aggregate, Checked, Spoilt, outcome
 from fedround.aggregator.bell import Bell
 from fedround.aggregator.codecs import Codec, Model, Npy
 from fedround.aggregator.guards import Guard
@@ -23,7 +23,6 @@ from fedround.errors import (
     DataDamaged,
     FedroundError,
     Forbidden,
-    Implausible,
     Late,
     NotAdmitted,
     SpoolFull,
@@ -298,7 +297,7 @@ class AggregatorService:
             received = await self._receive(receipt, chunks, length)
             entry = await self._to_its_end(self._settle(receipt, received, figures or {}))
         except (NotAdmitted, Forbidden, Late, WeightsError) as error:
-            self._observer(UpdateReceived(id, _outcome(error), length or 0, str(error)))
+            self._observer(UpdateReceived(id, outcome(error), length or 0, str(error)))
             raise
         finally:
             self._receiving -= 1
@@ -389,17 +388,3 @@ class AggregatorService:
         self._steps.add(task)  # the event loop itself would let it be collected as garbage
         task.add_done_callback(self._steps.discard)
         return task
-
-
-def _outcome(error: NotAdmitted | Forbidden | Late | WeightsError) -> str:
-    match error:
-        case NotAdmitted() | Forbidden():
-            return "unauthorized"
-        case Late():
-            return "late"
-        case TooLarge():
-            return "too_large"
-        case Implausible():
-            return "implausible"
-        case _:
-            return "invalid"

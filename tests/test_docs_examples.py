@@ -282,7 +282,9 @@ LIMITS: dict[str, list[float]] = {
     "participant: connecting": [http.CONNECT_TIMEOUT],
     "participant: a small answer": [http.ANSWER_TIMEOUT, http.MAX_ANSWER / KIB],
     "participant: the answer to a heartbeat, held for up to N": [http.HOLD_MARGIN],
-    "participant: one read or write of a transfer": [http.TRANSFER_TIMEOUT],
+    "participant: the head of a transfer's answer, and each part of a body that 10000 bytes a second make in that time": [
+        http.TRANSFER_TIMEOUT
+    ],
     "participant: an idle connection is used again": [http.KEEPALIVE],
     "participant: `Retry-After`": [lane.RETRY_AFTER_MAX],
     "HTTP servers: an idle connection is kept": [serve.KEEP_ALIVE],

@@ -1,5 +1,6 @@
 """What a participant asks with, against real sockets."""
 
+import asyncio
 import gc
 import json
 import logging
@@ -16,13 +17,13 @@ from email.utils import format_datetime
 from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import Any, Unpack
+from typing import Any, Self, Unpack
 
 import httpx
 import numpy as np
 import pytest
 
-from fedround import http, http_log
+from fedround import deadlines, http, http_log
 from fedround.errors import (
     Aborted,
     BadAnswer,
@@ -299,6 +300,94 @@ def test_a_slow_answer_is_unreachable() -> None:
         over.set()
 
 
+class Drips:
+    """Sends its pieces again and again, until the block ends."""
+
+    def __init__(self, first: bytes, piece: bytes) -> None:
+        self._first, self._piece, self._over = first, piece, Event()
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self._first
+        while not self._over.wait(0.01):
+            yield self._piece
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
+
+DRIPS = [(b"HTTP/1.1 200 OK\r\nX: ", b"y"), (b"", b"HTTP/1.1 103 Early Hints\r\n\r\n"), (b"HTTP/1.1 100 Continue\r\n", b"x: y\r\n")]
+TOO_SLOW = "timed out|takes too long"
+
+
+@pytest.mark.parametrize(("first", "piece"), DRIPS)
+def test_a_head_that_drips_is_waited_for_until_the_deadline(first: bytes, piece: bytes) -> None:
+    with Drips(first, piece) as drips, Peer(Reply(drips)) as peer, pytest.raises(Unreachable, match=TOO_SLOW):
+        rendez_vous(peer, timeout=0.1)
+
+
+@pytest.mark.parametrize(("first", "piece"), [*DRIPS, (answer("200 OK", bytes(50_000))[:-50_000], b"x")])
+def test_a_model_that_drips_is_unreachable(first: bytes, piece: bytes) -> None:
+    with (
+        Drips(first, piece) as drips,
+        Peer(Reply(drips)) as peer,
+        aggregator(timeout=0.1) as client,
+        pytest.raises(Unreachable, match=TOO_SLOW),
+    ):
+        client.download(peer.url, ID, TOKEN)
+
+
+def test_an_update_that_nobody_takes_fast_enough_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = Event()
+
+    def sip(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection:
+            while not over.wait(0.01) and connection.recv(1000):
+                pass
+
+    monkeypatch.setattr(deadlines, "MIN_RATE", 1e9)
+    with socket.create_server(("127.0.0.1", 0)) as server, aggregator(timeout=0.2) as client, ThreadPoolExecutor() as pool:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        done = pool.submit(sip, server)
+        with pytest.raises(Unreachable, match=TOO_SLOW):
+            client.upload(f"http://127.0.0.1:{server.getsockname()[1]}", ID, TOKEN, [bytes(8 * MIB)])
+        over.set()
+        done.result()
+
+
+def test_a_model_at_the_minimum_rate_may_take_longer_than_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = 60
+
+    def steady() -> Iterator[bytes]:
+        yield answer("200 OK", bytes(1000 * pieces))[: -1000 * pieces]
+        pause = Event()
+        for _ in range(pieces):
+            pause.wait(0.01)
+            yield bytes(1000)
+
+    monkeypatch.setattr(deadlines, "MIN_RATE", 1000.0)
+    with Peer(Reply(steady())) as peer, aggregator(timeout=0.5) as client:
+        model = client.download(peer.url, ID, TOKEN)
+    assert isinstance(model.body, memoryview)
+    assert len(model.body) == 1000 * pieces
+
+
+@pytest.mark.parametrize(("first", "piece"), [*DRIPS, (answer("200 OK", bytes(50_000))[:-50_000], b"x")])
+def test_whoever_asks_without_blocking_has_one_deadline_too(first: bytes, piece: bytes) -> None:
+    async def main(peer: Peer) -> None:
+        client = AsyncPeer(peer.url)
+        try:
+            await client.ask("GET", "/books/ledger", timeout=0.1, max_answer=1 << 20)
+        finally:
+            await client.aclose()
+
+    with Drips(first, piece) as drips, Peer(Reply(drips)) as peer, pytest.raises(Unreachable):
+        asyncio.run(main(peer))
+
+
 @pytest.mark.parametrize("head", ["200 OK\r\n", "404 No\r\nContent-Type: application/problem+json\r\n"])
 def test_an_answer_that_comes_byte_by_byte_is_not_waited_for(head: str) -> None:
     over = Event()
@@ -309,7 +398,7 @@ def test_an_answer_that_comes_byte_by_byte_is_not_waited_for(head: str) -> None:
             yield b" "
 
     with Peer(Reply(drop_by_drop())) as peer:
-        with pytest.raises((Unreachable, Refused), match=r"^GET 127.*(too slowly|refused with 404)$"):
+        with pytest.raises((Unreachable, Refused), match=r"^GET 127.*(timed out|takes too long|refused with 404)$"):
             rendez_vous(peer, timeout=0.05)
         over.set()
 

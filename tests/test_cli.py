@@ -262,6 +262,8 @@ class Ops(BaseHTTPRequestHandler):
             "/fine/readyz": (200, b'{"ready": true, "reasons": []}\n'),
             "/welcome/status": (200, b"<html>welcome</html>"),
             "/a/list/status": (200, b"[]"),
+            "/hostile/status": (200, '{"state": "a\\u001b[2J\\nb", "\u202ex": "\u009b1m"}'.encode()),
+            "/hostile/readyz": (503, '{"ready": false, "reasons": ["\\u001b[2J\\nready \u202e"]}'.encode()),
             "/guarded/model": (401, b""),
             "/other/readyz": (200, b"<html>welcome</html>"),
         }.get(self.path, (404, b"[]"))
@@ -313,6 +315,14 @@ def test_an_endless_answer_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatc
     with Peer(Reply(chain([b"HTTP/1.1 200 OK\r\n\r\n"], repeat(b"[" * 1000)))) as peer:
         assert main(["healthcheck", "--from", peer.url]) == 1
     assert capsys.readouterr().out.startswith("not a service of fedround: ")
+
+
+@pytest.mark.parametrize("arguments", [["status", "--output", "text"], ["status", "--output", "json"], ["healthcheck"]])
+def test_what_a_service_says_does_nothing_to_a_terminal(arguments: list[str], ops: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main([*arguments, "--from", f"{ops}/hostile"])
+    told = capsys.readouterr().out
+    assert all(line.isprintable() for line in told.splitlines())
+    assert r"[2J\n" in told
 
 
 def test_status_is_for_people_where_they_look(

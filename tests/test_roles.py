@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from support.federation import Answer, OldPlatform
 from support.processes import Process, fedround, running, until
 
 PARTICIPANT, OPERATOR = "participants-token", "operators-token"
@@ -152,6 +153,21 @@ def test_what_no_browser_sends_as_an_origin_is_refused(text: str) -> None:
     assert done.returncode == 78
     assert "COORDINATOR_CORS_ORIGINS (--cors-origins): write origins as browsers send them" in done.stderr
 
+
+def test_what_a_hostile_coordinator_says_forges_no_line_in_a_participants_log() -> None:
+    detail = "no\n2026-01-01 00:00:00.000 INFO    in contact with the coordinator\x1b[2J\u202e"
+    refusal = Answer(403, json.dumps({"title": "Forbidden", "status": 403, "detail": detail}).encode(), PROBLEM)
+    with OldPlatform(rendez_vous=[refusal]) as hostile:
+        silo = {"PYTHONPATH": TESTS, "PARTICIPANT_CLASS": "support.silos:Plus1", "PARTICIPANT_COORDINATOR_URL": hostile.url}
+        with running("participant", **silo, PARTICIPANT_LOG_FORMAT="text") as participant:
+            participant.said("no contact with the coordinator")
+            reasons = participant.probe("/readyz")[1]["reasons"]
+        lines = participant.log.splitlines()
+        assert all(line.isprintable() for line in [*lines, *reasons])
+        assert not any(line.startswith("2026-01-01") for line in lines)
+
+
+PROBLEM = {"Content-Type": "application/problem+json"}
 
 # The command line
 

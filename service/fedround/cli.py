@@ -4,6 +4,7 @@ A command's own code is imported when that command is chosen: `fedround --help` 
 """
 
 import difflib
+import json
 import logging
 import os
 import signal
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Never
 
 from fedround import asking, view
 from fedround.errors import ConfigurationError, FedroundError, ParticipantError, Refused, Unauthorized
+from fedround.events import printable
 
 if TYPE_CHECKING:
     from fedround.settings import Settings
@@ -129,7 +131,10 @@ def _main(argv: Sequence[str]) -> int:
             from fedround.participant import traces
 
             trace = traces.logged(error)
-        LOG.error("%s", error, **trace)
+        *above, last = str(error).splitlines() if isinstance(error, ConfigurationError) else [str(error)]
+        for line in above:  # one log line has one line: what is wrong with the settings are several
+            LOG.error("%s", line)
+        LOG.error("%s", last, **trace)
         return error.exit_code
 
 
@@ -263,7 +268,7 @@ def _status(parser: ArgumentParser) -> Run:
             target = asking.target(arguments["service"], arguments["url"], arguments["ca_file"], parser.prog)
             status, answer = target.ask("/status", asking.token(arguments["token"], target.service))
         except FedroundError as error:
-            print(error, file=sys.stderr)
+            print(printable(str(error)), file=sys.stderr)
             return Exit.FAILED
         found = asking.decoded(answer)
         if status == Unauthorized.status:
@@ -273,7 +278,7 @@ def _status(parser: ArgumentParser) -> Run:
             print(asking.foreign("/status", status), file=sys.stderr)
             return Exit.FAILED
         as_text = arguments["output"] == "text" or (arguments["output"] is None and sys.stdout.isatty())
-        print("\n".join(view.lines(found)) if as_text else answer.strip())
+        print("\n".join(view.lines(found)) if as_text else json.dumps(found))
         return Exit.OK
 
     return run
@@ -287,11 +292,11 @@ def _healthcheck(parser: ArgumentParser) -> Run:
         try:
             status, answer = asking.target(arguments["service"], arguments["url"], arguments["ca_file"], parser.prog).ask("/readyz")
         except FedroundError as error:
-            print(error)
+            print(printable(str(error)))
             return Exit.FAILED
         match asking.decoded(answer):
             case {"ready": bool(ready), "reasons": [*reasons]}:
-                print("ready" if ready else f"not ready: {', '.join(map(str, reasons))}")
+                print("ready" if ready else printable(f"not ready: {', '.join(map(str, reasons))}"))
                 return Exit.OK if ready else Exit.FAILED
         print(asking.foreign("/readyz", status))
         return Exit.FAILED

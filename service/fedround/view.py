@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from fedround.events import printable
+
 LAST = 10
 """Rounds, and warnings, that are shown."""
 
@@ -18,13 +20,13 @@ def lines(status: Mapping[str, Any]) -> Iterator[str]:
         shown = rows[-LAST:] if name in ("last_rounds", "warnings") else rows
         heads = list(dict.fromkeys(key for row in shown for key in row))
         yield ""
-        yield name + (f" (the last {len(shown)})" if len(shown) < len(rows) else "")
+        yield printable(name) + (f" (the last {len(shown)})" if len(shown) < len(rows) else "")
         yield from (f"  {line}" for line in columns([heads, *([_text(key, row.get(key)) for key in heads] for row in shown)]))
 
 
 def columns(rows: Sequence[Iterable[str]]) -> Iterator[str]:
-    """The rows with their columns one below the other."""
-    table = [list(row) for row in rows]
+    """The rows with their columns one below the other, escaped where a text is not printable."""
+    table = [[printable(text) for text in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
         yield "  ".join(f"{text:{width}}" for text, width in zip(row, widths, strict=True)).rstrip()

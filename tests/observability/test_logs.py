@@ -6,11 +6,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import fields
+from contextlib import contextmanager
+from dataclasses import fields, replace
 from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedround import events, wire
 from fedround.events import Fact
@@ -208,6 +211,73 @@ def test_ids_and_tokens_in_the_lines_of_others_are_cut(formatter: logging.Format
     line = formatter.format(record)
     assert "http://host/12345678/***" in line
     assert token[:8] not in line
+
+
+HOSTILE = st.text(
+    st.sampled_from("a \n\r\t\x00\x1b[2J\x7f\x85\x9b\u200b\u2028\u202e\u2066\ufeff\ud800\U000e0041") | st.characters(codec=None),
+    max_size=40,
+)
+"""What peers may send: any character, lone surrogates among them."""
+
+
+def shown(record: logging.LogRecord, formatter: logging.Formatter) -> list[str]:
+    """The lines of what is printed, and every text in them where they are JSON."""
+    text = formatter.format(record)
+    if not isinstance(formatter, JsonFormatter):
+        return text.split("\n")
+    line = json.loads(text)
+    lines = str(line.pop("exception", "")).split("\n")
+    return [*text.split("\n"), *lines, *(str(value) for value in line.values())]
+
+
+@pytest.mark.parametrize("formatter", [TextFormatter(colours=False), JsonFormatter()], ids=["text", "json"])
+@given(text=HOSTILE)
+def test_no_text_of_a_peer_makes_a_line_or_a_control_character_of_a_log_line(text: str, formatter: logging.Formatter) -> None:
+    told = [logging.LogRecord("x", logging.INFO, __file__, 1, "refused: %s", (text,), None)]
+    log = LogObserver()
+    with collected() as records:
+        for kind in KINDS:
+            fact = example(kind)
+            log(replace(fact, **{f.name: text for f in fields(fact) if getattr(fact, f.name) == "word"}))
+    for record in told + records:
+        lines = shown(record, formatter)
+        assert len(lines) == 1 or isinstance(formatter, JsonFormatter)
+        assert all(line.isprintable() for line in lines)
+    assert all(warning["text"].isprintable() for warning in log.warnings)
+
+
+@pytest.mark.parametrize("formatter", [TextFormatter(colours=False), JsonFormatter()], ids=["text", "json"])
+@given(text=HOSTILE)
+def test_no_text_of_an_exception_looks_like_the_beginning_of_a_log_line(text: str, formatter: logging.Formatter) -> None:
+    try:
+        raise ValueError(f"{text}\n2026-01-01 00:00:00.000 ERROR   forged")
+    except ValueError:
+        record = logging.LogRecord("user", logging.ERROR, __file__, 1, "failed", None, sys.exc_info())
+    for before in (None, "as another formatter\nhad it \x1b[2J"):
+        record.exc_text = before
+        lines = shown(record, formatter)
+        assert all(line.isprintable() for line in lines)
+        assert not any(line.startswith(("2026-01-01", "as another", "had it")) for line in lines)
+
+
+@contextmanager
+def collected() -> Iterator[list[logging.LogRecord]]:
+    """The records that are logged to `fedround` within the block."""
+    records: list[logging.LogRecord] = []
+
+    class Collecting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(record)
+
+    handler, logger = Collecting(), logging.getLogger("fedround")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield records
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def test_colours_are_for_terminals() -> None:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from fedround import events
-from fedround.events import Fact, redact, short
+from fedround.events import Fact, indented, printable, redact, short
 from fedround.observability.contact import Contacts
 
 LOG = logging.getLogger("fedround")
@@ -62,7 +62,7 @@ class LogObserver:
         if line is not None:
             LOG.log(line[0], "%s", line[1], extra={"fact": fact})
             if line[0] >= logging.WARNING:
-                self._warnings.append((time.time(), redact(line[1])))
+                self._warnings.append((time.time(), printable(redact(line[1]))))
         elif LOG.isEnabledFor(logging.DEBUG):
             LOG.debug("%s", _fields(fact), extra={"fact": fact})
 
@@ -211,7 +211,7 @@ def _fields(fact: Fact) -> dict[str, Any]:
             case "figures":
                 line["figures"] = dict(value)
             case _:
-                line[field.name] = value
+                line[field.name] = printable(value) if isinstance(value, str) else value
     return line
 
 
@@ -227,17 +227,29 @@ class TextFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 logging's
         """The line, with the id of the trace that it belongs to."""
         ids: dict[str, str] | None = getattr(record, "trace", None)
+        record.message = printable(record.message)
         return super().formatMessage(record) + (f" trace_id={ids['trace_id']}" if ids else "")
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, and behind it the traceback where there is one."""
-        line = redact("\n".join(filter(None, (super().format(record), getattr(record, "traceback", "")))))
+        if record.exc_text:  # another formatter's
+            record.exc_text = None if record.exc_info else indented(record.exc_text)
+        # Another process formatted `traceback`.
+        line = redact("\n".join(filter(None, (super().format(record), indented(getattr(record, "traceback", ""))))))
         colour = _COLOURS.get(record.levelname, "") if self._colours else ""
         return f"{colour}{line}\x1b[0m" if colour else line
 
+    def formatException(self, ei: Any) -> str:  # noqa: N802 logging's
+        """The traceback, indented."""
+        return indented(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:  # noqa: N802 logging's
+        """The stack, indented."""
+        return indented(super().formatStack(stack_info))
+
 
 class JsonFormatter(logging.Formatter):
-    """For machines: one JSON object a line."""
+    """For machines: one JSON object a line, with printable texts; only a traceback has several lines."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line; what a fact has to say is in fields of their own."""
@@ -246,14 +258,14 @@ class JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": printable(record.getMessage()),
             **(_fields(fact) if isinstance(fact, Fact) else {}),
             **(getattr(record, "trace", None) or {}),
         }
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = indented(self.formatException(record.exc_info))
         elif trace := getattr(record, "traceback", ""):  # another process formatted it
-            line["exception"] = trace
+            line["exception"] = indented(trace)
         return redact(json.dumps(line, default=str))
 
 

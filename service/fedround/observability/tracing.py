@@ -27,7 +27,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from fedround import events, wire
 from fedround.errors import ConfigurationError
-from fedround.events import Fact, redact
+from fedround.events import Fact, printable, redact
 
 ROUND = "fedround.round"
 REGISTER = "fedround.register"
@@ -251,7 +251,9 @@ class Tracing:
         headers: dict[str, str] = {}
         propagate.inject(headers, trace.set_span_in_context(span))
         if span.is_recording():
-            span.set_attributes({"http.request.method": method, "url.template": path, "url.full": redact(url), **_server(url)})
+            span.set_attributes(
+                {"http.request.method": method, "url.template": path, "url.full": printable(redact(url)), **_server(url)}
+            )
             if again := self._failed.get((method, path), 0):
                 span.set_attribute("http.request.resend_count", again)
         exchange = ClientSpan(span, headers)
@@ -273,7 +275,7 @@ class Tracing:
         """The span of one request to us."""
         span = self._tracer.start_span(method, propagate.extract(headers, NONE), SpanKind.SERVER)
         if span.is_recording():
-            path = _LONG_HEX.sub(lambda match: match[0][:8], redact(path))  # ids are told in other spellings, too
+            path = _LONG_HEX.sub(lambda match: match[0][:8], printable(redact(path)))  # ids are told in other spellings, too
             span.set_attributes({"http.request.method": method, "url.path": path, "url.scheme": "http"})
         token = context.attach(trace.set_span_in_context(span))
         try:

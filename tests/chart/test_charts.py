@@ -241,6 +241,22 @@ def test_numbers_and_objects_reach_the_settings_as_they_are_written(program: str
             assert objects["ConfigMap", "fl-coordinator"]["data"]["AGGREGATOR_STRATEGY_OPTIONS"] == '{"share":0.1}'
 
 
+@pytest.mark.parametrize("chart", ["coordinator", "participant"])
+def test_the_operators_token_reaches_the_services_and_whatever_scrapes_them(chart: str) -> None:
+    given = "opsToken.existingSecret=operators", "podMonitor.enabled=true"
+    required = [URL] if chart == "participant" else []
+    objects = rendered(chart, *required, *given)
+    for container in pod(objects)["containers"]:
+        (found,) = [variable for variable in container["env"] if variable["name"].endswith("_OPS_TOKEN")]
+        assert found["name"] == f"{container['name'].upper()}_OPS_TOKEN"
+        assert found["valueFrom"] == {"secretKeyRef": {"name": "operators", "key": "ops-token"}}
+    for scraped in objects["PodMonitor", f"fl-{chart}"]["spec"]["podMetricsEndpoints"]:
+        assert scraped["authorization"] == {"credentials": {"name": "operators", "key": "ops-token"}}
+    without = rendered(chart, *required, "podMonitor.enabled=true")
+    assert "OPS_TOKEN" not in json.dumps(list(without.values()))
+    assert "authorization" not in json.dumps(list(without.values()))
+
+
 def test_silos_may_connect_to_what_they_need_and_nothing_else() -> None:
     addresses = ("coordinator.url=https://fl.example.org", "networkPolicy.aggregatorPort=8443", "otel.endpoint=http://c:4318")
     policy = rendered("participant", "networkPolicy.enabled=true", *addresses)["NetworkPolicy", "fl-participant"]["spec"]

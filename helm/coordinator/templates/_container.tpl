@@ -30,6 +30,10 @@
       valueFrom: {secretKeyRef: {name: {{ .existingSecret }}, key: {{ .key }}}}
     {{- end }}
     {{- end }}
+    {{- with $values.opsToken.existingSecret }}
+    - name: {{ upper $.role }}_OPS_TOKEN
+      valueFrom: {secretKeyRef: {name: {{ . }}, key: {{ $values.opsToken.key }}}}
+    {{- end }}
     {{- if include "coordinator.tlsSecret" .root }}
     - {name: {{ upper .role }}_TLS_CERT_FILE, value: /etc/fedround-tls/tls.crt}
     - {name: {{ upper .role }}_TLS_KEY_FILE, value: /etc/fedround-tls/tls.key}

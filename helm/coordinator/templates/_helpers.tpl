@@ -96,7 +96,7 @@ annotations: {{- toYaml . | nindent 2 }}
 {{/* Contradictions, all in one place. */}}
 {{- define "coordinator.check" -}}
 {{- range $role, $own := dict "coordinator" (list "rounds" "min_clients" "aggregator_url" "aggregator_internal_url") "aggregator" (list "internal_bind" "internal_port") }}
-{{- range $name := concat $own (list "data_dir" "spool_dir" "port" "ops_port" "bind" "token" "tokens_file" "internal_secret" "internal_secret_file" "tls_cert_file" "tls_key_file" "tls_client_ca_file") }}
+{{- range $name := concat $own (list "data_dir" "spool_dir" "port" "ops_port" "bind" "token" "tokens_file" "ops_token" "internal_secret" "internal_secret_file" "tls_cert_file" "tls_key_file" "tls_client_ca_file") }}
 {{- if hasKey (index $.Values $role).settings $name }}{{ fail (printf "%s.settings.%s: the chart sets this one itself, see values.yaml" $role $name) }}{{ end }}
 {{- end }}
 {{- end }}

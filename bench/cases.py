@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from bench.harness import MB, Participants, cpu, platform, rss, theirs
+from bench.harness import MB, Participants, cpu, platform, pss, rss, theirs
 
 from support.otlp import Span, receiving
 from support.processes import Process
@@ -107,7 +107,8 @@ def idle(kind: Participants, *, split: bool) -> Figures:
             registered = p.registered(1) - began
             settle()
             processes = {"participant": participant} | {name: service.pid for name, service in p.services.items()}
-            return {"start to registered, s": registered} | {f"{name}: MB": rss(pid) for name, pid in processes.items()}
+            used = {f"{name}: MB": rss(pid) for name, pid in processes.items()}
+            return {"start to registered, s": registered, **used, "participant: PSS, MB": pss(participant)}
 
 
 def settle() -> None:
@@ -122,6 +123,7 @@ def cases(quick: bool, count: int, megabytes: int) -> Mapping[str, Case]:
     large = partial(model, count=count, megabytes=megabytes, many=1 if quick else 5)
     split = f"{ours.name}, coordinator and aggregator apart"
     off = {"OTEL_SDK_DISABLED": "true"}
+    thread = Participants("fedround, ISOLATION=thread", settings=(("PARTICIPANT_ISOLATION", "thread"),))
     untraced = Participants("OTEL_SDK_DISABLED=true", settings=tuple(off.items()))
     bare = Participants("run_participant, no metrics either", program="bench.ours")
     observed = {
@@ -136,13 +138,15 @@ def cases(quick: bool, count: int, megabytes: int) -> Mapping[str, Case]:
         "rounds": Case(
             "Rounds: ten participants, five floats",
             "All participants are processes of their own, the platform is `fedround platform`.",
-            {kind.name: partial(rounds, kind, many) for kind, many in small.items()},
+            {kind.name: partial(rounds, kind, many) for kind, many in small.items()}
+            | {thread.name: partial(rounds, thread, small[ours])},
         ),
         "model": Case(
             f"A large model: {count} participants, {megabytes} MB of float64",
             "Peak RSS, and by how many models that is more than before the first round. The participant is one of them.",
             {
                 ours.name: partial(large, ours, split=False),
+                thread.name: partial(large, thread, split=False),
                 fast.name: partial(large, fast, split=False),
                 split: partial(large, ours, split=True),
             },
@@ -152,6 +156,7 @@ def cases(quick: bool, count: int, megabytes: int) -> Mapping[str, Case]:
             "From the start of the process until the coordinator shows it, and the RSS two seconds later.",
             {
                 ours.name: partial(idle, ours, split=False),
+                thread.name: partial(idle, thread, split=False),
                 untraced.name: partial(idle, untraced, split=False),
                 slow.name: partial(idle, slow, split=False),
                 split: partial(idle, ours, split=True),

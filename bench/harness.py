@@ -29,16 +29,35 @@ class Failed(Exception):
 
 
 def rss(pid: int, *, peak: bool = False) -> float:
-    """MB that a process has in memory, or had at the most."""
+    """MB that a process and those that it has started have in memory, or had at the most, each of them."""
     field = "VmHWM" if peak else "VmRSS"
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024 / MB
+    return sum(_kilobytes(one, "status", field) for one in family(pid)) * 1024 / MB
+
+
+def pss(pid: int) -> float:
+    """MB that a process and those that it has started have in memory; what several processes share is divided among them."""
+    return sum(_kilobytes(one, "smaps_rollup", "Pss:") for one in family(pid)) * 1024 / MB
 
 
 def cpu(pid: int) -> float:
-    """Seconds of CPU that a process has used."""
+    """Seconds of CPU that a process and those that it has started have used."""
+    return sum(_ticks(one) for one in family(pid)) / TICKS
+
+
+def family(pid: int) -> list[int]:
+    """A process and those that it has started: a participant is a supervisor and its worker."""
+    children = [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+    return [pid, *(one for child in children for one in family(child))]
+
+
+def _kilobytes(pid: int, file: str, field: str) -> int:
+    lines = Path(f"/proc/{pid}/{file}").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def _ticks(pid: int) -> int:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
+    return int(fields[11]) + int(fields[12])
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import time
 
 from bench.model import trained
 
-from fedround import NumPyParticipant, Update, run_participant
+from fedround import NumPyParticipant, Update
 from fedround.weights import Array
 
 
@@ -21,5 +21,7 @@ class Ours(NumPyParticipant):
 
 
 if __name__ == "__main__":
+    from fedround import run_participant
+
     k, size, seconds, url, period = sys.argv[1:]
     run_participant(Ours(int(k), int(size), float(seconds)), url, float(period))

@@ -112,10 +112,14 @@ class ShardTaken(Fact):
 
 @dataclass(frozen=True, slots=True)
 class PhaseBegan(Fact):
-    """Told, as `PhaseEnded` is, on the thread that carries the phase out. Each try to download or upload is a phase of its own."""
+    """A phase of a round began, `ago` seconds ago. Each try to download or upload is a phase of its own.
+
+    It ends with a `PhaseEnded`, told on the same thread.
+    """
 
     round: int
     phase: str
+    ago: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +130,7 @@ class PhaseEnded(Fact):
     phase: str
     seconds: float
     error: str = ""
+    ago: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,21 +160,20 @@ class Tracing:
                 self._begin_round(number)
             case events.Selected(_, ids):
                 self._selected += len(ids)
-            case events.PhaseBegan(_, phase):
-                span = self._tracer.start_span(phase, self._parent())
+            case events.PhaseBegan(_, phase, ago):
+                span = self._tracer.start_span(phase, self._parent(), start_time=_time(ago))
                 self._open_phases().append((span, context.attach(trace.set_span_in_context(span))))
 
     def after(self, fact: Fact) -> None:
         """Note what is known now, and end what ends."""
         match fact:
             case events.PhaseEnded(_, "confirm", seconds):
-                now = time.time_ns()
-                self._tracer.start_span("confirm", self._parent(), start_time=now - int(seconds * 1e9)).end(now)
-            case events.PhaseEnded(_, _, _, error) if self._open_phases():
+                self._tracer.start_span("confirm", self._parent(), start_time=_time(seconds)).end()
+            case events.PhaseEnded(_, _, _, error, ago) if self._open_phases():
                 span, token = self._open_phases().pop()
                 context.detach(token)
                 _failed(span, error)
-                span.end()
+                span.end(_time(ago))
             case events.Registered(_, reason):
                 self._end_registering(reason)
             case events.RegistrationRefused():
@@ -335,6 +334,11 @@ class ServerSpan:
         if status is not None:
             self._span.set_attribute("http.response.status_code", status)
             _failed(self._span, str(status) if status >= 500 else "")
+
+
+def _time(ago: float) -> int:
+    """Nanoseconds since 1970."""
+    return time.time_ns() - int(ago * 1e9)
 
 
 def _remote(traceparent: str | None) -> Context:

@@ -277,12 +277,15 @@ class Supervisor:
             case {"kind": "reported", "serial": int(serial), "figures": dict(figures)}:
                 if self._sent and serial == self._serial and self._round is not None:
                     self._reported(self._round, figures)
-            case {"kind": "trained" | "failed", "serial": int(serial)} if self._sent and serial == self._serial:
+            case {"kind": "facts", "facts": list(facts)} if self._sent:
+                self._told(facts)
+            case {"kind": "trained" | "failed", "serial": int(serial), "facts": list(facts)} if (
+                self._sent and serial == self._serial
+            ):
+                self._told(facts)
                 self._returned(message, memories)
-            case _ if self._sent and self._round is not None:
-                self._fact(telling.decode(self._round.number, message))
             case _:
-                raise BadMessage("nothing was asked")
+                raise BadMessage("what nobody asked for")
 
     def _reported(self, round: Round, figures: Mapping[str, Any]) -> None:
         try:
@@ -290,16 +293,19 @@ class Supervisor:
         except (TypeError, ValueError) as error:
             raise BadMessage(str(error)) from error
 
-    def _fact(self, fact: events.Fact) -> None:
-        match fact:
-            case events.PhaseBegan(_, phase):
-                self._phases.append((phase, time.monotonic()))
-            case events.PhaseEnded(_, phase):
-                if not self._phases or self._phases.pop()[0] != phase:
-                    raise BadMessage("a phase that had not begun")
-        if len(self._phases) > len(telling.PHASES):
-            raise BadMessage("phases that do not end")
-        self._observe(fact)
+    def _told(self, facts: Sequence[object]) -> None:
+        round = self._round
+        assert round is not None  # noqa: S101 the worker has one
+        for fact in [telling.decode(round.number, told) for told in facts]:
+            match fact:
+                case events.PhaseBegan(_, phase, ago):
+                    self._phases.append((phase, time.monotonic() - ago))
+                case events.PhaseEnded(_, phase):
+                    if not self._phases or self._phases.pop()[0] != phase:
+                        raise BadMessage("a phase that had not begun")
+            if len(self._phases) > len(telling.PHASES):
+                raise BadMessage("phases that do not end")
+            self._observe(fact)
 
     def _returned(self, message: Mapping[str, Any], memories: list[Memory]) -> None:
         match message:

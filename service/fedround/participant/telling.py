@@ -1,5 +1,6 @@
 """What the worker tells of a round, as messages: encoded there, and checked here before it becomes a fact of the supervisor's."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
@@ -13,42 +14,50 @@ PHASES = ("decode", "train", "encode", "check")
 """The phases of a round that are the worker's."""
 MAX_NAME = 100
 """Characters of the name of an error's class."""
+MAX_AGO = 86400.0
+"""Seconds."""
 
 
 def encode(fact: Fact) -> Mapping[str, object] | None:
-    """The message for a fact; None for one that stays in the worker."""
+    """What tells of a fact that happens now; None for one that stays in the worker."""
     match fact:
         case events.PhaseBegan(_, phase):
-            return {"kind": "began", "phase": phase}
+            return {"fact": "began", "phase": phase, "at": time.monotonic()}
         case events.PhaseEnded(_, phase, seconds, error):
-            return {"kind": "ended", "phase": phase, "seconds": seconds, "error": error[:MAX_NAME]}
+            return {"fact": "ended", "phase": phase, "at": time.monotonic(), "seconds": seconds, "error": error[:MAX_NAME]}
         case events.WeightsMeasured(_, source, size, statistics):
-            return {"kind": "weights", "source": source, "size": size, "statistics": asdict(statistics)}
+            return {"fact": "weights", "source": source, "size": size, "statistics": asdict(statistics)}
         case events.UpdateMeasured(_, samples, change):
-            return {"kind": "update", "samples": samples, "change": None if change is None else asdict(change)}
+            return {"fact": "update", "samples": samples, "change": None if change is None else asdict(change)}
     return None
 
 
-def decode(round: int, message: Mapping[str, Any]) -> Fact:
-    """The fact of `round` that a message tells. Raises `BadMessage`: it tells none."""
-    match message:
-        case {"kind": "began", "phase": str(phase)} if phase in PHASES:
-            return events.PhaseBegan(round, phase)
-        case {"kind": "ended", "phase": str(phase), "seconds": float(seconds), "error": str(error)} if (
+def decode(round: int, told: object) -> Fact:
+    """The fact of `round` that is told of. Raises `BadMessage`: it is none."""
+    match told:
+        case {"fact": "began", "phase": str(phase), "at": float(at)} if phase in PHASES:
+            return events.PhaseBegan(round, phase, _ago(at))
+        case {"fact": "ended", "phase": str(phase), "at": float(at), "seconds": float(seconds), "error": str(error)} if (
             phase in PHASES and len(error) <= MAX_NAME
         ):
-            return events.PhaseEnded(round, phase, seconds, error)
-        case {"kind": "weights", "source": "global" | "local" as source, "size": int(size), "statistics": dict(found)}:
+            return events.PhaseEnded(round, phase, seconds, error, _ago(at))
+        case {"fact": "weights", "source": "global" | "local" as source, "size": int(size), "statistics": dict(found)}:
             return events.WeightsMeasured(round, source, size, _statistics(found))
-        case {"kind": "update", "samples": int(samples), "change": None}:
+        case {"fact": "update", "samples": int(samples), "change": None}:
             return events.UpdateMeasured(round, samples, None)
         case {
-            "kind": "update",
+            "fact": "update",
             "samples": int(samples),
             "change": {"l2_norm": float(norm), "cosine_similarity": float() | None as cosine},
         }:
             return events.UpdateMeasured(round, samples, Change(norm, cosine))
-    raise BadMessage(f"no fact: {str(message)[:100]}")
+    raise BadMessage(f"no fact: {str(told)[:100]}")
+
+
+def _ago(at: float) -> float:
+    """All processes of a machine have one monotonic clock."""
+    ago = time.monotonic() - at
+    return ago if 0 <= ago <= MAX_AGO else 0.0
 
 
 def _statistics(found: Mapping[str, Any]) -> Statistics:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Never
 import numpy as np
 
 from fedround.errors import ConfigurationError, ParticipantError, TrainingError
-from fedround.events import Fact
+from fedround.events import Fact, PhaseBegan
 from fedround.observability import logs
 from fedround.observability.traces import tracing
 from fedround.participant import leaving, telling, traces
@@ -96,6 +96,19 @@ def share(parts: Sequence[memoryview], model: Model) -> tuple[list[list[int]], l
     return pieces, [own] if model.memory.fd < 0 else [own, model.memory]
 
 
+def _shared(parts: Sequence[memoryview], model: Model) -> tuple[list[list[int]], list[Memory]]:
+    try:
+        return share(parts, model)
+    except OSError as error:
+        _give_up("cannot share its update", error)
+
+
+def _give_up(what: str, error: OSError) -> Never:
+    """End: the supervisor starts another worker."""
+    LOG.error("the training process %s: %s. Does the training code close file descriptors?", what, error)
+    leaving.end(os.EX_IOERR)
+
+
 class Worker:
     """Does what the supervisor says. `read` is for a thread of its own; `run` is for the main thread."""
 
@@ -103,6 +116,7 @@ class Worker:
         self._channel = channel
         self._inbox: SimpleQueue[Message | None] = SimpleQueue()
         self._round: tuple[int, Round] | None = None
+        self._facts: list[Mapping[str, object]] = []
         self._cancelled = -1
         """The serial number of the training that was cancelled last."""
 
@@ -159,15 +173,15 @@ class Worker:
             with spans.within(message["traceparent"]) if spans else nullcontext():
                 parts = training(round, [self._mapped(model)])
                 with phase(self._observe, round.number, "encode"):
-                    pieces, shared = share(parts, model)
+                    pieces, shared = _shared(parts, model)
         except ParticipantError as error:
             text = traces.text_of(error)
             traces.release(error)
-            kind = type(error).__name__
-            self._send({"kind": "failed", "serial": serial, "error": kind, "text": str(error)[: traces.MAX_TEXT], "trace": text})
+            failure = {"error": type(error).__name__, "text": str(error)[: traces.MAX_TEXT], "trace": text}
+            self._send({"kind": "failed", "serial": serial, "facts": self._take_facts(), **failure})
         else:
             del parts
-            self._send({"kind": "trained", "serial": serial, "pieces": pieces}, shared)
+            self._send({"kind": "trained", "serial": serial, "facts": self._take_facts(), "pieces": pieces}, shared)
         finally:
             self._round = None
 
@@ -182,13 +196,18 @@ class Worker:
         try:
             self._channel.send(message, memories)
         except OSError as error:
-            # Nothing can be done without it. The supervisor starts another worker.
-            LOG.error("the training process lost its connection: %s. Does the training code close file descriptors?", error)
-            leaving.end(os.EX_IOERR)
+            _give_up("lost its connection", error)
 
     def _observe(self, fact: Fact) -> None:
-        if (message := telling.encode(fact)) is not None:
-            self._send(message)
+        """Facts travel together, for a message costs more than a fact: up to the training, and with its result."""
+        if (told := telling.encode(fact)) is not None:
+            self._facts.append(told)
+            if isinstance(fact, PhaseBegan) and fact.phase == "train":
+                self._send({"kind": "facts", "facts": self._take_facts()})
+
+    def _take_facts(self) -> list[Mapping[str, object]]:
+        facts, self._facts = self._facts, []
+        return facts
 
     def _report(self, serial: int, figures: Mapping[str, float]) -> None:
         self._send({"kind": "reported", "serial": serial, "figures": dict(figures)})

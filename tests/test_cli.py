@@ -38,7 +38,8 @@ def help_of(*command: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_the_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     text = help_of(capsys=capsys)
-    assert list(COMMANDS) == ["participant", "coordinator", "aggregator", "platform", "demo", "model", "status", "healthcheck"]
+    services, asking = ["participant", "coordinator", "aggregator", "platform"], ["status", "healthcheck"]
+    assert list(COMMANDS) == [*services, "demo", "tutorial", "model", "rollback", *asking]
     for command in COMMANDS.values():
         assert command.__doc__ is not None
         assert command.__doc__ in text
@@ -99,7 +100,7 @@ def test_what_is_misspelt_is_told_with_what_was_meant(arguments: list[str], told
 @pytest.mark.parametrize(
     ("path", "advice"),
     [
-        ("nothing", "refused with 404: is this the aggregator's ops port, by default 9082?"),
+        ("nothing", "another service answers there; is the URL right? is this the aggregator's ops port, by default 9082?"),
         (
             "guarded",
             "give the operators' token of the aggregator by --token, or set AGGREGATOR_OPS_TOKEN or FEDROUND_TOKEN",

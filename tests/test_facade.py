@@ -6,6 +6,8 @@ import re
 import signal
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import numpy as np
@@ -145,18 +147,21 @@ def test_it_warns_where_the_real_one_is_installed_too(tmp_path: Path) -> None:
 
 # Our own tutorial
 
+TUTORIAL = "fedround.participant.tutorial"
 
-def test_run_participant_takes_part() -> None:
+
+@pytest.mark.parametrize("command", [[sys.executable, "-m", *words] for words in (["fedround", "tutorial"], [TUTORIAL])])
+def test_it_takes_part_as_a_command_and_as_a_module(command: list[str]) -> None:
     with our_platform(rounds=3) as p:
-        program = [sys.executable, "-m", "fedround.participant.tutorial", "--upper-bound", "10", "--coordinator-url", p.url]
+        program = [*command, "--upper-bound", "10", "--coordinator-url", p.url]
         done = subprocess.run(program, capture_output=True, text=True, check=False)
         assert (done.returncode, p.status()["state"]) == (0, "complete")
     assert done.stderr.count("local weight") == 3
 
 
-def test_run_participant_ends_in_good_order_on_sigterm() -> None:
+def test_it_ends_in_good_order_on_sigterm() -> None:
     with our_platform(min_clients=2) as p:
-        program = [sys.executable, "-m", "fedround.participant.tutorial", "--upper-bound", "10", "--coordinator-url", p.url]
+        program = [sys.executable, "-m", "fedround", "tutorial", "--upper-bound", "10", "--coordinator-url", p.url]
         with subprocess.Popen(program, stderr=subprocess.PIPE, text=True) as process:
             assert process.stderr is not None
             while "registered" not in process.stderr.readline():
@@ -166,8 +171,14 @@ def test_run_participant_ends_in_good_order_on_sigterm() -> None:
         assert p.status()["participants"] == []
 
 
-def test_run_participants_help_is_the_tutorials() -> None:
-    program = [sys.executable, "-m", "fedround.participant.tutorial", "--help"]
+def test_its_help_is_that_of_0_8() -> None:
+    program = [sys.executable, "-m", "fedround", "tutorial", "--help"]
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     text = " ".join(done.stdout.split())
     assert "--upper-bound UPPER_BOUND Initial upper bound for picking a random float to send to the coordinator" in text
+
+
+def test_the_script_of_0_8s_tutorial_belongs_to_the_tutorials_package_alone() -> None:
+    assert {script.name for script in entry_points(group="console_scripts") if script.value.startswith("fedround")} == {"fedround"}
+    scripts = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"run-participant": "xain_sdk_tutorial.participant:main"}

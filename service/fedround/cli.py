@@ -18,7 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Never
 
 from fedround import asking, view
-from fedround.errors import ConfigurationError, FedroundError, ParticipantError, Refused, Unauthorized
+from fedround.errors import ConfigurationError, FedroundError, Intercepted, ParticipantError, Refused, Unauthorized
 from fedround.events import printable
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("fedround")
 
+NO_MODEL = "is this the aggregator's ops port, by default 9082?"
 LONGEST_ROLLBACK = 120.0
 """Seconds: the aggregator reads a model, which may be large, and may have to finish another first."""
 
@@ -197,6 +198,14 @@ def _demo(parser: ArgumentParser) -> Run:
     return demo.run
 
 
+def _tutorial(parser: ArgumentParser) -> Run:
+    """Run the participant of the XAIN FL tutorial."""
+    from fedround.participant import tutorial
+
+    tutorial.add_arguments(parser)
+    return tutorial.run
+
+
 def _model(parser: ArgumentParser) -> Run:
     """Fetch the newest global model, or a former one."""
     parser.add_argument("--from", dest="url", required=True, metavar="URL", help="the aggregator's ops port")
@@ -218,8 +227,10 @@ def _model(parser: ArgumentParser) -> Run:
             if error.status == Unauthorized.status:
                 raise FedroundError(f"{error}: {asking.missing('aggregator')}") from error
             if error.detail in ("", "Not Found"):
-                raise FedroundError(f"{error}: is this the aggregator's ops port, by default 9082?") from error
+                raise FedroundError(f"{error}: {NO_MODEL}") from error
             raise
+        except Intercepted as error:
+            raise FedroundError(f"{error} {NO_MODEL}") from error
         try:
             replace(Directory(output.parent, mode=0o666), output.name, [model])
         except OSError as error:
@@ -310,6 +321,7 @@ COMMANDS: Mapping[str, Callable[[ArgumentParser], Run]] = {
     "aggregator": _aggregator,
     "platform": _platform,
     "demo": _demo,
+    "tutorial": _tutorial,
     "model": _model,
     "rollback": _rollback,
     "status": _status,

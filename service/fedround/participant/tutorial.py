@@ -1,9 +1,11 @@
-"""`run-participant`: the tutorial's participant, whose model is one number five times over and falls towards 0 round by round."""
+"""`fedround tutorial`: the tutorial's participant, whose model is one number five times over and falls towards 0 round by round."""
 
 import argparse
 import logging
 import random
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -31,22 +33,31 @@ class TutorialParticipant(NumPyParticipant):
         return Update(samples=1, weights=np.full(SIZE, picked))
 
 
-def main() -> int:
-    """Run the tutorial's participant until training is finished."""
-    parser = argparse.ArgumentParser(description="run a participant")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `run`."""
     parser.add_argument(
         "--upper-bound", required=True, type=float, help="Initial upper bound for picking a random float to send to the coordinator"
     )
     parser.add_argument("--coordinator-url", default="http://localhost:8081", help="Where the coordinator is [%(default)s]")
-    arguments = parser.parse_args()
+
+
+def run(arguments: Mapping[str, Any]) -> int:
+    """Run the tutorial's participant until training is finished. Returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-8s %(message)s")
-    participant = TutorialParticipant(upper_bound=arguments.upper_bound)
+    participant = TutorialParticipant(upper_bound=arguments["upper_bound"])
     try:
-        run_participant(participant, arguments.coordinator_url, handle_signals=True)
+        run_participant(participant, arguments["coordinator_url"], handle_signals=True)
     except FedroundError as error:
         LOG.error("%s", error)
         return 1
     return 0
+
+
+def main() -> int:
+    """Run it as a module."""
+    parser = argparse.ArgumentParser(description="run a participant")
+    add_arguments(parser)
+    return run(vars(parser.parse_args()))
 
 
 if __name__ == "__main__":

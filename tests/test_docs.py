@@ -19,3 +19,15 @@ def test_the_page_of_settings_and_exit_codes_is_what_the_code_says() -> None:
 def test_a_link_to_a_file_leads_somewhere(page: Path) -> None:
     links = re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_each_test_that_the_threat_model_names_is_there() -> None:
+    text = (ROOT / "SECURITY.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+    assert len(named) > 30
+    missing = [
+        f"{path}::{name}" for path, name in named if not re.search(rf"^def {name}\(", (ROOT / path).read_text(), re.MULTILINE)
+    ]
+    assert missing == []
+    for line in re.findall(r"^\| .*defence.*\n\|.*\n((?:\|.*\n)+)", text, re.MULTILINE):
+        assert all("::test_" in row for row in line.splitlines()), "each attack has its test"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fedround.participant.abc import NumPyParticipant, ParticipantABC, Update
     from fedround.participant.round import Round, Shard, current_round
     from fedround.participant.run import arun_participant, run_participant
+    from fedround.participant.terms import Options
     from fedround.weights import flatten, unflatten
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "DeserializationError",
     "FedroundError",
     "NumPyParticipant",
+    "Options",
     "ParticipantABC",
     "ParticipantError",
     "Round",
@@ -50,6 +52,7 @@ _HOMES = {
     "participant.abc": ("NumPyParticipant", "ParticipantABC", "Update"),
     "participant.round": ("Round", "Shard", "current_round"),
     "participant.run": ("arun_participant", "run_participant"),
+    "participant.terms": ("Options",),
     "weights": ("flatten", "unflatten"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -21,6 +21,13 @@ class Minimal(fedround.NumPyParticipant):
         return fedround.Update(samples=len(rows), weights=np.zeros(3))
 
 
+class Named(fedround.NumPyParticipant):
+    """An argument is named as one likes."""
+
+    def train_round(self, weights: NDArray[Any] | None) -> fedround.Update:
+        return fedround.Update(1, np.zeros(3) if weights is None else weights)
+
+
 class Plain(fedround.NumPyParticipant):
     """A plain tuple, floats of a certain size, no annotations for what is given."""
 
@@ -69,7 +76,9 @@ def run() -> None:
     """Both ways to run one."""
     fedround.run_participant(Minimal(), "http://localhost:8081")
     fedround.run_participant(Plain(), "http://localhost:8081", 0.5, shard=(3, 10), give_up_after=60.0, handle_signals=True)
-    asyncio.run(fedround.arun_participant(Layers(), "http://localhost:8081", name="silo-1"))
+    options: fedround.Options = {"name": "silo-1", "give_up_after": None}
+    asyncio.run(fedround.arun_participant(Layers(), "http://localhost:8081", **options))
+    fedround.run_participant(Named(), "http://localhost:8081", **options)
     try:
         xain_sdk.run_participant(Tutorial(), "http://localhost:8081", heartbeat_period=1)
     except xain_sdk.ParticipantError:

@@ -22,28 +22,28 @@ Payload = Buffer | Sequence[Buffer]
 class ParticipantABC(ABC, Generic[TrainingInput, TrainingResult]):
     """A participant whose weights travel in a format of its own: bytes in, bytes out.
 
-    All methods are called on one thread, the one that called `run_participant`.
+    All methods are called on one thread, the one that called `run_participant`. Name their arguments as you like.
     """
 
     takes_buffers: ClassVar[bool] = False
     """Whether `deserialize_training_input` takes the very buffer that the model was received in, writable, instead of bytes."""
 
     @abstractmethod
-    def train_round(self, training_input: TrainingInput) -> TrainingResult:
+    def train_round(self, training_input: TrainingInput, /) -> TrainingResult:
         """Train on the local data, beginning with the global model that `deserialize_training_input` returned."""
         raise NotImplementedError
 
     @abstractmethod
-    def serialize_training_result(self, training_result: TrainingResult) -> Payload:
+    def serialize_training_result(self, training_result: TrainingResult, /) -> Payload:
         """What is sent to the aggregator for the result of `train_round`."""
         raise NotImplementedError
 
     @abstractmethod
-    def deserialize_training_input(self, data: bytes) -> TrainingInput:
+    def deserialize_training_input(self, data: bytes, /) -> TrainingInput:
         """What `train_round` is given for the global model. `data` is empty before the first aggregation."""
         raise NotImplementedError
 
-    def check_training_result(self, training_result: TrainingResult) -> None:
+    def check_training_result(self, training_result: TrainingResult, /) -> None:
         """Raise where a result must not leave the house. By default everything may."""
         return
 
@@ -69,7 +69,7 @@ class NumPyParticipant(ParticipantABC[Array | None, "Update | tuple[int, Array]"
     takes_buffers = True
     _spec: codec.Spec | None = None
 
-    def deserialize_training_input(self, data: bytes) -> Array | None:
+    def deserialize_training_input(self, data: bytes, /) -> Array | None:
         """The weights in `data`, which is the format of `numpy.save`, without a copy; None when it is empty."""
         self._spec = None
         if not len(data):
@@ -78,7 +78,7 @@ class NumPyParticipant(ParticipantABC[Array | None, "Update | tuple[int, Array]"
         self._spec = _spec(weights)
         return weights
 
-    def check_training_result(self, training_result: Update | tuple[int, Array]) -> None:
+    def check_training_result(self, training_result: Update | tuple[int, Array], /) -> None:
         """Raises `WeightsError` for what an aggregator would refuse, or average all the same."""
         weights = np.asarray(training_result[1])
         if self._spec not in (None, spec := _spec(weights)):
@@ -87,7 +87,7 @@ class NumPyParticipant(ParticipantABC[Array | None, "Update | tuple[int, Array]"
         for start in range(0, flat.size if flat.dtype.kind == "f" else 0, codec.BLOCK):
             codec.check_finite(flat[start : start + codec.BLOCK])
 
-    def serialize_training_result(self, training_result: Update | tuple[int, Array]) -> Payload:
+    def serialize_training_result(self, training_result: Update | tuple[int, Array], /) -> Payload:
         """The number of samples and the weights' own memory, which must not change until the next round."""
         samples, weights = _update(training_result)
         return codec.encode_update(samples, weights)

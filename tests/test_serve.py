@@ -269,6 +269,31 @@ def test_a_peer_that_pipelines_without_an_end_and_reads_nothing_is_cut_off() -> 
     run(main())
 
 
+@pytest.mark.parametrize("sent", [b"", GET, GET[:9], GET * 2000])
+def test_a_connection_that_is_over_leaves_nothing_to_the_garbage_collector(sent: bytes) -> None:
+    async def main() -> None:
+        served, told = limited(10, 10)
+        gc.disable()
+        try:
+            async with serving(served):
+                async with connected(served.port) as connection:
+                    with suppress(ConnectionError):
+                        await connection.send(sent)
+                    if sent == GET:
+                        await connection.answer()
+                    elif len(sent) > len(GET):
+                        await connection.rest()
+                while told[-1:] != [ConnectionsChanged("public", 0)]:
+                    await told.more.wait()
+                    told.more.clear()
+                await asyncio.sleep(0.1)  # requests that run end when they notice
+                assert not [found for found in gc.get_objects() if type(found).__name__ == "_Protocol"]
+        finally:
+            gc.enable()
+
+    run(main())
+
+
 @pytest.mark.parametrize("path", ["/", "/nowhere"])
 def test_a_connection_ends_with_the_answer_to_a_request_whose_body_is_not_whole(path: str) -> None:
     async def main() -> None:
@@ -360,8 +385,12 @@ def test_a_peer_that_takes_an_answer_too_slowly_is_cut_off_and_keeps_nothing_ali
 class Told(list[Fact]):
     """The facts that a server told."""
 
+    def __init__(self) -> None:
+        self.more = asyncio.Event()
+
     def __call__(self, fact: Fact) -> None:
         self.append(fact)
+        self.more.set()
 
     @property
     def cuts(self) -> list[str]:

@@ -1,6 +1,7 @@
 """TLS as a server of ours speaks it: one app, real sockets, both kinds of event loop."""
 
 import asyncio
+import gc
 import logging
 import os
 import shutil
@@ -17,6 +18,7 @@ from starlette.routing import Route
 
 from fedround import asgi, serve, tls
 from fedround.errors import ConfigurationError
+from fedround.events import ConnectionsChanged
 from fedround.serve import Endpoint, serving
 from fedround.tokens import Tokens
 from support.certificates import Authority, Pair
@@ -84,6 +86,27 @@ def test_large_bodies_arrive_whole_in_both_directions(run: Run, authority: Autho
             await connection.ask("GET", "/")
             assert (await connection.answer()).body == b" https"
 
+    run(main())
+
+
+def test_a_connection_that_is_over_leaves_nothing_to_the_garbage_collector(run: Run, authority: Authority, pair: Pair) -> None:
+    async def main() -> None:
+        endpoint, over = served(pair), asyncio.Event()
+        endpoint.observe = lambda fact: over.set() if fact == ConnectionsChanged("public", 0) else None
+        async with serving(endpoint):
+            await ask(endpoint.port, trusting(authority))
+            await over.wait()
+            over.clear()
+            gc.disable()
+            try:
+                await ask(endpoint.port, trusting(authority))
+                await over.wait()
+                await asyncio.sleep(0.1)
+                assert not [found for found in gc.get_objects() if type(found).__name__ == "_Protocol"]
+            finally:
+                gc.enable()
+
+    gc.collect()
     run(main())
 
 

@@ -215,6 +215,8 @@ class _Protocol(HttpToolsProtocol):
         for cycle, _ in self.pipeline:
             cycle.on_response = _nothing  # they never run, and would live until the garbage is collected
         self.pipeline.clear()
+        if self.scope is not None:
+            self.scope.pop(GIVES_WAY, None)  # type: ignore[misc]  # a key of ours
         self._unread = b""
         super().connection_lost(exc)
         self.port.closed(self)

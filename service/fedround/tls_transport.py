@@ -60,6 +60,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._state = _State.CLOSED
         self._app.connection_lost(exc)
+        self._app = asyncio.Protocol()  # the two refer to each other, and would live until the garbage is collected
 
     def data_received(self, data: bytes) -> None:
         if self._state is _State.CLOSED:

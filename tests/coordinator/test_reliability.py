@@ -9,6 +9,7 @@ from fedround.coordinator.reliability import MOST_RECORDS, MOST_SAT_OUT, Reliabi
 from fedround.coordinator.rounds import ASK_AGAIN
 from fedround.coordinator.status import MOST_FAILURES, status
 from fedround.coordinator.trouble import MOST_PAUSE, PAUSE
+from fedround.errors import Busy
 from fedround.wire import HeartbeatState
 from support.table import Table
 
@@ -226,3 +227,11 @@ def test_a_rollback_does_not_prolong_what_is_to_be_sat_out() -> None:
     assert (records.sits_out(who, 102), records.sits_out(who, 103)) == (True, False)
     records.rolled_back(200)
     assert not records.sits_out(who, 0)
+
+
+def test_a_participant_that_trains_has_to_ask_again_while_its_attempt_is_lost() -> None:
+    table = Table(Plan(), present=1, extended=True)
+    table.rounds.lost(table.open().attempt)
+    with pytest.raises(Busy):
+        table.state(table.ids[0])
+    assert table.rounds.heartbeat(table.now, table.ids[0], idle=True).state is HeartbeatState.STAND_BY

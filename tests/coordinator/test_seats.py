@@ -1,18 +1,19 @@
 """Who has a seat: first heartbeats, identities, former lives."""
 
 import math
+from random import Random
 
 import pytest
 
 from fedround import events
-from fedround.books import Close, Outcome, Verdict
+from fedround.books import Close, Outcome, Page, Verdict
 from fedround.coordinator.plan import Plan
 from fedround.coordinator.presence import MOST_REGISTERED, PROBE
 from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.status import status
 from fedround.errors import Forbidden, NoSeat
 from fedround.wire import HeartbeatState
-from support.table import Table
+from support.table import LIFE, Table
 
 
 def ids(rounds: Rounds) -> set[str]:
@@ -141,6 +142,17 @@ def test_an_identity_may_have_more_seats_and_no_more_parts_than_these() -> None:
     table.admit()
     assert table.rounds.attempt is not None
     assert third not in table.rounds.attempt.members
+
+
+def test_an_identity_with_more_seats_than_are_allowed_since_a_restart_has_no_more_parts_than_these() -> None:
+    before = Table(Plan(min_clients=3, seats=2))
+    for owner in ("anna", "anna", "bert"):
+        before.join(owner, owner=owner)
+    table = Table(Plan(min_clients=2))
+    table.rounds = Rounds(table.rounds.plan, Random(1), table.now, before.rounds.memory)
+    table.rounds.recorded(table.now, Page(LIFE, ()))
+    owners = [admission.owner for admission in table.open().admissions]
+    assert sorted(owners) == ["anna", "bert"]
 
 
 def test_all_participants_without_an_identity_share_a_number_of_seats() -> None:

@@ -220,10 +220,10 @@ class CoordinatorService:
 
     async def _write_down(self) -> None:
         """Have the memory on disk as it is now. Raises `OSError`, and leaves it to `_keep_up` to tell so and to try again."""
-        keep, memory, began = self._keep, self._rounds.memory, time.perf_counter()
         self._news.clear()
-        if keep is None:
+        if (keep := self._keep) is None:
             return
+        memory, began = self._rounds.memory, time.perf_counter()
         self._stale_from = self._clock() + STALE
 
         def write() -> None:

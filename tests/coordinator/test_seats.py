@@ -90,11 +90,11 @@ def test_a_seat_with_an_owner_serves_nobody_else(other: str) -> None:
     id = table.register("anna", owner="anna")
     for _ in ("only registered", "heard"):
         with pytest.raises(Forbidden):
-            table.rounds.authorize(id, other)
-        table.rounds.authorize(id, "anna")
+            table.rounds.present.authorize(id, other)
+        table.rounds.present.authorize(id, "anna")
         table.state(id)
-    table.rounds.authorize(table.join(), other)
-    table.rounds.authorize("unknown", other)
+    table.rounds.present.authorize(table.join(), other)
+    table.rounds.present.authorize("unknown", other)
 
 
 def test_an_identity_that_registers_again_replaces_its_seat_at_once() -> None:

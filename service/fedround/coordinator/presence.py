@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from heapq import heappop, heappush
 
 from fedround.coordinator.seats import Known, Ordinals, Participant, Who
-from fedround.errors import NoSeat
+from fedround.errors import Forbidden, NoSeat
 
 MISSED = 3600.0
 """Seconds for which a participant that timed out is listed as missing."""
@@ -65,6 +65,12 @@ class Presence:
     def find(self, id: str) -> Participant | None:
         """Return the seat of this id, heard or only registered."""
         return self._present.get(id) or self._registered.get(id)
+
+    def authorize(self, id: str, owner: str) -> None:
+        """Check that a request with the proved identity `owner` may act for this id. Raises `Forbidden`."""
+        seat = self.find(id)
+        if seat is not None and seat.owner not in ("", owner):
+            raise Forbidden
 
     def seats(self, who: Who) -> list[Participant]:
         """Return all seats of one identity or name, the oldest first."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fedround.coordinator.seats import Who
+from fedround.events import SatOut
 
 TOLERATED = 1
 """Consecutive failures without a consequence. After the next one a participant sits out 1 round, then 2, then 4 ..."""
@@ -39,8 +40,8 @@ class Reliability:
     def get(self, who: Who) -> Record | None:
         return self._records.get(who)
 
-    def failed(self, now: float, who: Who, name: str, round: int, reason: str) -> int:
-        """Note a failure in `round`. Return how many rounds the participant sits out."""
+    def failed(self, now: float, who: Who, name: str, round: int, reason: str) -> list[SatOut]:
+        """Note a failure in `round`. Return the fact that the participant sits out rounds, where it does."""
         record = self._records[who] = self._records.pop(who, Record(name))
         record.failures += 1
         record.reason, record.at = reason, now
@@ -49,7 +50,7 @@ class Reliability:
         record.until = round + 1 + rounds if rounds else 0
         if len(self._records) > MOST_RECORDS:
             del self._records[next(iter(self._records))]
-        return rounds
+        return [SatOut(round, name, record.failures, rounds, reason)] if rounds else []
 
     def rolled_back(self, rounds: int) -> None:
         """So many rounds come once more: they do not prolong what is still to be sat out."""

@@ -43,10 +43,10 @@ from fedround.coordinator.history import History
 from fedround.coordinator.plan import NOTHING, Memory, Plan
 from fedround.coordinator.presence import Presence
 from fedround.coordinator.reliability import Reliability
-from fedround.coordinator.seats import Known, Participant, who
+from fedround.coordinator.seats import Participant, who
 from fedround.coordinator.selection import choose
 from fedround.coordinator.trouble import Trouble
-from fedround.errors import Busy, Forbidden, IllegalMove
+from fedround.errors import Busy, IllegalMove
 from fedround.wire import Heartbeat, HeartbeatState
 
 ASK_AGAIN = 1.0
@@ -67,11 +67,9 @@ class Rounds:
         """The number of the last ledger entry that was read."""
         self.history = History(memory.history)
         self.present = Presence(plan.heartbeat_timeout, plan.shared_seats)
-        self.reliability = Reliability()
-        self.trouble = Trouble()
-        self._generation = memory.generation
+        self.reliability, self.trouble = Reliability(), Trouble()
         self.attempt: Attempt | None = None
-        self._rng = rng
+        self._generation, self._rng = memory.generation, rng
         self._gone: list[str] = []
         self._facts: list[events.Fact] = []
         self._unsettled = bool(memory.participants)
@@ -82,9 +80,8 @@ class Rounds:
     @property
     def memory(self) -> Memory:
         """What is worth knowing after a restart. When training is complete, no participant: those that heard `finish` are gone."""
-        present = () if self.complete else self.present
-        known = (Known(p.id, p.name, p.ordinal, p.extended, p.counted, self._owed(p), p.owner) for p in present)
-        return Memory(self.round, tuple(known), tuple(self.history), self._generation)
+        known = () if self.complete else tuple(p.known(self._owed(p)) for p in self.present)
+        return Memory(self.round, known, tuple(self.history), self._generation)
 
     @property
     def complete(self) -> bool:
@@ -116,12 +113,6 @@ class Rounds:
         self._settle(now)
         return participant
 
-    def authorize(self, id: str, owner: str) -> None:
-        """Check that a request with the proved identity `owner` may act for this id. Raises `Forbidden`."""
-        participant = self.present.find(id)
-        if participant is not None and participant.owner not in ("", owner):
-            raise Forbidden
-
     def heartbeat(self, now: float, id: str, *, idle: bool = False, held: bool = False) -> Heartbeat:
         """Re-arm the participant's time-out and say what it shall do; for ROUND with its token.
 
@@ -149,11 +140,6 @@ class Rounds:
         """Return the token of a selected participant, the same one however often it asks; None for everybody else."""
         member = self._told(id)
         return None if member is None or id not in self.present else member.token
-
-    def extended(self, id: str) -> bool:
-        """Return whether it is one of ours, which understands additions to the protocol."""
-        participant = self.present.get(id)
-        return participant is not None and participant.extended
 
     def leave(self, now: float, id: str, failure: str = "") -> bool:
         """Remove a participant that leaves, for a `failure` if there is one; False when nobody knows it."""
@@ -247,7 +233,7 @@ class Rounds:
                 self._catch_up(now, page.newest)
             elif self.attempt is not None and (known or self.attempt.lost):
                 self._unsettled = True
-                reason = f"the aggregator lost its sum: {page.lost}" if page.lost else "the aggregator lost its sum"
+                reason = ": ".join(filter(None, ("the aggregator lost its sum", page.lost)))
                 self._drop(now, self.attempt, reason, lasting=bool(page.lost))
             self._compare(page.newest)
         for entry in page.entries:
@@ -331,12 +317,7 @@ class Rounds:
         attempt.move(member, State.IGNORED)
         self._facts.append(events.Revoked(attempt.round, member.id, member.reason, member.name, member.detail))
         if member.reason not in ("left", "failed"):
-            self._failed(now, member, attempt.round, member.detail or member.reason)
-
-    def _failed(self, now: float, failed: Member | Participant, round: int, reason: str) -> None:
-        if rounds := self.reliability.failed(now, failed.who, failed.name, round, reason):
-            record = self.reliability.get(failed.who)
-            self._facts.append(events.SatOut(round, failed.name, record.failures if record else 0, rounds, reason))
+            self._facts += self.reliability.failed(now, member.who, member.name, attempt.round, member.detail or member.reason)
 
     def _entered(self, now: float, entry: Entry) -> None:
         attempt = self.attempt
@@ -385,16 +366,12 @@ class Rounds:
         self._go_on(newest.round + 1)
         self.history.rolled_back(newest.round)
         for participant in self.present:
-            if participant.counted is not None and participant.counted >= self.round:
-                participant.counted = newest.round
-            if participant.owed != self.round:
-                participant.owed = None
+            participant.rolled_back(newest.round)
 
     def _drop(self, now: float, attempt: Attempt, reason: str, *, timed_out: bool = False, lasting: bool = False) -> None:
         self.trouble = self.trouble.after(now, reason, lasting=lasting)
-        failures, pause = self.trouble.lasting, self.trouble.not_before - now
-        counted = len(attempt.counted)
-        self._facts.append(events.AttemptDropped(attempt.round, attempt.id, counted, reason, timed_out, failures, pause))
+        failed, counted = (self.trouble.lasting, self.trouble.not_before - now), len(attempt.counted)
+        self._facts.append(events.AttemptDropped(attempt.round, attempt.id, counted, reason, timed_out, *failed))
         for participant in self.present:
             participant.owed = self._owed(participant)
         self.attempt = None
@@ -412,7 +389,7 @@ class Rounds:
             self._gone.append(participant.id)
         self._facts.append(events.ParticipantGone(participant.id, participant.name, reason, detail))
         if reason == "failed":
-            self._failed(now, participant, self.round, detail)
+            self._facts += self.reliability.failed(now, participant.who, participant.name, self.round, detail)
         attempt = self.attempt
         member = attempt.members.get(participant.id) if attempt is not None else None
         if attempt is not None and member is not None and member.state in (State.CHOSEN, State.SELECTED):

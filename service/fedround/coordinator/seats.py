@@ -66,6 +66,16 @@ class Participant:
     def who(self) -> Who:
         return who(self.id, self.name, self.owner, extended=self.extended)
 
+    def known(self, owed: int | None) -> Known:
+        return Known(self.id, self.name, self.ordinal, self.extended, self.counted, owed, self.owner)
+
+    def rolled_back(self, newest: int) -> None:
+        """Training goes on behind round `newest`: nothing is owed or counted beyond the round that comes now."""
+        if self.counted is not None and self.counted > newest:
+            self.counted = newest
+        if self.owed != newest + 1:
+            self.owed = None
+
 
 class Ordinals:
     """The numbers that seats hold."""

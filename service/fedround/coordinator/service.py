@@ -121,7 +121,7 @@ class CoordinatorService:
 
     def authorize(self, id: str, owner: str) -> None:
         """Check that a request with the proved identity `owner` may act for this id. Raises `Forbidden`."""
-        self._rounds.authorize(id, owner)
+        self._rounds.present.authorize(id, owner)
 
     async def heartbeat(self, id: str, *, wait: float = 0.0, hung_up: Callable[[], Awaitable[object]] = never) -> Heartbeat:
         """What the participant shall do, with every addition to the protocol.
@@ -152,7 +152,8 @@ class CoordinatorService:
         token = self._rounds.start_training(id)
         if token is None:
             return StartTraining(None, None)
-        return StartTraining(self.aggregator_url, token, **(self._trace() if self._rounds.extended(id) else {}))
+        seat = self._rounds.present.get(id)
+        return StartTraining(self.aggregator_url, token, **(self._trace() if seat is not None and seat.extended else {}))
 
     def leave(self, id: str, failure: str = "") -> None:
         """Remove a participant that leaves, for a `failure` if there is one. An unknown one is gone already."""

@@ -1,14 +1,17 @@
 """The platform in memory that users test their participants with."""
 
 import socket
+import threading
+import time
 from typing import Any
 
 import numpy as np
 import pytest
 
 import fedround
-from fedround import testing
+from fedround import events, testing
 from fedround.errors import ConfigurationError, RoundFailed, TrainingError
+from fedround.events import Fact
 from fedround.weights import Array
 
 
@@ -99,6 +102,60 @@ def test_a_model_that_cannot_be_made_ends_the_test_with_the_reason() -> None:
 def test_fewer_participants_than_a_round_needs_are_told_at_once() -> None:
     with testing.platform(min_clients=2) as p, pytest.raises(ConfigurationError, match=r"min_clients=2: run.. needs as many"):
         p.run(Counting())
+
+
+def test_another_run_goes_on_with_the_model_that_is_there() -> None:
+    with testing.platform(rounds=2, min_clients=2) as p:
+        p.run(Counting(), Counting())
+        p.run(Counting(), Counting(), Counting())
+        p.run(Counting(), Counting())
+    assert [completed.number for completed in p.rounds] == [0, 1, 2, 3, 4, 5]
+    assert [completed.updates for completed in p.rounds[4:]] == [2, 2]
+    assert p.global_model is not None
+    assert p.global_model.tolist() == [5.0] * 4
+
+
+def test_training_can_begin_with_a_model() -> None:
+    with testing.platform(rounds=1, initial_model=np.full(4, 7.0, np.float32)) as p:
+        assert p.global_model is not None
+        p.run(Counting())
+    assert p.global_model.tolist() == [8.0] * 4
+    assert p.global_model.dtype == np.float32
+
+
+def test_a_strategy_has_options() -> None:
+    with testing.platform(
+        rounds=1, min_clients=5, strategy="trimmed_mean", strategy_options={"trim": 0.4}, initial_model=np.zeros(4)
+    ) as p:
+        p.run(*[Counting(step=step) for step in (-1e6, 1.0, 2.0, 3.0, 1e6)])
+    assert p.global_model is not None
+    assert p.global_model.tolist() == [2.0] * 4
+
+
+def test_a_participant_that_hangs_loses_its_round_after_the_time_out() -> None:
+    over = threading.Event()
+
+    class Hanging(Counting):
+        def train_round(self, training_input: Array | None) -> fedround.Update:
+            over.wait(20)
+            return super().train_round(training_input)
+
+    def note(fact: Fact) -> None:
+        if isinstance(fact, events.RoundEnded) and fact.outcome == "completed":
+            over.set()
+
+    with testing.platform(rounds=1, min_clients=2, participants_ratio=0.5, round_timeout=0.3) as p:
+        p.run(Hanging(), Counting(), observers=[note])
+    assert len(p.rounds) == 1
+
+
+@pytest.mark.timeout(180)
+def test_hundreds_of_participants_share_the_heartbeats_of_a_few() -> None:
+    with testing.platform(rounds=2, min_clients=300) as p:
+        began = time.monotonic()
+        p.run(*[Counting() for _ in range(300)])
+    assert [completed.updates for completed in p.rounds] == [300, 300]
+    assert time.monotonic() - began < 60
 
 
 def test_only_what_is_promised_is_public() -> None:

@@ -15,7 +15,11 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Unpack
+
+import numpy as np
 
 from fedround import events
 from fedround.aggregator import app as aggregator_app
@@ -33,6 +37,8 @@ from fedround.weights import Array
 __all__ = ["CompletedRound", "Platform", "platform"]
 
 HEARTBEAT_PERIOD = 0.05
+"""Seconds between two heartbeats in a round, of up to `AT_ONCE` participants. More share the same number of heartbeats a second."""
+AT_ONCE = 5
 MOST_FAILURES = 3
 """Attempts of a round that may fail for reasons that do not pass by themselves."""
 
@@ -56,12 +62,10 @@ class Platform:
     def __init__(self, coordinator: CoordinatorSettings, aggregator: AggregatorSettings) -> None:
         self.rounds: list[CompletedRound] = []
         """The completed rounds."""
+        self._settings = coordinator
+        self._complete = False
         self._aggregator = aggregator_app.build(aggregator, self._observe)
         self._coordinator = coordinator_app.build(coordinator, self._aggregator, self._observe)
-        self._apps = {
-            "coordinator": coordinator_app.public(self._coordinator),
-            "aggregator": aggregator_app.public(self._aggregator),
-        }
         self._loop: Future[asyncio.AbstractEventLoop] = Future()
         self._runtimes: set[Runtime] = set()
         self._min_clients = coordinator.min_clients
@@ -77,6 +81,8 @@ class Platform:
     def run(self, *participants: Participant, **options: Unpack[Options]) -> None:
         """Run participants together until training is finished; the first of them on this thread, the others each on its own.
 
+        Called again, it trains as many rounds more, beginning with the global model that is there.
+
         Raises:
             ConfigurationError: These are fewer than `min_clients`: no round could begin.
             ParticipantError: A participant's own code failed. The others are then stopped.
@@ -85,12 +91,15 @@ class Platform:
         if len(participants) < self._min_clients:
             raise ConfigurationError(f"min_clients={self._min_clients}: run() needs as many participants, not {len(participants)}")
         self._failure = None
+        if self._complete:
+            asyncio.run_coroutine_threadsafe(self._go_on(), self._loop.result()).result()
+        period = HEARTBEAT_PERIOD * max(1.0, len(participants) / AT_ONCE)
         others = [Future[m.Reason]() for _ in participants[1:]]
         for number, (other, participant) in enumerate(zip(others, participants[1:], strict=True), 1):
-            run = partial(self._run, participant, Options(name=f"participant-{number}") | options)
+            run = partial(self._run, participant, period, Options(name=f"participant-{number}") | options)
             threading.Thread(target=fulfil, args=(other, run), daemon=True).start()
         try:
-            self._run(participants[0], Options(name="participant-0") | options)
+            self._run(participants[0], period, Options(name="participant-0") | options)
         finally:
             wait(others)
         for other in others:
@@ -98,9 +107,10 @@ class Platform:
         if self._failure is not None:
             raise self._failure
 
-    def _run(self, participant: Participant, options: Options) -> m.Reason:
-        transport = InMemory(self._apps, self._loop.result())
-        with connected(participant, "http://coordinator", Terms.of(HEARTBEAT_PERIOD, options), transport=transport) as runtime:
+    def _run(self, participant: Participant, period: float, options: Options) -> m.Reason:
+        apps = {"coordinator": coordinator_app.public(self._coordinator), "aggregator": aggregator_app.public(self._aggregator)}
+        transport = InMemory(apps, self._loop.result())
+        with connected(participant, "http://coordinator", Terms.of(period, options), transport=transport) as runtime:
             self._runtimes.add(runtime)
             if self._failure is not None:
                 runtime.stop(0.0)
@@ -109,6 +119,8 @@ class Platform:
             except BaseException as error:
                 self._fail(error)
                 raise
+            finally:
+                self._runtimes.discard(runtime)
 
     def _fail(self, error: BaseException) -> None:
         self._failure = self._failure or error
@@ -118,6 +130,8 @@ class Platform:
     def _observe(self, fact: Fact) -> None:
         if isinstance(fact, events.RoundCompleted):
             self.rounds.append(CompletedRound(fact.round, len(fact.ids), fact.samples, dict(fact.figures)))
+        if isinstance(fact, events.TrainingCompleted):
+            self._complete = True
         if isinstance(fact, events.AttemptDropped) and fact.failures >= MOST_FAILURES:
             self._fail(RoundFailed(fact.round, fact.failures, fact.reason))
 
@@ -134,27 +148,59 @@ class Platform:
     async def _work(self) -> None:
         self._stop = asyncio.Event()
         self._loop.set_result(asyncio.get_running_loop())
-        async with asyncio.TaskGroup() as tasks:
-            work = tasks.create_task(self._coordinator.run())
+        async with asyncio.TaskGroup() as self._tasks:
+            self._task = self._tasks.create_task(self._coordinator.run())
             await self._stop.wait()
-            work.cancel()
+            self._task.cancel()
+
+    async def _go_on(self) -> None:
+        """Put another coordinator in the place of the one that has finished: it goes on behind the newest model."""
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        self._complete = False
+        settings = self._settings.model_copy(update={"rounds": len(self.rounds) + self._settings.rounds})
+        self._coordinator = coordinator_app.build(settings, self._aggregator, self._observe)
+        self._task = self._tasks.create_task(self._coordinator.run())
 
 
 @contextmanager
 def platform(
-    *, rounds: int = 3, min_clients: int = 1, participants_ratio: float = 1.0, strategy: str = "weighted_average"
+    *,
+    rounds: int = 3,
+    min_clients: int = 1,
+    participants_ratio: float = 1.0,
+    strategy: str = "weighted_average",
+    strategy_options: Mapping[str, object] | None = None,
+    initial_model: Array | None = None,
+    round_timeout: float = 3600.0,
+    heartbeat_timeout: float = 15.0,
 ) -> Iterator[Platform]:
     """A platform at work within the block. `rounds` and `global_model` can still be looked at behind it.
 
     Args:
-        rounds: How many are trained.
+        rounds: How many each `run` trains.
         min_clients: How many participants there must be before a round begins.
         participants_ratio: Which part of them is selected for a round.
         strategy: How updates become a global model: a name, or `module:Class`.
+        strategy_options: Keyword arguments for the strategy.
+        initial_model: The global model to begin with.
+        round_timeout: Seconds after which those who have not delivered lose the round to others.
+        heartbeat_timeout: Seconds without a heartbeat after which a participant is removed.
     """
     coordinator = CoordinatorSettings(
-        rounds=rounds, min_clients=min_clients, participants_ratio=participants_ratio, aggregator_url="http://aggregator"
+        rounds=rounds,
+        min_clients=min_clients,
+        participants_ratio=participants_ratio,
+        round_timeout=round_timeout,
+        heartbeat_timeout=heartbeat_timeout,
+        aggregator_url="http://aggregator",
     )
-    running = Platform(coordinator, AggregatorSettings(strategy=strategy))
+    with TemporaryDirectory() as directory:
+        file = None if initial_model is None else Path(directory) / "model.npy"
+        if file is not None:
+            np.save(file, np.asarray(initial_model), allow_pickle=False)
+        running = Platform(
+            coordinator, AggregatorSettings(strategy=strategy, strategy_options=dict(strategy_options or {}), initial_model=file)
+        )
     with running._at_work():
         yield running

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from support.federation import Running, our_platform
+from support.footprint import MB, footprint
 from support.misbehaving import Misbehaving
+from support.otlp import receiving
 from support.processes import Process, running, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux' /proc and signals")
@@ -54,7 +56,9 @@ REASONS = {
 
 
 @contextmanager
-def misbehaving(p: Running, directory: Path, *how: str, exporter: str = "none", **settings: str) -> Iterator[Process]:
+def misbehaving(
+    p: Running, directory: Path, *how: str, exporter: str = "none", endpoint: str = "", **settings: str
+) -> Iterator[Process]:
     """A participant whose code misbehaves."""
     options = {"how": how, "directory": str(directory)}
     own = {
@@ -65,7 +69,7 @@ def misbehaving(p: Running, directory: Path, *how: str, exporter: str = "none", 
         "AFTER_FINISH": "wait",
         **settings,
     }
-    environ = {"PYTHONPATH": TESTS, "OTEL_TRACES_EXPORTER": exporter}
+    environ = {"PYTHONPATH": TESTS, "OTEL_TRACES_EXPORTER": exporter, "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
     with running("participant", **environ, **{f"PARTICIPANT_{name}": value for name, value in own.items()}) as process:
         yield process
 
@@ -210,17 +214,54 @@ def test_an_idle_worker_that_dies_is_replaced_and_nobody_notices(tmp_path: Path)
     assert process.log.count("registered as") == 1
 
 
-def test_seeded_code_gets_the_same_numbers_whether_or_not_it_is_traced(tmp_path: Path) -> None:
+def test_seeded_code_gets_the_same_numbers_whether_or_not_it_is_traced_and_traces_have_ids_of_their_own(tmp_path: Path) -> None:
     numbers: list[str] = []
-    for isolation in ("process", "thread"):
-        for exporter in ("none", "console"):
-            directory = tmp_path / f"{isolation}-{exporter}"
-            directory.mkdir()
-            with (
-                our_platform(rounds=1) as p,
-                misbehaving(p, directory, "seed", ISOLATION=isolation, exporter=exporter) as process,
-            ):
-                process.said("finished")
-                assert process.end() == 0
-            numbers.append((directory / "numbers").read_text())
+    with receiving() as (url, receiver):
+        for isolation in ("process", "thread"):
+            for exporter in ("none", "otlp"):
+                directory = tmp_path / f"{isolation}-{exporter}"
+                directory.mkdir()
+                traced = {"exporter": exporter, "endpoint": url}
+                with our_platform(rounds=1) as p, misbehaving(p, directory, "seed", ISOLATION=isolation, **traced) as process:
+                    finished(process)
+                    assert process.end() == 0
+                numbers.append((directory / "numbers").read_text())
+        spans = receiver.wait_for(lambda spans: sum(span.name == "fedround.round" for span in spans) == 2)
     assert len(set(numbers)) == 1
+    assert len({span.id for span in spans}) == len(spans)
+
+
+@pytest.mark.parametrize("isolation", ["process", "thread"])
+def test_spans_of_user_code_are_below_the_training_in_the_trace_of_the_round(isolation: str, tmp_path: Path) -> None:
+    with receiving() as (url, receiver), our_platform(rounds=1) as p:
+        with misbehaving(p, tmp_path, "trace_itself", ISOLATION=isolation, exporter="otlp", endpoint=url) as process:
+            finished(process)
+            assert process.end() == 0
+        spans = receiver.wait_for(lambda spans: {"epoch", "train", "fedround.round"} <= {span.name for span in spans})
+    (epoch,), (train,), (round,) = ([span for span in spans if span.name == name] for name in ("epoch", "train", "fedround.round"))
+    assert (epoch.parent, train.parent) == (train.id, round.id)
+    assert (epoch.trace, epoch.service) == (round.trace, "fedround-participant")
+    (line,) = (json.loads(line) for line in process.log.splitlines() if "in the middle of an epoch" in line)
+    assert (line["trace_id"], line["span_id"]) == (epoch.trace, epoch.id)
+
+
+def test_a_model_that_is_trained_in_place_costs_both_processes_one_model(tmp_path: Path) -> None:
+    size, journal = 8_000_000, tmp_path / "used"
+    settings = {
+        "PYTHONPATH": TESTS,
+        "PARTICIPANT_CLASS": "support.footprint:Weighed",
+        "PARTICIPANT_OPTIONS": json.dumps({"size": size, "journal": str(journal)}),
+    }
+    with our_platform(rounds=3, min_clients=2, round_timeout=100) as p:
+        settings["PARTICIPANT_COORDINATOR_URL"] = p.url
+        with running("participant", PARTICIPANT_AFTER_FINISH="wait", **settings) as process:
+            until(lambda: process.probe("/readyz")[0] == 200)
+            idle = footprint([process.pid, *children(process.pid)])
+            settings["PARTICIPANT_OPTIONS"] = json.dumps({"size": size, "journal": os.devnull})
+            with running("participant", **settings):
+                finished(process)
+            assert process.end() == 0
+    models = [(float(used) - idle) / (8 * size / MB) for used in journal.read_text().split()]
+    print(f"\nidle {idle:.0f} MB; models beside that: {models}")
+    assert len(models) == 2
+    assert max(models) <= 1.1 + 6 / (8 * size / MB), "6 MB: samples for the metrics, and modules that training imports"

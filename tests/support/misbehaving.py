@@ -79,6 +79,13 @@ def hold_the_lock(_: Path) -> None:
     ctypes.PyDLL(None).sleep(6)
 
 
+def trace_itself(_: Path) -> None:
+    from opentelemetry import trace
+
+    with trace.get_tracer("mine").start_as_current_span("epoch"):
+        logging.getLogger("mine").warning("in the middle of an epoch")
+
+
 def configure_logging(_: Path) -> None:
     logging.config.dictConfig({"version": 1, "root": {"level": "WARNING"}})
 

@@ -28,9 +28,18 @@ def alone() -> Iterator[None]:
         yield
 
 
+def _directory(requirement: str) -> Path:
+    return CACHE / f"{requirement.replace('==', '-')}-python-{sys.version_info[0]}.{sys.version_info[1]}"
+
+
+def made(requirement: str) -> bool:
+    """Whether the environment is there already."""
+    return (_directory(requirement) / "ready").exists()
+
+
 def python(requirement: str) -> str:
     """The Python of the environment that has `requirement`, `NAME==VERSION`. It is made once."""
-    directory = CACHE / f"{requirement.replace('==', '-')}-python-{sys.version_info[0]}.{sys.version_info[1]}"
+    directory = _directory(requirement)
     executable = str(directory / "bin" / "python")
     with alone():
         if not (directory / "ready").exists():

@@ -95,7 +95,10 @@ class Tracing:
     def __init__(self, service: str, instance: str, exporters: list[SpanExporter], *, heartbeats: bool = True) -> None:
         own = {"service.name": f"fedround-{service}", "service.version": version("fedround"), "service.instance.id": instance}
         resource = Resource.create({**own, **OTELResourceDetector().detect().attributes})
-        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False, id_generator=_Ids())
+        self._ids = _Ids()
+        self._train: int | None = None
+        """The id that was promised for the span of the training that is about to begin."""
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False, id_generator=self._ids)
         for exporter in exporters:
             self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("fedround", version("fedround"))
@@ -141,6 +144,14 @@ class Tracing:
         finally:
             context.detach(token)
 
+    def train_context(self) -> str | None:
+        """The context that the span of the next training will have, as `traceparent` for the process that trains."""
+        if self._round is None:
+            return None
+        found, self._train = self._round.get_span_context(), self._ids.generate_span_id()
+        ids = f"{trace.format_trace_id(found.trace_id)}-{trace.format_span_id(self._train)}"
+        return f"00-{ids}-{found.trace_flags:02x}"
+
     def round_context(self) -> dict[str, str]:
         """Of the coordinator's round that is open, by the name that it has on the wire: the parent of other rounds, or a link."""
         if self._round is None:
@@ -161,6 +172,8 @@ class Tracing:
             case events.Selected(_, ids):
                 self._selected += len(ids)
             case events.PhaseBegan(_, phase, ago):
+                if phase == "train":
+                    self._ids.promised, self._train = self._train, None
                 span = self._tracer.start_span(phase, self._parent(), start_time=_time(ago))
                 self._open_phases().append((span, context.attach(trace.set_span_in_context(span))))
 
@@ -284,11 +297,13 @@ class Tracing:
             span.end()
 
 
-class _Ids(IdGenerator):
+class _Ids(IdGenerator, threading.local):
     """Ids from the system's random numbers. The SDK takes them from `random`, which the participant's own code may seed:
     then all participants have the same ids, and each span changes the numbers that this code gets.
     """
 
+    promised: int | None = None
+    """The id of the next span of this thread."""
     _random = SystemRandom()
 
     def generate_trace_id(self) -> int:
@@ -297,7 +312,8 @@ class _Ids(IdGenerator):
 
     def generate_span_id(self) -> int:
         """1 to 2**64 - 1."""
-        return self._random.randrange(1, 1 << 64)
+        promised, self.promised = self.promised, None
+        return promised or self._random.randrange(1, 1 << 64)
 
     def is_trace_id_random(self) -> bool:
         """All bits are, which samplers rely on."""

@@ -1,0 +1,51 @@
+"""PyTorch as people use it, in an environment of its own."""
+
+import os
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from support import venvs
+from support.federation import our_platform
+
+TORCH = "torch==2.15.0"
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def python() -> str:
+    """The Python that has PyTorch. It takes minutes and gigabytes: only CI makes it."""
+    if not os.environ.get("CI") and not venvs.made(TORCH):
+        pytest.skip("torch is not installed in .cache; CI=true installs it")
+    try:
+        return venvs.python(TORCH)
+    except venvs.NotInstalled as error:
+        pytest.fail(str(error))
+
+
+@pytest.mark.timeout(1500)  # it may have to be installed
+@pytest.mark.parametrize("isolation", ["process", "thread"])
+def test_a_data_loader_with_processes_of_its_own_trains_and_ends(isolation: str, python: str) -> None:
+    paths = [str(ROOT / "service"), str(ROOT / "tests"), sysconfig.get_paths()["purelib"]]
+    with our_platform(rounds=3) as p:
+        own = {
+            "COORDINATOR_URL": p.url,
+            "CLASS": "support.torch_silo:Regression",
+            "OPS_PORT": "0",
+            "OPS_BIND": "127.0.0.1",
+            "ISOLATION": isolation,
+        }
+        environ = (
+            os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | {f"PARTICIPANT_{name}": value for name, value in own.items()}
+        )
+        done = subprocess.run(
+            [python, "-m", "fedround", "participant"], env=environ, capture_output=True, text=True, check=False, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        assert [completed["counted"] for completed in p.status()["last_rounds"]] == [1, 1, 1]
+        model = p.platform.aggregator.model
+    assert model is not None
+    assert np.frombuffer(model.buffers[1])[0] == pytest.approx(2.0, abs=0.1)

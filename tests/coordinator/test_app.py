@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
@@ -194,6 +194,18 @@ def test_to_leave_is_possible_at_any_time_and_twice() -> None:
                 answer = await w.http.delete(f"/rendez_vous/{id.upper()}")
                 assert (answer.status_code, answer.content) == (204, b"")
             assert (await w.http.get(f"/heartbeat/{id}")).json()["state"] == "reject"
+
+    asyncio.run(main())
+
+
+def test_what_keeps_a_participant_from_the_aggregator_is_shown_until_its_next_heartbeat() -> None:
+    async def main() -> None:
+        async with web(Plan(min_clients=2)) as w:
+            id = await w.join(**{"Fedround-Participant": "anna"})
+            for trouble, shown in (("413 without our header", "413 without our header"), ("x" * 300, "x" * 200), ("", "")):
+                await w.http.get(f"/heartbeat/{id}", headers={"Fedround-Trouble": trouble})
+                assert [p["trouble"] for p in w.service.status()["participants"]] == [shown]
+            await w.http.get(f"/heartbeat/{uuid4()}", headers={"Fedround-Trouble": "of nobody"})
 
     asyncio.run(main())
 

@@ -73,7 +73,8 @@ def public(
 
     async def heartbeat(request: Request, id: str) -> Response:
         wait = wire.parse_prefer_wait(request.headers.get(wire.PREFER))
-        answer = await service.heartbeat(id, wait=wait or 0.0, hung_up=partial(_hung_up, request.receive))
+        trouble = wire.one_line(request.headers.get(wire.TROUBLE, ""))
+        answer = await service.heartbeat(id, wait=wait or 0.0, trouble=trouble, hung_up=partial(_hung_up, request.receive))
         asgi.check_admitted(request)  # it may have been held for long
         if wait is None:
             return _json(Heartbeat(answer.state, answer.round))

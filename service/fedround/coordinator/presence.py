@@ -112,6 +112,11 @@ class Presence:
             self._admit(seat)
         return first
 
+    def trouble(self, id: str, reason: str) -> None:
+        """Note what keeps a participant from the aggregator; empty where nothing does."""
+        if (seat := self._present.get(id)) is not None:
+            seat.trouble = reason
+
     def answered(self, now: float, seat: Participant) -> None:
         """Re-arm the time-out. The answer to a held heartbeat does so, too, but proves no life."""
         seat.seen, expires = now, now + self._timeout

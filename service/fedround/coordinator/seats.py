@@ -55,6 +55,8 @@ class Participant:
     """When it has to do so next."""
     gone_at: float = math.inf
     """When it is removed, unless it sends a heartbeat before."""
+    trouble: str = ""
+    """What keeps it from the aggregator, for people."""
     counted: int | None = None
     """The last round in which its update was counted."""
     owed: int | None = None

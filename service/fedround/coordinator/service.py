@@ -123,15 +123,19 @@ class CoordinatorService:
         """Check that a request with the proved identity `owner` may act for this id. Raises `Forbidden`."""
         self._rounds.present.authorize(id, owner)
 
-    async def heartbeat(self, id: str, *, wait: float = 0.0, hung_up: Callable[[], Awaitable[object]] = never) -> Heartbeat:
+    async def heartbeat(
+        self, id: str, *, wait: float = 0.0, trouble: str = "", hung_up: Callable[[], Awaitable[object]] = never
+    ) -> Heartbeat:
         """What the participant shall do, with every addition to the protocol.
 
         An answer that would be `stand_by` is held until it is another one, for up to `wait` seconds, and no longer than until the
-        next heartbeat of the same id, or until `hung_up()` returns. Raises `Busy` or `NoSeat`.
+        next heartbeat of the same id, or until `hung_up()` returns. `trouble`: what keeps the participant from the aggregator.
+        Raises `Busy` or `NoSeat`.
         """
         self._end_hold(id)
         # Only one who waits asks for an answer to be held.
         answer = self._answer(id, idle=wait > 0)
+        self._rounds.present.trouble(id, trouble)
         wait = min(wait, self._longest_hold)
         if wait <= 0 or answer.state is not HeartbeatState.STAND_BY:
             return answer

@@ -62,6 +62,7 @@ def _participant(rounds: Rounds, p: Participant, now: float) -> dict[str, Any]:
         "state": "waiting" if attempt is None or p.id not in attempt.members else attempt.members[p.id].state.value,
         "seconds_since_contact": round(now - p.seen, 3),
         "counted": p.counted,
+        "trouble": p.trouble,
         "failures": record.failures if record else 0,
         "sits_out_until": record.until if record and rounds.round < record.until else None,
     }

@@ -10,8 +10,8 @@ The rules (`work.py` has those of a round's exchanges):
    trained for the old id.
 3. `round` is a training request. The participant keeps what it trained until a later round, `reject` or `finish`.
 4. Another request, or `stand_by`, while training: the coordinator gave the round to others. The participant cancels the training.
-5. User code gets one model at a time. The next one is not even fetched while user code is busy with a cancelled round.
-   User code that does not return within `cancel_timeout` after it was cancelled is killed.
+5. User code gets one model at a time; the next is not fetched while it is busy with a cancelled round. User code that does not
+   return within `cancel_timeout` after it was cancelled is killed.
 6. User code failed, or the global model is larger than allowed: the participant leaves, says why, and registers again after 1, 2,
    4, ... seconds. After `max_failures` consecutive failures it exits. After a round that failed otherwise it registers at once.
 7. `finish`: the participant exits, or asks now and then whether training goes on. It never sends the old id's heartbeat again: that
@@ -95,8 +95,7 @@ class Lifecycle:
 
     def take_facts(self) -> list[events.Fact]:
         """What happened since the last call, in order."""
-        facts = self._facts.copy()
-        self._facts.clear()
+        facts, self._facts[:] = self._facts[:], []
         return facts
 
     def step(self, event: m.Event, now: float) -> tuple[m.Command, ...]:
@@ -105,8 +104,7 @@ class Lifecycle:
             return ()
         self._take(event, now)
         self._start_what_is_due(now)
-        told = events.StateChanged(self.state, self.round, self.draining)
-        if told != self._told:
+        if (told := events.StateChanged(self.state, self.round, self.draining)) != self._told:
             self._told = told
             self._facts.append(told)
         commands, self._commands = tuple(self._commands), []
@@ -141,10 +139,8 @@ class Lifecycle:
                 self._stop_requested(within, now)
             case m.RegisterFailed() if self.draining:
                 self._leave_and_exit()
-            case m.RegisterFailed():
-                self._contact_failed(wire.RENDEZ_VOUS, event, now)
-            case m.HeartbeatFailed():
-                self._contact_failed(wire.HEARTBEAT, event, now)
+            case m.RegisterFailed() | m.HeartbeatFailed():
+                self._contact_failed(event, now)
             case m.Joined() | m.JoinRefused() | m.HeartbeatAnswered():
                 self._contact_made(event, now)
             case m.Trained() | m.TrainingFailed():
@@ -155,7 +151,8 @@ class Lifecycle:
 
     # The coordinator
 
-    def _contact_failed(self, path: str, event: m.RegisterFailed | m.HeartbeatFailed, now: float) -> None:
+    def _contact_failed(self, event: m.RegisterFailed | m.HeartbeatFailed, now: float) -> None:
+        path = wire.RENDEZ_VOUS if isinstance(event, m.RegisterFailed) else wire.HEARTBEAT
         delay = ASK_FINISHED if self._finished else self._contact.failed(event.retry_after, now)
         self._contact.plan(now + delay)
         self._facts += [events.ContactLost(event.detail or event.reason), events.Retrying(path, event.reason, delay)]
@@ -241,8 +238,7 @@ class Lifecycle:
             case Ended() as ended:
                 self._settled(work, ended, now)
             case None if self.draining and unaccepted and work.accepted_at is not None and self._kept is None:
-                self._give_up_and_forfeit("asked to stop", now)
-                self._leave_and_exit()
+                self._abandon_and_exit("asked to stop", now)
 
     def _settled(self, work: Work, ended: Ended, now: float) -> None:
         """The round ended otherwise than by a heartbeat."""
@@ -251,7 +247,7 @@ class Lifecycle:
         if ended.outcome is Outcome.FAILED:
             self._fail(work, ended.reason, now, again_at=now)
         else:
-            self._end(ended, now)
+            self._end(work, ended, now)
             self._rest(now, at_once=ended.outcome is Outcome.COMPLETED)
 
     def _user_code_ended(self, event: m.Trained | m.TrainingFailed, now: float) -> None:
@@ -267,7 +263,7 @@ class Lifecycle:
 
     def _round_over(self, work: Work, answer: wire.Heartbeat, now: float) -> None:
         if not work.uploading:
-            self._end(work.verdict(answer), now)
+            self._end(work, work.verdict(answer), now)
             self._follow(answer, now)
             return
         work.settle(now)
@@ -277,9 +273,7 @@ class Lifecycle:
 
     # Ends
 
-    def _end(self, ended: Ended, now: float) -> None:
-        work = self._work
-        assert work is not None  # noqa: S101 who calls has one
+    def _end(self, work: Work, ended: Ended, now: float) -> None:
         if work.confirming and work.sent_at is not None:
             self._facts.append(events.PhaseEnded(work.order.round, "confirm", now - work.sent_at))
         if work.accepted_at is not None:
@@ -292,20 +286,22 @@ class Lifecycle:
 
     def _give_up(self, reason: str, now: float) -> None:
         if self._work is not None:
-            self._end(self._work.given_up(reason), now)
+            self._end(self._work, self._work.given_up(reason), now)
 
     def _forfeit(self, work: Work) -> None:
         if work.old and work.order.token and work.sent_at is None:
             self._do(m.Forfeit(work.order))
 
-    def _give_up_and_forfeit(self, reason: str, now: float) -> None:
-        work = self._work
-        self._give_up(reason, now)
-        if work is not None:
+    def _abandon(self, reason: str, now: float) -> None:
+        if (work := self._work) is not None:
+            self._give_up(reason, now)
             self._forfeit(work)
 
+    def _abandon_and_exit(self, reason: str, now: float) -> None:
+        self._abandon(reason, now)
+        self._leave_and_exit()
+
     def _rest(self, now: float, *, at_once: bool = False) -> None:
-        """After a round that ended otherwise than by a heartbeat."""
         if self._finished:
             self._finish(now)
         elif self.draining and not self._lingers:
@@ -320,13 +316,13 @@ class Lifecycle:
         if self.draining or self._failures.count >= self._policy.max_failures or not work.old:
             self._fail(work, reason, now, again_at)
         else:
-            self._end(Ended(Outcome.FAILED, reason), now)
+            self._end(work, Ended(Outcome.FAILED, reason), now)
             self._work = self._new_work(work.order.round)
             self._work.resume(work, again_at)
 
     def _fail(self, work: Work, reason: str, now: float, again_at: float) -> None:
         # Code that is told to come to an end may well raise: that is no failure.
-        self._end(Ended(Outcome.ABANDONED if self.draining else Outcome.FAILED, reason), now)
+        self._end(work, Ended(Outcome.ABANDONED if self.draining else Outcome.FAILED, reason), now)
         self._forfeit(work)
         if self.draining:
             self._leave_and_exit()
@@ -358,21 +354,18 @@ class Lifecycle:
             self._stop_by = now + within
             self._do(m.Hurry())
         else:
-            self._give_up_and_forfeit("asked to stop", now)
-            self._leave_and_exit()
+            self._abandon_and_exit("asked to stop", now)
 
     def _timer_fired(self, now: float) -> None:
-        work = self._work
         if self._kill_at <= now:
             self._kill_at = math.inf
             self._do(m.Kill())
         if self._stop_by <= now:
-            self._give_up_and_forfeit("asked to stop, and out of time", now)
-            self._leave_and_exit()
+            self._abandon_and_exit("asked to stop, and out of time", now)
         elif self._contact.give_up_at <= now:
-            self._give_up_and_forfeit("the coordinator was unreachable for too long", now)
+            self._abandon("the coordinator was unreachable for too long", now)
             self._exit(Reason.GAVE_UP)
-        elif work is not None and work.deadline <= now and (ended := work.overdue(now)):
+        elif (work := self._work) is not None and work.deadline <= now and (ended := work.overdue(now)):
             self._settled(work, ended, now)
 
     # How it is done

@@ -56,6 +56,17 @@ def test_a_method_that_takes_other_arguments_has_no_traceback() -> None:
     assert "takes 1 positional argument but 2 were given" in str(error)
 
 
+def test_an_exception_without_a_text_is_described_by_its_class() -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise ValueError
+
+    def train(_weights: Any) -> Any:
+        raise Mute
+
+    assert str(failed(Mine(train))) == "train failed in round 0: Mute: its text cannot be made"
+
+
 def test_a_failed_import_is_traced_from_the_users_module_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "lacking.py").write_text("import nowhere_to_be_found")
     (tmp_path / "misspelt.py").write_text("class X(:")

@@ -10,6 +10,7 @@ from typing import Any
 
 from fedround.errors import ConfigurationError, ParticipantError
 from fedround.participant.abc import ParticipantABC
+from fedround.participant.traces import described
 
 CLASS = "PARTICIPANT_CLASS (--class)"
 OPTIONS = "PARTICIPANT_OPTIONS (--options)"
@@ -35,7 +36,7 @@ def load_participant(name: str, options: Mapping[str, Any]) -> ParticipantABC[An
     try:
         return cls(**options)
     except Exception as error:
-        raise ParticipantError(f"{name} cannot be made: {type(error).__name__}: {error}") from error
+        raise ParticipantError(f"{name} cannot be made: {described(error)}") from error
 
 
 def _find(module: str, name: str) -> object:
@@ -48,7 +49,7 @@ def _find(module: str, name: str) -> object:
         if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
             where = f"neither in {Path.cwd()} nor installed"
             raise ConfigurationError(f"{CLASS}: there is no module {error.name}, {where}") from error
-        raise ParticipantError(f"{module} cannot be imported: {type(error).__name__}: {error}") from error
+        raise ParticipantError(f"{module} cannot be imported: {described(error)}") from error
     for part in name.split("."):
         if not hasattr(found, part):
             meant = difflib.get_close_matches(part, dir(found), n=1)

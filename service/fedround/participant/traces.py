@@ -21,6 +21,15 @@ _CALLERS = tuple(str(_HERE / name) for name in ("training.py", "load.py"))
 _OURS = (*_CALLERS, str(_HERE / "abc.py"), str(_HERE.parent / "weights.py"))
 
 
+def described(error: BaseException) -> str:
+    """The class and the text of what the participant's own code raised, whose `__str__` may raise too."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 anything, like the code that raised
+        text = "its text cannot be made"
+    return f"{type(error).__name__}: {text}"
+
+
 def traced(error: BaseException | None) -> Traced | None:
     """What to log of it as `exc_info`: the traceback from the first line of the participant's own code on, or nothing.
 

@@ -12,6 +12,7 @@ from fedround.participant.abc import ParticipantABC
 from fedround.participant.measuring import Measuring
 from fedround.participant.phase import phase
 from fedround.participant.round import Round, entered
+from fedround.participant.traces import described
 
 
 class Training:
@@ -81,8 +82,9 @@ class Training:
             with phase(self._observe, round.number, name):
                 yield
         except self._failures as cause:
-            text = f"{name} failed in round {round.number}: {type(cause).__name__}: {cause}"
-            raise error(f"{text} ({note})" if note and of in str(cause) else text) from cause
+            what = described(cause)
+            text = f"{name} failed in round {round.number}: {what}"
+            raise error(f"{text} ({note})" if note and of in what else text) from cause
 
 
 def _parts(payload: Any) -> list[memoryview]:

@@ -220,7 +220,7 @@ def _load(name: str, options: Mapping[str, Any]) -> ParticipantABC[Any, Any]:
         raise
     except BaseException as error:
         # `sys.exit()` in a module: no reason for the service to end as if all were well.
-        raise ParticipantError(f"{name} cannot be made: {type(error).__name__}: {error}") from error
+        raise ParticipantError(f"{name} cannot be made: {traces.described(error)}") from error
 
 
 def _end_group() -> None:

@@ -366,7 +366,10 @@ class Federation(RuleBasedStateMachine):
         self.heartbeat(n)
         for other in range(len(self.silos)):
             if other != n:
-                self.leave(other, "")
+                self.heartbeat(other)
+                self.begin_upload(other)
+                self.upload_nonsense(other)
+        self.read_the_ledger(lost=False)
         self.time_passes(seconds)
         self.heartbeat(n)
         for _ in range(4):

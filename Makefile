@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test check cover chaos fuzz bench k8s lock clean
+.PHONY: help demo test check cover chaos faults fuzz bench k8s lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -41,6 +41,9 @@ cover: $(VENV)/ready ## run the tests and hold their coverage: the cores' branch
 
 chaos: $(VENV)/ready ## kill, pause, cut, fill disks, and check the books; make chaos SECONDS=600 SEED=7 CASE=platform
 	@$(BIN)/python tests/chaos/run.py $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(CASE),--case $(CASE))
+
+faults: $(VENV)/ready ## measure recovery and attacks for docs/faults.md; make faults TIMES=5
+	@$(BIN)/python tests/chaos/measure.py $(if $(TIMES),--times $(TIMES))
 
 fuzz: $(VENV)/ready ## feed every parser what nobody should send it; make fuzz MINUTES=30 SEED=7 ONLY=updates
 	@$(BIN)/python tests/fuzz/run.py $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only '$(ONLY)')

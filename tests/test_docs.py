@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from chaos.measure import faults, rows
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("[!.]*/**/*.md")])
 
@@ -31,3 +33,8 @@ def test_each_test_that_the_threat_model_names_is_there() -> None:
     assert missing == []
     for line in re.findall(r"^\| .*defence.*\n\|.*\n((?:\|.*\n)+)", text, re.MULTILINE):
         assert all("::test_" in row for row in line.splitlines()), "each attack has its test"
+
+
+def test_each_fault_that_is_tried_has_its_row_and_its_figures() -> None:
+    page = (ROOT / "docs" / "faults.md").read_text()
+    assert sorted(rows(page)) == sorted(faults())

@@ -1,25 +1,29 @@
 """What goes wrong: each fault is a block, in which it lasts."""
 
+import math
 import random
 import resource
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
-from chaos.federation import Federation, Member
+from chaos.federation import SIZE, Federation, Member
+from hostile.attackers import Attack, Dripper, Ghosts, IdleCrowd, Liar, NeverDeliverer, Pipeliner, scaled
 
+LIES = (1e200, math.nan, -math.inf, 1e289)
+"""What a liar says that every weight is."""
 Fault = Callable[[Federation, random.Random], AbstractContextManager[None]]
 
 
 @contextmanager
-def _killed(member: Member) -> Iterator[None]:
+def killed(member: Member) -> Iterator[None]:
     member.process.kill()
     yield
     member.start()
 
 
 @contextmanager
-def _stopped(member: Member) -> Iterator[None]:
+def stopped(member: Member) -> Iterator[None]:
     code = member.process.end()
     if code != 0:
         raise AssertionError(f"{member.name} was asked to stop, and ended with exit code {code}")
@@ -28,7 +32,7 @@ def _stopped(member: Member) -> Iterator[None]:
 
 
 @contextmanager
-def _paused(member: Member) -> Iterator[None]:
+def paused(member: Member) -> Iterator[None]:
     member.process.send(signal.SIGSTOP)
     yield
     member.process.send(signal.SIGCONT)
@@ -69,17 +73,35 @@ def disk_full(f: Federation, random: random.Random) -> Iterator[None]:
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
+def _attack(make: Callable[[Federation, random.Random], Attack]) -> Fault:
+    @contextmanager
+    def fault(f: Federation, random: random.Random) -> Iterator[None]:
+        with make(f, random):
+            yield
+
+    return fault
+
+
+def _any_port(f: Federation, random: random.Random) -> int:
+    """Of participants' and operators' ports."""
+    return random.choice([port for name, port in sorted(f.ports.items()) if name != "AGGREGATOR_INTERNAL_PORT"])
+
+
+def _insider(f: Federation) -> tuple[int, int]:
+    return f.ports["COORDINATOR_PORT"], f.ports["AGGREGATOR_PORT"]
+
+
 FAULTS: Sequence[Mapping[str, Fault]] = (
     {
-        "service killed": _service(_killed),
-        "service restarted": _service(_stopped),
-        "service paused": _service(_paused),
+        "service killed": _service(killed),
+        "service restarted": _service(stopped),
+        "service paused": _service(paused),
         "disk full": disk_full,
     },
     {
-        "participant killed": _participant(_killed),
-        "participant restarted": _participant(_stopped),
-        "participant paused": _participant(_paused),
+        "participant killed": _participant(killed),
+        "participant restarted": _participant(stopped),
+        "participant paused": _participant(paused),
     },
     {
         "connections cut": cut,
@@ -87,6 +109,15 @@ FAULTS: Sequence[Mapping[str, Fault]] = (
         "link torn": _weather("torn"),
         "link slow": _weather("slow"),
         "link in fog": _weather("fog"),
+    },
+    # Each of them comes as one participant more than there are: the known answer knows nothing of its updates.
+    {
+        "pipeliner": _attack(lambda f, random: Pipeliner(_any_port(f, random))),
+        "idle crowd": _attack(lambda f, random: IdleCrowd(_any_port(f, random))),
+        "liar": _attack(lambda f, random: Liar(*_insider(f), scaled(random.choice(LIES)), names=["mallory"])),
+        "dripper": _attack(lambda f, random: Dripper(*_insider(f), random.choice([1 << 30, 132 + 8 * SIZE]), names=["mallory"])),
+        "never-deliverer": _attack(lambda f, _: NeverDeliverer(*_insider(f), names=["mallory"])),
+        "ghost registrations": _attack(lambda f, _: Ghosts(f.ports["COORDINATOR_PORT"])),
     },
 )
 """By their names. Two at once are of different groups: nobody can pause what was killed."""

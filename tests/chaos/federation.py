@@ -116,12 +116,12 @@ class Federation:
         self._ports = self._free_ports(random)
         self.links: dict[str, Weather] = {}
         self.journals = [directory / f"trained-{k}" for k in range(COUNT)]
-        ports = {name: str(next(self._ports)) for command in ("coordinator", "aggregator") for name in PORTS[command]}
+        self.ports = {name: next(self._ports) for command in ("coordinator", "aggregator") for name in PORTS[command]}
         for name in ("COORDINATOR_PORT", "AGGREGATOR_PORT", "AGGREGATOR_INTERNAL_PORT"):
-            self.links[name.removesuffix("_PORT").lower()] = self._stack.enter_context(Weather(int(ports[name]), random))
+            self.links[name.removesuffix("_PORT").lower()] = self._stack.enter_context(Weather(self.ports[name], random))
         settings = {
             **PLAN,
-            **ports,
+            **{name: str(port) for name, port in self.ports.items()},
             "COORDINATOR_AGGREGATOR_URL": self.links["aggregator"].url,
             "COORDINATOR_AGGREGATOR_INTERNAL_URL": self.links["aggregator_internal"].url,
             "COORDINATOR_DATA_DIR": str(directory / "coordinator"),

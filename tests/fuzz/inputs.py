@@ -203,7 +203,10 @@ x = 1
     b'[aggregation.python]\nmodule = "a.b"\nclass = "C"\n[api]\nbind_address = "[::]:80"\n',
     b"[federated_learning]\nrounds = 1979-05-27T07:32:00Z\nmin_clients = inf\nheartbeat_timeout = nan\n",
 ]
-toml = noisy(*TOML)
+toml = st.one_of(
+    noisy(*TOML),
+    st.sampled_from([b"a = " + b"[" * 5000, b"a" + b".a" * 5000 + b" = 1", b"[federated_learning]\nrounds = 1" + b"0" * 5000]),
+)
 tokens = noisy(
     b"# people\nsilo-0 secret-of-0\n\nsilo-1 secret-of-1\n", b"silo-0 a\nsilo-1 a\n", b"silo-0\tsecret\r\nsilo-1  secret-1"
 )

@@ -7,6 +7,7 @@ attacker's update that was counted shows, and so does an honest one that was los
 import io
 import json
 import os
+import re
 import threading
 import time
 import urllib.error
@@ -255,4 +256,10 @@ def _record(siege: Siege) -> None:
     )
     if "HOSTILE_RECORD" in os.environ:
         with Path(os.environ["HOSTILE_RECORD"]).open("a") as file:
-            file.write(json.dumps(asdict(siege)) + "\n")
+            file.write(json.dumps({"test": _test(), **asdict(siege)}) + "\n")
+
+
+def _test() -> str:
+    """The test that is running, without ids that are others each time."""
+    name = os.environ["PYTEST_CURRENT_TEST"].partition("::")[2].partition(" ")[0]
+    return re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "{id}", name.removeprefix("test_"))

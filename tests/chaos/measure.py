@@ -1,0 +1,116 @@
+"""`make faults`: measures how long recovery takes and what attacks cost, and writes it into the tables of docs/faults.md.
+
+The words of the first table are written by hand: only its last two columns are measured. The second table is made as a whole, of
+what `tests/hostile` records.
+"""
+
+import json
+import os
+import random
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+from argparse import ArgumentParser
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path[:1] = [str(Path(__file__).parent.parent)]
+
+from chaos.faults import FAULTS, Fault, killed, paused, stopped  # noqa: E402 only now it can be found
+from chaos.federation import TESTS, Federation  # noqa: E402
+
+PAGE = TESTS.parent / "docs" / "faults.md"
+BLOCK = r"(<!-- measured by tests/chaos/measure.py: {} -->\n)(.*?)(<!-- end -->)"
+LASTS = 1.0
+"""Seconds for which a fault lasts."""
+HEAD = (
+    "| test | rounds/s before | during | after | memory at its peak, MB | slowest probe, s |\n"
+    "| --- | --- | --- | --- | --- | --- |\n"
+)
+
+
+def faults() -> Mapping[str, Fault]:
+    """By the names of the table: those of services apart for coordinator and aggregator."""
+    found: dict[str, Fault] = {name: fault for group in FAULTS for name, fault in group.items() if not name.startswith("service ")}
+    for name, fault in {"killed": killed, "restarted": stopped, "paused": paused}.items():
+        found[f"aggregator {name}"] = lambda f, _, fault=fault: fault(f.aggregator)  # type: ignore[misc]
+        found[f"coordinator {name}"] = lambda f, _, fault=fault: fault(f.coordinator)  # type: ignore[misc]
+    return found
+
+
+def rows(page: str) -> Iterator[str]:
+    """The names of the faults that the first table has."""
+    for line in re.findall(BLOCK.format("recovery"), page, re.DOTALL)[0][1].splitlines()[2:]:
+        yield line.split("|")[1].strip()
+
+
+def recoveries(times: int, seed: int) -> dict[str, list[float]]:
+    """Seconds until a federation of two services has recovered, of each fault so many times."""
+    took: dict[str, list[float]] = defaultdict(list)
+    chance = random.Random(seed)
+    with tempfile.TemporaryDirectory(prefix="faults-") as directory, Federation(Path(directory), chance, apart=True) as f:
+        f.recovered()
+        for name, fault in faults().items():
+            for _ in range(times):
+                with fault(f, chance):
+                    threading.Event().wait(LASTS)
+                took[name].append(f.recovered())
+            print(f"{name:28}{statistics.median(took[name]):6.1f}{max(took[name]):6.1f}", flush=True)
+    return took
+
+
+def attacks() -> list[dict[str, Any]]:
+    """What the suite of attacks has recorded."""
+    with tempfile.TemporaryDirectory() as directory:
+        record = Path(directory) / "record"
+        command = [sys.executable, "-m", "pytest", "--quiet", "-p", "no:cacheprovider", "tests/hostile"]
+        subprocess.run(command, cwd=TESTS.parent, env={**os.environ, "HOSTILE_RECORD": str(record)}, check=True)
+        return [json.loads(line) for line in record.read_text().splitlines()]
+
+
+def with_recoveries(page: str, took: Mapping[str, list[float]]) -> str:
+    """The page with the last two columns made anew."""
+
+    def row(match: re.Match[str]) -> str:
+        cells = match[0].split("|")
+        seconds = took.get(cells[1].strip())
+        return (
+            match[0]
+            if seconds is None
+            else "|".join([*cells[:-3], f" {statistics.median(seconds):.1f} ", f" {max(seconds):.1f} ", ""])
+        )
+
+    def block(match: re.Match[str]) -> str:
+        return match[1] + re.sub(r"^\|.*\|$", row, match[2], flags=re.MULTILINE) + match[3]
+
+    return re.sub(BLOCK.format("recovery"), block, page, flags=re.DOTALL)
+
+
+def with_attacks(page: str, sieges: list[dict[str, Any]]) -> str:
+    """The page with the second table made anew."""
+    lines = [
+        f"| `{s['test']}` | {s['before']:.1f} | {s['during']:.1f} | {s['after']:.1f} | {s['peak_mb']:+.0f} | "
+        f"{max(seconds for _, seconds in s['probes']):.2f} |\n"
+        for s in sieges
+    ]
+    return re.sub(BLOCK.format("attacks"), lambda block: block[1] + HEAD + "".join(lines) + block[3], page, flags=re.DOTALL)
+
+
+def main() -> int:
+    """Measure, and write."""
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--times", type=int, default=5, help="how often each fault is made [default %(default)s]")
+    parser.add_argument("--seed", type=int, default=1, help="makes the same faults again [default %(default)s]")
+    arguments = parser.parse_args()
+    took, sieges = recoveries(arguments.times, arguments.seed), attacks()
+    PAGE.write_text(with_attacks(with_recoveries(PAGE.read_text(), took), sieges))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

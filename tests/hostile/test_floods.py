@@ -1,0 +1,53 @@
+"""More connections and requests than a service can bear: the honest participants go on, and operators are served."""
+
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from hostile.arena import Arena
+from hostile.attackers import Flood, IdleCrowd
+from hostile.client import ask
+
+NOBODY = f"/{uuid4()}/{uuid4()}"
+
+
+@pytest.mark.parametrize(
+    ("port", "path"),
+    [
+        ("COORDINATOR_OPS_PORT", "/status"),
+        ("AGGREGATOR_OPS_PORT", "/metrics"),
+        ("COORDINATOR_PORT", f"/heartbeat/{uuid4()}"),
+        ("COORDINATOR_PORT", "/rendez_vous"),
+        ("AGGREGATOR_PORT", NOBODY),
+        ("PARTICIPANT_OPS_PORT", "/metrics"),
+    ],
+)
+def test_floods_from_one_address_leave_the_others_their_rounds(arena: Arena, port: str, path: str) -> None:
+    flood = Flood(arena.port(port), path, threads=4)
+    arena.withstands(flood, of=arena.silos[0])
+    assert sum(flood.answers.values()) > 0
+
+
+def test_a_known_id_may_not_flood_either(arena: Arena) -> None:
+    id = ask(arena.port("COORDINATOR_PORT"), "GET", "/rendez_vous").json["id"]
+    # It is selected, too, and delivers nothing: the first rounds wait for it.
+    arena.withstands(Flood(arena.port("COORDINATOR_PORT"), f"/heartbeat/{id}", threads=4), seconds=8)
+    ask(arena.port("COORDINATOR_PORT"), "DELETE", f"/rendez_vous/{id}")
+
+
+@pytest.mark.parametrize("port", ["COORDINATOR_PORT", "COORDINATOR_OPS_PORT"])
+def test_more_idle_connections_than_descriptors_stop_nobody(tmp_path: Path, port: str) -> None:
+    with Arena(tmp_path, nofile=1024) as arena:
+        arena.withstands(IdleCrowd(arena.port(port)), seconds=6)
+
+
+def test_a_flood_of_refused_tokens_is_answered_with_429_and_leaves_the_others_their_rounds(tmp_path: Path) -> None:
+    tokens = {f"silo-{k}": f"token-of-silo-{k}" for k in range(3)}
+    with Arena(tmp_path, tokens=tokens, ops_token="token-of-the-operators") as arena:
+        flood = Flood(arena.port("COORDINATOR_PORT"), "/rendez_vous", head="Authorization: Bearer guess\r\n", threads=4)
+        arena.withstands(flood)
+        assert set(flood.answers) == {b"401", b"429"}
+        refused = ask(arena.port("COORDINATOR_PORT"), "GET", "/rendez_vous", token="guess")
+        assert refused.status in (401, 429)
+        assert refused.status == 401 or int(refused.headers["retry-after"]) > 0

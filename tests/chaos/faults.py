@@ -1,14 +1,16 @@
 """What goes wrong: each fault is a block, in which it lasts."""
 
 import math
+import os
 import random
 import resource
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 from chaos.federation import SIZE, Federation, Member
 from hostile.attackers import Attack, Dripper, Ghosts, IdleCrowd, Liar, NeverDeliverer, Pipeliner, scaled
+from support.processes import children
 
 LIES = (1e200, math.nan, -math.inf, 1e289)
 """What a liar says that every weight is."""
@@ -29,6 +31,15 @@ def stopped(member: Member) -> Iterator[None]:
         raise AssertionError(f"{member.name} was asked to stop, and ended with exit code {code}")
     yield
     member.start()
+
+
+@contextmanager
+def worker_killed(member: Member) -> Iterator[None]:
+    """The process that trains, in the middle of a round or between two: the participant starts another one."""
+    for worker in children(member.process.pid):
+        with suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
+    yield
 
 
 @contextmanager
@@ -102,6 +113,7 @@ FAULTS: Sequence[Mapping[str, Fault]] = (
         "participant killed": _participant(killed),
         "participant restarted": _participant(stopped),
         "participant paused": _participant(paused),
+        "worker killed": _participant(worker_killed),
     },
     {
         "connections cut": cut,

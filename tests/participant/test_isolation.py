@@ -18,7 +18,7 @@ from support.federation import Running, our_platform
 from support.footprint import MB, footprint
 from support.misbehaving import Misbehaving
 from support.otlp import receiving
-from support.processes import Process, running, until
+from support.processes import Process, children, running, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux' /proc and signals")
 
@@ -80,16 +80,6 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-def children(pid: int) -> list[int]:
-    """The processes that `pid` has started."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()] + [
-        int(child)
-        for task in Path(f"/proc/{pid}/task").iterdir()
-        if task.name != str(pid)
-        for child in (task / "children").read_text().split()
-    ]
 
 
 def metric(process: Process, name: str) -> float:

@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 ROLES = ("PARTICIPANT", "COORDINATOR", "AGGREGATOR")
@@ -138,6 +139,11 @@ def until(condition: Callable[[], object], within: float = 20.0) -> float:
         assert time.monotonic() - began < within, "it never was"
         time.sleep(0.01)
     return time.monotonic() - began
+
+
+def children(pid: int) -> list[int]:
+    """The processes that `pid` has started: of a participant, its worker."""
+    return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
 
 
 @contextmanager

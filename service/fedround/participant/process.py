@@ -98,6 +98,7 @@ class Process:
         with self._reaping:
             code = self._popen.poll()
             self._code = -signal.SIGKILL if code is None else code
+        threading.Thread(target=self._reap_orphans, name="fedround-orphans", daemon=True).start()
         self.channel.close()
         return self._code
 
@@ -106,6 +107,12 @@ class Process:
             if self._code is None:  # until it is reaped, its id is that of no other group
                 with suppress(ProcessLookupError, PermissionError):  # all of them are gone, or zombies
                     os.killpg(self._popen.pid, number)
+
+    def _reap_orphans(self) -> None:
+        """What the worker had started is ours, if this is process 1 of a container. All of it was killed just now."""
+        with suppress(ChildProcessError):
+            while True:
+                os.waitpid(-self._popen.pid, 0)
 
     def _watch(self) -> None:
         """What a process that the worker has forked keeps open does not hide the worker's end."""

@@ -33,7 +33,7 @@ LOG = logging.getLogger(__name__)
 
 GRACE = 1.0
 """Seconds that code which trains has to return when the participant ends, after its drain time-out."""
-IDLE_GRACE = 6.0
+IDLE_GRACE = 5.5
 """Seconds that a worker has to end when it does not train: it gives the threads of the participant's own code 5 of them."""
 EOF_GRACE = 1.0
 """Seconds between the end of what a worker says and its own end."""

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -187,14 +188,15 @@ STATISTICS = statistics(np.array([1.0, -2.0]))
     ],
 )
 def test_a_fact_travels_as_it_is(fact: events.Fact) -> None:
-    assert telling.decode(3, json.loads(json.dumps(telling.encode(fact)))) == fact
+    assert telling.decode(3, json.loads(json.dumps(telling.encode(fact))), 0.0) == fact
 
 
 def test_a_phase_is_told_later_with_how_long_ago_it_was() -> None:
     told = json.loads(
         json.dumps([telling.encode(events.PhaseBegan(3, "train")), telling.encode(events.PhaseEnded(3, "train", 0.5))])
     )
-    began, ended = [telling.decode(3, fact) for fact in told]
+    now = time.monotonic()
+    began, ended = [telling.decode(3, fact, now) for fact in told]
     assert isinstance(began, events.PhaseBegan)
     assert isinstance(ended, events.PhaseEnded)
     assert 0 < ended.ago < began.ago < 5
@@ -213,7 +215,7 @@ def test_what_is_no_fact_is_refused(kind: str, one: Any, two: Any, three: Any) -
     told = {"fact": kind, "phase": one, "at": two, "seconds": three, "error": one, "source": "local", "size": two}
     told |= {"statistics": one, "samples": three, "change": two}
     with suppress(BadMessage):
-        assert isinstance(telling.decode(0, told), events.Fact)
+        assert isinstance(telling.decode(0, told, 0.0), events.Fact)
 
 
 @pytest.mark.parametrize(

@@ -296,10 +296,11 @@ class Supervisor:
     def _told(self, facts: Sequence[object]) -> None:
         round = self._round
         assert round is not None  # noqa: S101 the worker has one
-        for fact in [telling.decode(round.number, told) for told in facts]:
+        now = time.monotonic()  # the same for all, so that no phase ends before it began
+        for fact in [telling.decode(round.number, told, now) for told in facts]:
             match fact:
                 case events.PhaseBegan(_, phase, ago):
-                    self._phases.append((phase, time.monotonic() - ago))
+                    self._phases.append((phase, now - ago))
                 case events.PhaseEnded(_, phase):
                     if not self._phases or self._phases.pop()[0] != phase:
                         raise BadMessage("a phase that had not begun")

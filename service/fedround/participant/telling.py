@@ -32,15 +32,15 @@ def encode(fact: Fact) -> Mapping[str, object] | None:
     return None
 
 
-def decode(round: int, told: object) -> Fact:
-    """The fact of `round` that is told of. Raises `BadMessage`: it is none."""
+def decode(round: int, told: object, now: float) -> Fact:
+    """The fact of `round` that is told of, at `now` in monotonic seconds. Raises `BadMessage`: it is none."""
     match told:
         case {"fact": "began", "phase": str(phase), "at": float(at)} if phase in PHASES:
-            return events.PhaseBegan(round, phase, _ago(at))
+            return events.PhaseBegan(round, phase, _ago(at, now))
         case {"fact": "ended", "phase": str(phase), "at": float(at), "seconds": float(seconds), "error": str(error)} if (
             phase in PHASES and len(error) <= MAX_NAME
         ):
-            return events.PhaseEnded(round, phase, seconds, error, _ago(at))
+            return events.PhaseEnded(round, phase, seconds, error, _ago(at, now))
         case {"fact": "weights", "source": "global" | "local" as source, "size": int(size), "statistics": dict(found)}:
             return events.WeightsMeasured(round, source, size, _statistics(found))
         case {"fact": "update", "samples": int(samples), "change": None}:
@@ -54,9 +54,9 @@ def decode(round: int, told: object) -> Fact:
     raise BadMessage(f"no fact: {str(told)[:100]}")
 
 
-def _ago(at: float) -> float:
+def _ago(at: float, now: float) -> float:
     """All processes of a machine have one monotonic clock."""
-    ago = time.monotonic() - at
+    ago = now - at
     return ago if 0 <= ago <= MAX_AGO else 0.0
 
 

@@ -144,6 +144,10 @@ def address(process: Process) -> str:
     return f"127.0.0.1:{next(port for name, port in process.ports.items() if name.endswith('OPS_PORT'))}"
 
 
+def both(platform: Process) -> list[str]:
+    return [f"127.0.0.1:{platform.ports[f'{role}_OPS_PORT']}" for role in ("COORDINATOR", "AGGREGATOR")]
+
+
 def faults(f: Federation) -> Seen:
     """Make one fault after another, each until its alert fires, and mend it."""
     f.start_aggregator()
@@ -166,8 +170,8 @@ def faults(f: Federation) -> Seen:
     targets = {
         "coordinator": [address(f.coordinator)],
         "aggregator": [address(f.aggregator)],
-        "wrong-platform": [address(wrong)],
-        "far-platform": [f"127.0.0.1:{slow.ports[f'{role}_OPS_PORT']}" for role in ("COORDINATOR", "AGGREGATOR")],
+        "wrong-platform": both(wrong),
+        "far-platform": both(slow),
         "participant": [address(p) for p in everybody],
     }
     p = f.stack.enter_context(prometheus(f.directory, targets))

@@ -17,7 +17,7 @@ import pytest
 from support.dashboards import ALERTS, asked, queries, runbook_queries
 from support.link import SlowLink
 from support.processes import Process, until
-from support.prometheus import Prometheus, faster, free_port, prometheus
+from support.prometheus import OPS_TOKEN, Prometheus, faster, free_port, prometheus
 
 SHOWN_WITHIN = 30.0
 """Seconds from a fault until the dashboards' queries show it."""
@@ -75,6 +75,7 @@ class Federation:
             PARTICIPANT_CLASS="support.moody:Moody",
             PARTICIPANT_OPTIONS=options,
             PARTICIPANT_NAME=name,
+            PARTICIPANT_OPS_TOKEN=OPS_TOKEN,
             PYTHONPATH=str(TESTS),
             **settings,
         )

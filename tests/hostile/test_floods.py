@@ -1,7 +1,6 @@
 """More connections and requests than a service can bear: the honest participants go on, and operators are served."""
 
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
@@ -9,7 +8,8 @@ from hostile.arena import Arena
 from hostile.attackers import Flood, IdleCrowd
 from hostile.client import ask
 
-NOBODY = f"/{uuid4()}/{uuid4()}"
+STRANGER = "5f0c8f0e-3d0a-4c5b-9a56-0a4a5d1f7c11"
+"""An id that nobody has."""
 
 
 @pytest.mark.parametrize(
@@ -17,9 +17,9 @@ NOBODY = f"/{uuid4()}/{uuid4()}"
     [
         ("COORDINATOR_OPS_PORT", "/status"),
         ("AGGREGATOR_OPS_PORT", "/metrics"),
-        ("COORDINATOR_PORT", f"/heartbeat/{uuid4()}"),
+        ("COORDINATOR_PORT", f"/heartbeat/{STRANGER}"),
         ("COORDINATOR_PORT", "/rendez_vous"),
-        ("AGGREGATOR_PORT", NOBODY),
+        ("AGGREGATOR_PORT", f"/{STRANGER}/{STRANGER}"),
         ("PARTICIPANT_OPS_PORT", "/metrics"),
     ],
 )

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from hostile.arena import Arena
-from hostile.client import Client, ask
+from hostile.attackers import DrippingBody, EndlessUpload, Flood, IdleCrowd, Pipeliner, Together
+from hostile.client import ENEMY, Client, ask
 from support.processes import Process, running, until
 from support.updates import update
 
@@ -85,6 +86,19 @@ def test_a_web_page_cannot_replace_the_model(apart: Arena, headers: dict[str, st
     assert "access-control-allow-origin" not in answer.headers
     apart.trains()
     apart.check()
+
+
+@pytest.mark.parametrize("source", [ENEMY, "127.0.0.1"])
+def test_strangers_at_the_port_between_the_services_stop_nobody(apart: Arena, source: str) -> None:
+    port = apart.port("AGGREGATOR_INTERNAL_PORT")
+    attacks = (
+        Pipeliner(port, source=source),
+        IdleCrowd(port, 500, source=source),
+        EndlessUpload(port, "/books/open", source=source),
+        Flood(port, "/books/ledger", source=source),
+        DrippingBody(port, "/books/close", threads=10, source=source),
+    )
+    apart.withstands(Together(*attacks), seconds=5)
 
 
 # Files of tokens

@@ -19,7 +19,7 @@ from fedround import asgi
 from fedround.errors import ConfigurationError
 from fedround.events import ConnectionCut, ConnectionsChanged, Fact
 from fedround.process import run
-from fedround.serve import AHEAD, Endpoint, serving
+from fedround.serve import AHEAD, MAX_HEAD, Endpoint, serving
 from support.sockets import connected
 
 
@@ -200,6 +200,42 @@ def test_a_request_with_too_many_header_fields_is_invalid(fields: int, status: b
             assert (await connection.rest()).split(b" ")[1] == status
 
     run(main())
+
+
+@pytest.mark.parametrize(
+    "head", [b"GET / HTTP/1.1\r\nx: " + b"y" * MAX_HEAD, b"GET /" + b"y" * MAX_HEAD + b" HTTP/1.1\r\nx: y"], ids=["field", "url"]
+)
+def test_a_head_that_is_too_long_is_refused_although_it_comes_at_once(head: bytes) -> None:
+    async def main() -> None:
+        served = endpoint()
+        async with serving(served), connected(served.port) as connection:
+            await connection.send(head + b"\r\n\r\n")
+            assert (await connection.rest())[:13] in (b"", b"HTTP/1.1 400 ")
+
+    run(main())
+
+
+def test_a_request_that_runs_when_its_connection_is_cut_is_told_and_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        told = asyncio.Event()
+
+        async def held(request: Request) -> Response:
+            await request.receive()
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            told.set()
+            return Response("too late")
+
+        served = endpoint(asgi.application([Route("/", held)]))
+        async with serving(served), connected(served.port) as connection:
+            await connection.send(GET * 2)
+            with suppress(ConnectionError):
+                await connection.send(GET * 5000)
+            await told.wait()
+            await connection.rest()
+
+    run(main())
+    assert not caplog.records
 
 
 def test_pipelined_requests_are_answered_in_order_and_only_a_few_are_read_ahead() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from fedround.budgets import Connections, Limits, PortKind, Wanted, network, share_out
 from fedround.errors import ConfigurationError
@@ -186,11 +186,14 @@ class _Protocol(HttpToolsProtocol):
     port: _Port
     _size = 0
     """Of what has come since the last end of a head, or piece of a body."""
+    _head = 0
+    """Of the header fields of the newest request."""
     _body = 0
     """Bytes that the body of the newest request still lacks, if it has announced its length."""
     _unread = b""
     """What has come and was not parsed, from `_at` on."""
     _at = 0
+    _running: RequestResponseCycle | None = None
     _timer: asyncio.TimerHandle | None = None
     _stalled: asyncio.TimerHandle | None = None
 
@@ -203,12 +206,25 @@ class _Protocol(HttpToolsProtocol):
     def cut(self, reason: str) -> None:
         """Close the connection at once. What was not sent yet is lost."""
         self.port.was_cut(reason)
+        self._hang_up()
         self.transport.abort()
+
+    def _hang_up(self) -> None:
+        """Tell the request that runs: uvicorn tells the newest one, which may wait behind it."""
+        if self._running is not None:
+            self._running.disconnected = True
+            self._running.message_event.set()
+            self._running = None
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _gives_way(self) -> None:
         self.port.connections.idle(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._hang_up()
         self._head_is_whole()
         self._is_taken()
         self._unset_keepalive_if_required()  # uvicorn leaves it after a reset, and it would hold all this for another 75 s
@@ -251,11 +267,13 @@ class _Protocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         super().on_header(name, value)
-        if len(self.headers) > MAX_HEADERS:
-            raise ValueError("too many header fields")  # the parser stops, uvicorn responds with 400
+        self._head += len(name) + len(value)
+        if len(self.headers) > MAX_HEADERS or self._head + len(self.url) > MAX_HEAD:
+            raise ValueError("the head is too long")  # the parser stops, uvicorn responds with 400
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._head = 0
         self.scope[GIVES_WAY] = self._gives_way  # type: ignore[literal-required]  # a key of ours
         if client := self.transport.get_extra_info(CLIENT):
             self.scope["extensions"] = {CLIENT: client}

@@ -8,7 +8,6 @@ import pytest
 from pydantic import SecretStr
 
 from fedround import platform, throttle
-from fedround.process import run
 from fedround.settings import AggregatorSettings, CoordinatorSettings
 from support.sockets import Answer, connected
 
@@ -48,7 +47,7 @@ def test_a_flood_from_an_address_is_refused_and_known_participants_at_this_addre
             order = json.loads((await ask(at_coordinator, f"/start_training/{id}")).body)
             assert (await ask(at_aggregator, f"/{id}/{order['token']}")).status == 200
 
-    run(main())
+    asyncio.run(main())
 
 
 def test_one_known_participant_does_not_take_the_services_time() -> None:
@@ -60,7 +59,7 @@ def test_one_known_participant_does_not_take_the_services_time() -> None:
             assert await flood(port, f"/heartbeat/{ids[0]}") == {200, 429}
             assert (await ask(port, f"/heartbeat/{ids[1]}")).status == 200
 
-    run(main())
+    asyncio.run(main())
 
 
 def test_operators_with_their_token_and_probes_are_answered_beside_a_flood() -> None:
@@ -75,7 +74,7 @@ def test_operators_with_their_token_and_probes_are_answered_beside_a_flood() -> 
             assert await flood(port, "/status") == {200, 429}
             assert await flood(port, "/readyz") <= {200, 503}
 
-    run(main())
+    asyncio.run(main())
 
 
 def test_the_coordinators_calls_of_the_books_are_not_counted() -> None:

@@ -412,5 +412,5 @@ def test_a_collector_that_does_not_answer_delays_no_round_and_an_exit_by_2_secon
                 assert process.wait() == 0
                 assert time.monotonic() - told < 6
                 if collector == "dead":
-                    assert process.log.count("traces: ") == 1
+                    assert 1 <= process.log.count("traces: ") <= 2, "one line a minute for each complaint"
                 assert "Traceback" not in process.log

@@ -20,10 +20,10 @@ class NotInstalled(Exception):
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """Tests run side by side: who wants what another is just installing waits for it."""
+def alone(name: str = "lock") -> Iterator[None]:
+    """Tests run side by side: a test that needs what another one is just installing, by its `name`, waits for it."""
     CACHE.mkdir(exist_ok=True)
-    with (CACHE / "lock").open("w") as file:
+    with (CACHE / name).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -41,7 +41,7 @@ def python(requirement: str) -> str:
     """The Python of the environment that has `requirement`, `NAME==VERSION`. It is made once."""
     directory = _directory(requirement)
     executable = str(directory / "bin" / "python")
-    with alone():
+    with alone(f"{directory.name}.lock"):
         if not (directory / "ready").exists():
             venv.create(directory, with_pip=True, clear=True)
             install = [executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", requirement]

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -255,3 +256,19 @@ def test_a_model_that_is_trained_in_place_costs_both_processes_one_model(tmp_pat
     print(f"\nidle {idle:.0f} MB; models beside that: {models}")
     assert len(models) == 2
     assert max(models) <= 1.1 + 6 / (8 * size / MB), "6 MB: samples for the metrics, and modules that training imports"
+
+
+def test_a_program_that_handles_signals_may_fork(tmp_path: Path) -> None:
+    with our_platform(rounds=3) as p:
+        ways = ["large_pool", "terminated_child", "pool"]
+        program = f"""
+import fedround
+from support.misbehaving import Misbehaving
+participant = Misbehaving(how={ways!r}, directory={str(tmp_path)!r})
+fedround.run_participant(participant, {p.url!r}, handle_signals=True)
+"""
+        environ = os.environ | {"PYTHONPATH": TESTS}
+        done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=False, timeout=50)
+        assert done.returncode == 0, done.stderr
+        assert [completed["counted"] for completed in p.status()["last_rounds"]] == [1, 1, 1]
+    assert (tmp_path / "done").read_text().split() == ways

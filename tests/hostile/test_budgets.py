@@ -7,6 +7,8 @@ import pytest
 from hostile.arena import Arena
 from hostile.attackers import DrippingBody, EndlessUpload, Pipeliner, SlowHeads, Together
 
+pytestmark = pytest.mark.timeout(180)  # other tests use the two cores, too
+
 PUBLIC = ("COORDINATOR_PORT", "AGGREGATOR_PORT")
 OPS = ("COORDINATOR_OPS_PORT", "AGGREGATOR_OPS_PORT", "PARTICIPANT_OPS_PORT")
 NOBODY = f"/{uuid4()}/{uuid4()}"

@@ -53,6 +53,7 @@ def participant(url: str, **settings: str) -> Iterator[Process]:
         "PARTICIPANT_OPTIONS": '{"k": 0, "count": 3}',
         "PARTICIPANT_LONG_POLL": f"{LONG_POLL}s",
         "PARTICIPANT_HEARTBEAT_PERIOD": "0.1s",
+        "PARTICIPANT_DRAIN_TIMEOUT": "0.5s",
         "PYTHONPATH": str(TESTS),
     }
     with running("participant", **common, **settings) as process:

@@ -49,6 +49,7 @@ def test_what_a_platform_answers_is_escaped_in_a_participants_log(name: str, for
             "PARTICIPANT_LOG_FORMAT": format,
             "PARTICIPANT_HEARTBEAT_PERIOD": "0.1s",
             "PARTICIPANT_MAX_FAILURES": "2",
+            "PARTICIPANT_DRAIN_TIMEOUT": "0.5s",
             "PYTHONPATH": "tests",
         }
         with running("participant", **settings) as silo:

@@ -237,8 +237,9 @@ class Insider(Attack):
     def client(self) -> Client:
         """The participant of this thread, registered."""
         if not hasattr(self._local, "client"):
-            name = self._names.pop()
-            client = Client(self.port, self.aggregator, name=name, token=self.token, source=self.source)
+            if not hasattr(self._local, "name"):
+                self._local.name = self._names.pop()
+            client = Client(self.port, self.aggregator, name=self._local.name, token=self.token, source=self.source)
             client.register()
             self._local.client = client
         found: Client = self._local.client
@@ -250,7 +251,6 @@ class Insider(Attack):
         answer = client.heartbeat(wait=1)
         if answer.status != 200 or answer.json["state"] == "reject":
             del self._local.client
-            self._names.append(client.name or "")
             self.over.wait(0.2)
         elif client.update_token:
             self.selections += 1

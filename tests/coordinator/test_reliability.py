@@ -87,6 +87,22 @@ def test_failures_are_remembered_over_registrations(known_by: str) -> None:
     assert status(table.rounds, table.now)["sitting_out"] == 1
 
 
+def test_a_seat_that_delivers_does_not_answer_for_others_that_use_its_name() -> None:
+    table = Table(Plan(rounds=0, min_clients=2, round_timeout=10, heartbeat_timeout=1000), present=2, extended=True)
+    play(table, "nobody")
+    thief = table.join("silo-0", extended=True)
+    table.later(1, *table.ids, thief)
+    play(table, "nobody")  # this round had begun before it came
+    assert [play(table, thief) for _ in range(7)] == [True, True, False, True, False, False, True]
+    assert [p["failures"] for p in status(table.rounds, table.now)["participants"]] == [0, 0, 4]
+
+
+def test_a_seat_that_has_delivered_answers_for_itself() -> None:
+    table = Table(Plan(rounds=0, min_clients=3, participants_ratio=0.7, round_timeout=10), present=3, extended=True)
+    play(table, "nobody")
+    assert [play(table, table.ids[2]) for _ in range(6)] == [True, True, False, True, False, False]
+
+
 @pytest.mark.parametrize("how", ["silent", "refused", "failed", "left"])
 def test_what_is_a_failure(how: str) -> None:
     table = Table(Plan(rounds=0, min_clients=1, heartbeat_timeout=10), present=2, extended=True)

@@ -270,5 +270,5 @@ def _record(siege: Siege) -> None:
 
 def _test() -> str:
     """The test that is running, without ids that are others each time."""
-    name = os.environ["PYTEST_CURRENT_TEST"].partition("::")[2].partition(" ")[0]
+    name = os.environ["PYTEST_CURRENT_TEST"].partition("::")[2].rpartition(" (")[0]
     return re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "{id}", name.removeprefix("test_"))

@@ -54,6 +54,16 @@ class Presence:
     def __contains__(self, id: str) -> bool:
         return id in self._present
 
+    def judged(self, id: str, who: Who) -> Who:
+        """Return whom a failure of this seat counts against: `who` where the seat is gone."""
+        seat = self._present.get(id)
+        return who if seat is None else seat.judged
+
+    def delivered(self, id: str, round: int) -> None:
+        """An update of this seat was counted in a round. The seat may be gone."""
+        if (seat := self._present.get(id)) is not None:
+            seat.counted, seat.delivered = round, True
+
     @property
     def registered(self) -> int:
         """How many wait for their first heartbeat."""

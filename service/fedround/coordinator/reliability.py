@@ -1,4 +1,8 @@
-"""Who failed to deliver, how often in a row, and who sits out because of it. Part of the coordinator's core: no I/O, no clock."""
+"""Who failed to deliver, how often in a row, and who sits out because of it. Part of the coordinator's core: no I/O, no clock.
+
+Failures count against the proved identity. Without one they count against the name, which anybody may use; so a seat that has
+delivered an update answers for itself alone (`Participant.judged`).
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -317,7 +317,8 @@ class Rounds:
         attempt.move(member, State.IGNORED)
         self._facts.append(events.Revoked(attempt.round, member.id, member.reason, member.name, member.detail))
         if member.reason not in ("left", "failed"):
-            self._facts += self.reliability.failed(now, member.who, member.name, attempt.round, member.detail or member.reason)
+            judged, why = self.present.judged(member.id, member.who), member.detail or member.reason
+            self._facts += self.reliability.failed(now, judged, member.name, attempt.round, why)
 
     def _entered(self, now: float, entry: Entry) -> None:
         attempt = self.attempt
@@ -330,9 +331,8 @@ class Rounds:
             return
         member.entry = entry
         attempt.move(member, State.DONE)
-        self.reliability.counted(member.who)
-        if (participant := self.present.get(member.id)) is not None:
-            participant.counted = attempt.round
+        self.reliability.counted(self.present.judged(member.id, member.who))
+        self.present.delivered(member.id, attempt.round)
         self._facts.append(events.UpdateCounted(attempt.round, member.id, entry.samples))
 
     def _completed(self, now: float, attempt: Attempt, closed: Closed) -> None:

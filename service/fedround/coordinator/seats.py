@@ -59,6 +59,8 @@ class Participant:
     """What keeps it from the aggregator, for people."""
     counted: int | None = None
     """The last round in which its update was counted."""
+    delivered: bool = False
+    """An update of this seat was counted, in this life of the coordinator."""
     owed: int | None = None
     """The round for which it is asked again: it had a part in a lost attempt, and may have been told that it was counted."""
     known_to_books: bool = False
@@ -67,6 +69,11 @@ class Participant:
     @property
     def who(self) -> Who:
         return who(self.id, self.name, self.owner, extended=self.extended)
+
+    @property
+    def judged(self) -> Who:
+        """Whom its failures count against: itself once it has delivered, since anybody may use a name that nobody proves."""
+        return ("id", self.id) if self.delivered and not self.owner else self.who
 
     def known(self, owed: int | None) -> Known:
         return Known(self.id, self.name, self.ordinal, self.extended, self.counted, owed, self.owner)

@@ -17,8 +17,8 @@ def choose(attempt: Attempt, present: Presence, plan: Plan, reliability: Reliabi
     expected = len(attempt.counted) + attempt.outstanding
     chosen = [p for p in waiting if p.owed == attempt.round]
     others = [p for p in waiting if p.owed != attempt.round]
-    reliable = [p for p in others if not reliability.sits_out(p.who, attempt.round)]
-    sitting_out = [p for p in others if reliability.sits_out(p.who, attempt.round)]
+    reliable = [p for p in others if not reliability.sits_out(p.judged, attempt.round)]
+    sitting_out = [p for p in others if reliability.sits_out(p.judged, attempt.round)]
     wanted = max(plan.wanted(len(present)), plan.required) - expected
     chosen += _draw(rng, reliable, wanted - len(chosen))
     chosen += _draw(rng, sitting_out, plan.required - expected - len(chosen))

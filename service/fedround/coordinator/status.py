@@ -28,7 +28,7 @@ def status(rounds: Rounds, now: float, *, reachable: bool = True, faults: Iterab
         "joined": rounds.present.joined,
         "registered": rounds.present.registered,
         "participants": [_participant(rounds, p, now) for p in rounds.present],
-        "sitting_out": sum(rounds.reliability.sits_out(p.who, rounds.round) for p in rounds.present),
+        "sitting_out": sum(rounds.reliability.sits_out(p.judged, rounds.round) for p in rounds.present),
         "failures": [
             {"name": r.name, "failures": r.failures, "reason": r.reason, "seconds": round(now - r.at, 3)}
             for r in list(rounds.reliability)[: -MOST_FAILURES - 1 : -1]
@@ -54,7 +54,7 @@ def status(rounds: Rounds, now: float, *, reachable: bool = True, faults: Iterab
 
 
 def _participant(rounds: Rounds, p: Participant, now: float) -> dict[str, Any]:
-    attempt, record = rounds.attempt, rounds.reliability.get(p.who)
+    attempt, record = rounds.attempt, rounds.reliability.get(p.judged)
     return {
         "name": p.name,
         "id": short(p.id),

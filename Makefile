@@ -16,6 +16,9 @@ CORES := */participant/lifecycle.py,*/participant/work.py,*/participant/lane.py,
 # Each file of tests on one process; but what has an engine or a cluster to itself, one after the other.
 SIDE_BY_SIDE = $(if $(filter tests/container% tests/cluster%,$(ARGS)),,--numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder)
 
+# What runs pytest: `make cover` measures the same tests.
+RUN := python
+
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
@@ -23,7 +26,7 @@ demo: $(VENV)/ready ## watch a whole federation train on this machine
 	@$(BIN)/fedround demo $(ARGS)
 
 test: $(VENV)/ready ## run the tests; make test ARGS="-k ledger -x"
-	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
+	@$(BIN)/$(RUN) -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 check: $(VENV)/ready ## lint, format, types, layers, docs
 	@$(BIN)/ruff check
@@ -34,7 +37,7 @@ check: $(VENV)/ready ## lint, format, types, layers, docs
 
 cover: $(VENV)/ready ## run the tests and hold their coverage: the cores' branches all, the rest what was reached
 	@$(BIN)/coverage erase
-	@$(BIN)/coverage run -m pytest --quiet $(SIDE_BY_SIDE) --ignore=tests/conformance --ignore=tests/deploy --ignore=tests/chart --ignore=tests/page/test_browser.py $(ARGS)
+	@$(MAKE) --no-print-directory test RUN="coverage run"
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report --skip-covered --show-missing
 	@$(BIN)/coverage report --include="$(CORES)" --fail-under=100 --format=total > /dev/null

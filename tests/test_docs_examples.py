@@ -17,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 import fedround
-from fedround import asgi, errors, http, remote_books, serve, testing, weights, wire
+from fedround import asgi, errors, http, npy, remote_books, serve, testing, weights, wire
 from fedround.aggregator import app as aggregator_app
 from fedround.aggregator import ledger, operators, spool, strategies
 from fedround.aggregator import service as aggregator_service
@@ -299,7 +299,7 @@ LIMITS: dict[str, list[float]] = {
     "upload: its answer waits for the coordinator": [aggregator_service.PATIENCE],
     "after a refusal": [wire.DRAIN_SECONDS, wire.DRAIN_BYTES / MIB],
     "samples": [2 ** (8 * weights.SAMPLES_BYTES) - 1],
-    "`.npy` header": [weights._MAX_HEADER],
+    "`.npy` header": [npy.MAX_PREFIX - 12],
     "`Fedround-Metrics`": [wire.MAX_METRICS, wire.MAX_FIGURES, wire.MAX_FIGURE_NAME],
     "figures that a round remembers": [wire.MAX_FIGURES],
     "an update is offered again, unconfirmed": [work.MAX_CONFIRMS],

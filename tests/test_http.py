@@ -36,8 +36,9 @@ from fedround.errors import (
     TooLarge,
     Unreachable,
 )
-from fedround.events import ExchangeEnded, Fact, redact
+from fedround.events import ExchangeEnded, Fact
 from fedround.http import AggregatorClient, AsyncPeer, CoordinatorClient, Options, fetch_model
+from fedround.text import redact
 from fedround.wire import HeartbeatState, Problem, RendezVous, StartTraining, UpdateOutcome
 from support.peer import Peer, Reply, answer, chunked
 

@@ -47,11 +47,11 @@ def test_statistics_too_large_for_float64_are_infinite_and_no_error() -> None:
 
 def test_a_change_is_the_norm_of_the_update_and_whether_it_goes_where_the_model_went() -> None:
     former, before = np.array([0.0, 0.0]), np.array([1.0, 0.0])
-    assert change(before, np.array([1.0, 5.0])) == Change(5.0, None)
-    cosines = [change(before, before + step, former).cosine_similarity for step in ([2.0, 0.0], [0.0, 3.0], [-4.0, 0.0])]
+    assert change([before], [np.array([1.0, 5.0])]) == Change(5.0, None)
+    cosines = [change([before], [before + step], [former]).cosine_similarity for step in ([2.0, 0.0], [0.0, 3.0], [-4.0, 0.0])]
     assert cosines == [1.0, 0.0, -1.0]
 
 
 @pytest.mark.parametrize("after", [[1.0, 0.0], [np.nan, 0.0], [np.inf, 0.0], [1e300, 0.0]])
 def test_an_update_without_a_direction_has_no_cosine(after: list[float]) -> None:
-    assert change(np.array([1.0, 0.0]), np.array(after), np.zeros(2)).cosine_similarity is None
+    assert change([np.array([1.0, 0.0])], [np.array(after)], [np.zeros(2)]).cosine_similarity is None

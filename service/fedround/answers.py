@@ -18,7 +18,7 @@ from urllib.parse import urljoin
 
 from fedround import wire
 from fedround.errors import BadAnswer, Busy, Intercepted, Refused, Unreachable
-from fedround.events import redact
+from fedround.text import redact
 
 _OURS = ("fedround-", wire.PREFERENCE_APPLIED.lower())
 _NOT_ALLOWED = b"HTTP method not allowed"

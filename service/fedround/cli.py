@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Never
 
 from fedround import asking, view
 from fedround.errors import ConfigurationError, FedroundError, Intercepted, ParticipantError, Refused, Unauthorized
-from fedround.events import printable
+from fedround.text import printable
 
 if TYPE_CHECKING:
     from fedround.settings import Settings

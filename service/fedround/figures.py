@@ -28,6 +28,8 @@ class Statistics:
     """How many have an absolute value of at most each of `DECADES`."""
     values: tuple[float, ...]
     """The weights themselves, of a model of at most `FEW`."""
+    constants: int = 0
+    """How many elements of named tensors cannot be averaged: in a global model they are constants, such as the -inf of a mask."""
 
     @property
     def flaw(self) -> str:

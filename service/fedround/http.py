@@ -35,8 +35,9 @@ from fedround.errors import (
     Unreachable,
     Untrusted,
 )
-from fedround.events import ExchangeEnded, Observer, Observers, redact
+from fedround.events import ExchangeEnded, Observer, Observers
 from fedround.proxies import VARIABLES, Proxy, proxy_for
+from fedround.text import redact
 from fedround.tls import Context, File, Names, explained
 from fedround.tls import client as tls_client
 from fedround.wire import Departure, Heartbeat, Problem, RendezVous, StartTraining, UpdateOutcome

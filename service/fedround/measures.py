@@ -1,22 +1,28 @@
-"""What weights are like, and what training changed in them: figures, computed block by block without a copy of the model."""
+"""What weights are like, and what training changed in them: figures, computed block by block without a copy of the model.
+
+Of named tensors they are about the floats. What cannot be averaged there is a constant of the model, and left out.
+"""
 
 import math
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from fedround.figures import DECADES, FEW, Change, Statistics
-from fedround.weights import BLOCK, Array
+from fedround.weights import Array, Layout, Weights, blocks_of, unfit
 
 
-def statistics(array: Array) -> Statistics:
-    """The statistics of an array of any shape, in float64, block by block (the variance by Chan, Golub and LeVeque's update)."""
+def statistics(weights: Weights) -> Statistics:
+    """Return the statistics of weights, in float64, block by block (the variance by Chan, Golub and LeVeque's update)."""
+    arrays, named = measured(weights), isinstance(weights, Mapping)
+    size = sum(array.size for array in arrays)
     count, mean, deviations, absolute = 0, 0.0, 0.0, 0.0
     least, largest = math.inf, -math.inf
     decades = [0] * len(DECADES)
     with np.errstate(over="ignore", invalid="ignore"):
-        for block in _float64_blocks(array):
-            finite = np.isfinite(block)
+        for block in _float64_blocks(arrays):
+            odd = unfit(block) if named else None
+            finite = np.isfinite(block) if odd is None else ~odd
             values = block if finite.all() else block[finite]
             if not values.size:
                 continue
@@ -30,33 +36,47 @@ def statistics(array: Array) -> Statistics:
             sizes = np.abs(values, out=centred)
             absolute += float(sizes.sum())
             decades = [n + int(np.count_nonzero(sizes <= decade)) for n, decade in zip(decades, DECADES, strict=True)]
-    few = tuple(map(float, array.flat)) if array.size <= FEW else ()
+    few = tuple(float(weight) for array in arrays for weight in array.flat) if size <= FEW else ()
     if not count:
-        return Statistics(array.size, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, array.size, tuple(decades), few)
+        return Statistics(size, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0 if named else size, tuple(decades), few, size if named else 0)
     # The sum of squares is that of the deviations and of the mean: nothing cancels there.
     norm = math.sqrt(deviations + count * mean * mean)
-    stddev, nonfinite = math.sqrt(deviations / count), array.size - count
-    return Statistics(array.size, mean, stddev, least, largest, absolute, norm, nonfinite, tuple(decades), few)
+    stddev, nonfinite, constants = math.sqrt(deviations / count), *((0, size - count) if named else (size - count, 0))
+    return Statistics(size, mean, stddev, least, largest, absolute, norm, nonfinite, tuple(decades), few, constants)
 
 
-def norm(array: Array) -> float:
-    """The L2 norm of an array of any shape, in float64."""
+def norm(weights: Weights) -> float:
+    """Return the L2 norm of weights, in float64."""
     with np.errstate(over="ignore"):
-        return math.sqrt(sum(float(block @ block) for block in _float64_blocks(array)))
+        blocks = _float64_blocks(measured(weights))
+        return math.sqrt(sum(float(block @ block) for block in _without_constants(blocks, isinstance(weights, Mapping))))
 
 
-def change(before: Array, after: Array, former: Array | None = None) -> Change:
-    """What became of the global model `before`, which came from `former`: arrays of one shape; in float64, block by block."""
+def change(before: Sequence[Array], after: Sequence[Array], former: Sequence[Array] | None = None) -> Change:
+    """Return what became of the global model `before`, which came from `former`: arrays of the same shapes; in float64."""
     square, product, moved = 0.0, 0.0, 0.0
     with np.errstate(over="ignore", invalid="ignore"):
-        for a, b, c in _float64_blocks(before, after, before if former is None else former):
+        for a, b, c in zip(*map(_float64_blocks, (before, after, before if former is None else former)), strict=True):
             update, way = b - a, a - c
             square, product, moved = square + float(update @ update), product + float(update @ way), moved + float(way @ way)
     norms = math.sqrt(square) * math.sqrt(moved)
     return Change(math.sqrt(square), product / norms if 0 < norms < math.inf else None)
 
 
-def _float64_blocks(*arrays: Array) -> Any:
-    # Of any layout, dtype and byte order it makes float64 blocks, and copies no more than one of them at a time.
-    flags = ["external_loop", "buffered", "zerosize_ok"]
-    return np.nditer(arrays, flags, order="K", buffersize=BLOCK, op_dtypes=[np.float64] * len(arrays))  # type: ignore[call-overload]
+def measured(weights: Weights) -> list[Array]:
+    """Return the arrays that figures are about."""
+    if not isinstance(weights, Mapping):
+        return [weights]
+    return [weights[spec.name] for spec in Layout.of(weights).measured]
+
+
+def _without_constants(blocks: Iterator[Array], named: bool) -> Iterator[Array]:
+    for block in blocks:
+        odd = unfit(block) if named else None
+        yield block if odd is None else np.where(odd, 0.0, block)
+
+
+def _float64_blocks(arrays: Sequence[Array]) -> Iterator[Array]:
+    for array in arrays:
+        for _, block in blocks_of(array):
+            yield block.astype(np.float64, copy=False)

@@ -17,9 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Unpack
-
-import numpy as np
+from typing import Any, Unpack
 
 from fedround import events
 from fedround.aggregator import app as aggregator_app
@@ -28,11 +26,12 @@ from fedround.errors import ConfigurationError, RoundFailed
 from fedround.events import Fact
 from fedround.http import InMemory
 from fedround.participant import moves as m
+from fedround.participant.abc import shared_tensors
 from fedround.participant.run import Participant, connected, fulfil
 from fedround.participant.runtime import Runtime
 from fedround.participant.terms import Options, Terms
 from fedround.settings import AggregatorSettings, CoordinatorSettings
-from fedround.weights import Array
+from fedround.weights import encode_model
 
 __all__ = ["CompletedRound", "Platform", "platform"]
 
@@ -73,10 +72,16 @@ class Platform:
         """Why no participant goes on."""
 
     @property
-    def global_model(self) -> Array | None:
-        """A copy of the newest global model; None before the first. Where the strategy is one for bytes: those, as uint8."""
+    def global_model(self) -> Any:
+        """A copy of the newest global model; None before the first.
+
+        An array, or a dict of named arrays: what participants return. Where the strategy is one for bytes: those, as uint8.
+        """
         model = self._aggregator.model
-        return None if model is None else model.array.copy()
+        if model is None:
+            return None
+        weights = model.weights
+        return {name: array.copy() for name, array in weights.items()} if isinstance(weights, Mapping) else weights.copy()
 
     def run(self, *participants: Participant, **options: Unpack[Options]) -> None:
         """Run participants together until training is finished; the first of them on this thread, the others each on its own.
@@ -171,7 +176,7 @@ def platform(
     participants_ratio: float = 1.0,
     strategy: str = "weighted_average",
     strategy_options: Mapping[str, object] | None = None,
-    initial_model: Array | None = None,
+    initial_model: Any = None,
     round_timeout: float = 3600.0,
     heartbeat_timeout: float = 15.0,
 ) -> Iterator[Platform]:
@@ -183,7 +188,7 @@ def platform(
         participants_ratio: Which part of them is selected for a round.
         strategy: How updates become a global model: a name, or `module:Class`.
         strategy_options: Keyword arguments for the strategy.
-        initial_model: The global model to begin with.
+        initial_model: The global model to begin with: an array, or a mapping of names to arrays.
         round_timeout: Seconds after which those who have not delivered lose the round to others.
         heartbeat_timeout: Seconds without a heartbeat after which a participant is removed.
     """
@@ -196,9 +201,10 @@ def platform(
         aggregator_url="http://aggregator",
     )
     with TemporaryDirectory() as directory:
-        file = None if initial_model is None else Path(directory) / "model.npy"
+        file = None if initial_model is None else Path(directory) / "model"
         if file is not None:
-            np.save(file, np.asarray(initial_model), allow_pickle=False)
+            weights, _ = shared_tensors(initial_model)
+            file.write_bytes(b"".join(encode_model(weights)))
         running = Platform(
             coordinator, AggregatorSettings(strategy=strategy, strategy_options=dict(strategy_options or {}), initial_model=file)
         )

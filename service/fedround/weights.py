@@ -1,81 +1,51 @@
-"""Weights as bytes and back, without copies: `.npy` arrays, and updates, which are a sample count and an `.npy` array.
+"""Weights as bytes and back, without copies.
 
-Down comes an `.npy`: `decode` is a writable view of the buffer that received it. Up goes an update: `encode_update` is a short
-prefix and the array's own memory. The aggregator reads updates with `UpdateReader`, block by block, from memory or from a file.
-Nothing here unpickles, and nothing is allocated because a header claims it.
+The weights of a model are one array, which travels as `.npy`, or named tensors, which travel as safetensors. An update is a sample
+count of 4 bytes, big-endian, and weights. `decode` returns writable views of the buffer that received a model; `encode_update`
+returns a short prefix and the arrays' own memory. Nothing here unpickles.
 """
 
-import ast
-import io
 import math
 import mmap
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from io import FileIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.lib import format as npy
 
+from fedround import npy, safetensors
 from fedround.errors import NotFinite, WeightsError, WrongWeights
 from fedround.figures import LARGEST_WEIGHT
+from fedround.safetensors import shown
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Weights = Array | Mapping[str, Array]
+"""The weights of a model: one array, or named tensors."""
 
 BLOCK = 1 << 16
 """Elements that are worked on at once: they stay in the processor's cache."""
 SAMPLES_BYTES = 4
-
-_MAGIC = b"\x93NUMPY"
-_LENGTH_BYTES = {1: 2, 2: 4, 3: 4}
-_MAX_HEADER = 10_000
-_MAX_PREFIX = _MAX_HEADER + 12
-_MAX_DIMENSIONS = 32
-"""NumPy's iterators take no more, in any of its versions."""
-_KINDS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
-_DESCRS = {order + kind for order in ("", "<", ">", "=", "|") for kind in _KINDS}
+FIRST_BYTES = 16
+"""Bytes of weights that say how long their header is. See `header_size`."""
+_SLACK = 4096
+"""Bytes by which the header of somebody else's safetensors may be longer than ours."""
+_LISTED = 3
+"""Tensors that a message names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What the weights of a training look like: the dtype of its global model, little-endian, and the shape."""
+    """A tensor of a model: its dtype, little-endian, and its shape. One array has no name."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
+    name: str = ""
 
     @property
-    def count(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def largest_update(self) -> int:
-        """Bytes of the largest update of such a model. None of the dtypes that make a model is wider than the model's own."""
-        return SAMPLES_BYTES + _MAX_PREFIX + self.count * self.dtype.itemsize
-
-    def __str__(self) -> str:
-        return f"{self.dtype.name} weights of shape {self.shape}"
-
-
-def result_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype of a global model made from updates of `dtype`: f2 and f4 stay, everything else becomes float64 (as 0.8 does)."""
-    little = dtype.newbyteorder("<")
-    return little if little.str in ("<f2", "<f4") else np.dtype("<f8")
-
-
-@dataclass(frozen=True)
-class Header:
-    """An `.npy` header. The data begins at `offset` and is `nbytes` long."""
-
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    fortran: bool
-    offset: int
-
-    @cached_property
     def count(self) -> int:
         return math.prod(self.shape)
 
@@ -84,242 +54,398 @@ class Header:
         return self.count * self.dtype.itemsize
 
     @property
-    def spec(self) -> Spec:
-        return Spec(result_dtype(self.dtype), self.shape)
+    def floating(self) -> bool:
+        """Whether it has floats, bfloat16 included, and not integers or booleans."""
+        return self.dtype.kind not in "iub"
 
-    def array(self, memory: memoryview | mmap.mmap, start: int) -> Array:
-        """A view of the data, which begins at `start` of `memory`."""
-        return np.ndarray(self.shape, self.dtype, memory, start, order="F" if self.fortran else "C")
+    @property
+    def averaged(self) -> bool:
+        """Whether a strategy computes it. Booleans must be the same in all updates instead."""
+        return self.dtype.kind != "b" and self.count > 0
+
+    @property
+    def result(self) -> np.dtype[Any]:
+        """The dtype in which a strategy returns it: what NumPy has no floats for is rounded afterwards."""
+        return self.dtype if self.dtype.kind == "f" else np.dtype("<f8")
+
+    def __str__(self) -> str:
+        return f"{self.dtype.name} weights of shape {self.shape}"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What the weights of a training look like: its tensors, in the order in which they lie in our files."""
+
+    tensors: tuple[Spec, ...]
+    named: bool = False
+    """Whether they are named tensors, and not one array."""
+
+    @classmethod
+    def of(cls, weights: Weights) -> "Layout":
+        """Return the layout of a model that is made from updates like `weights`. Raises `WeightsError`."""
+        if isinstance(weights, Mapping):
+            tensors = safetensors.ordered(safetensors.tensor_of(n, a.dtype, a.shape) for n, a in weights.items())
+            return cls._of_tensors(tensors)
+        return cls((Spec(result_dtype(weights.dtype), npy.check_shape(weights.shape)),))
+
+    @classmethod
+    def _of_tensors(cls, tensors: Iterable[safetensors.Tensor]) -> "Layout":
+        layout = cls(tuple(Spec(tensor.dtype, tensor.shape, tensor.name) for tensor in tensors), named=True)
+        if not layout.count:
+            raise WrongWeights("these tensors hold no weights")
+        return layout
+
+    @property
+    def count(self) -> int:
+        """All elements."""
+        return sum(spec.count for spec in self.tensors)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(spec.nbytes for spec in self.tensors)
+
+    @property
+    def measured(self) -> tuple[Spec, ...]:
+        """The tensors that norms and statistics are about: the floats, for a counter says nothing about training."""
+        return tuple(spec for spec in self.tensors if spec.floating and spec.count) or tuple(s for s in self.tensors if s.averaged)
+
+    @property
+    def dtype(self) -> str:
+        """The names of its dtypes."""
+        return ", ".join(dict.fromkeys(spec.dtype.name for spec in self.tensors))
+
+    @property
+    def largest_update(self) -> int:
+        """Bytes of the largest update of such a model. No dtype of an update in one array is wider than the model's own."""
+        header = len(encode_header(self)) + _SLACK if self.named else npy.MAX_PREFIX
+        return SAMPLES_BYTES + header + self.nbytes
+
+    def check(self, other: "Layout") -> None:
+        """Raises `WrongWeights` unless `other`, of an update, is the same; it says what differs."""
+        if self != other:
+            raise WrongWeights("; ".join(_differences(self, other)))
+
+    def __str__(self) -> str:
+        if not self.named:
+            return str(self.tensors[0])
+        return f"{self.count} weights ({self.dtype}) in {len(self.tensors)} named tensors"
+
+
+def _differences(model: Layout, update: Layout) -> Iterator[str]:
+    if not (model.named and update.named):
+        yield f"these are {update}, but the global model has {model}"
+        return
+    ours, theirs = ({spec.name: spec for spec in layout.tensors} for layout in (model, update))
+    kinds = {
+        "missing": sorted(ours.keys() - theirs.keys()),
+        "not in the global model": sorted(theirs.keys() - ours.keys()),
+        "different": [
+            f"{name} (this is {theirs[name]}, the global model has {ours[name]})"
+            for name in sorted(ours.keys() & theirs.keys())
+            if ours[name] != theirs[name]
+        ],
+    }
+    for kind, names in kinds.items():
+        if names:
+            more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+            yield f"tensors {kind}: {', '.join(map(shown, names[:_LISTED]))}{more}"
+
+
+def result_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype of a global model in one array: f2 and f4 stay, everything else becomes float64 (as 0.8 does)."""
+    little = dtype.newbyteorder("<")
+    return little if little.str in ("<f2", "<f4") else np.dtype("<f8")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tensor lies, from the beginning of the weights on, and how."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    offset: int
+    fortran: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def array(self, memory: Any, start: int = 0) -> Array:
+        """Return a view of `memory`, in which the weights begin at `start`."""
+        return np.ndarray(self.shape, self.dtype, memory, start + self.offset, order="F" if self.fortran else "C")
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What the header of weights says: their layout, and where each tensor lies, in the same order."""
+
+    layout: Layout
+    places: tuple[Place, ...]
+    size: int
+    """Bytes of header and data."""
+    metadata: Mapping[str, str]
 
     def check_size(self, size: int) -> None:
-        """Raises `WrongWeights` unless `size` bytes are just this header and its data."""
-        if size != self.offset + self.nbytes:
-            raise WrongWeights(f"the header announces {self.nbytes} bytes of weights, but {size - self.offset} follow it")
+        """Raises `WrongWeights` unless `size` bytes are just the header and its data."""
+        if size != self.size:
+            data = sum(place.nbytes for place in self.places)
+            raise WrongWeights(f"the header announces {data} bytes of weights, but {size - self.size + data} follow it")
 
 
-def parse_header(prefix: bytes | bytearray | memoryview) -> Header:
-    """The header at the beginning of `prefix`, of `.npy` version 1.0 to 3.0.
-
-    Raises:
-        WeightsError: it is none, or one whose data would have to be unpickled or is of a dtype that is no weight.
-    """
-    view = memoryview(prefix)
-    if bytes(view[:6]) != _MAGIC:
-        raise WeightsError(f"this is no .npy array: it begins with {bytes(view[:6])!r}, not {_MAGIC!r}; write it with numpy.save")
-    if len(view) < 10:
-        raise WrongWeights("the .npy ends within its header")
-    version = tuple(view[6:8])
-    if version not in ((1, 0), (2, 0), (3, 0)):
-        raise WeightsError(f"this .npy is of version {'.'.join(map(str, version))}; versions 1.0 to 3.0 are known")
-    start = 8 + _LENGTH_BYTES[version[0]]
-    length = int.from_bytes(view[8:start], "little")
-    if length > _MAX_HEADER:
-        raise WeightsError(f"the .npy header announces {length} bytes of itself; {_MAX_HEADER} are allowed")
-    if len(view) < start + length:
-        raise WrongWeights("the .npy ends within its header")
-    fields = _literal(bytes(view[start : start + length]))
-    return Header(_dtype(fields["descr"]), _shape(fields["shape"]), _fortran(fields["fortran_order"]), start + length)
+def header_size(first: bytes | bytearray | memoryview) -> int:
+    """Return within how many bytes the header ends, given the first `FIRST_BYTES`. Raises `WeightsError`."""
+    return safetensors.header_size(first) if safetensors.is_safetensors(first) else npy.MAX_PREFIX
 
 
-@lru_cache(maxsize=16)  # the header of a training's model is the same each time, and takes longer to read than a small model
-def _literal(text: bytes) -> dict[str, Any]:
-    try:
-        fields = ast.literal_eval(text.decode().strip())
-        repr(fields)  # a number of more digits than Python prints fails here, and not in a message about it
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        fields = None
-    if not isinstance(fields, dict) or fields.keys() != {"descr", "fortran_order", "shape"}:
-        raise WeightsError("the .npy header is no dictionary of descr, fortran_order and shape; write it with numpy.save")
-    return fields
+def parse_head(prefix: bytes | bytearray | memoryview) -> Head:
+    """Return what a header of either kind says. Raises `WeightsError`."""
+    if not safetensors.is_safetensors(prefix):
+        header = npy.parse_header(prefix)
+        place = Place(header.dtype, header.shape, header.offset, header.fortran)
+        spec = Spec(result_dtype(header.dtype), header.shape)
+        return Head(Layout((spec,)), (place,), header.offset + header.nbytes, {})
+    found = safetensors.parse_header(prefix)
+    tensors = safetensors.ordered(found.tensors)
+    places = tuple(Place(tensor.dtype, tensor.shape, found.offset + tensor.begin) for tensor in tensors)
+    return Head(Layout._of_tensors(tensors), places, found.offset + found.nbytes, found.metadata)
 
 
-def _dtype(descr: object) -> np.dtype[Any]:
-    # The dtypes that are known, by their names: what else numpy makes of a string from a stranger does not matter then.
-    if not isinstance(descr, str) or descr not in _DESCRS:
-        why = " (objects are pickled, which is never accepted)" if isinstance(descr, str) and "O" in descr else ""
-        raise WeightsError(f"dtype {str(descr)[:40]!r} is no dtype of weights{why}; use float16, float32, float64 or integers")
-    return np.dtype(descr)
+def encode_header(layout: Layout, metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return the header of named tensors."""
+    tensors = (safetensors.tensor_of(spec.name, spec.dtype, spec.shape) for spec in layout.tensors)
+    return safetensors.encode_header(tensors, metadata)
 
 
-def _shape(shape: object) -> tuple[int, ...]:
-    if not isinstance(shape, tuple) or not all(type(length) is int and 0 <= length < 2**63 for length in shape):
-        raise WeightsError(f"the .npy header's shape {str(shape)[:40]!r} is none")
-    if len(shape) > _MAX_DIMENSIONS:
-        raise WrongWeights(f"weights have {_MAX_DIMENSIONS} dimensions at most, but these have {len(shape)}")
-    if 0 in shape:
-        raise WrongWeights(f"shape {shape} holds no weights")
-    return shape
-
-
-def _fortran(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise WeightsError("the .npy header's fortran_order is neither True nor False")
-    return value
-
-
-def view(buffer: "Buffer") -> Array:
-    """The array in a whole `.npy`, just as it lies there: perhaps read-only, not aligned, of the other byte order.
+def view(buffer: "Buffer") -> Weights:
+    """Return the weights in `buffer`, just as they lie there: perhaps read-only, not aligned, of the other byte order.
 
     Raises:
-        WeightsError: `buffer` is no `.npy`, or not exactly one.
+        WeightsError: `buffer` holds no weights, or not exactly one model.
     """
     data = memoryview(buffer).cast("B")
-    header = parse_header(data[:_MAX_PREFIX])
-    header.check_size(len(data))
-    return header.array(data, header.offset)
+    head = parse_head(data[: header_size(data[:FIRST_BYTES])])
+    head.check_size(len(data))
+    arrays = [place.array(data) for place in head.places]
+    if not head.layout.named:
+        return arrays[0]
+    names = [spec.name for spec in head.layout.tensors]
+    found = dict(zip(names, arrays, strict=True))
+    # Of a list of arrays the names are numbers: "2" comes before "10".
+    return {name: found[name] for name in sorted(names, key=int)} if all(map(_is_index, names)) else found
 
 
-def decode(buffer: "Buffer") -> Array:
-    """The array in a whole `.npy`: a writable view of `buffer` in native byte order, or a copy where it cannot be one.
+def _is_index(name: str) -> bool:
+    return name.isascii() and name.isdecimal() and len(name) < 10
 
-    A view keeps the dtype, the shape and the order that the header tells.
+
+def decode(buffer: "Buffer") -> Any:
+    """Return the weights in `buffer`: an array or a dict of named arrays, writable and in native byte order.
+
+    They are views where they can be, and else copies. Views keep the dtype, the shape and the order that the header has.
 
     Raises:
-        WeightsError: `buffer` is no `.npy`, or not exactly one.
+        WeightsError: `buffer` holds no weights, or not exactly one model.
     """
-    array = view(buffer)
+    weights = view(buffer)
+    return {name: _usable(array) for name, array in weights.items()} if isinstance(weights, Mapping) else _usable(weights)
+
+
+def _usable(array: Array) -> Array:
     flags = array.flags
     if flags.writeable and flags.aligned and array.dtype.isnative:
         return array
     return array.astype(array.dtype.newbyteorder("="), order="K")
 
 
-def encode_model(array: Array) -> tuple[bytes, memoryview]:
-    """The bytes of `numpy.save`, as a header and the array's own memory (a copy's, where it is not contiguous).
+def encode_model(weights: Weights, metadata: Mapping[str, str] | None = None) -> list[memoryview]:
+    """Return a file's bytes: a header, and the arrays' own memory (a copy's, where it is not contiguous).
+
+    Args:
+        weights: One array, of which the bytes are those of `numpy.save`, or named tensors.
+        metadata: For the header of named tensors.
 
     Raises:
-        WeightsError: the dtype is no dtype of weights.
-        WrongWeights: there are none.
+        WeightsError: A dtype, a shape or a name is none of weights.
     """
-    _dtype(array.dtype.str if array.dtype.fields is None else "a structure")
-    _shape(array.shape)
-    if not (array.flags.c_contiguous or array.flags.f_contiguous):
-        array = np.ascontiguousarray(array)
-    header = io.BytesIO()
-    npy.write_array_header_1_0(header, npy.header_data_from_array_1_0(array))
-    return header.getvalue(), array.reshape(-1, order="A").view(np.uint8).data
+    if isinstance(weights, Mapping):
+        layout = Layout.of(weights)
+        arrays = [np.ascontiguousarray(weights[spec.name], spec.dtype) for spec in layout.tensors]
+        return [memoryview(encode_header(layout, metadata)), *_runs([array for array in arrays if array.size])]
+    header = npy.encode_header(weights)
+    if not (weights.flags.c_contiguous or weights.flags.f_contiguous):
+        weights = np.ascontiguousarray(weights)
+    return [memoryview(header), weights.reshape(-1, order="A").view(np.uint8).data]
 
 
-def encode_update(samples: int, array: Array) -> tuple[bytes, memoryview]:
-    """An update's bytes: the sample count (0 to 2**32 - 1) and the header, then the array's own memory."""
+def _runs(arrays: Sequence[Array]) -> Iterator[memoryview]:
+    """Return the memory of the arrays: in one piece those that lie behind each other, like the views that `decode` returns."""
+    runs: list[tuple[Any, int, int]] = []
+    for array in arrays:
+        memory, start = _memory(array), _address(array)
+        if runs and runs[-1][0] is memory and runs[-1][2] == start:
+            runs[-1] = memory, runs[-1][1], start + array.nbytes
+        else:
+            runs.append((memory, start, start + array.nbytes))
+    for memory, start, stop in runs:
+        whole = np.frombuffer(memory, np.uint8)
+        yield whole[start - _address(whole) : stop - _address(whole)].data
+
+
+def _address(array: Array) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
+def _memory(array: Array) -> Any:
+    """Return the object that has the memory of which the array is a view, or bytes of its own."""
+    base: Any = array
+    while isinstance(base, np.ndarray) and base.base is not None:
+        base = base.base
+    return base if isinstance(base, bytearray | mmap.mmap) else array.reshape(-1).view(np.uint8)
+
+
+def encode_update(samples: int, weights: Weights) -> list[memoryview]:
+    """Return an update's bytes: the sample count (0 to 2**32 - 1) with the header, then the arrays' own memory."""
     if not 0 <= samples < 2 ** (8 * SAMPLES_BYTES):
         raise WrongWeights(f"a sample count is a number from 0 to 2**32 - 1, not {samples}")
-    header, data = encode_model(array)
-    return samples.to_bytes(SAMPLES_BYTES, "big") + header, data
+    header, *data = encode_model(weights)
+    return [memoryview(samples.to_bytes(SAMPLES_BYTES, "big") + bytes(header)), *data]
 
 
-def view_update(parts: Sequence[memoryview]) -> tuple[int, Array | None]:
-    """The sample count of an update that was encoded, and a view of its weights: None where they are no `.npy` in one piece."""
-    prefix = b"".join(part[: SAMPLES_BYTES + _MAX_PREFIX] for part in parts)
+def view_update(parts: Sequence[memoryview]) -> tuple[int, Weights | None]:
+    """Return the sample count of an encoded update, and views of its weights: None where they are not ours, or not in one piece."""
+    prefix = b"".join(part[: SAMPLES_BYTES + FIRST_BYTES] for part in parts[:2])
     samples = int.from_bytes(prefix[:SAMPLES_BYTES], "big")
     try:
-        header = parse_header(prefix[SAMPLES_BYTES:])
-        header.check_size(sum(map(len, parts)) - SAMPLES_BYTES)
+        size = header_size(prefix[SAMPLES_BYTES : SAMPLES_BYTES + FIRST_BYTES])
+        head = parse_head(b"".join(part[: SAMPLES_BYTES + size] for part in parts[:2])[SAMPLES_BYTES:])
+        head.check_size(sum(map(len, parts)) - SAMPLES_BYTES)
     except WeightsError:
         return samples, None
-    start = len(parts[-1]) - header.nbytes
-    return samples, header.array(parts[-1], start) if start >= 0 else None
+    arrays = [_found(place, parts) for place in head.places]
+    if any(array is None for array in arrays):
+        return samples, None
+    if not head.layout.named:
+        return samples, arrays[0]
+    return samples, {spec.name: array for spec, array in zip(head.layout.tensors, arrays, strict=True) if array is not None}
 
 
-class UpdateReader:
-    """An update that was received whole, in memory or in a file, of `size` bytes: read block by block, never as a whole.
-
-    Raises:
-        WeightsError: it is none.
-    """
-
-    def __init__(self, source: bytes | bytearray | FileIO, size: int) -> None:
-        if size < SAMPLES_BYTES:
-            raise WrongWeights(f"an update begins with a sample count of {SAMPLES_BYTES} bytes, but {size} came")
-        self._file = source if isinstance(source, FileIO) else io.BytesIO(source)
-        self._file.seek(0)
-        prefix = self._file.read(SAMPLES_BYTES + _MAX_PREFIX)
-        self.samples = int.from_bytes(prefix[:SAMPLES_BYTES], "big")
-        self.header = parse_header(prefix[SAMPLES_BYTES:])
-        self.header.check_size(size - SAMPLES_BYTES)
-
-    @property
-    def spec(self) -> Spec:
-        return self.header.spec
-
-    def check_like(self, spec: Spec) -> None:
-        """Raises `WrongWeights` unless the weights are like `spec`."""
-        if self.spec != spec:
-            raise WrongWeights(f"these are {self.spec}, but this training is of {spec}")
-
-    def check(self, model: Array | None = None) -> float:
-        """Read all of the weights once. Return the L2 norm of what they change in `model`, in float64; without one, their own.
-
-        Args:
-            model: C-contiguous, with as many elements as the update.
-
-        Raises:
-            NotFinite: Not every weight can be averaged.
-        """
-        before = None if model is None else model.reshape(-1)
-        square, start, buffer = 0.0, 0, np.empty(min(BLOCK, self.header.count))
-        for block in self.blocks():
-            check_finite(block)
-            stop, moved = start + block.size, buffer[: block.size]
-            np.subtract(block, 0.0 if before is None else before[start:stop], out=moved, dtype=np.float64)
-            square, start = square + float(moved @ moved), stop
-        return math.sqrt(square)
-
-    def blocks(self) -> Iterator[Array]:
-        """The weights in C order, in 1-D blocks of at most `BLOCK` elements. A block is good until the next one."""
-        header = self.header
-        if header.fortran and len(header.shape) > 1:
-            yield from self._reordered_blocks()
-            return
-        self._file.seek(SAMPLES_BYTES + header.offset)
-        buffer = np.empty(min(BLOCK, header.count), header.dtype)
-        for start in range(0, header.count, BLOCK):
-            block = buffer[: min(BLOCK, header.count - start)]
-            fill(block, self._file)
-            yield block
-
-    def _reordered_blocks(self) -> Iterator[Array]:
-        file, header = self._file, self.header
-        memory: Any = file.getbuffer() if isinstance(file, io.BytesIO) else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        array = header.array(memory, SAMPLES_BYTES + header.offset)
-        for start in range(0, header.count, BLOCK):
-            yield array.flat[start : start + BLOCK]
+def _found(place: Place, parts: Sequence[memoryview]) -> Array | None:
+    begin = SAMPLES_BYTES + place.offset
+    for part in parts:
+        if begin >= 0 and begin + place.nbytes <= len(part):
+            return place.array(part, begin - place.offset)
+        begin -= len(part)
+    return None
 
 
-def fill(block: Array, file: FileIO | io.BytesIO) -> None:
-    """Read a whole 1-D array from where `file` stands. Raises `WrongWeights` where that is shorter."""
-    wanted = block.view(np.uint8).data
-    while wanted:
-        read = file.readinto(wanted)
-        if not read:
-            raise WrongWeights("the spooled update is shorter than it was")
-        wanted = wanted[read:]
+def widened(block: Array) -> Array:
+    """Return numbers that NumPy computes with: bfloat16 as float32."""
+    return block if block.dtype.kind in "fiub" else block.astype(np.float32)
 
 
-def check_finite(block: Array) -> None:
-    """Raises `NotFinite` where a weight is NaN, infinite, or of a magnitude beyond `LARGEST_WEIGHT`."""
+def unfit(block: Array) -> Array | None:
+    """Return which elements are NaN, infinite, or beyond `LARGEST_WEIGHT`; None where all can be averaged."""
     if block.dtype.itemsize == 2:
         block = block.astype(np.float32)  # in float16 itself a minimum takes six times as long
     # One look at both ends sees it all: NaN passes through min and max, and no comparison with it is true.
-    least, largest = float(block.min()), float(block.max())
-    if least >= -LARGEST_WEIGHT and largest <= LARGEST_WEIGHT:
-        return
-    if math.isfinite(least) and math.isfinite(largest):
-        raise NotFinite(f"weights beyond {LARGEST_WEIGHT:g} are too large to train with: has training diverged?")
-    raise NotFinite("weights are NaN or infinite: has training diverged?")
+    if not block.size or (block.min() >= -LARGEST_WEIGHT and block.max() <= LARGEST_WEIGHT):
+        return None
+    with np.errstate(invalid="ignore"):
+        found: Array = ~(np.abs(block) <= LARGEST_WEIGHT)
+    return found
+
+
+class Flaws:
+    """Counts elements of a tensor that cannot be averaged. Where the round's model has the same value, one is a constant."""
+
+    def __init__(self, name: str = "", count: int = 0) -> None:
+        self._name = name
+        self._count = count
+        self._found = [0, 0, 0]
+
+    def look(self, block: Array, before: Array | None = None) -> Array | None:
+        """Look at a block, and at the model's `before`. Return which elements are unfit, constants or not; None: none is."""
+        mask = unfit(block)
+        if mask is None:
+            return None
+        bad = block[mask]
+        if before is not None:
+            known = before[mask]
+            bad = bad[(bad != known) & ~(np.isnan(bad) & np.isnan(known))]
+        nan, infinite = int(np.isnan(bad).sum()), int(np.isinf(bad).sum())
+        self._found = [a + b for a, b in zip(self._found, (nan, infinite, bad.size - nan - infinite), strict=True)]
+        return mask
+
+    def check(self) -> None:
+        """Raises `NotFinite` where an element cannot be averaged, and is no constant."""
+        kinds = ("NaN", "infinity", f"magnitudes above {LARGEST_WEIGHT:g}")
+        what = " and ".join(f"{kind} in {n}" for kind, n in zip(kinds, self._found, strict=True) if n)
+        if what:
+            raise NotFinite(f"{shown(self._name) or 'weights'}: {what} of {self._count} elements: has training diverged?")
+
+
+def check_values(weights: Weights, constants: Mapping[str, Array] | None = None) -> None:
+    """Look at all weights, block by block.
+
+    Args:
+        weights: Of a participant's update.
+        constants: The tensors of the round's model that have elements which cannot be averaged.
+
+    Raises:
+        NotFinite: A weight is NaN, infinite, or too large, and no constant. The message names the tensor.
+    """
+    for name, array in tensors_of(weights):
+        if name and array.dtype.kind in "iub":
+            continue
+        flaws, before = Flaws(name, array.size), (constants or {}).get(name)
+        for start, block in blocks_of(array):
+            flaws.look(block, None if before is None else widened(before.reshape(-1)[start : start + block.size]))
+        flaws.check()
+
+
+def constants_of(weights: Mapping[str, Array]) -> dict[str, Array]:
+    """Return copies of the tensors that have elements which cannot be averaged."""
+    floats = {name: array for name, array in weights.items() if array.dtype.kind not in "iub"}
+    return {name: a.copy() for name, a in floats.items() if any(unfit(block) is not None for _, block in blocks_of(a))}
+
+
+def tensors_of(weights: Weights) -> Iterator[tuple[str, Array]]:
+    """Return the arrays with their names: one array has the empty name."""
+    yield from weights.items() if isinstance(weights, Mapping) else (("", weights),)
+
+
+def blocks_of(array: Array) -> Iterator[tuple[int, Array]]:
+    """Return 1-D blocks of at most `BLOCK` elements, in the order in which they lie, and where each begins."""
+    flat = array.reshape(-1, order="A")
+    for start in range(0, flat.size, BLOCK):
+        yield start, widened(flat[start : start + BLOCK])
 
 
 def flatten(arrays: Sequence[Array]) -> Array:
-    """All weights of a list of arrays as one flat array, of the dtype that holds them all."""
+    """Return all weights of a list of arrays as one flat array, of the dtype that holds them all.
+
+    Not for mappings: `Update(samples, weights=mapping)` keeps each tensor's name and dtype.
+    """
+    if isinstance(arrays, Mapping):
+        warnings.warn(
+            "flatten() is for lists of arrays; return a mapping as it is, Update(samples, weights=mapping): "
+            "it keeps each tensor's name and dtype",
+            stacklevel=2,
+        )
+        arrays = list(arrays.values())
     return np.concatenate([np.ravel(array) for array in arrays])
 
 
 def unflatten(flat: Array, like: Sequence[Array]) -> list[Array]:
-    """The reverse of `flatten`: arrays of the shapes and dtypes of `like`, views of `flat` where the dtype is the same.
+    """Return the reverse of `flatten`: arrays of the shapes and dtypes of `like`, views of `flat` where the dtype is the same.
 
     Raises:
         WrongWeights: `flat` has another number of weights than `like`.
     """
+    if isinstance(like, Mapping):
+        warnings.warn("unflatten() is for lists of arrays; a mapping needs none: train_round gets one back", stacklevel=2)
+        like = list(like.values())
     sizes = [array.size for array in like]
     if flat.size != sum(sizes):
         raise WrongWeights(f"the model has {sum(sizes)} weights, but {flat.size} came")

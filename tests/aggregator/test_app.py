@@ -10,6 +10,7 @@ import sys
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 
 from fedround.aggregator import app, operators
+from fedround.aggregator.running import Folded
 from fedround.aggregator.service import AggregatorService
 from fedround.aggregator.spool import Spool
 from fedround.aggregator.store import ModelStore
@@ -58,7 +60,9 @@ def make(
     store: ModelStore | None = None,
 ) -> AggregatorService:
     spool = Spool(directory, max_size=MAX_SIZE, window=window)
-    return AggregatorService(WeightedAverage, spool, store=store, observer=observer, hold=60.0, patience=patience)
+    return AggregatorService(
+        partial(Folded, make=WeightedAverage), spool, store=store, observer=observer, hold=60.0, patience=patience
+    )
 
 
 async def open_round(service: AggregatorService, attempt: str = "attempt-0", round: int = 0) -> None:
@@ -261,14 +265,14 @@ OBJECTS = b"\0\0\0\1" + npy(np.array([{}], object))
         pytest.param(GOOD[:50], 422, "ends within its header", id="cut within the header"),
         pytest.param(GOOD[:-1], 422, "announces 8 bytes of weights, but 7 follow", id="cut within the weights"),
         pytest.param(GOOD + b"!", 422, "announces 8 bytes of weights, but 9 follow", id="too long"),
-        pytest.param(b"\0\0\0\1" + b"PK\3\4" + bytes(100), 415, "this is no .npy array", id="wrong magic"),
+        pytest.param(b"\0\0\0\1" + b"PK\3\4" + bytes(100), 415, "neither an .npy array nor safetensors", id="wrong magic"),
         pytest.param(GOOD[:10] + b"\x09" + GOOD[11:], 415, "of version 9.0", id="version 9"),
         pytest.param(OBJECTS, 415, "objects are pickled, which is never accepted", id="objects"),
         pytest.param(claiming("(1000000000000,)"), 422, "announces 4000000000000 bytes", id="a terabyte in a row"),
         pytest.param(claiming("(1048576, 1048576)"), 422, "announces 4398046511104 bytes", id="a terabyte in a square"),
-        pytest.param(claiming("(2,)", descr="<c8", data=bytes(16)), 415, "'<c8' is no dtype of weights", id="complex"),
-        pytest.param(update(1, 1, float("nan")), 422, "NaN or infinite", id="NaN"),
-        pytest.param(update(1, 1, float("inf")), 422, "NaN or infinite", id="infinite"),
+        pytest.param(claiming("(2,)", descr="<c8", data=bytes(16)), 415, "dtype '<c8' cannot be averaged", id="complex"),
+        pytest.param(update(1, 1, float("nan")), 422, "weights: NaN in 1 of 2 elements", id="NaN"),
+        pytest.param(update(1, 1, float("inf")), 422, "weights: infinity in 1 of 2 elements", id="infinite"),
         pytest.param(bytes(MAX_SIZE + 1), 413, f"more than {MAX_SIZE} bytes", id="too large"),
     ],
 )
@@ -290,7 +294,7 @@ def test_what_is_no_update_is_refused_with_the_reason(body: bytes, status: int, 
 @pytest.mark.parametrize(
     ("body", "detail"),
     [
-        (update(1, 1, 2, 3), "of shape (3,), but this training is of float32 weights of shape (2,)"),
+        (update(1, 1, 2, 3), "of shape (3,), but the global model has float32 weights of shape (2,)"),
         (update(1, 1, 2, dtype="<f8"), "these are float64 weights"),
     ],
 )
@@ -763,11 +767,11 @@ def test_training_begins_with_the_initial_model_and_goes_on_from_the_newest(tmp_
     given = settings(initial_model=initial)
     first = app.build(given, Observers(), disk).model
     assert first is not None
-    assert (first.round, list(first.array)) == (None, [5, 6])
+    assert (first.round, list(first.tensors[0])) == (None, [5, 6])
     trained(3, store=ModelStore(disk))
     again = app.build(given, Observers(), disk).model
     assert again is not None
-    assert (again.round, list(again.array)) == (3, [3, 2])
+    assert (again.round, list(again.tensors[0])) == (3, [3, 2])
 
 
 def test_an_initial_model_that_is_too_large_is_told_at_the_start(tmp_path: Path) -> None:
@@ -777,7 +781,7 @@ def test_an_initial_model_that_is_too_large_is_told_at_the_start(tmp_path: Path)
         app.build(settings(initial_model=file, max_model_size=7999), Observers())
 
 
-@pytest.mark.parametrize(("content", "message"), [(None, "No such file"), (b"nonsense", "this is no .npy array")])
+@pytest.mark.parametrize(("content", "message"), [(None, "No such file"), (b"nonsense", "neither an .npy array nor safetensors")])
 def test_an_initial_model_that_is_none_is_told_at_the_start(tmp_path: Path, content: bytes | None, message: str) -> None:
     file = tmp_path / "initial.npy"
     if content is not None:

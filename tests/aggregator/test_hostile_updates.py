@@ -4,20 +4,22 @@ import asyncio
 import struct
 from collections.abc import Iterable
 from io import FileIO
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedround.aggregator.codecs import Npy, Update
+from fedround.aggregator.codecs import model_of
+from fedround.aggregator.running import Folded
 from fedround.aggregator.service import AggregatorService
-from fedround.aggregator.spool import Spool
+from fedround.aggregator.spool import Received, Spool
 from fedround.aggregator.strategies import WeightedAverage
 from fedround.books import Admission, Closed, Outcome
 from fedround.errors import Implausible, NotFinite, SpoolFull, UnknownAttempt, WeightsError, WrongWeights
 from fedround.events import Dominated, Fact, UpdateReceived, WeightsMeasured
-from fedround.weights import Array
+from fedround.weights import Array, Layout
 from support.aggregating import ANNA, BERT, CARL, deliver, entries, open_round, send, service, stream, weights
 from support.updates import claiming, npy, update
 
@@ -196,14 +198,25 @@ def test_what_a_strategy_has_added_in_part_is_not_in_any_model() -> None:
     asyncio.run(main())
 
 
-class Broken(Npy):
-    """A codec with a mistake, or on a disk with one."""
+def averaging(layout: Layout) -> Folded:
+    return Folded(layout, WeightedAverage)
+
+
+class Broken(Spool):
+    """A spool whose files raise."""
 
     def __init__(self, error: Exception) -> None:
+        super().__init__(None, max_size=1 << 20)
         self.error = error
 
-    def update(self, source: bytearray | FileIO, size: int) -> Update:
-        raise self.error
+    async def receive(self, *_: Any, **__: Any) -> Received:
+        error = self.error
+
+        class Bad(FileIO):
+            def read(self, size: int | None = -1, /) -> bytes:
+                raise error
+
+        return Received(Bad("/dev/null"), 100)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +224,7 @@ class Broken(Npy):
 )
 def test_an_update_that_cannot_be_read_is_refused_or_asked_for_again(error: Exception, answer: type[Exception]) -> None:
     async def main() -> None:
-        aggregator = AggregatorService(WeightedAverage, Spool(None, max_size=1 << 20), codec=Broken(error), patience=0.0)
+        aggregator = AggregatorService(averaging, Broken(error), patience=0.0)
         await open_round(aggregator)
         with pytest.raises(answer, match="cannot be read"):
             await deliver(aggregator, ANNA, 1.0)
@@ -227,11 +240,9 @@ def test_a_model_that_cannot_be_measured_keeps_nothing_from_its_work(caplog: pyt
 
     async def main() -> None:
         facts: list[Fact] = []
-        model = Npy().read(None, memoryview(bytearray(npy(np.ones(2)))))
-        object.__setattr__(model, "array", model.array.view(Unmeasurable))
-        aggregator = AggregatorService(
-            WeightedAverage, Spool(None, max_size=1 << 20), model=model, observer=facts.append, patience=0.0
-        )
+        model = model_of(None, np.ones(2))
+        object.__setattr__(model, "tensors", (model.tensors[0].view(Unmeasurable),))
+        aggregator = AggregatorService(averaging, Spool(None, max_size=1 << 20), model=model, observer=facts.append, patience=0.0)
         await aggregator.measure()
         assert not [fact for fact in facts if isinstance(fact, WeightsMeasured)]
 

@@ -1,6 +1,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedround.aggregator.collected import Collected
 from fedround.aggregator.ledger import MOST_AT_ONCE
+from fedround.aggregator.running import Collected, Folded
 from fedround.aggregator.service import AggregatorService
 from fedround.aggregator.spool import Spool
 from fedround.aggregator.store import ModelStore
@@ -18,7 +19,7 @@ from fedround.books import Admission, Closed, Difference, Measured, Outcome, Ver
 from fedround.durable import Directory
 from fedround.errors import Busy, Late, NotAdmitted, NotFinite, SpoolFull, TooLarge, TooSlow, UnknownAttempt, WrongWeights
 from fedround.events import Aggregated, Fact, NotKept, UpdateReceived, UploadFailed, WeightsMeasured
-from fedround.weights import Array, Spec
+from fedround.weights import Array, Layout, Spec
 from fedround.wire import UpdateOutcome
 from support.aggregating import ANNA, BERT, CARL, counted, deliver, entries, open_round, send, service, stream, weights
 from support.disks import files_of_at_most
@@ -60,7 +61,7 @@ def test_the_coordinator_is_told_what_the_model_is_like_and_what_is_wrong() -> N
             if isinstance(fact, WeightsMeasured):
                 measured.set()
 
-        aggregator = AggregatorService(Huge, Spool(None, max_size=1 << 20), observer=observe, patience=0.0)
+        aggregator = AggregatorService(partial(Folded, make=Huge), Spool(None, max_size=1 << 20), observer=observe, patience=0.0)
         aggregator.faults = lambda: ["the disk hangs"]
         await open_round(aggregator)
         await deliver(aggregator, ANNA, 1.0, 2.0, dtype="<f8")
@@ -346,10 +347,10 @@ def test_until_there_is_a_model_the_first_update_says_what_the_others_must_look_
         await deliver(aggregator, ANNA, 1.0, 2.0)
         assert "no model yet: the first update decides that the training is of float32 weights of shape (2,)" in caplog.text
         with pytest.raises(
-            WrongWeights, match=r"these are float32 .* of shape \(3,\), but this training is of float32 .* of shape \(2,\)"
+            WrongWeights, match=r"these are float32 .* of shape \(3,\), but the global model has float32 .* of shape \(2,\)"
         ):
             await deliver(aggregator, BERT, 1.0, 2.0, 3.0)
-        with pytest.raises(WrongWeights, match=r"these are float64 .*, but this training is of float32 "):
+        with pytest.raises(WrongWeights, match=r"these are float64 .*, but the global model has float32 "):
             await deliver(aggregator, CARL, 1.0, 2.0, dtype="<f8")
         await open_round(aggregator, 1)
         assert await deliver(aggregator, BERT, 1.0, 2.0, 3.0, number=1) is UpdateOutcome.COUNTED
@@ -364,7 +365,7 @@ def test_once_there_is_a_model_updates_must_look_like_it() -> None:
         await deliver(aggregator, ANNA, 1, 2, dtype="<i4")
         await aggregator.close("attempt-0", [ANNA])
         await open_round(aggregator, 1)
-        with pytest.raises(WrongWeights, match=r"float64 .* of shape \(1,\), but this training is of float64 .* of shape \(2,\)"):
+        with pytest.raises(WrongWeights, match=r"float64 .* of shape \(1,\), but the global model has float64 .* of shape \(2,\)"):
             await deliver(aggregator, ANNA, 1.0, number=1, dtype="<f8")
         assert await deliver(aggregator, BERT, 1, 2, number=1, dtype="<i4") is UpdateOutcome.COUNTED
 
@@ -459,12 +460,12 @@ def test_a_fold_that_fails_loses_the_sum_and_the_round_begins_anew(caplog: pytes
 
 
 def test_an_update_that_cannot_be_kept_beside_the_others_may_come_again_and_they_stay() -> None:
-    def collected(spec: Spec) -> Collected:
-        return Collected(spec, Median(spec), Spool(None, max_size=1 << 20))
+    def collected(layout: Layout) -> Collected:
+        return Collected(layout, Median, Spool(None, max_size=1 << 20))
 
     async def main() -> None:
         facts: list[Fact] = []
-        aggregator = service(collected, facts=facts)
+        aggregator = service(begin=collected, facts=facts)
         await open_round(aggregator)
         await deliver(aggregator, ANNA, 1.0)
         await deliver(aggregator, BERT, 9.0)

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from fedround.aggregator.result import assembled
 from fedround.aggregator.strategies import Median, ModelSum, Strategy, TrimmedMean, WeightedAverage, load_strategy
 from fedround.errors import ConfigurationError, WrongWeights
-from fedround.weights import BLOCK, Spec
+from fedround.weights import BLOCK, Layout, Spec
 
 F8 = Spec(np.dtype("<f8"), (1,))
 F4 = Spec(np.dtype("<f4"), (1,))
@@ -73,11 +74,12 @@ def test_a_sum_that_outgrows_its_dtype_is_refused_rather_than_infinite() -> None
     for position in (0, BLOCK + 1):
         weights = np.ones(BLOCK + 2, "f2")
         weights[position] = 60000
-        strategy = ModelSum(Spec(np.dtype("<f2"), weights.shape))
+        spec = Spec(np.dtype("<f2"), weights.shape)
+        strategy = ModelSum(spec)
         strategy.fold(1, np.split(weights, [BLOCK]))
         strategy.fold(1, np.split(weights, [BLOCK]))
         with pytest.raises(WrongWeights, match="train with a wider dtype"):
-            strategy.result()
+            assembled(0, Layout((spec,)), iter([strategy.result()]), None, {})
 
 
 @pytest.mark.parametrize("dtype", [">f4", "<f8", ">i4", "u1"])

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from fedround import wire
 from fedround.aggregator.app import internal
 from fedround.aggregator.store import ModelStore
+from fedround.aggregator.updates import UpdateReader
 from fedround.books import figures
 from fedround.coordinator import store
 from fedround.errors import BadAnswer, ConfigurationError, DataDamaged, ExchangeError, WeightsError
@@ -27,7 +28,7 @@ from fedround.remote_books import RemoteBooks
 from fedround.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings, Settings
 from fedround.sources import load
 from fedround.tokens import Tokens
-from fedround.weights import UpdateReader, decode, parse_header
+from fedround.weights import decode, parse_head
 from fuzz import inputs
 from support.coordinating import MemoryBooks
 from support.disks import MemoryDisk
@@ -63,8 +64,9 @@ def plain(name: str, strategy: st.SearchStrategy[Any], feed: Callable[[Any], obj
 def _update(data: bytes) -> None:
     reader = UpdateReader(data, len(data))
     reader.check()
-    for _ in reader.blocks():
-        pass
+    for tensor in reader.tensors():
+        for _ in tensor:
+            pass
 
 
 def _environment(cls: type[Settings], environ: dict[str, str]) -> None:
@@ -243,7 +245,7 @@ def _status(port: int, data: bytes) -> int | None:
 
 
 TARGETS: Sequence[Target] = (
-    plain("npy headers", inputs.models, parse_header, WeightsError),
+    plain("npy headers", inputs.models, parse_head, WeightsError),
     plain("models", inputs.models, lambda data: decode(bytearray(data)), WeightsError),
     plain("updates", inputs.updates, _update, WeightsError),
     plain("answers of rendez_vous", inputs.documents(inputs.RENDEZ_VOUS), wire.RendezVous.decode, BadAnswer),

@@ -1,18 +1,20 @@
 """An aggregator's service in this process, and what participants and coordinators do with it."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 
+from fedround.aggregator.running import Folded, Running
 from fedround.aggregator.service import AggregatorService
 from fedround.aggregator.spool import Spool
 from fedround.aggregator.store import ModelStore
 from fedround.aggregator.strategies import Strategy, WeightedAverage
 from fedround.books import Admission, Entry, Outcome
 from fedround.events import Fact
-from fedround.weights import Array, Spec
+from fedround.weights import Array, Layout, Spec
 from fedround.wire import UpdateOutcome
 from support.updates import update
 
@@ -22,6 +24,7 @@ ANNA, BERT, CARL = "aaaaaaaa-0000", "bbbbbbbb-0000", "cccccccc-0000"
 def service(
     strategy: Callable[[Spec], Strategy] = WeightedAverage,
     *,
+    begin: Callable[[Layout], Running] | None = None,
     patience: float = 0.0,
     window: float = 60.0,
     facts: list[Fact] | None = None,
@@ -29,7 +32,8 @@ def service(
 ) -> AggregatorService:
     spool = Spool(None, max_size=1 << 20, window=window)
     observer = None if facts is None else facts.append
-    return AggregatorService(strategy, spool, store=store, observer=observer, hold=60.0, patience=patience)
+    begin = begin or partial(Folded, make=strategy)
+    return AggregatorService(begin, spool, store=store, observer=observer, hold=60.0, patience=patience)
 
 
 async def open_round(service: AggregatorService, number: int = 0, ids: Sequence[str] = (ANNA, BERT, CARL)) -> None:

@@ -4,17 +4,19 @@ One call of `open`, `admit`, `fold` and `result` at a time, in the order of the 
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from fedround.aggregator.codecs import OPAQUE, Codec, Model, Update
+from fedround.aggregator.codecs import OPAQUE, Model, OpaqueUpdate, Update, opaque_model, read_model
 from fedround.aggregator.guards import Dominant, Figures, Guard
+from fedround.aggregator.result import assembled
+from fedround.aggregator.running import Running
 from fedround.aggregator.spool import Received, Spool
-from fedround.aggregator.strategies import Strategy
+from fedround.aggregator.updates import UpdateReader
 from fedround.errors import Forbidden, Implausible, Late, NotAdmitted, SpoolFull, TooLarge, WeightsError, WrongWeights
-from fedround.events import short
 from fedround.measures import norm
-from fedround.weights import Array, Spec
+from fedround.text import short
+from fedround.weights import Array, Layout
 
 LOG = logging.getLogger(__name__)
 
@@ -33,18 +35,21 @@ class Checked(NamedTuple):
 class Aggregate:
     """See `AggregatorService` for the arguments."""
 
-    def __init__(self, new_sum: Callable[[Spec], Strategy], spool: Spool, codec: Codec, guard: Guard) -> None:
-        self._new_sum = new_sum
+    def __init__(self, begin: Callable[[Layout], Running], spool: Spool, guard: Guard, layout: Layout | None = None) -> None:
+        self._begin = begin
         self._spool = spool
-        self._codec = codec
+        self._always = layout
         self._guard = guard
         self._model: Model | None = None
-        self._spec: Spec | None = None
-        self._sum: Strategy | None = None
+        self._layout: Layout | None = None
+        self._sum: Running | None = None
+        self._fixed: Mapping[str, Array] = {}
+        """What is not averaged: of the model, or of the first update."""
 
     def open(self, model: Model | None, ids: Iterable[str]) -> None:
         """Begin an attempt to train on `model`, with these participants."""
-        self._model, self._spec, self._sum = model, model.spec if model else self._codec.spec, None
+        self._model, self._layout, self._sum = model, model.layout if model else self._always, None
+        self._fixed = model.fixed if model else {}
         self._guard.open(ids)
 
     def admit(self, ids: Iterable[str]) -> None:
@@ -68,16 +73,21 @@ class Aggregate:
     @property
     def largest_update(self) -> int | None:
         """Bytes; None where an update may have any size: the first of all, and what is no array."""
-        return None if self._spec is None or self._spec is OPAQUE else self._spec.largest_update
+        return None if self._layout is None or self._layout is OPAQUE else self._layout.largest_update
+
+    def read(self, round: int | None, data: memoryview) -> Model:
+        """Return the model in a file. Raises `WeightsError`."""
+        return opaque_model(round, data) if self._always is OPAQUE else read_model(round, data)
 
     def check(self, received: Received) -> Checked:
         """Read an update whole, once. Raises `WeightsError` where it is none for this training, and `SpoolFull`."""
         model = self._model
         try:
-            update = self._codec.update(received.source, received.size)
+            make = OpaqueUpdate if self._always is OPAQUE else UpdateReader
+            update: Update = make(received.source, received.size)
             if model is not None:
-                update.check_like(model.spec)
-            return Checked(update, Figures(update.samples, update.check(model.array if model else None)))
+                model.layout.check(update.layout)
+            return Checked(update, Figures(update.samples, update.check(model)))
         except WeightsError:
             raise
         except (OSError, MemoryError) as error:
@@ -94,39 +104,38 @@ class Aggregate:
             Spoilt: The sum is of no use any more.
         """
         update, figures = checked
-        first, spec = self._spec is None, self._spec or update.spec
-        update.check_like(spec)
+        first, layout = self._layout is None, self._layout or update.layout
+        layout.check(update.layout)
         # An update of small integers makes a model of float64.
-        self._spool.check_size(spec.count * spec.dtype.itemsize, "the model that it makes has ")
+        self._spool.check_size(layout.nbytes, "the model that it makes has ")
+        fixed = update.fixed() if first else self._fixed
+        update.check_booleans(fixed)
         self._guard.check(id, figures, self._norm)
-        begun = False
-
-        def blocks() -> Iterator[Array]:
-            nonlocal begun
-            begun = True
-            yield from update.blocks()
-
+        watched = _Watched(update)
         try:
-            total = self._sum or self._new_sum(spec)
-            total.fold(update.samples, blocks())
+            total = self._sum or self._begin(layout)
+            total.add(watched)
         except SpoolFull:
             raise
         except Exception as error:
-            if begun or isinstance(error, MemoryError):
+            if watched.begun or isinstance(error, MemoryError):
                 raise Spoilt from error
             LOG.exception("the strategy does not take an update, which is refused")
             raise WrongWeights(f"the strategy does not take this update: {error}") from error
         if first:
-            LOG.info("no model yet: the first update decides that the training is of %s", spec)
-        self._sum, self._spec = total, spec
+            LOG.info("no model yet: the first update decides that the training is of %s", layout)
+        self._sum, self._layout, self._fixed = total, layout, fixed
         self._guard.count(id, figures)
 
     def result(self, round: int) -> Model:
         """Make the model of a round. Whatever it raises: the sum is of no use any more."""
-        assert self._sum is not None and self._spec is not None  # noqa: S101 PT018 an update was folded
+        assert self._sum is not None and self._layout is not None  # noqa: S101 PT018 an update was folded
         if (odd := self._guard.close(self._norm)) is not None:
             raise Implausible(f"the update of {short(odd.id)} stands out from the others: {odd.reason}")
-        return self._codec.model(round, self._sum.result(), self._spec)
+        results = self._sum.results()
+        if self._layout is OPAQUE:
+            return opaque_model(round, next(results))
+        return assembled(round, self._layout, results, self._model, self._fixed)
 
     @property
     def lesson(self) -> Figures:
@@ -139,7 +148,25 @@ class Aggregate:
         return self._guard.dominant()
 
     def _norm(self) -> float:
-        return norm(self._model.array) if self._model else 0.0
+        return norm(self._model.weights) if self._model else 0.0
+
+
+class _Watched:
+    """An update that remembers whether anybody has begun to read its weights."""
+
+    def __init__(self, update: Update) -> None:
+        self._update = update
+        self.samples, self.layout = update.samples, update.layout
+        self.check, self.check_booleans, self.fixed = update.check, update.check_booleans, update.fixed
+        self.begun = False
+
+    def tensors(self) -> Iterator[Iterator[Array]]:
+        """See `Update.tensors`."""
+        return (self._blocks(blocks) for blocks in self._update.tensors())
+
+    def _blocks(self, blocks: Iterator[Array]) -> Iterator[Array]:
+        self.begun = True
+        yield from blocks
 
 
 def outcome(error: NotAdmitted | Forbidden | Late | WeightsError) -> str:

@@ -19,13 +19,13 @@ from starlette.types import ASGIApp, Scope
 
 from fedround import asgi, durable, process, secret, serve, tls, wire
 from fedround.aggregator import operators
-from fedround.aggregator.codecs import Bytes, Codec, Model, Npy
-from fedround.aggregator.collected import Collected, CollectedBytes
+from fedround.aggregator.codecs import OPAQUE, Model, opaque_model, read_model
 from fedround.aggregator.guards import Guard, Limits
+from fedround.aggregator.running import Collected, CollectedBytes, Folded, Running
 from fedround.aggregator.service import AggregatorService
 from fedround.aggregator.spool import Spool, check_writable
 from fedround.aggregator.store import ModelStore
-from fedround.aggregator.strategies import ROBUST, UNWEIGHTED, Strategy, load_strategy
+from fedround.aggregator.strategies import ROBUST, UNWEIGHTED, load_strategy
 from fedround.books import (
     Admission,
     Admit,
@@ -45,7 +45,7 @@ from fedround.books import (
 )
 from fedround.durable import Disk
 from fedround.errors import ConfigurationError, WeightsError
-from fedround.events import Observer, short
+from fedround.events import Observer
 from fedround.observability import ops
 from fedround.observability.health import Health, tended
 from fedround.observability.metrics import AggregatorMetrics
@@ -54,9 +54,10 @@ from fedround.observability.traces import tracing
 from fedround.secret import SecretHolder
 from fedround.serve import Endpoint
 from fedround.settings import AggregatorSettings
+from fedround.text import short
 from fedround.throttle import EXEMPT
 from fedround.tokens import OPEN, Admitting, guard
-from fedround.weights import Spec
+from fedround.weights import Layout, Spec
 
 LOG = logging.getLogger(__name__)
 
@@ -233,9 +234,9 @@ def build(settings: AggregatorSettings, observer: Observer, disk: Disk | None = 
     """The service as the settings want it, with the models that `disk` keeps. Raises `ConfigurationError`."""
     spool = Spool(settings.spool_dir, max_size=settings.max_model_size)
     spool.check()
-    codec, new_sum = _strategy(settings, spool)
+    layout, begin = _strategy(settings, spool)
     store = ModelStore(disk, keep=settings.keep_models) if disk else None
-    model = _model(settings, codec, store, spool)
+    model = _model(settings, layout, store, spool)
     limits = Limits(
         change=math.inf if settings.max_update_norm is None else settings.max_update_norm,
         ratio=0.0 if settings.strategy in ROBUST else settings.max_update_ratio,
@@ -243,10 +244,10 @@ def build(settings: AggregatorSettings, observer: Observer, disk: Disk | None = 
         weighted=settings.strategy not in UNWEIGHTED,
     )
     guard = Guard(limits, store.lessons if store else ())
-    return AggregatorService(new_sum, spool, codec=codec, model=model, store=store, guard=guard, observer=observer)
+    return AggregatorService(begin, spool, layout=layout, model=model, store=store, guard=guard, observer=observer)
 
 
-def _strategy(settings: AggregatorSettings, spool: Spool) -> tuple[Codec, Callable[[Spec], Strategy]]:
+def _strategy(settings: AggregatorSettings, spool: Spool) -> tuple[Layout | None, Callable[[Layout], Running]]:
     make: Callable[[Spec], Any] = partial(load_strategy(settings.strategy), **settings.strategy_options)
     try:
         example = make(Spec(np.dtype("<f4"), (1,)))
@@ -255,31 +256,32 @@ def _strategy(settings: AggregatorSettings, spool: Spool) -> tuple[Codec, Callab
     combines, folds = hasattr(example, "combine"), hasattr(example, "fold") and hasattr(example, "result")
     match getattr(example, "codec", "npy"):
         case "npy" if combines:
-            return Npy(), lambda spec: Collected(spec, make(spec), spool)
+            return None, lambda layout: Collected(layout, make, spool)
         case "npy" if folds:
-            return Npy(), make
+            return None, lambda layout: Folded(layout, make)
         case "bytes" if combines:
-            return Bytes(), lambda spec: CollectedBytes(make(spec), spool)
+            return OPAQUE, lambda layout: CollectedBytes(make(layout.tensors[0]), spool)
     raise ConfigurationError(
         f"AGGREGATOR_STRATEGY: {settings.strategy} has neither `fold` and `result` nor `combine`, or an unknown `codec`"
     )
 
 
-def _model(settings: AggregatorSettings, codec: Codec, store: ModelStore | None, spool: Spool) -> Model | None:
+def _model(settings: AggregatorSettings, layout: Layout | None, store: ModelStore | None, spool: Spool) -> Model | None:
     """What training goes on from."""
+    read = opaque_model if layout is OPAQUE else read_model
     if store is not None and store.rounds:
         newest = store.rounds[-1]
         LOG.info("back with the model of round %d", newest)
         try:
-            return codec.read(newest, store.read(newest))
+            return read(newest, store.read(newest))
         except WeightsError as error:
             why = f"the model of round {newest} in AGGREGATOR_DATA_DIR is of another: {error}"
             raise ConfigurationError(f"AGGREGATOR_STRATEGY={settings.strategy}: {why}") from error
     if settings.initial_model is None:
         return None
     try:
-        model = codec.read(None, memoryview(bytearray(settings.initial_model.read_bytes())))
-        spool.check_size(model.array.nbytes, "as a model it has ")
+        model = read(None, memoryview(bytearray(settings.initial_model.read_bytes())))
+        spool.check_size(sum(array.nbytes for array in model.tensors), "as a model it has ")
         return model
     except (OSError, WeightsError) as error:
         raise ConfigurationError(f"AGGREGATOR_INITIAL_MODEL={settings.initial_model}: {error}") from error

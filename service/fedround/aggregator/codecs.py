@@ -1,20 +1,21 @@
-"""What updates and models are made of: `.npy` arrays, or bytes that only a strategy and its participants understand."""
+"""What updates and models are made of: weights, or bytes that only a strategy and its participants understand."""
 
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
-from typing import Protocol, Self
+from typing import Protocol
 
 import numpy as np
 
 from fedround.books import Newest
 from fedround.errors import WrongWeights
-from fedround.weights import BLOCK, SAMPLES_BYTES, Array, Spec, UpdateReader, decode, encode_model, parse_header
+from fedround.safetensors import is_safetensors
+from fedround.weights import BLOCK, SAMPLES_BYTES, Array, Layout, Spec, Weights, decode, encode_model
 
-OPAQUE = Spec(np.dtype(np.uint8), ())
-"""Of what is no array: any number of bytes."""
+OPAQUE = Layout((Spec(np.dtype(np.uint8), ()),))
+"""Of bytes: any number of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,102 +24,103 @@ class Model:
 
     round: int | None
     """None: training begins with it."""
-    spec: Spec
-    array: Array
-    """Of `OPAQUE`: its bytes."""
-    buffers: tuple[bytes, memoryview]
-    """What is sent: the `.npy` header, if it has one, and the array's own memory."""
+    layout: Layout
+    tensors: tuple[Array, ...]
+    """In the order of the layout, C-contiguous. Of `OPAQUE`: its bytes."""
+    buffers: tuple[memoryview, ...]
+    """What is sent: the header, if it has one, and the tensors' own memory."""
     etag: str
 
-    @classmethod
-    def of(cls, round: int | None, spec: Spec, array: Array, header: bytes, data: memoryview) -> Self:
-        return cls(round, spec, array, (header, data), f'"{"initial" if round is None else round}-{zlib.crc32(data):08x}"')
+    @property
+    def weights(self) -> Weights:
+        """One array, or named tensors."""
+        if not self.layout.named:
+            return self.tensors[0]
+        return {spec.name: array for spec, array in zip(self.layout.tensors, self.tensors, strict=True)}
+
+    @property
+    def fixed(self) -> Mapping[str, Array]:
+        """The tensors that are no floats, by name."""
+        named = zip(self.layout.tensors, self.tensors, strict=True)
+        return {spec.name: array for spec, array in named if self.layout.named and not spec.floating}
 
     @property
     def parameters(self) -> int:
         """How many weights it has; 0 where nobody can tell."""
-        return 0 if self.spec is OPAQUE else self.array.size
+        return 0 if self.layout is OPAQUE else self.layout.count
 
     @property
     def newest(self) -> Newest | None:
         return None if self.round is None else Newest(self.round, self.parameters)
+
+    @property
+    def suffix(self) -> str:
+        """Of a file of it."""
+        return suffix_of(self.buffers[0])
 
 
 class Update(Protocol):
     """One that was received whole. See `UpdateReader`."""
 
     samples: int
+    layout: Layout
 
-    @property
-    def spec(self) -> Spec: ...
+    def check(self, model: Model | None = None) -> float: ...
 
-    def check_like(self, spec: Spec) -> None: ...
+    def check_booleans(self, fixed: Mapping[str, Array]) -> None: ...
 
-    def check(self, model: Array | None = None) -> float: ...
+    def fixed(self) -> Mapping[str, Array]: ...
 
-    def blocks(self) -> Iterator[Array]: ...
-
-
-class Codec(Protocol):
-    """One of the two."""
-
-    spec: Spec | None
-    """What every model looks like; None: the first update decides."""
-    suffix: str
-    """Of a file of a model."""
-
-    def update(self, source: bytearray | FileIO, size: int) -> Update:
-        """An update of `size` bytes. Raises `WeightsError`."""
-        ...
-
-    def model(self, round: int | None, result: Array, spec: Spec) -> Model:
-        """What a strategy made."""
-        ...
-
-    def read(self, round: int | None, data: memoryview) -> Model:
-        """What was kept. Raises `WeightsError`."""
-        ...
+    def tensors(self) -> Iterator[Iterator[Array]]: ...
 
 
-class Npy:
-    """Flat or shaped arrays of floats and integers."""
+def suffix_of(content: bytes | memoryview) -> str:
+    """Return how the name of a model's file ends, given its first bytes."""
+    if bytes(content[:6]) == b"\x93NUMPY":
+        return ".npy"
+    return ".safetensors" if is_safetensors(content) else ".bin"
 
-    spec: Spec | None = None
-    suffix = ".npy"
 
-    def update(self, source: bytearray | FileIO, size: int) -> Update:
-        return UpdateReader(source, size)
+def model_of(round: int | None, weights: Weights) -> Model:
+    """Return the model of a round: `weights` are in the order of their layout, C-contiguous."""
+    layout = Layout.of(weights)
+    tensors = tuple(weights.values()) if isinstance(weights, Mapping) else (weights,)
+    header, *data = encode_model(weights, _metadata(round))
+    return Model(round, layout, tensors, (header, *data), _etag(round, data))
 
-    def model(self, round: int | None, result: Array, spec: Spec) -> Model:
-        array = result.reshape(spec.shape)
-        return Model.of(round, spec, array, *encode_model(array))
 
-    def read(self, round: int | None, data: memoryview) -> Model:
-        spec = parse_header(data).spec
+def read_model(round: int | None, data: memoryview) -> Model:
+    """Return the model in a file of either kind. Raises `WeightsError`."""
+    weights = decode(data)
+    layout = Layout.of(weights)
+    if not isinstance(weights, Mapping):
         # In C order, like what a strategy makes, so that updates are compared with it block by block.
-        return self.model(round, np.ascontiguousarray(decode(data), spec.dtype), spec)
+        return model_of(round, np.ascontiguousarray(weights, layout.tensors[0].dtype))
+    return model_of(round, {spec.name: weights[spec.name] for spec in layout.tensors})
 
 
-class Bytes:
-    """Anything: nothing is checked but that there is something."""
+def opaque_model(round: int | None, data: Array | memoryview) -> Model:
+    """Return a model of a format that only a strategy and its participants understand."""
+    array = np.frombuffer(data, np.uint8)
+    return Model(round, OPAQUE, (array,), (array.data,), _etag(round, [array.data]))
 
-    spec: Spec | None = OPAQUE
-    suffix = ".bin"
 
-    def update(self, source: bytearray | FileIO, size: int) -> Update:
-        return OpaqueUpdate(source, size)
+def _metadata(round: int | None) -> dict[str, str]:
+    # "pt" is what libraries of PyTorch look for; others do not mind.
+    return {"format": "pt"} | ({} if round is None else {"fedround.round": str(round)})
 
-    def model(self, round: int | None, result: Array, spec: Spec) -> Model:
-        return Model.of(round, spec, result, b"", result.data)
 
-    def read(self, round: int | None, data: memoryview) -> Model:
-        return self.model(round, np.frombuffer(data, np.uint8), OPAQUE)
+def _etag(round: int | None, data: Sequence[memoryview]) -> str:
+    checksum = 0
+    for part in data:
+        checksum = zlib.crc32(part, checksum)
+    return f'"{"initial" if round is None else round}-{checksum:08x}"'
 
 
 class OpaqueUpdate:
     """A sample count, and bytes. See `UpdateReader`."""
 
-    spec = OPAQUE
+    layout = OPAQUE
 
     def __init__(self, source: bytearray | FileIO, size: int) -> None:
         if size <= SAMPLES_BYTES:
@@ -127,14 +129,20 @@ class OpaqueUpdate:
         self._file.seek(0)
         self.samples = int.from_bytes(self._file.read(SAMPLES_BYTES), "big")
 
-    def check_like(self, spec: Spec) -> None:
-        """All are alike."""
-
-    def check(self, model: Array | None = None) -> float:
+    def check(self, model: Model | None = None) -> float:
         """Nothing could be wrong, and nobody can tell what has changed."""
         return 0.0
 
-    def blocks(self) -> Iterator[Array]:
+    def check_booleans(self, fixed: Mapping[str, Array]) -> None:
+        """There are none."""
+
+    def fixed(self) -> Mapping[str, Array]:
+        return {}
+
+    def tensors(self) -> Iterator[Iterator[Array]]:
+        yield self._blocks()
+
+    def _blocks(self) -> Iterator[Array]:
         self._file.seek(SAMPLES_BYTES)
         while block := self._file.read(BLOCK):
             yield np.frombuffer(block, np.uint8)

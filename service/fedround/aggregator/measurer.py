@@ -32,11 +32,11 @@ class Measurer:
 
     async def measure(self, model: Model) -> None:
         """Measure a model on a thread."""
-        if model.spec is OPAQUE:
+        if model.layout is OPAQUE:
             return
         rollbacks = self._rollbacks
         try:
-            found = await asyncio.to_thread(statistics, model.array)
+            found = await asyncio.to_thread(statistics, model.weights)
         except Exception:
             LOG.exception("the weights of the model of round %s cannot be measured", model.round)
             return

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from fedround import asgi, durable
+from fedround.aggregator.codecs import suffix_of
 from fedround.aggregator.service import AggregatorService
 from fedround.errors import DataDamaged, WeightsError
 from fedround.events import Fact, Observer, WeightsMeasured
@@ -38,7 +39,7 @@ def model_route(service: AggregatorService, access: ops.Access = ops.OPEN) -> Ro
             return asgi.problem(404, "there is no global model before the first round is completed")
         if buffers is None:
             return asgi.problem(404, "that model is not kept: `/status` names the rounds whose models are")
-        headers = {"ETag": f'"{number}"', "Content-Disposition": f'attachment; filename="model{service.codec.suffix}"'}
+        headers = {"ETag": f'"{number}"', "Content-Disposition": f'attachment; filename="model{suffix_of(buffers[0])}"'}
         return asgi.Slices(buffers, headers=headers, media_type="application/octet-stream")
 
     return access.route("/model", newest)

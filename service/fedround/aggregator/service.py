@@ -10,13 +10,13 @@ from uuid import uuid4
 
 from fedround.aggregator.aggregate import Aggregate, Checked, Spoilt, outcome
 from fedround.aggregator.bell import Bell
-from fedround.aggregator.codecs import Codec, Model, Npy
+from fedround.aggregator.codecs import Model
 from fedround.aggregator.guards import Guard
 from fedround.aggregator.ledger import Attempt, Ledger, Receipt
 from fedround.aggregator.measurer import Measurer
+from fedround.aggregator.running import Running
 from fedround.aggregator.spool import Received, Spool
 from fedround.aggregator.store import ModelStore
-from fedround.aggregator.strategies import Strategy
 from fedround.books import Admission, Closed, Difference, Entry, Page, Verdict
 from fedround.errors import (
     Busy,
@@ -40,9 +40,9 @@ from fedround.events import (
     UpdateReceived,
     UploadFailed,
     WasKept,
-    short,
 )
-from fedround.weights import Spec
+from fedround.text import short
+from fedround.weights import Layout
 from fedround.wire import UpdateOutcome
 
 LOG = logging.getLogger(__name__)
@@ -59,9 +59,9 @@ class AggregatorService:
     """The books (`fedround.books.Books`), and for the participants `read` and `deliver`. For one event loop.
 
     Args:
-        new_sum: Makes the sum of an attempt, given what its updates look like.
+        begin: Begins the running aggregate of an attempt, given what its updates look like.
         spool: Where updates are received.
-        codec: What they and the models are made of; None: `.npy`.
+        layout: What every model looks like; None: what training begins with decides, else the first update.
         model: What training begins with, or went on to before a restart.
         store: Where models are kept; None: nowhere.
         guard: Says which updates are plausible.
@@ -72,10 +72,10 @@ class AggregatorService:
 
     def __init__(
         self,
-        new_sum: Callable[[Spec], Strategy],
+        begin: Callable[[Layout], Running],
         spool: Spool,
         *,
-        codec: Codec | None = None,
+        layout: Layout | None = None,
         model: Model | None = None,
         store: ModelStore | None = None,
         guard: Guard | None = None,
@@ -84,8 +84,7 @@ class AggregatorService:
         patience: float = PATIENCE,
     ) -> None:
         self._spool = spool
-        self.codec = codec or Npy()
-        self._aggregate = Aggregate(new_sum, spool, self.codec, guard or Guard())
+        self._aggregate = Aggregate(begin, spool, guard or Guard(), layout)
         self._observer = observer or Observers()
         self._hold = hold
         self._patience = patience
@@ -120,7 +119,7 @@ class AggregatorService:
             "counted": len(attempt.counted) if attempt else 0,
             "receiving": self._receiving,
             "models": list(self._store.rounds) if self._store else [],
-            "model": model and {"round": model.round, "parameters": model.parameters, "dtype": str(model.spec.dtype)},
+            "model": model and {"round": model.round, "parameters": model.parameters, "dtype": model.layout.dtype},
         }
 
     async def measure(self) -> None:
@@ -202,7 +201,7 @@ class AggregatorService:
         if self._store is not None and model.round is not None:
             began = time.perf_counter()
             try:
-                await asyncio.to_thread(self._store.save, model.round, model.buffers, self._aggregate.lesson)
+                await asyncio.to_thread(self._store.save, model.round, model.buffers, self._aggregate.lesson, model.suffix)
             except OSError as error:
                 self._observer(NotKept(f"the model of round {model.round}", str(error)))
                 raise Busy(f"the model of round {model.round} cannot be kept: {error}", retry_after=1.0) from error
@@ -230,7 +229,7 @@ class AggregatorService:
             if round not in store.rounds:
                 return None
             removed = [other for other in store.rounds if other > round]
-            model = self.codec.read(round, await asyncio.to_thread(store.read, round))
+            model = self._aggregate.read(round, await asyncio.to_thread(store.read, round))
             try:
                 await asyncio.to_thread(store.roll_back, round)
             except OSError as error:
@@ -243,7 +242,7 @@ class AggregatorService:
             return removed
 
     async def kept(self, round: int | None) -> Sequence[bytes | memoryview] | None:
-        """The model of a round as `.npy`, of None the initial one; None where it is not kept. Raises `DataDamaged`."""
+        """Return a model's file, of None the initial one; None where it is not kept. Raises `DataDamaged`."""
         if self._model is not None and self._model.round == round:
             return self._model.buffers
         if self._store is None or round is None or round not in self._store.rounds:

@@ -24,7 +24,8 @@ from fedround.errors import DataDamaged
 LOG = logging.getLogger(__name__)
 
 LIST = "models.json"
-OURS = re.compile(r"round-\d{6,}\.npy")
+SUFFIXES = ".npy", ".safetensors", ".bin"
+OURS = re.compile(r"round-\d{6,}\.(npy|safetensors|bin)")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SAFE = 2
 """The newest models, which are kept even where the disk has no room for another."""
@@ -32,7 +33,7 @@ SAFE = 2
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A model on disk: the bytes of an `.npy`."""
+    """A model on disk."""
 
     round: int
     size: int
@@ -40,10 +41,11 @@ class Kept:
     samples: int = 0
     change: float = 0.0
     """Both of the lesson of its round; see `guards`."""
+    suffix: str = ".npy"
 
     @property
     def name(self) -> str:
-        return f"round-{self.round:06d}.npy"
+        return f"round-{self.round:06d}{self.suffix}"
 
 
 class ModelStore:
@@ -83,7 +85,7 @@ class ModelStore:
             raise DataDamaged(kept.name, "its size or its checksum is wrong")
         return data
 
-    def save(self, round: int, parts: Sequence[bytes | memoryview], lesson: Figures = NOTHING) -> None:
+    def save(self, round: int, parts: Sequence[bytes | memoryview], lesson: Figures = NOTHING, suffix: str = SUFFIXES[0]) -> None:
         """Keep the model of a round, which from then on is the newest. Raises `OSError`, and keeps what it had.
 
         On a full disk the oldest models make room.
@@ -91,7 +93,7 @@ class ModelStore:
         checksum = 0
         for part in parts:
             checksum = zlib.crc32(part, checksum)
-        new = Kept(round, sum(map(len, parts)), f"{checksum:08x}", lesson.samples, lesson.change)
+        new = Kept(round, sum(map(len, parts)), f"{checksum:08x}", lesson.samples, lesson.change, suffix)
         if not self._listed:
             self._write(self._kept)  # before there is a model: else a crash in between would leave one without a list
         while True:
@@ -155,6 +157,8 @@ def _kept(entry: Any) -> Kept:
     for name, value in asdict(kept).items():
         match name, value:
             case "checksum", str():
+                continue
+            case "suffix", str() if value in SUFFIXES:
                 continue
             case "change", int() | float() if 0 <= value < math.inf:
                 continue

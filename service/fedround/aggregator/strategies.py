@@ -1,9 +1,9 @@
 """How updates become a global model: strategies. A protocol core: no I/O.
 
-Some fold each update into sums as it comes (`Strategy`), some combine all of them at the end (`Combining`, for which `collected.py`
-keeps them). A strategy lives for one attempt. Updates are checked before they are folded; an exception from `fold` all the same
-leaves the sums unusable, and the attempt is lost. The bits of the result depend on the order of folding alone, which the ledger
-keeps.
+Some fold each update into sums as it comes (`Strategy`), some combine all of them at the end (`Combining`, for which `running.py`
+keeps them). A strategy computes one tensor of one attempt; its `Spec` says which. Updates are checked before they are folded; an
+exception from `fold` all the same leaves the sums unusable, and the attempt is lost. The bits of the result depend on the order of
+folding alone, which the ledger keeps.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
-from fedround.errors import ConfigurationError, WrongWeights
+from fedround.errors import ConfigurationError
 from fedround.weights import BLOCK, Array, Spec
 
 if TYPE_CHECKING:
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 
 
 class Strategy(Protocol):
-    """What the aggregator asks of a strategy. It is made with the `Spec` of the attempt, and the options of the settings."""
+    """What the aggregator asks of a strategy. It is made with the `Spec` of a tensor, and the options of the settings."""
 
     def fold(self, samples: int, blocks: Iterable[Array]) -> None:
-        """Take an update in: its sample count, and its weights in 1-D blocks of at most `BLOCK`, good until the next one."""
+        """Add an update: its sample count, and the tensor in 1-D blocks of at most `BLOCK` elements, good until the next one."""
         ...
 
     def result(self) -> Array:
-        """The global model: flat, of the spec's dtype. Called once, at the end."""
+        """Return the tensor of the global model, flat and finite, of the dtype `spec.result`. Called once, at the end."""
         ...
 
 
 class Combining(Protocol):
-    """A strategy that needs all updates at once, block by block. It too is made with the `Spec` of the attempt and the options."""
+    """A strategy that needs all updates at once, block by block. It too is made with the `Spec` of a tensor and the options."""
 
     def combine(self, samples: Sequence[int], updates: Array) -> Array:
-        """A block of the global model.
+        """Return a block of the tensor of the global model.
 
         Args:
             samples: The sample count of each update, in the order of the ledger.
@@ -69,14 +69,15 @@ class Sums:
     Of float64 the rounding errors are summed too (Neumaier, ZAMM 54, 1974): n terms are as in twice the precision, that is, their
     sum is exact to the last bit or two, and beyond that to (n * 2**-53)**2 of the sum of their magnitudes (Ogita, Rump and Oishi,
     SIAM J. Sci. Comput. 26, 2005), which shows only where all but n**2 * 2**-54 of them cancels. float16 and float32 are exact
-    enough in a plain float64 sum: each of its errors is 2**-29 of their own last bit. Memory: 8 bytes an element, 16 for float64.
+    enough in a plain float64 sum: each of its errors is 2**-29 of their own last bit. Memory: 8 bytes an element, 16 for float64
+    and integers.
     """
 
     def __init__(self, spec: Spec) -> None:
         self._spec = spec
         self._sums = np.zeros(spec.count)
-        self._errors = np.zeros(spec.count) if spec.dtype.itemsize == 8 else None
-        self._term, self._sum, self._a, self._b = (np.empty(min(BLOCK, spec.count)) for _ in range(4))
+        # bfloat16, which NumPy has no kind for, is exact enough, too.
+        self._errors = np.zeros(spec.count) if spec.dtype.itemsize == 8 or spec.dtype.kind in "iu" else None
 
     def clear(self) -> None:
         self._sums.fill(0)
@@ -84,20 +85,20 @@ class Sums:
             self._errors.fill(0)
 
     def add(self, factor: int, blocks: Iterable[Array]) -> None:
-        start = 0
+        start, scratch = 0, np.empty((4, min(BLOCK, self._spec.count)))
         for block in blocks:
             stop = start + block.size
-            term = self._term[: block.size]
+            term = scratch[0, : block.size]
             np.multiply(block, float(factor), out=term, dtype=np.float64)
             if self._errors is None:
                 self._sums[start:stop] += term
             else:
-                self._add_exactly(self._sums[start:stop], self._errors[start:stop], term)
+                self._add_exactly(self._sums[start:stop], self._errors[start:stop], *scratch[:, : block.size])
             start = stop
 
-    def _add_exactly(self, sums: Array, errors: Array, term: Array) -> None:
+    @staticmethod
+    def _add_exactly(sums: Array, errors: Array, term: Array, total: Array, a: Array, b: Array) -> None:
         # Knuth's TwoSum: `total` and the error of that addition together are exactly `sums + term`.
-        total, a, b = self._sum[: term.size], self._a[: term.size], self._b[: term.size]
         np.add(sums, term, out=total)
         np.subtract(total, sums, out=a)
         np.subtract(total, a, out=b)
@@ -108,22 +109,13 @@ class Sums:
         sums[:] = total
 
     def divided(self, divisor: int) -> Array:
-        """The sums over `divisor` in the spec's dtype; uses up the sums."""
+        """Return the sums over `divisor` in the dtype `spec.result`; uses up the sums."""
         if self._errors is not None:
             self._sums += self._errors
         if divisor != 1:
             self._sums /= divisor
         with np.errstate(over="ignore"):
-            result = self._sums.astype(self._spec.dtype, copy=False)
-        for start in range(0, result.size, BLOCK):
-            check_fits(result[start : start + BLOCK])
-        return result
-
-
-def check_fits(result: Array) -> None:
-    """Raises `WrongWeights` where not all of a result, of the dtype that it will have, is finite."""
-    if not np.isfinite(result).all():
-        raise WrongWeights(f"the result does not fit into {result.dtype.str}: train with a wider dtype")
+            return self._sums.astype(self._spec.result, copy=False)
 
 
 class WeightedAverage:
@@ -172,7 +164,7 @@ class TrimmedMean:
     "Byzantine-Robust Distributed Learning", ICML 2018).
 
     Args:
-        spec: Of the attempt.
+        spec: Of the tensor.
         trim: The share of the updates that is left out at either end, rounded down: from 0 to below 0.5.
     """
 
@@ -202,7 +194,7 @@ class Median(TrimmedMean):
 
 
 StrategyFactory = Callable[..., Strategy | Combining | CombiningBytes]
-"""Makes a strategy for an attempt, from its `Spec` and the options of the settings as keyword arguments."""
+"""Makes a strategy for a tensor and an attempt, from its `Spec` and the options of the settings as keyword arguments."""
 
 STRATEGIES: Mapping[str, StrategyFactory] = {
     "weighted_average": WeightedAverage,

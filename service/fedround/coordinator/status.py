@@ -5,7 +5,7 @@ from typing import Any
 
 from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.seats import Participant
-from fedround.events import short
+from fedround.text import short
 
 MOST_FAILURES = 50
 """Participants whose last failures are shown."""

@@ -14,6 +14,8 @@ from contextlib import closing
 from http.client import HTTPException
 from pathlib import Path
 
+import numpy as np
+
 from fedround import http, weights
 from fedround.demo import contest
 from fedround.demo.view import Status, View
@@ -56,7 +58,7 @@ def _show(fleet: "Fleet", view: View, silos: int, rounds: int, epochs: int) -> N
     for status in statuses(fleet, urls["COORDINATOR_OPS_PORT"]):
         view.show(status)
     model, _ = http.fetch_model(urls["AGGREGATOR_OPS_PORT"])
-    view.say(f"\n{contest.compare(weights.decode(model), silos, rounds, epochs).table()}")
+    view.say(f"\n{contest.compare(np.asarray(weights.decode(model)), silos, rounds, epochs).table()}")
 
 
 def start_platform(fleet: "Fleet", silos: int, rounds: int) -> dict[str, str]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from fedround import wire
 from fedround.errors import ConfigurationError
-from fedround.events import redact
 from fedround.observability import logs
+from fedround.text import redact
 
 if TYPE_CHECKING:
     from fedround.observability.tracing import Tracing

@@ -27,7 +27,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from fedround import events, wire
 from fedround.errors import ConfigurationError
-from fedround.events import Fact, printable, redact
+from fedround.events import Fact
+from fedround.text import printable, redact
 
 ROUND = "fedround.round"
 REGISTER = "fedround.register"

@@ -1,7 +1,8 @@
 """What a participant is: the classes that users subclass. No I/O."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from operator import index
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
@@ -9,7 +10,8 @@ import numpy as np
 
 from fedround import weights as codec
 from fedround.errors import WrongWeights
-from fedround.weights import Array
+from fedround.safetensors import shown
+from fedround.weights import Array, Weights
 
 TrainingInput = TypeVar("TrainingInput")
 TrainingResult = TypeVar("TrainingResult")
@@ -44,7 +46,7 @@ class ParticipantABC(ABC, Generic[TrainingInput, TrainingResult]):
         raise NotImplementedError
 
     def check_training_result(self, training_result: TrainingResult, /) -> None:
-        """Raise where a result must not leave the house. By default everything may."""
+        """Raise where a result must not be sent. By default everything may be."""
         return
 
 
@@ -53,68 +55,114 @@ class Update(NamedTuple):
 
     samples: int
     """How many samples it was trained on, 0 to 2**32 - 1: the weight of this update in the average. All of them 0: a plain mean."""
-    weights: Array
-    """Of the global model's shape. float16 and float32 travel as such, all else as float64."""
+    weights: Any
+    """Like the global model: an array, a mapping of names to arrays, or a list of arrays, which are called "0", "1", ..."""
 
 
-class NumPyParticipant(ParticipantABC[Array | None, "Update | tuple[int, Array]"]):
-    """A participant whose weights are one NumPy array: nothing is copied on its way, and what leaves is checked.
+class NumPyParticipant(ParticipantABC[Any, "Update | tuple[int, Any]"]):
+    """A participant whose weights are NumPy arrays: nothing is copied on its way, and what is sent is checked.
 
-    Write `train_round`. It is given the global model, a writable array that is yours (train in place if you like), or None
-    before the first aggregation; it returns an `Update`. `fedround.flatten` and `unflatten` turn lists of arrays into one and back.
+    Write `train_round`. It is given the global model, or None before the first aggregation, and returns an `Update`. A model is
 
-    An update with NaN or infinity, or of another shape or precision than the global model, is not sent: the round fails.
+    - one array: float16 and float32 travel as such, all else as float64; or
+    - a `dict` of names to arrays, such as a state dict: each keeps its shape and its dtype (floats, bfloat16, integers, booleans).
+
+    The arrays are writable and yours: train in place if you like. An update is not sent, and the round fails, if it has NaN,
+    infinity, or other names, shapes or dtypes than the global model. An element of a named tensor that is not finite in the global
+    model may stay as it is.
     """
 
     takes_buffers = True
-    _spec: codec.Spec | None = None
+    local_tensors: ClassVar[Sequence[str]] = ()
+    """Patterns (`fnmatch`) of the names of tensors that stay in this participant: they are not sent, and kept across rounds."""
+    _layout: codec.Layout | None = None
+    _constants: Mapping[str, Array] = {}
+    _local: Mapping[str, Array] = {}
+    _sent: tuple[int, Weights, Mapping[str, Array]] | None = None
+    """The result that is serialized, until it is checked: an iterator can be read once."""
 
-    def deserialize_training_input(self, data: bytes, /) -> Array | None:
-        """The weights in `data`, which is the format of `numpy.save`, without a copy; None when it is empty."""
-        self._spec = None
+    def initial_weights(self) -> Weights | Sequence[Array]:
+        """Return the weights that a training can begin with, for `fedround model --init`. There are none by default."""
+        raise NotImplementedError
+
+    def deserialize_training_input(self, data: bytes, /) -> Any:
+        """Return the weights in `data`, an `.npy` or safetensors file, without a copy; None when it is empty."""
+        self._layout, self._constants = None, {}
         if not len(data):
             return None
         weights = codec.decode(data)
-        self._spec = _spec(weights)
+        self._layout = codec.Layout.of(weights)
+        if isinstance(weights, dict):
+            self._constants = codec.constants_of(weights)
+            weights |= {name: array.copy() for name, array in self._local.items()}
         return weights
 
-    def check_training_result(self, training_result: Update | tuple[int, Array], /) -> None:
+    def check_training_result(self, training_result: Update | tuple[int, Any], /) -> None:
         """Raises `WeightsError` for what an aggregator would refuse, or average all the same."""
-        weights = np.asarray(training_result[1])
-        if self._spec not in (None, spec := _spec(weights)):
-            raise WrongWeights(f"these are {spec}, but the global model has {self._spec}")
-        flat = weights.reshape(-1, order="A")
-        for start in range(0, flat.size if flat.dtype.kind == "f" else 0, codec.BLOCK):
-            codec.check_finite(flat[start : start + codec.BLOCK])
+        _, weights, local = self._sent or self._update(training_result)
+        self._sent = None
+        if self._layout is not None:
+            self._layout.check(codec.Layout.of(weights))
+        codec.check_values(weights, self._constants)
+        self._local = local
 
-    def serialize_training_result(self, training_result: Update | tuple[int, Array], /) -> Payload:
-        """The number of samples and the weights' own memory, which must not change until the next round."""
-        samples, weights = _update(training_result)
+    def serialize_training_result(self, training_result: Update | tuple[int, Any], /) -> Payload:
+        """Return the number of samples and the weights' own memory, which must not change until the next round."""
+        self._sent = samples, weights, _ = self._update(training_result)
         return codec.encode_update(samples, weights)
+
+    def _update(self, result: Any) -> tuple[int, Weights, dict[str, Array]]:
+        """Return what is sent of a result, and its local tensors. Raises `WrongWeights`, which says what to return instead."""
+        try:
+            samples, weights = result
+        except (TypeError, ValueError):
+            raise WrongWeights(f"train_round returned {_kind(result)}: {HOW}") from None
+        try:
+            count = index(samples)
+        except TypeError:
+            raise WrongWeights(f"samples is {_kind(samples)}, not a whole number: {HOW}") from None
+        one_array = self._layout is not None and not self._layout.named
+        return count, *shared_tensors(weights, self.local_tensors, one_array=one_array)
 
 
 HOW = "return fedround.Update(samples=..., weights=...)"
 
 
-def _update(result: Any) -> tuple[int, Array]:
-    """What people return by mistake is named, and what to return instead. Raises `WrongWeights`."""
+def shared_tensors(weights: Any, local: Sequence[str] = (), *, one_array: bool = False) -> tuple[Weights, dict[str, Array]]:
+    """Return what users handed over as weights: what is sent, and copies of the tensors whose names match a pattern of `local`.
+
+    Raises:
+        WrongWeights: It is neither an array nor named arrays. The message says what to hand over instead.
+    """
+    if not isinstance(weights, Mapping):
+        if one_array or not (isinstance(weights, list | tuple) and weights and all(isinstance(a, np.ndarray) for a in weights)):
+            return _array(weights), {}
+        weights = {str(number): array for number, array in enumerate(weights)}
+    named, kept = dict[str, Array](), dict[str, Array]()
+    for name, value in weights.items():
+        if not isinstance(name, str):
+            raise WrongWeights(f"the name of a tensor is a string, not {_kind(name)}")
+        array = _array(value, name)
+        if any(fnmatchcase(name, pattern) for pattern in local):
+            kept[name] = array.copy()
+        else:
+            named[name] = array
+    if kept and not named:
+        raise WrongWeights("all tensors are local tensors: nothing is left to be sent")
+    return named, kept
+
+
+def _array(value: Any, name: str = "") -> Array:
+    where = f"{shown(name)}: " if name else ""
+    if isinstance(value, np.ma.MaskedArray):
+        raise WrongWeights(f"{where}a masked array would lose its mask: hand over array.filled(value)")
     try:
-        samples, weights = result
-    except (TypeError, ValueError):
-        raise WrongWeights(f"train_round returned {_kind(result)}: {HOW}") from None
-    try:
-        count = index(samples)
-    except TypeError:
-        raise WrongWeights(f"samples is {_kind(samples)}, not a whole number: {HOW}") from None
-    try:
-        return count, np.asarray(weights)
+        return np.asarray(value)
     except ValueError:
-        raise WrongWeights("weights are arrays of several shapes: make one array of them with fedround.flatten") from None
+        raise WrongWeights(f"{where}weights are lists of several lengths: hand over a list of arrays, or a mapping") from None
+    except (TypeError, RuntimeError) as error:  # a tensor on a GPU, or one that needs gradients
+        raise WrongWeights(f"{where}{_kind(value)} is no NumPy array: {error}") from None
 
 
 def _kind(value: object) -> str:
     return "None" if value is None else f"a value of type {type(value).__name__}"
-
-
-def _spec(weights: Array) -> codec.Spec:
-    return codec.Spec(codec.result_dtype(weights.dtype), weights.shape)

@@ -1,4 +1,4 @@
-"""Measures the weights that a participant receives and trains, for its metrics: whatever its format, where it is one of `.npy`."""
+"""Measure the weights that a participant receives and trains, for its metrics, where their format is one that fedround knows."""
 
 import logging
 import math
@@ -10,9 +10,9 @@ from typing import Self
 from fedround.errors import WeightsError
 from fedround.events import Observer, UpdateMeasured, WeightsMeasured
 from fedround.figures import Change
-from fedround.measures import change, statistics
+from fedround.measures import change, measured, statistics
 from fedround.participant.phase import phase
-from fedround.weights import Array, view, view_update
+from fedround.weights import Array, Weights, view, view_update
 
 LOG = logging.getLogger(__name__)
 
@@ -22,20 +22,21 @@ SAMPLE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """A copy, for training may work in place: of a small model all weights, of a large one every `step`th."""
+    """A copy, for training may work in place: of a small model all weights, of a large one every `step`th of each tensor."""
 
-    shape: tuple[int, ...]
+    shapes: Sequence[tuple[int, ...]]
     step: int
-    weights: Array
+    weights: Sequence[Array]
 
     @classmethod
-    def of(cls, model: Array) -> Self:
+    def of(cls, model: Weights) -> Self:
+        arrays = measured(model)
         # An odd step: an even one may meet the same columns of a matrix in each row.
-        step = -(-model.nbytes // SAMPLE) | 1
-        return cls(model.shape, step, _every(step, model).copy())
+        step = -(-sum(array.nbytes for array in arrays) // SAMPLE) | 1
+        return cls([array.shape for array in arrays], step, [_every(step, array).copy() for array in arrays])
 
     def like(self, other: Self) -> bool:
-        return (self.shape, self.step) == (other.shape, other.step)
+        return (self.shapes, self.step) == (other.shapes, other.step)
 
 
 def _every(step: int, array: Array) -> Array:
@@ -53,6 +54,7 @@ class Measuring:
         self._observe = observe
         self._former: _Sample | None = None
         self._model: _Sample | None = None
+        self._constants = 0
 
     def received(self, round: int, model: memoryview) -> None:
         """The global model, before the participant's own code has it."""
@@ -62,7 +64,9 @@ class Measuring:
                 weights = view(model)
             except WeightsError:
                 return  # none yet, or of a format that only the participant knows
-            self._observe(WeightsMeasured(round, "global", len(model), statistics(weights)))
+            found = statistics(weights)
+            self._constants = found.constants
+            self._observe(WeightsMeasured(round, "global", len(model), found))
             self._model = _Sample.of(weights)
 
     def trained(self, round: int, parts: Sequence[memoryview]) -> None:
@@ -71,17 +75,21 @@ class Measuring:
             samples, weights = view_update(parts)
             changed = None
             if weights is not None:
-                self._observe(WeightsMeasured(round, "local", sum(map(len, parts)), statistics(weights)))
+                found = statistics(weights)
+                # More than the model has: training has diverged.
+                found = replace(found, nonfinite=found.nonfinite + max(0, found.constants - self._constants))
+                self._observe(WeightsMeasured(round, "local", sum(map(len, parts)), found))
                 changed = self._change(weights)
             self._observe(UpdateMeasured(round, samples, changed))
 
-    def _change(self, weights: Array) -> Change | None:
-        model, former = self._model, self._former
-        if model is None or model.shape != weights.shape:
+    def _change(self, weights: Weights) -> Change | None:
+        model, former, after = self._model, self._former, measured(weights)
+        if model is None or model.shapes != [array.shape for array in after]:
             return None
         before = former.weights if former is not None and former.like(model) else None
-        found = change(model.weights, _every(model.step, weights), before)
-        return replace(found, l2_norm=found.l2_norm * math.sqrt(weights.size / model.weights.size))
+        found = change(model.weights, [_every(model.step, array) for array in after], before)
+        size, sampled = (sum(array.size for array in arrays) for arrays in (after, model.weights))
+        return replace(found, l2_norm=found.l2_norm * math.sqrt(size / sampled))
 
     @contextmanager
     def _safely(self, round: int) -> Iterator[None]:

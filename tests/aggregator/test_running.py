@@ -6,19 +6,32 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from fedround.aggregator.collected import AT_ONCE, Collected, CollectedBytes
+from fedround.aggregator.codecs import OpaqueUpdate
+from fedround.aggregator.result import assembled
+from fedround.aggregator.running import AT_ONCE, Collected, CollectedBytes
 from fedround.aggregator.spool import Spool
 from fedround.aggregator.strategies import Combining, Median, TrimmedMean
+from fedround.aggregator.updates import UpdateReader
 from fedround.errors import SpoolFull, WrongWeights
-from fedround.weights import BLOCK, Array, Spec
+from fedround.weights import BLOCK, Array, Layout, Spec, encode_update
 from support.disks import files_of_at_most
 
 SPOOL = Spool(None, max_size=1 << 30)
 LITTLE = Spec(np.dtype("<f8"), (2,))
 
 
+def collecting(strategy: Combining, spec: Spec = LITTLE) -> Collected:
+    return Collected(Layout((spec,)), lambda _spec: strategy, SPOOL)
+
+
 def fold(collected: Collected, weights: Array, samples: int = 1) -> None:
-    collected.fold(samples, (weights[start : start + BLOCK] for start in range(0, weights.size, BLOCK)))
+    body = b"".join(encode_update(samples, weights))
+    collected.add(UpdateReader(body, len(body)))
+
+
+def result(collected: Collected, spec: Spec = LITTLE) -> Array:
+    model = assembled(0, Layout((spec,)), collected.results(), None, {})
+    return model.tensors[0]
 
 
 @pytest.mark.parametrize("dtype", ["<f8", "<f4", "<f2"])
@@ -27,19 +40,19 @@ def test_the_median_of_many_blocks_is_that_of_whole_updates(dtype: str) -> None:
     updates = np.random.default_rng(7).normal(size=(41, size)).astype(dtype)
     assert size > AT_ONCE // len(updates)
     spec = Spec(np.dtype(dtype), (size,))
-    collected = Collected(spec, Median(spec), SPOOL)
+    collected = collecting(Median(spec), spec)
     for update in updates:
         fold(collected, update)
-    result = collected.result()
-    assert result.dtype == spec.dtype
-    assert np.array_equal(result, np.median(updates, axis=0))
+    made = result(collected, spec)
+    assert made.dtype == spec.dtype
+    assert np.array_equal(made, np.median(updates, axis=0))
 
 
 @pytest.mark.parametrize("dtype", ["i2", ">f8", "u4"])
 def test_updates_of_other_dtypes_are_kept_as_float64(dtype: str) -> None:
-    collected = Collected(LITTLE, Median(LITTLE), SPOOL)
+    collected = collecting(Median(LITTLE))
     fold(collected, np.array([3, 4], dtype))
-    assert collected.result().tolist() == [3, 4]
+    assert result(collected).tolist() == [3, 4]
 
 
 class Recorded:
@@ -56,10 +69,10 @@ class Recorded:
 
 def test_a_strategy_is_given_the_sample_counts_in_the_order_of_the_updates() -> None:
     recorded = Recorded()
-    collected = Collected(LITTLE, recorded, SPOOL)
+    collected = collecting(recorded)
     for samples, weight in ((5, 1.0), (0, 2.0), (7, 3.0)):
         fold(collected, np.array([weight, -weight]), samples)
-    collected.result()
+    result(collected)
     assert recorded.asked == [([5, 0, 7], [[1, -1], [2, -2], [3, -3]])]
 
 
@@ -74,32 +87,32 @@ def test_a_strategy_is_given_the_sample_counts_in_the_order_of_the_updates() -> 
 )
 def test_a_strategy_that_does_not_give_a_finite_number_for_each_weight_is_refused(answer: Any, message: str) -> None:
     spec = Spec(np.dtype("<f4"), (2,))
-    collected = Collected(spec, Recorded(answer), SPOOL)
+    collected = collecting(Recorded(answer), spec)
     fold(collected, np.array([1, 2], "<f4"))
     with pytest.raises(WrongWeights, match=message):
-        collected.result()
+        result(collected, spec)
 
 
 def test_an_update_for_which_there_is_no_room_leaves_the_others_as_they_are() -> None:
     spec = Spec(np.dtype("<f8"), (2 * BLOCK,))
-    collected = Collected(spec, TrimmedMean(spec, trim=0), SPOOL)
+    collected = collecting(TrimmedMean(spec, trim=0), spec)
     fold(collected, np.full(spec.count, 1.0))
     with files_of_at_most(3 * BLOCK * 8), pytest.raises(SpoolFull, match="File too large"):
         fold(collected, np.full(spec.count, 100.0))
     fold(collected, np.full(spec.count, 3.0))
-    assert set(collected.result().tolist()) == {2.0}
+    assert set(result(collected, spec).tolist()) == {2.0}
 
 
 def test_the_file_is_closed_when_the_result_is_made_or_the_attempt_forgotten() -> None:
     def collected() -> Collected:
-        made = Collected(LITTLE, Median(LITTLE), SPOOL)
+        made = collecting(Median(LITTLE))
         fold(made, np.array([1.0, 2.0]))
         return made
 
     gc.collect()
     before = set(Path("/proc/self/fd").iterdir())
     done = collected()
-    done.result()
+    result(done)
     given_up = collected()
     del given_up
     assert set(Path("/proc/self/fd").iterdir()) == before
@@ -139,30 +152,31 @@ class Joined:
         return b"|".join(bytes(update) * count for count, update in zip(samples, updates, strict=True))
 
 
-def opaque(data: bytes) -> list[Array]:
-    return [np.frombuffer(data[start : start + 4], np.uint8) for start in range(0, len(data), 4)]
+def opaque(samples: int, data: bytes) -> OpaqueUpdate:
+    body = bytearray(samples.to_bytes(4, "big") + data)
+    return OpaqueUpdate(body, len(body))
 
 
 def test_bytes_are_given_as_they_came_and_may_be_kept() -> None:
     joined = Joined()
     collected = CollectedBytes(joined, SPOOL)
     for samples, data in ((1, b"anna had"), (0, b"nothing"), (2, b"ha")):
-        collected.fold(samples, opaque(data))
-    assert collected.result().tobytes() == b"anna had||haha"
+        collected.add(opaque(samples, data))
+    assert next(collected.results()).tobytes() == b"anna had||haha"
     assert bytes(joined.kept[1]) == b"nothing"
 
 
 def test_bytes_for_which_there_is_no_room_leave_the_others_as_they_are() -> None:
     collected = CollectedBytes(Joined(), SPOOL)
-    collected.fold(1, opaque(b"one"))
+    collected.add(opaque(1, b"one"))
     with files_of_at_most(10), pytest.raises(SpoolFull):
-        collected.fold(1, opaque(b"another that is long"))
-    collected.fold(1, opaque(b"two"))
-    assert collected.result().tobytes() == b"one|two"
+        collected.add(opaque(1, b"another that is long"))
+    collected.add(opaque(1, b"two"))
+    assert next(collected.results()).tobytes() == b"one|two"
 
 
 def test_a_model_of_no_bytes_is_none() -> None:
     collected = CollectedBytes(Joined(), SPOOL)
-    collected.fold(0, opaque(b"weighs nothing"))
+    collected.add(opaque(0, b"weighs nothing"))
     with pytest.raises(WrongWeights, match="no bytes"):
-        collected.result()
+        next(collected.results())

@@ -1,0 +1,101 @@
+"""Make a global model of what the strategies return: rounded once, with what is not averaged."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from fedround.aggregator.codecs import Model, model_of
+from fedround.errors import WrongWeights
+from fedround.safetensors import shown
+from fedround.weights import BLOCK, Array, Layout, Spec, unfit, widened
+
+
+def assembled(round: int, layout: Layout, results: Iterator[Array], before: Model | None, fixed: Mapping[str, Array]) -> Model:
+    """Return the model of a round.
+
+    Args:
+        round: Which one.
+        layout: Of the training.
+        results: Each averaged tensor, flat, in the dtype `Spec.result`.
+        before: The round's model, whose constants stay. See `weights.Flaws`.
+        fixed: Tensors that are no floats: of that model, or of the first update.
+
+    Raises:
+        WrongWeights: A result has the wrong size, is not finite, or does not fit into its dtype.
+    """
+    if not layout.named:
+        (spec,), (array,) = layout.tensors, results
+        result = _checked(array, spec)
+        return model_of(round, result.astype(spec.dtype, copy=False).reshape(spec.shape))
+    data, start = np.empty(layout.nbytes, np.uint8).data, 0
+    tensors: dict[str, Array] = {}
+    for number, spec in enumerate(layout.tensors):
+        tensor = np.ndarray(spec.shape, spec.dtype, data, start)
+        flat, start = tensor.reshape(-1), start + spec.nbytes
+        if spec.averaged:
+            _store(_checked(next(results), spec), flat, fixed.get(spec.name))
+            if before is not None and spec.floating:
+                _keep_constants(before.tensors[number].reshape(-1), flat)
+        elif spec.count:
+            flat[:] = fixed[spec.name].reshape(-1)
+        tensors[spec.name] = tensor
+    next(results, None)  # let it tidy up
+    return model_of(round, tensors)
+
+
+def _checked(result: Array, spec: Spec) -> Array:
+    """Return `result`. Raises `WrongWeights` unless all of it is finite, and of the right size."""
+    where = f"{shown(spec.name)}: " if spec.name else ""
+    if result.shape != (spec.count,):
+        raise WrongWeights(f"{where}the strategy returned shape {result.shape} instead of {(spec.count,)}")
+    for start in range(0, result.size, BLOCK):
+        if not np.isfinite(result[start : start + BLOCK]).all():
+            raise WrongWeights(f"{where}the result does not fit into {spec.result.str}: train with a wider dtype")
+    return result
+
+
+def _store(result: Array, out: Array, fixed: Array | None) -> None:
+    """Round a result into `out`, to nearest even: what its dtype cannot hold becomes its largest number."""
+    for start in range(0, result.size, BLOCK):
+        block, part = result[start : start + BLOCK], out[start : start + BLOCK]
+        if out.dtype.kind == "f":
+            part[:] = block
+        elif out.dtype.kind in "iu":
+            _store_integers(block, part, None if fixed is None else fixed.reshape(-1)[start : start + BLOCK])
+        else:
+            part.view(np.uint16)[:] = bfloat16_bits(block)
+
+
+def _store_integers(block: Array, out: Array, fixed: Array | None) -> None:
+    limits = np.iinfo(out.dtype)
+    rounded = np.rint(block)
+    # As floats these limits may be just beyond the range of the integers.
+    large, small = rounded >= float(limits.max), rounded <= float(limits.min)
+    rounded[large | small] = 0
+    out[:] = rounded.astype(out.dtype)
+    out[large], out[small] = limits.max, limits.min
+    if fixed is not None:  # float64 has no place for all digits of an integer that nobody has changed
+        np.copyto(out, fixed, where=rounded == fixed.astype(np.float64))
+
+
+def bfloat16_bits(numbers: Array) -> Array:
+    """Return the bits of float64 `numbers` as bfloat16, rounded once, to nearest even.
+
+    float32 in between is rounded to odd: so the second rounding cannot undo a difference that the first has lost
+    (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", IEEE Trans. Computers 57, 2008).
+    """
+    with np.errstate(over="ignore"):
+        single = numbers.astype(np.float32)
+    wide = single.astype(np.float64)
+    single = np.where(np.abs(wide) > np.abs(numbers), np.nextafter(single, np.float32(0)), single)
+    bits: Array = single.view(np.uint32)
+    bits = bits | (single.astype(np.float64) != numbers)
+    bits = (bits.astype(np.uint64) + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return bits.astype(np.uint16)
+
+
+def _keep_constants(before: Array, out: Array) -> None:
+    for start in range(0, out.size, BLOCK):
+        block = before[start : start + BLOCK]
+        if (mask := unfit(widened(block))) is not None:
+            out[start : start + BLOCK][mask] = block[mask]

@@ -1,0 +1,152 @@
+"""Reads an update that was received whole, in memory or in a file: block by block, never as a whole."""
+
+import io
+import math
+import mmap
+from collections.abc import Iterator, Mapping
+from io import FileIO
+from typing import Any
+
+import numpy as np
+
+from fedround.aggregator.codecs import Model
+from fedround.errors import WrongWeights
+from fedround.safetensors import shown
+from fedround.weights import (
+    BLOCK,
+    FIRST_BYTES,
+    SAMPLES_BYTES,
+    Array,
+    Flaws,
+    Layout,
+    Place,
+    Spec,
+    header_size,
+    parse_head,
+    unfit,
+    widened,
+)
+
+
+class UpdateReader:
+    """An update of `size` bytes.
+
+    Args:
+        source: What was received.
+        size: Its bytes.
+
+    Raises:
+        WeightsError: It is no update.
+    """
+
+    def __init__(self, source: bytes | bytearray | FileIO, size: int) -> None:
+        if size < SAMPLES_BYTES:
+            raise WrongWeights(f"an update begins with a sample count of {SAMPLES_BYTES} bytes, but {size} came")
+        self._file = source if isinstance(source, FileIO) else io.BytesIO(source)
+        self._file.seek(0)
+        first = self._file.read(SAMPLES_BYTES + FIRST_BYTES)
+        self.samples = int.from_bytes(first[:SAMPLES_BYTES], "big")
+        rest = header_size(first[SAMPLES_BYTES:]) - len(first) + SAMPLES_BYTES
+        head = parse_head(first[SAMPLES_BYTES:] + self._file.read(max(rest, 0)))
+        head.check_size(size - SAMPLES_BYTES)
+        self.layout: Layout = head.layout
+        self._places = tuple(zip(head.layout.tensors, head.places, strict=True))
+
+    def check(self, model: Model | None = None) -> float:
+        """Read all weights once. Return the L2 norm of what they change in the floats of `model`, or of them without one.
+
+        Args:
+            model: The round's, of the same layout.
+
+        Raises:
+            NotFinite: A weight cannot be averaged, and is no constant of the model.
+            WrongWeights: Booleans differ from those of the model.
+        """
+        square, measured = 0.0, frozenset(self.layout.measured)
+        for number, (spec, place) in enumerate(self._places):
+            before = None if model is None else model.tensors[number].reshape(-1)
+            if spec.averaged:
+                change = self._check_tensor(spec, place, before)
+                square += change if spec in measured else 0.0
+        if model is not None:
+            self.check_booleans(model.fixed)
+        return math.sqrt(square)
+
+    def _check_tensor(self, spec: Spec, place: Place, before: Array | None) -> float:
+        """Return the square of the norm of a tensor's change."""
+        square, start, flaws = 0.0, 0, Flaws(spec.name, spec.count)
+        buffer = np.empty(min(BLOCK, spec.count))
+        for block in self._blocks(place):
+            stop = start + block.size
+            former = None if before is None else widened(before[start:stop])
+            odd = flaws.look(block, former) if spec.floating else None
+            moved = buffer[: block.size]
+            with np.errstate(over="ignore", invalid="ignore"):
+                np.subtract(block, 0.0 if former is None else former, out=moved, dtype=np.float64)
+            if odd is not None:
+                moved[odd] = 0.0
+            square, start = square + float(moved @ moved), stop
+        flaws.check()
+        return square
+
+    def check_booleans(self, fixed: Mapping[str, Array]) -> None:
+        """Raises `WrongWeights` where the booleans are not those of `fixed`, whose other tensors do not matter."""
+        for spec, place in self._places:
+            if spec.dtype.kind == "b" and spec.count:
+                wanted, start, differ = fixed[spec.name].reshape(-1), 0, 0
+                for block in self._blocks(place):
+                    differ += int(np.count_nonzero(block != wanted[start : start + block.size]))
+                    start += block.size
+                if differ:
+                    raise WrongWeights(f"{shown(spec.name)}: {differ} of {spec.count} booleans are not those of the others")
+
+    def tensors(self) -> Iterator[Iterator[Array]]:
+        """Return, for each tensor that is averaged, its weights in C order: 1-D blocks of at most `BLOCK` elements.
+
+        bfloat16 comes as float32. A constant that cannot be averaged is 0. A block is good until the next one.
+        """
+        for spec, place in self._places:
+            if spec.averaged:
+                yield map(_without_constants, self._blocks(place)) if spec.name and spec.floating else self._blocks(place)
+
+    def fixed(self) -> dict[str, Array]:
+        """Return copies of the tensors that are no floats."""
+        return {
+            spec.name: np.concatenate([block.copy() for block in self._blocks(place)] or [np.empty(0, spec.dtype)])
+            for spec, place in self._places
+            if self.layout.named and not spec.floating
+        }
+
+    def _blocks(self, place: Place) -> Iterator[Array]:
+        if place.fortran and len(place.shape) > 1:
+            yield from self._reordered_blocks(place)
+            return
+        count, position = math.prod(place.shape), SAMPLES_BYTES + place.offset
+        buffer = np.empty(min(BLOCK, count), place.dtype)
+        self._file.seek(position)
+        for start in range(0, count, BLOCK):
+            block = buffer[: min(BLOCK, count - start)]
+            fill(block, self._file)
+            yield widened(block)
+
+    def _reordered_blocks(self, place: Place) -> Iterator[Array]:
+        file = self._file
+        memory: Any = file.getbuffer() if isinstance(file, io.BytesIO) else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        array = place.array(memory, SAMPLES_BYTES)
+        for start in range(0, array.size, BLOCK):
+            yield array.flat[start : start + BLOCK]
+
+
+def _without_constants(block: Array) -> Array:
+    found = unfit(block)
+    return block if found is None else np.where(found, 0, block)
+
+
+def fill(block: Array, file: FileIO | io.BytesIO) -> None:
+    """Read a whole 1-D array from where `file` stands. Raises `WrongWeights` where that is shorter."""
+    wanted = block.view(np.uint8).data
+    while wanted:
+        read = file.readinto(wanted)
+        if not read:
+            raise WrongWeights("the spooled update is shorter than it was")
+        wanted = wanted[read:]

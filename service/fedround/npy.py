@@ -1,0 +1,126 @@
+"""The header of an `.npy` file: one array. Nothing here unpickles, and nothing is allocated because a header claims it."""
+
+import ast
+import io
+import math
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+
+from fedround.errors import WeightsError, WrongWeights
+
+MAX_PREFIX = 10_012
+"""Bytes within which the header ends."""
+
+_MAGIC = b"\x93NUMPY"
+_LENGTH_BYTES = {1: 2, 2: 4, 3: 4}
+_MAX_HEADER = MAX_PREFIX - 12
+_MAX_DIMENSIONS = 32
+"""NumPy's iterators take no more, in any of its versions."""
+_KINDS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
+_DESCRS = {order + kind for order in ("", "<", ">", "=", "|") for kind in _KINDS}
+_PYTHON_2 = re.compile(rb"(?<=\d)L(?=[,)])")
+"""NumPy under Python 2 wrote lengths as `3L`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The header of a file whose data begins at `offset`."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    fortran: bool
+    offset: int
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.count * self.dtype.itemsize
+
+
+def parse_header(prefix: bytes | bytearray | memoryview) -> Header:
+    """Return the header at the beginning of `prefix`, of `.npy` version 1.0 to 3.0.
+
+    Raises:
+        WeightsError: It is no such header, or one whose data would have to be unpickled or is of a dtype that cannot be averaged.
+    """
+    view = memoryview(prefix)
+    if bytes(view[:6]) != _MAGIC:
+        raise WeightsError(
+            f"this is neither an .npy array nor safetensors: it begins with {bytes(view[:6])!r}; "
+            "write it with numpy.save or safetensors.numpy.save_file"
+        )
+    if len(view) < 10:
+        raise WrongWeights("the .npy ends within its header")
+    version = tuple(view[6:8])
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise WeightsError(f"this .npy is of version {'.'.join(map(str, version))}; versions 1.0 to 3.0 are known")
+    start = 8 + _LENGTH_BYTES[version[0]]
+    length = int.from_bytes(view[8:start], "little")
+    if length > _MAX_HEADER:
+        raise WeightsError(f"the .npy header announces {length} bytes of itself; {_MAX_HEADER} are allowed")
+    if len(view) < start + length:
+        raise WrongWeights("the .npy ends within its header")
+    fields = _literal(bytes(view[start : start + length]))
+    return Header(_dtype(fields["descr"]), check_shape(fields["shape"]), _fortran(fields["fortran_order"]), start + length)
+
+
+def encode_header(array: np.ndarray[Any, np.dtype[Any]]) -> bytes:
+    """Return the header that `numpy.save` writes before the data of a contiguous array.
+
+    Raises:
+        WeightsError: The dtype cannot be averaged.
+        WrongWeights: The array is empty, or has too many dimensions.
+    """
+    _dtype(array.dtype.str if array.dtype.fields is None else "a structure")
+    check_shape(array.shape)
+    header = io.BytesIO()
+    npy.write_array_header_1_0(header, npy.header_data_from_array_1_0(array))
+    return header.getvalue()
+
+
+@lru_cache(maxsize=16)  # the header of a training's model is the same each time, and takes longer to read than a small model
+def _literal(text: bytes) -> dict[str, Any]:
+    try:
+        fields = ast.literal_eval(_PYTHON_2.sub(b"", text).decode().strip())
+        repr(fields)  # a number of more digits than Python prints fails here, and not in a message about it
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        fields = None
+    if not isinstance(fields, dict) or fields.keys() != {"descr", "fortran_order", "shape"}:
+        raise WeightsError("the .npy header is no dictionary of descr, fortran_order and shape; write it with numpy.save")
+    return fields
+
+
+def _dtype(descr: object) -> np.dtype[Any]:
+    # The dtypes that are known, by their names: what else numpy makes of a string from a stranger does not matter then.
+    if not isinstance(descr, str) or descr not in _DESCRS:
+        why = " (objects are pickled, which is never accepted)" if isinstance(descr, str) and "O" in descr else ""
+        raise WeightsError(
+            f"dtype {str(descr)[:40]!r} cannot be averaged{why}; use float16, float32, float64 or integers, "
+            "or named tensors, which may be bfloat16 and booleans too"
+        )
+    return np.dtype(descr)
+
+
+def check_shape(shape: object) -> tuple[int, ...]:
+    """Return `shape`. Raises `WeightsError` where an array cannot have it, and `WrongWeights` where a model cannot."""
+    if not isinstance(shape, tuple) or not all(type(length) is int and 0 <= length < 2**63 for length in shape):
+        raise WeightsError(f"the .npy header's shape {str(shape)[:40]!r} is none")
+    if len(shape) > _MAX_DIMENSIONS:
+        raise WrongWeights(f"weights have {_MAX_DIMENSIONS} dimensions at most, but these have {len(shape)}")
+    if 0 in shape:
+        raise WrongWeights(f"shape {shape} holds no weights")
+    return shape
+
+
+def _fortran(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise WeightsError("the .npy header's fortran_order is neither True nor False")
+    return value

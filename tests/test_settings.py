@@ -42,6 +42,8 @@ def test_the_participants_defaults_are_the_documented_ones() -> None:
         "coordinator_url": "http://coordinator:8081",
         "class_": "package.module:Class",
         "options": {},
+        "local_tensors": (),
+        "data_dir": None,
         "name": "silo-1",
         "heartbeat_period": 1.0,
         "long_poll": 15.0,

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Never
 
 from fedround import asking, view
-from fedround.errors import ConfigurationError, FedroundError, Intercepted, ParticipantError, Refused, Unauthorized
+from fedround.errors import ConfigurationError, FedroundError, ParticipantError, Unauthorized
 from fedround.text import printable
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("fedround")
 
-NO_MODEL = "is this the aggregator's ops port, by default 9082?"
 LONGEST_ROLLBACK = 120.0
 """Seconds: the aggregator reads a model, which may be large, and may have to finish another first."""
 
@@ -207,35 +206,24 @@ def _tutorial(parser: ArgumentParser) -> Run:
 
 
 def _model(parser: ArgumentParser) -> Run:
-    """Fetch the newest global model, or a former one."""
-    parser.add_argument("--from", dest="url", required=True, metavar="URL", help="the aggregator's ops port")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the .npy file to write")
-    parser.add_argument("--round", type=int, metavar="N", help="the round whose model it is; by default the last")
+    """Fetch the global model, or write the one that a class begins with."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--from", dest="url", metavar="URL", help="fetch it from this aggregator's ops port")
+    source.add_argument("--init", dest="cls", metavar="module:Class", help="write what `initial_weights` of this class returns")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the .npy or .safetensors file to write")
+    parser.add_argument("--round", type=int, metavar="N", help="with --from: the round whose model it is; by default the last")
+    parser.add_argument("--options", default="{}", metavar="JSON", help="with --init: keyword arguments for the class")
     asking.add_ca_file(parser)
     asking.add_token(parser)
 
     def run(arguments: Arguments) -> int:
-        from fedround.durable import Directory, replace
-        from fedround.http import fetch_model
+        from fedround import model
 
         output: Path = arguments["output"]
-        token = asking.token(arguments["token"], "aggregator")
-        try:
-            url, ca_file = asking.checked(arguments["url"]), arguments["ca_file"]
-            model, number = fetch_model(url, round=arguments["round"], token=token, ca_file=ca_file)
-        except Refused as error:
-            if error.status == Unauthorized.status:
-                raise FedroundError(f"{error}: {asking.missing('aggregator')}") from error
-            if error.detail in ("", "Not Found"):
-                raise FedroundError(f"{error}: {NO_MODEL}") from error
-            raise
-        except Intercepted as error:
-            raise FedroundError(f"{error} {NO_MODEL}") from error
-        try:
-            replace(Directory(output.parent, mode=0o666), output.name, [model])
-        except OSError as error:
-            raise FedroundError(f"the model cannot be written to {output}: {error.strerror}") from error
-        print(f"{output}: the global model after round {number}, {len(model)} bytes")
+        if arguments["cls"] is not None:
+            print(model.init(arguments["cls"], arguments["options"], output))
+        else:
+            print(model.fetch(arguments["url"], output, arguments["round"], arguments["token"], arguments["ca_file"]))
         return Exit.OK
 
     return run

@@ -165,6 +165,10 @@ def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
+def _listed(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
 Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0, title="duration")]
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0, title="size")]
 Url = Annotated[str, AfterValidator(_url), Field(title="url")]
@@ -174,6 +178,7 @@ Port = Annotated[int, Field(ge=0, le=65535, title="port")]
 Options = Annotated[dict[str, Any], BeforeValidator(_json_object), Field(title="json")]
 Origins = Annotated[tuple[str, ...], BeforeValidator(_origins), Field(title="origins")]
 Secret = Annotated[SecretStr | None, AfterValidator(_sendable), Field(title="secret")]
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed), Field(title="names")]
 Hosts = Annotated[tuple[str, ...], BeforeValidator(_hosts), Field(title="hosts")]
 LogFormat = Annotated[Literal["text", "json"], BeforeValidator(_lower), Field(title="text|json")]
 LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower), Field(title="debug|info|warning|error")]
@@ -245,6 +250,12 @@ class ParticipantSettings(Settings):
         ..., "Required. Your class, for instance my_package.my_module:MyParticipant."
     )
     options: Options = setting("{}", "Keyword arguments for the class, as a JSON object.")
+    local_tensors: Names = setting(
+        "",
+        "Patterns of the names of tensors that stay in the participant, separated by commas, such as head.*,*.running_mean. "
+        "Unset: the class says it.",
+    )
+    data_dir: Place = setting(None, "Directory in which local tensors persist across restarts. Unset: they are kept in memory.")
     name: Annotated[str, BeforeValidator(_name)] = setting(
         None, "How the coordinator's status and logs call it. Unset: the host name."
     )

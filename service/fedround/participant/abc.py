@@ -1,7 +1,7 @@
 """What a participant is: the classes that users subclass. No I/O."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from operator import index
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
@@ -73,8 +73,10 @@ class NumPyParticipant(ParticipantABC[Any, "Update | tuple[int, Any]"]):
     """
 
     takes_buffers = True
-    local_tensors: ClassVar[Sequence[str]] = ()
+    local_tensors: Sequence[str] = ()
     """Patterns (`fnmatch`) of the names of tensors that stay in this participant: they are not sent, and kept across rounds."""
+    keep: Callable[[Mapping[str, Array]], None] | None = None
+    """Is called with the local tensors of each update, after it was checked. A service sets it."""
     _layout: codec.Layout | None = None
     _constants: Mapping[str, Array] = {}
     _local: Mapping[str, Array] = {}
@@ -84,6 +86,10 @@ class NumPyParticipant(ParticipantABC[Any, "Update | tuple[int, Any]"]):
     def initial_weights(self) -> Weights | Sequence[Array]:
         """Return the weights that a training can begin with, for `fedround model --init`. There are none by default."""
         raise NotImplementedError
+
+    def begin_with(self, local: Mapping[str, Array]) -> None:
+        """Put these local tensors, by name, into the next global model."""
+        self._local = {name: array for name, array in local.items() if is_local(name, self.local_tensors)}
 
     def deserialize_training_input(self, data: bytes, /) -> Any:
         """Return the weights in `data`, an `.npy` or safetensors file, without a copy; None when it is empty."""
@@ -105,6 +111,8 @@ class NumPyParticipant(ParticipantABC[Any, "Update | tuple[int, Any]"]):
             self._layout.check(codec.Layout.of(weights))
         codec.check_values(weights, self._constants)
         self._local = local
+        if local and self.keep is not None:
+            self.keep(local)
 
     def serialize_training_result(self, training_result: Update | tuple[int, Any], /) -> Payload:
         """Return the number of samples and the weights' own memory, which must not change until the next round."""
@@ -143,13 +151,18 @@ def shared_tensors(weights: Any, local: Sequence[str] = (), *, one_array: bool =
         if not isinstance(name, str):
             raise WrongWeights(f"the name of a tensor is a string, not {_kind(name)}")
         array = _array(value, name)
-        if any(fnmatchcase(name, pattern) for pattern in local):
+        if is_local(name, local):
             kept[name] = array.copy()
         else:
             named[name] = array
     if kept and not named:
         raise WrongWeights("all tensors are local tensors: nothing is left to be sent")
     return named, kept
+
+
+def is_local(name: str, patterns: Sequence[str]) -> bool:
+    """Return whether a tensor stays in the participant."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _array(value: Any, name: str = "") -> Array:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fedround import events
 from fedround.errors import FedroundError
 from fedround.events import Observer
-from fedround.participant import leaving
+from fedround.participant import leaving, local
 from fedround.participant.abc import ParticipantABC
 from fedround.participant.load import load_participant
 from fedround.participant.measuring import Measuring
@@ -55,7 +55,9 @@ class Inside(Training):
 def serve_inside(settings: ParticipantSettings) -> None:
     """See `serve`."""
     with _not_kept():
-        serve(settings, Inside(load_participant(settings.class_, settings.options)), _not_for_ever)
+        participant = load_participant(settings.class_, settings.options)
+        with local.kept(participant, settings.local_tensors, settings.data_dir):
+            serve(settings, Inside(participant), _not_for_ever)
 
 
 @contextmanager

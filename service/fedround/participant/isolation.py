@@ -20,6 +20,8 @@ def serve_participant(settings: ParticipantSettings) -> int:
     recipe = {
         "class": settings.class_,
         "options": settings.options,
+        "local_tensors": settings.local_tensors,
+        "data_dir": settings.data_dir and str(settings.data_dir),
         "name": settings.name,
         "log_format": settings.log_format,
         "log_level": settings.log_level,

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -46,6 +46,8 @@ class Round:
         self.number = number
         """Rounds count from 0."""
         self.shard = shard
+        self.local_tensors: Sequence[str] = ()
+        """Patterns of the names of tensors that stay in the participant."""
         self.cancelled = False
         """The round was given away, or this process is about to end: what is not returned soon will not be sent."""
         self._tell = tell

@@ -8,7 +8,7 @@ import numpy as np
 
 from fedround.errors import DeserializationError, ParticipantError, SerializationError, TrainingError
 from fedround.events import Observer
-from fedround.participant.abc import ParticipantABC
+from fedround.participant.abc import NumPyParticipant, ParticipantABC
 from fedround.participant.measuring import Measuring
 from fedround.participant.phase import phase
 from fedround.participant.round import Round, entered
@@ -49,6 +49,8 @@ class Training:
         if measuring is not None:
             measuring.received(round.number, model[0])
         first = not len(model[0])
+        if isinstance(code, NumPyParticipant):
+            round.local_tensors = code.local_tensors
         with entered(round):
             with self._step(round, "decode", DeserializationError, "data is empty: there is no global model yet" if first else ""):
                 data = model.pop()

@@ -12,9 +12,10 @@ import sys
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from mmap import mmap
+from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Never
 
@@ -24,7 +25,7 @@ from fedround.errors import ConfigurationError, ParticipantError, TrainingError
 from fedround.events import Fact, PhaseBegan
 from fedround.observability import logs
 from fedround.observability.traces import tracing
-from fedround.participant import leaving, telling, traces
+from fedround.participant import leaving, local, telling, traces
 from fedround.participant.abc import ParticipantABC
 from fedround.participant.channel import Channel
 from fedround.participant.load import load_participant
@@ -141,26 +142,25 @@ class Worker:
         first = self._inbox.get()
         if first is None:
             return os.EX_OK
-        made = self._make(first[0])
-        if made is None:
-            return os.EX_OK
-        self._send({"kind": "ready"})
+        recipe = first[0]
         del first
-        with tracing("participant", made[0]) as spans:
-            training = Training(made[1], self._observe, Measuring(self._observe), failures=BaseException)
+        logs.configure(recipe["log_format"], recipe["log_level"])
+        with ExitStack() as stack:
+            try:
+                participant = _load(recipe["class"], recipe["options"])
+                directory = Path(recipe["data_dir"]) if recipe["data_dir"] else None
+                stack.enter_context(local.kept(participant, recipe["local_tensors"], directory))
+            except (ConfigurationError, ParticipantError) as error:
+                wrong = isinstance(error, ConfigurationError)
+                self._send({"kind": "unusable", "setting": wrong, "text": str(error), "trace": traces.text_of(error)})
+                return os.EX_OK
+            self._send({"kind": "ready"})
+            spans = stack.enter_context(tracing("participant", recipe["name"]))
+            training = Training(participant, self._observe, Measuring(self._observe), failures=BaseException)
             while (received := self._inbox.get()) is not None:
                 self._train(training, *received, spans)
                 del received
         return os.EX_OK
-
-    def _make(self, recipe: Mapping[str, Any]) -> tuple[str, ParticipantABC[Any, Any]] | None:
-        logs.configure(recipe["log_format"], recipe["log_level"])
-        try:
-            return recipe["name"], _load(recipe["class"], recipe["options"])
-        except (ConfigurationError, ParticipantError) as error:
-            wrong = isinstance(error, ConfigurationError)
-            self._send({"kind": "unusable", "setting": wrong, "text": str(error), "trace": traces.text_of(error)})
-            return None
 
     def _train(self, training: Training, message: Mapping[str, Any], memories: list[Memory], spans: "Tracing | None") -> None:
         serial, model = message["serial"], Model(memories.pop())

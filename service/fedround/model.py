@@ -1,0 +1,73 @@
+"""`fedround model`: files of global models, fetched from an aggregator or written for the start of a training."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedround import asking
+from fedround.aggregator.codecs import suffix_of
+from fedround.durable import Directory, replace
+from fedround.errors import ConfigurationError, FedroundError, Intercepted, Refused, Unauthorized
+from fedround.http import fetch_model
+from fedround.participant.abc import NumPyParticipant, shared_tensors
+from fedround.participant.load import CLASS, OPTIONS, load_participant
+from fedround.weights import Layout, encode_model
+
+NO_MODEL = "is this the aggregator's ops port, by default 9082?"
+
+
+def fetch(url: str, output: Path, round: int | None, token: str | None, ca_file: Path | None) -> str:
+    """Write the global model to `output`. Return what was written, for the user. Raises `FedroundError`."""
+    try:
+        url, token = asking.checked(url), asking.token(token, "aggregator")
+        model, number = fetch_model(url, round=round, token=token, ca_file=ca_file)
+    except Refused as error:
+        if error.status == Unauthorized.status:
+            raise FedroundError(f"{error}: {asking.missing('aggregator')}") from error
+        if error.detail in ("", "Not Found"):
+            raise FedroundError(f"{error}: {NO_MODEL}") from error
+        raise
+    except Intercepted as error:
+        raise FedroundError(f"{error} {NO_MODEL}") from error
+    _write(output, [model])
+    return f"{output}: the global model after round {number}, {len(model)} bytes{_named(output, suffix_of(model))}"
+
+
+def init(name: str, options: str, output: Path) -> str:
+    """Write the weights that a class begins with, without its local tensors. Return what was written, for the user.
+
+    Raises:
+        ConfigurationError: There is no such class, or it has no `initial_weights`.
+        FedroundError: They are no weights, or cannot be written.
+    """
+    try:
+        given = json.loads(options)
+    except ValueError as error:
+        raise ConfigurationError(f"--options: this is no JSON: {error}") from error
+    if ":" not in name or not isinstance(given, dict):
+        raise ConfigurationError("--init is module:Class, and --options a JSON object")
+    try:
+        participant = load_participant(name, given)
+    except ConfigurationError as error:
+        raise ConfigurationError(str(error).replace(CLASS, "--init").replace(OPTIONS, "--options")) from error
+    if not isinstance(participant, NumPyParticipant):
+        raise ConfigurationError(f"--init: {name} is no fedround.NumPyParticipant")
+    try:
+        weights, _ = shared_tensors(participant.initial_weights(), participant.local_tensors)
+    except NotImplementedError as error:
+        raise ConfigurationError(f"--init: {name} has no method `initial_weights(self)`, which returns them") from error
+    parts = encode_model(weights)
+    _write(output, parts)
+    return f"{output}: {Layout.of(weights)}, {sum(map(len, parts))} bytes{_named(output, suffix_of(parts[0]))}"
+
+
+def _write(output: Path, parts: Sequence[memoryview]) -> None:
+    try:
+        replace(Directory(output.parent, mode=0o666), output.name, parts)
+    except OSError as error:
+        raise FedroundError(f"the model cannot be written to {output}: {error.strerror}") from error
+
+
+def _named(output: Path, suffix: str) -> str:
+    known = {".npy", ".safetensors"}
+    return f"; it is {suffix[1:]}, whatever its name says" if output.suffix in known and output.suffix != suffix else ""

@@ -1,0 +1,66 @@
+"""The tensors that stay in a participant: which ones, and where they are kept across restarts."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fedround import durable
+from fedround.durable import Disk
+from fedround.errors import ConfigurationError, WeightsError
+from fedround.participant.abc import NumPyParticipant, ParticipantABC
+from fedround.weights import Array, decode, encode_model
+
+LOG = logging.getLogger(__name__)
+
+FILE = "local.safetensors"
+PATTERNS, DIRECTORY = "PARTICIPANT_LOCAL_TENSORS", "PARTICIPANT_DATA_DIR"
+
+
+@contextmanager
+def kept(participant: ParticipantABC[Any, Any], patterns: Sequence[str], directory: Path | None) -> Iterator[None]:
+    """Within the block, keep the participant's local tensors in `directory`, and give back those that are there.
+
+    Args:
+        participant: Whose they are.
+        patterns: Of their names, in place of those of its class; empty: those of its class.
+        directory: Held for this process; None: they are kept in memory.
+
+    Raises:
+        ConfigurationError: Such a participant has no named tensors, or the directory or its file cannot be used.
+        DataDirectoryHeld: Another process uses the directory.
+    """
+    if not isinstance(participant, NumPyParticipant):
+        if patterns:
+            raise ConfigurationError(f"{PATTERNS}: {type(participant).__name__} is no fedround.NumPyParticipant")
+        yield
+        return
+    if patterns:
+        participant.local_tensors = patterns
+    if directory is None or not participant.local_tensors:
+        yield
+        return
+    with durable.held(directory, DIRECTORY) as disk:
+        assert disk is not None  # noqa: S101 there is a directory
+        participant.begin_with(_read(disk))
+        participant.keep = lambda tensors: _write(disk, tensors)
+        yield
+
+
+def _read(disk: Disk) -> Mapping[str, Array]:
+    try:
+        found = decode(disk.read(FILE))
+    except FileNotFoundError:
+        return {}
+    except (OSError, WeightsError) as error:
+        raise ConfigurationError(f"{DIRECTORY}: {FILE} cannot be read: {error}; remove it to begin with fresh tensors") from error
+    LOG.info("back with %d local tensors", len(found))
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
+def _write(disk: Disk, tensors: Mapping[str, Array]) -> None:
+    try:
+        durable.replace(disk, FILE, encode_model(tensors))
+    except OSError as error:
+        LOG.error("the local tensors cannot be kept in %s: %s; a restart would begin with older ones", DIRECTORY, error)

@@ -1,0 +1,93 @@
+"""Local tensors as a user has them: in a participant with a data directory, and in the files of `fedround model`."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import safetensors.numpy
+
+from support.processes import fedround, running
+
+PATH = {"PYTHONPATH": str(Path(__file__).parents[1])}
+LOCAL = PATH | {"PARTICIPANT_CLASS": "support.personal:Personal", "PARTICIPANT_LOCAL_TENSORS": "head.*, *.running_mean"}
+
+
+@pytest.mark.parametrize("isolation", ["process", "thread"])
+def test_they_persist_across_a_killed_participant(isolation: str, tmp_path: Path) -> None:
+    silo = LOCAL | {"PARTICIPANT_ISOLATION": isolation, "PARTICIPANT_DATA_DIR": str(tmp_path / "silo")}
+    with running("platform", COORDINATOR_ROUNDS="1000000", COORDINATOR_MIN_CLIENTS="1") as platform:
+        silo["PARTICIPANT_COORDINATOR_URL"] = platform.url("COORDINATOR_PORT")
+        with running("participant", **silo) as participant:
+            participant.said("round 2: ")
+            participant.send(signal.SIGKILL)
+            participant.wait()
+        kept = safetensors.numpy.load_file(tmp_path / "silo" / "local.safetensors")
+        assert kept.keys() == {"head.w", "bn.running_mean"}
+        assert kept["head.w"][0] >= 2
+        with running("participant", **silo) as again:
+            again.said("back with 2 local tensors")
+            again.said(rf"head {kept['head.w'][0]:g} came back")
+
+
+def test_a_file_that_is_none_is_a_wrong_setting(tmp_path: Path) -> None:
+    (tmp_path / "local.safetensors").write_bytes(b"nonsense")
+    settings = LOCAL | {"PARTICIPANT_DATA_DIR": str(tmp_path), "PARTICIPANT_COORDINATOR_URL": "http://127.0.0.1:9"}
+    done = fedround("participant", **settings)
+    assert done.returncode == 78
+    assert "PARTICIPANT_DATA_DIR: local.safetensors cannot be read" in done.stderr
+    assert "remove it to begin with fresh tensors" in done.stderr
+
+
+def test_a_class_of_another_kind_has_none() -> None:
+    settings = LOCAL | {"PARTICIPANT_CLASS": "support.personal:Opaque", "PARTICIPANT_COORDINATOR_URL": "http://127.0.0.1:9"}
+    done = fedround("participant", **settings)
+    assert done.returncode == 78
+    assert "PARTICIPANT_LOCAL_TENSORS: Opaque is no fedround.NumPyParticipant" in done.stderr
+
+
+def test_the_model_that_a_class_begins_with_is_written_without_them(tmp_path: Path) -> None:
+    file = tmp_path / "initial.safetensors"
+    done = fedround("model", "--init", "support.personal:Personal", "--options", '{"start": 3}', "-o", str(file), **PATH)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "2 weights (float32) in 1 named tensors" in done.stdout
+    found = safetensors.numpy.load_file(file)
+    assert found.keys() == {"body.w"}
+    assert found["body.w"].tolist() == [3, 3]
+    platform = {"AGGREGATOR_INITIAL_MODEL": str(file), "COORDINATOR_ROUNDS": "2"}
+    with (
+        running("platform", **platform) as p,
+        running("participant", PARTICIPANT_COORDINATOR_URL=p.url("COORDINATOR_PORT"), **LOCAL) as participant,
+    ):
+        assert participant.wait() == 0
+        output = tmp_path / "model.safetensors"
+        fetched = fedround("model", "--from", p.url("AGGREGATOR_OPS_PORT"), "-o", str(output))
+        assert (fetched.returncode, fetched.stderr) == (0, "")
+    assert safetensors.numpy.load_file(output)["body.w"].tolist() == [5, 5]
+    header = output.read_bytes()
+    length = int.from_bytes(header[:8], "little")
+    assert json.loads(header[8 : 8 + length])["__metadata__"] == {"format": "pt", "fedround.round": "1"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--init", "support.personal:Opaque"], "is no fedround.NumPyParticipant"),
+        (["--init", "support.silos:Plus1"], "has no method `initial_weights"),
+        (["--init", "support.personal"], "--init is module:Class"),
+        (["--init", "nowhere:Class"], "--init: there is no module nowhere"),
+        (["--init", "support.personal:Personal", "--options", "{"], "this is no JSON"),
+    ],
+    ids=["opaque", "no weights", "no class", "no module", "no JSON"],
+)
+def test_what_is_no_beginning_is_a_wrong_setting(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = fedround("model", *arguments, "-o", str(tmp_path / "model.npy"), **PATH)
+    assert done.returncode == 78
+    assert message in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_says_something_else_is_told(tmp_path: Path) -> None:
+    done = fedround("model", "--init", "support.personal:Personal", "-o", str(tmp_path / "model.npy"), **PATH)
+    assert done.stdout.endswith("; it is safetensors, whatever its name says\n")
+    assert done.returncode == 0

@@ -300,6 +300,7 @@ LIMITS: dict[str, list[float]] = {
     "after a refusal": [wire.DRAIN_SECONDS, wire.DRAIN_BYTES / MIB],
     "samples": [2 ** (8 * weights.SAMPLES_BYTES) - 1],
     "`.npy` header": [npy.MAX_PREFIX - 12],
+    "safetensors header, name": [safetensors.MAX_HEADER >> 20, safetensors.MAX_NAME],
     "`Fedround-Metrics`": [wire.MAX_METRICS, wire.MAX_FIGURES, wire.MAX_FIGURE_NAME],
     "figures that a round remembers": [wire.MAX_FIGURES],
     "an update is offered again, unconfirmed": [work.MAX_CONFIRMS],

@@ -433,7 +433,9 @@ class AggregatorSettings(PlatformSettings):
     data_dir: Place = setting(None, "Where global models are kept over a restart. Unset: nowhere, and only the newest can be had.")
     keep_models: Number = setting(10, "How many global models the data directory keeps.", ge=1)
     initial_model: Place = setting(
-        None, "A .npy file to begin training with, where there is no other model. Unset: the first update decides shape and dtype."
+        None,
+        "An .npy or safetensors file to begin training with, where there is no other model. Unset: the first update decides what "
+        "the model looks like.",
     )
     spool_dir: Place = setting(
         None, "Where an update waits until it has arrived whole. Unset: the system's directory for temporary files."

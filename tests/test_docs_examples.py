@@ -17,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 import fedround
-from fedround import asgi, errors, http, npy, remote_books, serve, testing, weights, wire
+from fedround import asgi, errors, http, npy, remote_books, safetensors, serve, testing, weights, wire
 from fedround.aggregator import app as aggregator_app
 from fedround.aggregator import ledger, operators, spool, strategies
 from fedround.aggregator import service as aggregator_service

@@ -240,7 +240,8 @@ def supervised(directory: Path, monkeypatch: pytest.MonkeyPatch, name: str, misb
     (directory / "silo.py").write_text(MODULE)
     monkeypatch.chdir(directory)
     monkeypatch.setenv("MISBEHAVIOUR", misbehaviour)
-    recipe = {"class": name, "options": {}, "name": "silo-1", "log_format": "text", "log_level": "info"}
+    recipe: dict[str, object] = {"class": name, "options": {}, "local_tensors": [], "data_dir": None, "name": "silo-1"}
+    recipe |= {"log_format": "text", "log_level": "info"}
     with Supervisor(recipe) as found:
         yield found
 

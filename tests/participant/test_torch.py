@@ -11,17 +11,16 @@ import pytest
 from support import venvs
 from support.federation import our_platform
 
-TORCH = "torch==2.15.0"
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def python() -> str:
     """The Python that has PyTorch. It takes minutes and gigabytes: only CI makes it."""
-    if not os.environ.get("CI") and not venvs.made(TORCH):
+    if not os.environ.get("CI") and not venvs.made(venvs.TORCH[0]):
         pytest.skip("torch is not installed in .cache; CI=true installs it")
     try:
-        return venvs.python(TORCH)
+        return venvs.python(*venvs.TORCH)
     except venvs.NotInstalled as error:
         pytest.fail(str(error))
 
@@ -49,3 +48,12 @@ def test_a_data_loader_with_processes_of_its_own_trains_and_ends(isolation: str,
         model = p.platform.aggregator.model
     assert model is not None
     assert np.frombuffer(model.buffers[1])[0] == pytest.approx(2.0, abs=0.1)
+
+
+@pytest.mark.timeout(1500)
+def test_a_model_becomes_named_tensors_and_back(python: str) -> None:
+    paths = [str(ROOT / "service"), str(ROOT / "tests"), sysconfig.get_paths()["purelib"]]
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    command = [python, "-W", "error", "-m", "support.torch_tensors"]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "all of it\n"), done.stderr

@@ -11,6 +11,7 @@ from pathlib import Path
 CACHE = Path(__file__).parent.parent.parent / ".cache"
 
 
+TORCH = "torch==2.15.0", "scikit-learn==1.9.1"
 XAIN_SDK = "xain-sdk==0.8.0"
 """As its authors released it."""
 
@@ -37,14 +38,14 @@ def made(requirement: str) -> bool:
     return (_directory(requirement) / "ready").exists()
 
 
-def python(requirement: str) -> str:
-    """The Python of the environment that has `requirement`, `NAME==VERSION`. It is made once."""
+def python(requirement: str, *more: str) -> str:
+    """Return the Python of the environment that has `requirement`, `NAME==VERSION`, and `more`. It is made once."""
     directory = _directory(requirement)
     executable = str(directory / "bin" / "python")
     with alone(f"{directory.name}.lock"):
         if not (directory / "ready").exists():
             venv.create(directory, with_pip=True, clear=True)
-            install = [executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", requirement]
+            install = [executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", requirement, *more]
             done = subprocess.run(install, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise NotInstalled(f"{requirement} cannot be installed: {done.stderr[-300:]}")

@@ -123,6 +123,12 @@ def current_round() -> Round:
         raise RuntimeError("no round is being trained here: call current_round() within train_round") from None
 
 
+def local_tensors() -> Sequence[str]:
+    """Return the patterns of the tensors that stay in the participant whose round is being trained; outside of a round: none."""
+    current = _CURRENT.get(None)
+    return () if current is None else current.local_tensors
+
+
 @contextmanager
 def entered(round: Round) -> Iterator[None]:
     """Make `round` the current one."""

@@ -1,0 +1,95 @@
+"""PyTorch models as named tensors, for `train_round` of a `NumPyParticipant`.
+
+    def train_round(self, weights, /):
+        if weights is not None:
+            fedround.torch.load(self.model, weights)
+        ...  # train as ever
+        return fedround.Update(len(self.dataset), fedround.torch.tensors(self.model))
+
+What travels is the `state_dict()`: parameters and persistent buffers, such as the running statistics of batch normalisation. The
+state of optimisers, and what `get_extra_state` returns, stays. Models on any device, compiled and parallel ones have the names of
+the plain model. Needs PyTorch: `pip install fedround[torch]`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch  # type: ignore[import-not-found, unused-ignore]  # an extra
+
+from fedround.errors import WrongWeights
+from fedround.participant.abc import is_local
+from fedround.participant.round import local_tensors
+from fedround.safetensors import dtype_of, shown
+from fedround.weights import Array
+
+__all__ = ["load", "tensors"]
+
+_PARALLEL = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
+_COMPILED = "_orig_mod"
+
+
+def tensors(model: "torch.nn.Module") -> dict[str, Array]:
+    """Return the tensors of a model by name, with their own shapes and dtypes.
+
+    Those of a model on the CPU are views: nothing is copied, and they change when the model is trained. So return them from
+    `train_round`, and train on in the next one.
+
+    Raises:
+        WrongWeights: NumPy has no such dtype, for instance complex numbers.
+    """
+    return {name: _array(name, tensor) for name, tensor in _state(model).items()}
+
+
+def load(model: "torch.nn.Module", tensors: Mapping[str, Array]) -> None:
+    """Copy tensors into a model, in place: optimisers that hold its parameters go on with them.
+
+    Args:
+        model: On any device.
+        tensors: All of `tensors(model)`, in any order. Local tensors of the running participant may be missing: they stay.
+
+    Raises:
+        WrongWeights: A tensor is missing, unknown, or of another shape. Nothing was copied then.
+    """
+    state = _state(model)
+    missing = [name for name in state.keys() - tensors.keys() if not is_local(name, local_tensors())]
+    problems = [f"{shown(name)} is missing" for name in sorted(missing)]
+    problems += [f"{shown(name)} is not in the model" for name in sorted(tensors.keys() - state.keys())]
+    problems += [
+        f"{shown(name)} has shape {array.shape}, the model {tuple(state[name].shape)}"
+        for name, array in tensors.items()
+        if name in state and tuple(state[name].shape) != array.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise WrongWeights(f"these are not the tensors of this model: {'; '.join(problems[:3])}{more}")
+    with torch.no_grad():
+        for name, array in tensors.items():
+            state[name].copy_(_tensor(array))
+
+
+def _state(model: "torch.nn.Module") -> dict[str, Any]:
+    """Return the tensors of a model as they are in it, by the names of the plain model."""
+    while isinstance(model, _PARALLEL) or hasattr(model, _COMPILED):
+        model = model.module if isinstance(model, _PARALLEL) else getattr(model, _COMPILED)
+    state = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+    return {".".join(part for part in name.split(".") if part != _COMPILED): value for name, value in state.items()}
+
+
+def _array(name: str, tensor: Any) -> Array:
+    tensor = tensor.detach().cpu().contiguous()
+    try:
+        if tensor.dtype == torch.bfloat16:
+            bits: Array = tensor.view(torch.int16).numpy()
+            return bits.view(dtype_of("BF16"))
+        array: Array = tensor.numpy()
+    except TypeError as error:
+        raise WrongWeights(f"{shown(name)}: {tensor.dtype} cannot be averaged: {error}") from None
+    return array
+
+
+def _tensor(array: Array) -> Any:
+    array = np.require(array, requirements=["C", "W"])
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)

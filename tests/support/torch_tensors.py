@@ -1,0 +1,72 @@
+"""What fedround.torch does, for the Python that has PyTorch: raises where it does something else."""
+
+import ml_dtypes
+import numpy as np
+import torch  # type: ignore[import-not-found]  # in an environment of its own
+
+import fedround
+import fedround.torch
+from fedround.errors import WrongWeights
+from fedround.participant.round import Round, Shard, entered
+from fedround.weights import Array
+
+
+def network() -> "torch.nn.Module":
+    return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2).to(torch.bfloat16))
+
+
+def complaint(model: "torch.nn.Module", tensors: dict[str, Array]) -> str:
+    try:
+        fedround.torch.load(model, tensors)
+    except WrongWeights as error:
+        return str(error)
+    return ""
+
+
+def main() -> None:
+    """Check all of it."""
+    model, other = network(), network()
+    found = fedround.torch.tensors(model)
+    assert found.keys() == model.state_dict().keys()
+    assert found["1.num_batches_tracked"].dtype == np.int64
+    assert found["1.num_batches_tracked"].shape == ()
+    assert found["2.weight"].dtype == ml_dtypes.bfloat16
+
+    optimizer = torch.optim.SGD(other.parameters(), lr=1.0)
+    parameter = other[0].weight
+    fedround.torch.load(other, {name: array.copy() for name, array in found.items()})
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+    assert other[0].weight is parameter is optimizer.param_groups[0]["params"][0]
+    assert parameter.requires_grad
+
+    for wrapped in (torch.nn.DataParallel(other), torch.compile(other), torch.nn.DataParallel(torch.compile(other))):
+        assert fedround.torch.tensors(wrapped).keys() == found.keys()
+        fedround.torch.load(wrapped, found)
+    other[0] = torch.compile(other[0])
+    assert fedround.torch.tensors(other).keys() == found.keys()
+
+    read_only = {name: array.copy() for name, array in found.items()}
+    for array in read_only.values():
+        array.flags.writeable = False
+    fedround.torch.load(model, read_only)
+
+    before = {name: array.copy() for name, array in found.items()}
+    wrong = {name: array + 1 for name, array in before.items()}
+    del wrong["0.bias"]
+    wrong |= {"2.bias": np.zeros(5, "f4"), "head": np.zeros(1)}
+    text = complaint(model, wrong)
+    for part in ("0.bias is missing", "head is not in the model", "2.bias has shape (5,), the model (2,)"):
+        assert part in text, text
+    assert all(np.array_equal(before[name], array) for name, array in fedround.torch.tensors(model).items())
+
+    round = Round(0, Shard(0, 1), lambda _figures: None)
+    round.local_tensors = ("2.*",)
+    body = {name: array for name, array in before.items() if not name.startswith("2.")}
+    assert "2.bias is missing" in complaint(model, body)
+    with entered(round):
+        assert complaint(model, body) == ""
+    print("all of it")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""PyTorch as people use it, in an environment of its own."""
+"""PyTorch and scikit-learn as people use them, in an environment of their own."""
 
 import os
 import subprocess
@@ -51,9 +51,10 @@ def test_a_data_loader_with_processes_of_its_own_trains_and_ends(isolation: str,
 
 
 @pytest.mark.timeout(1500)
-def test_a_model_becomes_named_tensors_and_back(python: str) -> None:
+@pytest.mark.parametrize("library", ["torch", "sklearn"])
+def test_a_model_becomes_named_tensors_and_back(library: str, python: str) -> None:
     paths = [str(ROOT / "service"), str(ROOT / "tests"), sysconfig.get_paths()["purelib"]]
     environ = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    command = [python, "-W", "error", "-m", "support.torch_tensors"]
+    command = [python, "-W", "error", "-m", f"support.{library}_tensors"]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stdout) == (0, "all of it\n"), done.stderr

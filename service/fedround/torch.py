@@ -27,6 +27,7 @@ __all__ = ["load", "tensors"]
 
 _PARALLEL = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
 _COMPILED = "_orig_mod"
+_EXTRA = "_extra_state"
 
 
 def tensors(model: "torch.nn.Module") -> dict[str, Array]:
@@ -36,7 +37,7 @@ def tensors(model: "torch.nn.Module") -> dict[str, Array]:
     `train_round`, and train on in the next one.
 
     Raises:
-        WrongWeights: NumPy has no such dtype, for instance complex numbers.
+        WrongWeights: A tensor cannot be averaged: complex, sparse, quantised or without data.
     """
     return {name: _array(name, tensor) for name, tensor in _state(model).items()}
 
@@ -72,20 +73,20 @@ def _state(model: "torch.nn.Module") -> dict[str, Any]:
     """Return the tensors of a model as they are in it, by the names of the plain model."""
     while isinstance(model, _PARALLEL) or hasattr(model, _COMPILED):
         model = model.module if isinstance(model, _PARALLEL) else getattr(model, _COMPILED)
-    state = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
-    return {".".join(part for part in name.split(".") if part != _COMPILED): value for name, value in state.items()}
+    state = {tuple(name.split(".")): value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+    return {".".join(p for p in parts if p != _COMPILED): value for parts, value in state.items() if parts[-1] != _EXTRA}
 
 
 def _array(name: str, tensor: Any) -> Array:
-    tensor = tensor.detach().cpu().contiguous()
     try:
-        if tensor.dtype == torch.bfloat16:
-            bits: Array = tensor.view(torch.int16).numpy()
-            return bits.view(dtype_of("BF16"))
-        array: Array = tensor.numpy()
-    except TypeError as error:
-        raise WrongWeights(f"{shown(name)}: {tensor.dtype} cannot be averaged: {error}") from None
-    return array
+        if tensor.is_complex():
+            raise TypeError("complex numbers have no dtype in a model")
+        tensor = tensor.detach().cpu().contiguous()
+        narrow = tensor.dtype == torch.bfloat16
+        array: Array = tensor.view(torch.int16).numpy() if narrow else tensor.numpy()
+    except (TypeError, ValueError, RuntimeError) as error:  # sparse, quantised, without data
+        raise WrongWeights(f"{shown(name)} cannot be averaged: {error}") from None
+    return array.view(dtype_of("BF16")) if narrow else array
 
 
 def _tensor(array: Array) -> Any:

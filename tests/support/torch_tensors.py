@@ -23,6 +23,27 @@ def complaint(model: "torch.nn.Module", tensors: dict[str, Array]) -> str:
     return ""
 
 
+class Odd(torch.nn.Module):  # type: ignore[misc, unused-ignore]
+    """Has a buffer that may be no array, and an extra state that is a tensor."""
+
+    def __init__(self, buffer: "torch.Tensor") -> None:
+        super().__init__()
+        self.register_buffer("odd", buffer)
+
+    def get_extra_state(self) -> "torch.Tensor":
+        return torch.ones(3)
+
+    def set_extra_state(self, state: "torch.Tensor") -> None: ...
+
+
+def refusal(buffer: "torch.Tensor") -> str:
+    try:
+        fedround.torch.tensors(Odd(buffer))
+    except WrongWeights as error:
+        return str(error)
+    return ""
+
+
 def main() -> None:
     """Check all of it."""
     model, other = network(), network()
@@ -65,6 +86,11 @@ def main() -> None:
     assert "2.bias is missing" in complaint(model, body)
     with entered(round):
         assert complaint(model, body) == ""
+
+    assert fedround.torch.tensors(Odd(torch.zeros(2))).keys() == {"odd"}
+    z = torch.zeros(2, dtype=torch.complex64)
+    for no_array in (z, z.conj(), torch.eye(2).to_sparse(), torch.zeros(2, device="meta")):
+        assert refusal(no_array).startswith("odd cannot be averaged: "), refusal(no_array)
     print("all of it")
 
 

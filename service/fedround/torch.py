@@ -50,9 +50,9 @@ def load(model: "torch.nn.Module", tensors: Mapping[str, Array]) -> None:
         tensors: All of `tensors(model)`, in any order. Local tensors of the running participant may be missing: they stay.
 
     Raises:
-        WrongWeights: A tensor is missing, unknown, or of another shape. Nothing was copied then.
+        WrongWeights: A tensor is missing, unknown, of another shape, or floats in place of integers. Nothing was copied then.
     """
-    state = _state(model)
+    state, given = _state(model), {name: _tensor(array) for name, array in tensors.items()}
     missing = [name for name in state.keys() - tensors.keys() if not is_local(name, local_tensors())]
     problems = [f"{shown(name)} is missing" for name in sorted(missing)]
     problems += [f"{shown(name)} is not in the model" for name in sorted(tensors.keys() - state.keys())]
@@ -61,12 +61,17 @@ def load(model: "torch.nn.Module", tensors: Mapping[str, Array]) -> None:
         for name, array in tensors.items()
         if name in state and tuple(state[name].shape) != array.shape
     ]
+    problems += [
+        f"{shown(name)} is {tensor.dtype}, in the model {state[name].dtype}"
+        for name, tensor in given.items()
+        if name in state and tensor.is_floating_point() != state[name].is_floating_point()
+    ]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise WrongWeights(f"these are not the tensors of this model: {'; '.join(problems[:3])}{more}")
     with torch.no_grad():
-        for name, array in tensors.items():
-            state[name].copy_(_tensor(array))
+        for name, tensor in given.items():
+            state[name].copy_(tensor)
 
 
 def _state(model: "torch.nn.Module") -> dict[str, Any]:
@@ -90,7 +95,7 @@ def _array(name: str, tensor: Any) -> Array:
 
 
 def _tensor(array: Array) -> Any:
-    array = np.require(array, requirements=["C", "W"])
+    array = np.require(array, array.dtype.newbyteorder("="), ["C", "W"])
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)

@@ -1,0 +1,121 @@
+"""Run a Flower app as a participant, without a SuperLink or a SuperNode.
+
+    fedround participant --class fedround.flower:FlowerApp --options '{"app": "my_package.client_app:app"}'
+
+Needs Flower: `pip install fedround[flower]`. `docs/flower.md` maps its concepts to ours.
+"""
+
+import inspect
+import pkgutil
+import time
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import Array as FlowerArray  # type: ignore[import-not-found, unused-ignore]
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, Metadata, RecordDict  # type: ignore[import-not-found, unused-ignore]
+from flwr.client import Client, NumPyClient  # type: ignore[import-not-found, unused-ignore]
+from flwr.clientapp import ClientApp  # type: ignore[import-not-found, unused-ignore]
+
+from fedround.errors import WrongWeights
+from fedround.participant.abc import NumPyParticipant, Update
+from fedround.participant.round import Shard, current_round
+from fedround.weights import Array
+
+__all__ = ["FlowerApp"]
+
+
+class FlowerApp(NumPyParticipant):
+    """A participant that trains with a Flower app.
+
+    Args:
+        app: `module:name` of a `ClientApp`, of a `NumPyClient` or `Client` (an instance or a class), or of a function that
+            returns one. A class or a function is called with the `Context` for each round, or once if it takes no argument.
+        run_config: Values that replace those of `[tool.flwr.app.config]` in the working directory's `pyproject.toml`.
+    """
+
+    def __init__(self, app: str, run_config: Mapping[str, Any] | None = None) -> None:
+        self._app = _client_app(pkgutil.resolve_name(app), app)
+        self._legacy = self._app._call is not None
+        """The app has a `client_fn`: its arrays have no names."""
+        self._context = Context(1, 1, {}, RecordDict(), _project_config() | _flat(run_config or {}))
+
+    def initial_weights(self) -> Mapping[str, Array]:
+        """Return what the client's `get_parameters` returns. Raises `NotImplementedError` where the app has no `client_fn`."""
+        if not self._legacy:
+            raise NotImplementedError
+        return self._initial(Shard(0, 1))
+
+    def train_round(self, weights: Any, /) -> Update:
+        """Send the app a train message with the global model, and return its reply."""
+        round = current_round()
+        one_array = isinstance(weights, np.ndarray)
+        tensors = self._initial(round.shard) if weights is None else {"0": weights} if one_array else weights
+        if self._legacy:
+            if tensors.keys() != {str(number) for number in range(len(tensors))}:
+                raise WrongWeights("the global model has names, a NumPyClient has none: make it by fedround model --init")
+            tensors = {str(number): tensors[str(number)] for number in range(len(tensors))}
+        prefix, number = ("fitins.", "server_round") if self._legacy else ("", "server-round")
+        content = {
+            f"{prefix}{'parameters' if self._legacy else 'arrays'}": ArrayRecord({k: FlowerArray(v) for k, v in tensors.items()}),
+            f"{prefix}config": ConfigRecord({number: round.number + 1}),
+        }
+        reply = self._ask("train", RecordDict(content), round.shard)
+        metrics = {name: value for record in reply.metric_records.values() for name, value in record.items()}
+        samples = metrics.pop("num_examples" if self._legacy else "num-examples", None)
+        if self._legacy:
+            metrics = reply["fitres.metrics"]
+        round.report(**{name: value for name, value in metrics.items() if isinstance(value, int | float)})
+        trained = _arrays(reply)
+        return Update(samples, trained["0"] if one_array and trained.keys() == {"0"} else trained)
+
+    def _initial(self, shard: Shard) -> dict[str, Array]:
+        if not self._legacy:
+            raise WrongWeights("this app trains from a model that it is sent: set AGGREGATOR_INITIAL_MODEL to a .safetensors file")
+        return _arrays(self._ask("get_parameters", RecordDict({"getparametersins.config": ConfigRecord()}), shard))
+
+    def _ask(self, kind: str, content: Any, shard: Shard) -> Any:
+        self._context.node_config = {"partition-id": shard.index, "num-partitions": shard.count}
+        metadata = Metadata(1, "1", 0, 1, "", "", time.time(), 1e9, kind)
+        reply = self._app(Message(metadata=metadata, content=content), self._context)
+        if reply.has_error():
+            raise RuntimeError(f"the Flower app replied with an error: {reply.error.reason}")
+        for name, record in reply.content.config_records.items():
+            if name.endswith(".status") and record["code"] != 0:
+                raise RuntimeError(f"the Flower client replied with an error: {record['message']}")
+        return reply.content
+
+
+def _client_app(found: Any, name: str) -> Any:
+    if isinstance(found, ClientApp):
+        return found
+    if isinstance(found, NumPyClient | Client):
+        return ClientApp(lambda context: found.to_client())
+    if not callable(found):
+        raise TypeError(f"{name} is no ClientApp, no NumPyClient and no function that returns one")
+    if not inspect.signature(found).parameters:
+        return _client_app(found(), name)  # one client for all rounds
+    return ClientApp(lambda context: found(context).to_client())
+
+
+def _arrays(content: Any) -> dict[str, Array]:
+    records = list(content.array_records.values())
+    if len(records) != 1:
+        raise WrongWeights(f"the reply of the Flower app has {len(records)} array records, not one")
+    return {name: array.numpy() for name, array in records[0].items()}
+
+
+def _project_config() -> dict[str, Any]:
+    file = Path("pyproject.toml")
+    tool = tomllib.loads(file.read_text("utf-8")).get("tool", {}) if file.exists() else {}
+    return _flat(tool.get("flwr", {}).get("app", {}).get("config", {}))
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Join the names of nested tables by dots, as Flower does."""
+    flat = dict[str, Any]()
+    for name, value in config.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat

@@ -1,0 +1,90 @@
+"""Code written for Flower, run by fedround with the real `flwr`, in an environment of its own."""
+
+import json
+import os
+import subprocess
+import sysconfig
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from support import venvs
+from support.federation import our_platform
+
+ROOT = Path(__file__).parents[2]
+PATHS = [str(ROOT / "service"), str(ROOT / "tests"), sysconfig.get_paths()["purelib"]]
+
+pytestmark = pytest.mark.timeout(600)  # it may have to be installed
+
+
+@pytest.fixture(scope="module")
+def python() -> str:
+    try:
+        return venvs.python(venvs.FLOWER)
+    except venvs.NotInstalled as error:
+        if os.environ.get("CI"):
+            pytest.fail(str(error))
+        pytest.skip(f"flwr: {error}")
+
+
+def run(python: str, *arguments: str, cwd: Path, **variables: str) -> "subprocess.CompletedProcess[str]":
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join(PATHS)} | variables
+    return subprocess.run([python, *arguments], cwd=cwd, env=environ, capture_output=True, text=True, check=False, timeout=120)
+
+
+def trained(python: str, app: str, cwd: Path) -> Mapping[str, Any]:
+    done = run(python, "-m", "support.flower_silos", app, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    result: Mapping[str, Any] = json.loads(done.stdout)
+    return result
+
+
+@pytest.mark.parametrize("app", ["legacy", "client_fn", "Regression", "app", "Alone", "instance"])
+def test_every_style_of_flower_code_learns_the_model(app: str, python: str, tmp_path: Path) -> None:
+    result = trained(python, app, tmp_path)
+    names = ("head.weight", "head.bias") if app == "app" else ("0", "1")
+    np.testing.assert_allclose(result["model"][names[0]], [2.0, -1.0, 0.5], atol=0.05)
+    np.testing.assert_allclose(result["model"][names[1]], [3.0], atol=0.05)
+    if app in ("Alone", "instance"):
+        assert result["samples"] == 3 * 90
+        # The three silos of the test share the instance, and count to 30 together.
+        assert result["figures"]["rounds"] == 10 if app == "Alone" else 28 <= result["figures"]["rounds"] <= 30
+    else:
+        assert result["samples"] == 27, "each of three silos has its own tenth of 90 rows"
+        assert result["figures"]["loss"] < 0.01
+        assert result["figures"]["server_round"] == 10
+        assert "note" not in result["figures"]
+
+
+def test_state_is_kept_between_rounds(python: str, tmp_path: Path) -> None:
+    assert trained(python, "app", tmp_path)["figures"]["calls"] == 10
+
+
+def test_the_command_runs_an_app_with_the_run_config_of_its_project(python: str, tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text("[tool.flwr.app.config]\nlocal.steps = 5\n")
+    with our_platform(rounds=2) as p:
+        done = run(
+            python,
+            *("-m", "fedround", "participant"),
+            cwd=tmp_path,
+            PARTICIPANT_COORDINATOR_URL=p.url,
+            PARTICIPANT_CLASS="fedround.flower:FlowerApp",
+            PARTICIPANT_OPTIONS='{"app": "support.flower_silos:legacy"}',
+            PARTICIPANT_OPS_PORT="0",
+            PARTICIPANT_OPS_BIND="127.0.0.1",
+        )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("app", "says"), [("legacy", "2 named tensors"), ("app", "no method `initial_weights(self)`")], ids=["legacy", "app"]
+)
+def test_the_first_model_of_a_client_can_be_written(app: str, says: str, python: str, tmp_path: Path) -> None:
+    options = json.dumps({"app": f"support.flower_silos:{app}", "run_config": {"local": {"steps": 5}}})
+    init = ["--init", "fedround.flower:FlowerApp", "--options", options, "-o", "initial.safetensors"]
+    done = run(python, "-m", "fedround", "model", *init, cwd=tmp_path)
+    assert says in done.stdout + done.stderr
+    assert (tmp_path / "initial.safetensors").exists() == (app == "legacy")

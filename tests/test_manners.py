@@ -204,8 +204,8 @@ def test_code_that_never_rests_costs_no_heartbeat() -> None:
                 slowest = max(slowest, shown["seconds_since_contact"])
             print(f"\nthe longest time without a heartbeat: {slowest:.2f} s")
             participant.said("^finished")
-        (completed,) = platform.status("COORDINATOR_OPS_PORT")["last_rounds"]
-        assert completed["counted"] == 1
+        # Whoever has asked that often may be shown a status that is a quarter of a second old.
+        until(lambda: [round["counted"] for round in platform.status("COORDINATOR_OPS_PORT")["last_rounds"]] == [1])
         assert platform.end() == 0
         assert "is gone" not in platform.log
 

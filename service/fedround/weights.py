@@ -399,6 +399,8 @@ def check_values(weights: Weights, constants: Mapping[str, Array] | None = None)
         if name and array.dtype.kind in "iub":
             continue
         flaws, before = Flaws(name, array.size), (constants or {}).get(name)
+        if before is not None:
+            array = np.ascontiguousarray(array)  # the model's tensors are in C order
         for start, block in blocks_of(array):
             flaws.look(block, None if before is None else widened(before.reshape(-1)[start : start + block.size]))
         flaws.check()

@@ -16,6 +16,7 @@ from fedround.aggregator.running import Folded
 from fedround.aggregator.service import AggregatorService
 from fedround.aggregator.spool import Received, Spool
 from fedround.aggregator.strategies import WeightedAverage
+from fedround.aggregator.updates import UpdateReader
 from fedround.books import Admission, Closed, Outcome
 from fedround.errors import Implausible, NotFinite, SpoolFull, UnknownAttempt, WeightsError, WrongWeights
 from fedround.events import Dominated, Fact, UpdateReceived, WeightsMeasured
@@ -118,6 +119,14 @@ def test_weights_that_would_end_every_training_are_refused_from_the_first_round_
         assert weights(aggregator) == [1.0, 1.0, 1.0]
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("constant", [np.nan, np.inf, 1e20])
+def test_one_array_has_no_constants(constant: float) -> None:
+    array = np.array([constant, 1.0])
+    data = struct.pack(">I", 1) + npy(array)
+    with pytest.raises(NotFinite):
+        UpdateReader(data, len(data)).check(model_of(None, array))
 
 
 @pytest.mark.parametrize(("samples", "scale"), [(1, 1e6), (90_000_000, 1.0)])

@@ -132,6 +132,11 @@ def test_a_constant_of_the_model_that_is_not_finite_stays() -> None:
     assert found["w"].tolist() == [3, 3]
 
 
+def test_a_constant_stays_in_an_array_of_fortran_order() -> None:
+    silo = Returns(lambda weights: {"mask": np.asfortranarray(weights["mask"] + 1)})
+    assert trained(silo, initial_model={"mask": MASK})["mask"].tolist() == (MASK + 1).tolist()
+
+
 @pytest.mark.parametrize(
     ("update", "message"),
     [

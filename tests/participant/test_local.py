@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import safetensors.numpy
 
-from support.processes import fedround, running
+from support.processes import fedround, running, until
 
 PATH = {"PYTHONPATH": str(Path(__file__).parents[1])}
 LOCAL = PATH | {"PARTICIPANT_CLASS": "support.personal:Personal", "PARTICIPANT_LOCAL_TENSORS": "head.*, *.running_mean"}
@@ -28,6 +28,19 @@ def test_they_persist_across_a_killed_participant(isolation: str, tmp_path: Path
         with running("participant", **silo) as again:
             again.said("back with 2 local tensors")
             again.said(rf"head {kept['head.w'][0]:g} came back")
+
+
+@pytest.mark.parametrize("isolation", ["process", "thread"])
+@pytest.mark.timeout(120)  # a participant waits for the former one's end
+def test_a_directory_belongs_to_one_participant(isolation: str, tmp_path: Path) -> None:
+    silo = LOCAL | {"PARTICIPANT_ISOLATION": isolation, "PARTICIPANT_DATA_DIR": str(tmp_path)}
+    with running("platform", COORDINATOR_MIN_CLIENTS="2") as platform:
+        silo["PARTICIPANT_COORDINATOR_URL"] = platform.url("COORDINATOR_PORT")
+        with running("participant", **silo) as first:
+            until(lambda: first.probe("/readyz")[0] == 200)
+            done = fedround("participant", **silo)
+    assert done.returncode == 75
+    assert "one directory belongs to one service" in done.stderr
 
 
 def test_a_file_that_is_none_is_a_wrong_setting(tmp_path: Path) -> None:

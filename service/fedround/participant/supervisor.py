@@ -16,6 +16,7 @@ from fedround import events
 from fedround.backoff import delays
 from fedround.errors import (
     ConfigurationError,
+    DataDirectoryHeld,
     DeserializationError,
     FedroundError,
     ParticipantError,
@@ -43,6 +44,8 @@ PAUSE, PAUSE_MAX = 1.0, 30.0
 _ERRORS: Mapping[str, type[ParticipantError]] = {
     error.__name__: error for error in (DeserializationError, TrainingError, SerializationError, ParticipantError)
 }
+_REFUSALS: Mapping[str, type[FedroundError]] = {error.__name__: error for error in (ConfigurationError, DataDirectoryHeld)}
+"""Why a worker makes no participant, although the participant's own code has not failed."""
 
 
 class State(StrEnum):
@@ -272,8 +275,8 @@ class Supervisor:
                     self._state = State.IDLE
                     self._observe(events.WorkerReady())
                     self._news.notify_all()
-            case {"kind": "unusable", "setting": bool(setting), "text": str(text), "trace": str(trace)}:
-                self._unusable = _unusable(setting, text, trace)
+            case {"kind": "unusable", "error": str(kind), "text": str(text), "trace": str(trace)}:
+                self._unusable = _unusable(kind, text, trace)
             case {"kind": "reported", "serial": int(serial), "figures": dict(figures)}:
                 if self._sent and serial == self._serial and self._round is not None:
                     self._reported(self._round, figures)
@@ -355,9 +358,9 @@ class Supervisor:
         yield from delays(Random().random, first=PAUSE, most=PAUSE_MAX, spread=0.2)
 
 
-def _unusable(setting: bool, text: str, trace: str) -> FedroundError:
-    if setting:
-        return ConfigurationError(text)
+def _unusable(kind: str, text: str, trace: str) -> FedroundError:
+    if (refusal := _REFUSALS.get(kind)) is not None:
+        return refusal(text)
     error = ParticipantError(text)
     error.trace = trace
     return error

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Never
 
 import numpy as np
 
-from fedround.errors import ConfigurationError, ParticipantError, TrainingError
+from fedround.errors import ConfigurationError, DataDirectoryHeld, ParticipantError, TrainingError
 from fedround.events import Fact, PhaseBegan
 from fedround.observability import logs
 from fedround.observability.traces import tracing
@@ -150,9 +150,9 @@ class Worker:
                 participant = _load(recipe["class"], recipe["options"])
                 directory = Path(recipe["data_dir"]) if recipe["data_dir"] else None
                 stack.enter_context(local.kept(participant, recipe["local_tensors"], directory))
-            except (ConfigurationError, ParticipantError) as error:
-                wrong = isinstance(error, ConfigurationError)
-                self._send({"kind": "unusable", "setting": wrong, "text": str(error), "trace": traces.text_of(error)})
+            except (ConfigurationError, DataDirectoryHeld, ParticipantError) as error:
+                failure = {"error": type(error).__name__, "text": str(error), "trace": traces.text_of(error)}
+                self._send({"kind": "unusable", **failure})
                 return os.EX_OK
             self._send({"kind": "ready"})
             spans = stack.enter_context(tracing("participant", recipe["name"]))

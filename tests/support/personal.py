@@ -15,6 +15,7 @@ class Personal(fedround.NumPyParticipant):
 
     def __init__(self, start: float = 0) -> None:
         self._start = start
+        self.keep, self.begin_with = "names of", "the user"
 
     def initial_weights(self) -> dict[str, Any]:
         return {name: np.full(2, self._start, "f4") for name in ("body.w", "head.w", "bn.running_mean")}

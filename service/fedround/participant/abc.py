@@ -75,7 +75,7 @@ class NumPyParticipant(ParticipantABC[Any, "Update | tuple[int, Any]"]):
     takes_buffers = True
     local_tensors: Sequence[str] = ()
     """Patterns (`fnmatch`) of the names of tensors that stay in this participant: they are not sent, and kept across rounds."""
-    keep: Callable[[Mapping[str, Array]], None] | None = None
+    _keep_local: Callable[[Mapping[str, Array]], None] | None = None
     """Is called with the local tensors of each update, after it was checked. A service sets it."""
     _layout: codec.Layout | None = None
     _constants: Mapping[str, Array] = {}
@@ -87,7 +87,7 @@ class NumPyParticipant(ParticipantABC[Any, "Update | tuple[int, Any]"]):
         """Return the weights that a training can begin with, for `fedround model --init`. There are none by default."""
         raise NotImplementedError
 
-    def begin_with(self, local: Mapping[str, Array]) -> None:
+    def _begin_with_local(self, local: Mapping[str, Array]) -> None:
         """Put these local tensors, by name, into the next global model."""
         self._local = {name: array for name, array in local.items() if is_local(name, self.local_tensors)}
 
@@ -111,8 +111,8 @@ class NumPyParticipant(ParticipantABC[Any, "Update | tuple[int, Any]"]):
             self._layout.check(codec.Layout.of(weights))
         codec.check_values(weights, self._constants)
         self._local = local
-        if local and self.keep is not None:
-            self.keep(local)
+        if local and self._keep_local is not None:
+            self._keep_local(local)
 
     def serialize_training_result(self, training_result: Update | tuple[int, Any], /) -> Payload:
         """Return the number of samples and the weights' own memory, which must not change until the next round."""

@@ -43,8 +43,8 @@ def kept(participant: ParticipantABC[Any, Any], patterns: Sequence[str], directo
         return
     with durable.held(directory, DIRECTORY) as disk:
         assert disk is not None  # noqa: S101 there is a directory
-        participant.begin_with(_read(disk))
-        participant.keep = lambda tensors: _write(disk, tensors)
+        participant._begin_with_local(_read(disk))
+        participant._keep_local = lambda tensors: _write(disk, tensors)
         yield
 
 

@@ -21,9 +21,7 @@ import numpy as np
 from sklearn.base import is_classifier  # type: ignore[import-not-found, import-untyped, unused-ignore]  # an extra
 
 from fedround.errors import WrongWeights
-from fedround.participant.abc import is_local
-from fedround.participant.round import local_tensors
-from fedround.safetensors import shown
+from fedround.participant.local import differences, refuse
 from fedround.weights import Array
 
 __all__ = ["begun", "load", "tensors"]
@@ -98,15 +96,7 @@ def load(estimator: Any, tensors: Mapping[str, Array]) -> None:
         WrongWeights: A tensor is missing, unknown, or of another shape. Nothing was copied then.
     """
     own = _learned(estimator)
-    problems = [f"{name} is missing" for name in own.keys() - tensors.keys() if not is_local(name, local_tensors())]
-    problems += [f"{shown(name)} is not in the estimator" for name in tensors.keys() - own.keys()]
-    problems += [
-        f"{name} has shape {tensors[name].shape}, the estimator {array.shape}"
-        for name, array in own.items()
-        if name in tensors and array.shape != tensors[name].shape
-    ]
-    if problems:
-        raise WrongWeights(f"these are not the tensors of this {type(estimator).__name__}: {'; '.join(sorted(problems)[:3])}")
+    refuse(differences({name: array.shape for name, array in own.items()}, tensors, "estimator"), type(estimator).__name__)
     for name, array in tensors.items():
         attribute, _, number = name.partition(".")
         if number:

@@ -18,8 +18,7 @@ import numpy as np
 import torch  # type: ignore[import-not-found, unused-ignore]  # an extra
 
 from fedround.errors import WrongWeights
-from fedround.participant.abc import is_local
-from fedround.participant.round import local_tensors
+from fedround.participant.local import differences, refuse
 from fedround.safetensors import dtype_of, shown
 from fedround.weights import Array
 
@@ -53,22 +52,13 @@ def load(model: "torch.nn.Module", tensors: Mapping[str, Array]) -> None:
         WrongWeights: A tensor is missing, unknown, of another shape, or floats in place of integers. Nothing was copied then.
     """
     state, given = _state(model), {name: _tensor(array) for name, array in tensors.items()}
-    missing = [name for name in state.keys() - tensors.keys() if not is_local(name, local_tensors())]
-    problems = [f"{shown(name)} is missing" for name in sorted(missing)]
-    problems += [f"{shown(name)} is not in the model" for name in sorted(tensors.keys() - state.keys())]
-    problems += [
-        f"{shown(name)} has shape {array.shape}, the model {tuple(state[name].shape)}"
-        for name, array in tensors.items()
-        if name in state and tuple(state[name].shape) != array.shape
-    ]
-    problems += [
+    found = differences({name: tuple(tensor.shape) for name, tensor in state.items()}, tensors, "model")
+    found += [
         f"{shown(name)} is {tensor.dtype}, in the model {state[name].dtype}"
         for name, tensor in given.items()
         if name in state and tensor.is_floating_point() != state[name].is_floating_point()
     ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise WrongWeights(f"these are not the tensors of this model: {'; '.join(problems[:3])}{more}")
+    refuse(found, "model")
     with torch.no_grad():
         for name, tensor in given.items():
             state[name].copy_(tensor)

@@ -1,4 +1,4 @@
-"""The tensors that stay in a participant: which ones, and where they are kept across restarts."""
+"""The tensors that stay in a participant: which ones, where they are kept across restarts, and what a model may do without."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,8 +8,10 @@ from typing import Any
 
 from fedround import durable
 from fedround.durable import Disk
-from fedround.errors import ConfigurationError, WeightsError
-from fedround.participant.abc import NumPyParticipant, ParticipantABC
+from fedround.errors import ConfigurationError, WeightsError, WrongWeights
+from fedround.participant.abc import NumPyParticipant, ParticipantABC, is_local
+from fedround.participant.round import local_tensors
+from fedround.safetensors import shown
 from fedround.weights import Array, decode, encode_model
 
 LOG = logging.getLogger(__name__)
@@ -46,6 +48,33 @@ def kept(participant: ParticipantABC[Any, Any], patterns: Sequence[str], directo
         participant._begin_with_local(_read(disk))
         participant._keep_local = lambda tensors: _write(disk, tensors)
         yield
+
+
+def differences(own: Mapping[str, tuple[int, ...]], given: Mapping[str, Array], whose: str) -> list[str]:
+    """Return how tensors differ from those that a library's model has. Local tensors of the running participant may be missing.
+
+    Args:
+        own: The shapes of the model's tensors.
+        given: The tensors for it.
+        whose: Word for the model, such as "model".
+    """
+    missing = [name for name in own.keys() - given.keys() if not is_local(name, local_tensors())]
+    return [
+        *(f"{shown(name)} is missing" for name in sorted(missing)),
+        *(f"{shown(name)} is not in the {whose}" for name in sorted(given.keys() - own.keys())),
+        *(
+            f"{shown(name)} has shape {given[name].shape}, the {whose} {shape}"
+            for name, shape in own.items()
+            if name in given and given[name].shape != shape
+        ),
+    ]
+
+
+def refuse(differences: Sequence[str], what: str) -> None:
+    """Raises `WrongWeights` where there are differences from `what`. The message has the first three."""
+    if differences:
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise WrongWeights(f"these are not the tensors of this {what}: {'; '.join(differences[:3])}{more}")
 
 
 def _read(disk: Disk) -> Mapping[str, Array]:

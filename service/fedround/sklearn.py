@@ -96,7 +96,7 @@ def load(estimator: Any, tensors: Mapping[str, Array]) -> None:
         WrongWeights: A tensor is missing, unknown, or of another shape. Nothing was copied then.
     """
     own = _learned(estimator)
-    refuse(differences({name: array.shape for name, array in own.items()}, tensors, "estimator"), type(estimator).__name__)
+    refuse(differences({name: (array.shape, True) for name, array in own.items()}, tensors, "estimator"), type(estimator).__name__)
     for name, array in tensors.items():
         attribute, _, number = name.partition(".")
         if number:

@@ -51,17 +51,12 @@ def load(model: "torch.nn.Module", tensors: Mapping[str, Array]) -> None:
     Raises:
         WrongWeights: A tensor is missing, unknown, of another shape, or floats in place of integers. Nothing was copied then.
     """
-    state, given = _state(model), {name: _tensor(array) for name, array in tensors.items()}
-    found = differences({name: tuple(tensor.shape) for name, tensor in state.items()}, tensors, "model")
-    found += [
-        f"{shown(name)} is {tensor.dtype}, in the model {state[name].dtype}"
-        for name, tensor in given.items()
-        if name in state and tensor.is_floating_point() != state[name].is_floating_point()
-    ]
-    refuse(found, "model")
+    state = _state(model)
+    own = {name: (tuple(tensor.shape), tensor.is_floating_point()) for name, tensor in state.items()}
+    refuse(differences(own, tensors, "model"), "model")
     with torch.no_grad():
-        for name, tensor in given.items():
-            state[name].copy_(tensor)
+        for name, array in tensors.items():
+            state[name].copy_(_tensor(array))
 
 
 def _state(model: "torch.nn.Module") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""PyTorch and scikit-learn as people use them, in an environment of their own."""
+"""PyTorch, Keras and scikit-learn as people use them, in an environment of their own."""
 
 import os
 import subprocess
@@ -51,10 +51,11 @@ def test_a_data_loader_with_processes_of_its_own_trains_and_ends(isolation: str,
 
 
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("library", ["torch", "sklearn"])
+@pytest.mark.parametrize("library", ["torch", "keras", "sklearn"])
 def test_a_model_becomes_named_tensors_and_back(library: str, python: str) -> None:
     paths = [str(ROOT / "service"), str(ROOT / "tests"), sysconfig.get_paths()["purelib"]]
-    environ = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    command = [python, "-W", "error", "-m", f"support.{library}_tensors"]
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "KERAS_BACKEND": "torch"}
+    # Keras asks PyTorch for arrays in a way that NumPy 2 warns of.
+    command = [python, "-W", "error", "-W", "ignore:__array__:DeprecationWarning", "-m", f"support.{library}_tensors"]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stdout) == (0, "all of it\n"), done.stderr

@@ -50,11 +50,11 @@ def kept(participant: ParticipantABC[Any, Any], patterns: Sequence[str], directo
         yield
 
 
-def differences(own: Mapping[str, tuple[int, ...]], given: Mapping[str, Array], whose: str) -> list[str]:
+def differences(own: Mapping[str, tuple[tuple[int, ...], bool]], given: Mapping[str, Array], whose: str) -> list[str]:
     """Return how tensors differ from those that a library's model has. Local tensors of the running participant may be missing.
 
     Args:
-        own: The shapes of the model's tensors.
+        own: Of each of the model's tensors the shape, and whether it has floats.
         given: The tensors for it.
         whose: Word for the model, such as "model".
     """
@@ -64,8 +64,13 @@ def differences(own: Mapping[str, tuple[int, ...]], given: Mapping[str, Array], 
         *(f"{shown(name)} is not in the {whose}" for name in sorted(given.keys() - own.keys())),
         *(
             f"{shown(name)} has shape {given[name].shape}, the {whose} {shape}"
-            for name, shape in own.items()
+            for name, (shape, _) in own.items()
             if name in given and given[name].shape != shape
+        ),
+        *(
+            f"{shown(name)} is {given[name].dtype}, but the {whose} has {'floats' if floats else 'integers'} there"
+            for name, (_, floats) in own.items()
+            if name in given and (given[name].dtype.kind not in "iub") != floats
         ),
     ]
 

@@ -1,0 +1,106 @@
+"""The examples of libraries, as their READMEs say: three silos of different data, one model, and its file in a fresh one."""
+
+import json
+import os
+import subprocess
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from support import venvs
+from support.processes import running
+
+ROOT = Path(__file__).parents[2]
+ROUNDS, SILOS = 8, 3
+
+ALONE = """
+import json, statistics, sys
+import fedround, participant
+from fedround.participant.round import Round, Shard, entered
+
+def trained(silo, index, weights, cancelled=False):
+    metrics = {{}}
+    round = Round(0, Shard(index, {silos}), metrics.update)
+    round.cancelled = cancelled
+    with entered(round):
+        samples, weights = silo.train_round(weights)
+    (metric,) = metrics.values()
+    return samples, weights, metric
+
+def metric(weights):
+    results = [trained(participant.{name}(), index, weights, cancelled=True) for index in range({silos})]
+    return sum(samples * metric for samples, _, metric in results) / sum(samples for samples, _, _ in results)
+
+def alone(index):
+    silo, weights = participant.{name}(), None
+    for _ in range({rounds}):
+        _, weights, _ = trained(silo, index, weights)
+    return metric({{name: array.copy() for name, array in weights.items()}})
+
+fetched = fedround.weights.decode(bytearray(open(sys.argv[1], "rb").read()))
+print(json.dumps([metric(fetched), statistics.median(map(alone, range({silos})))]))
+"""
+"""Prints the metric of a file's model, and that of the median silo's after as many rounds alone."""
+
+
+@pytest.fixture(scope="module")
+def python() -> str:
+    if not os.environ.get("CI") and not venvs.made(venvs.TORCH[0]):
+        pytest.skip("torch is not installed in .cache; CI=true installs it")
+    try:
+        return venvs.python(*venvs.TORCH)
+    except venvs.NotInstalled as error:
+        pytest.fail(str(error))
+
+
+def environment(example: str) -> dict[str, str]:
+    paths = [str(ROOT / "service"), str(ROOT / "examples" / example), sysconfig.get_paths()["purelib"]]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "KERAS_BACKEND": "torch"}
+
+
+@pytest.mark.parametrize(
+    ("example", "name", "options", "better"),
+    [
+        ("digits_torch", "Digits", '{"workers": 2}', lambda together, alone: together > alone + 0.2),
+        ("digits_sklearn", "Digits", "{}", lambda together, alone: together > alone + 0.2),
+        ("house_prices_keras", "HousePrices", "{}", lambda together, alone: together < alone * 0.8),
+    ],
+    ids=["torch", "sklearn", "keras"],
+)
+@pytest.mark.timeout(1500)  # PyTorch may have to be installed
+def test_three_silos_beat_the_median_silo_alone_and_the_file_is_the_model(
+    example: str, name: str, options: str, better: Callable[[float, float], bool], python: str, tmp_path: Path
+) -> None:
+    environ = environment(example)
+
+    def fedround(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [python, "-m", "fedround", *arguments]
+        return subprocess.run(command, env=environ, capture_output=True, text=True, check=True, timeout=100)
+
+    initial, model = tmp_path / "initial.safetensors", tmp_path / "model.safetensors"
+    fedround("model", "--init", f"participant:{name}", "-o", str(initial))
+    settings = {
+        "COORDINATOR_ROUNDS": str(ROUNDS),
+        "COORDINATOR_MIN_CLIENTS": str(SILOS),
+        "AGGREGATOR_INITIAL_MODEL": str(initial),
+        "AGGREGATOR_DATA_DIR": str(tmp_path / "aggregator"),
+    }
+    with running("platform", **settings) as platform:
+        command = [python, "-m", "fedround", "participant", "--class", f"participant:{name}", "--options", options]
+        command += ["--shards", str(SILOS), "--coordinator-url", platform.url("COORDINATOR_PORT")]
+        command += ["--ops-port", "0", "--ops-bind", "127.0.0.1"]
+        silos = [
+            subprocess.Popen([*command, "--name", f"silo-{index}", "--shard", f"{index}/{SILOS}"], env=environ)
+            for index in range(SILOS)
+        ]
+        assert [silo.wait(200) for silo in silos] == [0] * SILOS
+        fedround("model", "--from", platform.url("AGGREGATOR_OPS_PORT"), "--round", str(ROUNDS - 2), "-o", str(model))
+        reported = platform.status("COORDINATOR_OPS_PORT")["last_rounds"][-1]["figures"]
+    script = [python, "-c", ALONE.format(name=name, rounds=ROUNDS, silos=SILOS), str(model)]
+    done = subprocess.run(script, env=environ, capture_output=True, text=True, check=True, timeout=200)
+    fresh, alone = json.loads(done.stdout)
+    print(f"\nfederated {fresh:.4f}, median silo alone {alone:.4f}")
+    assert list(reported.values()) == [pytest.approx(fresh, abs=1e-6)]
+    assert better(fresh, alone)

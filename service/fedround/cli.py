@@ -210,9 +210,12 @@ def _model(parser: ArgumentParser) -> Run:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--from", dest="url", metavar="URL", help="fetch it from this aggregator's ops port")
     source.add_argument("--init", dest="cls", metavar="module:Class", help="write what `initial_weights` of this class returns")
+    source.add_argument("--flower", dest="app", metavar="module:app", help="write what this Flower app's client begins with")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the .npy or .safetensors file to write")
     parser.add_argument("--round", type=int, metavar="N", help="with --from: the round whose model it is; by default the last")
-    parser.add_argument("--options", default="{}", metavar="JSON", help="with --init: keyword arguments for the class")
+    parser.add_argument(
+        "--options", default="{}", metavar="JSON", help="keyword arguments for the class, or run config for the app"
+    )
     asking.add_ca_file(parser)
     asking.add_token(parser)
 
@@ -220,8 +223,8 @@ def _model(parser: ArgumentParser) -> Run:
         from fedround import model
 
         output: Path = arguments["output"]
-        if arguments["cls"] is not None:
-            print(model.init(arguments["cls"], arguments["options"], output))
+        if (name := arguments["cls"] or arguments["app"]) is not None:
+            print(model.init(name, arguments["options"], output, flower=arguments["app"] is not None))
         else:
             print(model.fetch(arguments["url"], output, arguments["round"], arguments["token"], arguments["ca_file"]))
         return Exit.OK

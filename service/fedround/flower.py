@@ -1,12 +1,11 @@
 """Run a Flower app as a participant, without a SuperLink or a SuperNode.
 
-    fedround participant --class fedround.flower:FlowerApp --options '{"app": "my_package.client_app:app"}'
+    fedround participant --flower my_package.client_app:app
 
 Needs Flower: `pip install fedround[flower]`. `docs/flower.md` maps its concepts to ours.
 """
 
 import inspect
-import pkgutil
 import time
 import tomllib
 from collections.abc import Mapping
@@ -14,15 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import Array as FlowerArray  # type: ignore[import-not-found, unused-ignore]
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, Metadata, RecordDict  # type: ignore[import-not-found, unused-ignore]
-from flwr.client import Client, NumPyClient  # type: ignore[import-not-found, unused-ignore]
-from flwr.clientapp import ClientApp  # type: ignore[import-not-found, unused-ignore]
 
-from fedround.errors import WrongWeights
+from fedround.errors import ConfigurationError, WrongWeights
 from fedround.participant.abc import NumPyParticipant, Update
+from fedround.participant.load import FLOWER, find
 from fedround.participant.round import Shard, current_round
 from fedround.weights import Array
+
+try:
+    from flwr.app import Array as FlowerArray  # type: ignore[import-not-found, unused-ignore]
+    from flwr.app import ArrayRecord, ConfigRecord, Context, Message, Metadata, RecordDict  # type: ignore[import-not-found, unused-ignore]
+    from flwr.client import Client, NumPyClient  # type: ignore[import-not-found, unused-ignore]
+    from flwr.clientapp import ClientApp  # type: ignore[import-not-found, unused-ignore]
+except ImportError as error:
+    raise ConfigurationError(f"{FLOWER}: Flower cannot be imported: {error}; pip install fedround[flower]") from error
 
 __all__ = ["FlowerApp"]
 
@@ -37,7 +41,7 @@ class FlowerApp(NumPyParticipant):
     """
 
     def __init__(self, app: str, run_config: Mapping[str, Any] | None = None) -> None:
-        self._app = _client_app(pkgutil.resolve_name(app), app)
+        self._app = _client_app(find(app, FLOWER), app)
         self._legacy = self._app._call is not None
         """The app has a `client_fn`: its arrays have no names."""
         self._context = Context(1, 1, {}, RecordDict(), _project_config() | _flat(run_config or {}))
@@ -94,7 +98,7 @@ def _client_app(found: Any, name: str) -> Any:
     if isinstance(found, NumPyClient | Client):
         return ClientApp(lambda context: found.to_client())
     if not callable(found):
-        raise TypeError(f"{name} is no ClientApp, no NumPyClient and no function that returns one")
+        raise ConfigurationError(f"{FLOWER}: {name} is no ClientApp, no NumPyClient and no function that returns one")
     if not inspect.signature(found).parameters:
         return _client_app(found(), name)  # one client for all rounds
     return ClientApp(lambda context: found(context).to_client())

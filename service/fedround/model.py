@@ -10,7 +10,8 @@ from fedround.durable import Directory, replace
 from fedround.errors import ConfigurationError, FedroundError, Intercepted, Refused, Unauthorized
 from fedround.http import fetch_model
 from fedround.participant.abc import NumPyParticipant, shared_tensors
-from fedround.participant.load import CLASS, OPTIONS, load_participant
+from fedround.participant.load import CLASS, FLOWER, OPTIONS, load_participant
+from fedround.settings import flower_app
 from fedround.weights import Layout, encode_model
 
 NO_MODEL = "is this the aggregator's ops port, by default 9082?"
@@ -33,29 +34,31 @@ def fetch(url: str, output: Path, round: int | None, token: str | None, ca_file:
     return f"{output}: the global model after round {number}, {len(model)} bytes{_named(output, suffix_of(model))}"
 
 
-def init(name: str, options: str, output: Path) -> str:
-    """Write the weights that a class begins with, without its local tensors. Return what was written, for the user.
+def init(name: str, options: str, output: Path, *, flower: bool = False) -> str:
+    """Write the weights that a class or a Flower app begins with, without local tensors. Return what was written, for the user.
 
     Raises:
         ConfigurationError: There is no such class, or it has no `initial_weights`.
         FedroundError: They are no weights, or cannot be written.
     """
+    flag = "--flower" if flower else "--init"
     try:
         given = json.loads(options)
     except ValueError as error:
         raise ConfigurationError(f"--options: this is no JSON: {error}") from error
     if ":" not in name or not isinstance(given, dict):
-        raise ConfigurationError("--init is module:Class, and --options a JSON object")
+        raise ConfigurationError(f"{flag} is module:name, and --options a JSON object")
     try:
-        participant = load_participant(name, given)
+        participant = load_participant(*(flower_app(name, given) if flower else (name, given)))
     except ConfigurationError as error:
-        raise ConfigurationError(str(error).replace(CLASS, "--init").replace(OPTIONS, "--options")) from error
+        text = str(error).replace(CLASS, flag).replace(FLOWER, flag).replace(OPTIONS, "--options")
+        raise ConfigurationError(text) from error
     if not isinstance(participant, NumPyParticipant):
-        raise ConfigurationError(f"--init: {name} is no fedround.NumPyParticipant")
+        raise ConfigurationError(f"{flag}: {name} is no fedround.NumPyParticipant")
     try:
         weights, _ = shared_tensors(participant.initial_weights(), participant.local_tensors)
     except NotImplementedError as error:
-        raise ConfigurationError(f"--init: {name} has no method `initial_weights(self)`, which returns them") from error
+        raise ConfigurationError(f"{flag}: {name} has no method `initial_weights(self)`, which returns them") from error
     parts = encode_model(weights)
     _write(output, parts)
     return f"{output}: {Layout.of(weights)}, {sum(map(len, parts))} bytes{_named(output, suffix_of(parts[0]))}"

@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from fedround.hosts import PATTERN
@@ -97,9 +98,18 @@ def _hosts(value: object) -> object:
     return hosts
 
 
-def _class(value: str) -> str:
-    if re.fullmatch(r"[\w.]+:[\w.]+", value) is None:
-        raise ValueError("write a class as my_package.my_module:MyClass")
+def _class(value: str | None, info: ValidationInfo) -> str | None:
+    flower = info.data.get("flower")
+    if value is None and flower is None:
+        raise PydanticCustomError("missing", "is not set")
+    if value is not None and flower is not None:
+        raise ValueError("PARTICIPANT_FLOWER (--flower) is set too: which of them is meant?")
+    return value if value is None else _object(value)
+
+
+def _object(value: str | None) -> str | None:
+    if value is not None and re.fullmatch(r"[\w.]+:[\w.]+", value) is None:
+        raise ValueError("write it as my_package.my_module:MyClass")
     return value
 
 
@@ -246,10 +256,13 @@ class ParticipantSettings(Settings):
     prefix = "PARTICIPANT"
 
     coordinator_url: Url = setting(..., "Required. Where the coordinator is, for instance http://coordinator:8081.")
-    class_: Annotated[str, AfterValidator(_class), Field(title="module:Class")] = setting(
-        ..., "Required. Your class, for instance my_package.my_module:MyParticipant."
+    flower: Annotated[str | None, AfterValidator(_object), Field(title="module:app")] = setting(
+        None, "Flower app to run in place of a class, for instance my_package.client_app:app."
     )
-    options: Options = setting("{}", "Keyword arguments for the class, as a JSON object.")
+    class_: Annotated[str | None, AfterValidator(_class), Field(title="module:Class")] = setting(
+        None, "Required, unless a Flower app is set. Your class, for instance my_package.my_module:MyParticipant."
+    )
+    options: Options = setting("{}", "Keyword arguments for the class, or run config for the Flower app, as a JSON object.")
     local_tensors: Names = setting(
         "",
         "Patterns of the names of tensors that stay in the participant, separated by commas, such as head.*,*.running_mean. "
@@ -312,6 +325,16 @@ class ParticipantSettings(Settings):
     )
 
     _differ = field_validator("ops_token")(_of_operators_alone)
+
+    @property
+    def made_from(self) -> tuple[str, dict[str, Any]]:
+        """The class to make, and its keyword arguments."""
+        return (self.class_, self.options) if self.class_ is not None else flower_app(self.flower or "", self.options)
+
+
+def flower_app(app: str, run_config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the class that runs a Flower app, and its keyword arguments."""
+    return "fedround.flower:FlowerApp", {"app": app, "run_config": run_config}
 
 
 class PlatformSettings(Settings):

@@ -124,7 +124,7 @@ def _problem(cls: type[Settings], row: Row, error: Mapping[str, Any], long_flags
         return f"{message}is not set. {field.description}"
     # Only numbers and words are repeated: texts, URLs and JSON may hold what nobody else should read.
     text = str(error["ctx"]["error"]) if error["type"] == "value_error" else error["msg"]
-    secret = row.kind == "secret" or field.annotation in (str, dict[str, Any])
+    secret = row.kind == "secret" or field.annotation in (str, str | None, dict[str, Any])
     return message + text + ("" if secret else f", not {_short(error['input'])}")
 
 

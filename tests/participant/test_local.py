@@ -87,7 +87,7 @@ def test_the_model_that_a_class_begins_with_is_written_without_them(tmp_path: Pa
     [
         (["--init", "support.personal:Opaque"], "is no fedround.NumPyParticipant"),
         (["--init", "support.silos:Plus1"], "has no method `initial_weights"),
-        (["--init", "support.personal"], "--init is module:Class"),
+        (["--init", "support.personal"], "--init is module:name"),
         (["--init", "nowhere:Class"], "--init: there is no module nowhere"),
         (["--init", "support.personal:Personal", "--options", "{"], "this is no JSON"),
     ],

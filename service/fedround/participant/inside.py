@@ -55,7 +55,7 @@ class Inside(Training):
 def serve_inside(settings: ParticipantSettings) -> None:
     """See `serve`."""
     with _not_kept():
-        participant = load_participant(settings.class_, settings.options)
+        participant = load_participant(*settings.made_from)
         with local.kept(participant, settings.local_tensors, settings.data_dir):
             serve(settings, Inside(participant), _not_for_ever)
 

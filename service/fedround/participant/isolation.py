@@ -17,9 +17,10 @@ def serve_participant(settings: ParticipantSettings) -> int:
 
         serve_inside(settings)
         return os.EX_OK
+    name, options = settings.made_from
     recipe = {
-        "class": settings.class_,
-        "options": settings.options,
+        "class": name,
+        "options": options,
         "local_tensors": settings.local_tensors,
         "data_dir": settings.data_dir and str(settings.data_dir),
         "name": settings.name,

@@ -11,13 +11,14 @@ state of optimisers, and what `get_extra_state` returns, stays. Models on any de
 the plain model. Needs PyTorch: `pip install fedround[torch]`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch  # type: ignore[import-not-found, unused-ignore]  # an extra
 
 from fedround.errors import WrongWeights
+from fedround.participant.abc import matches
 from fedround.participant.local import differences, refuse
 from fedround.safetensors import dtype_of, shown
 from fedround.weights import Array
@@ -29,29 +30,34 @@ _COMPILED = "_orig_mod"
 _EXTRA = "_extra_state"
 
 
-def tensors(model: "torch.nn.Module") -> dict[str, Array]:
+def tensors(model: "torch.nn.Module", *, only: Sequence[str] = ("*",)) -> dict[str, Array]:
     """Return the tensors of a model by name, with their own shapes and dtypes.
 
     Those of a model on the CPU are views: nothing is copied, and they change when the model is trained. So return them from
     `train_round`, and train on in the next one.
 
+    Args:
+        model: On any device.
+        only: Patterns (`fnmatch`) of the names of the tensors that are exchanged, such as `*.lora_*` for adapters.
+
     Raises:
         WrongWeights: A tensor cannot be averaged: complex, sparse, quantised or without data.
     """
-    return {name: _array(name, tensor) for name, tensor in _state(model).items()}
+    return {name: _array(name, tensor) for name, tensor in _state(model, only).items()}
 
 
-def load(model: "torch.nn.Module", tensors: Mapping[str, Array]) -> None:
+def load(model: "torch.nn.Module", tensors: Mapping[str, Array], *, only: Sequence[str] = ("*",)) -> None:
     """Copy tensors into a model, in place: optimisers that hold its parameters go on with them.
 
     Args:
         model: On any device.
-        tensors: All of `tensors(model)`, in any order. Local tensors of the running participant may be missing: they stay.
+        tensors: All of `tensors(model, only=only)`, in any order. Local tensors of the running participant may be missing.
+        only: See `tensors`. All others stay as they are, and so do those that are missing.
 
     Raises:
         WrongWeights: A tensor is missing, unknown, of another shape, or floats in place of integers. Nothing was copied then.
     """
-    state = _state(model)
+    state = _state(model, only)
     own = {name: (tuple(tensor.shape), tensor.is_floating_point()) for name, tensor in state.items()}
     refuse(differences(own, tensors, "model"), "model")
     with torch.no_grad():
@@ -59,12 +65,13 @@ def load(model: "torch.nn.Module", tensors: Mapping[str, Array]) -> None:
             state[name].copy_(_tensor(array))
 
 
-def _state(model: "torch.nn.Module") -> dict[str, Any]:
-    """Return the tensors of a model as they are in it, by the names of the plain model."""
+def _state(model: "torch.nn.Module", only: Sequence[str]) -> dict[str, Any]:
+    """Return the tensors of a model that match `only`, as they are in it, by the names of the plain model."""
     while isinstance(model, _PARALLEL) or hasattr(model, _COMPILED):
         model = model.module if isinstance(model, _PARALLEL) else getattr(model, _COMPILED)
     state = {tuple(name.split(".")): value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
-    return {".".join(p for p in parts if p != _COMPILED): value for parts, value in state.items() if parts[-1] != _EXTRA}
+    plain = {".".join(p for p in parts if p != _COMPILED): value for parts, value in state.items() if parts[-1] != _EXTRA}
+    return {name: value for name, value in plain.items() if matches(name, only)}
 
 
 def _array(name: str, tensor: Any) -> Array:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fedround.weights import decode
 from support import venvs
 from support.processes import running
 
@@ -65,9 +66,10 @@ def environment(example: str) -> dict[str, str]:
     [
         ("digits_torch", "Digits", '{"workers": 2}', lambda together, alone: together > alone + 0.2),
         ("digits_sklearn", "Digits", "{}", lambda together, alone: together > alone + 0.2),
+        ("lora", "Digits", "{}", lambda together, alone: together > alone + 0.2),
         ("house_prices_keras", "HousePrices", "{}", lambda together, alone: together < alone * 0.8),
     ],
-    ids=["torch", "sklearn", "keras"],
+    ids=["torch", "sklearn", "lora", "keras"],
 )
 @pytest.mark.timeout(1500)  # PyTorch may have to be installed
 def test_three_silos_beat_the_median_silo_alone_and_the_file_is_the_model(
@@ -104,3 +106,8 @@ def test_three_silos_beat_the_median_silo_alone_and_the_file_is_the_model(
     print(f"\nfederated {fresh:.4f}, median silo alone {alone:.4f}")
     assert list(reported.values()) == [pytest.approx(fresh, abs=1e-6)]
     assert better(fresh, alone)
+    if example == "lora":
+        tensors = decode(bytearray(model.read_bytes()))
+        assert all(".adapter." in name or name.startswith("head.") for name in tensors)
+        sent = sum(array.size for array in tensors.values())
+        assert f"**{sent:,} of " in (ROOT / "examples" / "lora" / "README.md").read_text()

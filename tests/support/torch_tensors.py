@@ -90,6 +90,13 @@ def main() -> None:
     with entered(round):
         assert complaint(model, body) == ""
 
+    some = fedround.torch.tensors(model, only=["1.running_*", "2.bias"])
+    assert some.keys() == {"1.running_mean", "1.running_var", "2.bias"}
+    former = before["0.bias"].copy()
+    fedround.torch.load(model, {name: array + array.dtype.type(1) for name, array in some.items()}, only=["1.running_*", "2.bias"])
+    assert np.array_equal(fedround.torch.tensors(model)["0.bias"], former)
+    assert np.array_equal(fedround.torch.tensors(model)["1.running_var"], before["1.running_var"] + 1)
+
     assert fedround.torch.tensors(Odd(torch.zeros(2))).keys() == {"odd"}
     z = torch.zeros(2, dtype=torch.complex64)
     for no_array in (z, z.conj(), torch.eye(2).to_sparse(), torch.zeros(2, device="meta")):

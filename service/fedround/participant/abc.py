@@ -89,7 +89,7 @@ class NumPyParticipant(ParticipantABC[Any, "Update | tuple[int, Any]"]):
 
     def _begin_with_local(self, local: Mapping[str, Array]) -> None:
         """Put these local tensors, by name, into the next global model."""
-        self._local = {name: array for name, array in local.items() if is_local(name, self.local_tensors)}
+        self._local = {name: array for name, array in local.items() if matches(name, self.local_tensors)}
 
     def deserialize_training_input(self, data: bytes, /) -> Any:
         """Return the weights in `data`, an `.npy` or safetensors file, without a copy; None when it is empty."""
@@ -151,7 +151,7 @@ def shared_tensors(weights: Any, local: Sequence[str] = (), *, one_array: bool =
         if not isinstance(name, str):
             raise WrongWeights(f"the name of a tensor is a string, not {_kind(name)}")
         array = _array(value, name)
-        if is_local(name, local):
+        if matches(name, local):
             kept[name] = array.copy()
         else:
             named[name] = array
@@ -160,8 +160,8 @@ def shared_tensors(weights: Any, local: Sequence[str] = (), *, one_array: bool =
     return named, kept
 
 
-def is_local(name: str, patterns: Sequence[str]) -> bool:
-    """Return whether a tensor stays in the participant."""
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Return whether a name matches one of the patterns (`fnmatch`)."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from fedround import durable
 from fedround.durable import Disk
 from fedround.errors import ConfigurationError, WeightsError, WrongWeights
-from fedround.participant.abc import NumPyParticipant, ParticipantABC, is_local
+from fedround.participant.abc import NumPyParticipant, ParticipantABC, matches
 from fedround.participant.round import local_tensors
 from fedround.safetensors import shown
 from fedround.weights import Array, decode, encode_model
@@ -58,7 +58,7 @@ def differences(own: Mapping[str, tuple[tuple[int, ...], bool]], given: Mapping[
         given: The tensors for it.
         whose: Word for the model, such as "model".
     """
-    missing = [name for name in own.keys() - given.keys() if not is_local(name, local_tensors())]
+    missing = [name for name in own.keys() - given.keys() if not matches(name, local_tensors())]
     return [
         *(f"{shown(name)} is missing" for name in sorted(missing)),
         *(f"{shown(name)} is not in the {whose}" for name in sorted(given.keys() - own.keys())),

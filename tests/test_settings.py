@@ -41,6 +41,7 @@ def test_the_participants_defaults_are_the_documented_ones() -> None:
     assert settings.model_dump() == {
         "coordinator_url": "http://coordinator:8081",
         "class_": "package.module:Class",
+        "flower": None,
         "options": {},
         "local_tensors": (),
         "data_dir": None,
@@ -248,6 +249,19 @@ def test_what_is_no_plain_url_is_refused_and_not_repeated(url: str) -> None:
 @pytest.mark.parametrize("text", ["module.Class", "module:", ":Class", "a b:C"])
 def test_what_is_no_class_is_refused(text: str) -> None:
     assert "my_module:MyClass" in problems(ParticipantSettings, NEEDED | {"PARTICIPANT_CLASS": text})
+
+
+def test_a_flower_app_takes_the_place_of_a_class() -> None:
+    url = {"PARTICIPANT_COORDINATOR_URL": "http://coordinator:8081", "PARTICIPANT_OPTIONS": '{"local": {"epochs": 3}}'}
+    settings, _, _ = load(ParticipantSettings, url | {"PARTICIPANT_FLOWER": "package.client_app:app"}, {})
+    assert settings.made_from == (
+        "fedround.flower:FlowerApp",
+        {"app": "package.client_app:app", "run_config": {"local": {"epochs": 3}}},
+    )
+    assert "PARTICIPANT_CLASS (--class): is not set. Required, unless a Flower app is set." in problems(ParticipantSettings, url)
+    both = problems(ParticipantSettings, NEEDED | {"PARTICIPANT_FLOWER": "package.client_app:app"})
+    assert "PARTICIPANT_CLASS (--class): PARTICIPANT_FLOWER (--flower) is set too: which of them is meant?" in both
+    assert "PARTICIPANT_FLOWER (--flower): write it as" in problems(ParticipantSettings, url | {"PARTICIPANT_FLOWER": "app"})
 
 
 @pytest.mark.parametrize("text", ["3", "3/0", "-1/3", "a/b"])

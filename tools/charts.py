@@ -32,6 +32,7 @@ NONSENSE: Mapping[str, Mapping[str, Any]] = {
     "aggregator.url": {"pattern": "^(https?://.+)?$"},
     "otel.endpoint": {"pattern": "^(https?://.+)?$"},
     "class": {"pattern": r"^[\w.]+:[\w.]+$"},
+    "flower": {"pattern": r"^([\w.]+:[\w.]+)?$"},
     "minClients": {"minimum": 1},
     "startupSeconds": {"minimum": 2},
     "tmpSizeLimit": {"$ref": "#/definitions/quantity"},

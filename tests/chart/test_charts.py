@@ -241,6 +241,13 @@ def test_numbers_and_objects_reach_the_settings_as_they_are_written(program: str
             assert objects["ConfigMap", "fl-coordinator"]["data"]["AGGREGATOR_STRATEGY_OPTIONS"] == '{"share":0.1}'
 
 
+def test_a_flower_app_takes_the_place_of_the_class() -> None:
+    data = rendered("participant", URL, "flower=package.client_app:app")["ConfigMap", "fl-participant"]["data"]
+    assert data["PARTICIPANT_FLOWER"] == "package.client_app:app"
+    assert "PARTICIPANT_CLASS" not in data
+    assert "PARTICIPANT_FLOWER" not in rendered("participant", URL)["ConfigMap", "fl-participant"]["data"]
+
+
 @pytest.mark.parametrize("chart", ["coordinator", "participant"])
 def test_the_operators_token_reaches_the_services_and_whatever_scrapes_them(chart: str) -> None:
     given = "opsToken.existingSecret=operators", "podMonitor.enabled=true"

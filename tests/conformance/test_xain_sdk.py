@@ -26,10 +26,7 @@ REPEATS = int(os.environ.get("CONFORMANCE_REPEATS", "1"))
 @pytest.fixture(scope="session")
 def theirs() -> str:
     """The Python of an environment with xain-sdk 0.8.0."""
-    try:
-        return venvs.python(venvs.XAIN_SDK)
-    except venvs.NotInstalled as error:
-        pytest.skip(str(error))
+    return venvs.required(venvs.XAIN_SDK)
 
 
 @contextmanager

@@ -1,9 +1,7 @@
 """The examples of libraries, as their READMEs say: three silos of different data, one model, and its file in a fresh one."""
 
 import json
-import os
 import subprocess
-import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,17 +46,7 @@ print(json.dumps([metric(fetched), statistics.median(map(alone, range({silos})))
 
 @pytest.fixture(scope="module")
 def python() -> str:
-    if not os.environ.get("CI") and not venvs.made(venvs.TORCH[0]):
-        pytest.skip("torch is not installed in .cache; CI=true installs it")
-    try:
-        return venvs.python(*venvs.TORCH)
-    except venvs.NotInstalled as error:
-        pytest.fail(str(error))
-
-
-def environment(example: str) -> dict[str, str]:
-    paths = [str(ROOT / "service"), str(ROOT / "examples" / example), sysconfig.get_paths()["purelib"]]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "KERAS_BACKEND": "torch"}
+    return venvs.required(*venvs.TORCH, large=True)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +63,7 @@ def environment(example: str) -> dict[str, str]:
 def test_three_silos_beat_the_median_silo_alone_and_the_file_is_the_model(
     example: str, name: str, options: str, better: Callable[[float, float], bool], python: str, tmp_path: Path
 ) -> None:
-    environ = environment(example)
+    environ = venvs.environ(f"examples/{example}", KERAS_BACKEND="torch")
 
     def fedround(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [python, "-m", "fedround", *arguments]

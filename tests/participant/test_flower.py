@@ -1,37 +1,29 @@
 """Code written for Flower, run by fedround with the real `flwr`, in an environment of its own."""
 
 import json
-import os
 import subprocess
-import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from support import venvs
 from support.federation import our_platform
-
-ROOT = Path(__file__).parents[2]
-PATHS = [str(ROOT / "service"), str(ROOT / "tests"), sysconfig.get_paths()["purelib"]]
+from support.processes import fedround, running
 
 pytestmark = pytest.mark.timeout(600)  # it may have to be installed
 
 
 @pytest.fixture(scope="module")
 def python() -> str:
-    try:
-        return venvs.python(venvs.FLOWER)
-    except venvs.NotInstalled as error:
-        if os.environ.get("CI"):
-            pytest.fail(str(error))
-        pytest.skip(f"flwr: {error}")
+    return venvs.required(*venvs.FLOWER)
 
 
 def run(python: str, *arguments: str, cwd: Path, **variables: str) -> "subprocess.CompletedProcess[str]":
-    environ = os.environ | {"PYTHONPATH": os.pathsep.join(PATHS)} | variables
+    environ = venvs.environ("tests", **variables)
     return subprocess.run([python, *arguments], cwd=cwd, env=environ, capture_output=True, text=True, check=False, timeout=120)
 
 
@@ -71,8 +63,7 @@ def test_the_command_runs_an_app_with_the_run_config_of_its_project(python: str,
             *("-m", "fedround", "participant"),
             cwd=tmp_path,
             PARTICIPANT_COORDINATOR_URL=p.url,
-            PARTICIPANT_CLASS="fedround.flower:FlowerApp",
-            PARTICIPANT_OPTIONS='{"app": "support.flower_silos:legacy"}',
+            PARTICIPANT_FLOWER="support.flower_silos:legacy",
             PARTICIPANT_OPS_PORT="0",
             PARTICIPANT_OPS_BIND="127.0.0.1",
         )
@@ -83,8 +74,40 @@ def test_the_command_runs_an_app_with_the_run_config_of_its_project(python: str,
     ("app", "says"), [("legacy", "2 named tensors"), ("app", "no method `initial_weights(self)`")], ids=["legacy", "app"]
 )
 def test_the_first_model_of_a_client_can_be_written(app: str, says: str, python: str, tmp_path: Path) -> None:
-    options = json.dumps({"app": f"support.flower_silos:{app}", "run_config": {"local": {"steps": 5}}})
-    init = ["--init", "fedround.flower:FlowerApp", "--options", options, "-o", "initial.safetensors"]
+    init = ["--flower", f"support.flower_silos:{app}", "--options", '{"local": {"steps": 5}}', "-o", "initial.safetensors"]
     done = run(python, "-m", "fedround", "model", *init, cwd=tmp_path)
     assert says in done.stdout + done.stderr
     assert (tmp_path / "initial.safetensors").exists() == (app == "legacy")
+
+
+@pytest.mark.parametrize(
+    ("app", "says"),
+    [
+        ("nowhere:app", "PARTICIPANT_FLOWER (--flower): there is no module nowhere"),
+        ("support.flower_silos:ap", "PARTICIPANT_FLOWER (--flower): support.flower_silos has no ap: did you mean app?"),
+        ("support.flower_silos:BIAS", "PARTICIPANT_FLOWER (--flower): support.flower_silos:BIAS is no ClientApp"),
+    ],
+    ids=["module", "name", "kind"],
+)
+def test_what_is_no_app_is_a_wrong_setting(app: str, says: str, python: str, tmp_path: Path) -> None:
+    participant = ["-m", "fedround", "participant", "--coordinator-url", "http://127.0.0.1:9", "--ops-port", "0"]
+    done = run(python, *participant, "--flower", app, cwd=tmp_path)
+    assert done.returncode == 78
+    assert says in done.stderr
+
+
+def test_without_flower_it_is_said_how_to_install_it() -> None:
+    done = fedround("participant", "--coordinator-url", "http://127.0.0.1:9", "--flower", "a:b", "--ops-port", "0")
+    assert done.returncode == 78
+    assert "pip install fedround[flower]" in done.stderr
+
+
+def test_a_client_of_lists_is_not_given_a_model_with_names(python: str, tmp_path: Path) -> None:
+    safetensors.numpy.save_file({"head.weight": np.zeros(3), "head.bias": np.zeros(1)}, tmp_path / "initial.safetensors")
+    with running("platform", AGGREGATOR_INITIAL_MODEL=str(tmp_path / "initial.safetensors")) as platform:
+        url = platform.url("COORDINATOR_PORT")
+        own = {"FLOWER": "support.flower_silos:legacy", "OPTIONS": '{"local": {"steps": 5}}', "MAX_FAILURES": "1", "OPS_PORT": "0"}
+        variables = {f"PARTICIPANT_{name}": value for name, value in own.items()}
+        done = run(python, "-m", "fedround", "participant", cwd=tmp_path, PARTICIPANT_COORDINATOR_URL=url, **variables)
+    assert done.returncode == 70
+    assert "the global model has names, a NumPyClient has none" in done.stderr

@@ -1,9 +1,6 @@
 """PyTorch, Keras and scikit-learn as people use them, in an environment of their own."""
 
-import os
 import subprocess
-import sysconfig
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,24 +8,15 @@ import pytest
 from support import venvs
 from support.federation import our_platform
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module")
 def python() -> str:
-    """The Python that has PyTorch. It takes minutes and gigabytes: only CI makes it."""
-    if not os.environ.get("CI") and not venvs.made(venvs.TORCH[0]):
-        pytest.skip("torch is not installed in .cache; CI=true installs it")
-    try:
-        return venvs.python(*venvs.TORCH)
-    except venvs.NotInstalled as error:
-        pytest.fail(str(error))
+    return venvs.required(*venvs.TORCH, large=True)  # minutes and gigabytes
 
 
 @pytest.mark.timeout(1500)  # it may have to be installed
 @pytest.mark.parametrize("isolation", ["process", "thread"])
 def test_a_data_loader_with_processes_of_its_own_trains_and_ends(isolation: str, python: str) -> None:
-    paths = [str(ROOT / "service"), str(ROOT / "tests"), sysconfig.get_paths()["purelib"]]
     with our_platform(rounds=3) as p:
         own = {
             "COORDINATOR_URL": p.url,
@@ -37,9 +25,7 @@ def test_a_data_loader_with_processes_of_its_own_trains_and_ends(isolation: str,
             "OPS_BIND": "127.0.0.1",
             "ISOLATION": isolation,
         }
-        environ = (
-            os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | {f"PARTICIPANT_{name}": value for name, value in own.items()}
-        )
+        environ = venvs.environ("tests", **{f"PARTICIPANT_{name}": value for name, value in own.items()})
         done = subprocess.run(
             [python, "-m", "fedround", "participant"], env=environ, capture_output=True, text=True, check=False, timeout=120
         )
@@ -53,8 +39,7 @@ def test_a_data_loader_with_processes_of_its_own_trains_and_ends(isolation: str,
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("library", ["torch", "keras", "sklearn"])
 def test_a_model_becomes_named_tensors_and_back(library: str, python: str) -> None:
-    paths = [str(ROOT / "service"), str(ROOT / "tests"), sysconfig.get_paths()["purelib"]]
-    environ = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "KERAS_BACKEND": "torch"}
+    environ = venvs.environ("tests", KERAS_BACKEND="torch")
     # Keras asks PyTorch for arrays in a way that NumPy 2 warns of.
     command = [python, "-W", "error", "-W", "ignore:__array__:DeprecationWarning", "-m", f"support.{library}_tensors"]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=120)

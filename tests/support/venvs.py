@@ -1,20 +1,42 @@
 """Programs and libraries from PyPI that tests need, each in an environment of its own: the lock has none of them."""
 
 import fcntl
+import os
 import subprocess
 import sys
+import sysconfig
 import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-CACHE = Path(__file__).parent.parent.parent / ".cache"
+import pytest
 
+ROOT = Path(__file__).parents[2]
+CACHE = ROOT / ".cache"
 
-FLOWER = "flwr==1.42.0"
+FLOWER = "flwr==1.42.0", "scikit-learn==1.9.1"
 TORCH = "torch==2.15.0", "scikit-learn==1.9.1", "keras==3.15.1"
 XAIN_SDK = "xain-sdk==0.8.0"
 """As its authors released it."""
+
+
+def required(requirement: str, *more: str, large: bool = False) -> str:
+    """Return `python`, for a test: without that environment the test is skipped, and fails in CI. `large`: only CI makes it."""
+    if large and not os.environ.get("CI") and not made(requirement):
+        pytest.skip(f"{requirement} is not installed in .cache; CI=true installs it")
+    try:
+        return python(requirement, *more)
+    except NotInstalled as error:
+        if os.environ.get("CI"):
+            pytest.fail(str(error))
+        pytest.skip(str(error))
+
+
+def environ(*paths: str, **variables: str) -> dict[str, str]:
+    """Return the variables with which such a Python finds fedround, what fedround needs, and these `paths` of the repository."""
+    found = [*(str(ROOT / path) for path in ("service", *paths)), sysconfig.get_paths()["purelib"]]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(found)} | variables
 
 
 class NotInstalled(Exception):

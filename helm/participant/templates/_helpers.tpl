@@ -68,7 +68,7 @@ annotations: {{- toYaml . | nindent 2 }}
 {{/* Contradictions, all in one place. */}}
 {{- define "participant.check" -}}
 {{- if not .Values.coordinator.url }}{{ fail "coordinator.url is required, as http://fl-coordinator:8081" }}{{ end }}
-{{- range $name := list "coordinator_url" "class" "options" "name" "shards" "drain_timeout" "after_finish" "token" "ops_token" "ops_port" "ops_bind" }}
+{{- range $name := list "coordinator_url" "class" "flower" "options" "name" "shards" "drain_timeout" "after_finish" "token" "ops_token" "ops_port" "ops_bind" }}
 {{- if hasKey $.Values.settings $name }}{{ fail (printf "settings.%s: the chart sets this one itself, see values.yaml" $name) }}{{ end }}
 {{- end }}
 {{- if and .Values.tls.existingSecret (or .Values.settings.tls_cert_file .Values.settings.tls_key_file) }}{{ fail "settings.tls_cert_file: or tls.existingSecret?" }}{{ end }}

@@ -1,0 +1,1 @@
+"""A Flower app: handwritten digits, classified by a linear model."""

@@ -8,7 +8,8 @@ from hypothesis.extra import numpy as hnp
 
 from fedround.figures import Change, Statistics
 from fedround.measures import change, statistics
-from fedround.weights import BLOCK, Array
+from fedround.values import BLOCK
+from fedround.weights import Array
 
 
 @given(hnp.arrays(np.float64, st.integers(1, 50), elements=st.floats(-1e6, 1e6)))

@@ -14,8 +14,8 @@ from fedround.aggregator.codecs import model_of
 from fedround.aggregator.updates import UpdateReader
 from fedround.errors import NotFinite, WeightsError, WrongWeights
 from fedround.figures import LARGEST_WEIGHT
+from fedround.values import BLOCK
 from fedround.weights import (
-    BLOCK,
     Array,
     Layout,
     Spec,

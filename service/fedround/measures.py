@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from fedround.figures import DECADES, FEW, Change, Statistics
-from fedround.weights import Array, Layout, Weights, blocks_of, unfit
+from fedround.values import blocks_of, unfit
+from fedround.weights import Array, Layout, Weights
 
 
 def statistics(weights: Weights) -> Statistics:

@@ -2,7 +2,6 @@
 
 import ast
 import io
-import math
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,14 +12,14 @@ from numpy.lib import format as npy
 
 from fedround.errors import WeightsError, WrongWeights
 
+MAGIC = b"\x93NUMPY"
+MAX_DIMENSIONS = 32
+"""NumPy's iterators take no more, in any of its versions."""
 MAX_PREFIX = 10_012
 """Bytes within which the header ends."""
 
-_MAGIC = b"\x93NUMPY"
 _LENGTH_BYTES = {1: 2, 2: 4, 3: 4}
 _MAX_HEADER = MAX_PREFIX - 12
-_MAX_DIMENSIONS = 32
-"""NumPy's iterators take no more, in any of its versions."""
 _KINDS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
 _DESCRS = {order + kind for order in ("", "<", ">", "=", "|") for kind in _KINDS}
 _PYTHON_2 = re.compile(rb"(?<=\d)L(?=[,)])")
@@ -36,14 +35,6 @@ class Header:
     fortran: bool
     offset: int
 
-    @property
-    def count(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        return self.count * self.dtype.itemsize
-
 
 def parse_header(prefix: bytes | bytearray | memoryview) -> Header:
     """Return the header at the beginning of `prefix`, of `.npy` version 1.0 to 3.0.
@@ -52,7 +43,7 @@ def parse_header(prefix: bytes | bytearray | memoryview) -> Header:
         WeightsError: It is no such header, or one whose data would have to be unpickled or is of a dtype that cannot be averaged.
     """
     view = memoryview(prefix)
-    if bytes(view[:6]) != _MAGIC:
+    if bytes(view[:6]) != MAGIC:
         raise WeightsError(
             f"this is neither an .npy array nor safetensors: it begins with {bytes(view[:6])!r}; "
             "write it with numpy.save or safetensors.numpy.save_file"
@@ -113,8 +104,8 @@ def check_shape(shape: object) -> tuple[int, ...]:
     """Return `shape`. Raises `WeightsError` where an array cannot have it, and `WrongWeights` where a model cannot."""
     if not isinstance(shape, tuple) or not all(type(length) is int and 0 <= length < 2**63 for length in shape):
         raise WeightsError(f"the .npy header's shape {str(shape)[:40]!r} is none")
-    if len(shape) > _MAX_DIMENSIONS:
-        raise WrongWeights(f"weights have {_MAX_DIMENSIONS} dimensions at most, but these have {len(shape)}")
+    if len(shape) > MAX_DIMENSIONS:
+        raise WrongWeights(f"weights have {MAX_DIMENSIONS} dimensions at most, but these have {len(shape)}")
     if 0 in shape:
         raise WrongWeights(f"shape {shape} holds no weights")
     return shape

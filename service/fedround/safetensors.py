@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 
 from fedround.errors import ConfigurationError, WeightsError, WrongWeights
+from fedround.npy import MAX_DIMENSIONS
 from fedround.text import printable
 
 LENGTH_BYTES = 8
 MAX_HEADER = 4 << 20
-MAX_DIMENSIONS = 32
-"""NumPy's iterators take no more, in any of its versions."""
 MAX_NAME = 512
 METADATA = "__metadata__"
 
@@ -58,16 +57,12 @@ class Tensor:
     begin: int = 0
 
     @property
-    def count(self) -> int:
-        return math.prod(self.shape)
-
-    @property
     def dtype(self) -> np.dtype[Any]:
         return dtype_of(self.code)
 
     @property
     def nbytes(self) -> int:
-        return self.count * _width(self.code)
+        return math.prod(self.shape) * _width(self.code)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedround import npy, safetensors
-from fedround.errors import NotFinite, WeightsError, WrongWeights
-from fedround.figures import LARGEST_WEIGHT
+from fedround.errors import WeightsError, WrongWeights
 from fedround.safetensors import shown
 
 if TYPE_CHECKING:
@@ -26,8 +25,6 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Weights = Array | Mapping[str, Array]
 """The weights of a model: one array, or named tensors."""
 
-BLOCK = 1 << 16
-"""Elements that are worked on at once: they stay in the processor's cache."""
 SAMPLES_BYTES = 4
 FIRST_BYTES = 16
 """Bytes of weights that say how long their header is. See `header_size`."""
@@ -203,7 +200,7 @@ def parse_head(prefix: bytes | bytearray | memoryview) -> Head:
         header = npy.parse_header(prefix)
         place = Place(header.dtype, header.shape, header.offset, header.fortran)
         spec = Spec(result_dtype(header.dtype), header.shape)
-        return Head(Layout((spec,)), (place,), header.offset + header.nbytes, {})
+        return Head(Layout((spec,)), (place,), header.offset + place.nbytes, {})
     found = safetensors.parse_header(prefix)
     tensors = safetensors.ordered(found.tensors)
     places = tuple(Place(tensor.dtype, tensor.shape, found.offset + tensor.begin) for tensor in tensors)
@@ -337,91 +334,6 @@ def _found(place: Place, parts: Sequence[memoryview]) -> Array | None:
             return place.array(part, begin - place.offset)
         begin -= len(part)
     return None
-
-
-def widened(block: Array) -> Array:
-    """Return numbers that NumPy computes with: bfloat16 as float32."""
-    return block if block.dtype.kind in "fiub" else block.astype(np.float32)
-
-
-def unfit(block: Array) -> Array | None:
-    """Return which elements are NaN, infinite, or beyond `LARGEST_WEIGHT`; None where all can be averaged."""
-    if block.dtype.itemsize == 2:
-        block = block.astype(np.float32)  # in float16 itself a minimum takes six times as long
-    # One look at both ends sees it all: NaN passes through min and max, and no comparison with it is true.
-    if not block.size or (block.min() >= -LARGEST_WEIGHT and block.max() <= LARGEST_WEIGHT):
-        return None
-    with np.errstate(invalid="ignore"):
-        found: Array = ~(np.abs(block) <= LARGEST_WEIGHT)
-    return found
-
-
-class Flaws:
-    """Counts elements of a tensor that cannot be averaged. Where the round's model has the same value, one is a constant."""
-
-    def __init__(self, name: str = "", count: int = 0) -> None:
-        self._name = name
-        self._count = count
-        self._found = [0, 0, 0]
-
-    def look(self, block: Array, before: Array | None = None) -> Array | None:
-        """Look at a block, and at the model's `before`. Return which elements are unfit, constants or not; None: none is."""
-        mask = unfit(block)
-        if mask is None:
-            return None
-        bad = block[mask]
-        if before is not None:
-            known = before[mask]
-            bad = bad[(bad != known) & ~(np.isnan(bad) & np.isnan(known))]
-        nan, infinite = int(np.isnan(bad).sum()), int(np.isinf(bad).sum())
-        self._found = [a + b for a, b in zip(self._found, (nan, infinite, bad.size - nan - infinite), strict=True)]
-        return mask
-
-    def check(self) -> None:
-        """Raises `NotFinite` where an element cannot be averaged, and is no constant."""
-        kinds = ("NaN", "infinity", f"magnitudes above {LARGEST_WEIGHT:g}")
-        what = " and ".join(f"{kind} in {n}" for kind, n in zip(kinds, self._found, strict=True) if n)
-        if what:
-            raise NotFinite(f"{shown(self._name) or 'weights'}: {what} of {self._count} elements: has training diverged?")
-
-
-def check_values(weights: Weights, constants: Mapping[str, Array] | None = None) -> None:
-    """Look at all weights, block by block.
-
-    Args:
-        weights: Of a participant's update.
-        constants: The tensors of the round's model that have elements which cannot be averaged.
-
-    Raises:
-        NotFinite: A weight is NaN, infinite, or too large, and no constant. The message names the tensor.
-    """
-    for name, array in tensors_of(weights):
-        if name and array.dtype.kind in "iub":
-            continue
-        flaws, before = Flaws(name, array.size), (constants or {}).get(name)
-        if before is not None:
-            array = np.ascontiguousarray(array)  # the model's tensors are in C order
-        for start, block in blocks_of(array):
-            flaws.look(block, None if before is None else widened(before.reshape(-1)[start : start + block.size]))
-        flaws.check()
-
-
-def constants_of(weights: Mapping[str, Array]) -> dict[str, Array]:
-    """Return copies of the tensors that have elements which cannot be averaged."""
-    floats = {name: array for name, array in weights.items() if array.dtype.kind not in "iub"}
-    return {name: a.copy() for name, a in floats.items() if any(unfit(block) is not None for _, block in blocks_of(a))}
-
-
-def tensors_of(weights: Weights) -> Iterator[tuple[str, Array]]:
-    """Return the arrays with their names: one array has the empty name."""
-    yield from weights.items() if isinstance(weights, Mapping) else (("", weights),)
-
-
-def blocks_of(array: Array) -> Iterator[tuple[int, Array]]:
-    """Return 1-D blocks of at most `BLOCK` elements, in the order in which they lie, and where each begins."""
-    flat = array.reshape(-1, order="A")
-    for start in range(0, flat.size, BLOCK):
-        yield start, widened(flat[start : start + BLOCK])
 
 
 def flatten(arrays: Sequence[Array]) -> Array:

@@ -13,7 +13,7 @@ import fedround
 from fedround.aggregator.result import bfloat16_bits
 from fedround.errors import FedroundError, ParticipantError
 from fedround.testing import platform
-from fedround.weights import BLOCK
+from fedround.values import BLOCK
 
 BF16 = ml_dtypes.bfloat16
 

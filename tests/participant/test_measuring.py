@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from fedround import events, measures, weights
+from fedround import events, measures, values, weights
 from fedround.events import Fact
 from fedround.figures import Change
 from fedround.participant import measuring
@@ -135,7 +135,7 @@ def test_of_a_large_model_no_more_than_two_samples_are_copied(order: Literal["C"
     finally:
         tracemalloc.stop()
     assert kept < 2.1 * measuring.SAMPLE
-    assert peak < 2.1 * measuring.SAMPLE + 5 * 8 * weights.BLOCK + measuring.SAMPLE * (order == "F")
+    assert peak < 2.1 * measuring.SAMPLE + 5 * 8 * values.BLOCK + measuring.SAMPLE * (order == "F")
     assert facts[-2] == events.UpdateMeasured(3, 1, Change(0.0, None))
 
 

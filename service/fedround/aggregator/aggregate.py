@@ -77,7 +77,7 @@ class Aggregate:
 
     def read(self, round: int | None, data: memoryview) -> Model:
         """Return the model in a file. Raises `WeightsError`."""
-        return opaque_model(round, data) if self._always is OPAQUE else read_model(round, data)
+        return read_model(round, data, self._always)
 
     def check(self, received: Received) -> Checked:
         """Read an update whole, once. Raises `WeightsError` where it is none for this training, and `SpoolFull`."""

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Scope
 
 from fedround import asgi, durable, process, secret, serve, tls, wire
 from fedround.aggregator import operators
-from fedround.aggregator.codecs import OPAQUE, Model, opaque_model, read_model
+from fedround.aggregator.codecs import OPAQUE, Model, read_model
 from fedround.aggregator.guards import Guard, Limits
 from fedround.aggregator.running import Collected, CollectedBytes, Folded, Running
 from fedround.aggregator.service import AggregatorService
@@ -268,19 +268,18 @@ def _strategy(settings: AggregatorSettings, spool: Spool) -> tuple[Layout | None
 
 def _model(settings: AggregatorSettings, layout: Layout | None, store: ModelStore | None, spool: Spool) -> Model | None:
     """What training goes on from."""
-    read = opaque_model if layout is OPAQUE else read_model
     if store is not None and store.rounds:
         newest = store.rounds[-1]
         LOG.info("back with the model of round %d", newest)
         try:
-            return read(newest, store.read(newest))
+            return read_model(newest, store.read(newest), layout)
         except WeightsError as error:
             why = f"the model of round {newest} in AGGREGATOR_DATA_DIR is of another: {error}"
             raise ConfigurationError(f"AGGREGATOR_STRATEGY={settings.strategy}: {why}") from error
     if settings.initial_model is None:
         return None
     try:
-        model = read(None, memoryview(bytearray(settings.initial_model.read_bytes())))
+        model = read_model(None, memoryview(bytearray(settings.initial_model.read_bytes())), layout)
         spool.check_size(sum(array.nbytes for array in model.tensors), "as a model it has ")
         return model
     except (OSError, WeightsError) as error:

@@ -11,8 +11,10 @@ import numpy as np
 
 from fedround.books import Newest
 from fedround.errors import WrongWeights
+from fedround.npy import MAGIC
 from fedround.safetensors import is_safetensors
-from fedround.weights import BLOCK, SAMPLES_BYTES, Array, Layout, Spec, Weights, decode, encode_model
+from fedround.values import BLOCK
+from fedround.weights import SAMPLES_BYTES, Array, Layout, Spec, Weights, decode, encode_model
 
 OPAQUE = Layout((Spec(np.dtype(np.uint8), ()),))
 """Of bytes: any number of them."""
@@ -76,7 +78,7 @@ class Update(Protocol):
 
 def suffix_of(content: bytes | memoryview) -> str:
     """Return how the name of a model's file ends, given its first bytes."""
-    if bytes(content[:6]) == b"\x93NUMPY":
+    if bytes(content[:6]) == MAGIC:
         return ".npy"
     return ".safetensors" if is_safetensors(content) else ".bin"
 
@@ -89,14 +91,16 @@ def model_of(round: int | None, weights: Weights) -> Model:
     return Model(round, layout, tensors, (header, *data), _etag(round, data))
 
 
-def read_model(round: int | None, data: memoryview) -> Model:
-    """Return the model in a file of either kind. Raises `WeightsError`."""
+def read_model(round: int | None, data: memoryview, layout: Layout | None = None) -> Model:
+    """Return the model in a file: of bytes where `layout` is `OPAQUE`, else of either kind. Raises `WeightsError`."""
+    if layout is OPAQUE:
+        return opaque_model(round, data)
     weights = decode(data)
-    layout = Layout.of(weights)
+    found = Layout.of(weights)
     if not isinstance(weights, Mapping):
         # In C order, like what a strategy makes, so that updates are compared with it block by block.
-        return model_of(round, np.ascontiguousarray(weights, layout.tensors[0].dtype))
-    return model_of(round, {spec.name: weights[spec.name] for spec in layout.tensors})
+        return model_of(round, np.ascontiguousarray(weights, found.tensors[0].dtype))
+    return model_of(round, {spec.name: weights[spec.name] for spec in found.tensors})
 
 
 def opaque_model(round: int | None, data: Array | memoryview) -> Model:

@@ -7,7 +7,8 @@ import numpy as np
 from fedround.aggregator.codecs import Model, model_of
 from fedround.errors import WrongWeights
 from fedround.safetensors import shown
-from fedround.weights import BLOCK, Array, Layout, Spec, unfit, widened
+from fedround.values import BLOCK, unfit, widened
+from fedround.weights import Array, Layout, Spec
 
 
 def assembled(round: int, layout: Layout, results: Iterator[Array], before: Model | None, fixed: Mapping[str, Array]) -> Model:
@@ -17,7 +18,7 @@ def assembled(round: int, layout: Layout, results: Iterator[Array], before: Mode
         round: Which one.
         layout: Of the training.
         results: Each averaged tensor, flat, in the dtype `Spec.result`.
-        before: The round's model, whose constants stay. See `weights.Flaws`.
+        before: The round's model, whose constants stay. See `fedround.values`.
         fixed: Tensors that are no floats: of that model, or of the first update.
 
     Raises:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 
 from fedround.errors import ConfigurationError
-from fedround.weights import BLOCK, Array, Spec
+from fedround.values import BLOCK
+from fedround.weights import Array, Spec
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer

@@ -12,20 +12,8 @@ import numpy as np
 from fedround.aggregator.codecs import Model
 from fedround.errors import WrongWeights
 from fedround.safetensors import shown
-from fedround.weights import (
-    BLOCK,
-    FIRST_BYTES,
-    SAMPLES_BYTES,
-    Array,
-    Flaws,
-    Layout,
-    Place,
-    Spec,
-    header_size,
-    parse_head,
-    unfit,
-    widened,
-)
+from fedround.values import BLOCK, Flaws, widened, without_unfit
+from fedround.weights import FIRST_BYTES, SAMPLES_BYTES, Array, Layout, Place, Spec, header_size, parse_head
 
 
 class UpdateReader:
@@ -108,7 +96,7 @@ class UpdateReader:
         """
         for spec, place in self._places:
             if spec.averaged:
-                yield map(_without_constants, self._blocks(place)) if spec.name and spec.floating else self._blocks(place)
+                yield map(without_unfit, self._blocks(place)) if spec.name and spec.floating else self._blocks(place)
 
     def fixed(self) -> dict[str, Array]:
         """Return copies of the tensors that are no floats."""
@@ -136,11 +124,6 @@ class UpdateReader:
         array = place.array(memory, SAMPLES_BYTES)
         for start in range(0, array.size, BLOCK):
             yield array.flat[start : start + BLOCK]
-
-
-def _without_constants(block: Array) -> Array:
-    found = unfit(block)
-    return block if found is None else np.where(found, 0, block)
 
 
 def fill(block: Array, file: FileIO | io.BytesIO) -> None:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
+from fedround import values
 from fedround import weights as codec
 from fedround.errors import WrongWeights
 from fedround.safetensors import shown
@@ -99,7 +100,7 @@ class NumPyParticipant(ParticipantABC[Any, "Update | tuple[int, Any]"]):
         weights = codec.decode(data)
         self._layout = codec.Layout.of(weights)
         if isinstance(weights, dict):
-            self._constants = codec.constants_of(weights)
+            self._constants = values.constants_of(weights)
             weights |= {name: array.copy() for name, array in self._local.items()}
         return weights
 
@@ -109,7 +110,7 @@ class NumPyParticipant(ParticipantABC[Any, "Update | tuple[int, Any]"]):
         self._sent = None
         if self._layout is not None:
             self._layout.check(codec.Layout.of(weights))
-        codec.check_values(weights, self._constants)
+        values.check_values(weights, self._constants)
         self._local = local
         if local and self._keep_local is not None:
             self._keep_local(local)

@@ -45,9 +45,10 @@ def rounds(
     }
 
 
-def model(kind: Participants, count: int, megabytes: int, many: int, *, split: bool) -> Figures:
+def model(kind: Participants, count: int, megabytes: int, many: int, *, split: bool = False) -> Figures:
     """The other participants come when the first and the platform are idle, and with them the first round."""
-    size = megabytes * MB // 8
+    added = kind.cls != "Ours"
+    size = megabytes * MB // (4 if added else 8)
     figures: dict[str, float] = {}
     with platform(min_clients=count, split=split) as p, kind.at_work([0], size, p.url) as (first,):
         p.registered(1)
@@ -60,7 +61,7 @@ def model(kind: Participants, count: int, megabytes: int, many: int, *, split: b
             for name, pid in processes.items():
                 figures[f"{name}: peak MB"] = peak = rss(pid, peak=True)
                 figures[f"{name}: models above idle"] = (peak - idle[name]) / megabytes
-            p.check(count, size)
+            (p.check_added if added else p.check)(count, size)
     return figures
 
 
@@ -99,7 +100,7 @@ def answered(service: Process, port: str) -> float:
     return statistics.median(times)
 
 
-def idle(kind: Participants, *, split: bool) -> Figures:
+def idle(kind: Participants, *, split: bool = False) -> Figures:
     """A participant that waits for a second one."""
     with platform(min_clients=2, split=split) as p:
         began = time.perf_counter()
@@ -145,20 +146,28 @@ def cases(quick: bool, count: int, megabytes: int) -> Mapping[str, Case]:
             f"A large model: {count} participants, {megabytes} MB of float64",
             "Peak RSS, and by how many models that is more than before the first round. The participant is one of them.",
             {
-                ours.name: partial(large, ours, split=False),
-                thread.name: partial(large, thread, split=False),
-                fast.name: partial(large, fast, split=False),
+                ours.name: partial(large, ours),
+                thread.name: partial(large, thread),
+                fast.name: partial(large, fast),
                 split: partial(large, ours, split=True),
+            },
+        ),
+        "named": Case(
+            f"Named tensors: {count} participants, {megabytes} MB of float32 as one array, and as 200 tensors",
+            "The tensors are float32, 20 of them float16 and 20 int64. They are trained in place.",
+            {
+                "one array": partial(large, Participants(cls="Added")),
+                "200 named tensors": partial(large, Participants(cls="AddedNamed")),
             },
         ),
         "idle": Case(
             "Idle: one participant that waits",
             "From the start of the process until the coordinator shows it, and the RSS two seconds later.",
             {
-                ours.name: partial(idle, ours, split=False),
-                thread.name: partial(idle, thread, split=False),
-                untraced.name: partial(idle, untraced, split=False),
-                slow.name: partial(idle, slow, split=False),
+                ours.name: partial(idle, ours),
+                thread.name: partial(idle, thread),
+                untraced.name: partial(idle, untraced),
+                slow.name: partial(idle, slow),
                 split: partial(idle, ours, split=True),
             },
         ),

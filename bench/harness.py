@@ -1,6 +1,5 @@
 """What the cases are made of: platforms and participants as processes, and what Linux knows of these."""
 
-import io
 import json
 import os
 import subprocess
@@ -11,11 +10,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 
 import numpy as np
 from bench.model import expected
 
 from fedround.http import fetch_model
+from fedround.weights import decode
 from support import venvs
 from support.processes import LOOPBACK, Process
 
@@ -89,12 +90,23 @@ class Platform:
         return time.perf_counter()
 
     def check(self, count: int, size: int) -> None:
-        """The global model is what `count` participants must have made of it."""
+        """The global model is what `count` participants of the class `Ours` must have made of it."""
+        model, rounds = self._model()
+        if not np.allclose(model, expected(count, size, rounds), rtol=1e-9):
+            raise Failed(f"the global model of {rounds} rounds is not the mean of the updates")
+
+    def check_added(self, count: int, size: int) -> None:
+        """The same of the classes that add 1."""
+        model, rounds = self._model()
+        arrays = model.values() if isinstance(model, dict) else [model]
+        if sum(array.nbytes for array in arrays) != 4 * size or not all((array == rounds).all() for array in arrays):
+            raise Failed(f"the global model of {rounds} rounds is not what all of them added")
+
+    def _model(self) -> tuple[Any, int]:
+        """The global model, and of how many rounds it is."""
         aggregator = list(self.services.values())[-1]
         body, number = fetch_model(aggregator.url("AGGREGATOR_OPS_PORT"))
-        model = np.load(io.BytesIO(body), allow_pickle=False)
-        if number is None or not np.allclose(model, expected(count, size, number + 1), rtol=1e-9):
-            raise Failed(f"the global model after round {number} is not the mean of the updates")
+        return decode(body), -1 if number is None else number + 1
 
 
 @contextmanager
@@ -129,6 +141,8 @@ class Participants:
     """Variables."""
     program: str | None = None
     python: str = sys.executable
+    cls: str = "Ours"
+    """Of `bench.ours`, where there is no program."""
 
     def _command(self, k: int, size: int, url: str) -> tuple[Sequence[str], Mapping[str, str]]:
         if self.program is not None:
@@ -136,7 +150,7 @@ class Participants:
             seconds = [str(self.seconds)] if self.program == "bench.ours" else []
             return [self.python, "-m", self.program, str(k), str(size), *seconds, url, str(self.period)], environ
         settings = {
-            "PARTICIPANT_CLASS": "bench.ours:Ours",
+            "PARTICIPANT_CLASS": f"bench.ours:{self.cls}",
             "PARTICIPANT_COORDINATOR_URL": url,
             "PARTICIPANT_HEARTBEAT_PERIOD": str(self.period),
             "PARTICIPANT_OPTIONS": json.dumps({"k": k, "size": size, "seconds": self.seconds}),

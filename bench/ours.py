@@ -2,11 +2,16 @@
 
 import sys
 import time
+from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 from bench.model import trained
 
 from fedround import NumPyParticipant, Update
 from fedround.weights import Array
+
+TENSORS = 200
 
 
 class Ours(NumPyParticipant):
@@ -18,6 +23,33 @@ class Ours(NumPyParticipant):
     def train_round(self, training_input: Array | None) -> Update:
         time.sleep(self.seconds)
         return Update(1, trained(self.k, self.size, training_input))
+
+
+class Added(NumPyParticipant):
+    """Adds 1 to `size` float32 weights, in place."""
+
+    def __init__(self, k: int, size: int, seconds: float = 0.0) -> None:
+        self.size = size
+
+    def train_round(self, training_input: Array | None) -> Update:
+        weights = np.zeros(self.size, "f4") if training_input is None else training_input
+        weights += 1
+        return Update(1, weights)
+
+
+class AddedNamed(Added):
+    """Adds 1 to 200 tensors of as many bytes: float32, some float16 and int64."""
+
+    def train_round(self, training_input: Any) -> Update:
+        weights = training_input or dict(self._initial())
+        for tensor in weights.values():
+            tensor += 1
+        return Update(1, weights)
+
+    def _initial(self) -> Iterator[tuple[str, Array]]:
+        for number in range(TENSORS):
+            dtype = np.dtype("f2" if number % 10 == 0 else "i8" if number % 10 == 5 else "f4")
+            yield f"layer{number}.weight", np.zeros(self.size * 4 // TENSORS // dtype.itemsize, dtype)
 
 
 if __name__ == "__main__":

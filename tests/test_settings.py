@@ -1,5 +1,6 @@
 """What the settings promise: names, defaults, precedence, messages."""
 
+import json
 import os
 import subprocess
 import sys
@@ -80,6 +81,8 @@ def test_the_coordinators_defaults_are_the_documented_ones() -> None:
     assert load(CoordinatorSettings, {}, {})[0].model_dump() == {
         "rounds": 10,
         "participants_ratio": 1.0,
+        "run_name": "default",
+        "round_config": {},
         "min_clients": 1,
         "heartbeat_timeout": 15.0,
         "round_timeout": 3600.0,
@@ -262,6 +265,28 @@ def test_a_flower_app_takes_the_place_of_a_class() -> None:
     both = problems(ParticipantSettings, NEEDED | {"PARTICIPANT_FLOWER": "package.client_app:app"})
     assert "PARTICIPANT_CLASS (--class): PARTICIPANT_FLOWER (--flower) is set too: which of them is meant?" in both
     assert "PARTICIPANT_FLOWER (--flower): write it as" in problems(ParticipantSettings, url | {"PARTICIPANT_FLOWER": "app"})
+
+
+def test_the_round_configuration_has_values_and_schedules() -> None:
+    text = '{"lr": {"0": 0.1, "20": 0.01}, "epochs": 3, "nesterov": true, "loss": "mse"}'
+    settings, _, _ = load(CoordinatorSettings, {"COORDINATOR_ROUND_CONFIG": text}, {})
+    assert settings.round_config == {"lr": {0: 0.1, 20: 0.01}, "epochs": 3, "nesterov": True, "loss": "mse"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *('{"lr": [1]}', '{"lr": null}', '{"lr": NaN}', '{"lr": {}}', '{"lr": {"first": 1}}', '{"lr": {"0": {"1": 1}}}'),
+        *('{"": 1}', '{"lr": {"-1": 1}}', json.dumps({f"name-{n}": n for n in range(51)}), json.dumps({"text": "x" * 5000})),
+    ],
+)
+def test_a_round_configuration_that_is_none_is_refused(text: str) -> None:
+    assert "COORDINATOR_ROUND_CONFIG (--round-config): " in problems(CoordinatorSettings, {"COORDINATOR_ROUND_CONFIG": text})
+
+
+@pytest.mark.parametrize("text", ["a b", "ä", "x" * 64, "a/b"])
+def test_what_is_no_name_of_a_run_is_refused(text: str) -> None:
+    assert "a run's name has 1 to 63" in problems(CoordinatorSettings, {"COORDINATOR_RUN_NAME": text})
 
 
 @pytest.mark.parametrize("text", ["3", "3/0", "-1/3", "a/b"])

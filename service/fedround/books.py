@@ -64,6 +64,19 @@ class Newest:
 
     round: int
     parameters: int
+    run: str = ""
+    """The name of the run that it was trained in; empty where the aggregator does not know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The run that an attempt belongs to."""
+
+    id: str = ""
+    name: str = ""
+
+
+NO_RUN = Run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +85,8 @@ class Measured:
 
     round: int
     figures: Mapping[str, float]
+    digest: str = ""
+    """SHA-256 of the model's file, in hexadecimal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +106,8 @@ class Page:
     """Why the sum before this incarnation was lost: a reason that does not pass by itself. Empty after a restart."""
     generation: int = 0
     """How often an operator made a former model the newest. It grows: the rounds after that of `newest` are void."""
+    strategy: str = ""
+    """How updates become a model, for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +135,7 @@ class Open:
     round: int
     admissions: tuple[Admission, ...]
     forget: tuple[str, ...]
+    run: Run = NO_RUN
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +170,13 @@ Answer = None | Verdict | Closed | Difference
 class Books(Protocol):
     """The five operations. Every one may raise `ExchangeError` where the aggregator is not in this process."""
 
-    async def open(self, attempt: str, round: int, admissions: Sequence[Admission], forget: Sequence[str]) -> None:
+    async def open(
+        self, attempt: str, round: int, admissions: Sequence[Admission], forget: Sequence[str], run: Run = NO_RUN
+    ) -> None:
         """Begin an attempt; whatever an unclosed one before it had collected is thrown away.
 
-        `forget` names ids that are gone: their last counted tokens are good for nothing any more.
+        `forget` names ids that are gone: their last counted tokens are good for nothing any more. The first attempt of another
+        `run` than that of the newest model begins with the aggregator's initial model, if it has one.
         """
         ...
 
@@ -186,8 +207,8 @@ class Books(Protocol):
 async def carry_out(books: Books, call: Call) -> Answer:
     """Make the call, and hand on what it returns or raises."""
     match call:
-        case Open(attempt, number, admissions, forget):
-            await books.open(attempt, number, admissions, forget)
+        case Open(attempt, number, admissions, forget, run):
+            await books.open(attempt, number, admissions, forget, run)
             return None
         case Admit(attempt, admissions):
             await books.admit(attempt, admissions)
@@ -213,11 +234,12 @@ def page_to_json(page: Page) -> dict[str, Any]:
     return {
         "incarnation": page.incarnation,
         "entries": [[e.seq, e.attempt, e.id, e.outcome, e.samples, dict(e.metrics), e.reason] for e in page.entries],
-        "newest": page.newest and [page.newest.round, page.newest.parameters],
-        "measured": [[m.round, dict(m.figures)] for m in page.measured],
+        "newest": page.newest and [page.newest.round, page.newest.parameters, page.newest.run],
+        "measured": [[m.round, dict(m.figures), m.digest] for m in page.measured],
         "faults": page.faults,
         "lost": page.lost,
         "generation": page.generation,
+        "strategy": page.strategy,
     }
 
 
@@ -229,10 +251,11 @@ def page_from_json(data: dict[str, Any]) -> Page:
             for seq, attempt, id, outcome, samples, metrics, *reason in data["entries"]
         ),
         newest=None if data["newest"] is None else Newest(*data["newest"]),
-        measured=tuple(Measured(round, figures(found)) for round, found in data["measured"]),
+        measured=tuple(Measured(round, figures(found), *digest) for round, found, *digest in data["measured"]),
         faults=tuple(data["faults"]),
         lost=data.get("lost", ""),
         generation=int(data.get("generation", 0)),
+        strategy=data.get("strategy", ""),
     )
 
 

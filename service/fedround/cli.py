@@ -259,6 +259,40 @@ def _rollback(parser: ArgumentParser) -> Run:
     return run
 
 
+def _runs(parser: ArgumentParser) -> Run:
+    """List the runs of a platform."""
+    _of_coordinator(parser)
+
+    def run(arguments: Arguments) -> int:
+        from fedround import history
+
+        print(history.runs(arguments["url"], arguments["token"], arguments["ca_file"]))
+        return Exit.OK
+
+    return run
+
+
+def _history(parser: ArgumentParser) -> Run:
+    """Write the rounds of a run to a file: who, how long, metrics, statistics of the model."""
+    _of_coordinator(parser)
+    parser.add_argument("--run", metavar="NAME", help="name or id of the run; by default the current one")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the .csv or .json file to write")
+
+    def run(arguments: Arguments) -> int:
+        from fedround import history
+
+        print(history.history(arguments["url"], arguments["run"], arguments["output"], arguments["token"], arguments["ca_file"]))
+        return Exit.OK
+
+    return run
+
+
+def _of_coordinator(parser: ArgumentParser) -> None:
+    parser.add_argument("--from", dest="url", required=True, metavar="URL", help="the coordinator's ops port")
+    asking.add_ca_file(parser)
+    asking.add_token(parser)
+
+
 def _status(parser: ArgumentParser) -> Run:
     """Show what a service is doing."""
     asking.add_service(parser)
@@ -315,6 +349,8 @@ COMMANDS: Mapping[str, Callable[[ArgumentParser], Run]] = {
     "tutorial": _tutorial,
     "model": _model,
     "rollback": _rollback,
+    "runs": _runs,
+    "history": _history,
     "status": _status,
     "healthcheck": _healthcheck,
 }

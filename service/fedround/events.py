@@ -4,7 +4,7 @@ Runtimes and services tell; logs, metrics and traces listen. Facts carry whole i
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -72,6 +72,8 @@ class OrderAccepted(Fact):
     repeated: bool
     traceparent: str | None
     tracelink: str | None = None
+    run_id: str = ""
+    run_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +210,14 @@ class ExchangeEnded(Fact):
 
 
 @dataclass(frozen=True, slots=True)
+class RunEntered(Fact):
+    """From now on rounds belong to this run: an aggregator hears of it with its first round."""
+
+    run_id: str
+    run_name: str
+
+
+@dataclass(frozen=True, slots=True)
 class ParticipantJoined(Fact):
     id: str
     name: str
@@ -295,7 +305,10 @@ class AttemptDropped(Fact):
 
 @dataclass(frozen=True, slots=True)
 class RoundCompleted(Fact):
-    """`ids` were counted, from `dropped` others the round was taken; `figures` are the sample-weighted means of the reported."""
+    """`ids` were counted, from `dropped` others the round was taken; `figures` are the sample-weighted means of the reported.
+
+    `members` are those of `ids`, each with what it contributed.
+    """
 
     round: int
     attempt: str
@@ -305,6 +318,17 @@ class RoundCompleted(Fact):
     parameters: int
     seconds: float
     figures: tuple[tuple[str, float], ...]
+    members: tuple["Contribution", ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """What a participant contributed to a round. `seconds`: from its selection until its update was counted."""
+
+    name: str
+    samples: int
+    seconds: float
+    figures: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from fedround.books import Admission, Closed, Difference, Page, Verdict, admissions_to_json, page_from_json
+from fedround.books import NO_RUN, Admission, Closed, Difference, Page, Run, Verdict, admissions_to_json, page_from_json
 from fedround.errors import BadAnswer, Refused, UnknownAttempt
 from fedround.http import ANSWER_TIMEOUT, AsyncPeer, Query, Trace
 from fedround.tls import Context
@@ -38,8 +38,11 @@ class RemoteBooks:
         """Close the connections. (`close` is the books' own.)"""
         await self._peer.aclose()
 
-    async def open(self, attempt: str, round: int, admissions: Sequence[Admission], forget: Sequence[str]) -> None:
-        await self._call("open", attempt, round=round, admissions=admissions_to_json(admissions), forget=list(forget))
+    async def open(
+        self, attempt: str, round: int, admissions: Sequence[Admission], forget: Sequence[str], run: Run = NO_RUN
+    ) -> None:
+        admitted, named = admissions_to_json(admissions), [run.id, run.name]
+        await self._call("open", attempt, round=round, admissions=admitted, forget=list(forget), run=named)
 
     async def admit(self, attempt: str, admissions: Sequence[Admission]) -> None:
         await self._call("admit", attempt, admissions=admissions_to_json(admissions))

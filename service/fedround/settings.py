@@ -19,11 +19,13 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from fedround.hosts import PATTERN
-from fedround.wire import clean_name, parse_name
+from fedround.wire import MAX_FIGURE_NAME, clean_name, parse_name
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
 LONGEST = 10**9
 """Seconds; no clock of the system waits for much longer."""
+MOST_CONFIGURED, MOST_CONFIG_BYTES = 50, 4096
+"""Names, and bytes of JSON, of the round configuration."""
 MOST_NESTED = 32
 """Levels of a JSON object."""
 _BYTES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
@@ -125,6 +127,35 @@ def _json_object(value: object) -> object:
     return value
 
 
+def _round_config(value: object) -> object:
+    found = _json_object(value)
+    assert isinstance(found, dict)  # noqa: S101 it raises for all else
+    if len(found) > MOST_CONFIGURED or len(json.dumps(found)) > MOST_CONFIG_BYTES:
+        raise ValueError(f"there are more than {MOST_CONFIGURED} names, or more than {MOST_CONFIG_BYTES} bytes")
+    return {name: _configured(name, each) for name, each in found.items()}
+
+
+def _configured(name: str, value: object) -> object:
+    """A number, a text or a boolean; or a schedule: what it is from which round of the run on."""
+    if not (0 < len(name) <= MAX_FIGURE_NAME and name.isprintable()):
+        raise ValueError(f"a name has 1 to {MAX_FIGURE_NAME} printable characters")
+    schedule = value if isinstance(value, Mapping) else {"0": value}
+    whole = all(re.fullmatch(r"\d{1,9}", str(begin)) for begin in schedule)
+    scalars = all(isinstance(each, str | int) or (isinstance(each, float) and math.isfinite(each)) for each in schedule.values())
+    if schedule and whole and scalars:
+        return {int(begin): each for begin, each in value.items()} if isinstance(value, Mapping) else value
+    raise ValueError(
+        f"{name}: write a number, a text, true or false; or a schedule by rounds of the run, such as "
+        '{"learning_rate": {"0": 0.1, "20": 0.01}}'
+    )
+
+
+def _run_name(value: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9._-]{1,63}", value) is None:
+        raise ValueError("a run's name has 1 to 63 of the characters a-z, A-Z, 0-9, '.', '_' and '-'")
+    return value
+
+
 def _depth(value: object) -> int:
     """How many objects and lists lie within each other; counted no further than is allowed."""
     level, depth = [value], 0
@@ -186,6 +217,8 @@ Place = Annotated[Path | None, Field(title="path")]
 Number = Annotated[int, Field(title="number", le=2**32)]
 Port = Annotated[int, Field(ge=0, le=65535, title="port")]
 Options = Annotated[dict[str, Any], BeforeValidator(_json_object), Field(title="json")]
+RoundConfig = Annotated[dict[str, Any], BeforeValidator(_round_config), Field(title="json")]
+RunName = Annotated[str, AfterValidator(_run_name)]
 Origins = Annotated[tuple[str, ...], BeforeValidator(_origins), Field(title="origins")]
 Secret = Annotated[SecretStr | None, AfterValidator(_sendable), Field(title="secret")]
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed), Field(title="names")]
@@ -406,7 +439,15 @@ class CoordinatorSettings(PlatformSettings):
         "aggregator_url": "aggregator_url",
     }
 
-    rounds: Number = setting(10, "How many rounds to train. 0: for ever.", ge=0)
+    run_name: RunName = setting(
+        "default", "Name of the run. With another name than before, a new run begins and the former one ends. Names are used once."
+    )
+    rounds: Number = setting(10, "Number of rounds of the run. 0: it does not end.", ge=0)
+    round_config: RoundConfig = setting(
+        "{}",
+        "Values for training code, as a JSON object: a number, a text or a boolean for each name, or a schedule by rounds of the "
+        'run, such as {"learning_rate": {"0": 0.1, "20": 0.01}}.',
+    )
     participants_ratio: float = setting(
         1.0, "Which part of the participants a round selects, above 0 and up to 1.", gt=0, le=1, title="ratio"
     )

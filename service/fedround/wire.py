@@ -6,7 +6,8 @@ coordinator sends, ignores what it does not know, and raises `BadAnswer` on ever
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 from uuid import UUID
@@ -51,6 +52,9 @@ MIN_RATE_WINDOW = 30.0
 SPEAKS_TLS = "this port speaks TLS: use https://"
 """What a port with TLS answers to plain HTTP."""
 
+Scalar = str | int | float | bool
+"""A value of the round configuration."""
+
 _NAME = re.compile(r"[a-z0-9.-]{1,63}")
 
 
@@ -85,6 +89,29 @@ class RendezVous:
 
 
 @dataclass(frozen=True, slots=True)
+class Run:
+    """The run that a round belongs to."""
+
+    id: str
+    name: str
+    rounds: int = 0
+    """The number of its last round plus 1; 0: the run does not end."""
+    config: Mapping[str, Scalar] = field(default_factory=dict)
+    """The round configuration: what the coordinator tells training code."""
+
+    @classmethod
+    def decode(cls, data: object) -> Self | None:
+        match data:
+            case None:
+                return None
+            case {"id": str(id), "name": str(name), "rounds": int(rounds), "config": dict(config)} if rounds >= 0 and all(
+                isinstance(value, Scalar) for value in config.values()
+            ):
+                return cls(one_line(id), one_line(name), rounds, config)
+        raise BadAnswer("the answer's 'run' is no run")
+
+
+@dataclass(frozen=True, slots=True)
 class StartTraining:
     """Where and with which token to fetch the model and deliver the update; both None when the order was refused."""
 
@@ -93,12 +120,10 @@ class StartTraining:
     traceparent: str | None = None
     tracelink: str | None = None
     """As `traceparent`, of a round with too many participants for one trace: the own one is only linked to it."""
+    run: Run | None = None
 
     def encode(self) -> bytes:
-        return _dump(
-            {"url": self.url, "token": self.token, "ok": self.token is not None}
-            | _present(traceparent=self.traceparent, tracelink=self.tracelink)
-        )
+        return _dump({"url": self.url, "token": self.token, "ok": self.token is not None} | _additions(self))
 
     @classmethod
     def decode(cls, body: bytes) -> Self:
@@ -110,6 +135,7 @@ class StartTraining:
             token=_uuid(data, "token"),
             traceparent=_optional_str(data, "traceparent"),
             tracelink=_optional_str(data, "tracelink"),
+            run=Run.decode(data.get("run")),
         )
 
 
@@ -125,12 +151,11 @@ class Heartbeat:
     tracelink: str | None = None
     counted: int | None = None
     """The last round in which this participant's update was counted."""
+    run: Run | None = None
 
     def encode(self) -> bytes:
-        return _dump(
-            {"round": self.round, "state": self.state}
-            | _present(url=self.url, token=self.token, traceparent=self.traceparent, tracelink=self.tracelink, counted=self.counted)
-        )
+        more = _present(url=self.url, token=self.token, counted=self.counted)
+        return _dump({"round": self.round, "state": self.state} | more | _additions(self))
 
     @classmethod
     def decode(cls, body: bytes) -> Self:
@@ -150,6 +175,7 @@ class Heartbeat:
             traceparent=_optional_str(data, "traceparent"),
             tracelink=_optional_str(data, "tracelink"),
             counted=_int(data, "counted"),
+            run=Run.decode(data.get("run")),
         )
 
 
@@ -225,6 +251,11 @@ def parse_prefer_wait(value: str | None) -> float | None:
 
 def _dump(data: dict[str, Any]) -> bytes:
     return json.dumps(data, separators=(",", ":")).encode()
+
+
+def _additions(answer: StartTraining | Heartbeat) -> dict[str, Any]:
+    run = answer.run and {"id": answer.run.id, "name": answer.run.name, "rounds": answer.run.rounds, "config": answer.run.config}
+    return _present(traceparent=answer.traceparent, tracelink=answer.tracelink, run=run)
 
 
 def _present(**fields: Any) -> dict[str, Any]:

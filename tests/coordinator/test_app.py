@@ -151,11 +151,9 @@ def test_the_preference_to_wait_holds_the_heartbeat_and_brings_everything_in_its
             ids = [await w.join(), await w.join()]
             answer = await w.http.get(f"/heartbeat/{ids[0]}", headers=PREFER)
             assert answer.headers["preference-applied"] == "wait=25"
+            run = {"id": w.service.current.id, "name": "default", "rounds": 2, "config": {}}
             token = answer.json()["token"]
-            assert answer.content == b'{"round":0,"state":"round","url":"%s","token":"%s"}' % (
-                AGGREGATOR_URL.encode(),
-                token.encode(),
-            )
+            assert answer.json() == {"round": 0, "state": "round", "url": AGGREGATOR_URL, "token": token, "run": run}
             w.books.deliver(ids[0], token)
             await w.recorder.until(events.UpdateCounted)
             # To ask for no wait is to know of the additions too.
@@ -350,9 +348,8 @@ def test_who_is_back_after_the_last_round_says_so(rounds: int, told: bool, caplo
 
     caplog.set_level(logging.INFO)
     asyncio.run(main())
-    complete = (
-        "training was complete before, after 3 rounds: to go on raise COORDINATOR_ROUNDS, to begin anew empty the data directories"
-    )
+    more = "to continue it raise COORDINATOR_ROUNDS, to begin another run set another COORDINATOR_RUN_NAME"
+    complete = f"run default was complete before, after 3 rounds: {more}"
     assert (complete in caplog.messages) is told
 
 
@@ -360,8 +357,16 @@ def test_a_coordinator_is_ready_once_it_has_reached_the_aggregator_and_as_long_a
     async def main() -> None:
         books = MemoryBooks()
         changed = asyncio.Event()
+
+        def observe(fact: events.Fact) -> None:
+            if isinstance(fact, events.BooksReached | events.BooksUnreachable):
+                changed.set()
+
         health, settings = Health(), CoordinatorSettings()
-        telemetry = Telemetry(CoordinatorMetrics, [app.readiness(health), lambda fact: changed.set()])
+        telemetry = Telemetry(
+            CoordinatorMetrics,
+            [app.readiness(health), observe],
+        )
         service = app.build(settings, books, telemetry.observe)
         operators = httpx.ASGITransport(app.ops_endpoint(settings, service, health, telemetry).app)
         async with httpx.AsyncClient(transport=operators, base_url="http://ops") as http:
@@ -406,6 +411,7 @@ def test_a_coordinator_that_cannot_keep_who_takes_part_is_not_ready_and_says_why
         async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
             work = tasks.create_task(service.run())
             await recorder.until(events.BooksReached)
+            await recorder.until(events.WasKept)
             assert health.reasons == []
             with files_of_at_most(10):
                 await service.heartbeat(service.join("anna").id or "")

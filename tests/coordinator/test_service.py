@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedround import events
-from fedround.books import Admission, Measured
+from fedround.books import NO_RUN, Admission, Measured, Run
 from fedround.coordinator import store
 from fedround.coordinator.plan import Memory, Plan
 from fedround.coordinator.service import CoordinatorService, never
@@ -318,9 +318,11 @@ class CheckingBooks(MemoryBooks):
     def keep(self, memory: Memory) -> None:
         self.disk = memory
 
-    async def open(self, attempt: str, round: int, admissions: Sequence[Admission], forget: Sequence[str]) -> None:
+    async def open(
+        self, attempt: str, round: int, admissions: Sequence[Admission], forget: Sequence[str], run: Run = NO_RUN
+    ) -> None:
         self._check(round, admissions)
-        await super().open(attempt, round, admissions, forget)
+        await super().open(attempt, round, admissions, forget, run)
 
     async def admit(self, attempt: str, admissions: Sequence[Admission]) -> None:
         assert self.core.attempt is not None

@@ -19,6 +19,7 @@ from fedround import events, wire
 from fedround.events import Fact
 from fedround.figures import Change, Statistics
 from fedround.measures import statistics
+from fedround.observability import logs
 from fedround.observability.logs import WARNINGS, JsonFormatter, LogObserver, TextFormatter
 
 ID = "12345678-aaaa-bbbb-cccc-dddddddddddd"
@@ -31,6 +32,7 @@ VALUES: dict[object, object] = {
     bool: True,
     tuple[str, ...]: (ID, ID),
     tuple[tuple[str, float], ...]: (("loss", 0.25),),
+    tuple[events.Contribution, ...]: (events.Contribution(ID, 1, 0.5, {"loss": 0.25}),),
     Statistics: statistics(np.ones(2)),
     Change | None: Change(0.5, 1.0),
 }
@@ -40,6 +42,12 @@ KINDS = sorted(Fact.__subclasses__(), key=lambda kind: kind.__name__)
 def example(kind: type[Fact]) -> Fact:
     hints = get_type_hints(kind, localns={"Change": Change, "Statistics": Statistics})
     return kind(**{field.name: ID if field.name in ("id", "attempt") else VALUES[hints[field.name]] for field in fields(kind)})
+
+
+@pytest.fixture(autouse=True)
+def _no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Facts of a run describe every later line of a process."""
+    monkeypatch.setattr(logs, "_CONTEXT", {})
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from fedround.aggregator.result import assembled
 from fedround.aggregator.running import Running
 from fedround.aggregator.spool import Received, Spool
 from fedround.aggregator.updates import UpdateReader
+from fedround.books import NO_RUN, Run
 from fedround.errors import Forbidden, Implausible, Late, NotAdmitted, SpoolFull, TooLarge, WeightsError, WrongWeights
 from fedround.measures import norm
 from fedround.text import short
@@ -127,7 +128,7 @@ class Aggregate:
         self._sum, self._layout, self._fixed = total, layout, fixed
         self._guard.count(id, figures)
 
-    def result(self, round: int) -> Model:
+    def result(self, round: int, run: Run = NO_RUN) -> Model:
         """Make the model of a round. Whatever it raises: the sum is of no use any more."""
         assert self._sum is not None and self._layout is not None  # noqa: S101 PT018 an update was folded
         if (odd := self._guard.close(self._norm)) is not None:
@@ -135,7 +136,7 @@ class Aggregate:
         results = self._sum.results()
         if self._layout is OPAQUE:
             return opaque_model(round, next(results))
-        return assembled(round, self._layout, results, self._model, self._fixed)
+        return assembled(round, self._layout, results, self._model, self._fixed, run)
 
     @property
     def lesson(self) -> Figures:

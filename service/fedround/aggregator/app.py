@@ -37,6 +37,7 @@ from fedround.books import (
     Difference,
     Open,
     Revoke,
+    Run,
     Verdict,
     admissions_from_json,
     carry_out,
@@ -177,7 +178,11 @@ def internal(
 
 _CALLS: Mapping[str, Callable[[Any], Call]] = {
     "open": lambda data: Open(
-        _text(data["attempt"]), _number(data["round"]), _admissions(data["admissions"]), tuple(map(_text, data["forget"]))
+        _text(data["attempt"]),
+        _number(data["round"]),
+        _admissions(data["admissions"]),
+        tuple(map(_text, data["forget"])),
+        Run(*map(_text, data.get("run", ()))),
     ),
     "admit": lambda data: Admit(_text(data["attempt"]), _admissions(data["admissions"])),
     "revoke": lambda data: Revoke(_text(data["attempt"]), _text(data["id"]), _seconds(data.get("patience", 0.0))),
@@ -244,7 +249,11 @@ def build(settings: AggregatorSettings, observer: Observer, disk: Disk | None = 
         weighted=settings.strategy not in UNWEIGHTED,
     )
     guard = Guard(limits, store.lessons if store else ())
-    return AggregatorService(begin, spool, layout=layout, model=model, store=store, guard=guard, observer=observer)
+    initial = partial(_initial, settings, layout, spool) if settings.initial_model else None
+    known: Any = {"layout": layout, "model": model, "initial": initial, "store": store}
+    options = json.dumps(settings.strategy_options) if settings.strategy_options else ""
+    strategy = f"{settings.strategy} {options}".strip()
+    return AggregatorService(begin, spool, **known, guard=guard, observer=observer, strategy=strategy)
 
 
 def _strategy(settings: AggregatorSettings, spool: Spool) -> tuple[Layout | None, Callable[[Layout], Running]]:
@@ -276,14 +285,19 @@ def _model(settings: AggregatorSettings, layout: Layout | None, store: ModelStor
         except WeightsError as error:
             why = f"the model of round {newest} in AGGREGATOR_DATA_DIR is of another: {error}"
             raise ConfigurationError(f"AGGREGATOR_STRATEGY={settings.strategy}: {why}") from error
-    if settings.initial_model is None:
-        return None
+    return None if settings.initial_model is None else _initial(settings, layout, spool)
+
+
+def _initial(settings: AggregatorSettings, layout: Layout | None, spool: Spool) -> Model:
+    """Return the initial model. Raises `ConfigurationError`."""
+    path = settings.initial_model
+    assert path is not None  # noqa: S101 the callers look
     try:
-        model = read_model(None, memoryview(bytearray(settings.initial_model.read_bytes())), layout)
+        model = read_model(None, memoryview(bytearray(path.read_bytes())), layout)
         spool.check_size(sum(array.nbytes for array in model.tensors), "as a model it has ")
         return model
     except (OSError, WeightsError) as error:
-        raise ConfigurationError(f"AGGREGATOR_INITIAL_MODEL={settings.initial_model}: {error}") from error
+        raise ConfigurationError(f"AGGREGATOR_INITIAL_MODEL={path}: {error}") from error
 
 
 def public_endpoint(settings: AggregatorSettings, service: AggregatorService, telemetry: Telemetry) -> Endpoint:

@@ -9,12 +9,22 @@ from typing import Protocol
 
 import numpy as np
 
-from fedround.books import Newest
 from fedround.errors import WrongWeights
 from fedround.npy import MAGIC
 from fedround.safetensors import is_safetensors
 from fedround.values import BLOCK
-from fedround.weights import SAMPLES_BYTES, Array, Layout, Spec, Weights, decode, encode_model
+from fedround.weights import (
+    FIRST_BYTES,
+    SAMPLES_BYTES,
+    Array,
+    Layout,
+    Spec,
+    Weights,
+    decode,
+    encode_model,
+    header_size,
+    parse_head,
+)
 
 OPAQUE = Layout((Spec(np.dtype(np.uint8), ()),))
 """Of bytes: any number of them."""
@@ -52,10 +62,6 @@ class Model:
         return 0 if self.layout is OPAQUE else self.layout.count
 
     @property
-    def newest(self) -> Newest | None:
-        return None if self.round is None else Newest(self.round, self.parameters)
-
-    @property
     def suffix(self) -> str:
         """Of a file of it."""
         return suffix_of(self.buffers[0])
@@ -83,11 +89,11 @@ def suffix_of(content: bytes | memoryview) -> str:
     return ".safetensors" if is_safetensors(content) else ".bin"
 
 
-def model_of(round: int | None, weights: Weights) -> Model:
-    """Return the model of a round: `weights` are in the order of their layout, C-contiguous."""
+def model_of(round: int | None, weights: Weights, metadata: Mapping[str, str] = {}) -> Model:
+    """Return the model of a round: `weights` are in the order of their layout, C-contiguous. `metadata`: for named tensors."""
     layout = Layout.of(weights)
     tensors = tuple(weights.values()) if isinstance(weights, Mapping) else (weights,)
-    header, *data = encode_model(weights, _metadata(round))
+    header, *data = encode_model(weights, {**_metadata(round), **metadata})
     return Model(round, layout, tensors, (header, *data), _etag(round, data))
 
 
@@ -100,7 +106,8 @@ def read_model(round: int | None, data: memoryview, layout: Layout | None = None
     if not isinstance(weights, Mapping):
         # In C order, like what a strategy makes, so that updates are compared with it block by block.
         return model_of(round, np.ascontiguousarray(weights, found.tensors[0].dtype))
-    return model_of(round, {spec.name: weights[spec.name] for spec in found.tensors})
+    kept = parse_head(data[: header_size(data[:FIRST_BYTES])]).metadata
+    return model_of(round, {spec.name: weights[spec.name] for spec in found.tensors}, kept)
 
 
 def opaque_model(round: int | None, data: Array | memoryview) -> Model:

@@ -1,6 +1,7 @@
 """Measures models for people: what it cannot measure, or what it finds, never keeps the service from its work."""
 
 import asyncio
+import hashlib
 import logging
 import math
 from collections import deque
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from fedround.aggregator.codecs import OPAQUE, Model
 from fedround.books import Measured
 from fedround.events import Observer, WeightsMeasured
+from fedround.figures import Statistics
 from fedround.measures import statistics
 
 LOG = logging.getLogger(__name__)
@@ -36,7 +38,7 @@ class Measurer:
             return
         rollbacks = self._rollbacks
         try:
-            found = await asyncio.to_thread(statistics, model.weights)
+            found, digest = await asyncio.to_thread(_measured, model)
         except Exception:
             LOG.exception("the weights of the model of round %s cannot be measured", model.round)
             return
@@ -45,9 +47,18 @@ class Measurer:
         self._observer(WeightsMeasured(model.round or 0, "global", sum(map(len, model.buffers)), found))
         if model.round is not None:
             # The next page tells of it. It is worth no page of its own: that would be one more exchange in every round.
-            self._newest.append(Measured(model.round, {n: value for n, value in found.figures.items() if math.isfinite(value)}))
+            finite = {name: value for name, value in found.figures.items() if math.isfinite(value)}
+            self._newest.append(Measured(model.round, finite, digest))
 
     def forget(self, newest: int) -> None:
         """Forget the models of all rounds after `newest`, and what is being measured."""
         self._rollbacks += 1
         self._newest = deque((measured for measured in self._newest if measured.round <= newest), TOLD)
+
+
+def _measured(model: Model) -> tuple[Statistics, str]:
+    """Return the statistics of a model, and the SHA-256 of its file."""
+    digest = hashlib.sha256()
+    for part in model.buffers:
+        digest.update(part)
+    return statistics(model.weights), digest.hexdigest()

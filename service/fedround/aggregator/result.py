@@ -5,13 +5,16 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from fedround.aggregator.codecs import Model, model_of
+from fedround.books import NO_RUN, Run
 from fedround.errors import WrongWeights
 from fedround.safetensors import shown
 from fedround.values import BLOCK, unfit, widened
 from fedround.weights import Array, Layout, Spec
 
 
-def assembled(round: int, layout: Layout, results: Iterator[Array], before: Model | None, fixed: Mapping[str, Array]) -> Model:
+def assembled(
+    round: int, layout: Layout, results: Iterator[Array], before: Model | None, fixed: Mapping[str, Array], run: Run = NO_RUN
+) -> Model:
     """Return the model of a round.
 
     Args:
@@ -20,14 +23,16 @@ def assembled(round: int, layout: Layout, results: Iterator[Array], before: Mode
         results: Each averaged tensor, flat, in the dtype `Spec.result`.
         before: The round's model, whose constants stay. See `fedround.values`.
         fixed: Tensors that are no floats: of that model, or of the first update.
+        run: That it belongs to, for its metadata.
 
     Raises:
         WrongWeights: A result has the wrong size, is not finite, or does not fit into its dtype.
     """
+    metadata = {"fedround.run": run.name, "fedround.run_id": run.id} if run.id else {}
     if not layout.named:
         (spec,), (array,) = layout.tensors, results
         result = _checked(array, spec)
-        return model_of(round, result.astype(spec.dtype, copy=False).reshape(spec.shape))
+        return model_of(round, result.astype(spec.dtype, copy=False).reshape(spec.shape), metadata)
     data, start = np.empty(layout.nbytes, np.uint8).data, 0
     tensors: dict[str, Array] = {}
     for number, spec in enumerate(layout.tensors):
@@ -41,7 +46,7 @@ def assembled(round: int, layout: Layout, results: Iterator[Array], before: Mode
             flat[:] = fixed[spec.name].reshape(-1)
         tensors[spec.name] = tensor
     next(results, None)  # let it tidy up
-    return model_of(round, tensors)
+    return model_of(round, tensors, metadata)
 
 
 def _checked(result: Array, spec: Spec) -> Array:

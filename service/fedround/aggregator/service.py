@@ -17,9 +17,10 @@ from fedround.aggregator.measurer import Measurer
 from fedround.aggregator.running import Running
 from fedround.aggregator.spool import Received, Spool
 from fedround.aggregator.store import ModelStore
-from fedround.books import Admission, Closed, Difference, Entry, Page, Verdict
+from fedround.books import NO_RUN, Admission, Closed, Difference, Entry, Newest, Page, Run, Verdict
 from fedround.errors import (
     Busy,
+    ConfigurationError,
     DataDamaged,
     FedroundError,
     Forbidden,
@@ -37,6 +38,7 @@ from fedround.events import (
     NotKept,
     Observer,
     Observers,
+    RunEntered,
     UpdateReceived,
     UploadFailed,
     WasKept,
@@ -63,9 +65,11 @@ class AggregatorService:
         spool: Where updates are received.
         layout: What every model looks like; None: what training begins with decides, else the first update.
         model: What training begins with, or went on to before a restart.
+        initial: Reads what a new run begins with; raises `ConfigurationError`. None: a new run begins with the newest model.
         store: Where models are kept; None: nowhere.
         guard: Says which updates are plausible.
         observer: Told of every fact.
+        strategy: What it is called, for people.
         hold: Seconds for which `ledger` waits for an entry.
         patience: Seconds for which `deliver` waits until the coordinator has acknowledged the entry.
     """
@@ -77,20 +81,27 @@ class AggregatorService:
         *,
         layout: Layout | None = None,
         model: Model | None = None,
+        initial: Callable[[], Model] | None = None,
         store: ModelStore | None = None,
         guard: Guard | None = None,
         observer: Observer | None = None,
+        strategy: str = "",
         hold: float = HOLD,
         patience: float = PATIENCE,
     ) -> None:
         self._spool = spool
         self._aggregate = Aggregate(begin, spool, guard or Guard(), layout)
         self._observer = observer or Observers()
+        self._strategy = strategy
         self._hold = hold
         self._patience = patience
         self._store = store
-        self._ledger = Ledger(str(uuid4()), model.newest if model else None)
+        self._run = store.run if store else NO_RUN
+        """Of the attempt that is open, or of the newest model."""
+        self._ledger = Ledger(str(uuid4()))
+        self._initial = initial
         self._model = model
+        self._ledger.newest = self._newest
         self._measurer = Measurer(self._observer)
         self.faults: Callable[[], Sequence[str]] = tuple
         """Says why the process is not ready, for the coordinator to show."""
@@ -135,12 +146,41 @@ class AggregatorService:
 
     # The books
 
-    async def open(self, attempt: str, round: int, admissions: Sequence[Admission], forget: Sequence[str]) -> None:
-        """See `Books.open`."""
+    @property
+    def _newest(self) -> Newest | None:
+        if self._model is None or self._model.round is None:
+            return None
+        return Newest(self._model.round, self._model.parameters, self._run.name)
+
+    async def open(
+        self, attempt: str, round: int, admissions: Sequence[Admission], forget: Sequence[str], run: Run = NO_RUN
+    ) -> None:
+        """See `Books.open`. Raises `Busy` where the initial model cannot be read."""
         async with self._step:
+            begins = self._run.name not in ("", run.name)
+            initial = await self._read_initial() if begins else None
             if self._ledger.open(attempt, round, admissions, forget):
                 self._unkept = None
+                self._enter(run, begins, initial)
                 self._aggregate.open(self._model, (admission.id for admission in admissions))
+
+    async def _read_initial(self) -> Model | None:
+        try:
+            return await asyncio.to_thread(self._initial) if self._initial else None
+        except ConfigurationError as error:
+            raise Busy(str(error), retry_after=1.0) from error
+
+    def _enter(self, run: Run, begins: bool, initial: Model | None) -> None:
+        """The attempt belongs to this run, which `begins` now, with `initial` if there is such a model."""
+        if run == self._run:
+            return
+        self._run = run
+        self._observer(RunEntered(run.id, run.name))
+        if begins:
+            self._aggregate.roll_back(())  # what other models have taught says nothing of these
+            if initial is not None:
+                self._model = initial
+                self._start(self._measurer.measure(initial))
 
     async def admit(self, attempt: str, admissions: Sequence[Admission]) -> None:
         """See `Books.admit`."""
@@ -171,7 +211,8 @@ class AggregatorService:
         if self._stopping and not page.entries:
             raise Busy("the aggregator stops", retry_after=1.0)
         generation = self._store.generation if self._store else 0
-        return replace(page, measured=tuple(self._measurer.newest), faults=tuple(self.faults()), generation=generation)
+        measured, faults = tuple(self._measurer.newest), tuple(self.faults())
+        return replace(page, measured=measured, faults=faults, generation=generation, strategy=self._strategy)
 
     async def _close(self, attempt: str, ids: Sequence[str]) -> Closed | Difference:
         async with self._step:
@@ -186,7 +227,7 @@ class AggregatorService:
     async def _make(self, attempt: Attempt) -> None:
         began = time.perf_counter()
         try:
-            model = await asyncio.to_thread(self._aggregate.result, attempt.round)
+            model = await asyncio.to_thread(self._aggregate.result, attempt.round, self._run)
         except Exception as error:
             self._lose("no model can be made of it", error)
             raise UnknownAttempt(attempt.id) from error
@@ -201,7 +242,8 @@ class AggregatorService:
         if self._store is not None and model.round is not None:
             began = time.perf_counter()
             try:
-                await asyncio.to_thread(self._store.save, model.round, model.buffers, self._aggregate.lesson, model.suffix)
+                lesson = self._aggregate.lesson
+                await asyncio.to_thread(self._store.save, model.round, model.buffers, lesson, model.suffix, self._run)
             except OSError as error:
                 self._observer(NotKept(f"the model of round {model.round}", str(error)))
                 raise Busy(f"the model of round {model.round} cannot be kept: {error}", retry_after=1.0) from error
@@ -210,7 +252,7 @@ class AggregatorService:
 
     def _serve(self, model: Model) -> None:
         self._model, self._unkept = model, None
-        self._ledger.newest = model.newest
+        self._ledger.newest = self._newest
         self._start(self._measurer.measure(model))  # nobody waits for it
 
     async def roll_back(self, round: int) -> Sequence[int] | None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from fedround import durable
 from fedround.aggregator.guards import NOTHING, Figures
+from fedround.books import NO_RUN, Run
 from fedround.durable import Disk
 from fedround.errors import DataDamaged
 
@@ -42,6 +43,9 @@ class Kept:
     change: float = 0.0
     """Both of the lesson of its round; see `guards`."""
     suffix: str = ".npy"
+    run: str = ""
+    run_id: str = ""
+    """Of the run that it was trained in; empty where that is not known."""
 
     @property
     def name(self) -> str:
@@ -72,6 +76,11 @@ class ModelStore:
         """What was learned from the rounds whose models are there, oldest first."""
         return [Figures(kept.samples, kept.change) for kept in self._kept]
 
+    @property
+    def run(self) -> Run:
+        """The run of the newest model."""
+        return Run(self._kept[-1].run_id, self._kept[-1].run) if self._kept else NO_RUN
+
     def read(self, round: int) -> memoryview:
         """The bytes of a model that is kept, writable. Raises `DataDamaged`."""
         kept = next((kept for kept in self._kept if kept.round == round), None)
@@ -85,7 +94,14 @@ class ModelStore:
             raise DataDamaged(kept.name, "its size or its checksum is wrong")
         return data
 
-    def save(self, round: int, parts: Sequence[bytes | memoryview], lesson: Figures = NOTHING, suffix: str = SUFFIXES[0]) -> None:
+    def save(
+        self,
+        round: int,
+        parts: Sequence[bytes | memoryview],
+        lesson: Figures = NOTHING,
+        suffix: str = SUFFIXES[0],
+        run: Run = NO_RUN,
+    ) -> None:
         """Keep the model of a round, which from then on is the newest. Raises `OSError`, and keeps what it had.
 
         On a full disk the oldest models make room.
@@ -93,7 +109,7 @@ class ModelStore:
         checksum = 0
         for part in parts:
             checksum = zlib.crc32(part, checksum)
-        new = Kept(round, sum(map(len, parts)), f"{checksum:08x}", lesson.samples, lesson.change, suffix)
+        new = Kept(round, sum(map(len, parts)), f"{checksum:08x}", lesson.samples, lesson.change, suffix, run.name, run.id)
         if not self._listed:
             self._write(self._kept)  # before there is a model: else a crash in between would leave one without a list
         while True:
@@ -156,7 +172,7 @@ def _kept(entry: Any) -> Kept:
         raise DataDamaged(LIST, f"it has an entry that is none: {error}") from error
     for name, value in asdict(kept).items():
         match name, value:
-            case "checksum", str():
+            case (("checksum" | "run" | "run_id"), str()):
                 continue
             case "suffix", str() if value in SUFFIXES:
                 continue

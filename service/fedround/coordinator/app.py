@@ -8,6 +8,8 @@ from contextlib import aclosing, suppress
 from dataclasses import replace
 from functools import partial
 from random import SystemRandom
+from typing import Any
+from uuid import uuid4
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,11 +18,13 @@ from starlette.types import ASGIApp, Receive
 
 from fedround import asgi, durable, events, process, secret, serve, tls, wire
 from fedround.books import Books
-from fedround.coordinator import page, store
+from fedround.coordinator import operators, page, store
+from fedround.coordinator.archive import Archive
 from fedround.coordinator.plan import Memory, Plan
 from fedround.coordinator.rounds import Rounds
+from fedround.coordinator.run import Run
 from fedround.coordinator.service import CoordinatorService
-from fedround.durable import Disk
+from fedround.durable import Directory, Disk
 from fedround.events import Fact, Observer
 from fedround.http import tls as client_tls
 from fedround.observability import ops
@@ -160,17 +164,28 @@ def build(
         round_timeout=settings.round_timeout,
         seats=settings.seats,
         shared_seats=settings.shared_seats,
+        config=settings.round_config,
     )
-    memory = store.load(disk) if disk else Memory()
+    memory = entered(store.load(disk) if disk else Memory(), settings.run_name)
     # Its random numbers become tokens: nobody may guess the next one.
     rounds = Rounds(plan, SystemRandom(), time.monotonic(), memory)
     if memory.participants:
         LOG.info("back in round %d, with %d participants known from before", memory.round, len(memory.participants))
-    if 0 < plan.rounds <= memory.round:
-        more = "to go on raise COORDINATOR_ROUNDS, to begin anew empty the data directories"
-        LOG.info("training was complete before, after %d rounds: %s", memory.round, more)
-    keep = partial(store.save, disk) if disk else None
-    return CoordinatorService(rounds, books, aggregator_url=settings.aggregator_url, observer=observer, keep=keep, trace=trace)
+    if rounds.complete:
+        more = "to continue it raise COORDINATOR_ROUNDS, to begin another run set another COORDINATOR_RUN_NAME"
+        LOG.info("run %s was complete before, after %d rounds: %s", settings.run_name, plan.rounds, more)
+    archive = Archive(disk.path if isinstance(disk, Directory) else None)
+    known: Any = {"archive": archive, "keep": partial(store.save, disk) if disk else None}
+    archive.check(rounds.run)
+    return CoordinatorService(rounds, books, aggregator_url=settings.aggregator_url, observer=observer, trace=trace, **known)
+
+
+def entered(memory: Memory, name: str) -> Memory:
+    """Return the memory with the run of that name: the one that it knows, or a new one behind it, in which all register anew."""
+    if memory.run is not None and memory.run.name == name:
+        return memory
+    run = Run(str(uuid4()), name, memory.round if memory.run else 0, time.time())
+    return replace(memory, run=run) if memory.run is None else Memory(memory.round, generation=memory.generation, run=run)
 
 
 def readiness(health: Health) -> Observer:
@@ -219,7 +234,8 @@ def ops_endpoint(settings: CoordinatorSettings, service: CoordinatorService, hea
 
     telemetry.show(service.status)
     access = ops.access(settings)
-    app = ops.app(health, status, scrape=telemetry.scrape, routes=page.routes(health, status, access), access=access)
+    routes = [*page.routes(health, status, access), *operators.routes(service, access)]
+    app = ops.app(health, status, scrape=telemetry.scrape, routes=routes, access=access)
     return Endpoint(
         app,
         host=settings.bind,

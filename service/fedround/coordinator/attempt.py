@@ -9,7 +9,7 @@ from heapq import heappop, heappush
 from fedround.books import Admission, Admit, Close, Closed, Entry, Revoke
 from fedround.coordinator.history import weighted_means
 from fedround.coordinator.seats import Participant, Who
-from fedround.events import RoundCompleted
+from fedround.events import Contribution, RoundCompleted
 
 MOST_SHOWN = 5
 """Participants that the reason of a failed attempt names."""
@@ -48,6 +48,9 @@ class Member:
     detail: str = ""
     """The same for people, where there is more to say."""
     entry: Entry | None = None
+    selected_at: float = 0.0
+    seconds: float = 0.0
+    """From then until its update was counted."""
 
     @classmethod
     def of(cls, seat: Participant, token: str) -> "Member":
@@ -96,14 +99,20 @@ class Attempt:
             return Close(self.id, tuple(self.counted))
         return None
 
-    def admitted(self, admissions: Iterable[Admission], deadline: float) -> tuple[str, ...]:
+    def admitted(self, admissions: Iterable[Admission], now: float, timeout: float) -> tuple[str, ...]:
         """The books have admitted these. Return the ids of those that are now selected."""
         members = [self.members[a.id] for a in admissions]
         selected = [m for m in members if m.state is State.CHOSEN]
         for member in selected:
-            self._set_deadline(member, deadline)
+            member.selected_at = now
+            self._set_deadline(member, now + timeout)
             self.move(member, State.SELECTED)
         return tuple(member.id for member in selected)
+
+    def deliver(self, member: Member, entry: Entry, now: float) -> None:
+        """The update of this one was counted."""
+        member.entry, member.seconds = entry, now - member.selected_at
+        self.move(member, State.DONE)
 
     def take_back(self, member: Member, now: float, grace: float, reason: str, detail: str = "") -> None:
         """Have the right revoked. An update that is arriving has `grace` seconds."""
@@ -142,7 +151,8 @@ class Attempt:
 
     def completed(self, now: float, closed: Closed) -> RoundCompleted:
         """Say what became of it."""
-        entries = [member.entry for member in self.counted.values() if member.entry is not None]
+        known = [(member, member.entry) for member in self.counted.values() if member.entry is not None]
+        entries = [entry for _, entry in known]
         return RoundCompleted(
             round=self.round,
             attempt=self.id,
@@ -152,6 +162,7 @@ class Attempt:
             parameters=closed.parameters,
             seconds=now - self.begun,
             figures=weighted_means(entries),
+            members=tuple(Contribution(m.name, entry.samples, m.seconds, entry.metrics) for m, entry in known),
         )
 
     def _set_deadline(self, member: Member, deadline: float) -> None:

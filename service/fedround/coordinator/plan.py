@@ -1,9 +1,10 @@
 """What is to be trained, and what a coordinator remembers of it. Part of the coordinator's core: no I/O, no clock."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fedround.coordinator.history import Past
+from fedround.coordinator.run import Config, Run
 from fedround.coordinator.seats import Known
 
 GRACE = 30.0
@@ -12,7 +13,7 @@ GRACE = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is trained. Times in seconds; `rounds` 0 never ends."""
+    """What is trained. Times in seconds; `rounds` are those of the run, 0 never ends."""
 
     rounds: int = 10
     participants_ratio: float = 1.0
@@ -23,6 +24,8 @@ class Plan:
     """Of each proved identity."""
     shared_seats: int = 1000
     """Of all participants without a proved identity."""
+    config: Config = field(default_factory=dict)
+    """The round configuration."""
 
     @property
     def required(self) -> int:
@@ -45,6 +48,7 @@ class Memory:
     history: tuple[Past, ...] = ()
     generation: int | None = None
     """Of the books; None where they were never read."""
+    run: Run | None = None
 
 
 NOTHING = Memory()

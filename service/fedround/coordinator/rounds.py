@@ -15,7 +15,7 @@ The rules:
    Participants whose part was not revoked are selected again: they may have been told that their update was counted.
 6. `pending` is the one call to the books that is due. It follows from the state alone: a call without an answer is made again,
    and an answer for an attempt that is over changes nothing.
-7. After the last round every heartbeat is answered with `finish`.
+7. After the last round of the run every heartbeat is answered with `finish`. Rounds are numbered on from run to run.
 8. A seat belongs to the proved identity that registered it: requests of any other are forbidden. An identity has `seats` seats;
    one more registration replaces its oldest. Of one identity no more than `seats` have a part in an attempt, counted ones
    included. All participants without a proved identity share `shared_seats`.
@@ -33,16 +33,18 @@ The rules:
 """
 
 import math
+from dataclasses import replace
 from random import Random
 from uuid import UUID
 
-from fedround import events
+from fedround import books, events
 from fedround.books import Admit, Answer, Call, Close, Closed, Difference, Entry, Newest, Open, Outcome, Page, Revoke, Verdict
 from fedround.coordinator.attempt import Attempt, Member, State
 from fedround.coordinator.history import History
 from fedround.coordinator.plan import NOTHING, Memory, Plan
 from fedround.coordinator.presence import Presence
 from fedround.coordinator.reliability import Reliability
+from fedround.coordinator.run import Run
 from fedround.coordinator.seats import Participant, who
 from fedround.coordinator.selection import choose
 from fedround.coordinator.trouble import Trouble
@@ -60,6 +62,7 @@ class Rounds:
 
     def __init__(self, plan: Plan, rng: Random, now: float = 0.0, memory: Memory = NOTHING) -> None:
         self.plan = plan
+        self.run = memory.run or Run(str(UUID(int=rng.getrandbits(128), version=4)), "default")
         self.round = memory.round
         self.incarnation = ""
         """Of the books, as far as their ledger was read; empty before its first page."""
@@ -81,11 +84,16 @@ class Rounds:
     def memory(self) -> Memory:
         """What is worth knowing after a restart. When training is complete, no participant: those that heard `finish` are gone."""
         known = () if self.complete else tuple(p.known(self._owed(p)) for p in self.present)
-        return Memory(self.round, known, tuple(self.history), self._generation)
+        return Memory(self.round, known, tuple(self.history), self._generation, self.run)
 
     @property
     def complete(self) -> bool:
-        return 0 < self.plan.rounds <= self.round
+        return 0 < self.plan.rounds <= self.round - self.run.first
+
+    @property
+    def end(self) -> int:
+        """The number of the run's last round plus 1; 0: it does not end."""
+        return self.plan.rounds and self.run.first + self.plan.rounds
 
     # What participants say
 
@@ -189,7 +197,8 @@ class Rounds:
         if attempt is None or not self.incarnation:
             return None
         if not attempt.opened:
-            return Open(attempt.id, attempt.round, attempt.admissions(), tuple(self._gone))
+            run = books.Run(self.run.id, self.run.name)
+            return Open(attempt.id, attempt.round, attempt.admissions(), tuple(self._gone), run)
         return attempt.due(now, self.plan.required)
 
     def answered(self, now: float, call: Call, answer: Answer) -> None:
@@ -296,7 +305,7 @@ class Rounds:
         return bool(chosen)
 
     def _admitted(self, now: float, attempt: Attempt, call: Open | Admit) -> None:
-        if ids := attempt.admitted(call.admissions, now + self.plan.round_timeout):
+        if ids := attempt.admitted(call.admissions, now, self.plan.round_timeout):
             self._unsettled = False
             self._facts.append(events.Selected(attempt.round, ids))
 
@@ -329,8 +338,7 @@ class Rounds:
             member.reason, member.detail = "refused", f"its update was refused: {entry.reason}" if entry.reason else ""
             self._ignore(now, attempt, member)
             return
-        member.entry = entry
-        attempt.move(member, State.DONE)
+        attempt.deliver(member, entry, now)
         self.reliability.counted(self.present.judged(member.id, member.who))
         self.present.delivered(member.id, attempt.round)
         self._facts.append(events.UpdateCounted(attempt.round, member.id, entry.samples))
@@ -344,7 +352,7 @@ class Rounds:
     def _go_on(self, round: int) -> None:
         self.attempt, self.trouble, self.round = None, Trouble(), round
         if self.complete:
-            self._facts.append(events.TrainingCompleted(self.round))
+            self._facts.append(events.TrainingCompleted(self.round - self.run.first))
 
     def _compare(self, newest: Newest | None) -> None:
         there = -1 if newest is None else newest.round
@@ -353,6 +361,8 @@ class Rounds:
 
     def _catch_up(self, now: float, newest: Newest) -> None:
         """A model was made of the round, but we were not told: the aggregator or we ourselves died in between."""
+        if newest.run not in ("", self.run.name):  # this run begins behind the run of that model
+            self.run = replace(self.run, first=newest.round + 1)
         if self.attempt is not None and self.attempt.opened and self.attempt.round == newest.round:
             self._completed(now, self.attempt, Closed(newest.parameters))
         else:
@@ -363,6 +373,7 @@ class Rounds:
             self._drop(now, self.attempt, f"an operator went back to the model of round {newest.round}")
         self._facts.append(events.RolledBack(self.round, newest.round))
         self.reliability.rolled_back(self.round - newest.round - 1)
+        self.run = replace(self.run, first=min(self.run.first, newest.round + 1))
         self._go_on(newest.round + 1)
         self.history.rolled_back(newest.round)
         for participant in self.present:

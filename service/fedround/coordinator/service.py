@@ -10,11 +10,14 @@ from dataclasses import replace
 from random import random
 from typing import Any
 
-from fedround import events
+from fedround import events, wire
 from fedround.backoff import delays
 from fedround.books import Admit, Books, Call, Open, carry_out
+from fedround.coordinator.archive import Archive
 from fedround.coordinator.plan import Memory
+from fedround.coordinator.recorder import Recorder
 from fedround.coordinator.rounds import Rounds
+from fedround.coordinator.run import Run, config_of
 from fedround.coordinator.status import status
 from fedround.errors import ExchangeError, UnknownAttempt
 from fedround.events import Observer
@@ -50,6 +53,7 @@ class CoordinatorService:
         observer: Told of every fact, in order.
         trace: Gives the fields that tell of the open round's trace, for participants that are ours.
         keep: Writes down what shall be known after a restart; raises `OSError`.
+        archive: Where all runs and rounds are kept.
         clock: Gives monotonic seconds.
     """
 
@@ -61,6 +65,7 @@ class CoordinatorService:
         aggregator_url: str,
         observer: Observer,
         keep: Callable[[Memory], None] | None = None,
+        archive: Archive | None = None,
         trace: Callable[[], Mapping[str, Any]] = dict,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -70,6 +75,8 @@ class CoordinatorService:
         self._observer = observer
         self._keep = keep
         self._kept: Memory | None = None
+        self._archive = archive or Archive()
+        self._recorder = Recorder(self._archive, rounds)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="fedround-memory")
         """One thread: what is older is never written over what is newer."""
         self._trace = trace
@@ -77,6 +84,7 @@ class CoordinatorService:
         self._kick = asyncio.Event()
         self._news = asyncio.Event()
         """The memory is to be written down."""
+        self._news.set()
         self._stale_from = -math.inf
         self._reachable = asyncio.Event()
         self._poll: asyncio.Timeout | None = None
@@ -90,6 +98,7 @@ class CoordinatorService:
 
     async def run(self) -> None:
         """Work until cancelled. Then every held heartbeat is answered, and none is held any more."""
+        self._observer(events.RunEntered(self._rounds.run.id, self._rounds.run.name))
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow_ledger())
@@ -157,12 +166,27 @@ class CoordinatorService:
         if token is None:
             return StartTraining(None, None)
         seat = self._rounds.present.get(id)
-        return StartTraining(self.aggregator_url, token, **(self._trace() if seat is not None and seat.extended else {}))
+        return StartTraining(self.aggregator_url, token, **(self._told() if seat is not None and seat.extended else {}))
 
     def leave(self, id: str, failure: str = "") -> None:
         """Remove a participant that leaves, for a `failure` if there is one. An unknown one is gone already."""
         self._rounds.leave(self._clock(), id, failure)
         self._changed()
+
+    @property
+    def current(self) -> Run:
+        """The run that goes on, or was completed last."""
+        return self._rounds.run
+
+    async def runs(self) -> list[dict[str, Any]]:
+        """Return all runs, the oldest first."""
+        await self._write_down_or_tell()
+        return await asyncio.to_thread(self._archive.runs)
+
+    async def history(self, run: str) -> list[dict[str, Any]] | None:
+        """Return the rounds of a run, by its name or its id; None where there is none."""
+        await self._write_down_or_tell()
+        return await asyncio.to_thread(self._archive.rounds, run)
 
     def status(self) -> dict[str, Any]:
         """The state as JSON-able data, ids cut."""
@@ -174,7 +198,13 @@ class CoordinatorService:
         finally:
             if self._tell():
                 self._kick.set()
-        return answer if answer.token is None else replace(answer, url=self.aggregator_url, **self._trace())
+        return answer if answer.token is None else replace(answer, url=self.aggregator_url, **self._told())
+
+    def _told(self) -> Mapping[str, Any]:
+        """What participants of ours are told with a training request."""
+        rounds = self._rounds
+        config = config_of(rounds.plan.config, rounds.round - rounds.run.first)
+        return {**self._trace(), "run": wire.Run(rounds.run.id, rounds.run.name, rounds.end, config)}
 
     def _end_hold(self, id: str) -> None:
         hold = self._holds.pop(id, None)
@@ -204,6 +234,7 @@ class CoordinatorService:
                 case events.TrainingCompleted():
                     self._end_holds()
             self._observer(fact)
+            self._recorder.fact(fact)
             if isinstance(fact, WORTH_KEEPING) or (isinstance(fact, events.RoundCompleted) and self._clock() >= self._stale_from):
                 self._news.set()
         return bool(facts)
@@ -226,14 +257,13 @@ class CoordinatorService:
     async def _write_down(self) -> None:
         """Have the memory on disk as it is now. Raises `OSError`, and leaves it to `_keep_up` to tell so and to try again."""
         self._news.clear()
-        if (keep := self._keep) is None:
-            return
         memory, began = self._rounds.memory, time.perf_counter()
         self._stale_from = self._clock() + STALE
 
         def write() -> None:
-            if memory != self._kept:
-                keep(memory)
+            self._recorder.write()
+            if self._keep is not None and memory != self._kept:
+                self._keep(memory)
                 self._kept = memory
 
         try:
@@ -241,7 +271,8 @@ class CoordinatorService:
         except OSError:
             self._news.set()
             raise
-        self._observer(events.WasKept(time.perf_counter() - began))
+        if self._keep is not None:
+            self._observer(events.WasKept(time.perf_counter() - began))
 
     # The books
 
@@ -266,6 +297,8 @@ class CoordinatorService:
         self._faults = page.faults
         self._rounds.recorded(self._clock(), page)
         self._changed()
+        if self._recorder.page(page):
+            self._news.set()
 
     async def _follow_rounds(self) -> None:
         while True:

@@ -1,6 +1,7 @@
 """What `/status` tells of the rounds: JSON-able data, ids cut."""
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 from fedround.coordinator.rounds import Rounds
@@ -16,8 +17,9 @@ def status(rounds: Rounds, now: float, *, reachable: bool = True, faults: Iterab
     attempt = rounds.attempt
     return {
         "state": _state(rounds, reachable),
+        "run": asdict(rounds.run),
         "round": rounds.round,
-        "rounds": rounds.plan.rounds,
+        "rounds": rounds.end,
         "attempt": None if attempt is None else short(attempt.id),
         "counted": 0 if attempt is None else len(attempt.counted),
         "outstanding": 0 if attempt is None else attempt.outstanding,

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from fedround import durable
 from fedround.books import figures
 from fedround.coordinator.history import Past
 from fedround.coordinator.plan import Memory
+from fedround.coordinator.run import Run
 from fedround.coordinator.seats import Known
 from fedround.durable import Disk
 from fedround.errors import DataDamaged
@@ -23,12 +24,13 @@ def load(disk: Disk) -> Memory:
         durable.check_own(disk, NAME)
         return Memory()
     try:
-        # Files of the first versions have neither a history nor a generation.
+        # Files of the first versions have neither a history nor a generation nor a run.
         return Memory(
             _whole(document["round"]),
             tuple(map(_known, document["participants"])),
             tuple(map(_past, document.get("history", ()))),
             _whole(document.get("generation", 0)),
+            _run(document.get("run")),
         )
     except (AttributeError, TypeError, KeyError) as error:
         raise DataDamaged(NAME, f"it lacks something, or has something that does not belong there: {error}") from error
@@ -37,12 +39,24 @@ def load(disk: Disk) -> Memory:
 def save(disk: Disk, memory: Memory) -> None:
     """Keep it. Raises `OSError`."""
     lists = {"participants": _plain(memory.participants), "history": _plain(memory.history)}
-    durable.save(disk, NAME, {"round": memory.round, "generation": memory.generation or 0, **lists})
+    run = memory.run and asdict(memory.run)
+    durable.save(disk, NAME, {"round": memory.round, "generation": memory.generation or 0, "run": run, **lists})
 
 
 def _plain(entries: Iterable[Known | Past]) -> list[dict[str, Any]]:
     # Of thousands, in every round: `asdict` would copy each value.
     return [{field.name: getattr(entry, field.name) for field in fields(entry)} for entry in entries]
+
+
+def _run(data: dict[str, Any] | None) -> Run | None:
+    if data is None:  # a file of the first versions
+        return None
+    run = Run(**data)
+    _whole(run.first)
+    started: Any = run.started
+    if not all(isinstance(text, str) for text in (run.id, run.name)) or type(started) not in (int, float):
+        raise TypeError("a run that is none")
+    return run
 
 
 def _known(data: dict[str, Any]) -> Known:

@@ -26,6 +26,9 @@ WARNINGS = 20
 QUIET_FOR = 60.0
 """Seconds between two lines about the same limit of a port."""
 
+_CONTEXT: dict[str, str] = {}
+"""Fields of every line of this process: see `describe`."""
+
 _COLOURS = {"DEBUG": "\x1b[2m", "WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31m"}
 
 _Line = tuple[int, str]
@@ -57,6 +60,9 @@ class LogObserver:
     def __call__(self, fact: Fact) -> None:
         """Log what `fact` has to say."""
         self._restore()
+        match fact:
+            case events.RunEntered(run, name) | events.OrderAccepted(run_id=run, run_name=name) if run:
+                describe(run=name, run_id=run)
         if self._is_repeated(fact):
             return
         line = self._contacts.line(fact) or self._limit_line(fact) or _participant_line(fact) or _platform_line(fact)
@@ -139,6 +145,8 @@ def _participant_line(fact: Fact) -> _Line | None:
 
 def _platform_line(fact: Fact) -> _Line | None:
     match fact:
+        case events.RunEntered(id, name):
+            return logging.INFO, f"run {name} ({short(id)})"
         case events.ParticipantJoined(id, name):
             return logging.INFO, f"{name} joined as {short(id)}"
         case events.ParticipantGone(id, name, "failed", detail):
@@ -209,6 +217,10 @@ def _fields(fact: Fact) -> dict[str, Any]:
                 line[field.name] = short(value)
             case "ids":
                 line["participants"] = len(value)
+            case "run_id" | "run_name":
+                continue  # in every line
+            case "members":
+                continue  # a line for each would be one for each participant: `fedround history` has them
             case "figures":
                 line["figures"] = dict(value)
             case _:
@@ -267,7 +279,9 @@ class JsonFormatter(logging.Formatter):
             line["exception"] = indented(self.formatException(record.exc_info))
         elif trace := getattr(record, "traceback", ""):  # another process formatted it
             line["exception"] = indented(trace)
-        return redact(json.dumps(line, default=str))
+        text = redact(json.dumps(line, default=str))
+        # The id of a run is no secret.
+        return f"{{{json.dumps(_CONTEXT)[1:-1]}, {text[1:]}" if _CONTEXT else text
 
 
 def configure(format: Literal["text", "json"], level: str) -> None:
@@ -279,6 +293,15 @@ def configure(format: Literal["text", "json"], level: str) -> None:
     logging.captureWarnings(True)
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def describe(**fields: str | None) -> None:
+    """From now on every JSON line has these fields; None takes one away."""
+    for name, value in fields.items():
+        if value is None:
+            _CONTEXT.pop(name, None)
+        else:
+            _CONTEXT[name] = printable(value)
 
 
 def correlate(ids: Callable[[], dict[str, str] | None]) -> None:

@@ -85,6 +85,7 @@ class Metrics:
         self.registry = registry or CollectorRegistry()
         self._exemplar = exemplar
         self._scrapes: dict[str, Shared[bytes]] = {}
+        self._run = Gauge("fedround_run_info", "Run that the rounds belong to.", ("run", "run_id"), registry=self.registry)
         build = {"version": version("fedround"), "revision": os.environ.get(REVISION, ""), "python": platform.python_version()}
         Info("fedround_build", "What is running.", registry=self.registry).info(build)
         ProcessCollector(registry=self.registry)
@@ -93,6 +94,11 @@ class Metrics:
     def __call__(self, fact: Fact) -> None:
         """Take note of `fact`."""
         raise NotImplementedError
+
+    def _entered(self, id: str, name: str) -> None:
+        self._run.clear()
+        if id:
+            self._run.labels(name, id).set(1)
 
     def show(self, status: Callable[[], Mapping[str, Any]]) -> None:
         """Make gauges of what `status` tells, at each scrape."""
@@ -173,6 +179,7 @@ class ParticipantMetrics(Metrics):
                 self._state.state("draining" if fact.draining and fact.state != "stopped" else fact.state)
             case events.OrderAccepted():
                 self._joined.inc()
+                self._entered(fact.run_id, fact.run_name)
                 self._round.set(fact.round)
                 self._in_progress.set(1)
             case events.PhaseEnded():
@@ -261,6 +268,8 @@ class CoordinatorMetrics(Metrics):
                 self._sat_out.inc()
             case events.NotKept():
                 self._not_kept.inc()
+            case events.RunEntered(id, name):
+                self._entered(id, name)
             case events.RequestServed():
                 self._requests.served(fact)
             case events.ConnectionsChanged() | events.ConnectionCut() | events.RequestThrottled():
@@ -317,6 +326,8 @@ class AggregatorMetrics(Metrics):
                 self._usable.set(not fact.statistics.flaw)
             case events.Dominated():
                 self._dominated.inc()
+            case events.RunEntered(id, name):
+                self._entered(id, name)
             case events.RequestServed():
                 self._requests.served(fact)
             case events.ConnectionsChanged() | events.ConnectionCut() | events.RequestThrottled():

@@ -19,7 +19,7 @@ from random import SystemRandom
 from opentelemetry import context, propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
@@ -102,6 +102,8 @@ class Tracing:
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False, id_generator=self._ids)
         for exporter in exporters:
             self._provider.add_span_processor(BatchSpanProcessor(exporter))
+        self._run = _RunAttributes()
+        self._provider.add_span_processor(self._run)
         self._tracer = self._provider.get_tracer("fedround", version("fedround"))
         self._heartbeats = heartbeats
         self._round: Span | None = None
@@ -145,6 +147,10 @@ class Tracing:
         finally:
             context.detach(token)
 
+    def enter(self, run: str, name: str) -> None:
+        """From now on spans belong to this run."""
+        self._run.attributes = {"fedround.run.id": run, "fedround.run.name": name} if run else {}
+
     def train_context(self) -> str | None:
         """The context that the span of the next training will have, as `traceparent` for the process that trains."""
         if self._round is None:
@@ -166,7 +172,10 @@ class Tracing:
     def before(self, fact: Fact) -> None:
         """Begin what begins."""
         match fact:
-            case events.OrderAccepted(number, _, traceparent, tracelink):
+            case events.RunEntered(run, name):
+                self.enter(run, name)
+            case events.OrderAccepted(number, _, traceparent, tracelink, run, name):
+                self.enter(run, name)
                 self._begin_round(number, _remote(traceparent), _remote(tracelink))
             case events.AttemptOpened(number):
                 self._begin_round(number)
@@ -296,6 +305,16 @@ class Tracing:
         finally:
             context.detach(token)
             span.end()
+
+
+class _RunAttributes(SpanProcessor):
+    """Says in each span, those of training code included, which run it belongs to."""
+
+    attributes: Mapping[str, str] = {}
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """See `SpanProcessor`."""
+        span.set_attributes(self.attributes)
 
 
 class _Ids(IdGenerator, threading.local):

@@ -63,6 +63,7 @@ class Order:
     round: int
     url: str = field(default="", repr=False)
     token: str = field(default="", repr=False)
+    run: wire.Run | None = None
 
 
 # Events: what has happened

@@ -42,9 +42,11 @@ class Shard:
 class Round:
     """The round that is being trained."""
 
-    def __init__(self, number: int, shard: Shard, tell: Callable[[Mapping[str, float]], None]) -> None:
+    def __init__(self, number: int, shard: Shard, tell: Callable[[Mapping[str, float]], None], run: wire.Run | None = None) -> None:
         self.number = number
-        """Rounds count from 0."""
+        """Rounds count from 0, through all runs of a platform."""
+        self.run = run
+        """The run that the round belongs to, with `id` and `name`; None: the coordinator does not say, as one of 0.8."""
         self.shard = shard
         self.local_tensors: Sequence[str] = ()
         """Patterns of the names of tensors that stay in the participant."""
@@ -56,6 +58,16 @@ class Round:
 
     def __repr__(self) -> str:
         return f"<round {self.number}>"
+
+    @property
+    def rounds(self) -> int | None:
+        """The number of the run's last round plus 1; None: the run does not end, or the coordinator does not say."""
+        return self.run.rounds or None if self.run else None
+
+    @property
+    def config(self) -> Mapping[str, wire.Scalar]:
+        """The round configuration: what the coordinator tells training code, such as a learning rate. Empty where there is none."""
+        return self.run.config if self.run else {}
 
     def report(self, **figures: SupportsFloat) -> None:
         """Report figures of the training, as in `report(loss=0.3, accuracy=0.9)`. A name that comes again replaces its figure.

@@ -209,7 +209,7 @@ class Runtime:
                 shard, former = self._shard(self._ordinal), self._round and self._round.shard
                 if shard != former:
                     self._observe(ShardTaken(shard.index, shard.count))
-                self._round = Round(order.round, shard, partial(self._report, order.round))
+                self._round = Round(order.round, shard, partial(self._report, order.round), order.run)
                 self._round.cancelled = self._hurry
                 self._user.submit(partial(self._train, order, self._round, self._model))
                 self._model = []

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import asdict
 from enum import StrEnum
 from random import Random
 from typing import Any, Self
@@ -156,6 +157,7 @@ class Supervisor:
             "serial": self._serial,
             "round": round.number,
             "shard": [round.shard.index, round.shard.count],
+            "run": round.run and asdict(round.run),
             "cancelled": round.cancelled,
             "traceparent": self._traceparent(),
         }

@@ -187,10 +187,11 @@ class Work:
         return Ended(Outcome.COMPLETED, reason) if settled and self.sent_at is not None else self.given_up(reason)
 
     def _accept(self, url: str, token: str, said: wire.Heartbeat | wire.StartTraining, kept: Kept | None, now: float) -> None:
-        self.order = replace(self.order, url=url, token=token)
+        self.order = replace(self.order, url=url, token=token, run=said.run)
         if self.accepted_at is None:
             self.accepted_at = now
-            self._facts.append(events.OrderAccepted(self.order.round, kept is not None, said.traceparent, said.tracelink))
+            run = (said.run.id, said.run.name) if said.run else ()
+            self._facts.append(events.OrderAccepted(self.order.round, kept is not None, said.traceparent, said.tracelink, *run))
         etag = None if kept is None else kept.etag
         known = kept is not None and etag is None
         self.lane.plan(now, m.Upload(self.order) if known else m.Download(self.order, etag))

@@ -34,6 +34,7 @@ from fedround.participant.memory import Memory
 from fedround.participant.phase import phase
 from fedround.participant.round import Round, Shard
 from fedround.participant.training import Training
+from fedround.wire import Run
 
 if TYPE_CHECKING:
     from fedround.observability.tracing import Tracing
@@ -164,7 +165,12 @@ class Worker:
 
     def _train(self, training: Training, message: Mapping[str, Any], memories: list[Memory], spans: "Tracing | None") -> None:
         serial, model = message["serial"], Model(memories.pop())
-        round = Round(message["round"], Shard(*message["shard"]), partial(self._report, serial))
+        run = Run.decode(message["run"])
+        if run is not None:
+            logs.describe(run=run.name, run_id=run.id)
+            if spans:
+                spans.enter(run.id, run.name)
+        round = Round(message["round"], Shard(*message["shard"]), partial(self._report, serial), run)
         round.cancelled = message["cancelled"]
         self._round = serial, round
         if self._cancelled == serial:

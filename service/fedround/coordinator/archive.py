@@ -1,0 +1,136 @@
+"""The archive: every run and every completed round, in an SQLite database in the data directory, or in memory.
+
+Rounds depend on nothing that is here. What a coordinator that is killed has not written yet is missing: the last second at most.
+"""
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fedround.coordinator.run import Run
+from fedround.errors import ConfigurationError, DataDamaged
+
+NAME = "history.sqlite"
+FORMAT = 1
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS runs (
+    id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, first INTEGER NOT NULL, started REAL NOT NULL, ended REAL, reason TEXT,
+    document TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS rounds (round INTEGER PRIMARY KEY, run TEXT NOT NULL REFERENCES runs (id), document TEXT NOT NULL);
+"""
+_COMPLETE = "complete"
+
+Document = Mapping[str, Any]
+
+
+class Archive:
+    """The runs and rounds of a data directory; without a `path`, those of this process. For any thread.
+
+    Raises:
+        DataDamaged: The file is no such database, or one of a later version.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._lock = threading.Lock()
+        try:
+            self._database = sqlite3.connect(path / NAME if path else ":memory:", check_same_thread=False, isolation_level=None)
+            found: int = self._database.execute("PRAGMA user_version").fetchone()[0]
+            if found not in (0, FORMAT):
+                raise DataDamaged(NAME, f"it is of version {found}, and this is fedround for version {FORMAT}")
+            # One process holds the directory. So the log needs no shared memory, which network file systems lack.
+            self._database.executescript("PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;")
+            self._database.executescript(f"{_SCHEMA} PRAGMA user_version = {FORMAT};")
+        except sqlite3.OperationalError as error:
+            raise ConfigurationError(f"COORDINATOR_DATA_DIR: {NAME} cannot be used: {error}") from error
+        except sqlite3.DatabaseError as error:
+            raise DataDamaged(NAME, f"it is no database: {error}") from error
+
+    def close(self) -> None:
+        self._database.close()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """In the block write all or nothing. Raises `OSError`."""
+        with self._lock:
+            try:
+                self._database.execute("BEGIN IMMEDIATE")
+                try:
+                    yield
+                except BaseException:
+                    self._database.execute("ROLLBACK")
+                    raise
+                self._database.execute("COMMIT")
+            except sqlite3.Error as error:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                raise OSError(f"{NAME}: {error}") from error
+
+    # Within `writing`
+
+    def enter(self, run: Run, document: Document) -> None:
+        """Begin a run, or go on with it. Any other one that has not ended ends."""
+        self._database.execute(
+            "INSERT INTO runs VALUES (?, ?, ?, ?, NULL, NULL, ?) ON CONFLICT (id) DO UPDATE SET document = excluded.document",
+            (run.id, run.name, run.first, run.started, json.dumps(document)),
+        )
+        self._database.execute(
+            "UPDATE runs SET ended = ?, reason = ? WHERE ended IS NULL AND id != ?",
+            (run.started, f"run {run.name} began", run.id),
+        )
+
+    def end(self, run: Run, at: float, reason: str = _COMPLETE) -> None:
+        """The run has ended, at `at` in Unix time."""
+        self._database.execute(
+            "UPDATE runs SET ended = ?, reason = ?, first = ? WHERE id = ? AND ended IS NULL", (at, reason, run.first, run.id)
+        )
+
+    def add(self, run: Run, round: int, document: Document) -> None:
+        """A round was completed: its run has not ended."""
+        self._database.execute("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?)", (round, run.id, json.dumps(document)))
+        self._database.execute("UPDATE runs SET ended = NULL, reason = NULL, first = ? WHERE id = ?", (run.first, run.id))
+
+    def amend(self, round: int, document: Document) -> None:
+        """More is known of a round."""
+        row = self._database.execute("SELECT document FROM rounds WHERE round = ?", (round,)).fetchone()
+        if row is not None:
+            merged = json.dumps({**json.loads(row[0]), **document})
+            self._database.execute("UPDATE rounds SET document = ? WHERE round = ?", (merged, round))
+
+    def roll_back(self, newest: int) -> None:
+        """All rounds after `newest` are void."""
+        self._database.execute("DELETE FROM rounds WHERE round > ?", (newest,))
+
+    # Reading
+
+    def check(self, run: Run) -> None:
+        """Raises `ConfigurationError` where a former run has the name of this one."""
+        if self._rows("SELECT 1 FROM runs WHERE name = ? AND id != ?", (run.name, run.id)):
+            raise ConfigurationError(f"COORDINATOR_RUN_NAME: run {run.name} has ended, and names are used once: choose another")
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Return all runs, the oldest first."""
+        rows = self._rows(
+            "SELECT id, name, first, started, ended, reason, document, (SELECT count(*) FROM rounds WHERE run = id) FROM runs "
+            "ORDER BY started, rowid"
+        )
+        names = ("id", "name", "first", "started", "ended", "reason")
+        return [
+            {**dict(zip(names, row, strict=False)), "rounds": rounds, **json.loads(document)} for *row, document, rounds in rows
+        ]
+
+    def rounds(self, run: str) -> list[dict[str, Any]] | None:
+        """Return the rounds of the run of that name or id, the first first; None where there is no such run."""
+        known = list(self._rows("SELECT id FROM runs WHERE name = ? OR id = ?", (run, run)))
+        if not known:
+            return None
+        rows = self._rows("SELECT round, document FROM rounds WHERE run = ? ORDER BY round", known[0])
+        return [{"round": round, **json.loads(document)} for round, document in rows]
+
+    def _rows(self, query: str, values: Iterable[Any] = ()) -> list[Any]:
+        with self._lock:
+            return self._database.execute(query, tuple(values)).fetchall()

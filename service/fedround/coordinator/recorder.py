@@ -1,0 +1,83 @@
+"""Has the archive written: what happened since then waits here."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+from fedround import events
+from fedround.books import Page
+from fedround.coordinator.archive import Archive
+from fedround.coordinator.rounds import Rounds
+from fedround.events import Fact
+
+REMEMBERED = 10
+"""Rounds of which the archive is known to have what their models are like."""
+
+
+class Recorder:
+    """Writes to `archive` what becomes of `rounds`."""
+
+    def __init__(self, archive: Archive, rounds: Rounds) -> None:
+        self._archive = archive
+        self._rounds = rounds
+        self._strategy = ""
+        self._measured: deque[int] = deque(maxlen=REMEMBERED)
+        self._waiting: list[Callable[[], None]] = []
+        self._enter()
+
+    def fact(self, fact: Fact) -> None:
+        """Note what happened."""
+        run, now = self._rounds.run, time.time()
+        match fact:
+            case events.RoundCompleted():
+                self._waiting.append(partial(self._archive.add, run, fact.round, _document(fact, now)))
+            case events.RolledBack(newest=newest):
+                self._waiting.append(partial(self._archive.roll_back, newest))
+            case events.TrainingCompleted():
+                self._waiting.append(partial(self._archive.end, run, now))
+
+    def page(self, page: Page) -> bool:
+        """Note what a page of the ledger says of models; True when that is news."""
+        news = [measured for measured in page.measured if measured.round not in self._measured]
+        for measured in news:
+            self._measured.append(measured.round)
+            more = {"weights": dict(measured.figures), "digest": measured.digest}
+            self._waiting.append(partial(self._archive.amend, measured.round, more))
+        if page.strategy != self._strategy:
+            self._strategy = page.strategy
+            self._enter()
+        return bool(news)
+
+    def write(self) -> None:
+        """Write what waits, all of it or nothing. For one thread at a time, which may be another one. Raises `OSError`."""
+        entries = self._waiting[:]
+        if entries:
+            with self._archive.writing():
+                for entry in entries:
+                    entry()
+            del self._waiting[: len(entries)]
+
+    def _enter(self) -> None:
+        plan = {field.name: getattr(self._rounds.plan, field.name) for field in fields(self._rounds.plan)}
+        document = {"plan": plan, "strategy": self._strategy, "version": version("fedround")}
+        self._waiting.append(partial(self._archive.enter, self._rounds.run, document))
+
+
+def _document(fact: events.RoundCompleted, now: float) -> Mapping[str, Any]:
+    """Return a completed round as the archive has it. `now` is in Unix time."""
+    return {
+        "ended": now,
+        "seconds": fact.seconds,
+        "counted": len(fact.ids),
+        "dropped": fact.dropped,
+        "samples": fact.samples,
+        "parameters": fact.parameters,
+        "metrics": dict(fact.figures),
+        "participants": [
+            {"name": m.name, "samples": m.samples, "seconds": round(m.seconds, 3), "metrics": dict(m.figures)} for m in fact.members
+        ],
+    }

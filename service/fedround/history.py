@@ -1,0 +1,85 @@
+"""`fedround runs` and `fedround history`: the runs of a platform, and the rounds of one, from the coordinator's ops port."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from fedround import asking
+from fedround.asking import Target
+from fedround.durable import Directory, replace
+from fedround.errors import FedroundError
+
+RUNS, HISTORY = "/runs", "/history"
+NOT_THERE = "is this the coordinator's ops port, by default 9081?"
+_PLAIN = ("round", "ended", "seconds", "counted", "dropped", "samples", "parameters", "digest")
+
+
+def runs(url: str, token: str | None, ca_file: Path | None) -> str:
+    """Return a table of all runs. Raises `FedroundError`."""
+    header = ["run", "rounds", "started", "ended", "strategy", "state"]
+    rows = [
+        [run["name"], str(run["rounds"]), _time(run["started"]), _time(run["ended"]), run["strategy"], run["reason"] or "training"]
+        for run in _asked(url, RUNS, token, ca_file)["runs"]
+    ]
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    lines = ("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in [header, *rows])
+    return "\n".join(lines)
+
+
+def history(url: str, run: str | None, output: Path, token: str | None, ca_file: Path | None) -> str:
+    """Write the rounds of a run, by default the current one, to a `.csv` or `.json` file. Return what was written, for the user.
+
+    Raises:
+        FedroundError: There is no such run, or the file cannot be written.
+    """
+    if output.suffix not in (".csv", ".json"):
+        raise FedroundError(f"--output: {output} ends in neither .csv nor .json")
+    found = _asked(url, HISTORY + (f"?run={quote(run)}" if run else ""), token, ca_file)
+    text = json.dumps(found, indent=1) + "\n" if output.suffix == ".json" else _csv(found["rounds"])
+    try:
+        replace(Directory(output.parent, mode=0o666), output.name, [text.encode()])
+    except OSError as error:
+        raise FedroundError(f"the history cannot be written to {output}: {error.strerror}") from error
+    return f"{output}: {len(found['rounds'])} rounds of run {found['run']['name']}"
+
+
+def _asked(url: str, path: str, token: str | None, ca_file: Path | None) -> Any:
+    target = Target(asking.checked(url), "coordinator", ca_file=str(ca_file) if ca_file else None)
+    status, body = target.ask(path, asking.token(token, "coordinator"))
+    try:
+        found = json.loads(body)
+    except ValueError:
+        found = None
+    if status == 401:
+        raise FedroundError(f"refused with 401: {asking.missing('coordinator')}")
+    if status != 200 or not isinstance(found, dict) or not found.keys() & {"runs", "rounds"}:
+        detail = found.get("detail") if isinstance(found, dict) else None
+        raise FedroundError(f"{url}: {status}: {detail or NOT_THERE}")
+    return found
+
+
+def _csv(rounds: Sequence[Mapping[str, Any]]) -> str:
+    """One line for each round: its numbers, its metrics, statistics of the model's weights, and who was counted."""
+    metrics, weights = _names(rounds, "metrics"), _names(rounds, "weights")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*_PLAIN, *(f"metric_{name}" for name in metrics), *(f"weight_{name}" for name in weights), "participants"])
+    for round in rounds:
+        plain = [_time(round["ended"]) if name == "ended" else round.get(name, "") for name in _PLAIN]
+        values = [round.get("metrics", {}).get(name, "") for name in metrics]
+        values += [round.get("weights", {}).get(name, "") for name in weights]
+        writer.writerow([*plain, *values, " ".join(member["name"] for member in round["participants"])])
+    return text.getvalue()
+
+
+def _names(rounds: Iterable[Mapping[str, Any]], kind: str) -> list[str]:
+    return list(dict.fromkeys(name for round in rounds for name in round.get(kind, {})))
+
+
+def _time(seconds: float | None) -> str:
+    return "" if not seconds else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

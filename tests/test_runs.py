@@ -1,0 +1,171 @@
+"""Runs as an operator has them: one continues, another begins, and what former ones did can be read."""
+
+import csv
+import io
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from support.processes import Process, fedround, running, until
+
+TESTS = Path(__file__).parent
+
+
+def directories(tmp_path: Path) -> dict[str, str]:
+    return {f"{role}_DATA_DIR": str(tmp_path / role.lower()) for role in ("COORDINATOR", "AGGREGATOR")}
+
+
+def silo(platform: Process, **options: object) -> dict[str, str]:
+    return {
+        "PARTICIPANT_CLASS": "support.configured:Configured",
+        "PARTICIPANT_OPTIONS": json.dumps(options),
+        "PARTICIPANT_COORDINATOR_URL": platform.url("COORDINATOR_PORT"),
+        "PYTHONPATH": str(TESTS),
+    }
+
+
+@contextmanager
+def trained(tmp_path: Path, rounds: int = 3, **settings: str) -> Iterator[Process]:
+    """A platform, on which one participant has trained a run to its end."""
+    with running("platform", COORDINATOR_ROUNDS=str(rounds), **directories(tmp_path), **settings) as platform:
+        with running("participant", **silo(platform)) as participant:
+            assert participant.wait() == 0
+        yield platform
+
+
+def model(platform: Process) -> Any:
+    with platform.open("AGGREGATOR_OPS_PORT", "/model") as answer:
+        return np.load(io.BytesIO(answer.read()))
+
+
+def history(platform: Process, run: str = "") -> Any:
+    return json.loads(platform.get("COORDINATOR_OPS_PORT", f"/history?run={run}"))
+
+
+def test_the_same_name_continues_a_run_and_another_begins_one(tmp_path: Path) -> None:
+    with trained(tmp_path, COORDINATOR_RUN_NAME="first") as platform:
+        first = history(platform)["run"]
+        assert (first["name"], first["reason"], first["rounds"], first["first"]) == ("first", "complete", 3, 0)
+    with trained(tmp_path, rounds=5, COORDINATOR_RUN_NAME="first") as platform:
+        again = history(platform)
+        assert again["run"]["id"] == first["id"]
+        assert [round["round"] for round in again["rounds"]] == [0, 1, 2, 3, 4]
+        assert model(platform).tolist() == [5.0]
+    with trained(tmp_path, rounds=2, COORDINATOR_RUN_NAME="second") as platform:
+        assert [round["round"] for round in history(platform)["rounds"]] == [5, 6]
+        assert [round["round"] for round in history(platform, "first")["rounds"]] == [0, 1, 2, 3, 4]
+        assert model(platform).tolist() == [7.0], "without an initial model a run begins with the newest"
+        status = platform.status("COORDINATOR_OPS_PORT")
+        assert (status["state"], status["round"], status["rounds"]) == ("complete", 7, 7)
+        assert [round["round"] for round in status["last_rounds"]] == [5, 6]
+        metrics = platform.get("COORDINATOR_OPS_PORT", "/metrics").decode()
+        assert f'fedround_run_info{{run="second",run_id="{status["run"]["id"]}"}} 1.0' in metrics
+        assert 'fedround_run_info{run="second"' in platform.get("AGGREGATOR_OPS_PORT", "/metrics").decode()
+    done = fedround("platform", COORDINATOR_RUN_NAME="first", **directories(tmp_path))
+    assert done.returncode == 78
+    assert "COORDINATOR_RUN_NAME: run first has ended, and names are used once" in done.stderr
+
+
+def test_a_run_begins_with_the_initial_model_whatever_runs_there_were(tmp_path: Path) -> None:
+    np.save(tmp_path / "initial.npy", np.array([100.0, 100.0]))
+    with trained(tmp_path, COORDINATOR_RUN_NAME="first"):
+        pass
+    initial = str(tmp_path / "initial.npy")
+    with trained(tmp_path, COORDINATOR_RUN_NAME="second", AGGREGATOR_INITIAL_MODEL=initial) as platform:
+        assert model(platform).tolist() == [103.0, 103.0], "even of another shape"
+    # Whoever restarts it goes on with its newest model.
+    with trained(tmp_path, rounds=4, COORDINATOR_RUN_NAME="second", AGGREGATOR_INITIAL_MODEL=initial) as platform:
+        assert model(platform).tolist() == [104.0, 104.0]
+
+
+def test_a_killed_platform_goes_on_in_its_run(tmp_path: Path) -> None:
+    settings = directories(tmp_path) | {"COORDINATOR_ROUNDS": "0", "COORDINATOR_RUN_NAME": "killed"}
+    with running("platform", **settings) as platform, running("participant", **silo(platform, seconds=0.2)):
+        until(lambda: len(history(platform)["rounds"]) >= 3)
+        run = history(platform)["run"]["id"]
+        platform.kill()
+    with running("platform", **settings) as platform, running("participant", **silo(platform)):
+        until(lambda: len(history(platform)["rounds"]) >= 6)
+        found = history(platform)
+        assert found["run"]["id"] == run
+        numbers = [round["round"] for round in found["rounds"]]
+        assert numbers == sorted(set(numbers))
+
+
+def test_the_round_configuration_reaches_training_code_and_the_history(tmp_path: Path) -> None:
+    config = '{"step": {"0": 1, "2": 10}, "loss": "mse"}'
+    with trained(tmp_path, COORDINATOR_ROUND_CONFIG=config) as platform:
+        found = history(platform)
+        assert found["run"]["plan"]["config"] == {"step": {"0": 1, "2": 10}, "loss": "mse"}
+        assert [round["metrics"]["step"] for round in found["rounds"]] == [1, 1, 10]
+        assert [round["metrics"]["rounds"] for round in found["rounds"]] == [3, 3, 3]
+        assert model(platform).tolist() == [12.0]
+    # Only the coordinator was restarted with another one; the schedule counts from the run's first round.
+    with trained(tmp_path, COORDINATOR_ROUND_CONFIG=config, COORDINATOR_RUN_NAME="second") as platform:
+        assert [round["metrics"]["step"] for round in history(platform)["rounds"]] == [1, 1, 10]
+
+
+def test_runs_and_their_rounds_can_be_had_as_files(tmp_path: Path) -> None:
+    with trained(tmp_path, COORDINATOR_RUN_NAME="first") as platform:
+        digest = platform.get("AGGREGATOR_OPS_PORT", "/model")
+        url = ["--from", platform.url("COORDINATOR_OPS_PORT")]
+        until(lambda: "digest" in history(platform)["rounds"][-1])
+        listed = fedround("runs", *url)
+        assert (listed.returncode, listed.stderr) == (0, "")
+        header, row = listed.stdout.splitlines()
+        assert header.split() == ["run", "rounds", "started", "ended", "strategy", "state"]
+        assert row.split()[:2] == ["first", "3"]
+        assert row.split()[-2:] == ["weighted_average", "complete"]
+        for name in ("x.csv", "x.json"):
+            done = fedround("history", *url, "--run", "first", "-o", str(tmp_path / name))
+            assert (done.returncode, done.stderr, done.stdout) == (0, "", f"{tmp_path / name}: 3 rounds of run first\n")
+        rounds: list[Mapping[str, Any]] = json.loads((tmp_path / "x.json").read_text())["rounds"]
+        with (tmp_path / "x.csv").open() as file:
+            lines = list(csv.DictReader(file))
+        assert [line["round"] for line in lines] == ["0", "1", "2"]
+        assert lines[2]["metric_step"] == "1.0"
+        assert lines[2]["participants"] == rounds[2]["participants"][0]["name"]
+        assert lines[2]["digest"] == rounds[2]["digest"]
+        assert len(digest) > 0
+        missing = fedround("history", *url, "--run", "nobody", "-o", str(tmp_path / "y.csv"))
+        assert missing.returncode == 1
+        assert "there is no run of that name or id" in missing.stderr
+        wrong = fedround("history", *url, "-o", str(tmp_path / "y.txt"))
+        assert "ends in neither .csv nor .json" in wrong.stderr
+        elsewhere = fedround("runs", "--from", platform.url("AGGREGATOR_OPS_PORT"))
+        assert elsewhere.returncode == 1
+        assert "is this the coordinator's ops port" in elsewhere.stderr
+
+
+def test_an_archive_that_is_none_or_of_a_later_version_is_not_touched(tmp_path: Path) -> None:
+    with trained(tmp_path):
+        pass
+    file = tmp_path / "coordinator" / "history.sqlite"
+    with closing(sqlite3.connect(file)) as database:
+        database.execute("PRAGMA user_version = 9")
+    for content, complaint in ((file.read_bytes(), "it is of version 9"), (b"nonsense" * 1000, "it is no database")):
+        file.write_bytes(content)
+        done = fedround("platform", **directories(tmp_path))
+        assert complaint in done.stderr
+        assert done.returncode == 78
+        assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize("isolation", ["process", "thread"])
+def test_the_run_is_in_every_line_of_a_log(isolation: str, tmp_path: Path) -> None:
+    settings = directories(tmp_path) | {"COORDINATOR_ROUNDS": "2", "COORDINATOR_RUN_NAME": "named"}
+    with running("platform", **settings) as platform:
+        with running("participant", PARTICIPANT_ISOLATION=isolation, **silo(platform)) as participant:
+            assert participant.wait() == 0
+            lines = [json.loads(line) for line in participant.log.splitlines() if '"round 1' in line or "step=" in line]
+            assert len(lines) >= 3
+            assert {line["run"] for line in lines} == {"named"}
+            assert {line["run_id"] for line in lines} == {history(platform)["run"]["id"]}
+        assert platform.end() == 0
+        assert all(json.loads(line)["run"] == "named" for line in platform.log.splitlines() if "completed in" in line)

@@ -50,7 +50,7 @@ class Exit(IntEnum):
 
 MEANINGS = {
     Exit.OK: "It did what it was told to do: training is complete, or it was asked to stop and has stopped.",
-    Exit.FAILED: "`model`, `rollback`, `status`, `healthcheck`, `demo`: no answer, or not the answer that was hoped for.",
+    Exit.FAILED: "`model`, `rollback`, `status`, `healthcheck`, `demo`: no answer, or a wrong one. `new`: nothing was written.",
     Exit.USAGE: "The command line is wrong.",
     Exit.UNREACHABLE: "The coordinator was unreachable for longer than `PARTICIPANT_GIVE_UP_AFTER`.",
     Exit.USER_CODE: "The participant's own code failed, `PARTICIPANT_MAX_FAILURES` times in a row; the log has its traceback.",
@@ -77,7 +77,8 @@ class _Parser(ArgumentParser):
     def unknown(self, arguments: Sequence[str]) -> Never:
         """Say what was meant, perhaps: what is misspelt, or a flag of `platform` without the service's name before it."""
         word = arguments[0].partition("=")[0]
-        known = [flag for action in self._actions for flag in action.option_strings] if word.startswith("-") else list(COMMANDS)
+        commands = list(COMMANDS) if self._subparsers else []
+        known = [flag for action in self._actions for flag in action.option_strings] if word.startswith("-") else commands
         meant = [flag for flag in known if word.startswith("--") and flag.endswith(word[1:])]
         meant = meant or difflib.get_close_matches(word, known, n=1)
         self.error(f"there is no {word}" + (f": did you mean {' or '.join(meant)}?" if meant else "; --help shows what there is"))
@@ -187,6 +188,23 @@ def _platform(parser: ArgumentParser) -> Run:
         return Exit.OK
 
     return _service(parser, serve, AggregatorSettings, CoordinatorSettings)
+
+
+def _new(parser: ArgumentParser) -> Run:
+    """Write a project with a participant, its test, image, compose file and Helm values."""
+    parser.add_argument("directory", type=Path, metavar="DIR", help="directory to write; its name becomes the project's name")
+    library = parser.add_mutually_exclusive_group()
+    for name, title in (("torch", "PyTorch"), ("keras", "Keras"), ("sklearn", "scikit-learn")):
+        text = f"train with {title} in place of plain NumPy"
+        library.add_argument(f"--{name}", dest="library", action="store_const", const=name, default="numpy", help=text)
+
+    def run(arguments: Arguments) -> int:
+        from fedround import project
+
+        print(project.create(arguments["directory"], arguments["library"]))
+        return Exit.OK
+
+    return run
 
 
 def _demo(parser: ArgumentParser) -> Run:
@@ -345,6 +363,7 @@ COMMANDS: Mapping[str, Callable[[ArgumentParser], Run]] = {
     "coordinator": _coordinator,
     "aggregator": _aggregator,
     "platform": _platform,
+    "new": _new,
     "demo": _demo,
     "tutorial": _tutorial,
     "model": _model,

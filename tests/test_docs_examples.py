@@ -121,7 +121,7 @@ def test_the_commands_run(tmp_path: Path) -> None:
     (tmp_path / "fedround").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m fedround "$@"\n')
     (tmp_path / "fedround").chmod(0o755)
     ours = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "PARTICIPANT_OPS_PORT": "0", "PARTICIPANT_OPS_BIND": "127.0.0.1"}
-    starting, configured, fetching = blocks(PARTICIPANTS, "console")
+    _, starting, configured, fetching = blocks(PARTICIPANTS, "console")  # tests/test_project.py runs the first
     for commands in (starting + fetching, configured + fetching):
         with our_platform(rounds=1) as p:
             lines = re.findall(r"^\$ (.*)$", commands, re.MULTILINE)

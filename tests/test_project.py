@@ -155,6 +155,17 @@ def test_a_write_that_fails_halfway_leaves_nothing_behind(place: str, tmp_path: 
     assert names(tmp_path) == set()
 
 
+def test_the_documentation_lists_the_commands_and_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "participants.md").read_text()
+    (section,) = re.findall(r"^## Start a project\n(.*?)(?=^## )", page, re.MULTILINE | re.DOTALL)
+    creating, *steps = re.findall(r"^\$ (.*)$", section, re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    created = fedround(*creating.split()[1:])
+    assert re.findall("^  (.*)$", created.stdout, re.MULTILINE) == steps
+    rows = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+    assert {name for row in rows for name in re.findall("`(.*?)`", row)} == names(tmp_path / "my-project")
+
+
 def test_two_libraries_at_once_are_a_wrong_command_line(tmp_path: Path) -> None:
     refused = fedround("new", str(tmp_path / "silo"), "--torch", "--keras")
     assert refused.returncode == 64

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedround.project import create
 from support.docker import BASE, ROOT, build, built, docker, inspect
 from support.processes import until
 from support.tools import tool
@@ -209,6 +210,24 @@ def test_a_participant_of_ones_own_is_five_lines() -> None:
         with urllib.request.urlopen("http://localhost:9082/model", timeout=10) as answer:
             model = np.load(io.BytesIO(answer.read()))
     assert np.allclose(model, [-2, 3, 0.5], atol=0.1)
+
+
+@pytest.mark.timeout(300)
+def test_a_project_of_fedround_new_trains(tmp_path: Path) -> None:
+    create(tmp_path / "silo", "numpy")
+    built()
+    build(tmp_path / "silo", "silo:0.1")
+    compose = Compose(files=(str(tmp_path / "silo" / "docker-compose.yml"),))
+    compose("down", "--volumes", "--remove-orphans", "--timeout", "2")
+    try:
+        compose("up", "--detach", "--no-build", "--scale", "participant=3")
+        until(lambda: compose.status["state"] == "complete", 90)
+        until(lambda: compose.health("participant") == compose.health("platform") == {"healthy"}, 60)
+        with urllib.request.urlopen("http://localhost:9082/model", timeout=10) as answer:
+            model = np.load(io.BytesIO(answer.read()))
+    finally:
+        compose("down", "--volumes", "--timeout", "2")
+    assert np.allclose(model, [2, -1, 0.5, 3], atol=0.1)
 
 
 @pytest.mark.timeout(300)

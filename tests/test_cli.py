@@ -39,7 +39,7 @@ def help_of(*command: str, capsys: pytest.CaptureFixture[str]) -> str:
 def test_the_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     text = help_of(capsys=capsys)
     services, asking = ["participant", "coordinator", "aggregator", "platform"], ["status", "healthcheck"]
-    assert list(COMMANDS) == [*services, "new", "demo", "tutorial", "model", "rollback", *asking]
+    assert list(COMMANDS) == [*services, "new", "demo", "tutorial", "model", "rollback", "runs", "history", *asking]
     for command in COMMANDS.values():
         assert command.__doc__ is not None
         assert command.__doc__ in text

@@ -120,6 +120,34 @@ def test_who_opens_the_page_after_a_restart_sees_the_rounds_before(window: Brows
         until(says(window, "#participants", "Everybody who joined is gone."), 20)
 
 
+def test_the_curves_of_a_former_run_are_laid_over_those_of_this_one(window: Browser, axe: str, tmp_path: Path) -> None:
+    kept = {"COORDINATOR_ROUNDS": "4", "AGGREGATOR_DATA_DIR": str(tmp_path / "a"), "COORDINATOR_DATA_DIR": str(tmp_path / "c")}
+    points = "return [...document.querySelectorAll('#figures-curve polyline')].map(l => l.getAttribute('points') || '')"
+
+    def drawn() -> list[int]:
+        return [len(line.split()) for line in window.run(points)]
+
+    for name in ("first", "second"):
+        with running("platform", **kept, COORDINATOR_RUN_NAME=name) as platform:
+            with running("participant", **silo(platform, "anna", tmp_path / "mood")) as anna:
+                assert anna.wait() == 0
+            shown(window, ops(platform))
+            assert window.text("#run") == f"run {name}"
+            until(says(window, "#training", "4 of 4"), 10)
+            if name == "first":
+                assert window.run("return document.getElementById('compare').hidden"), "there is none to compare with"
+                continue
+            until(lambda: window.run("return document.getElementById('other').options.length") == 2, 10)
+            assert drawn() == [0, 4]
+            window.run("const o = document.getElementById('other'); o.selectedIndex = 1; o.dispatchEvent(new Event('change'))")
+            until(lambda: drawn() == [4, 4], 10)
+            assert "dashed: run first" in window.text("#figures-curve")
+            assert "; run first from " in window.run(
+                "return document.querySelector('#figures-curve svg').getAttribute('aria-label')"
+            )
+            assert violations(window, axe) == []
+
+
 def test_what_is_wrong_shows_within_30_seconds(window: Browser, axe: str, tmp_path: Path) -> None:
     settings = {"COORDINATOR_ROUNDS": "0", "COORDINATOR_MIN_CLIENTS": "2", "AGGREGATOR_DATA_DIR": str(tmp_path / "models")}
     with (

@@ -347,6 +347,8 @@ class Supervisor:
         if self._process is not None:
             try:
                 self._process.channel.send(message, memories)
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # it has ended, or closed its connection: the thread that hears it notices, and knows why
             except OSError as error:
                 self._end(End(Cause.LOST, f"was killed: it could not be told anything ({error.strerror or error})"))
 

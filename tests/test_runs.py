@@ -169,3 +169,15 @@ def test_the_run_is_in_every_line_of_a_log(isolation: str, tmp_path: Path) -> No
             assert {line["run_id"] for line in lines} == {history(platform)["run"]["id"]}
         assert platform.end() == 0
         assert all(json.loads(line)["run"] == "named" for line in platform.log.splitlines() if "completed in" in line)
+
+
+def test_participants_of_one_host_have_names_of_their_own() -> None:
+    with running("platform", COORDINATOR_MIN_CLIENTS="9") as platform:
+        own = silo(platform)
+        with running("participant", **own), running("participant", **own), running("participant", PARTICIPANT_NAME="mine", **own):
+
+            def names() -> list[str]:
+                return sorted(p["name"] for p in platform.status("COORDINATOR_OPS_PORT")["participants"])
+
+            until(lambda: len(set(names())) == 3)
+            assert "mine" in names()

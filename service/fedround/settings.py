@@ -303,7 +303,9 @@ class ParticipantSettings(Settings):
     )
     data_dir: Place = setting(None, "Directory in which local tensors persist across restarts. Unset: they are kept in memory.")
     name: Annotated[str, BeforeValidator(_name)] = setting(
-        None, "How the coordinator's status and logs call it. Unset: the host name."
+        None,
+        "Name shown in the coordinator's status and logs. Unset: the host name, with a number for each further participant on "
+        "the host.",
     )
     heartbeat_period: Duration = setting("1s", "Time between two heartbeats in a round, and always where long polls are off.", gt=0)
     long_poll: Duration = setting("15s", "How long the coordinator is asked to hold a heartbeat that brings no news. 0: off.")

@@ -2,6 +2,7 @@
 
 import os
 
+from fedround.participant.naming import named
 from fedround.participant.supervisor import Supervisor
 from fedround.settings import Isolation, ParticipantSettings
 
@@ -12,6 +13,7 @@ def serve_participant(settings: ParticipantSettings) -> int:
     Raises:
         FedroundError: See `fedround.errors` for what each means, and with which code the command line exits for it.
     """
+    settings = named(settings)
     if settings.isolation is Isolation.THREAD:
         from fedround.participant.inside import serve_inside
 

@@ -5,6 +5,7 @@ One call of `open`, `admit`, `fold` and `result` at a time, in the order of the 
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 from fedround.aggregator.codecs import OPAQUE, Model, OpaqueUpdate, Update, opaque_model, read_model
@@ -76,9 +77,9 @@ class Aggregate:
         """Bytes; None where an update may have any size: the first of all, and what is no array."""
         return None if self._layout is None or self._layout is OPAQUE else self._layout.largest_update
 
-    def read(self, round: int | None, data: memoryview) -> Model:
-        """Return the model in a file. Raises `WeightsError`."""
-        return read_model(round, data, self._always)
+    def read(self, round: int | None, data: memoryview, state: memoryview | None = None) -> Model:
+        """Return the model in a file, with the state in another. Raises `WeightsError`."""
+        return read_model(round, data, self._always, state)
 
     def check(self, received: Received) -> Checked:
         """Read an update whole, once. Raises `WeightsError` where it is none for this training, and `SpoolFull`."""
@@ -114,9 +115,9 @@ class Aggregate:
         self._guard.check(id, figures, self._norm)
         watched = _Watched(update)
         try:
-            total = self._sum or self._begin(layout)
+            total = self._sum or self._begun(layout)
             total.add(watched)
-        except SpoolFull:
+        except (SpoolFull, Spoilt):
             raise
         except Exception as error:
             if watched.begun or isinstance(error, MemoryError):
@@ -128,6 +129,14 @@ class Aggregate:
         self._sum, self._layout, self._fixed = total, layout, fixed
         self._guard.count(id, figures)
 
+    def _begun(self, layout: Layout) -> Running:
+        running = self._begin(layout)
+        try:
+            running.begin(self._model)
+        except Exception as error:
+            raise Spoilt from error
+        return running
+
     def result(self, round: int, run: Run = NO_RUN) -> Model:
         """Make the model of a round. Whatever it raises: the sum is of no use any more."""
         assert self._sum is not None and self._layout is not None  # noqa: S101 PT018 an update was folded
@@ -135,8 +144,10 @@ class Aggregate:
             raise Implausible(f"the update of {short(odd.id)} stands out from the others: {odd.reason}")
         results = self._sum.results()
         if self._layout is OPAQUE:
-            return opaque_model(round, next(results))
-        return assembled(round, self._layout, results, self._model, self._fixed, run)
+            model = opaque_model(round, next(results))
+        else:
+            model = assembled(round, self._layout, results, self._model, self._fixed, run)
+        return replace(model, state=self._sum.state())
 
     @property
     def lesson(self) -> Figures:

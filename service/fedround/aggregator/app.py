@@ -281,7 +281,7 @@ def _model(settings: AggregatorSettings, layout: Layout | None, store: ModelStor
         newest = store.rounds[-1]
         LOG.info("back with the model of round %d", newest)
         try:
-            return read_model(newest, store.read(newest), layout)
+            return read_model(newest, store.read(newest), layout, store.read_state(newest))
         except WeightsError as error:
             why = f"the model of round {newest} in AGGREGATOR_DATA_DIR is of another: {error}"
             raise ConfigurationError(f"AGGREGATOR_STRATEGY={settings.strategy}: {why}") from error

@@ -3,12 +3,13 @@
 import io
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from io import FileIO
 from typing import Protocol
 
 import numpy as np
 
+from fedround.aggregator.state import State
 from fedround.errors import WrongWeights
 from fedround.npy import MAGIC
 from fedround.safetensors import is_safetensors
@@ -42,6 +43,8 @@ class Model:
     buffers: tuple[memoryview, ...]
     """What is sent: the header, if it has one, and the tensors' own memory."""
     etag: str
+    state: State = field(default_factory=State)
+    """What the strategy keeps for the next round."""
 
     @property
     def weights(self) -> Weights:
@@ -97,10 +100,20 @@ def model_of(round: int | None, weights: Weights, metadata: Mapping[str, str] = 
     return Model(round, layout, tensors, (header, *data), _etag(round, data))
 
 
-def read_model(round: int | None, data: memoryview, layout: Layout | None = None) -> Model:
-    """Return the model in a file: of bytes where `layout` is `OPAQUE`, else of either kind. Raises `WeightsError`."""
-    if layout is OPAQUE:
-        return opaque_model(round, data)
+def read_model(round: int | None, data: memoryview, layout: Layout | None = None, state: memoryview | None = None) -> Model:
+    """Return the model in a file: of bytes where `layout` is `OPAQUE`, else of either kind. Raises `WeightsError`.
+
+    Args:
+        round: Which one; None: training begins with it.
+        data: The file.
+        layout: `OPAQUE`, or nothing that matters.
+        state: The file of its state.
+    """
+    model = opaque_model(round, data) if layout is OPAQUE else _read(round, data)
+    return model if state is None else replace(model, state=State.read(state))
+
+
+def _read(round: int | None, data: memoryview) -> Model:
     weights = decode(data)
     found = Layout.of(weights)
     if not isinstance(weights, Mapping):

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -242,8 +243,9 @@ class AggregatorService:
         if self._store is not None and model.round is not None:
             began = time.perf_counter()
             try:
-                lesson = self._aggregate.lesson
-                await asyncio.to_thread(self._store.save, model.round, model.buffers, lesson, model.suffix, self._run)
+                lesson, kind = self._aggregate.lesson, model.suffix
+                save = partial(self._store.save, run=self._run, state=model.state.buffers)
+                await asyncio.to_thread(save, model.round, model.buffers, lesson, kind)
             except OSError as error:
                 self._observer(NotKept(f"the model of round {model.round}", str(error)))
                 raise Busy(f"the model of round {model.round} cannot be kept: {error}", retry_after=1.0) from error
@@ -271,7 +273,7 @@ class AggregatorService:
             if round not in store.rounds:
                 return None
             removed = [other for other in store.rounds if other > round]
-            model = self._aggregate.read(round, await asyncio.to_thread(store.read, round))
+            model = await asyncio.to_thread(lambda: self._aggregate.read(round, store.read(round), store.read_state(round)))
             try:
                 await asyncio.to_thread(store.roll_back, round)
             except OSError as error:

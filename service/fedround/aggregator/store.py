@@ -1,8 +1,8 @@
 """The global models that are kept: the newest, and a few before it, with a list that says which there are.
 
-`models.json` is the truth: it names every model with its size and checksum. A model is written before the list names it and removed
-when the list has forgotten it: whatever the moment of a crash, each model of the list is whole. Where models are there and the list
-is not, nothing is touched.
+`models.json` is the truth: it names every model with its size and checksum, and the state that its strategy keeps beside it, if
+there is one. Both are written before the list names them and removed when the list has forgotten them: whatever the moment of a
+crash, each model of the list is whole and has its own state. Where models are there and the list is not, nothing is touched.
 """
 
 import errno
@@ -12,7 +12,7 @@ import re
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -26,7 +26,8 @@ LOG = logging.getLogger(__name__)
 
 LIST = "models.json"
 SUFFIXES = ".npy", ".safetensors", ".bin"
-OURS = re.compile(r"round-\d{6,}\.(npy|safetensors|bin)")
+STATE = ".state.safetensors"
+OURS = re.compile(r"round-\d{6,}(\.npy|(\.state)?\.safetensors|\.bin)")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SAFE = 2
 """The newest models, which are kept even where the disk has no room for another."""
@@ -46,10 +47,27 @@ class Kept:
     run: str = ""
     run_id: str = ""
     """Of the run that it was trained in; empty where that is not known."""
+    state_size: int = 0
+    """0: its strategy keeps no state. Then the list says nothing of it, and former versions read the list too."""
+    state_checksum: str = ""
 
     @property
     def name(self) -> str:
         return f"round-{self.round:06d}{self.suffix}"
+
+    @property
+    def state(self) -> str:
+        return f"round-{self.round:06d}{STATE}"
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Its files."""
+        return [self.name, self.state] if self.state_size else [self.name]
+
+    def entry(self) -> dict[str, Any]:
+        """Of the list."""
+        fields = asdict(self)
+        return fields if self.state_size else {name: fields[name] for name in fields if not name.startswith("state_")}
 
 
 class ModelStore:
@@ -83,15 +101,27 @@ class ModelStore:
 
     def read(self, round: int) -> memoryview:
         """The bytes of a model that is kept, writable. Raises `DataDamaged`."""
+        kept = self._find(round)
+        return self._read(kept.name, kept.size, kept.checksum)
+
+    def read_state(self, round: int) -> memoryview | None:
+        """The bytes of the state beside that model; None where there is none. Raises `DataDamaged`."""
+        kept = self._find(round)
+        return self._read(kept.state, kept.state_size, kept.state_checksum) if kept.state_size else None
+
+    def _find(self, round: int) -> Kept:
         kept = next((kept for kept in self._kept if kept.round == round), None)
         if kept is None:
             raise DataDamaged(LIST, f"it has no model of round {round}")
+        return kept
+
+    def _read(self, name: str, size: int, checksum: str) -> memoryview:
         try:
-            data = self._disk.read(kept.name)
+            data = self._disk.read(name)
         except OSError as error:
-            raise DataDamaged(kept.name, f"it cannot be read: {error.strerror}") from error
-        if len(data) != kept.size or f"{zlib.crc32(data):08x}" != kept.checksum:
-            raise DataDamaged(kept.name, "its size or its checksum is wrong")
+            raise DataDamaged(name, f"it cannot be read: {error.strerror}") from error
+        if len(data) != size or _checksum([data]) != checksum:
+            raise DataDamaged(name, "its size or its checksum is wrong")
         return data
 
     def save(
@@ -100,20 +130,23 @@ class ModelStore:
         parts: Sequence[bytes | memoryview],
         lesson: Figures = NOTHING,
         suffix: str = SUFFIXES[0],
+        *,
         run: Run = NO_RUN,
+        state: Sequence[bytes | memoryview] = (),
     ) -> None:
-        """Keep the model of a round, which from then on is the newest. Raises `OSError`, and keeps what it had.
+        """Keep the model of a round, which from then on is the newest, with its state. Raises `OSError`, and keeps what it had.
 
         On a full disk the oldest models make room.
         """
-        checksum = 0
-        for part in parts:
-            checksum = zlib.crc32(part, checksum)
-        new = Kept(round, sum(map(len, parts)), f"{checksum:08x}", lesson.samples, lesson.change, suffix, run.name, run.id)
+        new = Kept(round, _size(parts), _checksum(parts), lesson.samples, lesson.change, suffix, run.name, run.id)
+        if state:
+            new = replace(new, state_size=_size(state), state_checksum=_checksum(state))
         if not self._listed:
             self._write(self._kept)  # before there is a model: else a crash in between would leave one without a list
         while True:
             try:
+                if state:
+                    durable.replace(self._disk, new.state, state)
                 durable.replace(self._disk, new.name, parts)
                 self._write([*(kept for kept in self._kept if kept.round < round), new][-self._keep :])
                 return
@@ -133,24 +166,36 @@ class ModelStore:
             self._write(rest)
         except OSError:
             # No room even for the list. Until it is written it names a model that is gone, but not one of the newest.
-            self._disk.remove(oldest.name)
+            for name in oldest.names:
+                self._disk.remove(name)
             self._kept = rest
             self._write(rest)
 
     def _write(self, kept: list[Kept], generation: int | None = None) -> None:
         """Replace the list, and remove what it does not name any more."""
         generation = self.generation if generation is None else generation
-        durable.save(self._disk, LIST, {"generation": generation, "models": [asdict(entry) for entry in kept]})
+        durable.save(self._disk, LIST, {"generation": generation, "models": [one.entry() for one in kept]})
         self.generation, self._kept, self._listed = generation, kept, True
         self._sweep()
 
     def _sweep(self) -> None:
         """Remove the models that the list does not name; what somebody else has put here is not ours to remove."""
-        named = {kept.name for kept in self._kept}
+        named = {name for kept in self._kept for name in kept.names}
         for name in self._disk.names():
             if OURS.fullmatch(name) and name not in named:
                 with suppress(OSError):  # the next sweep tries again
                     self._disk.remove(name)
+
+
+def _size(parts: Sequence[bytes | memoryview]) -> int:
+    return sum(map(len, parts))
+
+
+def _checksum(parts: Sequence[bytes | memoryview]) -> str:
+    checksum = 0
+    for part in parts:
+        checksum = zlib.crc32(part, checksum)
+    return f"{checksum:08x}"
 
 
 def _parsed(document: Any) -> tuple[int, list[Kept]]:
@@ -172,13 +217,13 @@ def _kept(entry: Any) -> Kept:
         raise DataDamaged(LIST, f"it has an entry that is none: {error}") from error
     for name, value in asdict(kept).items():
         match name, value:
-            case (("checksum" | "run" | "run_id"), str()):
+            case (("checksum" | "run" | "run_id" | "state_checksum"), str()):
                 continue
             case "suffix", str() if value in SUFFIXES:
                 continue
             case "change", int() | float() if 0 <= value < math.inf:
                 continue
-            case (("round" | "size" | "samples"), int()) if 0 <= value <= durable.LARGEST:
+            case (("round" | "size" | "samples" | "state_size"), int()) if 0 <= value <= durable.LARGEST:
                 continue
         raise DataDamaged(LIST, f"it has an entry whose {name} is none")
     return kept

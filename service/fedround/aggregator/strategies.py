@@ -22,10 +22,12 @@ __all__ = [
     "ROBUST",
     "STRATEGIES",
     "UNWEIGHTED",
+    "Choosing",
     "Combining",
     "CombiningBytes",
     "Median",
     "ModelSum",
+    "Remembering",
     "Strategy",
     "StrategyFactory",
     "TrimmedMean",
@@ -58,6 +60,49 @@ class Combining(Protocol):
 
         Returns:
             A finite number for each element.
+        """
+        ...
+
+
+class Choosing(Combining, Protocol):
+    """A combining strategy that first chooses whole updates: `combine` is given these alone."""
+
+    def choose(self, samples: Sequence[int], distances: Array) -> Sequence[int]:
+        """Return which updates are combined, by their positions.
+
+        Called once in an attempt, before `combine`, on the strategy of the first tensor: the choice is that for all tensors.
+
+        Args:
+            samples: The sample count of each update, in the order of the ledger.
+            distances: The L2 distance between each two updates over all their floats, float64 of shape (updates, updates). Where
+                there are no floats, over the integers.
+        """
+        ...
+
+
+class Remembering(Protocol):
+    """What a strategy of any kind may have in addition, to see the round's model and to remember something until the next round.
+
+    A round that fails, or is tried again, changes nothing: the next attempt begins with the same model and the same state.
+    """
+
+    def begin(self, model: Array | None, state: Mapping[str, Array]) -> None:
+        """Begin the attempt. Called once, before anything is folded or combined.
+
+        Where this raises an error for a state that was kept over a restart, by another strategy perhaps, it is called a second
+        time with an empty state. Any other error loses the attempt.
+
+        Args:
+            model: The tensor of the round's model, flat and read-only, with the same numbers as in updates: bfloat16 is float32.
+                None where there is no model yet. For `CombiningBytes` a read-only memoryview of the model.
+            state: What `state` returned after the round that made this model; the arrays are read-only. Empty at first.
+        """
+        ...
+
+    def state(self) -> Mapping[str, Array]:
+        """Return what is to be remembered: named arrays of any shape. Called once, after the result.
+
+        They are kept, in memory and beside the model on disk, as long as the model is. Their dtypes are those of tensors.
         """
         ...
 

@@ -1,0 +1,95 @@
+"""Gives strategies the round's model and their state, and takes the new state from them.
+
+A strategy takes part if it has the method `begin` (see `strategies.Remembering`); all others are left alone.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fedround.aggregator.codecs import Model
+from fedround.aggregator.state import State, checked
+from fedround.errors import WrongWeights
+from fedround.safetensors import shown
+from fedround.values import BLOCK, unfit, widened
+from fedround.weights import Array, Layout
+
+LOG = logging.getLogger(__name__)
+
+
+class Memory:
+    """The state of the strategies of one attempt. `names` are those of their tensors."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+        self._taken: dict[str, dict[str, Array]] = {}
+
+    def begin(self, strategies: Sequence[Any], model: Model | None, tensors: Sequence[Any]) -> None:
+        """Begin the attempt. Where a state that was read from a file does not fit, all begin with an empty one.
+
+        Args:
+            strategies: One for each name.
+            model: The round's.
+            tensors: What each strategy sees of it.
+        """
+        state = model.state if model else State()
+        if not any(hasattr(strategy, "begin") for strategy in strategies):
+            if state.tensors:
+                LOG.warning("this strategy keeps no state: the state behind the model of %s is not used", _round(model))
+            return
+        try:
+            self._begin(strategies, tensors, state)
+        except MemoryError:
+            raise
+        except Exception as error:
+            if not state.restored:
+                raise
+            LOG.warning(
+                "this strategy begins with an empty state: the state behind the model of %s is of another: %s", _round(model), error
+            )
+            self._begin(strategies, tensors, State())
+
+    def _begin(self, strategies: Sequence[Any], tensors: Sequence[Any], state: State) -> None:
+        for name, strategy, tensor in zip(self._names, strategies, tensors, strict=True):
+            if hasattr(strategy, "begin"):
+                strategy.begin(tensor, state.tensors.get(name, {}))
+
+    def take(self, name: str, strategy: Any) -> None:
+        """Take the state of a strategy that has made its result. Raises `WrongWeights` where it cannot be kept."""
+        if not hasattr(strategy, "begin") or not hasattr(strategy, "state"):
+            return
+        if not callable(strategy.state):
+            raise WrongWeights(f"{shown(name)}: the strategy has `begin`, but its `state` is no method")
+        if arrays := checked(name, strategy.state()):
+            self._taken[name] = arrays
+
+    def state(self) -> State:
+        """Return all that was taken. Raises `WrongWeights` where it fits into no file."""
+        return State.of(self._taken)
+
+
+def seen(layout: Layout, model: Model | None) -> list[Array | None]:
+    """Return the tensors of a model that are averaged as strategies see them: flat, read-only, with the numbers of updates.
+
+    They are views. Copied are bfloat16, which becomes float32, and tensors with constants, which become 0 as in updates.
+    """
+    averaged = [number for number, spec in enumerate(layout.tensors) if spec.averaged]
+    return [None if model is None else _seen(model.tensors[number]) for number in averaged]
+
+
+def _seen(tensor: Array) -> Array:
+    flat = widened(tensor.reshape(-1)).view()
+    for start in range(0, flat.size, BLOCK):
+        block = flat[start : start + BLOCK]
+        if flat.dtype.kind == "f" and (mask := unfit(block)) is not None:
+            if np.shares_memory(flat, tensor):
+                flat = flat.copy()
+            flat[start : start + BLOCK][mask] = 0
+    flat.flags.writeable = False
+    return flat
+
+
+def _round(model: Model | None) -> str:
+    return "the beginning" if model is None or model.round is None else f"round {model.round}"

@@ -1,0 +1,74 @@
+"""The state of strategies: what they keep from one round to the next, as named arrays for each tensor of the model.
+
+A state belongs to the model that was made with it. Its file is safetensors: the array `m` of the tensor `layer.weight` is called
+`layer.weight/m`, and `/m` where the model is one array.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fedround import safetensors
+from fedround.errors import WrongWeights
+from fedround.safetensors import shown
+from fedround.weights import Array, decode, encode_model
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The state behind a model."""
+
+    tensors: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
+    """Read-only arrays by the name of their tensor, and by their own."""
+    buffers: tuple[memoryview, ...] = ()
+    """The file: a header, and the arrays' own memory. Empty where there is no state."""
+    restored: bool = False
+    """Whether it was read from a file, which another strategy may have written."""
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Mapping[str, Array]]) -> "State":
+        """Return the state of arrays that were `checked`. Raises `WrongWeights` where they fit into no file."""
+        named = {f"{tensor}/{name}": array for tensor, arrays in tensors.items() for name, array in arrays.items()}
+        return cls(tensors, tuple(encode_model(named))) if named else cls()
+
+    @classmethod
+    def read(cls, data: memoryview) -> "State":
+        """Return the state in a file. Raises `WeightsError`."""
+        found = decode(data)
+        if not isinstance(found, Mapping):
+            raise WrongWeights("the state of a strategy is named tensors")
+        tensors: dict[str, dict[str, Array]] = {}
+        for path, array in found.items():
+            tensor, _, name = path.rpartition("/")
+            tensors.setdefault(tensor, {})[name] = _read_only(array)
+        return cls(tensors, restored=True)
+
+
+def checked(tensor: str, found: object) -> dict[str, Array]:
+    """Return what `state()` of a tensor's strategy returned, read-only. Raises `WrongWeights` unless it can be kept in a file."""
+    where = f"{shown(tensor)}: " if tensor else ""
+    if not isinstance(found, Mapping):
+        raise WrongWeights(f"{where}state() of the strategy returned {_kind(found)} instead of a mapping of names to arrays")
+    arrays = {}
+    for name, value in found.items():
+        if not isinstance(name, str) or not name or "/" in name:
+            raise WrongWeights(f"{where}state() of the strategy returned the name {name!r:.80}: a name is text without a slash")
+        if not isinstance(value, np.ndarray | np.generic):
+            raise WrongWeights(f"{where}{shown(name)} in the state of the strategy is {_kind(value)} instead of an array")
+        try:
+            dtype = safetensors.tensor_of(f"{tensor}/{name}", value.dtype, value.shape).dtype
+        except WrongWeights as error:
+            raise WrongWeights(f"the state of the strategy cannot be kept: {error}") from error
+        arrays[name] = _read_only(np.asarray(value, dtype, order="C"))
+    return arrays
+
+
+def _read_only(array: Array) -> Array:
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def _kind(value: object) -> str:
+    return f"a {type(value).__name__}"

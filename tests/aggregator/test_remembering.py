@@ -9,7 +9,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from fedround.aggregator import app
 from fedround.aggregator.codecs import model_of
 from fedround.aggregator.remembering import seen
 from fedround.aggregator.service import AggregatorService
@@ -17,11 +16,9 @@ from fedround.aggregator.state import State
 from fedround.aggregator.strategies import WeightedAverage
 from fedround.durable import Disk, tidy
 from fedround.errors import Busy, Late, UnknownAttempt, WrongWeights
-from fedround.events import Observers
-from fedround.settings import AggregatorSettings
 from fedround.values import BLOCK
-from fedround.weights import Array, Spec, Weights, encode_update
-from support.aggregating import ANNA, open_round, send
+from fedround.weights import Array, Spec, encode_update
+from support.aggregating import ANNA, built, open_round, send, train
 from support.disks import Died, MemoryDisk, SmallDisk
 
 Options = Mapping[str, Any]
@@ -131,26 +128,13 @@ class Forgetful(Adding):
 
 
 def build(strategy: type, disk: Disk | None = None) -> AggregatorService:
-    settings = AggregatorSettings(strategy=f"{__name__}:{strategy.__name__}", max_update_ratio=0.0)
-    aggregator = app.build(settings, Observers(), disk)
-    aggregator._patience = 0.0  # no coordinator acknowledges anything here
-    return aggregator
+    return built(f"{__name__}:{strategy.__name__}", disk)
 
 
 def state(aggregator: AggregatorService) -> dict[str, dict[str, Any]]:
     assert aggregator.model is not None
     tensors = aggregator.model.state.tensors
     return {tensor: {name: array.tolist() for name, array in arrays.items()} for tensor, arrays in tensors.items()}
-
-
-async def train(aggregator: AggregatorService, number: int, weights: Weights | bytes) -> Array:
-    """A round of one update; the first tensor of its model."""
-    body = bytes(4) + weights if isinstance(weights, bytes) else b"".join(encode_update(1, weights))
-    await open_round(aggregator, number)
-    await send(aggregator, ANNA, body, number=number)
-    await aggregator.close(f"attempt-{number}", [ANNA])
-    assert aggregator.model is not None
-    return aggregator.model.tensors[0]
 
 
 def array(*weights: float) -> Array:
@@ -162,7 +146,7 @@ def test_a_strategy_is_given_what_it_returned_after_the_last_round(strategy: typ
     async def main() -> None:
         aggregator = build(strategy)
         for number in range(4):
-            await train(aggregator, number, array(number, 1))
+            await train(aggregator, number, (1, array(number, 1)))
         assert state(aggregator) == {"": {"total": [6.0, 4.0]}}
 
     asyncio.run(main())
@@ -178,7 +162,7 @@ def test_each_tensor_has_a_state_of_its_own() -> None:
                 "none": np.zeros(0),
                 "?": np.array([True]),
             }
-            await train(aggregator, number, tensors)
+            await train(aggregator, number, (1, tensors))
         assert state(aggregator) == {"a/b": {"total": [3.0]}, "c": {"total": [3.0, 6.0]}}
         assert aggregator.model is not None
         read = State.read(memoryview(b"".join(aggregator.model.state.buffers)))
@@ -190,8 +174,8 @@ def test_each_tensor_has_a_state_of_its_own() -> None:
 def test_a_strategy_sees_the_model_and_may_remember_nothing() -> None:
     async def main() -> None:
         aggregator = build(Seeing)
-        await train(aggregator, 0, array(1, 2))
-        assert (await train(aggregator, 1, array(5, 2.5))).tolist() == [2.0, 2.5]
+        await train(aggregator, 0, (1, array(1, 2)))
+        assert (await train(aggregator, 1, (1, array(5, 2.5)))).tolist() == [2.0, 2.5]
         assert state(aggregator) == {}
 
     asyncio.run(main())
@@ -200,9 +184,9 @@ def test_a_strategy_sees_the_model_and_may_remember_nothing() -> None:
 def test_bytes_are_seen_and_remembered_too() -> None:
     async def main() -> None:
         disk = MemoryDisk()
-        await train(build(Words, disk), 0, b"anna")
+        await train(build(Words, disk), 0, (1, b"anna"))
         again = build(Words, disk)
-        assert (await train(again, 1, b"bert")).tobytes() == b"annabert"
+        assert (await train(again, 1, (1, b"bert"))).tobytes() == b"annabert"
         assert state(again) == {"": {"rounds": 2}}
 
     asyncio.run(main())
@@ -238,8 +222,8 @@ def test_what_is_remembered_survives_a_restart_and_a_restart_changes_no_bit() ->
         rounds = [array(0.1 * number, 1 / (number + 1)) for number in range(5)]
         disk, through = MemoryDisk(), build(Adding)
         for number, weights in enumerate(rounds):
-            await train(build(Adding, disk), number, weights)
-            await train(through, number, weights)
+            await train(build(Adding, disk), number, (1, weights))
+            await train(through, number, (1, weights))
         assert state(build(Adding, disk)) == state(through)
         assert set(disk.files) == {
             "models.json",
@@ -252,10 +236,10 @@ def test_what_is_remembered_survives_a_restart_and_a_restart_changes_no_bit() ->
 def test_a_data_directory_of_a_strategy_without_memory_is_gone_on_with(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         disk = MemoryDisk()
-        await train(build(WeightedAverage_, disk), 0, array(1, 2))
+        await train(build(WeightedAverage_, disk), 0, (1, array(1, 2)))
         assert b"state" not in disk.files["models.json"]
         aggregator = build(Adding, disk)
-        await train(aggregator, 1, array(3, 3))
+        await train(aggregator, 1, (1, array(3, 3)))
         assert state(aggregator) == {"": {"total": [3.0, 3.0]}}
 
     with caplog.at_level(logging.WARNING):
@@ -273,11 +257,11 @@ def test_another_strategy_after_a_restart_begins_with_an_empty_state_and_says_so
 ) -> None:
     async def main() -> None:
         disk = MemoryDisk()
-        await train(build(Adding, disk), 0, array(1, 2))
+        await train(build(Adding, disk), 0, (1, array(1, 2)))
         aggregator = build(other, disk)
-        await train(aggregator, 1, array(3, 3))
+        await train(aggregator, 1, (1, array(3, 3)))
         assert state(aggregator) == ({"": {"other": [3.0, 3.0]}} if other is Choosy else {})
-        await train(aggregator, 2, array(3, 3))
+        await train(aggregator, 2, (1, array(3, 3)))
         assert build(other, disk).status()["models"] == [0, 1, 2]
 
     asyncio.run(main())
@@ -294,14 +278,14 @@ def test_at_whatever_step_the_aggregator_dies_the_state_belongs_to_the_model() -
     async def first() -> None:
         for number in range(3):
             aggregator = build(Adding, before)
-            models[number] = (await train(aggregator, number, array(number, 1))).tolist()
+            models[number] = (await train(aggregator, number, (1, array(number, 1)))).tolist()
 
     async def die(steps: int) -> bool:
         disk = MemoryDisk(before.files, steps=steps)
         aggregator = build(Adding, disk)
         died = False
         try:
-            await train(aggregator, 3, array(3, 1))
+            await train(aggregator, 3, (1, array(3, 1)))
         except Died:
             died = True
         for found in disk.found():
@@ -313,7 +297,7 @@ def test_at_whatever_step_the_aggregator_dies_the_state_belongs_to_the_model() -
             assert newest in ({2, 3} if died else {3})
             assert state(back) == {"": {"total": [sum(range((newest or 0) + 1)), float((newest or 0) + 1)]}}
             assert len(after.files) == 1 + 2 * len(back.status()["models"])  # type: ignore[arg-type]
-            await train(back, 4, array(0, 1))
+            await train(back, 4, (1, array(0, 1)))
         return died
 
     async def main() -> None:
@@ -332,7 +316,7 @@ def test_a_full_disk_keeps_neither_and_the_same_state_is_kept_later() -> None:
         disk = SmallDisk(10**6)
         aggregator = build(Adding, disk)
         for number in range(2):
-            await train(aggregator, number, np.full(1000, number + 1.0))
+            await train(aggregator, number, (1, np.full(1000, number + 1.0)))
         disk.room = disk.used + 9000  # for the state, and not for the model
         await open_round(aggregator, 2)
         await send(aggregator, ANNA, b"".join(encode_update(1, np.full(1000, 7.0))), number=2)
@@ -353,11 +337,11 @@ def test_a_rollback_restores_the_state_of_its_round() -> None:
         disk = MemoryDisk()
         aggregator = build(Adding, disk)
         for number in range(4):
-            await train(aggregator, number, array(10**number, 1))
+            await train(aggregator, number, (1, array(10**number, 1)))
         assert await aggregator.roll_back(1) == [2, 3]
         assert state(aggregator) == {"": {"total": [11.0, 2.0]}}
         assert sum("state" in name for name in disk.files) == 2
-        await train(aggregator, 5, array(0.5, 1))
+        await train(aggregator, 5, (1, array(0.5, 1)))
         assert state(aggregator) == state(build(Adding, disk)) == {"": {"total": [11.5, 3.0]}}
 
     asyncio.run(main())
@@ -370,10 +354,10 @@ def test_a_round_that_is_lost_changes_nothing_that_is_remembered() -> None:
     async def main() -> None:
         disk = MemoryDisk()
         aggregator = build(Adding, disk)
-        await train(aggregator, 0, array(1, 2))
+        await train(aggregator, 0, (1, array(1, 2)))
         with pytest.raises(UnknownAttempt):
-            await train(aggregator, 1, array(-1, 2))
-        await train(aggregator, 2, array(3, 3))
+            await train(aggregator, 1, (1, array(-1, 2)))
+        await train(aggregator, 2, (1, array(3, 3)))
         assert state(aggregator) == state(build(Adding, disk)) == {"": {"total": [4.0, 5.0]}}
 
     asyncio.run(main())
@@ -402,16 +386,16 @@ def test_a_state_that_cannot_be_kept_loses_the_round_with_its_reason(
     async def main() -> None:
         disk = MemoryDisk()
         aggregator = build(Nonsense, disk)
-        await train(aggregator, 0, {"w": array(1, 2)})
+        await train(aggregator, 0, (1, {"w": array(1, 2)}))
         files, incarnation = dict(disk.files), (await aggregator.ledger("", 0)).incarnation
         with pytest.raises(UnknownAttempt):
-            await train(aggregator, 1, {"w": array(3, 4)})
+            await train(aggregator, 1, (1, {"w": array(3, 4)}))
         page = await aggregator.ledger("", 0)
         assert page.incarnation != incarnation
         assert message in page.lost
         assert disk.files == files
         monkeypatch.setattr(Nonsense, "found", {"m": np.zeros(2, ">f4")[::-1], "n": np.float64(1)})
-        assert (await train(aggregator, 2, {"w": array(5, 6)})).tolist() == [5, 6]
+        assert (await train(aggregator, 2, (1, {"w": array(5, 6)}))).tolist() == [5, 6]
         assert state(build(Nonsense, disk)) == {"w": {"m": [0.0, 0.0], "n": 1.0}}
 
     asyncio.run(main())
@@ -422,7 +406,7 @@ def test_a_state_that_cannot_be_kept_loses_the_round_with_its_reason(
 def test_a_state_that_is_no_method_is_told(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         with pytest.raises(UnknownAttempt):
-            await train(build(Unmethodical), 0, array(1))
+            await train(build(Unmethodical), 0, (1, array(1)))
 
     asyncio.run(main())
     assert "the strategy has `begin`, but its `state` is no method" in caplog.text
@@ -431,9 +415,9 @@ def test_a_state_that_is_no_method_is_told(caplog: pytest.LogCaptureFixture) -> 
 def test_a_strategy_that_cannot_begin_with_its_own_state_loses_the_round(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         aggregator = build(Forgetful)
-        await train(aggregator, 0, array(1))
+        await train(aggregator, 0, (1, array(1)))
         with pytest.raises(Late, match="the round begins anew"):
-            await train(aggregator, 1, array(2))
+            await train(aggregator, 1, (1, array(2)))
         assert "nothing but trouble" in (await aggregator.ledger("", 0)).lost
         assert state(aggregator) == {"": {"total": [1.0]}}
 
@@ -450,10 +434,10 @@ class Starved(Adding):
 def test_too_little_memory_is_no_reason_to_forget() -> None:
     async def main() -> None:
         disk = MemoryDisk()
-        await train(build(Starved, disk), 0, array(1))
+        await train(build(Starved, disk), 0, (1, array(1)))
         aggregator = build(Starved, disk)
         with pytest.raises(Late):
-            await train(aggregator, 1, array(2))
+            await train(aggregator, 1, (1, array(2)))
         assert state(aggregator) == {"": {"total": [1.0]}}
 
     asyncio.run(main())
@@ -485,7 +469,7 @@ def test_a_class_that_was_written_before_runs_unchanged() -> None:
         disk = MemoryDisk()
         aggregator = build(OfToday, disk)
         for number in range(3):
-            assert (await train(aggregator, number, array(number, 2))).tolist() == [number, 2]
+            assert (await train(aggregator, number, (1, array(number, 2)))).tolist() == [number, 2]
         assert set(disk.files) == {"models.json", *(f"round-00000{n}.npy" for n in range(3))}
 
     asyncio.run(main())

@@ -7,14 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from fedround.aggregator import app
 from fedround.aggregator.running import Folded, Running
 from fedround.aggregator.service import AggregatorService
 from fedround.aggregator.spool import Spool
 from fedround.aggregator.store import ModelStore
 from fedround.aggregator.strategies import Strategy, WeightedAverage
 from fedround.books import Admission, Entry, Outcome
-from fedround.events import Fact
-from fedround.weights import Array, Layout, Spec
+from fedround.durable import Disk
+from fedround.events import Fact, Observer, Observers
+from fedround.settings import AggregatorSettings
+from fedround.weights import Array, Layout, Spec, Weights, encode_update
 from fedround.wire import UpdateOutcome
 from support.updates import update
 
@@ -36,6 +39,14 @@ def service(
     return AggregatorService(begin, spool, store=store, observer=observer, hold=60.0, patience=patience)
 
 
+def built(strategy: str, disk: Disk | None = None, *, observer: Observer | None = None, **options: Any) -> AggregatorService:
+    """Return the service that the settings make, for tests in which no coordinator acknowledges anything."""
+    settings = AggregatorSettings(strategy=strategy, strategy_options=options, max_update_ratio=0.0)
+    aggregator = app.build(settings, observer or Observers(), disk)
+    aggregator._patience = 0.0
+    return aggregator
+
+
 async def open_round(service: AggregatorService, number: int = 0, ids: Sequence[str] = (ANNA, BERT, CARL)) -> None:
     """Open the attempt `attempt-{number}`; tokens differ from round to round."""
     await service.open(f"attempt-{number}", number, [Admission(id, f"{id} {number}") for id in ids], [])
@@ -47,6 +58,18 @@ async def send(service: AggregatorService, id: str, *chunks: bytes, number: int 
 
 async def deliver(service: AggregatorService, id: str, *weights: float, number: int = 0, dtype: str = "<f4") -> UpdateOutcome:
     return await send(service, id, update(1, *weights, dtype=dtype), number=number)
+
+
+async def train(aggregator: AggregatorService, number: int, *updates: tuple[int, Weights | bytes]) -> Array:
+    """Train a round with these updates: sample counts and weights. Return the first tensor of its model."""
+    ids = [f"{'abcdefgh'[k] * 8}-0000" for k in range(len(updates))]
+    await open_round(aggregator, number, ids)
+    for id, (samples, weights) in zip(ids, updates, strict=True):
+        body = [samples.to_bytes(4, "big"), weights] if isinstance(weights, bytes) else encode_update(samples, weights)
+        await send(aggregator, id, b"".join(body), number=number)
+    await aggregator.close(f"attempt-{number}", ids)
+    assert aggregator.model is not None
+    return aggregator.model.tensors[0]
 
 
 async def stream(*chunks: bytes) -> AsyncIterator[bytes]:

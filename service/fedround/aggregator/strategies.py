@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from fedround.aggregator.averages import ModelSum, WeightedAverage
+from fedround.aggregator.optimisers import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from fedround.aggregator.robust import Median, TrimmedMean
 from fedround.errors import ConfigurationError
 from fedround.weights import Array
@@ -25,6 +26,10 @@ __all__ = [
     "Choosing",
     "Combining",
     "CombiningBytes",
+    "FedAdagrad",
+    "FedAdam",
+    "FedAvgM",
+    "FedYogi",
     "Median",
     "ModelSum",
     "Remembering",
@@ -130,6 +135,10 @@ STRATEGIES: Mapping[str, StrategyFactory] = {
     "model_sum": ModelSum,
     "median": Median,
     "trimmed_mean": TrimmedMean,
+    "fedavgm": FedAvgM,
+    "fedadagrad": FedAdagrad,
+    "fedadam": FedAdam,
+    "fedyogi": FedYogi,
 }
 
 

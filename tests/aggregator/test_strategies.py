@@ -105,7 +105,7 @@ def test_strategies_are_found_by_name_and_by_class() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("mean", "is one of fedadagrad, .*, model_sum, trimmed_mean, weighted_average, or module:Class"),
+        ("mean", "is one of fedadagrad, .*, model_sum, multi_krum, trimmed_mean, weighted_average, or module:Class"),
         (":Mode", "there is no strategy ':Mode'"),
         (".relative:Mode", "or module:Class"),
         ("no_such_module:Mode", "No module named 'no_such_module'; is it installed"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from fedround.aggregator.averages import ModelSum, WeightedAverage
 from fedround.aggregator.optimisers import FedAdagrad, FedAdam, FedAvgM, FedYogi
-from fedround.aggregator.robust import Median, TrimmedMean
+from fedround.aggregator.robust import Krum, Median, MultiKrum, TrimmedMean
 from fedround.errors import ConfigurationError
 from fedround.weights import Array
 
@@ -30,8 +30,10 @@ __all__ = [
     "FedAdam",
     "FedAvgM",
     "FedYogi",
+    "Krum",
     "Median",
     "ModelSum",
+    "MultiKrum",
     "Remembering",
     "Strategy",
     "StrategyFactory",
@@ -135,6 +137,8 @@ STRATEGIES: Mapping[str, StrategyFactory] = {
     "model_sum": ModelSum,
     "median": Median,
     "trimmed_mean": TrimmedMean,
+    "krum": Krum,
+    "multi_krum": MultiKrum,
     "fedavgm": FedAvgM,
     "fedadagrad": FedAdagrad,
     "fedadam": FedAdam,
@@ -142,7 +146,7 @@ STRATEGIES: Mapping[str, StrategyFactory] = {
 }
 
 
-ROBUST = frozenset({"median", "trimmed_mean"})
+ROBUST = frozenset({"median", "trimmed_mean", "krum", "multi_krum"})
 """Those that bound the influence of each update themselves."""
 UNWEIGHTED = ROBUST | {"model_sum"}
 """Those to which the sample counts of updates do not matter."""

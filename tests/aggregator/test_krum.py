@@ -1,0 +1,223 @@
+"""Krum and Multi-Krum against the definition, and the choice of updates by their distances."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fedround
+from fedround import testing
+from fedround.aggregator import app, running
+from fedround.aggregator.robust import Krum, MultiKrum
+from fedround.aggregator.strategies import ROBUST, UNWEIGHTED, Median
+from fedround.errors import ConfigurationError, RoundFailed, UnknownAttempt
+from fedround.events import Observers
+from fedround.settings import AggregatorSettings
+from fedround.values import BLOCK
+from fedround.weights import Array, Spec, Weights
+from support.aggregating import built, train
+
+F8 = Spec(np.dtype("<f8"), (1,))
+
+
+def whole(update: Weights) -> Array:
+    """All floats of an update, as one array."""
+    if not isinstance(update, dict):
+        return np.asarray(update, "f8").reshape(-1)
+    return np.concatenate([tensor.astype("f8").reshape(-1) for tensor in update.values() if tensor.dtype.kind == "f"])
+
+
+def best(updates: Sequence[Weights], byzantine: int, keep: int) -> list[int]:
+    """As the paper defines it: the positions of the updates with the smallest scores."""
+    rows = [whole(update) for update in updates]
+    scores = []
+    for i, row in enumerate(rows):
+        squares = sorted(float(((row - other) ** 2).sum()) for j, other in enumerate(rows) if j != i)
+        scores.append((sum(squares[: len(rows) - byzantine - 2]), i))
+    return [i for _, i in sorted(scores)[:keep]]
+
+
+def numbered(updates: Sequence[Weights]) -> list[tuple[int, Weights]]:
+    """With sample counts that do not matter."""
+    return [(10**k, update) for k, update in enumerate(updates)]
+
+
+@pytest.mark.parametrize("dtype", ["<f8", "<f4", "<f2"])
+@pytest.mark.parametrize(("count", "byzantine"), [(3, 0), (5, 1), (8, 1), (8, 2)])
+def test_krum_takes_the_update_with_the_smallest_score(count: int, byzantine: int, dtype: str) -> None:
+    async def main() -> None:
+        updates = np.random.default_rng(count).normal(size=(count, 2 * BLOCK + 5)).astype(dtype)
+        model = await train(built("krum", byzantine=byzantine), 0, *numbered(list(updates)))
+        np.testing.assert_array_equal(model, updates[best(list(updates), byzantine, 1)[0]])
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"), [({}, 5), ({"keep": 3}, 3), ({"keep": 7}, 7), ({"keep": 1}, 1), ({"byzantine": 2}, 4)]
+)
+def test_multi_krum_averages_those_with_the_best_scores(options: dict[str, Any], kept: int) -> None:
+    async def main() -> None:
+        updates = list(np.random.default_rng(0).normal(size=(8, 1000)))
+        model = await train(built("multi_krum", **options), 0, *numbered(updates))
+        chosen = best(updates, options.get("byzantine", 1), kept)
+        np.testing.assert_allclose(model, np.mean([updates[one] for one in chosen], axis=0), rtol=1e-14)
+
+    asyncio.run(main())
+
+
+def test_all_floats_of_an_update_decide_together_and_counters_do_not() -> None:
+    async def main() -> None:
+        random = np.random.default_rng(5)
+        updates: list[dict[str, Array]] = [
+            {
+                "a": random.normal(size=(3, 2)).astype("<f4"),
+                "b": random.normal(size=7),
+                "n": np.array(10**9 * k, "<i8"),
+                "empty": np.zeros(0),
+                "mask": np.array([True]),
+            }
+            for k in range(7)
+        ]
+        chosen = best(updates, 1, 1)[0]
+        alone = {name: best([update[name] for update in updates], 1, 1)[0] for name in "ab"}
+        assert set(alone.values()) != {chosen}, "tensor by tensor it would be another one"
+        aggregator = built("krum")
+        await train(aggregator, 0, *numbered(updates))
+        assert aggregator.model is not None
+        made = aggregator.model.weights
+        assert isinstance(made, dict)
+        for name, tensor in updates[chosen].items():
+            np.testing.assert_array_equal(made[name], tensor)
+
+    asyncio.run(main())
+
+
+def test_a_model_of_integers_alone_is_compared_by_these() -> None:
+    async def main() -> None:
+        updates = [{"n": np.array([value], "<i4")} for value in (900, 1, 2, 3, -900)]
+        assert (await train(built("krum"), 0, *numbered(updates))).tolist() == [2]
+
+    asyncio.run(main())
+
+
+@given(st.integers(0, 4), st.sampled_from([1e15, -1e15, 1e8, 0.0]))
+def test_an_update_that_is_far_away_is_never_chosen_and_hides_no_difference_between_the_others(position: int, value: float) -> None:
+    async def main() -> None:
+        updates = [np.array([1.0 + k * k * 1e-9, 7.0]) for k in range(4)]
+        updates.insert(position, np.array([value, value]))
+        model = await train(built("krum"), 0, *numbered(updates))
+        assert model.tolist() == updates[best(updates, 1, 1)[0]].tolist()
+        assert abs(model[0] - 1) < 1e-7
+
+    asyncio.run(main())
+
+
+def test_of_equal_updates_the_first_one_counts() -> None:
+    assert list(MultiKrum(F8, keep=2).choose([1] * 5, np.zeros((5, 5)))) == [0, 1]
+
+
+def test_distances_do_not_depend_on_the_blocks_in_which_they_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+
+    class Recording(Krum):
+        def choose(self, samples: Sequence[int], distances: Array) -> Sequence[int]:
+            found.append(distances)
+            return super().choose(samples, distances)
+
+    updates = list(np.random.default_rng(2).normal(size=(5, 10_000)).astype("<f4"))
+    for at_once, columns in ((1 << 21, 1 << 12), (5 * 997, 100)):
+        monkeypatch.setattr(running, "AT_ONCE", at_once)
+        monkeypatch.setattr(running, "COLUMNS", columns)
+        monkeypatch.setattr("fedround.aggregator.strategies.STRATEGIES", {"recording": Recording})
+        asyncio.run(train(built("recording"), 0, *numbered(updates)))
+    wide = np.array(updates, "f8")
+    expected = np.sqrt(((wide[:, None] - wide[None]) ** 2).sum(axis=2))
+    for distances in found:
+        np.testing.assert_allclose(distances, expected, rtol=1e-12)
+        assert (distances == distances.T).all()
+
+
+class Silo(fedround.NumPyParticipant):
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+
+    def train_round(self, weights: Any, /) -> fedround.Update:
+        return fedround.Update(1, np.full(3, self.weight))
+
+
+def test_liars_that_agree_do_no_harm_as_long_as_they_are_no_more_than_was_said() -> None:
+    with testing.platform(rounds=2, min_clients=7, strategy="krum", strategy_options={"byzantine": 2}) as p:
+        p.run(*map(Silo, (1.0, 1.1, 1.2, 1.1, 1.0, 1e9, 1e9)))
+    assert 1.0 <= p.global_model[0] <= 1.2
+
+
+def test_a_round_with_too_few_updates_is_refused_with_the_setting_that_helps() -> None:
+    says = (
+        r"AGGREGATOR_STRATEGY_OPTIONS: with byzantine=1 a round needs 5 updates or more, but this one has 4: "
+        "raise COORDINATOR_MIN_CLIENTS"
+    )
+    with testing.platform(min_clients=4, strategy="krum") as p, pytest.raises(RoundFailed, match=says):
+        p.run(*map(Silo, range(4)))
+
+
+def test_more_than_can_be_trusted_are_not_kept() -> None:
+    with pytest.raises(ConfigurationError, match="with byzantine=1, keep=5 a round needs 6 updates or more, but this one has 5"):
+        MultiKrum(F8, keep=5).choose([1] * 5, np.zeros((5, 5)))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("krum", {"byzantine": -1}, "byzantine is a whole number from 0, not -1"),
+        ("krum", {"byzantine": 0.5}, "byzantine is a whole number"),
+        ("krum", {"byzantine": True}, "byzantine is a whole number"),
+        ("multi_krum", {"keep": 0}, "keep is a whole number from 1, not 0"),
+        ("krum", {"keep": 1}, "unexpected keyword argument 'keep'"),
+    ],
+)
+def test_options_that_cannot_work_are_told_at_the_start(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"AGGREGATOR_STRATEGY_OPTIONS: {name} does not take them: .*{message}"):
+        app.build(AggregatorSettings(strategy=name, strategy_options=options), Observers())
+
+
+def test_they_bound_each_update_and_do_not_weigh() -> None:
+    assert {"krum", "multi_krum"} <= ROBUST <= UNWEIGHTED
+
+
+class Choosing(Median):
+    """Chooses `chosen`."""
+
+    def __init__(self, spec: Spec, *, chosen: Any) -> None:
+        super().__init__(spec)
+        self.chosen = chosen
+
+    def choose(self, samples: Sequence[int], distances: Array) -> Any:
+        return np.array(self.chosen, "i8") if self.chosen == [2, 0] else self.chosen
+
+    def combine(self, samples: Sequence[int], updates: Array) -> Array:
+        assert list(samples) == [100, 1]
+        difference: Array = updates[0] - updates[1]
+        return difference
+
+
+def test_a_class_of_ones_own_is_given_the_chosen_updates_in_its_order() -> None:
+    updates = [np.array([value]) for value in (1.0, 2.0, 4.0)]
+    aggregator = built(f"{__name__}:Choosing", chosen=[2, 0])
+    assert asyncio.run(train(aggregator, 0, *numbered(updates))).tolist() == [3.0]
+
+
+@pytest.mark.parametrize("chosen", [[], [0, 0], [3], [-1], [0.5], None])
+def test_a_choice_of_something_else_than_updates_loses_the_round(chosen: Any, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        aggregator = built(f"{__name__}:Choosing", chosen=chosen)
+        with pytest.raises(UnknownAttempt):
+            await train(aggregator, 0, *numbered([np.array([value]) for value in (1.0, 2.0, 4.0)]))
+        assert aggregator.model is None
+
+    asyncio.run(main())
+    assert "no model can be made of it" in caplog.text

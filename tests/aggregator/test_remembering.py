@@ -171,6 +171,30 @@ def test_each_tensor_has_a_state_of_its_own() -> None:
     asyncio.run(main())
 
 
+def of_two_kinds(spec: Spec) -> WeightedAverage:
+    return Adding(spec) if spec.name == "w" else WeightedAverage(spec)
+
+
+def test_a_function_may_make_strategies_with_and_without_memory() -> None:
+    async def main() -> None:
+        aggregator = built(f"{__name__}:of_two_kinds")
+        for number in range(3):
+            await train(aggregator, number, (1, {"v": array(1), "w": array(number)}))
+        assert state(aggregator) == {"w": {"total": [3.0]}}
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("strategy", ["fedadam", "multi_krum", "median"])
+def test_a_model_of_booleans_needs_no_strategy(strategy: str) -> None:
+    async def main() -> None:
+        aggregator = built(strategy)
+        for number in range(2):
+            assert (await train(aggregator, number, *[(1, {"mask": np.array([True])})] * 5)).tolist() == [True]
+
+    asyncio.run(main())
+
+
 def test_a_strategy_sees_the_model_and_may_remember_nothing() -> None:
     async def main() -> None:
         aggregator = build(Seeing)
@@ -194,7 +218,7 @@ def test_bytes_are_seen_and_remembered_too() -> None:
 
 def test_a_strategy_sees_the_numbers_that_updates_have_without_a_copy_where_it_can() -> None:
     mask = np.zeros(2 * BLOCK, "<f4")
-    mask[BLOCK + 1] = -np.inf
+    mask[[7, BLOCK + 1]] = -np.inf
     mask[-1] = 5
     whole = {"i": np.array(7), "f": np.arange(6.0).reshape(2, 3), "m": mask, "b": np.array([1.5], ml_dtypes.bfloat16)}
     model = model_of(1, whole)
@@ -208,7 +232,7 @@ def test_a_strategy_sees_the_numbers_that_updates_have_without_a_copy_where_it_c
     }
     assert all(tensor is not None and tensor.ndim == 1 and not tensor.flags.writeable for tensor in found.values())
     tensors = {name: tensor for name, tensor in found.items() if tensor is not None}
-    assert (tensors["m"][BLOCK + 1], tensors["m"][-1], float(tensors["b"][0])) == (0, 5, 1.5)
+    assert (tensors["m"][7], tensors["m"][BLOCK + 1], tensors["m"][-1], float(tensors["b"][0])) == (0, 0, 5, 1.5)
     assert mask[BLOCK + 1] == -np.inf
     assert {name for name, tensor in tensors.items() if np.shares_memory(tensor, whole[name])} == {"f", "i"}
     assert seen(layout, None) == [None] * 4

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fedround.aggregator.strategies import FedAdam
+from fedround.weights import Array, Spec
 from support.link import Link
 from support.processes import PORTS, Process
 
@@ -45,6 +47,33 @@ PARTICIPANT = {
 
 class Broken(Exception):
     """An invariant does not hold."""
+
+
+class Answers:
+    """What every weight of a round's model is, by the round: with `fedadam` what the strategy makes of updates without faults.
+
+    Its weights are float32. The sum of four of them is exact in float64, in whatever order they come.
+    """
+
+    def __init__(self, strategy: str) -> None:
+        self.dtype = "<f4" if strategy == "fedadam" else "<f8"
+        self._adam = strategy == "fedadam"
+        self._models = [np.ones(1, self.dtype)]
+        self._state: Mapping[str, Array] = {}
+
+    def __getitem__(self, round: int) -> float:
+        while len(self._models) <= round:
+            self._models.append(self._step(self._models[-1]) if self._adam else self._models[-1] + 1)
+        return float(self._models[round][0])
+
+    def _step(self, model: Array) -> Array:
+        strategy = FedAdam(Spec(model.dtype, model.shape))
+        strategy.begin(model, self._state)
+        for k in range(COUNT):
+            strategy.fold(1, [model if k else model + np.array(COUNT, model.dtype)])
+        result = strategy.result()
+        self._state = strategy.state()
+        return result
 
 
 class Weather(Link):
@@ -111,7 +140,8 @@ class Member:
 class Federation:
     """`fedround platform`, or with `apart` coordinator and aggregator; participants; links before every port that they ask."""
 
-    def __init__(self, directory: Path, random: random.Random, *, apart: bool) -> None:
+    def __init__(self, directory: Path, random: random.Random, *, apart: bool, strategy: str = "weighted_average") -> None:
+        self.answers = Answers(strategy)
         self._stack = ExitStack()
         self._ports = self._free_ports(random)
         self.links: dict[str, Weather] = {}
@@ -126,6 +156,7 @@ class Federation:
             "COORDINATOR_AGGREGATOR_INTERNAL_URL": self.links["aggregator_internal"].url,
             "COORDINATOR_DATA_DIR": str(directory / "coordinator"),
             "AGGREGATOR_DATA_DIR": str(directory / "aggregator"),
+            "AGGREGATOR_STRATEGY": strategy,
         }
         if not apart:
             self.links.pop("aggregator_internal")
@@ -134,7 +165,8 @@ class Federation:
         self.participants = [Member(f"silo-{k}", "participant", self._participant(k)) for k in range(COUNT)]
 
     def _participant(self, k: int) -> dict[str, str]:
-        options = {"k": k, "count": COUNT, "size": SIZE, "seconds": 0.1, "journal": str(self.journals[k])}
+        model = {"size": SIZE, "dtype": self.answers.dtype}
+        options = {"k": k, "count": COUNT, "seconds": 0.1, "journal": str(self.journals[k])} | model
         return {
             **PARTICIPANT,
             "PARTICIPANT_NAME": f"silo-{k}",
@@ -175,9 +207,12 @@ class Federation:
         with self.aggregator.process.open("AGGREGATOR_OPS_PORT", path) as answer:
             number = int(answer.headers["ETag"].strip('"'))
             weights = np.load(io.BytesIO(answer.read()))
-        if len(weights) != SIZE or (weights != number + 1).any():
-            wrong = np.flatnonzero(weights != number + 1)
-            raise Broken(f"after {number + 1} rounds {len(wrong)} weights are wrong; weight {wrong[0]} is {weights[wrong[0]]}")
+        answer = self.answers[number]
+        if len(weights) != SIZE or (weights != answer).any():
+            wrong = np.flatnonzero(weights != answer)
+            raise Broken(
+                f"after {number + 1} rounds {len(wrong)} weights are not {answer}; weight {wrong[0]} is {weights[wrong[0]]}"
+            )
         return number, float(weights[0])
 
     def recovered(self, within: float = 60.0) -> float:

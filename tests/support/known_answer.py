@@ -25,7 +25,7 @@ PARTICIPANTS = 2
 class KnownAnswer(fedround.NumPyParticipant):
     """Number k of `count` adds `count` to weights k, k + `count`...: after R rounds of all of them every weight is R.
 
-    `k`: by default its shard; `size`: of the model; `seconds`: of a round. `before` is called in each round; each
+    `k`: by default its shard; `size`, `dtype`: of the model; `seconds`: of a round. `before` is called in each round; each
     training adds a line to `journal`.
     """
 
@@ -35,19 +35,21 @@ class KnownAnswer(fedround.NumPyParticipant):
         count: int = PARTICIPANTS,
         *,
         size: int | None = None,
+        dtype: str = "<f8",
         seconds: float = 0.0,
         journal: str | None = None,
         before: Callable[[int], None] = lambda _number: None,
     ) -> None:
         self.k, self.count = k, count
         self.size = size or count
+        self.dtype = dtype
         self.seconds = seconds
         self.journal = None if journal is None else Path(journal)
         self.before = before
         self.rounds: list[int] = []
 
     def train_round(self, training_input: Array | None) -> fedround.Update:
-        weights = np.zeros(self.size) if training_input is None else training_input
+        weights = np.zeros(self.size, self.dtype) if training_input is None else training_input
         round = fedround.current_round()
         number, k = round.number, round.shard.index if self.k is None else self.k
         self.rounds.append(number)

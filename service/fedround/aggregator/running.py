@@ -143,8 +143,9 @@ class Collected:
 
     def _chosen(self) -> Sequence[int]:
         """Return which updates are combined."""
-        everybody, strategy = range(len(self._updates.samples)), self._strategies[0]
-        if not hasattr(strategy, "choose"):
+        everybody = range(len(self._updates.samples))
+        strategy: Any = next(iter(self._strategies), None)
+        if not hasattr(strategy, "choose"):  # there is none where all tensors are booleans
             return everybody
         chosen: Sequence[int] = [index(one) for one in strategy.choose(self._updates.samples, self._distances())]
         if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(everybody):

@@ -13,6 +13,7 @@ from fedround.aggregator.guards import Dominant, Figures, Guard
 from fedround.aggregator.result import assembled
 from fedround.aggregator.running import Running
 from fedround.aggregator.spool import Received, Spool
+from fedround.aggregator.state import State
 from fedround.aggregator.updates import UpdateReader
 from fedround.books import NO_RUN, Run
 from fedround.errors import Forbidden, Implausible, Late, NotAdmitted, SpoolFull, TooLarge, WeightsError, WrongWeights
@@ -59,12 +60,13 @@ class Aggregate:
         self._guard.admit(ids)
 
     def drop(self) -> None:
-        """Throw the sum away."""
+        """Throw the sum away, and let go of the state that the attempt began with."""
         self._sum = None
+        self._model = self._model and replace(self._model, state=State())
 
     def roll_back(self, lessons: Iterable[Figures]) -> None:
         """Throw the sum away, and what later rounds taught; `lessons` are of those that are left."""
-        self._sum = None
+        self.drop()
         self._guard.roll_back(lessons)
 
     @property

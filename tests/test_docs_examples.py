@@ -132,9 +132,11 @@ def test_the_commands_run(tmp_path: Path) -> None:
         (tmp_path / "model.npy").unlink()
 
 
-@pytest.mark.parametrize(("name", "expected"), [("Clipped", -0.25), ("Midrange", -1.5)])
+@pytest.mark.parametrize(
+    ("name", "rounds", "expected"), [("Clipped", 1, 1 / 6), ("Midrange", 1, -1.25), ("Closest", 1, 0.75), ("Damped", 3, 5 / 24)]
+)
 def test_the_strategies_that_are_shown_make_models(
-    name: str, expected: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, rounds: int, expected: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Constant(fedround.NumPyParticipant):
         def __init__(self, weight: float) -> None:
@@ -146,10 +148,10 @@ def test_the_strategies_that_are_shown_make_models(
     module = f"shown_{name.lower()}"
     (tmp_path / f"{module}.py").write_text("import numpy as np\n" + "".join(blocks(STRATEGIES, "python")))
     monkeypatch.syspath_prepend(tmp_path)
-    with testing.platform(min_clients=2, strategy=f"{module}:{name}") as p:
-        p.run(Constant(0.5), Constant(-3.5))
+    with testing.platform(rounds=rounds, min_clients=3, strategy=f"{module}:{name}", initial_model=np.zeros(3)) as p:
+        p.run(Constant(0.5), Constant(-3.5), Constant(1.0))
     assert p.global_model is not None
-    assert p.global_model.tolist() == [expected] * 3
+    assert p.global_model.tolist() == pytest.approx([expected] * 3)
 
 
 def test_the_strategy_for_a_format_of_its_own_makes_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

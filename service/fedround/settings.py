@@ -480,7 +480,9 @@ class AggregatorSettings(PlatformSettings):
     prefix = "AGGREGATOR"
 
     strategy: str = setting(
-        "weighted_average", "How updates become a global model: weighted_average, model_sum, trimmed_mean, median, or module:Class."
+        "weighted_average",
+        "How updates become a global model: weighted_average, model_sum, trimmed_mean, median, krum, multi_krum, fedavgm, "
+        "fedadagrad, fedadam, fedyogi, or module:Class.",
     )
     strategy_options: Options = setting("{}", "Keyword arguments for the strategy, as a JSON object.")
     max_model_size: Size = setting("1GiB", "The largest update that is accepted, and the largest model made of one.")

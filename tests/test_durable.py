@@ -205,10 +205,12 @@ def test_a_disk_without_room_even_for_the_list_loses_the_oldest_models_only() ->
     disk = SmallDisk(10**6)
     kept = ModelStore(disk)
     for round in range(8):
-        kept.save(round, large(round))
+        kept.save(round, large(round), state=large(-round))
     disk.room = disk.used + 10
-    kept.save(8, large(8))
+    kept.save(8, large(8), state=large(-8))
     assert kept.rounds[-1] == 8
+    assert len(disk.files) == 1 + 2 * len(kept.rounds)
+    assert [bytes(kept.read_state(round) or b"") for round in kept.rounds] == [large(-round)[0] for round in kept.rounds]
     assert kept.rounds == ModelStore(disk).rounds
     assert [bytes(kept.read(round)) for round in kept.rounds] == [large(round)[0] for round in kept.rounds]
 
@@ -232,6 +234,8 @@ KNOWN = {"id": "a", "name": "anna", "ordinal": 0, "extended": True, "counted": 3
         [ENTRY | {"size": -1}],
         [ENTRY | {"checksum": 7}],
         [ENTRY | {"change": float("nan")}],
+        [ENTRY | {"state_size": -1}],
+        [ENTRY | {"state_size": 4, "state_checksum": 7}],
         [ENTRY, ENTRY],
         [[ENTRY]],
     ],
@@ -286,18 +290,25 @@ def test_a_document_of_endless_depth_is_damaged() -> None:
         ("models.json", lambda data: document([{"round": 4}]), "models.json.*an entry that is none"),
         ("round-000004.npy", lambda data: data[:-1], "round-000004.npy.*size"),
         ("round-000004.npy", lambda data: data[:-1] + b"?", "checksum"),
+        ("round-000004.state.safetensors", lambda data: data[:-1], "round-000004.state.safetensors.*size"),
+        ("round-000004.state.safetensors", lambda data: b"?" + data[1:], "checksum"),
     ],
 )
 def test_damage_is_told_and_nothing_is_thrown_away(
     tmp_path: Path, name: str, damage: Callable[[bytes], bytes], reason: str
 ) -> None:
-    ModelStore(Directory(tmp_path)).save(4, model(4))
+    ModelStore(Directory(tmp_path)).save(4, model(4), state=[b"a ", b"state"])
     file = tmp_path / name
     file.write_bytes(damage(file.read_bytes()))
     names = sorted(path.name for path in tmp_path.iterdir())
     with pytest.raises(DataDamaged, match=reason):
-        ModelStore(Directory(tmp_path)).read(4)
+        read_both(ModelStore(Directory(tmp_path)))
     assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+def read_both(kept: ModelStore) -> None:
+    kept.read(4)
+    kept.read_state(4)
 
 
 def test_a_model_that_is_gone_is_damage(tmp_path: Path) -> None:

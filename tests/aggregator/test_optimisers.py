@@ -15,6 +15,7 @@ import fedround
 from fedround import testing
 from fedround.aggregator import app
 from fedround.aggregator.optimisers import FedAdagrad, FedAdam, FedAvgM, FedYogi, ServerOptimiser
+from fedround.durable import Directory
 from fedround.errors import ConfigurationError, UnknownAttempt
 from fedround.events import Observers
 from fedround.settings import AggregatorSettings
@@ -175,10 +176,11 @@ def test_a_constant_stays_and_its_neighbours_take_their_steps() -> None:
     assert p.global_model["mask"].tolist() == [-np.inf, 4.0]  # a step of 2, and one of 0 + 2 / 2
 
 
-def test_a_restart_at_any_time_changes_no_bit() -> None:
-    async def main(name: str) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_a_restart_at_any_time_changes_no_bit(name: str, tmp_path: Path) -> None:
+    async def main() -> None:
         random = np.random.default_rng(1)
-        disk, through = MemoryDisk(), built(name)
+        disk, through = Directory(tmp_path), built(name)
         model: Array = random.normal(size=50).astype("<f4")
         for number in range(6):
             updates: list[tuple[int, Weights]] = [(samples, model + random.normal(size=50).astype("<f4")) for samples in SAMPLES]
@@ -186,8 +188,7 @@ def test_a_restart_at_any_time_changes_no_bit() -> None:
             model = await train(through, number, *updates)
             np.testing.assert_array_equal(restarted, model)
 
-    for name in NAMES:
-        asyncio.run(main(name))
+    asyncio.run(main())
 
 
 def test_after_a_rollback_the_same_updates_make_the_same_model() -> None:

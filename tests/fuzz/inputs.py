@@ -152,7 +152,7 @@ KEPT = {
         }
     ],
 }
-MODELS = [{"round": 3, "size": 10, "checksum": "00000000"}]
+MODELS = [{"round": 3, "size": 10, "checksum": "00000000", "state_size": 8, "state_checksum": "00000000"}]
 
 
 # Text

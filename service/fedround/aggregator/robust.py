@@ -84,7 +84,7 @@ class MultiKrum(Krum):
         spec: Of the tensor.
         byzantine: f, how many updates may be broken or hostile. A round needs 2f + 3 updates or more.
         keep: m, how many updates are averaged, `n - f` at most. By default `n - f - 2`: for so many the guarantee of Krum holds
-            (El Mhamdi et al., "The Hidden Vulnerability of Distributed Learning in Byzantium", ICML 2018).
+            (El Mhamdi et al., "Fast and Robust Distributed Learning in High Dimension", SRDS 2020).
     """
 
     def __init__(self, spec: Spec, *, byzantine: int = 1, keep: int | None = None) -> None:

@@ -242,6 +242,7 @@ def test_a_step_beyond_the_dtype_loses_the_round_and_not_the_state() -> None:
         ("fedavgm", {"server_learning_rate": 0}, "server_learning_rate is a positive number, not 0"),
         ("fedadam", {"beta_1": -0.1}, "beta_1 is from 0"),
         ("fedadam", {"beta_2": float("nan")}, "beta_2 is from 0"),
+        ("fedadam", {"bias_correction": "false"}, "bias_correction is true or false, not 'false'"),
         ("fedyogi", {"eta": float("inf")}, "eta is a positive number"),
         ("fedadagrad", {"tau": 0}, "tau is a positive number"),
         ("fedadagrad", {"beta_1": 0.9}, "unexpected keyword argument 'beta_1'"),

@@ -186,6 +186,8 @@ class FedAdam(FedYogi):
         bias_correction: bool = False,
     ) -> None:
         super().__init__(spec, eta=eta, beta_1=beta_1, beta_2=beta_2, tau=tau)
+        if not isinstance(bias_correction, bool):
+            raise ValueError(f"bias_correction is true or false, not {bias_correction!r}")
         self._correct = bias_correction
 
     def _begin_step(self) -> None:

@@ -17,6 +17,7 @@ from fedround.aggregator.ledger import Attempt, Ledger, Receipt
 from fedround.aggregator.measurer import Measurer
 from fedround.aggregator.running import Running
 from fedround.aggregator.spool import Received, Spool
+from fedround.aggregator.state import State
 from fedround.aggregator.store import ModelStore
 from fedround.books import NO_RUN, Admission, Closed, Difference, Entry, Newest, Page, Run, Verdict
 from fedround.errors import (
@@ -172,7 +173,7 @@ class AggregatorService:
             raise Busy(str(error), retry_after=1.0) from error
 
     def _enter(self, run: Run, begins: bool, initial: Model | None) -> None:
-        """The attempt belongs to this run, which `begins` now, with `initial` if there is such a model."""
+        """The attempt belongs to this run, which `begins` now, with `initial` if there is such a model, and without a state."""
         if run == self._run:
             return
         self._run = run
@@ -182,6 +183,8 @@ class AggregatorService:
             if initial is not None:
                 self._model = initial
                 self._start(self._measurer.measure(initial))
+            elif self._model is not None:
+                self._model = replace(self._model, state=State())
 
     async def admit(self, attempt: str, admissions: Sequence[Admission]) -> None:
         """See `Books.admit`."""

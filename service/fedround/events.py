@@ -259,7 +259,10 @@ class Selected(Fact):
 
 @dataclass(frozen=True, slots=True)
 class Revoked(Fact):
-    """The round was taken from this participant. `reason` is silent, left, failed, replaced, deadline or refused."""
+    """The round was taken from this participant. `reason` is silent, left, failed, replaced, deadline, refused or late.
+
+    Late means that the quorum was counted without it; this is no failure.
+    """
 
     round: int
     id: str
@@ -308,6 +311,7 @@ class RoundCompleted(Fact):
     """`ids` were counted, from `dropped` others the round was taken; `figures` are the sample-weighted means of the reported.
 
     `members` are those of `ids`, each with what it contributed.
+    `late` more were not counted because the quorum was counted without them.
     """
 
     round: int
@@ -319,6 +323,7 @@ class RoundCompleted(Fact):
     seconds: float
     figures: tuple[tuple[str, float], ...]
     members: tuple["Contribution", ...] = ()
+    late: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,11 @@ import pytest
 
 from fedround import events
 from fedround.books import Admit, Close, Difference, Entry, Measured, Newest, Open, Outcome, Page, Revoke, Verdict
+from fedround.coordinator.attempt import ASK_AGAIN
 from fedround.coordinator.history import MOST
 from fedround.coordinator.plan import Memory, Plan
 from fedround.coordinator.presence import MOST_MISSED, PROBE
-from fedround.coordinator.rounds import ASK_AGAIN, Rounds
+from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.seats import Known
 from fedround.coordinator.status import status
 from fedround.coordinator.trouble import PAUSE

@@ -11,6 +11,10 @@ from fedround.coordinator.history import weighted_means
 from fedround.coordinator.seats import Participant, Who
 from fedround.events import Contribution, RoundCompleted
 
+ASK_AGAIN = 1.0
+"""Seconds until a right whose update is being received is revoked again."""
+LATE = "late"
+"""The reason of those that lost their part because the quorum was counted without them. It is no failure."""
 MOST_SHOWN = 5
 """Participants that the reason of a failed attempt names."""
 
@@ -64,6 +68,10 @@ class Attempt:
     id: str
     round: int
     begun: float
+    quorum: int | None = None
+    """Counted updates after which the others have the grace, and no more. None: it waits for all."""
+    closes: float = math.inf
+    """When that grace ends; never before the quorum is counted."""
     opened: bool = False
     lost: bool = False
     """The books do not know it any more. Their next page says why."""
@@ -84,6 +92,11 @@ class Attempt:
     @property
     def counted(self) -> dict[str, Member]:
         return self.by_state[State.DONE]
+
+    def told(self, id: str) -> Member | None:
+        """Return the part of a participant that hears `round`."""
+        member = None if self.lost else self.members.get(id)
+        return member if member is not None and member.state in (State.SELECTED, State.REVOKING) else None
 
     def admissions(self) -> tuple[Admission, ...]:
         return tuple(Admission(m.id, m.token, m.owner) for m in self.by_state[State.CHOSEN].values())
@@ -117,20 +130,35 @@ class Attempt:
     def take_back(self, member: Member, now: float, grace: float, reason: str, detail: str = "") -> None:
         """Have the right revoked. An update that is arriving has `grace` seconds."""
         member.reason, member.detail = reason, detail
-        member.ask_at, member.give_up = now, now + grace
+        member.ask_at, member.give_up = now, min(now + grace, max(self.closes, now))
         self.move(member, State.REVOKING)
 
-    def overdue(self, now: float) -> list[Member]:
-        """Return the selected whose deadline is over. Each is returned once."""
-        members: dict[str, Member] = {}
+    def arriving(self, member: Member, now: float) -> None:
+        """The books are receiving its update: they are asked again, for the last time when its grace is over."""
+        member.ask_at = min(now + ASK_AGAIN, max(member.give_up, now))
+
+    def expire(self, now: float, grace: float) -> None:
+        """Have the rights of the selected revoked whose deadline is over."""
         while self._deadlines and self._deadlines[0][0] <= now:
             member = self.members[heappop(self._deadlines)[1]]
             if member.state is State.SELECTED and member.deadline <= now:
-                members[member.id] = member
-        return list(members.values())
+                self.take_back(member, now, grace, LATE if member.deadline == self.closes else "deadline")
+
+    def check_quorum(self, now: float, grace: float) -> None:
+        """Once the quorum is counted, let nothing that is outstanding take longer than the grace."""
+        if self.quorum is None or len(self.counted) < self.quorum or self.closes < math.inf:
+            return
+        self.closes = now + grace
+        for member in self.by_state[State.SELECTED].values():
+            if member.deadline < math.inf:  # else it was counted, and its entry is on the way
+                self._set_deadline(member, min(member.deadline, self.closes))
+        for member in self.by_state[State.REVOKING].values():
+            member.give_up = min(member.give_up, self.closes)
+            member.ask_at = min(member.ask_at, member.give_up)
 
     def postpone(self, seconds: float) -> None:
         """Move all deadlines."""
+        self.closes += seconds
         for member in self.by_state[State.SELECTED].values():
             self._set_deadline(member, member.deadline + seconds)
 
@@ -153,16 +181,19 @@ class Attempt:
         """Say what became of it."""
         known = [(member, member.entry) for member in self.counted.values() if member.entry is not None]
         entries = [entry for _, entry in known]
+        lost = self.by_state[State.IGNORED].values()
+        late = sum(member.reason == LATE for member in lost)
         return RoundCompleted(
             round=self.round,
             attempt=self.id,
             ids=tuple(self.counted),
-            dropped=len(self.by_state[State.IGNORED]),
+            dropped=len(lost) - late,
             samples=sum(entry.samples for entry in entries),
             parameters=closed.parameters,
             seconds=now - self.begun,
             figures=weighted_means(entries),
             members=tuple(Contribution(m.name, entry.samples, m.seconds, entry.metrics) for m, entry in known),
+            late=late,
         )
 
     def _set_deadline(self, member: Member, deadline: float) -> None:

@@ -27,6 +27,8 @@ class Past:
     weights: Mapping[str, float] = field(default_factory=dict)
     rollbacks: int = 0
     """How often training went back to the model of this round."""
+    late: int = 0
+    """How many lost the round because its quorum was counted without them. They are not in `dropped`."""
 
 
 class History:
@@ -41,7 +43,16 @@ class History:
     def completed(self, fact: RoundCompleted) -> None:
         """Remember it, and forget the oldest."""
         self._rounds.append(
-            Past(fact.round, fact.seconds, len(fact.ids), fact.dropped, fact.samples, fact.parameters, dict(fact.figures))
+            Past(
+                fact.round,
+                fact.seconds,
+                len(fact.ids),
+                fact.dropped,
+                fact.samples,
+                fact.parameters,
+                dict(fact.figures),
+                late=fact.late,
+            )
         )
 
     def rolled_back(self, newest: int) -> None:

@@ -26,6 +26,12 @@ class Plan:
     """Of all participants without a proved identity."""
     config: Config = field(default_factory=dict)
     """The round configuration."""
+    quorum: float | None = None
+    """Number of counted updates that are enough: up to 1 a share of the selected, above 1 a whole number. None: no quorum."""
+    quorum_grace: float = 0.0
+    """Time for the other updates once the quorum is counted."""
+    overselect: float = 0.0
+    """How many more to select than wanted, as a share of the wanted."""
 
     @property
     def required(self) -> int:
@@ -36,7 +42,22 @@ class Plan:
         return min(GRACE, self.round_timeout)
 
     def wanted(self, present: int) -> int:
+        """Return how many updates a round is to have."""
         return max(1, math.ceil(self.participants_ratio * present - 1e-9))
+
+    def selected(self, present: int) -> int:
+        """Return how many participants a round selects: as many as are wanted, and those of the overselection."""
+        wanted = self.wanted(present)
+        return min(wanted + math.ceil(self.overselect * wanted - 1e-9), present)
+
+    def enough(self, present: int, selected: int) -> int | None:
+        """Return the quorum of an attempt that begins with so many `selected`; None: it waits for all of them."""
+        if self.quorum is None:
+            return self._within(self.wanted(present), selected) if self.overselect else None
+        return self._within(math.ceil(self.quorum * selected - 1e-9) if self.quorum <= 1 else int(self.quorum), selected)
+
+    def _within(self, quorum: int, selected: int) -> int:
+        return max(min(quorum, selected), self.required)
 
 
 @dataclass(frozen=True, slots=True)

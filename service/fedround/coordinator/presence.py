@@ -1,7 +1,7 @@
 """Who is present, who has only registered, and which seats are in doubt. Part of the coordinator's core: no I/O, no clock."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from heapq import heappop, heappush
 
 from fedround.coordinator.seats import Known, Ordinals, Participant, Who
@@ -13,6 +13,8 @@ MOST_MISSED = 1000
 """Names that are listed as missing: clients may invent them."""
 MOST_REGISTERED = 10_000
 """Registrations that wait for their first heartbeat. One more drops the oldest."""
+RETURN = 30.0
+"""Seconds that the participants of before a restart have at least to send a heartbeat."""
 PROBE = 3.0
 """Seconds that a seat in doubt has for a heartbeat, and the least between two probes of one seat."""
 
@@ -64,6 +66,13 @@ class Presence:
         if (seat := self._present.get(id)) is not None:
             seat.counted, seat.delivered = round, True
 
+    def completed(self, selected: Iterable[str], counted: Container[str]) -> None:
+        """A round was completed. Note for those that are still there how often their updates are counted."""
+        for id in selected:
+            if (seat := self._present.get(id)) is not None:
+                seat.selected_rounds += 1
+                seat.counted_rounds += id in counted
+
     @property
     def registered(self) -> int:
         """How many wait for their first heartbeat."""
@@ -98,11 +107,12 @@ class Presence:
             self.remove(now, next(iter(self._registered.values())))
         return seat
 
-    def restore(self, now: float, known: Known, grace: float) -> None:
-        """Give a seat back that was heard before a restart. `grace`: seconds that its first time-out takes at least."""
-        ordinal, expires = self._ordinals.take(known.ordinal), now + max(self._timeout, grace)
+    def restore(self, now: float, known: Known) -> None:
+        """Give a seat back that was heard before a restart."""
+        ordinal, expires = self._ordinals.take(known.ordinal), now + max(self._timeout, RETURN)
         seat = Participant(known.id, known.name, known.owner, known.extended, ordinal, joined=now, seen=now, expires=expires)
         seat.counted, seat.owed, seat.known_to_books = known.counted, known.owed, True
+        seat.selected_rounds, seat.counted_rounds = known.selected_rounds, known.counted_rounds
         self._seats.setdefault(seat.who, {})[seat.id] = seat
         self._admit(seat)
 
@@ -133,6 +143,11 @@ class Presence:
         if expires < seat.expires:  # the grace after a restart ends with the first heartbeat
             heappush(self._expiry, (expires, seat.id))
         seat.expires = expires
+
+    def rolled_back(self, newest: int) -> None:
+        """Training goes on behind round `newest`."""
+        for seat in self:
+            seat.rolled_back(newest)
 
     def remove(self, now: float, seat: Participant, *, missed: bool = False) -> None:
         """Give the seat up. `missed`: it timed out, and somebody is to look for it."""

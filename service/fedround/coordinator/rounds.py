@@ -4,8 +4,8 @@ The rules:
 
 1. A registration is *present* from its first heartbeat on. Without one for the heartbeat time-out it is removed, unless this
    process was suspended; a participant that leaves is removed at once. Rounds count from 0.
-2. With at least `min_clients` present an *attempt* of the round begins: it selects ceil(ratio x present) of them at random. The
-   answer `round` goes only to those whose tokens the books have admitted.
+2. With at least `min_clients` present an *attempt* of the round begins: it selects ceil(ratio x present) of them at random, and
+   ceil(overselect x as many) more if they are there. The answer `round` goes only to those whose tokens the books have admitted.
 3. Required are max(1, floor(ratio x min_clients)) updates. While counted and outstanding are fewer, others are selected. With
    fewer than `min_clients` present nobody new is selected, but the round goes on with those that have it.
 4. An outstanding right ends (deadline, silence, departure, replacement) only by `Revoke`, and stays outstanding until the books
@@ -30,6 +30,10 @@ The rules:
 12. What is remembered of completed rounds (`history.py`) is for people: nothing follows from it.
 13. A page of a later *generation* says that an operator has made a former model the newest. Every round after it is void, and the
    one behind it is next, even if training was complete. A coordinator that remembers no generation adopts that of the page.
+14. An attempt may have a *quorum*. It is fixed when the attempt begins: a share or a number of those that it selects, or with
+   overselection alone the number wanted without it. It is never below the required of rule 3, and all are enough. Once the
+   quorum is counted, nobody new is selected, and what is outstanding has the quorum's grace. Then the coordinator revokes it, and
+   waits for no update that is still arriving. A participant that loses its part this way is *late*, which is no failure.
 """
 
 import math
@@ -39,7 +43,7 @@ from uuid import UUID
 
 from fedround import books, events
 from fedround.books import Admit, Answer, Call, Close, Closed, Difference, Entry, Newest, Open, Outcome, Page, Revoke, Verdict
-from fedround.coordinator.attempt import Attempt, Member, State
+from fedround.coordinator.attempt import LATE, Attempt, Member, State
 from fedround.coordinator.history import History
 from fedround.coordinator.plan import NOTHING, Memory, Plan
 from fedround.coordinator.presence import Presence
@@ -50,11 +54,6 @@ from fedround.coordinator.selection import choose
 from fedround.coordinator.trouble import Trouble
 from fedround.errors import Busy, IllegalMove
 from fedround.wire import Heartbeat, HeartbeatState
-
-ASK_AGAIN = 1.0
-"""Seconds until a right whose update is being received is revoked again."""
-RETURN = 30.0
-"""Seconds that the participants of before a restart have at least to send a heartbeat."""
 
 
 class Rounds:
@@ -78,7 +77,7 @@ class Rounds:
         self._unsettled = bool(memory.participants)
         """It is not known yet who of an attempt that is gone has a part in the next."""
         for known in memory.participants:
-            self.present.restore(now, known, RETURN)
+            self.present.restore(now, known)
 
     @property
     def memory(self) -> Memory:
@@ -168,8 +167,7 @@ class Rounds:
         for participant in self.present.replaced(now):
             self._remove(now, participant, "replaced")
         if self.attempt is not None:
-            for member in self.attempt.overdue(now):
-                self.attempt.take_back(member, now, self.plan.grace, "deadline")
+            self.attempt.expire(now, self.plan.grace)
         self._settle(now)
 
     def stood_still(self, now: float, seconds: float) -> None:
@@ -274,8 +272,7 @@ class Rounds:
 
     def _told(self, id: str) -> Member | None:
         """Return the part of one that hears `round`."""
-        member = None if self.attempt is None or self.attempt.lost else self.attempt.members.get(id)
-        return member if member is not None and member.state in (State.SELECTED, State.REVOKING) else None
+        return None if self.attempt is None else self.attempt.told(id)
 
     def _settle(self, now: float) -> None:
         """Begin, widen or drop the attempt, as the rules 2, 3 and 5 say."""
@@ -289,6 +286,7 @@ class Rounds:
             if now >= self.trouble.not_before:
                 self.attempt = Attempt(self._uuid(), self.round, begun=now)
                 self._choose(self.attempt)
+                self.attempt.quorum = self.plan.enough(len(self.present), self.attempt.outstanding)
             return
         expected = len(attempt.counted) + attempt.outstanding
         if expected >= self.plan.required or self._choose(attempt) or attempt.outstanding:
@@ -315,7 +313,7 @@ class Rounds:
         if verdict is Verdict.REVOKED:
             self._ignore(now, attempt, member)
         elif verdict is Verdict.RECEIVING:
-            member.ask_at = min(now + ASK_AGAIN, max(member.give_up, now))
+            attempt.arriving(member, now)
         else:
             # It was counted: its entry is on the way, and tells the samples and figures too.
             member.deadline = math.inf
@@ -325,7 +323,7 @@ class Rounds:
         """The part is over without an update. A departure was noted when it came."""
         attempt.move(member, State.IGNORED)
         self._facts.append(events.Revoked(attempt.round, member.id, member.reason, member.name, member.detail))
-        if member.reason not in ("left", "failed"):
+        if member.reason not in ("left", "failed", LATE):
             judged, why = self.present.judged(member.id, member.who), member.detail or member.reason
             self._facts += self.reliability.failed(now, judged, member.name, attempt.round, why)
 
@@ -342,11 +340,13 @@ class Rounds:
         self.reliability.counted(self.present.judged(member.id, member.who))
         self.present.delivered(member.id, attempt.round)
         self._facts.append(events.UpdateCounted(attempt.round, member.id, entry.samples))
+        attempt.check_quorum(now, self.plan.quorum_grace)
 
     def _completed(self, now: float, attempt: Attempt, closed: Closed) -> None:
         fact = attempt.completed(now, closed)
         self._facts.append(fact)
         self.history.completed(fact)
+        self.present.completed(attempt.members, attempt.counted)
         self._go_on(attempt.round + 1)
 
     def _go_on(self, round: int) -> None:
@@ -376,8 +376,7 @@ class Rounds:
         self.run = replace(self.run, first=min(self.run.first, newest.round + 1))
         self._go_on(newest.round + 1)
         self.history.rolled_back(newest.round)
-        for participant in self.present:
-            participant.rolled_back(newest.round)
+        self.present.rolled_back(newest.round)
 
     def _drop(self, now: float, attempt: Attempt, reason: str, *, timed_out: bool = False, lasting: bool = False) -> None:
         self.trouble = self.trouble.after(now, reason, lasting=lasting)

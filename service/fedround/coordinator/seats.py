@@ -25,6 +25,8 @@ class Known:
     counted: int | None
     owed: int | None
     owner: str = ""
+    selected_rounds: int = 0
+    counted_rounds: int = 0
 
 
 @dataclass(slots=True)
@@ -63,6 +65,10 @@ class Participant:
     """An update of this seat was counted, in this life of the coordinator."""
     owed: int | None = None
     """The round for which it is asked again: it had a part in a lost attempt, and may have been told that it was counted."""
+    selected_rounds: int = 0
+    """Number of completed rounds that selected it, since it joined."""
+    counted_rounds: int = 0
+    """Number of those that counted its update."""
     known_to_books: bool = False
     """It was selected at least once: when it is gone, the books are told to forget it."""
 
@@ -76,7 +82,8 @@ class Participant:
         return ("id", self.id) if self.delivered and not self.owner else self.who
 
     def known(self, owed: int | None) -> Known:
-        return Known(self.id, self.name, self.ordinal, self.extended, self.counted, owed, self.owner)
+        seat = self.id, self.name, self.ordinal, self.extended, self.counted, owed, self.owner
+        return Known(*seat, self.selected_rounds, self.counted_rounds)
 
     def rolled_back(self, newest: int) -> None:
         """Training goes on behind round `newest`: nothing is owed or counted beyond the round that comes now."""

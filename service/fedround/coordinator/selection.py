@@ -19,7 +19,7 @@ def choose(attempt: Attempt, present: Presence, plan: Plan, reliability: Reliabi
     others = [p for p in waiting if p.owed != attempt.round]
     reliable = [p for p in others if not reliability.sits_out(p.judged, attempt.round)]
     sitting_out = [p for p in others if reliability.sits_out(p.judged, attempt.round)]
-    wanted = max(plan.wanted(len(present)), plan.required) - expected
+    wanted = max(plan.selected(len(present)), plan.required) - expected
     chosen += _draw(rng, reliable, wanted - len(chosen))
     chosen += _draw(rng, sitting_out, plan.required - expected - len(chosen))
     return chosen

@@ -66,12 +66,14 @@ def _known(data: dict[str, Any]) -> Known:
     for number in (known.ordinal, known.counted, known.owed):
         if number is not None:
             _whole(number)
+    for number in (known.selected_rounds, known.counted_rounds):
+        _whole(number)
     return known
 
 
 def _past(data: dict[str, Any]) -> Past:
     past = Past(**data)
-    for number in (past.round, past.counted, past.dropped, past.samples, past.parameters, past.rollbacks):
+    for number in (past.round, past.counted, past.dropped, past.samples, past.parameters, past.rollbacks, past.late):
         _whole(number)
     if type(past.seconds) not in (int, float) or not math.isfinite(past.seconds):
         raise TypeError("a round with a duration that is none")

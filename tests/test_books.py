@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from fedround.aggregator.ledger import MOST_AT_ONCE, Ledger, Receipt
 from fedround.aggregator.strategies import WeightedAverage
 from fedround.books import Admit, Answer, Call, Close, Closed, Newest, Open, Page, Revoke
+from fedround.coordinator.attempt import State
 from fedround.coordinator.plan import Memory, Plan
 from fedround.coordinator.rounds import Rounds
 from fedround.errors import Busy, Late, NotAdmitted, UnknownAttempt
@@ -146,9 +147,27 @@ class Aggregator:
 class Federation(RuleBasedStateMachine):
     """Any list of steps; afterwards everybody behaves, and then a round has to end."""
 
-    @initialize(ratio=st.sampled_from([0.5, 1.0]), min_clients=st.integers(1, 3), seed=st.integers(0, 2**16), durable=st.booleans())
-    def begin(self, ratio: float, min_clients: int, seed: int, durable: bool) -> None:
-        self.plan = Plan(rounds=0, participants_ratio=ratio, min_clients=min_clients, round_timeout=60)
+    @initialize(
+        ratio=st.sampled_from([0.5, 1.0]),
+        min_clients=st.integers(1, 3),
+        seed=st.integers(0, 2**16),
+        durable=st.booleans(),
+        quorum=st.sampled_from([None, None, 0.5, 2.0]),
+        grace=st.sampled_from([0.0, 3.0]),
+        overselect=st.sampled_from([0.0, 0.0, 0.5]),
+    )
+    def begin(
+        self, ratio: float, min_clients: int, seed: int, durable: bool, quorum: float | None, grace: float, overselect: float
+    ) -> None:
+        self.plan = Plan(
+            rounds=0,
+            participants_ratio=ratio,
+            min_clients=min_clients,
+            round_timeout=60,
+            quorum=quorum,
+            quorum_grace=grace,
+            overselect=overselect,
+        )
         self.rng = Random(seed)
         self.now = 0.0
         self.aggregator = Aggregator(durable=durable)
@@ -434,6 +453,16 @@ class Federation(RuleBasedStateMachine):
         for completed in self.completed:
             assert frozenset(self.aggregator.closed[completed.attempt]) == frozenset(completed.ids)
             assert len(completed.ids) >= self.plan.required
+
+    @invariant()
+    def after_the_quorum_nobody_is_selected(self) -> None:
+        attempt = self.rounds.attempt
+        if attempt is not None and attempt.quorum is not None and len(attempt.counted) >= attempt.quorum:
+            assert not attempt.by_state[State.CHOSEN]
+
+    @invariant()
+    def who_is_late_has_not_failed(self) -> None:
+        assert "late" not in {record.reason for record in self.rounds.reliability}
 
     def teardown(self) -> None:
         if hasattr(self, "rounds"):

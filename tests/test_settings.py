@@ -86,6 +86,9 @@ def test_the_coordinators_defaults_are_the_documented_ones() -> None:
         "min_clients": 1,
         "heartbeat_timeout": 15.0,
         "round_timeout": 3600.0,
+        "quorum": None,
+        "grace": 0.0,
+        "overselect": 0.0,
         "seats": 1,
         "shared_seats": 1000,
         "aggregator_url": "http://localhost:8082",
@@ -357,7 +360,17 @@ def test_options_of_many_levels_are_refused() -> None:
     assert "more than 32 levels deep" in problems(ParticipantSettings, NEEDED | {"PARTICIPANT_OPTIONS": f'{{"a":{nested}}}'})
 
 
-@pytest.mark.parametrize("variable", ["ROUNDS", "PARTICIPANTS_RATIO", "HEARTBEAT_TIMEOUT", "PORT"])
+@pytest.mark.parametrize(("written", "quorum"), [("0.8", 0.8), ("1", 1.0), ("1.0", 1.0), ("2", 2.0), ("100", 100.0)])
+def test_a_quorum_is_a_share_or_a_whole_number(written: str, quorum: float) -> None:
+    assert load(CoordinatorSettings, {"COORDINATOR_QUORUM": written}, {}).settings.quorum == quorum
+
+
+@pytest.mark.parametrize("written", ["0", "-1", "2.5", "1.01", "nan", "inf", "80%", "half"])
+def test_any_other_quorum_is_refused(written: str) -> None:
+    assert "COORDINATOR_QUORUM (--quorum)" in problems(CoordinatorSettings, {"COORDINATOR_QUORUM": written})
+
+
+@pytest.mark.parametrize("variable", ["ROUNDS", "PARTICIPANTS_RATIO", "QUORUM", "HEARTBEAT_TIMEOUT", "PORT"])
 def test_a_number_of_many_digits_is_refused_in_a_short_message(variable: str) -> None:
     complaint = problems(CoordinatorSettings, {f"COORDINATOR_{variable}": "1" + "0" * 5000})
     assert f"COORDINATOR_{variable} " in complaint

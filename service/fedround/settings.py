@@ -66,6 +66,12 @@ def _duration_or_never(value: object) -> float | None:
     return None if value in (None, "never") else parse_duration(value)
 
 
+def _quorum(value: float | None) -> float | None:
+    if value is not None and value > 1 and not value.is_integer():
+        raise ValueError("write a share such as 0.8, 1 for all, or a whole number from 2 on")
+    return value
+
+
 def _shard(value: object) -> object:
     if not isinstance(value, str):
         return value
@@ -456,6 +462,25 @@ class CoordinatorSettings(PlatformSettings):
     min_clients: Number = setting(1, "How many participants there must be before any is selected.", ge=1)
     heartbeat_timeout: Duration = setting("15s", "After so long without a heartbeat a participant is gone.", gt=0)
     round_timeout: Duration = setting("1h", "After so long the selected who have not delivered lose the round to others.", gt=0)
+    quorum: Annotated[float | None, AfterValidator(_quorum), Field(title="share|number")] = setting(
+        None,
+        "Close a round once this many of the selected participants delivered: a share such as 0.8 (1: all of them), or a whole "
+        "number from 2 on. Never fewer than COORDINATOR_PARTICIPANTS_RATIO of COORDINATOR_MIN_CLIENTS. Unset: wait for all until "
+        "the round time-out.",
+        gt=0,
+        le=2**32,
+    )
+    grace: Duration = setting(
+        "0s", "Time for the other participants to deliver after the quorum is counted. It has no effect without a quorum."
+    )
+    overselect: float = setting(
+        0.0,
+        "Share of additional participants to select, for example 0.3 for 30 % more than the ratio, rounded up. The quorum is then "
+        "the number without them, unless it is set.",
+        ge=0,
+        le=10,
+        title="share",
+    )
     seats: Number = setting(
         1, "Number of participants with the same proved identity (own token or certificate). One more replaces the oldest.", ge=1
     )

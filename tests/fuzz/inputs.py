@@ -138,13 +138,14 @@ PAGE = {
 ANSWERS = [{}, {"verdict": "revoked"}, {"closed": {"parameters": 5}}, {"difference": {"missing": ["a"], "surplus": []}}]
 KEPT = {
     "round": 3,
-    "participants": [{"id": ID, "name": "silo-0", "ordinal": 0, "extended": True, "counted": 2}],
+    "participants": [{"id": ID, "name": "silo-0", "ordinal": 0, "extended": True, "counted": 2, "counted_rounds": 1}],
     "history": [
         {
             "round": 2,
             "seconds": 1.0,
             "counted": 3,
             "dropped": 0,
+            "late": 1,
             "samples": 3,
             "parameters": 5,
             "figures": {},

@@ -74,13 +74,13 @@ def test_every_fact_makes_a_line_with_ids_cut_in_both_formats(kind: type[Fact], 
 
 
 def test_a_json_line_has_time_level_text_and_the_facts_fields(log: pytest.LogCaptureFixture) -> None:
-    LogObserver()(events.RoundCompleted(3, ID, (ID, ID), 1, 20, 5, 1.5, (("loss", 0.25),)))
+    LogObserver()(events.RoundCompleted(3, ID, (ID, ID), 1, 20, 5, 1.5, (("loss", 0.25),), late=2))
     line = json.loads(JsonFormatter().format(log.records[0]))
     assert line.pop("time").endswith("+00:00")
     assert line == {
         "level": "info",
         "logger": "fedround",
-        "message": "round 3 completed in 1.50 s: 2 updates, 1 dropped, 20 samples, 5 parameters, loss=0.25",
+        "message": "round 3 completed in 1.50 s: 2 updates, 1 dropped, 2 late, 20 samples, 5 parameters, loss=0.25",
         "event": "RoundCompleted",
         "round": 3,
         "attempt": "12345678",
@@ -90,6 +90,7 @@ def test_a_json_line_has_time_level_text_and_the_facts_fields(log: pytest.LogCap
         "parameters": 5,
         "seconds": 1.5,
         "figures": {"loss": 0.25},
+        "late": 2,
     }
 
 
@@ -175,6 +176,12 @@ def test_what_an_operator_must_look_at_is_a_warning(log: pytest.LogCaptureFixtur
         "its newest is that of round 1, and training goes on from there",
         "it has none, and training goes on from there",
         "nobody is taken for silent because of that",
+    ]
+
+
+def test_a_late_participant_is_no_warning(log: pytest.LogCaptureFixture) -> None:
+    assert told(log, events.Revoked(1, ID, "late", "anna")) == [
+        ("INFO", "round 1: anna (12345678) was late: the quorum was counted without it")
     ]
 
 

@@ -150,6 +150,7 @@ def test_what_goes_wrong_in_too_many_ways_is_counted_together_by_exchange() -> N
         (events.Selected(0, (ID, ID)), "selected_total", {}, 2),
         (events.ParticipantGone(ID, "anna", "silent"), "dropped_total", {"reason": "silent"}, 1),
         (events.Revoked(0, ID, "deadline"), "dropped_total", {"reason": "deadline"}, 1),
+        (events.Revoked(0, ID, "late"), "dropped_total", {"reason": "late"}, 1),
         (events.Revoked(0, ID, "silent"), "dropped_total", {"reason": "silent"}, 0),  # `ParticipantGone` tells of that
     ],
 )

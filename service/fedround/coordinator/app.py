@@ -165,6 +165,9 @@ def build(
         seats=settings.seats,
         shared_seats=settings.shared_seats,
         config=settings.round_config,
+        quorum=settings.quorum,
+        quorum_grace=settings.grace,
+        overselect=settings.overselect,
     )
     memory = entered(store.load(disk) if disk else Memory(), settings.run_name)
     # Its random numbers become tokens: nobody may guess the next one.

@@ -161,14 +161,17 @@ def _platform_line(fact: Fact) -> _Line | None:
             return logging.WARNING, f"participant {name} sits out {many} after {failures} failures in a row: {reason}"
         case events.Selected(number, ids):
             return logging.INFO, f"round {number}: {len(ids)} selected"
+        case events.Revoked(number, id, "late", name):
+            return logging.INFO, f"round {number}: {name} ({short(id)}) was late: the quorum was counted without it"
         case events.Revoked(number, id, reason, name, detail):
             return logging.WARNING, f"round {number}: taken from {name} ({short(id)}): {detail or reason}"
         case events.AttemptDropped(number, _, counted, reason, _, _, pause):
             return logging.WARNING, f"round {number} is tried again in {pause:g} s, {counted} counted updates are void: {reason}"
-        case events.RoundCompleted(number, _, ids, dropped, samples, parameters, seconds, figures):
+        case events.RoundCompleted(number, _, ids, dropped, samples, parameters, seconds, figures, late=late):
             told = [
                 f"{len(ids)} updates",
                 f"{dropped} dropped" if dropped else "",
+                f"{late} late" if late else "",
                 f"{samples} samples",
                 f"{parameters} parameters" if parameters else "",
                 _figures(figures),

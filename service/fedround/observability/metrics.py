@@ -236,8 +236,9 @@ class CoordinatorMetrics(Metrics):
         self._dropped = make(
             Counter,
             "dropped_total",
-            "Participants that fell silent, left or were replaced, and rounds that the deadline took from one.",
-            {"reason": ["silent", "deadline", "left", "failed", "replaced"]},
+            "Participants that fell silent, left or were replaced, and parts in rounds that ended at the deadline or were late for "
+            "the quorum.",
+            {"reason": ["silent", "deadline", "late", "left", "failed", "replaced"]},
         )
         self._sat_out = make(
             Counter, "sit_outs_total", "Number of times that a participant had to sit out after failures in a row."
@@ -262,8 +263,8 @@ class CoordinatorMetrics(Metrics):
                 self._selected.inc(len(fact.ids))
             case events.ParticipantGone():
                 self._dropped.labels(fact.reason).inc()
-            case events.Revoked(reason="deadline"):
-                self._dropped.labels("deadline").inc()
+            case events.Revoked(reason="deadline" | "late" as reason):
+                self._dropped.labels(reason).inc()
             case events.SatOut():
                 self._sat_out.inc()
             case events.NotKept():

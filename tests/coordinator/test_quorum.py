@@ -421,6 +421,11 @@ LONGEST = 60.0 + GRACE
     silos=[Silo("delivers", 1, 0), Silo("delivers", 1, 0), Silo("hangs", 0, 0)],
     seed=0,
 )
+@example(  # two are still uploading at the deadline when the first of them completes the quorum
+    plan=replace(PLAN, min_clients=3, participants_ratio=0.7, heartbeat_timeout=15),
+    silos=[Silo("delivers", 1, 0), Silo("delivers", 58, 5), Silo("delivers", 58, 20)],
+    seed=0,
+)
 def test_whatever_participants_do_a_quorum_ends_the_round_and_the_ledger_says_who_is_in_it(
     plan: Plan, silos: Sequence[Silo], seed: int
 ) -> None:

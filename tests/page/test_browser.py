@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 import resource
 import signal
 from collections.abc import Callable, Iterator
@@ -275,6 +276,23 @@ def test_it_is_paused_and_goes_on_by_keyboard(window: Browser, axe: str, tmp_pat
         assert window.run(pressed) == "false"
         assert "paused" not in window.text("#state")
         assert window.text("main") != text
+
+
+def test_it_shows_in_how_many_rounds_each_was_counted_and_how_many_were_late(window: Browser, tmp_path: Path) -> None:
+    plan = {"COORDINATOR_ROUNDS": "0", "COORDINATOR_QUORUM": "2"}
+    with running("platform", **plan) as platform, ExitStack() as silos:
+        shown(window, ops(platform))
+        for name, seconds in {"anna": 0.1, "bert": 0.1, "slow": 1.0}.items():
+            silos.enter_context(running("participant", **silo(platform, name, tmp_path / "mood", seconds=seconds)))
+        until(says(window, "#rounds thead", "late"), 20)
+        heads = window.run("return [...document.querySelectorAll('#participants thead th')].map(cell => cell.textContent)")
+        assert heads[-1] == "rounds counted"
+        rows = (
+            "return Object.fromEntries([...document.querySelectorAll('#participants tbody tr')]"
+            ".map(row => [row.firstChild.textContent, row.lastChild.textContent]))"
+        )
+        assert all(re.fullmatch(r"\d+ of \d+|–", share) for share in window.run(rows).values())
+        until(lambda: re.fullmatch(r"\d+ of \d+", window.run(rows)["slow"]), WITHIN)
 
 
 def test_thousands_cost_little_and_are_found_by_name_or_state(window: Browser, axe: str) -> None:

@@ -16,7 +16,7 @@ from fedround.errors import FedroundError
 
 RUNS, HISTORY = "/runs", "/history"
 NOT_THERE = "is this the coordinator's ops port, by default 9081?"
-_PLAIN = ("round", "ended", "seconds", "counted", "dropped", "samples", "parameters", "digest")
+_PLAIN = ("round", "ended", "seconds", "counted", "dropped", "late", "samples", "parameters", "digest")
 
 
 def runs(url: str, token: str | None, ca_file: Path | None) -> str:

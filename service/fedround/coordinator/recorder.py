@@ -74,6 +74,7 @@ def _document(fact: events.RoundCompleted, now: float) -> Mapping[str, Any]:
         "seconds": fact.seconds,
         "counted": len(fact.ids),
         "dropped": fact.dropped,
+        "late": fact.late,
         "samples": fact.samples,
         "parameters": fact.parameters,
         "metrics": dict(fact.figures),

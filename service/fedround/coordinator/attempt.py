@@ -133,6 +133,17 @@ class Attempt:
         member.ask_at, member.give_up = now, min(now + grace, max(self.closes, now))
         self.move(member, State.REVOKING)
 
+    def left(self, id: str, now: float, grace: float, reason: str, detail: str) -> None:
+        """A participant is gone: have its right revoked, unless it has none."""
+        member = self.members.get(id)
+        if member is not None and member.state in (State.CHOSEN, State.SELECTED):
+            self.take_back(member, now, grace, reason, detail)
+
+    def await_entry(self, member: Member) -> None:
+        """It was counted before it was revoked. Its entry is on the way, and tells the samples and metrics too."""
+        member.deadline = math.inf
+        self.move(member, State.SELECTED)
+
     def arriving(self, member: Member, now: float) -> None:
         """The books are receiving its update: they are asked again, for the last time when its grace is over."""
         member.ask_at = min(now + ASK_AGAIN, max(member.give_up, now))

@@ -61,11 +61,12 @@ class History:
         self._rounds.clear()
         self._rounds.extend(replace(past, rollbacks=past.rollbacks + (past.round == newest)) for past in kept)
 
-    def measured(self, measured: Measured) -> None:
+    def measured(self, models: Iterable[Measured]) -> None:
         """What a round's model is like is told late, and more than once; it may be of a round that is not remembered."""
-        for index, past in enumerate(self._rounds):
-            if past.round == measured.round and not past.weights:
-                self._rounds[index] = replace(past, weights=measured.figures)
+        for model in models:
+            for index, past in enumerate(self._rounds):
+                if past.round == model.round and not past.weights:
+                    self._rounds[index] = replace(past, weights=model.figures)
 
 
 def weighted_means(entries: Sequence[Entry]) -> tuple[tuple[str, float], ...]:

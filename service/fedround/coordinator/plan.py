@@ -51,7 +51,11 @@ class Plan:
         return min(wanted + math.ceil(self.overselect * wanted - 1e-9), present)
 
     def enough(self, present: int, selected: int) -> int | None:
-        """Return the quorum of an attempt that begins with so many `selected`; None: it waits for all of them."""
+        """Return the quorum of an attempt that begins with so many `selected`; None: it waits for all of them.
+
+        It is a share or a number of the selected, and all of them where the number is larger. With overselection alone it is the
+        number wanted without it. It is never below `required`.
+        """
         if self.quorum is None:
             return self._within(self.wanted(present), selected) if self.overselect else None
         return self._within(math.ceil(self.quorum * selected - 1e-9) if self.quorum <= 1 else int(self.quorum), selected)

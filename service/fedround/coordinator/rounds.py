@@ -30,10 +30,9 @@ The rules:
 12. What is remembered of completed rounds (`history.py`) is for people: nothing follows from it.
 13. A page of a later *generation* says that an operator has made a former model the newest. Every round after it is void, and the
    one behind it is next, even if training was complete. A coordinator that remembers no generation adopts that of the page.
-14. An attempt may have a *quorum*. It is fixed when the attempt begins: a share or a number of those that it selects, or with
-   overselection alone the number wanted without it. It is never below the required of rule 3, and all are enough. Once the
-   quorum is counted, nobody new is selected, and what is outstanding has the quorum's grace. Then the coordinator revokes it, and
-   waits for no update that is still arriving. A participant that loses its part this way is *late*, which is no failure.
+14. An attempt may have a *quorum* of those that it selects (`Plan.enough`), never below the required of rule 3. Once so many are
+   counted, nobody new is selected, and what is outstanding has the quorum's grace. Then the coordinator revokes it, and waits for
+   no update that is still arriving. A participant that loses its part this way is *late*, which is no failure.
 """
 
 import math
@@ -136,7 +135,7 @@ class Rounds:
             return Heartbeat(HeartbeatState.FINISH)
         if participant is None:
             return Heartbeat(HeartbeatState.REJECT)
-        member = self._told(id)
+        member = self.attempt.told(id) if self.attempt else None
         if self.attempt is None or member is None:
             if self._unsettled and participant.extended and not idle:
                 raise Busy("the round begins anew in a moment", retry_after=1.0)
@@ -145,7 +144,7 @@ class Rounds:
 
     def start_training(self, id: str) -> str | None:
         """Return the token of a selected participant, the same one however often it asks; None for everybody else."""
-        member = self._told(id)
+        member = self.attempt.told(id) if self.attempt else None
         return None if member is None or id not in self.present else member.token
 
     def leave(self, now: float, id: str, failure: str = "") -> bool:
@@ -247,8 +246,7 @@ class Rounds:
             if entry.seq > self.after:
                 self.after = entry.seq
                 self._entered(now, entry)
-        for measured in page.measured:
-            self.history.measured(measured)
+        self.history.measured(page.measured)
         self._settle(now)
 
     # What observers and operators are told
@@ -269,10 +267,6 @@ class Rounds:
 
     def _probe(self, now: float) -> None:
         self._facts += [events.ParticipantDoubted(p.id, p.name) for p in self.present.probe(now)]
-
-    def _told(self, id: str) -> Member | None:
-        """Return the part of one that hears `round`."""
-        return None if self.attempt is None else self.attempt.told(id)
 
     def _settle(self, now: float) -> None:
         """Begin, widen or drop the attempt, as the rules 2, 3 and 5 say."""
@@ -315,9 +309,7 @@ class Rounds:
         elif verdict is Verdict.RECEIVING:
             attempt.arriving(member, now)
         else:
-            # It was counted: its entry is on the way, and tells the samples and figures too.
-            member.deadline = math.inf
-            attempt.move(member, State.SELECTED)
+            attempt.await_entry(member)
 
     def _ignore(self, now: float, attempt: Attempt, member: Member) -> None:
         """The part is over without an update. A departure was noted when it came."""
@@ -400,10 +392,8 @@ class Rounds:
         self._facts.append(events.ParticipantGone(participant.id, participant.name, reason, detail))
         if reason == "failed":
             self._facts += self.reliability.failed(now, participant.who, participant.name, self.round, detail)
-        attempt = self.attempt
-        member = attempt.members.get(participant.id) if attempt is not None else None
-        if attempt is not None and member is not None and member.state in (State.CHOSEN, State.SELECTED):
-            attempt.take_back(member, now, self.plan.grace, reason, detail)
+        if self.attempt is not None:
+            self.attempt.left(participant.id, now, self.plan.grace, reason, detail)
 
     def _uuid(self) -> str:
         return str(UUID(int=self._rng.getrandbits(128), version=4))

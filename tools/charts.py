@@ -58,8 +58,15 @@ DEFINITIONS = {
     "size": {"type": ["string", "integer"], "pattern": r"^[0-9]+([.][0-9]*)? *([kMGT]|[KMGT]i)?B?$", "minimum": 1},
     "number": {"type": "integer", "minimum": 0},
     "ratio": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
-    "share": {"type": "number", "minimum": 0},
-    "share|number": {"anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": 1}, {"type": "integer", "minimum": 2}]},
+    # `--set` makes a string of a number with a decimal point.
+    "share": {"type": ["number", "string"], "pattern": "^[0-9]+([.][0-9]*)?$", "minimum": 0},
+    "share|number": {
+        "anyOf": [
+            {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+            {"type": "integer", "minimum": 2},
+            {"type": "string", "pattern": "^(0[.][0-9]*[1-9][0-9]*|[1-9][0-9]*([.]0*)?)$"},
+        ]
+    },
     "port": {"type": "integer", "minimum": 0, "maximum": 65535},
     "url": {"type": "string", "pattern": "^https?://.+"},
     "hosts": {"type": "string"},

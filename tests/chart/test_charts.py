@@ -161,6 +161,8 @@ def test_every_pod_may_run_where_pod_security_is_restricted(case: Path) -> None:
         ("coordinator", "replicaCount=2", "replicaCount"),
         ("coordinator", "minClients=0", "minClients"),
         ("coordinator", "coordinator.settings.participants_ratio=2", "participants_ratio"),
+        ("coordinator", "coordinator.settings.quorum=2.5", "quorum"),
+        ("coordinator", "coordinator.settings.overselect=-1", "overselect"),
         ("coordinator", "persistence.size=much", "size"),
         ("coordinator", "aggregator.settings.port=1", "the chart sets this one itself"),
         ("coordinator", "ingress.enabled=true", "coordinatorHost and aggregatorHost are required"),
@@ -239,6 +241,14 @@ def test_numbers_and_objects_reach_the_settings_as_they_are_written(program: str
         load(cls, objects["ConfigMap", f"fl-{chart}"]["data"], {})
         if cls is AggregatorSettings:
             assert objects["ConfigMap", "fl-coordinator"]["data"]["AGGREGATOR_STRATEGY_OPTIONS"] == '{"share":0.1}'
+
+
+@pytest.mark.parametrize(("written", "quorum"), [("0.8", 0.8), ("1.0", 1.0), ("1", 1.0), ("8", 8.0)])
+def test_a_quorum_may_be_written_on_the_command_line(written: str, quorum: float) -> None:
+    settings = f"coordinator.settings.quorum={written},coordinator.settings.overselect=0.3"
+    data = rendered("coordinator", settings)["ConfigMap", "fl-coordinator"]["data"]
+    found = load(CoordinatorSettings, {name: value for name, value in data.items() if name.startswith("COORDINATOR_")}, {}).settings
+    assert (found.quorum, found.overselect) == (quorum, 0.3)
 
 
 def test_a_flower_app_takes_the_place_of_the_class() -> None:

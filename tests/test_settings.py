@@ -82,6 +82,8 @@ def test_the_coordinators_defaults_are_the_documented_ones() -> None:
         "rounds": 10,
         "participants_ratio": 1.0,
         "run_name": "default",
+        "evaluate_every": 1,
+        "evaluate_ratio": 1.0,
         "round_config": {},
         "min_clients": 1,
         "heartbeat_timeout": 15.0,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         TrainingError,
         WeightsError,
     )
-    from fedround.participant.abc import NumPyParticipant, ParticipantABC, Update
+    from fedround.participant.abc import Evaluation, NumPyParticipant, ParticipantABC, Update
     from fedround.participant.round import Round, Shard, current_round
     from fedround.participant.run import arun_participant, run_participant
     from fedround.participant.terms import Options
@@ -29,6 +29,7 @@ __all__ = [
     "ConfigurationError",
     "CoordinatorUnreachable",
     "DeserializationError",
+    "Evaluation",
     "FedroundError",
     "NumPyParticipant",
     "Options",
@@ -49,7 +50,7 @@ __all__ = [
 
 # Imported when first asked for: a coordinator needs neither NumPy nor httpx, and every module of ours imports this one.
 _HOMES = {
-    "participant.abc": ("NumPyParticipant", "ParticipantABC", "Update"),
+    "participant.abc": ("Evaluation", "NumPyParticipant", "ParticipantABC", "Update"),
     "participant.round": ("Round", "Shard", "current_round"),
     "participant.run": ("arun_participant", "run_participant"),
     "participant.terms": ("Options",),

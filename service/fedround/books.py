@@ -44,6 +44,15 @@ class Admission:
 
 
 @dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What a participant found the model of `round` to be like on its own data; None: the model that the run began with."""
+
+    round: int | None
+    samples: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One line of the ledger. `seq` rises by one from 1 within an incarnation; counted entries are in the order of folding."""
 
@@ -56,6 +65,7 @@ class Entry:
     """What the participant reported with its update."""
     reason: str = ""
     """Why the update was refused, for people."""
+    evaluation: Evaluation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +146,7 @@ class Open:
     admissions: tuple[Admission, ...]
     forget: tuple[str, ...]
     run: Run = NO_RUN
+    train: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,12 +182,20 @@ class Books(Protocol):
     """The five operations. Every one may raise `ExchangeError` where the aggregator is not in this process."""
 
     async def open(
-        self, attempt: str, round: int, admissions: Sequence[Admission], forget: Sequence[str], run: Run = NO_RUN
+        self,
+        attempt: str,
+        round: int,
+        admissions: Sequence[Admission],
+        forget: Sequence[str],
+        run: Run = NO_RUN,
+        *,
+        train: bool = True,
     ) -> None:
         """Begin an attempt; whatever an unclosed one before it had collected is thrown away.
 
         `forget` names ids that are gone: their last counted tokens are good for nothing any more. The first attempt of another
-        `run` than that of the newest model begins with the aggregator's initial model, if it has one.
+        `run` than that of the newest model begins with the aggregator's initial model, if it has one. Without `train` updates are
+        empty: only evaluations come with them, and no model is made.
         """
         ...
 
@@ -207,8 +226,8 @@ class Books(Protocol):
 async def carry_out(books: Books, call: Call) -> Answer:
     """Make the call, and hand on what it returns or raises."""
     match call:
-        case Open(attempt, number, admissions, forget, run):
-            await books.open(attempt, number, admissions, forget, run)
+        case Open(attempt, number, admissions, forget, run, train):
+            await books.open(attempt, number, admissions, forget, run, train=train)
             return None
         case Admit(attempt, admissions):
             await books.admit(attempt, admissions)
@@ -233,7 +252,10 @@ def _is_figure(name: str, value: object) -> bool:
 def page_to_json(page: Page) -> dict[str, Any]:
     return {
         "incarnation": page.incarnation,
-        "entries": [[e.seq, e.attempt, e.id, e.outcome, e.samples, dict(e.metrics), e.reason] for e in page.entries],
+        "entries": [
+            [e.seq, e.attempt, e.id, e.outcome, e.samples, dict(e.metrics), e.reason, _evaluation_to_json(e.evaluation)]
+            for e in page.entries
+        ],
         "newest": page.newest and [page.newest.round, page.newest.parameters, page.newest.run],
         "measured": [[m.round, dict(m.figures), m.digest] for m in page.measured],
         "faults": page.faults,
@@ -247,7 +269,7 @@ def page_from_json(data: dict[str, Any]) -> Page:
     return Page(
         incarnation=data["incarnation"],
         entries=tuple(
-            Entry(seq, attempt, id, Outcome(outcome), samples, figures(metrics), *reason)
+            Entry(seq, attempt, id, Outcome(outcome), samples, figures(metrics), *reason[:1], *map(_evaluation, reason[1:]))
             for seq, attempt, id, outcome, samples, metrics, *reason in data["entries"]
         ),
         newest=None if data["newest"] is None else Newest(*data["newest"]),
@@ -257,6 +279,17 @@ def page_from_json(data: dict[str, Any]) -> Page:
         generation=int(data.get("generation", 0)),
         strategy=data.get("strategy", ""),
     )
+
+
+def _evaluation_to_json(evaluation: Evaluation | None) -> list[Any] | None:
+    return None if evaluation is None else [evaluation.round, evaluation.samples, dict(evaluation.metrics)]
+
+
+def _evaluation(data: Any) -> Evaluation | None:
+    if data is None:
+        return None
+    round, samples, metrics = data
+    return Evaluation(round, samples, figures(metrics))
 
 
 def admissions_to_json(admissions: Sequence[Admission]) -> list[list[str]]:

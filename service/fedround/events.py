@@ -66,7 +66,7 @@ class RegistrationRefused(Fact):
 
 @dataclass(frozen=True, slots=True)
 class OrderAccepted(Fact):
-    """An order to train was accepted. `repeated`: for an update that is kept from before."""
+    """An order to train was accepted, or without `train` to evaluate. `repeated`: for an update that is kept from before."""
 
     round: int
     repeated: bool
@@ -74,6 +74,7 @@ class OrderAccepted(Fact):
     tracelink: str | None = None
     run_id: str = ""
     run_name: str = ""
+    train: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,10 @@ class PhaseBegan(Fact):
 
 @dataclass(frozen=True, slots=True)
 class PhaseEnded(Fact):
-    """`phase` is download, decode, train, encode, check, upload or confirm, which does not begin. `error`: the class, if any."""
+    """`phase` is download, decode, evaluate, train, encode, check, upload or confirm, which does not begin.
+
+    `error`: the class, if any.
+    """
 
     round: int
     phase: str
@@ -128,7 +132,7 @@ class UpdateMeasured(Fact):
 
 @dataclass(frozen=True, slots=True)
 class RoundEnded(Fact):
-    """`outcome` is completed, unconfirmed, failed, refused or abandoned; `reason` is for people."""
+    """`outcome` is completed, evaluated, unconfirmed, failed, refused or abandoned; `reason` is for people."""
 
     round: int
     outcome: str
@@ -334,6 +338,21 @@ class Contribution:
     samples: int
     seconds: float
     figures: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated(Fact):
+    """Participants evaluated the model of `round`, None: the one that the run began with.
+
+    `figures` are the sample-weighted means, `lowest` and `highest` the range over the `members`.
+    """
+
+    round: int | None
+    samples: int
+    figures: tuple[tuple[str, float], ...]
+    lowest: tuple[tuple[str, float], ...]
+    highest: tuple[tuple[str, float], ...]
+    members: tuple[Contribution, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

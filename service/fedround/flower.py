@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from fedround.errors import ConfigurationError, WrongWeights
-from fedround.participant.abc import NumPyParticipant, Update
+from fedround.participant.abc import Evaluation, NumPyParticipant, Update
 from fedround.participant.load import FLOWER, find
-from fedround.participant.round import Shard, current_round
+from fedround.participant.round import Round, Shard, current_round
 from fedround.weights import Array
 
 try:
@@ -29,6 +29,9 @@ except ImportError as error:
     raise ConfigurationError(f"{FLOWER}: Flower cannot be imported: {error}; pip install fedround[flower]") from error
 
 __all__ = ["FlowerApp"]
+
+EVALUATE_NOT_IMPLEMENTED = 4
+"""The status of a client without `evaluate`: one of `flwr.common.Code`."""
 
 
 class FlowerApp(NumPyParticipant):
@@ -55,25 +58,43 @@ class FlowerApp(NumPyParticipant):
     def train_round(self, weights: Any, /) -> Update:
         """Send the app a train message with the global model, and return its reply."""
         round = current_round()
-        one_array = isinstance(weights, np.ndarray)
-        tensors = self._initial(round.shard) if weights is None else {"0": weights} if one_array else weights
+        tensors = self._initial(round.shard) if weights is None else weights
+        reply = self._ask("train", self._content("fitins.", tensors, round), round.shard)
+        samples, metrics = self._metrics(reply, "fitres.metrics")
+        round.report(**metrics)
+        trained = _arrays(reply)
+        return Update(samples, trained["0"] if isinstance(weights, np.ndarray) and trained.keys() == {"0"} else trained)
+
+    def evaluate(self, weights: Any, /) -> Evaluation | None:
+        """Send the app an evaluate message with the global model, and return its reply. None: the app does not evaluate."""
+        if not self._legacy and not any(name.startswith("evaluate") for name in self._app._registered_funcs):
+            return None
+        round = current_round()
+        reply = self._ask("evaluate", self._content("evaluateins.", weights, round), round.shard)
+        if reply is None:
+            return None
+        samples, metrics = self._metrics(reply, "evaluateres.metrics")
+        loss = {"loss": reply["evaluateres.loss"]["loss"]} if self._legacy else {}
+        return Evaluation(samples, **loss, **metrics)
+
+    def _content(self, prefix: str, weights: Any, round: Round) -> Any:
+        """Return what a message with the global model contains."""
+        tensors = {"0": weights} if isinstance(weights, np.ndarray) else weights
         if self._legacy:
             if tensors.keys() != {str(number) for number in range(len(tensors))}:
-                raise WrongWeights("the global model has names, a NumPyClient has none: make it by fedround model --init")
+                raise WrongWeights("the global model has names, a NumPyClient has none: make it by fedround model --flower")
             tensors = {str(number): tensors[str(number)] for number in range(len(tensors))}
-        prefix, number = ("fitins.", "server_round") if self._legacy else ("", "server-round")
-        content = {
-            f"{prefix}{'parameters' if self._legacy else 'arrays'}": ArrayRecord({k: FlowerArray(v) for k, v in tensors.items()}),
-            f"{prefix}config": ConfigRecord({number: round.number + 1}),
-        }
-        reply = self._ask("train", RecordDict(content), round.shard)
+        arrays = ArrayRecord({name: FlowerArray(array) for name, array in tensors.items()})
+        if self._legacy:
+            return RecordDict({f"{prefix}parameters": arrays, f"{prefix}config": ConfigRecord({"server_round": round.number + 1})})
+        return RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": round.number + 1})})
+
+    def _metrics(self, reply: Any, name: str) -> tuple[Any, dict[str, float]]:
+        """Return the number of examples of a reply, and its other numbers."""
         metrics = {name: value for record in reply.metric_records.values() for name, value in record.items()}
         samples = metrics.pop("num_examples" if self._legacy else "num-examples", None)
-        if self._legacy:
-            metrics = reply["fitres.metrics"]
-        round.report(**{name: value for name, value in metrics.items() if isinstance(value, int | float)})
-        trained = _arrays(reply)
-        return Update(samples, trained["0"] if one_array and trained.keys() == {"0"} else trained)
+        metrics = reply[name] if self._legacy else metrics
+        return samples, {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
     def _initial(self, shard: Shard) -> dict[str, Array]:
         if not self._legacy:
@@ -87,6 +108,8 @@ class FlowerApp(NumPyParticipant):
         if reply.has_error():
             raise RuntimeError(f"the Flower app replied with an error: {reply.error.reason}")
         for name, record in reply.content.config_records.items():
+            if name.endswith(".status") and record["code"] == EVALUATE_NOT_IMPLEMENTED:
+                return None
             if name.endswith(".status") and record["code"] != 0:
                 raise RuntimeError(f"the Flower client replied with an error: {record['message']}")
         return reply.content

@@ -66,12 +66,16 @@ def _asked(url: str, path: str, token: str | None, ca_file: Path | None) -> Any:
 def _csv(rounds: Sequence[Mapping[str, Any]]) -> str:
     """One line for each round: its numbers, its metrics, statistics of the model's weights, and who was counted."""
     metrics, weights = _names(rounds, "metrics"), _names(rounds, "weights")
+    rounds = [{**round, "evaluation": round.get("evaluation", {}).get("metrics", {})} for round in rounds]
+    evaluation = _names(rounds, "evaluation")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_PLAIN, *(f"metric_{name}" for name in metrics), *(f"weight_{name}" for name in weights), "participants"])
+    kinds = {"evaluation": evaluation, "metric": metrics, "weight": weights}
+    writer.writerow([*_PLAIN, *(f"{kind}_{name}" for kind, names in kinds.items() for name in names), "participants"])
     for round in rounds:
         plain = [_time(round["ended"]) if name == "ended" else round.get(name, "") for name in _PLAIN]
-        values = [round.get("metrics", {}).get(name, "") for name in metrics]
+        values = [round["evaluation"].get(name, "") for name in evaluation]
+        values += [round.get("metrics", {}).get(name, "") for name in metrics]
         values += [round.get("weights", {}).get(name, "") for name in weights]
         writer.writerow([*plain, *values, " ".join(member["name"] for member in round["participants"])])
     return text.getvalue()

@@ -221,9 +221,10 @@ class CoordinatorClient(_Client):
         super().__init__(url, **options)
         self._url = url
 
-    def rendez_vous(self, name: str, ordinal: int | None = None) -> RendezVous:
-        """Register, under a name to be shown; `ordinal` is the one to get again."""
+    def rendez_vous(self, name: str, ordinal: int | None = None, *, evaluates: bool = False) -> RendezVous:
+        """Register, under a name to be shown; `ordinal` is the one to get again. `evaluates`: models, if asked to."""
         headers = {wire.PARTICIPANT_NAME: name} | ({} if ordinal is None else {wire.ORDINAL: str(ordinal)})
+        headers |= {wire.EVALUATES: "true"} if evaluates else {}
         with self._exchange("GET", self._url, wire.RENDEZ_VOUS, headers=headers) as response:
             return RendezVous.decode(_read(response))
 
@@ -298,7 +299,14 @@ class AggregatorClient(_Client):
             return Download(None if unchanged else body, response.headers.get("ETag"))
 
     def upload(
-        self, url: str, id: str, token: str, buffers: Sequence[bytes | memoryview | Piece], *, metrics: str | None = None
+        self,
+        url: str,
+        id: str,
+        token: str,
+        buffers: Sequence[bytes | memoryview | Piece],
+        *,
+        metrics: str | None = None,
+        evaluation: str | None = None,
     ) -> UpdateOutcome | None:
         """Send an update: the bytes of all buffers, one after the other.
 
@@ -306,7 +314,8 @@ class AggregatorClient(_Client):
             What the aggregator says became of it; None from a 0.8 aggregator, which says nothing.
         """
         self._aborted.clear()
-        headers = {"Content-Type": "application/octet-stream"} | ({} if metrics is None else {wire.METRICS: metrics})
+        reported = {wire.METRICS: metrics, wire.EVALUATION: evaluation}
+        headers = {"Content-Type": "application/octet-stream"} | {name: text for name, text in reported.items() if text is not None}
         with (
             closing(_Slices(buffers, self._aborted)) as body,
             self._exchange("POST", url, wire.UPDATE, {"id": id, "token": token}, headers=headers, body=body) as response,

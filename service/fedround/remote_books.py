@@ -39,10 +39,18 @@ class RemoteBooks:
         await self._peer.aclose()
 
     async def open(
-        self, attempt: str, round: int, admissions: Sequence[Admission], forget: Sequence[str], run: Run = NO_RUN
+        self,
+        attempt: str,
+        round: int,
+        admissions: Sequence[Admission],
+        forget: Sequence[str],
+        run: Run = NO_RUN,
+        *,
+        train: bool = True,
     ) -> None:
+        more = {} if train else {"train": False}
         admitted, named = admissions_to_json(admissions), [run.id, run.name]
-        await self._call("open", attempt, round=round, admissions=admitted, forget=list(forget), run=named)
+        await self._call("open", attempt, round=round, admissions=admitted, forget=list(forget), run=named, **more)
 
     async def admit(self, attempt: str, admissions: Sequence[Admission]) -> None:
         await self._call("admit", attempt, admissions=admissions_to_json(admissions))

@@ -456,6 +456,18 @@ class CoordinatorSettings(PlatformSettings):
         "Values for training code, as a JSON object: a number, a text or a boolean for each name, or a schedule by rounds of the "
         'run, such as {"learning_rate": {"0": 0.1, "20": 0.01}}.',
     )
+    evaluate_every: Number = setting(
+        1,
+        "Number of rounds from one evaluation of the global model to the next. The final model is always evaluated. 0: never.",
+        ge=0,
+    )
+    evaluate_ratio: float = setting(
+        1.0,
+        "Share of the selected participants that evaluate, of those whose class can: above 0 and up to 1.",
+        gt=0,
+        le=1,
+        title="ratio",
+    )
     participants_ratio: float = setting(
         1.0, "Which part of the participants a round selects, above 0 and up to 1.", gt=0, le=1, title="ratio"
     )

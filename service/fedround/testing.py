@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -52,6 +52,8 @@ class CompletedRound:
     samples: int
     """On how many samples they were trained, all together."""
     figures: Mapping[str, float]
+    evaluation: Mapping[str, float] = field(default_factory=dict)
+    """Means of what `evaluate` returned for the model of this round."""
     """The means of what the participants have reported, weighted by their samples."""
 
 
@@ -135,6 +137,8 @@ class Platform:
     def _observe(self, fact: Fact) -> None:
         if isinstance(fact, events.RoundCompleted):
             self.rounds.append(CompletedRound(fact.round, len(fact.ids), fact.samples, dict(fact.figures)))
+        if isinstance(fact, events.Evaluated):
+            self.rounds[:] = [replace(r, evaluation=dict(fact.figures)) if r.number == fact.round else r for r in self.rounds]
         if isinstance(fact, events.TrainingCompleted):
             self._complete = True
         if isinstance(fact, events.AttemptDropped) and fact.failures >= MOST_FAILURES:
@@ -179,6 +183,7 @@ def platform(
     initial_model: Any = None,
     round_timeout: float = 3600.0,
     heartbeat_timeout: float = 15.0,
+    evaluate_every: int = 1,
 ) -> Iterator[Platform]:
     """A platform at work within the block. `rounds` and `global_model` can still be looked at behind it.
 
@@ -191,6 +196,7 @@ def platform(
         initial_model: The global model to begin with: an array, or a mapping of names to arrays.
         round_timeout: Seconds after which those who have not delivered lose the round to others.
         heartbeat_timeout: Seconds without a heartbeat after which a participant is removed.
+        evaluate_every: Rounds from one evaluation of the global model to the next; 0: never.
     """
     coordinator = CoordinatorSettings(
         rounds=rounds,
@@ -198,6 +204,7 @@ def platform(
         participants_ratio=participants_ratio,
         round_timeout=round_timeout,
         heartbeat_timeout=heartbeat_timeout,
+        evaluate_every=evaluate_every,
         aggregator_url="http://aggregator",
     )
     with TemporaryDirectory() as directory:

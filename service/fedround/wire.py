@@ -27,6 +27,10 @@ PARTICIPANT_NAME = "Fedround-Participant"
 ORDINAL = "Fedround-Ordinal"
 UPDATE_OUTCOME = "Fedround-Update"
 METRICS = "Fedround-Metrics"
+EVALUATES = "Fedround-Evaluates"
+"""On a registration: the participant can evaluate models."""
+EVALUATION = "Fedround-Evaluation"
+"""On an update: what the global model was found to be like before training."""
 TROUBLE = "Fedround-Trouble"
 """On a heartbeat: what keeps the participant from the aggregator, one line for people."""
 
@@ -98,16 +102,21 @@ class Run:
     """The number of its last round plus 1; 0: the run does not end."""
     config: Mapping[str, Scalar] = field(default_factory=dict)
     """The round configuration: what the coordinator tells training code."""
+    evaluate: bool = False
+    """Evaluate the global model before training."""
+    train: bool = True
+    """Train, and not only evaluate."""
 
     @classmethod
     def decode(cls, data: object) -> Self | None:
         match data:
             case None:
                 return None
-            case {"id": str(id), "name": str(name), "rounds": int(rounds), "config": dict(config)} if rounds >= 0 and all(
+            case {"id": str(id), "name": str(name), "rounds": int(rounds), "config": dict(config), **more} if rounds >= 0 and all(
                 isinstance(value, Scalar) for value in config.values()
             ):
-                return cls(one_line(id), one_line(name), rounds, config)
+                asked = more.get("evaluate") is True, more.get("train") is not False
+                return cls(one_line(id), one_line(name), rounds, config, *asked)
         raise BadAnswer("the answer's 'run' is no run")
 
 
@@ -254,7 +263,10 @@ def _dump(data: dict[str, Any]) -> bytes:
 
 
 def _additions(answer: StartTraining | Heartbeat) -> dict[str, Any]:
-    run = answer.run and {"id": answer.run.id, "name": answer.run.name, "rounds": answer.run.rounds, "config": answer.run.config}
+    run = None
+    if answer.run is not None:
+        run = {"id": answer.run.id, "name": answer.run.name, "rounds": answer.run.rounds, "config": answer.run.config}
+        run |= ({"evaluate": True} if answer.run.evaluate else {}) | ({} if answer.run.train else {"train": False})
     return _present(traceparent=answer.traceparent, tracelink=answer.tracelink, run=run)
 
 

@@ -319,10 +319,17 @@ class CheckingBooks(MemoryBooks):
         self.disk = memory
 
     async def open(
-        self, attempt: str, round: int, admissions: Sequence[Admission], forget: Sequence[str], run: Run = NO_RUN
+        self,
+        attempt: str,
+        round: int,
+        admissions: Sequence[Admission],
+        forget: Sequence[str],
+        run: Run = NO_RUN,
+        *,
+        train: bool = True,
     ) -> None:
         self._check(round, admissions)
-        await super().open(attempt, round, admissions, forget, run)
+        await super().open(attempt, round, admissions, forget, run, train=train)
 
     async def admit(self, attempt: str, admissions: Sequence[Admission]) -> None:
         assert self.core.attempt is not None

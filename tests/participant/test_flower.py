@@ -34,10 +34,10 @@ def trained(python: str, app: str, cwd: Path) -> Mapping[str, Any]:
     return result
 
 
-@pytest.mark.parametrize("app", ["legacy", "client_fn", "Regression", "app", "Alone", "instance"])
+@pytest.mark.parametrize("app", ["legacy", "client_fn", "Regression", "app", "Alone", "instance", "judging", "judge"])
 def test_every_style_of_flower_code_learns_the_model(app: str, python: str, tmp_path: Path) -> None:
     result = trained(python, app, tmp_path)
-    names = ("head.weight", "head.bias") if app == "app" else ("0", "1")
+    names = ("head.weight", "head.bias") if app in ("app", "judge") else ("0", "1")
     np.testing.assert_allclose(result["model"][names[0]], [2.0, -1.0, 0.5], atol=0.05)
     np.testing.assert_allclose(result["model"][names[1]], [3.0], atol=0.05)
     if app in ("Alone", "instance"):
@@ -49,6 +49,17 @@ def test_every_style_of_flower_code_learns_the_model(app: str, python: str, tmp_
         assert result["figures"]["loss"] < 0.01
         assert result["figures"]["server_round"] == 10
         assert "note" not in result["figures"]
+
+
+@pytest.mark.parametrize("app", ["app", "legacy", "judging", "judge"])
+def test_the_app_evaluates_if_it_can(app: str, python: str, tmp_path: Path) -> None:
+    result = trained(python, app, tmp_path)
+    if app in ("app", "legacy"):
+        assert result["evaluation"] == {}
+        return
+    assert result["evaluation"]["loss"] < 0.01
+    bias = result["model"]["1" if app == "judging" else "head.bias"][0]
+    assert result["evaluation"]["bias"] == pytest.approx(bias), "of the final model"
 
 
 def test_state_is_kept_between_rounds(python: str, tmp_path: Path) -> None:

@@ -501,7 +501,7 @@ def test_a_good_bye_that_fails_is_no_failure_of_its_own() -> None:
 
 def test_a_bug_in_any_thread_ends_the_participant_and_is_told() -> None:
     class Buggy(CoordinatorClient):
-        def rendez_vous(self, name: str, ordinal: int | None = None) -> RendezVous:
+        def rendez_vous(self, name: str, ordinal: int | None = None, *, evaluates: bool = False) -> RendezVous:
             raise NotImplementedError("a bug")
 
     with closing(Buggy("http://localhost:1")) as coordinator, closing(AggregatorClient(max_model_size=1)) as aggregator:

@@ -32,7 +32,14 @@ class MemoryBooks:
         self._news = asyncio.Event()
 
     async def open(
-        self, attempt: str, round: int, admissions: Sequence[Admission], forget: Sequence[str], run: Run = NO_RUN
+        self,
+        attempt: str,
+        round: int,
+        admissions: Sequence[Admission],
+        forget: Sequence[str],
+        run: Run = NO_RUN,
+        *,
+        train: bool = True,
     ) -> None:
         self._answer()
         self.core.open(attempt, round, admissions, forget)

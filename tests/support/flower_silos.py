@@ -37,6 +37,14 @@ class Regression(NumPyClient):  # type: ignore[misc, unused-ignore]
         return [w, b], len(self.data[1]), {"loss": loss, "server_round": config["server_round"], "note": "text"}
 
 
+class Judging(Regression):
+    """Evaluates, too."""
+
+    def evaluate(self, parameters: list[Any], config: dict[str, Any]) -> tuple[float, int, dict[str, Any]]:
+        x, y = self.data
+        return float(np.mean((x @ parameters[0] + parameters[1] - y) ** 2)), len(y), {"bias": float(parameters[1][0])}
+
+
 def client_fn(context: Context) -> Any:
     return Regression(context).to_client()
 
@@ -78,18 +86,32 @@ def train(message: Message, context: Context) -> Message:
     return Message(RecordDict({"arrays": trained, "metrics": MetricRecord(metrics)}), reply_to=message)
 
 
+judging = ClientApp(lambda context: Judging(context).to_client())
+judge = ClientApp()
+judge.train()(train)
+
+
+@judge.evaluate()  # type: ignore[untyped-decorator, unused-ignore]
+def evaluate(message: Message, context: Context) -> Message:
+    arrays, (x, y) = message.content["arrays"], rows(context)
+    error = x @ arrays["head.weight"].numpy() + arrays["head.bias"].numpy() - y
+    metrics = {"num-examples": len(y), "loss": float(np.mean(error**2)), "bias": float(arrays["head.bias"].numpy()[0])}
+    return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+
+
 def main(name: str) -> None:
     import fedround.testing
     from fedround.flower import FlowerApp
 
     silos = [FlowerApp(f"support.flower_silos:{name}", {"local": {"steps": 5}}) for _ in range(3)]
-    initial = {"head.weight": np.zeros(3), "head.bias": np.zeros(1)} if name == "app" else None
+    initial = {"head.weight": np.zeros(3), "head.bias": np.zeros(1)} if name in ("app", "judge") else None
     with fedround.testing.platform(rounds=10, min_clients=3, initial_model=initial) as p:
         p.run(*silos)
     result = {
         "model": {name: array.tolist() for name, array in p.global_model.items()},
         "figures": dict(p.rounds[-1].figures),
         "samples": p.rounds[-1].samples,
+        "evaluation": dict(p.rounds[-1].evaluation),
     }
     print(json.dumps(result))
 

@@ -100,6 +100,7 @@ def public(
             owner=request.state.owner,
             length=int(length) if length.isdecimal() else None,
             figures=_figures(id, request.headers.get(wire.METRICS)),
+            evaluation=_evaluation(request.headers.get(wire.EVALUATION)),
         )
         return Response(headers={wire.UPDATE_OUTCOME: outcome})
 
@@ -139,6 +140,17 @@ def _figures(id: str, header: str | None) -> dict[str, float]:
     if found != reported:
         LOG.warning("the %s of %s are no JSON object of a few finite numbers: what is none is ignored", wire.METRICS, short(id))
     return found
+
+
+def _evaluation(header: str | None) -> tuple[int, Mapping[str, float]] | None:
+    """The samples and the metrics of an evaluation; None where there is none."""
+    found = None
+    with suppress(ValueError, RecursionError):
+        found = json.loads(header) if header is not None and len(header) <= wire.MAX_METRICS else None
+    match found:
+        case {"samples": int(samples), "metrics": dict(metrics)} if 0 <= samples < 2**32 and not isinstance(samples, bool):
+            return samples, figures(metrics)
+    return None
 
 
 # For the coordinator
@@ -183,6 +195,7 @@ _CALLS: Mapping[str, Callable[[Any], Call]] = {
         _admissions(data["admissions"]),
         tuple(map(_text, data["forget"])),
         Run(*map(_text, data.get("run", ()))),
+        data.get("train", True) is not False,
     ),
     "admit": lambda data: Admit(_text(data["attempt"]), _admissions(data["admissions"])),
     "revoke": lambda data: Revoke(_text(data["attempt"]), _text(data["id"]), _seconds(data.get("patience", 0.0))),

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from fedround.books import Admission, Difference, Entry, Newest, Outcome, Page, Verdict
+from fedround.books import Admission, Difference, Entry, Evaluation, Newest, Outcome, Page, Verdict
 from fedround.errors import Busy, Forbidden, IllegalMove, Late, NotAdmitted, UnknownAttempt
 from fedround.wire import one_line
 
@@ -222,14 +222,14 @@ class Ledger:
             raise Late(OVER)
         return receipt.right.state is State.ADMITTED
 
-    def count(self, receipt: Receipt, samples: int, metrics: Mapping[str, float]) -> Entry:
+    def count(self, receipt: Receipt, samples: int, metrics: Mapping[str, float], evaluation: Evaluation | None = None) -> Entry:
         """Enter an update that was just folded."""
         if self.attempt is None or receipt.right.state is not State.ADMITTED:
             raise IllegalMove(receipt.right.state, "count")
         self._end(receipt, "count")
         receipt.right.state = State.COUNTED
         self.attempt.counted[receipt.id] = samples
-        return self._enter(Outcome.COUNTED, self.attempt, receipt.id, samples, metrics)
+        return self._enter(Outcome.COUNTED, self.attempt, receipt.id, samples, metrics, evaluation=evaluation)
 
     def refuse(self, receipt: Receipt, reason: str = "") -> None:
         """End the right of an update that is not valid; its entry tells the coordinator the `reason`."""
@@ -277,10 +277,17 @@ class Ledger:
         receipt.right.receiving = [other for other in receipt.right.receiving if other is not receipt]
 
     def _enter(
-        self, outcome: Outcome, attempt: Attempt, id: str, samples: int, metrics: Mapping[str, float], reason: str = ""
+        self,
+        outcome: Outcome,
+        attempt: Attempt,
+        id: str,
+        samples: int,
+        metrics: Mapping[str, float],
+        reason: str = "",
+        evaluation: Evaluation | None = None,
     ) -> Entry:
         self._seq += 1
-        entry = Entry(self._seq, attempt.id, id, outcome, samples, dict(metrics), reason)
+        entry = Entry(self._seq, attempt.id, id, outcome, samples, dict(metrics), reason, evaluation)
         self._entries.append(entry)
         return entry
 

@@ -19,7 +19,7 @@ from fedround.aggregator.running import Running
 from fedround.aggregator.spool import Received, Spool
 from fedround.aggregator.state import State
 from fedround.aggregator.store import ModelStore
-from fedround.books import NO_RUN, Admission, Closed, Difference, Entry, Newest, Page, Run, Verdict
+from fedround.books import NO_RUN, Admission, Closed, Difference, Entry, Evaluation, Newest, Page, Run, Verdict
 from fedround.errors import (
     Busy,
     ConfigurationError,
@@ -32,6 +32,7 @@ from fedround.errors import (
     TooLarge,
     UnknownAttempt,
     WeightsError,
+    WrongWeights,
 )
 from fedround.events import (
     Aggregated,
@@ -114,6 +115,8 @@ class AggregatorService:
         self._steps: set[asyncio.Task[Any]] = set()
         self._entered = Bell()
         self._acknowledged = Bell()
+        self._train = True
+        """The attempt that is open takes updates, and not only evaluations."""
         self._receiving = 0
         self._stopping = False
 
@@ -155,14 +158,21 @@ class AggregatorService:
         return Newest(self._model.round, self._model.parameters, self._run.name)
 
     async def open(
-        self, attempt: str, round: int, admissions: Sequence[Admission], forget: Sequence[str], run: Run = NO_RUN
+        self,
+        attempt: str,
+        round: int,
+        admissions: Sequence[Admission],
+        forget: Sequence[str],
+        run: Run = NO_RUN,
+        *,
+        train: bool = True,
     ) -> None:
         """See `Books.open`. Raises `Busy` where the initial model cannot be read."""
         async with self._step:
             begins = self._run.name not in ("", run.name)
             initial = await self._read_initial() if begins else None
             if self._ledger.open(attempt, round, admissions, forget):
-                self._unkept = None
+                self._unkept, self._train = None, train
                 self._enter(run, begins, initial)
                 self._aggregate.open(self._model, (admission.id for admission in admissions))
 
@@ -321,6 +331,7 @@ class AggregatorService:
         owner: str = "",
         length: int | None = None,
         figures: Mapping[str, float] | None = None,
+        evaluation: tuple[int, Mapping[str, float]] | None = None,
     ) -> UpdateOutcome:
         """Receive an update, check it, count it, and wait until the coordinator knows.
 
@@ -331,6 +342,7 @@ class AggregatorService:
             owner: The proved identity of the request, empty where it proves none.
             length: Its size in bytes, where that was announced.
             figures: What the participant reports with it.
+            evaluation: Samples and metrics of its evaluation of the global model.
 
         Raises:
             NotAdmitted, Forbidden, Late, WeightsError, TooSlow, SpoolFull, Busy: It was not counted.
@@ -341,7 +353,7 @@ class AggregatorService:
         try:
             receipt = self._ledger.begin(id, token, owner, now=time.monotonic(), length=length)
             received = await self._receive(receipt, chunks, length)
-            entry = await self._to_its_end(self._settle(receipt, received, figures or {}))
+            entry = await self._to_its_end(self._settle(receipt, received, figures or {}, evaluation))
         except (NotAdmitted, Forbidden, Late, WeightsError) as error:
             self._observer(UpdateReceived(id, outcome(error), length or 0, str(error)))
             raise
@@ -372,15 +384,26 @@ class AggregatorService:
             self._ledger.took(receipt, len(chunk))
             yield chunk
 
-    async def _settle(self, receipt: Receipt, received: Received, figures: Mapping[str, float]) -> Entry | None:
+    async def _settle(
+        self,
+        receipt: Receipt,
+        received: Received,
+        figures: Mapping[str, float],
+        reported: tuple[int, Mapping[str, float]] | None,
+    ) -> Entry | None:
         """Check an update, fold it and enter it; None where one of the same right was counted before."""
+        evaluation = None if reported is None else Evaluation(self._model.round if self._model else None, *reported)
         try:
-            checked = None if receipt.repeated else await asyncio.to_thread(self._aggregate.check, received)
+            checked = None if receipt.repeated or not self._train else await asyncio.to_thread(self._aggregate.check, received)
             async with self._step:
-                if checked is None or not self._ledger.countable(receipt):
+                if receipt.repeated or not self._ledger.countable(receipt):
                     return None
-                await self._fold(receipt.id, checked)
-                entry = self._ledger.count(receipt, checked.figures.samples, figures)
+                if checked is not None:
+                    await self._fold(receipt.id, checked)
+                elif received.size:
+                    raise WrongWeights("training is over: only evaluations are taken, without an update")
+                samples = checked.figures.samples if checked else 0
+                entry = self._ledger.count(receipt, samples, figures, evaluation)
         except WeightsError as error:
             await self._refuse(receipt, str(error))
             raise

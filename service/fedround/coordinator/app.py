@@ -72,6 +72,7 @@ def public(
             int(ordinal) if _is_ordinal(ordinal) else None,
             extended=name is not None,
             owner=request.state.owner,
+            evaluates=name is not None and request.headers.get(wire.EVALUATES) == "true",
         )
         return _json(answer if name is not None else replace(answer, ordinal=None))
 
@@ -165,6 +166,8 @@ def build(
         seats=settings.seats,
         shared_seats=settings.shared_seats,
         config=settings.round_config,
+        evaluate_every=settings.evaluate_every,
+        evaluate_ratio=settings.evaluate_ratio,
         quorum=settings.quorum,
         quorum_grace=settings.grace,
         overselect=settings.overselect,

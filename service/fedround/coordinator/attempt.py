@@ -51,6 +51,8 @@ class Member:
     """Why it lost the part, or is to lose it."""
     detail: str = ""
     """The same for people, where there is more to say."""
+    evaluates: bool = False
+    """It is asked to evaluate the global model."""
     entry: Entry | None = None
     selected_at: float = 0.0
     seconds: float = 0.0
@@ -68,6 +70,8 @@ class Attempt:
     id: str
     round: int
     begun: float
+    train: bool = True
+    """Whether its members train: else they only evaluate the final model."""
     quorum: int | None = None
     """Counted updates after which the others have the grace, and no more. None: it waits for all."""
     closes: float = math.inf
@@ -202,7 +206,7 @@ class Attempt:
             samples=sum(entry.samples for entry in entries),
             parameters=closed.parameters,
             seconds=now - self.begun,
-            figures=weighted_means(entries),
+            figures=weighted_means([(entry.samples, entry.metrics) for entry in entries]),
             members=tuple(Contribution(m.name, entry.samples, m.seconds, entry.metrics) for m, entry in known),
             late=late,
         )

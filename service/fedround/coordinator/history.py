@@ -5,8 +5,8 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from fedround.books import Entry, Measured
-from fedround.events import RoundCompleted
+from fedround.books import Measured
+from fedround.events import Evaluated, RoundCompleted
 from fedround.wire import MAX_FIGURES
 
 MOST = 50
@@ -27,6 +27,8 @@ class Past:
     weights: Mapping[str, float] = field(default_factory=dict)
     rollbacks: int = 0
     """How often training went back to the model of this round."""
+    evaluation: Mapping[str, float] = field(default_factory=dict)
+    """The sample-weighted means of how participants evaluated its model."""
     late: int = 0
     """How many lost the round because its quorum was counted without them. They are not in `dropped`."""
 
@@ -61,6 +63,12 @@ class History:
         self._rounds.clear()
         self._rounds.extend(replace(past, rollbacks=past.rollbacks + (past.round == newest)) for past in kept)
 
+    def evaluated(self, fact: Evaluated) -> None:
+        """A model was evaluated: in the round after its own."""
+        for index, past in enumerate(self._rounds):
+            if past.round == fact.round:
+                self._rounds[index] = replace(past, evaluation=dict(fact.figures))
+
     def measured(self, models: Iterable[Measured]) -> None:
         """What a round's model is like is told late, and more than once; it may be of a round that is not remembered."""
         for model in models:
@@ -69,15 +77,18 @@ class History:
                     self._rounds[index] = replace(past, weights=model.figures)
 
 
-def weighted_means(entries: Sequence[Entry]) -> tuple[tuple[str, float], ...]:
-    """The sample-weighted mean of each figure over those that reported it; the plain mean where all sample counts are 0.
+def weighted_means(entries: Sequence[tuple[int, Mapping[str, float]]]) -> tuple[tuple[str, float], ...]:
+    """Return the sample-weighted mean of each metric over those that reported it; the plain mean where all sample counts are 0.
+
+    Args:
+        entries: The samples and the metrics of each.
 
     Of the figures that most have reported: whoever makes up names does not hide those of the others.
     """
-    names = Counter(name for entry in entries for name in entry.metrics)
+    names = Counter(name for _, metrics in entries for name in metrics)
     means = []
     for name, _ in names.most_common(MAX_FIGURES):
-        reported = [(entry.samples, entry.metrics[name]) for entry in entries if name in entry.metrics]
+        reported = [(samples, metrics[name]) for samples, metrics in entries if name in metrics]
         if not any(samples for samples, _ in reported):
             reported = [(1, value) for _, value in reported]
         total = sum(samples for samples, _ in reported)

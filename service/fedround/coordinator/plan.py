@@ -33,6 +33,11 @@ class Plan:
     overselect: float = 0.0
     """How many more to select than wanted, as a share of the wanted."""
 
+    evaluate_every: int = 1
+    """Rounds from one evaluated model to the next; 0: none is evaluated."""
+    evaluate_ratio: float = 1.0
+    """Share of the selected participants that evaluate, of those that can."""
+
     @property
     def required(self) -> int:
         return max(1, math.floor(self.participants_ratio * self.min_clients + 1e-9))
@@ -40,6 +45,10 @@ class Plan:
     @property
     def grace(self) -> float:
         return min(GRACE, self.round_timeout)
+
+    def evaluates(self, round: int) -> bool:
+        """Return whether the model is evaluated that a round begins with, which is counted from the run's first."""
+        return self.evaluate_every > 0 and round % self.evaluate_every == 0
 
     def wanted(self, present: int) -> int:
         """Return how many updates a round is to have."""
@@ -74,6 +83,8 @@ class Memory:
     generation: int | None = None
     """Of the books; None where they were never read."""
     run: Run | None = None
+    final: bool = False
+    """The final model has still to be evaluated."""
 
 
 NOTHING = Memory()

@@ -112,7 +112,7 @@ class Presence:
         ordinal, expires = self._ordinals.take(known.ordinal), now + max(self._timeout, RETURN)
         seat = Participant(known.id, known.name, known.owner, known.extended, ordinal, joined=now, seen=now, expires=expires)
         seat.counted, seat.owed, seat.known_to_books = known.counted, known.owed, True
-        seat.selected_rounds, seat.counted_rounds = known.selected_rounds, known.counted_rounds
+        seat.selected_rounds, seat.counted_rounds, seat.evaluates = known.selected_rounds, known.counted_rounds, known.evaluates
         self._seats.setdefault(seat.who, {})[seat.id] = seat
         self._admit(seat)
 

@@ -25,6 +25,8 @@ class Recorder:
         self._archive = archive
         self._rounds = rounds
         self._strategy = ""
+        self._initial: Mapping[str, Any] | None = None
+        """The evaluation of the model that the run began with."""
         self._measured: deque[int] = deque(maxlen=REMEMBERED)
         self._waiting: list[Callable[[], None]] = []
         self._enter()
@@ -35,6 +37,11 @@ class Recorder:
         match fact:
             case events.RoundCompleted():
                 self._waiting.append(partial(self._archive.add, run, fact.round, _document(fact, now)))
+            case events.Evaluated(None):
+                self._initial = _evaluation(fact)
+                self._enter()
+            case events.Evaluated(int(round)):
+                self._waiting.append(partial(self._archive.amend, round, {"evaluation": _evaluation(fact)}))
             case events.RolledBack(newest=newest):
                 self._waiting.append(partial(self._archive.roll_back, newest))
             case events.TrainingCompleted():
@@ -63,7 +70,7 @@ class Recorder:
 
     def _enter(self) -> None:
         plan = {field.name: getattr(self._rounds.plan, field.name) for field in fields(self._rounds.plan)}
-        document = {"plan": plan, "strategy": self._strategy, "version": version("fedround")}
+        document = {"plan": plan, "strategy": self._strategy, "version": version("fedround"), "initial": self._initial}
         self._waiting.append(partial(self._archive.enter, self._rounds.run, document))
 
 
@@ -81,4 +88,15 @@ def _document(fact: events.RoundCompleted, now: float) -> Mapping[str, Any]:
         "participants": [
             {"name": m.name, "samples": m.samples, "seconds": round(m.seconds, 3), "metrics": dict(m.figures)} for m in fact.members
         ],
+    }
+
+
+def _evaluation(fact: events.Evaluated) -> Mapping[str, Any]:
+    """Return an evaluation as the archive has it: the means, the range, and each participant's own."""
+    return {
+        "samples": fact.samples,
+        "metrics": dict(fact.figures),
+        "lowest": dict(fact.lowest),
+        "highest": dict(fact.highest),
+        "participants": [{"name": m.name, "samples": m.samples, "metrics": dict(m.figures)} for m in fact.members],
     }

@@ -33,9 +33,12 @@ The rules:
 14. An attempt may have a *quorum* of those that it selects (`Plan.enough`), never below the required of rule 3. Once so many are
    counted, nobody new is selected, and what is outstanding has the quorum's grace. Then the coordinator revokes it, and waits for
    no update that is still arriving. A participant that loses its part this way is *late*, which is no failure.
+15. Participants that can evaluate the model that an attempt begins with, before they train (`evaluation.py`). After the last round
+   of a run an attempt without training evaluates the final model; training is complete when it is closed, or nobody can.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
 from uuid import UUID
@@ -43,6 +46,7 @@ from uuid import UUID
 from fedround import books, events
 from fedround.books import Admit, Answer, Call, Close, Closed, Difference, Entry, Newest, Open, Outcome, Page, Revoke, Verdict
 from fedround.coordinator.attempt import LATE, Attempt, Member, State
+from fedround.coordinator.evaluation import draw, evaluated
 from fedround.coordinator.history import History
 from fedround.coordinator.plan import NOTHING, Memory, Plan
 from fedround.coordinator.presence import Presence
@@ -70,7 +74,7 @@ class Rounds:
         self.present = Presence(plan.heartbeat_timeout, plan.shared_seats)
         self.reliability, self.trouble = Reliability(), Trouble()
         self.attempt: Attempt | None = None
-        self._generation, self._rng = memory.generation, rng
+        self._generation, self._rng, self._final = memory.generation, rng, memory.final
         self._gone: list[str] = []
         self._facts: list[events.Fact] = []
         self._unsettled = bool(memory.participants)
@@ -82,10 +86,14 @@ class Rounds:
     def memory(self) -> Memory:
         """What is worth knowing after a restart. When training is complete, no participant: those that heard `finish` are gone."""
         known = () if self.complete else tuple(p.known(self._owed(p)) for p in self.present)
-        return Memory(self.round, known, tuple(self.history), self._generation, self.run)
+        return Memory(self.round, known, tuple(self.history), self._generation, self.run, self._final)
 
     @property
     def complete(self) -> bool:
+        return self._trained and not self._final
+
+    @property
+    def _trained(self) -> bool:
         return 0 < self.plan.rounds <= self.round - self.run.first
 
     @property
@@ -96,7 +104,14 @@ class Rounds:
     # What participants say
 
     def join(
-        self, now: float, name: str, ordinal: int | None = None, *, extended: bool = False, owner: str = ""
+        self,
+        now: float,
+        name: str,
+        ordinal: int | None = None,
+        *,
+        extended: bool = False,
+        owner: str = "",
+        evaluates: bool = False,
     ) -> Participant | None:
         """Register a participant; None once training is complete.
 
@@ -116,6 +131,7 @@ class Rounds:
         self.present.doubt(now, identity)
         self._probe(now)
         participant = self.present.add(now, id, name, ordinal, extended=extended, owner=owner)
+        participant.evaluates = evaluates
         self._settle(now)
         return participant
 
@@ -180,7 +196,7 @@ class Rounds:
         """Return when `tick` has something to do next, if nothing else happens before; `math.inf`: never."""
         due = [self.present.next_expiry()]
         if self.attempt is None:
-            begins = len(self.present) >= self.plan.min_clients and not self.complete
+            begins = self._final or (len(self.present) >= self.plan.min_clients and not self.complete)
             due.append(self.trouble.not_before if begins else math.inf)
         elif self.attempt.opened and not self.attempt.lost:
             due.append(self.attempt.next_deadline())
@@ -195,8 +211,8 @@ class Rounds:
             return None
         if not attempt.opened:
             run = books.Run(self.run.id, self.run.name)
-            return Open(attempt.id, attempt.round, attempt.admissions(), tuple(self._gone), run)
-        return attempt.due(now, self.plan.required)
+            return Open(attempt.id, attempt.round, attempt.admissions(), tuple(self._gone), run, attempt.train)
+        return attempt.due(now, self.plan.required if attempt.train else 0)
 
     def answered(self, now: float, call: Call, answer: Answer) -> None:
         """The books carried out `call`."""
@@ -273,6 +289,9 @@ class Rounds:
         attempt = self.attempt
         if self.complete or (attempt is not None and attempt.lost):
             return
+        if self._final:
+            self._settle_final(now)
+            return
         if len(self.present) < self.plan.min_clients:
             self._unsettled = False
             return
@@ -288,13 +307,33 @@ class Rounds:
         why, reasons = attempt.why_too_few(self.plan.required, self.plan.round_timeout)
         self._drop(now, attempt, why, timed_out="deadline" in reasons, lasting=not reasons.isdisjoint(("refused", "failed")))
 
+    def _settle_final(self, now: float) -> None:
+        """Begin the evaluation of the final model, or do without, as rule 15 says."""
+        if self.attempt is None and now >= self.trouble.not_before:
+            able = draw(self._rng, self.plan.evaluate_ratio if self.plan.evaluate_every else 0.0, self.present)
+            if not able:
+                self._finish()
+                return
+            self.attempt = Attempt(self._uuid(), self.round, begun=now, train=False)
+            self._take(self.attempt, able, able)
+
+    def _finish(self) -> None:
+        self._final = False
+        self._facts.append(events.TrainingCompleted(self.round - self.run.first))
+
     def _choose(self, attempt: Attempt) -> bool:
         """Select more participants; False when there are none."""
         chosen = choose(attempt, self.present, self.plan, self.reliability, self._rng)
+        due = self.plan.evaluates(attempt.round - self.run.first)
+        self._take(attempt, chosen, draw(self._rng, self.plan.evaluate_ratio, chosen) if due else ())
+        return bool(chosen)
+
+    def _take(self, attempt: Attempt, chosen: Sequence[Participant], evaluating: Sequence[Participant]) -> None:
         for p in chosen:
             p.known_to_books = True
-            attempt.move(Member.of(p, self._uuid()), State.CHOSEN)
-        return bool(chosen)
+            member = Member.of(p, self._uuid())
+            member.evaluates = p in evaluating
+            attempt.move(member, State.CHOSEN)
 
     def _admitted(self, now: float, attempt: Attempt, call: Open | Admit) -> None:
         if ids := attempt.admitted(call.admissions, now, self.plan.round_timeout):
@@ -335,6 +374,13 @@ class Rounds:
         attempt.check_quorum(now, self.plan.quorum_grace)
 
     def _completed(self, now: float, attempt: Attempt, closed: Closed) -> None:
+        if (found := evaluated(attempt)) is not None:
+            self._facts.append(found)
+            self.history.evaluated(found)
+        if not attempt.train:
+            self.attempt = None
+            self._finish()
+            return
         fact = attempt.completed(now, closed)
         self._facts.append(fact)
         self.history.completed(fact)
@@ -343,8 +389,7 @@ class Rounds:
 
     def _go_on(self, round: int) -> None:
         self.attempt, self.trouble, self.round = None, Trouble(), round
-        if self.complete:
-            self._facts.append(events.TrainingCompleted(self.round - self.run.first))
+        self._final = self._trained
 
     def _compare(self, newest: Newest | None) -> None:
         there = -1 if newest is None else newest.round

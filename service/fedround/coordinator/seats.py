@@ -27,6 +27,7 @@ class Known:
     owner: str = ""
     selected_rounds: int = 0
     counted_rounds: int = 0
+    evaluates: bool = False
 
 
 @dataclass(slots=True)
@@ -69,6 +70,8 @@ class Participant:
     """Number of completed rounds that selected it, since it joined."""
     counted_rounds: int = 0
     """Number of those that counted its update."""
+    evaluates: bool = False
+    """It can evaluate models."""
     known_to_books: bool = False
     """It was selected at least once: when it is gone, the books are told to forget it."""
 
@@ -83,7 +86,7 @@ class Participant:
 
     def known(self, owed: int | None) -> Known:
         seat = self.id, self.name, self.ordinal, self.extended, self.counted, owed, self.owner
-        return Known(*seat, self.selected_rounds, self.counted_rounds)
+        return Known(*seat, self.selected_rounds, self.counted_rounds, self.evaluates)
 
     def rolled_back(self, newest: int) -> None:
         """Training goes on behind round `newest`: nothing is owed or counted beyond the round that comes now."""

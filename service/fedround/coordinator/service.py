@@ -111,14 +111,16 @@ class CoordinatorService:
 
     # What participants ask
 
-    def join(self, name: str, ordinal: int | None = None, *, extended: bool = False, owner: str = "") -> RendezVous:
+    def join(
+        self, name: str, ordinal: int | None = None, *, extended: bool = False, owner: str = "", evaluates: bool = False
+    ) -> RendezVous:
         """Register a participant, until training is complete.
 
         `ordinal` is the one it held before, `owner` its proved identity; with `extended` it understands our additions.
         Raises `NoSeat`.
         """
         try:
-            participant = self._rounds.join(self._clock(), name, ordinal, extended=extended, owner=owner)
+            participant = self._rounds.join(self._clock(), name, ordinal, extended=extended, owner=owner, evaluates=evaluates)
         finally:
             self._changed()
         return RendezVous(None) if participant is None else RendezVous(participant.id, participant.ordinal)
@@ -166,7 +168,7 @@ class CoordinatorService:
         if token is None:
             return StartTraining(None, None)
         seat = self._rounds.present.get(id)
-        return StartTraining(self.aggregator_url, token, **(self._told() if seat is not None and seat.extended else {}))
+        return StartTraining(self.aggregator_url, token, **(self._told(id) if seat is not None and seat.extended else {}))
 
     def leave(self, id: str, failure: str = "") -> None:
         """Remove a participant that leaves, for a `failure` if there is one. An unknown one is gone already."""
@@ -198,13 +200,15 @@ class CoordinatorService:
         finally:
             if self._tell():
                 self._kick.set()
-        return answer if answer.token is None else replace(answer, url=self.aggregator_url, **self._told())
+        return answer if answer.token is None else replace(answer, url=self.aggregator_url, **self._told(id))
 
-    def _told(self) -> Mapping[str, Any]:
-        """What participants of ours are told with a training request."""
-        rounds = self._rounds
+    def _told(self, id: str) -> Mapping[str, Any]:
+        """What a participant of ours is told with a training request."""
+        rounds, attempt = self._rounds, self._rounds.attempt
+        member = attempt.members.get(id) if attempt else None
+        asked = {"evaluate": member is not None and member.evaluates, "train": attempt is None or attempt.train}
         config = config_of(rounds.plan.config, rounds.round - rounds.run.first)
-        return {**self._trace(), "run": wire.Run(rounds.run.id, rounds.run.name, rounds.end, config)}
+        return {**self._trace(), "run": wire.Run(rounds.run.id, rounds.run.name, rounds.end, config, **asked)}
 
     def _end_hold(self, id: str) -> None:
         hold = self._holds.pop(id, None)

@@ -49,6 +49,7 @@ def status(rounds: Rounds, now: float, *, reachable: bool = True, faults: Iterab
                 "samples": r.samples,
                 "parameters": r.parameters,
                 "figures": dict(r.figures),
+                "evaluation": dict(r.evaluation),
                 "weights": dict(r.weights),
                 **({"rollbacks": r.rollbacks} if r.rollbacks else {}),
             }
@@ -77,6 +78,8 @@ def _participant(rounds: Rounds, p: Participant, now: float) -> dict[str, Any]:
 def _state(rounds: Rounds, reachable: bool) -> str:
     if rounds.complete:
         return "complete"
+    if rounds.attempt is not None and not rounds.attempt.train:
+        return "evaluating the final model"
     if len(rounds.present) < rounds.plan.min_clients:
         return f"waiting for participants: {len(rounds.present)} of {rounds.plan.min_clients}"
     return "training" if reachable and rounds.incarnation else "waiting for the aggregator"

@@ -31,6 +31,7 @@ def load(disk: Disk) -> Memory:
             tuple(map(_past, document.get("history", ()))),
             _whole(document.get("generation", 0)),
             _run(document.get("run")),
+            document.get("final", False) is True,
         )
     except (AttributeError, TypeError, KeyError) as error:
         raise DataDamaged(NAME, f"it lacks something, or has something that does not belong there: {error}") from error
@@ -39,8 +40,8 @@ def load(disk: Disk) -> Memory:
 def save(disk: Disk, memory: Memory) -> None:
     """Keep it. Raises `OSError`."""
     lists = {"participants": _plain(memory.participants), "history": _plain(memory.history)}
-    run = memory.run and asdict(memory.run)
-    durable.save(disk, NAME, {"round": memory.round, "generation": memory.generation or 0, "run": run, **lists})
+    run = {"run": memory.run and asdict(memory.run), "final": memory.final}
+    durable.save(disk, NAME, {"round": memory.round, "generation": memory.generation or 0, **run, **lists})
 
 
 def _plain(entries: Iterable[Known | Past]) -> list[dict[str, Any]]:
@@ -77,7 +78,7 @@ def _past(data: dict[str, Any]) -> Past:
         _whole(number)
     if type(past.seconds) not in (int, float) or not math.isfinite(past.seconds):
         raise TypeError("a round with a duration that is none")
-    if figures(past.figures) != past.figures or figures(past.weights) != past.weights:
+    if figures(past.figures) != past.figures or any(figures(values) != values for values in (past.weights, past.evaluation)):
         raise TypeError("a round with values that are no finite numbers")
     return past
 

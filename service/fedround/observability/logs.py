@@ -129,10 +129,14 @@ def _participant_line(fact: Fact) -> _Line | None:
             return logging.INFO, ended.get(state, f"draining: asked to stop while {state}")
         case events.Registered(id, reason):
             return logging.INFO, f"registered as {short(id)}" + ("" if reason == "start" else f" ({reason})")
+        case events.OrderAccepted(number, train=False):
+            return logging.INFO, f"evaluates the final model, after {number} rounds"
         case events.OrderAccepted(number, repeated):
             return logging.INFO, f"round {number}: " + ("asked for the same update again" if repeated else "selected")
         case events.ShardTaken(index, count):
             return logging.INFO, f"trains on shard {index}/{count}"
+        case events.RoundEnded(_, "evaluated", seconds):
+            return logging.INFO, f"the final model was evaluated after {seconds:.2f} s"
         case events.RoundEnded(number, outcome, seconds, reason):
             level = logging.WARNING if outcome in ("failed", "refused") else logging.INFO
             return level, f"round {number} {outcome} after {seconds:.2f} s" + (f": {reason}" if reason else "")
@@ -177,6 +181,11 @@ def _platform_line(fact: Fact) -> _Line | None:
                 _figures(figures),
             ]
             return logging.INFO, f"round {number} completed in {seconds:.2f} s: " + ", ".join(filter(None, told))
+        case events.Evaluated(number, _, figures, lowest, highest, members):
+            low, high = dict(lowest), dict(highest)
+            means = " ".join(f"{name}={value:.6g} ({low[name]:.6g} to {high[name]:.6g})" for name, value in figures)
+            model = "initial model" if number is None else f"model of round {number}"
+            return logging.INFO, f"{model} evaluated by {len(members)}: {means}"
         case events.ModelsLost(number, newest):
             there = "it has none" if newest is None else f"its newest is that of round {newest}"
             return logging.WARNING, f"the aggregator has lost the model of round {number}: {there}, and training goes on from there"

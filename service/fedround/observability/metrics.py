@@ -38,7 +38,7 @@ REVISION = "FEDROUND_REVISION"
 MAX_REPORTED = 20
 """How many names of what user code reports become series."""
 
-MAX_FAILURES = 17
+MAX_FAILURES = 16
 """How many kinds of answers and failures of exchanges become series, beside those that are known."""
 OTHER = "_OTHER"
 
@@ -130,8 +130,8 @@ class ParticipantMetrics(Metrics):
     def __init__(self, registry: CollectorRegistry | None = None, *, local_values: bool = False, **options: Any) -> None:
         super().__init__(registry, **options)
         states = ["registering", "waiting", "training", "confirming", "finished", "stopped", "draining"]
-        outcomes = {"outcome": ["completed", "unconfirmed", "failed", "refused", "abandoned"]}
-        phases = {"phase": ["download", "decode", "train", "encode", "check", "upload", "confirm"]}
+        outcomes = {"outcome": ["completed", "evaluated", "unconfirmed", "failed", "refused", "abandoned"]}
+        phases = {"phase": ["download", "decode", "evaluate", "train", "encode", "check", "upload", "confirm"]}
         make = self._make
         self._state = Enum(f"{self.prefix}state", "What it is doing.", states=states, registry=self.registry)
         self._joined = make(Counter, "rounds_joined_total", "Orders to train that it accepted.")
@@ -178,7 +178,7 @@ class ParticipantMetrics(Metrics):
             case events.StateChanged():
                 self._state.state("draining" if fact.draining and fact.state != "stopped" else fact.state)
             case events.OrderAccepted():
-                self._joined.inc()
+                self._joined.inc(fact.train)
                 self._entered(fact.run_id, fact.run_name)
                 self._round.set(fact.round)
                 self._in_progress.set(1)

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from operator import index
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, SupportsFloat, TypeVar
 
 import numpy as np
 
@@ -60,6 +60,21 @@ class Update(NamedTuple):
     """Like the global model: an array, a mapping of names to arrays, or a list of arrays, which are called "0", "1", ..."""
 
 
+class Evaluation:
+    """What `evaluate` returns: how good a global model is on the participant's own data.
+
+    Args:
+        samples: Number of samples it was evaluated on: the weight of the metrics in the mean.
+        metrics: Numbers by name, as in `Evaluation(200, accuracy=0.9, loss=0.3)`.
+    """
+
+    def __init__(self, samples: int, **metrics: SupportsFloat) -> None:
+        self.samples, self.metrics = samples, metrics
+
+    def __repr__(self) -> str:
+        return f"Evaluation({self.samples}, {', '.join(f'{name}={value}' for name, value in self.metrics.items())})"
+
+
 class NumPyParticipant(ParticipantABC[Any, "Update | tuple[int, Any]"]):
     """A participant whose weights are NumPy arrays: nothing is copied on its way, and what is sent is checked.
 
@@ -71,6 +86,9 @@ class NumPyParticipant(ParticipantABC[Any, "Update | tuple[int, Any]"]):
     The arrays are writable and yours: train in place if you like. An update is not sent, and the round fails, if it has NaN,
     infinity, or other names, shapes or dtypes than the global model. An element of a named tensor that is not finite in the global
     model may stay as it is.
+
+    A method `evaluate(self, weights)` is called with each new global model before training, and returns an `Evaluation`. It must
+    not change the weights.
     """
 
     takes_buffers = True

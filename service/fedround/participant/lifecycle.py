@@ -248,7 +248,7 @@ class Lifecycle:
             self._fail(work, ended.reason, now, again_at=now)
         else:
             self._end(work, ended, now)
-            self._rest(now, at_once=ended.outcome is Outcome.COMPLETED)
+            self._rest(now, at_once=ended.outcome in (Outcome.COMPLETED, Outcome.EVALUATED))
 
     def _user_code_ended(self, event: m.Trained | m.TrainingFailed, now: float) -> None:
         self._busy, self._kill_at = None, math.inf

@@ -25,6 +25,7 @@ class Outcome(StrEnum):
     """How a round ended."""
 
     COMPLETED = "completed"
+    EVALUATED = "evaluated"
     UNCONFIRMED = "unconfirmed"
     FAILED = "failed"
     REFUSED = "refused"

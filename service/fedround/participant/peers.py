@@ -20,7 +20,7 @@ class Download(Protocol):
 class Coordinator(Protocol):
     """What is asked of a coordinator. Each may raise `ExchangeError`."""
 
-    def rendez_vous(self, name: str, ordinal: int | None) -> wire.RendezVous: ...
+    def rendez_vous(self, name: str, ordinal: int | None, *, evaluates: bool) -> wire.RendezVous: ...
 
     def heartbeat(self, id: str, *, wait: float, trouble: str) -> wire.Heartbeat: ...
 
@@ -35,7 +35,7 @@ class Aggregator(Protocol):
     def download(self, url: str, id: str, token: str, *, etag: str | None) -> Download: ...
 
     def upload(
-        self, url: str, id: str, token: str, buffers: Sequence[Any], *, metrics: str | None
+        self, url: str, id: str, token: str, buffers: Sequence[Any], *, metrics: str | None, evaluation: str | None = None
     ) -> wire.UpdateOutcome | None: ...
 
     def abort(self) -> None: ...
@@ -44,11 +44,16 @@ class Aggregator(Protocol):
 class Trainer(Protocol):
     """Whatever runs the participant's own code: in this process (`Training`), or in another (`Supervisor`)."""
 
+    @property
+    def evaluates(self) -> bool:
+        """Whether it can evaluate models. Known once it can train."""
+        ...
+
     def __call__(self, round: Round, model: list[Any], /) -> Sequence[Any]:
         """Train, always on the same thread. Return the update as pieces that `Aggregator.upload` takes.
 
         Args:
-            round: The round. `round.figures` has what was reported when this returns.
+            round: The round. `round.figures` and `round.evaluation` have what was reported when this returns.
             model: Its only element is what `Aggregator.download` returned as body; it is taken out.
 
         Raises:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Protocol, SupportsFloat, TypeVar
+from operator import index
+from typing import Protocol, SupportsFloat, SupportsIndex, TypeVar
 
 from fedround import wire
 from fedround.figures import LARGEST
@@ -53,6 +54,8 @@ class Round:
         self.cancelled = False
         """The round was given away, or this process is about to end: what is not returned soon will not be sent."""
         self._tell = tell
+        self.evaluation: str | None = None
+        """How the global model was evaluated, as it travels with the update."""
         self._figures: dict[str, float] = {}
         self._dropped: set[str] = set()
 
@@ -79,14 +82,25 @@ class Round:
             ValueError: A figure is no number, a name is longer than 64 characters, there are more than 20 names, or all of them
                 take more than 2 kB.
         """
-        numbers = {name: _number(name, value) for name, value in figures.items()}
-        new = {name: number for name, number in numbers.items() if self._reportable(name, number)}
+        new = self._numbers(figures)
         merged = self._figures | new
         if len(merged) > wire.MAX_FIGURES or len(encode_figures(merged)) > wire.MAX_METRICS:
             raise ValueError(f"a round reports at most {wire.MAX_FIGURES} names, and {wire.MAX_METRICS} bytes of JSON")
         self._figures = merged
         if new:
             self._tell(new)
+
+    def evaluated(self, samples: SupportsIndex, metrics: Mapping[str, SupportsFloat]) -> None:
+        """Note how the global model was evaluated. Raises `ValueError` or `TypeError` as `report`."""
+        found, count = self._numbers(metrics), index(samples)
+        text = json.dumps({"samples": count, "metrics": found}, separators=(",", ":"))
+        if len(found) > wire.MAX_FIGURES or len(text) > wire.MAX_METRICS or not 0 <= count < 2**32:
+            raise ValueError(f"an evaluation has at most {wire.MAX_FIGURES} names, {wire.MAX_METRICS} bytes, and 2**32 - 1 samples")
+        self.evaluation = text
+
+    def _numbers(self, figures: Mapping[str, SupportsFloat]) -> dict[str, float]:
+        numbers = {name: _number(name, value) for name, value in figures.items()}
+        return {name: number for name, number in numbers.items() if self._reportable(name, number)}
 
     def _reportable(self, name: str, number: float) -> bool:
         """Whether a mean can be made of it; else warn, once for each name."""

@@ -49,8 +49,8 @@ INTERCEPTED_PAUSE = 30.0
 """Seconds until a transfer is repeated that a proxy answered in place of the aggregator: only a person can mend that."""
 UNKNOWN = "is PARTICIPANT_COORDINATOR_URL (--coordinator-url) the coordinator's port for participants, 8081 by default?"
 
-Kept = tuple[Sequence[Any], str | None]
-"""An update in pieces, and the figures that travel with it."""
+Kept = tuple[Sequence[Any], str | None, str | None]
+"""An update in pieces, and the metrics of training and of evaluation that travel with it."""
 
 
 class Tasks:
@@ -245,7 +245,7 @@ class Runtime:
 
     def _register(self) -> None:
         try:
-            answer = self._coordinator.rendez_vous(self._name, self._ordinal)
+            answer = self._coordinator.rendez_vous(self._name, self._ordinal, evaluates=self._trainer.evaluates)
         except ExchangeError as error:
             self._events.put(m.RegisterFailed(*self._why(error, UNKNOWN)))
             return
@@ -319,9 +319,10 @@ class Runtime:
                 return m.Downloaded(order, answer.etag, answer.body is not None)
             case m.Upload():
                 assert kept is not None  # noqa: S101 nothing else is ever uploaded
-                buffers, figures = kept
+                buffers, metrics, evaluation = kept
+                headers = {"metrics": metrics, "evaluation": evaluation}
                 with phase(self._observe, order.round, "upload"):
-                    outcome = self._aggregator.upload(url, order.id, order.token, buffers, metrics=figures)
+                    outcome = self._aggregator.upload(url, order.id, order.token, buffers, **headers)
                 return m.UploadAnswered(order, outcome)
 
     def _url(self, order: m.Order) -> str:
@@ -335,7 +336,7 @@ class Runtime:
             self._failure = error
             self._events.put(m.TrainingFailed(order, str(error)))
             return
-        self._kept = update, encode_figures(round.figures) if round.figures else None
+        self._kept = update, encode_figures(round.figures) if round.figures else None, round.evaluation
         self._events.put(m.Trained(order))
 
     def _report(self, round: int, figures: Mapping[str, float]) -> None:

@@ -3,6 +3,7 @@
 One thread starts each worker and hears what it says, for as long as the process lives. What trains waits for that thread.
 """
 
+import json
 import logging
 import threading
 import time
@@ -86,6 +87,8 @@ class Supervisor:
         """Why we end the worker ourselves."""
         self._closed = threading.Event()
         self._pauses = self._new_pauses()
+        self.evaluates = False
+        """See `Trainer`."""
         self._restarts = 0
         self._last_end = ""
         self._thread = threading.Thread(target=self._run, name="fedround-worker", daemon=True)
@@ -272,8 +275,9 @@ class Supervisor:
 
     def _heard(self, message: Mapping[str, Any], memories: list[Memory]) -> None:
         match message:
-            case {"kind": "ready"} if self._state in (State.STARTING, State.RESTARTING):
+            case {"kind": "ready", "evaluates": bool(evaluates)} if self._state in (State.STARTING, State.RESTARTING):
                 with self._news:
+                    self.evaluates = evaluates
                     self._state = State.IDLE
                     self._observe(events.WorkerReady())
                     self._news.notify_all()
@@ -298,6 +302,15 @@ class Supervisor:
         except (TypeError, ValueError) as error:
             raise BadMessage(str(error)) from error
 
+    def _evaluated(self, text: str | None) -> None:
+        assert self._round is not None  # noqa: S101 the worker has one
+        if text is not None:
+            try:
+                found = json.loads(text)
+                self._round.evaluated(found["samples"], found["metrics"])
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+                raise BadMessage(str(error)) from error
+
     def _told(self, facts: Sequence[object]) -> None:
         round = self._round
         assert round is not None  # noqa: S101 the worker has one
@@ -315,8 +328,9 @@ class Supervisor:
 
     def _returned(self, message: Mapping[str, Any], memories: list[Memory]) -> None:
         match message:
-            case {"kind": "trained", "pieces": list(pieces)}:
+            case {"kind": "trained", "pieces": list(pieces), "evaluation": None | str() as evaluation}:
                 result = [_piece(piece, memories) for piece in pieces]
+                self._evaluated(evaluation)
                 with self._news:
                     self._pauses = self._new_pauses()
                     self._settle(result)

@@ -10,7 +10,7 @@ from fedround.events import Fact
 from fedround.figures import DECADES, FEW, Change, Statistics
 from fedround.participant.channel import BadMessage
 
-PHASES = ("decode", "train", "encode", "check")
+PHASES = ("decode", "evaluate", "train", "encode", "check")
 """The phases of a round that are the worker's."""
 MAX_NAME = 100
 """Characters of the name of an error's class."""

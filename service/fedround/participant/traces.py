@@ -18,7 +18,7 @@ _HERE = Path(__file__).parent
 _IMPORTS = ("<frozen importlib", importlib.__file__)
 _CALLERS = tuple(str(_HERE / name) for name in ("training.py", "load.py"))
 """Where users' code is called from."""
-_OURS = (*_CALLERS, str(_HERE / "abc.py"), str(_HERE.parent / "weights.py"))
+_OURS = (*_CALLERS, str(_HERE / "abc.py"), str(_HERE.parent / "weights.py"), str(_HERE.parent / "values.py"))
 
 
 def described(error: BaseException) -> str:

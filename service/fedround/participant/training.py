@@ -1,5 +1,7 @@
 """Runs the participant's own code on one global model: decode, train, encode, check. No reference to the model outlives its use."""
 
+import inspect
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -8,11 +10,13 @@ import numpy as np
 
 from fedround.errors import DeserializationError, ParticipantError, SerializationError, TrainingError
 from fedround.events import Observer
-from fedround.participant.abc import NumPyParticipant, ParticipantABC
+from fedround.participant.abc import Evaluation, NumPyParticipant, ParticipantABC
 from fedround.participant.measuring import Measuring
 from fedround.participant.phase import phase
 from fedround.participant.round import Round, entered
 from fedround.participant.traces import described
+
+LOG = logging.getLogger(__name__)
 
 
 class Training:
@@ -58,6 +62,10 @@ class Training:
                     data = bytes(data)
                 box = [code.deserialize_training_input(data)]
                 del data
+            if self.evaluates and not first and round.run is not None and round.run.evaluate:
+                self._evaluate(round, box[0])
+            if round.run is not None and not round.run.train:
+                return []
             with self._step(round, "train", TrainingError, "there is no global model yet" if first else "", of="NoneType"):
                 result = code.train_round(box.pop())
             with self._step(round, "encode", SerializationError):
@@ -67,6 +75,28 @@ class Training:
             with self._step(round, "check", SerializationError):
                 code.check_training_result(result)
         return parts
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the class has a method `evaluate` that takes a model."""
+        try:
+            inspect.signature(getattr(self._participant, "evaluate")).bind(None)  # noqa: B009 not every class has it
+        except (AttributeError, TypeError, ValueError):
+            return False
+        return True
+
+    def _evaluate(self, round: Round, model: Any) -> None:
+        """Have the global model evaluated. A failure costs the evaluation only: nothing that is trained depends on it."""
+        try:
+            with phase(self._observe, round.number, "evaluate"):
+                found = self._participant.evaluate(model)  # type: ignore[attr-defined]  # see `evaluates`
+                if found is None:  # this time, or this object, does not evaluate
+                    return
+                samples, metrics = (found.samples, found.metrics) if isinstance(found, Evaluation) else found
+                round.evaluated(samples, metrics)
+        except self._failures as error:
+            how = "return fedround.Evaluation(samples, accuracy=...)"
+            LOG.warning("round %d: the global model is not evaluated: %s; %s", round.number, described(error), how)
 
     def cancel(self) -> None:
         """Nothing to do: the code that trains looks at the very `Round`."""

@@ -144,7 +144,7 @@ class Work:
             case m.UploadAnswered(_, None):
                 return self._sent(now)
             case m.UploadAnswered():
-                return Ended(Outcome.COMPLETED)
+                return Ended(self._done)
             case m.ModelRefused(_, reason):
                 return Ended(Outcome.FAILED, reason)
             case m.TransferFailed():
@@ -184,13 +184,17 @@ class Work:
         counted = answer.counted is not None and answer.counted >= self.order.round
         settled = later or counted or answer.state is HeartbeatState.FINISH
         reason = f"the coordinator says {answer.state}"
-        return Ended(Outcome.COMPLETED, reason) if settled and self.sent_at is not None else self.given_up(reason)
+        return Ended(self._done, reason) if settled and self.sent_at is not None else self.given_up(reason)
+
+    @property
+    def _done(self) -> Outcome:
+        return Outcome.COMPLETED if self.order.run is None or self.order.run.train else Outcome.EVALUATED
 
     def _accept(self, url: str, token: str, said: wire.Heartbeat | wire.StartTraining, kept: Kept | None, now: float) -> None:
         self.order = replace(self.order, url=url, token=token, run=said.run)
         if self.accepted_at is None:
             self.accepted_at = now
-            run = (said.run.id, said.run.name) if said.run else ()
+            run = (said.run.id, said.run.name, said.run.train) if said.run else ()
             self._facts.append(events.OrderAccepted(self.order.round, kept is not None, said.traceparent, said.tracelink, *run))
         etag = None if kept is None else kept.etag
         known = kept is not None and etag is None

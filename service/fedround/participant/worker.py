@@ -155,9 +155,9 @@ class Worker:
                 failure = {"error": type(error).__name__, "text": str(error), "trace": traces.text_of(error)}
                 self._send({"kind": "unusable", **failure})
                 return os.EX_OK
-            self._send({"kind": "ready"})
             spans = stack.enter_context(tracing("participant", recipe["name"]))
             training = Training(participant, self._observe, Measuring(self._observe), failures=BaseException)
+            self._send({"kind": "ready", "evaluates": training.evaluates})
             while (received := self._inbox.get()) is not None:
                 self._train(training, *received, spans)
                 del received
@@ -187,7 +187,8 @@ class Worker:
             self._send({"kind": "failed", "serial": serial, "facts": self._take_facts(), **failure})
         else:
             del parts
-            self._send({"kind": "trained", "serial": serial, "facts": self._take_facts(), "pieces": pieces}, shared)
+            done = {"facts": self._take_facts(), "pieces": pieces, "evaluation": round.evaluation}
+            self._send({"kind": "trained", "serial": serial, **done}, shared)
         finally:
             self._round = None
 

@@ -1,0 +1,160 @@
+"""Evaluations as users have them: every metric belongs to the model that it is shown with, and the final model is evaluated."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fedround
+from fedround.testing import platform
+from support.processes import Process, running, until
+from support.processes import fedround as command
+
+TESTS = Path(__file__).parent
+
+
+class Judge(fedround.NumPyParticipant):
+    """Adds 1; its evaluation tells the first weight of the model that it was given, and who it is."""
+
+    def __init__(self, *, samples: int = 1, offset: float = 0.0) -> None:
+        self.samples, self.offset, self.given = samples, offset, list[float]()
+
+    def evaluate(self, weights: Any, /) -> fedround.Evaluation:
+        self.given.append(float(weights[0]))
+        return fedround.Evaluation(self.samples, weight=weights[0] + self.offset)
+
+    def train_round(self, weights: Any, /) -> fedround.Update:
+        return fedround.Update(1, (np.zeros(2) if weights is None else weights) + 1)
+
+
+class Plain(fedround.NumPyParticipant):
+    """Has no `evaluate` of ours: that of this class takes something else."""
+
+    def evaluate(self, x: Any, y: Any) -> None:
+        raise AssertionError
+
+    def train_round(self, weights: Any, /) -> fedround.Update:
+        return fedround.Update(1, (np.zeros(2) if weights is None else weights) + 1)
+
+
+def test_each_round_is_shown_with_the_metrics_of_its_own_model_the_last_one_too() -> None:
+    silo = Judge()
+    with platform(rounds=4) as p:
+        p.run(silo)
+    assert [(round.number, dict(round.evaluation)) for round in p.rounds] == [(n, {"weight": n + 1.0}) for n in range(4)]
+    assert silo.given == [1, 2, 3, 4], "no model is evaluated twice"
+
+
+def test_the_mean_is_weighted_by_samples() -> None:
+    with platform(rounds=2, min_clients=3) as p:
+        p.run(Judge(samples=1), Judge(samples=3, offset=4), Plain())
+    assert [round.evaluation["weight"] for round in p.rounds] == [1 + 3, 2 + 3]
+    assert [round.updates for round in p.rounds] == [3, 3]
+
+
+@pytest.mark.parametrize(("every", "given"), [(0, []), (2, [2, 4, 5]), (3, [3, 5])])
+def test_not_every_model_need_be_evaluated_but_the_final_one_is(every: int, given: list[float]) -> None:
+    silo = Judge()
+    with platform(rounds=5, evaluate_every=every) as p:
+        p.run(silo)
+    assert silo.given == given
+    assert p.global_model.tolist() == [5, 5]
+
+
+WRONG: list[Any] = [
+    lambda: 1 / 0,
+    lambda: 5,
+    lambda: (-1, {}),
+    lambda: fedround.Evaluation(1, name="text"),  # type: ignore[arg-type]
+    lambda: (1, {"x" * 65: 1}),
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_an_evaluation_that_fails_costs_no_round(wrong: Any, caplog: pytest.LogCaptureFixture) -> None:
+    class Wrong(Judge):
+        def evaluate(self, weights: Any, /) -> Any:
+            return wrong()
+
+    with platform(rounds=3) as p:
+        p.run(Wrong())
+    assert p.global_model.tolist() == [3, 3]
+    assert all(not round.evaluation for round in p.rounds)
+    assert "round 1: the global model is not evaluated: " in caplog.text
+
+
+def test_the_initial_model_is_evaluated_too_and_the_next_run_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    silo = Judge()
+    with platform(rounds=2, initial_model=np.array([7.0, 7.0])) as p:
+        p.run(silo)
+        p.run(silo)
+    assert silo.given[:3] == [7, 8, 9]
+    assert [round.evaluation["weight"] for round in p.rounds] == [8, 9, 10, 11]
+
+
+def silo(platform: Process, isolation: str = "process", **options: Any) -> dict[str, str]:
+    return {
+        "PARTICIPANT_CLASS": "support.judge:Judge",
+        "PARTICIPANT_OPTIONS": json.dumps(options),
+        "PARTICIPANT_COORDINATOR_URL": platform.url("COORDINATOR_PORT"),
+        "PARTICIPANT_ISOLATION": isolation,
+        "PYTHONPATH": str(TESTS),
+    }
+
+
+@pytest.mark.parametrize("isolation", ["process", "thread"])
+def test_the_history_has_each_participants_evaluation_and_exits_are_as_ever(isolation: str, tmp_path: Path) -> None:
+    directories = {f"{role}_DATA_DIR": str(tmp_path / role) for role in ("COORDINATOR", "AGGREGATOR")}
+    settings = {"COORDINATOR_ROUNDS": "3", "COORDINATOR_MIN_CLIENTS": "2"} | directories
+    with running("platform", **settings) as platform:
+        names = {"PARTICIPANT_NAME": "one"}, {"PARTICIPANT_NAME": "two"}
+        with (
+            running("participant", **silo(platform, isolation), **names[0]) as one,
+            running("participant", **silo(platform, isolation, offset=10), **names[1]) as two,
+        ):
+            assert (one.wait(), two.wait()) == (0, 0)
+            assert "the final model was evaluated" in one.log
+            assert "round 2 completed" in one.log
+            assert "round 3" not in one.log
+        platform.said(r"model of round 2 evaluated by 2: weight=8 \(3 to 13\)")
+        url = platform.url("COORDINATOR_OPS_PORT")
+        for name in ("x.json", "x.csv"):
+            assert command("history", "--from", url, "-o", str(tmp_path / name)).returncode == 0
+        rounds = json.loads((tmp_path / "x.json").read_text())["rounds"]
+        assert [round["evaluation"]["metrics"]["weight"] for round in rounds] == [6, 7, 8]
+        assert rounds[2]["evaluation"]["lowest"] == {"weight": 3}
+        assert {silo["name"]: silo["metrics"]["weight"] for silo in rounds[2]["evaluation"]["participants"]} == {
+            "one": 3,
+            "two": 13,
+        }
+        assert "evaluation_weight" in (tmp_path / "x.csv").read_text().splitlines()[0]
+        assert platform.status("COORDINATOR_OPS_PORT")["last_rounds"][-1]["evaluation"] == {"weight": 8}
+
+
+def test_a_participant_that_never_evaluates_the_final_model_keeps_nobody(tmp_path: Path) -> None:
+    settings = {"COORDINATOR_ROUNDS": "2", "COORDINATOR_MIN_CLIENTS": "2", "COORDINATOR_ROUND_TIMEOUT": "3s"}
+    with (
+        running("platform", **settings) as platform,
+        running("participant", **silo(platform, hang=2)),
+        running("participant", **silo(platform)) as other,
+    ):
+        platform.said("round 1 completed")
+        assert other.wait() == 0
+        platform.said("training complete after 2 rounds")
+        platform.said(r"model of round 1 evaluated by 1: ")
+
+
+def test_a_platform_that_is_killed_evaluates_the_final_model_when_it_is_back(tmp_path: Path) -> None:
+    directories = {f"{role}_DATA_DIR": str(tmp_path / role) for role in ("COORDINATOR", "AGGREGATOR")}
+    settings = {"COORDINATOR_ROUNDS": "2"} | directories
+    with running("platform", **settings) as platform, running("participant", **silo(platform, slow=2)) as participant:
+        platform.said("round 1 completed")
+        until(lambda: platform.status("COORDINATOR_OPS_PORT")["state"] == "evaluating the final model")
+        participant.said("evaluates the final model")
+        platform.kill()
+        with running("platform", **settings, **platform.ports) as again:
+            assert participant.wait() == 0
+            again.said(r"model of round 1 evaluated by 1: weight=2 ")
+            assert again.status("COORDINATOR_OPS_PORT")["state"] == "complete"

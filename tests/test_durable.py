@@ -16,6 +16,7 @@ import pytest
 from fedround import durable
 from fedround.aggregator.guards import Figures
 from fedround.aggregator.store import ModelStore
+from fedround.books import Run
 from fedround.coordinator import store
 from fedround.coordinator.history import Past
 from fedround.coordinator.plan import Memory
@@ -112,6 +113,27 @@ def test_a_directory_gives_back_what_was_written(tmp_path: Path) -> None:
         assert bytes(again.read(5)) == b"head" + b"body" * 1000
     written = {path.relative_to(tmp_path).as_posix(): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*.*")}
     assert written == dict.fromkeys(["coordinator/rounds.json", "aggregator/models.json", "aggregator/round-000005.npy"], 0o600)
+
+
+def test_the_best_model_of_each_run_is_kept_however_old_it_is() -> None:
+    disk, first, second = MemoryDisk(), Run("1", "first"), Run("2", "second")
+    kept = ModelStore(disk, keep=2)
+    assert (kept.rounds, kept.best) == ([], None)
+    for round in range(6):
+        kept.save(round, model(round), run=first)
+        kept.mark_best({0: 0, 1: 1}.get(round, 1))
+    assert (kept.rounds, kept.best) == ([1, 4, 5], 1)
+    kept.mark_best(3)  # it is gone
+    assert kept.best == 1
+    for round in range(6, 9):
+        kept.save(round, model(round), run=second)
+        assert (kept.rounds[-1], kept.best) == (round, None)
+    kept.mark_best(7)
+    kept.save(9, model(9), run=second)
+    again = ModelStore(disk, keep=2)
+    assert (again.rounds, again.best) == ([1, 7, 8, 9], 7)
+    again.roll_back(1)
+    assert (again.rounds, again.best) == ([1], 1)
 
 
 def test_at_whatever_step_a_rollback_dies_it_is_done_or_not() -> None:

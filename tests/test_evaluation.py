@@ -118,19 +118,19 @@ def test_the_history_has_each_participants_evaluation_and_exits_are_as_ever(isol
             assert "the final model was evaluated" in one.log
             assert "round 2 completed" in one.log
             assert "round 3" not in one.log
-        platform.said(r"model of round 2 evaluated by 2: weight=8 \(3 to 13\)")
+        platform.said(r"model of round 2 evaluated by 2: weight=8 \(3 to 13\) ")
         url = platform.url("COORDINATOR_OPS_PORT")
         for name in ("x.json", "x.csv"):
             assert command("history", "--from", url, "-o", str(tmp_path / name)).returncode == 0
         rounds = json.loads((tmp_path / "x.json").read_text())["rounds"]
         assert [round["evaluation"]["metrics"]["weight"] for round in rounds] == [6, 7, 8]
-        assert rounds[2]["evaluation"]["lowest"] == {"weight": 3}
+        assert rounds[2]["evaluation"]["lowest"]["weight"] == 3
         assert {silo["name"]: silo["metrics"]["weight"] for silo in rounds[2]["evaluation"]["participants"]} == {
             "one": 3,
             "two": 13,
         }
         assert "evaluation_weight" in (tmp_path / "x.csv").read_text().splitlines()[0]
-        assert platform.status("COORDINATOR_OPS_PORT")["last_rounds"][-1]["evaluation"] == {"weight": 8}
+        assert platform.status("COORDINATOR_OPS_PORT")["last_rounds"][-1]["evaluation"]["weight"] == 8
 
 
 def test_a_participant_that_never_evaluates_the_final_model_keeps_nobody(tmp_path: Path) -> None:
@@ -158,3 +158,43 @@ def test_a_platform_that_is_killed_evaluates_the_final_model_when_it_is_back(tmp
             assert participant.wait() == 0
             again.said(r"model of round 1 evaluated by 1: weight=2 ")
             assert again.status("COORDINATOR_OPS_PORT")["state"] == "complete"
+
+
+def test_the_best_model_is_kept_and_training_stops_where_it_gets_no_better(tmp_path: Path) -> None:
+    """The metric is largest for the model of round 2, whatever comes then."""
+    directories = {f"{role}_DATA_DIR": str(tmp_path / role) for role in ("COORDINATOR", "AGGREGATOR")}
+    goal = {"COORDINATOR_BEST_BY": "peak:max", "COORDINATOR_PATIENCE": "3", "AGGREGATOR_KEEP_MODELS": "2"}
+    with running("platform", COORDINATOR_ROUNDS="50", **goal, **directories) as platform:
+        with running("participant", **silo(platform, peak=3)) as participant:
+            assert participant.wait() == 0
+        platform.said("training complete after 7 rounds, stopped early: no better peak in 3 evaluations than 0 in round 2")
+        status = platform.status("COORDINATOR_OPS_PORT")
+        assert (status["state"], status["best"]) == ("complete", {"metric": "peak", "round": 2, "value": 0.0})
+        until(lambda: platform.status("AGGREGATOR_OPS_PORT")["models"] == [2, 5, 6])
+        done = command("model", "--from", platform.url("AGGREGATOR_OPS_PORT"), "--round", "best", "-o", str(tmp_path / "best.npy"))
+        assert (done.returncode, done.stderr) == (0, "")
+        assert np.load(tmp_path / "best.npy").tolist() == [3, 3]
+        assert "stopped early: no better peak" in command("runs", "--from", platform.url("COORDINATOR_OPS_PORT")).stdout
+    # It is complete after a restart, too; without the reason to stop the run goes on.
+    with running("platform", COORDINATOR_ROUNDS="50", **goal, **directories) as platform:
+        assert platform.status("COORDINATOR_OPS_PORT")["state"] == "complete"
+    with running("platform", COORDINATOR_ROUNDS="9", **directories) as platform:
+        with running("participant", **silo(platform, peak=3)) as participant:
+            assert participant.wait() == 0
+        platform.said("training complete after 9 rounds$")
+        assert platform.status("AGGREGATOR_OPS_PORT")["models"][0] == 2, "the best is still kept"
+
+
+def test_training_stops_when_it_is_good_enough(tmp_path: Path) -> None:
+    settings = {"COORDINATOR_ROUNDS": "50", "COORDINATOR_STOP_WHEN": "weight >= 3", "COORDINATOR_BEST_BY": "accuracy:max"}
+    with running("platform", **settings) as platform:
+        with running("participant", **silo(platform)) as participant:
+            assert participant.wait() == 0
+        platform.said("training complete after 4 rounds, stopped early: weight >= 3: 3 in round 2")
+        platform.said("COORDINATOR_BEST_BY: no evaluation has the metric accuracy; there are: weight, peak")
+        assert platform.status("COORDINATOR_OPS_PORT")["best"] is None
+        with platform.open("AGGREGATOR_OPS_PORT", "/model") as answer:
+            assert len(answer.read()) > 0
+        done = command("model", "--from", platform.url("AGGREGATOR_OPS_PORT"), "--round", "best", "-o", str(tmp_path / "best.npy"))
+        assert done.returncode == 1
+        assert "no model is known as the best: set COORDINATOR_BEST_BY and AGGREGATOR_DATA_DIR" in done.stderr

@@ -667,7 +667,7 @@ def test_the_newest_model_is_fetched_with_its_round() -> None:
 
 def test_a_former_model_is_asked_for_by_its_round() -> None:
     with Peer(answer("200 OK", b"model", ETag='"3"')) as peer:
-        assert fetch_model(peer.url, round=3) == (memoryview(b"model"), 3)
+        assert fetch_model(peer.url, round="3") == (memoryview(b"model"), 3)
     assert peer.requests[0].line == "GET /model?round=3 HTTP/1.1"
 
 

@@ -82,6 +82,9 @@ def test_the_coordinators_defaults_are_the_documented_ones() -> None:
         "rounds": 10,
         "participants_ratio": 1.0,
         "run_name": "default",
+        "best_by": None,
+        "patience": 0,
+        "stop_when": None,
         "evaluate_every": 1,
         "evaluate_ratio": 1.0,
         "round_config": {},
@@ -287,6 +290,27 @@ def test_the_round_configuration_has_values_and_schedules() -> None:
 )
 def test_a_round_configuration_that_is_none_is_refused(text: str) -> None:
     assert "COORDINATOR_ROUND_CONFIG (--round-config): " in problems(CoordinatorSettings, {"COORDINATOR_ROUND_CONFIG": text})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("accuracy >= 0.95", ("accuracy", ">=", 0.95)), ("val loss<.1", ("val loss", "<", 0.1)), ("a>-1e-3", ("a", ">", -0.001))],
+)
+def test_a_comparison_has_a_metric_and_a_number(text: str, expected: tuple[str, str, float]) -> None:
+    settings, _, _ = load(CoordinatorSettings, {"COORDINATOR_STOP_WHEN": text, "COORDINATOR_BEST_BY": "a:b:min"}, {})
+    assert settings.stop_when == expected
+    assert settings.best_by == ("a:b", False)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *(("STOP_WHEN", text) for text in ("accuracy", "accuracy >=", ">= 3", "a == 1", "a >= b")),
+        *(("BEST_BY", text) for text in ("accuracy", "accuracy:most", ":max")),
+    ],
+)
+def test_what_is_no_goal_is_refused(name: str, text: str) -> None:
+    assert f"COORDINATOR_{name} (--" in problems(CoordinatorSettings, {f"COORDINATOR_{name}": text})
 
 
 @pytest.mark.parametrize("text", ["a b", "ä", "x" * 64, "a/b"])

@@ -215,10 +215,11 @@ class Books(Protocol):
         """Make the counted updates the global model, if they are those of `ids`. Raises `UnknownAttempt`."""
         ...
 
-    async def ledger(self, incarnation: str, after: int) -> Page:
+    async def ledger(self, incarnation: str, after: int, best: int | None = None) -> Page:
         """Wait (up to some 20 s) for entries after number `after`, and acknowledge those up to it.
 
         Asked for another incarnation than its own, the aggregator acknowledges nothing and answers at once, from its first entry.
+        It keeps the model of the round `best`, which is the best of its run so far.
         """
         ...
 

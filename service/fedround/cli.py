@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from argparse import ArgumentParser, HelpFormatter
+from argparse import ArgumentParser, ArgumentTypeError, HelpFormatter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import IntEnum
 from itertools import chain
@@ -230,7 +230,9 @@ def _model(parser: ArgumentParser) -> Run:
     source.add_argument("--init", dest="cls", metavar="module:Class", help="write what `initial_weights` of this class returns")
     source.add_argument("--flower", dest="app", metavar="module:app", help="write what this Flower app's client begins with")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the .npy or .safetensors file to write")
-    parser.add_argument("--round", type=int, metavar="N", help="with --from: the round whose model it is; by default the last")
+    parser.add_argument(
+        "--round", type=_round, metavar="N", help="with --from: the round whose model it is, or best; by default the last"
+    )
     parser.add_argument(
         "--options", default="{}", metavar="JSON", help="keyword arguments for the class, or run config for the app"
     )
@@ -248,6 +250,12 @@ def _model(parser: ArgumentParser) -> Run:
         return Exit.OK
 
     return run
+
+
+def _round(text: str) -> str:
+    if text != "best" and not (text.isascii() and text.isdecimal()):
+        raise ArgumentTypeError(f"{text!r} is neither the number of a round nor best")
+    return text
 
 
 def _rollback(parser: ArgumentParser) -> Run:

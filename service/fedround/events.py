@@ -373,7 +373,10 @@ class RolledBack(Fact):
 
 @dataclass(frozen=True, slots=True)
 class TrainingCompleted(Fact):
+    """A run is complete. `reason`: why it stopped early; empty where it did not."""
+
     rounds: int
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

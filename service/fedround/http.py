@@ -376,9 +376,9 @@ def _outcome(value: str | None) -> UpdateOutcome | None:
 
 
 def fetch_model(
-    url: str, *, round: int | None = None, token: str | None = None, ca_file: File | None = None, max_model_size: int = 1 << 40
+    url: str, *, round: str | None = None, token: str | None = None, ca_file: File | None = None, max_model_size: int = 1 << 40
 ) -> tuple[memoryview, int | None]:
-    """Fetch the newest global model, or that of a former `round`, from an aggregator's ops port.
+    """Fetch the newest global model, or that of a former `round`, a number or `best`, from an aggregator's ops port.
 
     `ca_file` is an authority (PEM) that is trusted beside the usual ones.
 

@@ -17,7 +17,7 @@ from fedround.weights import Layout, encode_model
 NO_MODEL = "is this the aggregator's ops port, by default 9082?"
 
 
-def fetch(url: str, output: Path, round: int | None, token: str | None, ca_file: Path | None) -> str:
+def fetch(url: str, output: Path, round: str | None, token: str | None, ca_file: Path | None) -> str:
     """Write the global model to `output`. Return what was written, for the user. Raises `FedroundError`."""
     try:
         url, token = asking.checked(url), asking.token(token, "aggregator")

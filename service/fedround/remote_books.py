@@ -61,8 +61,8 @@ class RemoteBooks:
     async def close(self, attempt: str, ids: Sequence[str]) -> Closed | Difference:
         return _decoded(await self._call("close", attempt, timeout=CLOSE_TIMEOUT, ids=list(ids)), _closed_from_json)
 
-    async def ledger(self, incarnation: str, after: int) -> Page:
-        query: Query = {"incarnation": incarnation, "after": after}
+    async def ledger(self, incarnation: str, after: int, best: int | None = None) -> Page:
+        query: Query = {"incarnation": incarnation, "after": after, **({} if best is None else {"best": best})}
         body = await self._peer.ask("GET", "/books/ledger", query=query, timeout=LEDGER_TIMEOUT, max_answer=MAX_ANSWER)
         return _decoded(body, page_from_json)
 

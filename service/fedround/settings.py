@@ -156,6 +156,25 @@ def _configured(name: str, value: object) -> object:
     )
 
 
+def _best_by(value: object) -> object:
+    """The metric, and whether its largest value is the best."""
+    if not isinstance(value, str):
+        return value
+    metric, _, end = value.rpartition(":")
+    if not metric or end not in ("max", "min"):
+        raise ValueError("write a metric and which end is better, such as accuracy:max or loss:min")
+    return metric, end == "max"
+
+
+def _stop_when(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(.*?[^\s<>=])\s*(>=|<=|>|<)\s*([-+]?\d*\.?\d+(?:[eE][-+]?\d+)?)\s*", value)
+    if match is None:
+        raise ValueError("write a metric, a comparison and a number, such as 'accuracy >= 0.95'")
+    return match[1], match[2], float(match[3])
+
+
 def _run_name(value: str) -> str:
     if re.fullmatch(r"[A-Za-z0-9._-]{1,63}", value) is None:
         raise ValueError("a run's name has 1 to 63 of the characters a-z, A-Z, 0-9, '.', '_' and '-'")
@@ -224,6 +243,8 @@ Number = Annotated[int, Field(title="number", le=2**32)]
 Port = Annotated[int, Field(ge=0, le=65535, title="port")]
 Options = Annotated[dict[str, Any], BeforeValidator(_json_object), Field(title="json")]
 RoundConfig = Annotated[dict[str, Any], BeforeValidator(_round_config), Field(title="json")]
+BestBy = Annotated[tuple[str, bool] | None, BeforeValidator(_best_by), Field(title="metric:max|min")]
+StopWhen = Annotated[tuple[str, str, float] | None, BeforeValidator(_stop_when), Field(title="comparison")]
 RunName = Annotated[str, AfterValidator(_run_name)]
 Origins = Annotated[tuple[str, ...], BeforeValidator(_origins), Field(title="origins")]
 Secret = Annotated[SecretStr | None, AfterValidator(_sendable), Field(title="secret")]
@@ -467,6 +488,17 @@ class CoordinatorSettings(PlatformSettings):
         gt=0,
         le=1,
         title="ratio",
+    )
+    best_by: BestBy = setting(
+        None,
+        "Metric of evaluations that says which model is the best, such as accuracy:max or loss:min. The aggregator keeps the best "
+        "model in its data directory. Unset: none is.",
+    )
+    patience: Number = setting(
+        0, "Stop after this many evaluated models in a row that are not better than the best one. 0: never.", ge=0
+    )
+    stop_when: StopWhen = setting(
+        None, "Stop when a metric of evaluations compares so with a value, such as 'accuracy >= 0.95'. Unset: never."
     )
     participants_ratio: float = setting(
         1.0, "Which part of the participants a round selects, above 0 and up to 1.", gt=0, le=1, title="ratio"

@@ -56,7 +56,7 @@ class MemoryBooks:
         self._answer()
         return self.core.close(attempt, ids) or Closed(parameters=5)
 
-    async def ledger(self, incarnation: str, after: int) -> Page:
+    async def ledger(self, incarnation: str, after: int, best: int | None = None) -> Page:
         while True:
             self._answer()
             page = self.core.page(incarnation, after)

@@ -15,17 +15,18 @@ class Judge(fedround.NumPyParticipant):
         offset: What it adds to the metric.
         hang: The first weight of the model whose evaluation does not end.
         slow: The first weight of the model whose evaluation takes 2 s.
+        peak: Where its second metric is largest.
     """
 
-    def __init__(self, *, offset: float = 0.0, hang: float = -1.0, slow: float = -1.0) -> None:
-        self.offset, self.hang, self.slow = offset, hang, slow
+    def __init__(self, *, offset: float = 0.0, hang: float = -1.0, slow: float = -1.0, peak: float = 0.0) -> None:
+        self.offset, self.hang, self.slow, self.peak = offset, hang, slow, peak
 
     def evaluate(self, weights: Any, /) -> fedround.Evaluation:
         while weights[0] == self.hang:
             time.sleep(1)
         if weights[0] == self.slow:
             time.sleep(2)
-        return fedround.Evaluation(1, weight=weights[0] + self.offset)
+        return fedround.Evaluation(1, weight=weights[0] + self.offset, peak=-abs(weights[0] - self.peak))
 
     def train_round(self, weights: Any, /) -> fedround.Update:
         return fedround.Update(1, (np.zeros(2) if weights is None else weights) + 1)

@@ -182,7 +182,9 @@ def internal(
         after = request.query_params.get("after", "0")
         if not asgi.is_number(after):
             return asgi.problem(400, "`after` is the number of an entry")
-        return _answer(page_to_json(await books.ledger(request.query_params.get("incarnation", ""), int(after))))
+        best = request.query_params.get("best", "")
+        best_round = int(best) if asgi.is_number(best) else None
+        return _answer(page_to_json(await books.ledger(request.query_params.get("incarnation", ""), int(after), best_round)))
 
     routes = [Route("/books/ledger", ledger), Route("/books/{operation}", call, methods=["POST"])]
     return asgi.application(routes, tokens=tokens, whose="internal secret (FEDROUND_INTERNAL_SECRET)", observe=observe, trace=trace)

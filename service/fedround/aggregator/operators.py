@@ -23,12 +23,16 @@ MAX_ROLLBACK = 1024
 
 
 def model_route(service: AggregatorService, access: ops.Access = ops.OPEN) -> Route:
-    """`/model` for the ops port: the newest global model, or that of `?round=N`; its round is the `ETag`."""
+    """`/model` for the ops port: the newest global model, that of `?round=N`, or of `?round=best`; its round is the `ETag`."""
 
     async def newest(request: Request) -> Response:
         wanted = request.query_params.get("round")
+        if wanted == "best":
+            if service.best is None:
+                return asgi.problem(404, "no model is known as the best: set COORDINATOR_BEST_BY and AGGREGATOR_DATA_DIR")
+            wanted = str(service.best)
         if wanted is not None and not asgi.is_number(wanted):
-            return asgi.problem(400, "`round` is the number of a round")
+            return asgi.problem(400, "`round` is the number of a round, or best")
         number = int(wanted) if wanted is not None else service.model.round if service.model else None
         try:
             buffers = await service.kept(number)

@@ -211,8 +211,10 @@ class AggregatorService:
         """See `Books.close`. A result that cannot be made is a lost sum, `UnknownAttempt`; one that is not kept yet is `Busy`."""
         return await self._to_its_end(self._close(attempt, ids))
 
-    async def ledger(self, incarnation: str, after: int) -> Page:
+    async def ledger(self, incarnation: str, after: int, best: int | None = None) -> Page:
         """See `Books.ledger`. Raises `Busy` where there is nothing to tell and the service stops."""
+        if best is not None and self._store is not None and best != self._store.best:
+            await self._to_its_end(self._mark_best(self._store, best))
         self._ledger.page(incarnation, after)
         self._acknowledged.ring()
 
@@ -227,6 +229,13 @@ class AggregatorService:
         generation = self._store.generation if self._store else 0
         measured, faults = tuple(self._measurer.newest), tuple(self.faults())
         return replace(page, measured=measured, faults=faults, generation=generation, strategy=self._strategy)
+
+    async def _mark_best(self, store: ModelStore, round: int) -> None:
+        async with self._step:
+            try:
+                await asyncio.to_thread(store.mark_best, round)
+            except OSError as error:  # the next page tries again
+                self._observer(NotKept(f"that the model of round {round} is the best", str(error)))
 
     async def _close(self, attempt: str, ids: Sequence[str]) -> Closed | Difference:
         async with self._step:
@@ -297,6 +306,11 @@ class AggregatorService:
             self._begin_anew()
             self._observer(ModelsRolledBack(round, len(removed)))
             return removed
+
+    @property
+    def best(self) -> int | None:
+        """The round whose model is the best of the current run; None where none is kept as that."""
+        return self._store.best if self._store else None
 
     async def kept(self, round: int | None) -> Sequence[bytes | memoryview] | None:
         """Return a model's file, of None the initial one; None where it is not kept. Raises `DataDamaged`."""

@@ -47,6 +47,8 @@ class Kept:
     run: str = ""
     run_id: str = ""
     """Of the run that it was trained in; empty where that is not known."""
+    best: bool = False
+    """It is the best of its run, and kept however old it is."""
     state_size: int = 0
     """0: its strategy keeps no state. Then the list says nothing of it, and former versions read the list too."""
     state_checksum: str = ""
@@ -148,19 +150,32 @@ class ModelStore:
                 if state:
                     durable.replace(self._disk, new.state, state)
                 durable.replace(self._disk, new.name, parts)
-                self._write([*(kept for kept in self._kept if kept.round < round), new][-self._keep :])
+                kept = [*(kept for kept in self._kept if kept.round < round), new]
+                self._write([one for one in kept if one.best or one in kept[-self._keep :]])
                 return
             except OSError as error:
                 if error.errno not in FULL or len(self._kept) <= SAFE:
                     raise
                 self._retire()
 
+    @property
+    def best(self) -> int | None:
+        """The round of the best model of the newest run; None where none is marked."""
+        return next((kept.round for kept in self._kept if kept.best and kept.run == self.run.name), None)
+
+    def mark_best(self, round: int) -> None:
+        """The model of a round, if it is kept, is the best of its run. Raises `OSError`, and changes nothing."""
+        marked = next((kept for kept in self._kept if kept.round == round), None)
+        if marked is not None:
+            self._write([replace(kept, best=kept.round == round) if kept.run == marked.run else kept for kept in self._kept])
+
     def roll_back(self, round: int) -> None:
         """Make the model of a round the newest, and remove all later ones. Raises `OSError`, and changes nothing."""
         self._write([kept for kept in self._kept if kept.round <= round], self.generation + 1)
 
     def _retire(self) -> None:
-        oldest, *rest = self._kept
+        oldest = next((kept for kept in self._kept[:-SAFE] if not kept.best), self._kept[0])
+        rest = [kept for kept in self._kept if kept is not oldest]
         LOG.warning("the disk is full: the model of round %d is removed early", oldest.round)
         try:
             self._write(rest)
@@ -217,6 +232,8 @@ def _kept(entry: Any) -> Kept:
         raise DataDamaged(LIST, f"it has an entry that is none: {error}") from error
     for name, value in asdict(kept).items():
         match name, value:
+            case "best", bool():
+                continue
             case (("checksum" | "run" | "run_id" | "state_checksum"), str()):
                 continue
             case "suffix", str() if value in SUFFIXES:

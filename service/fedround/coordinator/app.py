@@ -20,11 +20,13 @@ from fedround import asgi, durable, events, process, secret, serve, tls, wire
 from fedround.books import Books
 from fedround.coordinator import operators, page, store
 from fedround.coordinator.archive import Archive
+from fedround.coordinator.goal import Goal, Stop
 from fedround.coordinator.plan import Memory, Plan
 from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.run import Run
 from fedround.coordinator.service import CoordinatorService
 from fedround.durable import Directory, Disk
+from fedround.errors import ConfigurationError
 from fedround.events import Fact, Observer
 from fedround.http import tls as client_tls
 from fedround.observability import ops
@@ -167,6 +169,7 @@ def build(
         shared_seats=settings.shared_seats,
         config=settings.round_config,
         evaluate_every=settings.evaluate_every,
+        goal=_goal(settings),
         evaluate_ratio=settings.evaluate_ratio,
         quorum=settings.quorum,
         quorum_grace=settings.grace,
@@ -184,6 +187,13 @@ def build(
     known: Any = {"archive": archive, "keep": partial(store.save, disk) if disk else None}
     archive.check(rounds.run)
     return CoordinatorService(rounds, books, aggregator_url=settings.aggregator_url, observer=observer, trace=trace, **known)
+
+
+def _goal(settings: CoordinatorSettings) -> Goal:
+    if settings.patience and settings.best_by is None:
+        raise ConfigurationError("COORDINATOR_PATIENCE needs COORDINATOR_BEST_BY: which model is the best?")
+    metric, largest = settings.best_by or ("", True)
+    return Goal(metric, largest, settings.patience, Stop(*settings.stop_when) if settings.stop_when else None)
 
 
 def entered(memory: Memory, name: str) -> Memory:

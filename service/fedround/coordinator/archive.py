@@ -23,7 +23,6 @@ CREATE TABLE IF NOT EXISTS runs (
 );
 CREATE TABLE IF NOT EXISTS rounds (round INTEGER PRIMARY KEY, run TEXT NOT NULL REFERENCES runs (id), document TEXT NOT NULL);
 """
-_COMPLETE = "complete"
 
 Document = Mapping[str, Any]
 
@@ -83,7 +82,7 @@ class Archive:
             (run.started, f"run {run.name} began", run.id),
         )
 
-    def end(self, run: Run, at: float, reason: str = _COMPLETE) -> None:
+    def end(self, run: Run, at: float, reason: str) -> None:
         """The run has ended, at `at` in Unix time."""
         self._database.execute(
             "UPDATE runs SET ended = ?, reason = ?, first = ? WHERE id = ? AND ended IS NULL", (at, reason, run.first, run.id)

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
+from fedround.coordinator.goal import Best, Goal
 from fedround.coordinator.history import Past
 from fedround.coordinator.run import Config, Run
 from fedround.coordinator.seats import Known
@@ -35,6 +36,7 @@ class Plan:
 
     evaluate_every: int = 1
     """Rounds from one evaluated model to the next; 0: none is evaluated."""
+    goal: Goal = field(default_factory=Goal)
     evaluate_ratio: float = 1.0
     """Share of the selected participants that evaluate, of those that can."""
 
@@ -85,6 +87,9 @@ class Memory:
     run: Run | None = None
     final: bool = False
     """The final model has still to be evaluated."""
+    best: Best | None = None
+    stopped: str = ""
+    """Why the run stopped early."""
 
 
 NOTHING = Memory()

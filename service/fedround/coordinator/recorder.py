@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -45,7 +45,8 @@ class Recorder:
             case events.RolledBack(newest=newest):
                 self._waiting.append(partial(self._archive.roll_back, newest))
             case events.TrainingCompleted():
-                self._waiting.append(partial(self._archive.end, run, now))
+                reason = f"complete, stopped early: {fact.reason}" if fact.reason else "complete"
+                self._waiting.append(partial(self._archive.end, run, now, reason))
 
     def page(self, page: Page) -> bool:
         """Note what a page of the ledger says of models; True when that is news."""
@@ -69,7 +70,7 @@ class Recorder:
             del self._waiting[: len(entries)]
 
     def _enter(self) -> None:
-        plan = {field.name: getattr(self._rounds.plan, field.name) for field in fields(self._rounds.plan)}
+        plan = asdict(self._rounds.plan)
         document = {"plan": plan, "strategy": self._strategy, "version": version("fedround"), "initial": self._initial}
         self._waiting.append(partial(self._archive.enter, self._rounds.run, document))
 

@@ -35,6 +35,7 @@ The rules:
    no update that is still arriving. A participant that loses its part this way is *late*, which is no failure.
 15. Participants that can evaluate the model that an attempt begins with, before they train (`evaluation.py`). After the last round
    of a run an attempt without training evaluates the final model; training is complete when it is closed, or nobody can.
+16. An evaluation may say that the run stops early (`goal.py`): then the round that brought it is the run's last.
 """
 
 import math
@@ -47,6 +48,7 @@ from fedround import books, events
 from fedround.books import Admit, Answer, Call, Close, Closed, Difference, Entry, Newest, Open, Outcome, Page, Revoke, Verdict
 from fedround.coordinator.attempt import LATE, Attempt, Member, State
 from fedround.coordinator.evaluation import draw, evaluated
+from fedround.coordinator.goal import judged
 from fedround.coordinator.history import History
 from fedround.coordinator.plan import NOTHING, Memory, Plan
 from fedround.coordinator.presence import Presence
@@ -75,6 +77,8 @@ class Rounds:
         self.reliability, self.trouble = Reliability(), Trouble()
         self.attempt: Attempt | None = None
         self._generation, self._rng, self._final = memory.generation, rng, memory.final
+        self.best, self.stopped = memory.best, memory.stopped if plan.goal.stops else ""
+        """The best model of the run, and why the run stopped early; empty where it did not."""
         self._gone: list[str] = []
         self._facts: list[events.Fact] = []
         self._unsettled = bool(memory.participants)
@@ -86,7 +90,7 @@ class Rounds:
     def memory(self) -> Memory:
         """What is worth knowing after a restart. When training is complete, no participant: those that heard `finish` are gone."""
         known = () if self.complete else tuple(p.known(self._owed(p)) for p in self.present)
-        return Memory(self.round, known, tuple(self.history), self._generation, self.run, self._final)
+        return Memory(self.round, known, tuple(self.history), self._generation, self.run, self._final, self.best, self.stopped)
 
     @property
     def complete(self) -> bool:
@@ -94,7 +98,7 @@ class Rounds:
 
     @property
     def _trained(self) -> bool:
-        return 0 < self.plan.rounds <= self.round - self.run.first
+        return bool(self.stopped) or 0 < self.plan.rounds <= self.round - self.run.first
 
     @property
     def end(self) -> int:
@@ -319,7 +323,7 @@ class Rounds:
 
     def _finish(self) -> None:
         self._final = False
-        self._facts.append(events.TrainingCompleted(self.round - self.run.first))
+        self._facts.append(events.TrainingCompleted(self.round - self.run.first, self.stopped))
 
     def _choose(self, attempt: Attempt) -> bool:
         """Select more participants; False when there are none."""
@@ -377,6 +381,9 @@ class Rounds:
         if (found := evaluated(attempt)) is not None:
             self._facts.append(found)
             self.history.evaluated(found)
+            if found.round is not None and found.round >= self.run.first:
+                self.best, reason = judged(self.plan.goal, self.best, found)
+                self.stopped = self.stopped or reason
         if not attempt.train:
             self.attempt = None
             self._finish()
@@ -411,6 +418,7 @@ class Rounds:
         self._facts.append(events.RolledBack(self.round, newest.round))
         self.reliability.rolled_back(self.round - newest.round - 1)
         self.run = replace(self.run, first=min(self.run.first, newest.round + 1))
+        self.best, self.stopped = None if self.best is None or self.best.round > newest.round else self.best, ""
         self._go_on(newest.round + 1)
         self.history.rolled_back(newest.round)
         self.present.rolled_back(newest.round)

@@ -1,6 +1,7 @@
 """The coordinator at work: does what `Rounds` asks of the books, tells what happened, holds heartbeats. It decides nothing."""
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -22,6 +23,8 @@ from fedround.coordinator.status import status
 from fedround.errors import ExchangeError, UnknownAttempt
 from fedround.events import Observer
 from fedround.wire import MAX_HOLD, Heartbeat, HeartbeatState, RendezVous, StartTraining
+
+LOG = logging.getLogger(__name__)
 
 RETRY_FIRST = 0.1
 RETRY_MOST = 1.0
@@ -89,6 +92,10 @@ class CoordinatorService:
         self._reachable = asyncio.Event()
         self._poll: asyncio.Timeout | None = None
         """Of the ledger."""
+        self._best: int | None = None
+        """The round of the best model, as the aggregator was told."""
+        self._warned: set[str] = set()
+        """Settings whose metric is in no evaluation."""
         self._delays: Iterator[float] | None = None
         """Of the outage that goes on; None while there is none."""
         self._holds: dict[str, asyncio.Timeout] = {}
@@ -237,11 +244,24 @@ class CoordinatorService:
                     self._end_hold(id)
                 case events.TrainingCompleted():
                     self._end_holds()
+                case events.Evaluated():
+                    self._tell_of_best(fact)
             self._observer(fact)
             self._recorder.fact(fact)
             if isinstance(fact, WORTH_KEEPING) or (isinstance(fact, events.RoundCompleted) and self._clock() >= self._stale_from):
                 self._news.set()
         return bool(facts)
+
+    def _tell_of_best(self, fact: events.Evaluated) -> None:
+        """Have the aggregator know the best model, and operators a metric that there is not."""
+        goal, best, metrics = self._rounds.plan.goal, self._rounds.best, dict(fact.figures)
+        if best is not None and best.round != self._best and self._poll is not None:
+            self._poll.reschedule(0.0)
+        wanted = {"COORDINATOR_BEST_BY": goal.metric, "COORDINATOR_STOP_WHEN": goal.stop.metric if goal.stop else ""}
+        for variable, metric in wanted.items():
+            if metric and metric not in metrics and variable not in self._warned:
+                self._warned.add(variable)
+                LOG.warning("%s: no evaluation has the metric %s; there are: %s", variable, metric, ", ".join(metrics) or "none")
 
     async def _keep_up(self) -> None:
         """Keep the memory on disk. Of rounds that are quick it may be behind: which are over, the books know."""
@@ -292,7 +312,8 @@ class CoordinatorService:
         poll = self._poll = asyncio.timeout(None)
         try:
             async with poll:
-                page = await self._books.ledger(incarnation, self._rounds.after)
+                self._best = self._rounds.best.round if self._rounds.best else None
+                page = await self._books.ledger(incarnation, self._rounds.after, self._best)
         except TimeoutError:
             return  # to ask again, like one who knows nothing
         finally:

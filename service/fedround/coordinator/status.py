@@ -18,6 +18,8 @@ def status(rounds: Rounds, now: float, *, reachable: bool = True, faults: Iterab
     return {
         "state": _state(rounds, reachable),
         "run": asdict(rounds.run),
+        "best": _best(rounds),
+        "stopped": rounds.stopped,
         "round": rounds.round,
         "rounds": rounds.end,
         "attempt": None if attempt is None else short(attempt.id),
@@ -56,6 +58,11 @@ def status(rounds: Rounds, now: float, *, reachable: bool = True, faults: Iterab
             for r in rounds.history
         ],
     }
+
+
+def _best(rounds: Rounds) -> dict[str, Any] | None:
+    best, metric = rounds.best, rounds.plan.goal.metric
+    return {"metric": metric, "round": best.round, "value": best.value} if best is not None and metric else None
 
 
 def _participant(rounds: Rounds, p: Participant, now: float) -> dict[str, Any]:

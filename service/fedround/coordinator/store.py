@@ -7,6 +7,7 @@ from typing import Any
 
 from fedround import durable
 from fedround.books import figures
+from fedround.coordinator.goal import Best
 from fedround.coordinator.history import Past
 from fedround.coordinator.plan import Memory
 from fedround.coordinator.run import Run
@@ -32,6 +33,8 @@ def load(disk: Disk) -> Memory:
             _whole(document.get("generation", 0)),
             _run(document.get("run")),
             document.get("final", False) is True,
+            _best(document.get("best")),
+            _text(document.get("stopped", "")),
         )
     except (AttributeError, TypeError, KeyError) as error:
         raise DataDamaged(NAME, f"it lacks something, or has something that does not belong there: {error}") from error
@@ -40,7 +43,8 @@ def load(disk: Disk) -> Memory:
 def save(disk: Disk, memory: Memory) -> None:
     """Keep it. Raises `OSError`."""
     lists = {"participants": _plain(memory.participants), "history": _plain(memory.history)}
-    run = {"run": memory.run and asdict(memory.run), "final": memory.final}
+    run: dict[str, Any] = {"run": memory.run and asdict(memory.run), "final": memory.final, "stopped": memory.stopped}
+    run["best"] = memory.best and asdict(memory.best)
     durable.save(disk, NAME, {"round": memory.round, "generation": memory.generation or 0, **run, **lists})
 
 
@@ -58,6 +62,22 @@ def _run(data: dict[str, Any] | None) -> Run | None:
     if not all(isinstance(text, str) for text in (run.id, run.name)) or type(started) not in (int, float):
         raise TypeError("a run that is none")
     return run
+
+
+def _best(data: dict[str, Any] | None) -> Best | None:
+    if data is None:
+        return None
+    best = Best(**data)
+    if type(best.value) not in (int, float) or not math.isfinite(best.value):
+        raise TypeError("a best model whose value is no finite number")
+    _whole(best.round), _whole(best.worse)
+    return best
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("a text that is none")
+    return value
 
 
 def _known(data: dict[str, Any]) -> Known:

@@ -198,8 +198,8 @@ def _platform_line(fact: Fact) -> _Line | None:
             return logging.WARNING, f"rolled back in round {number}: training continues from the model of round {newest}"
         case events.StoodStill(seconds):
             return logging.WARNING, f"stood still for {seconds:.1f} s: nobody is taken for silent because of that"
-        case events.TrainingCompleted(rounds):
-            return logging.INFO, f"training complete after {rounds} rounds"
+        case events.TrainingCompleted(rounds, reason):
+            return logging.INFO, f"training complete after {rounds} rounds" + (f", stopped early: {reason}" if reason else "")
         case events.UpdateReceived(id, outcome, size, reason) if outcome != "accepted":
             level = logging.INFO if outcome == "repeated" else logging.WARNING
             return level, f"update of {short(id)} ({size} bytes): {outcome}" + (f", {reason}" if reason else "")

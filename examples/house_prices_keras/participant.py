@@ -32,13 +32,18 @@ class HousePrices(fedround.NumPyParticipant):
     def initial_weights(self):
         return fedround.keras.tensors(self.model)
 
+    def evaluate(self, weights, /):
+        round = fedround.current_round()
+        held_out = ames.load(round.shard.index, round.shard.count).held_out
+        fedround.keras.load(self.model, weights)
+        _, error = self.model.evaluate(*held_out, verbose=0)
+        return fedround.Evaluation(len(held_out.prices), held_out_mse=error)
+
     def train_round(self, weights, /):
         round = fedround.current_round()
         silo = ames.load(round.shard.index, round.shard.count)
         if weights is not None:
             fedround.keras.load(self.model, weights)
-        _, error = self.model.evaluate(*silo.held_out, verbose=0)
-        round.report(held_out_mse=error)
         self.model.fit(*silo.training, epochs=self.epochs, verbose=0, callbacks=[StopEarly(round)])
         return fedround.Update(len(silo.training.prices), fedround.keras.tensors(self.model))
 

@@ -19,23 +19,18 @@ import json, statistics, sys
 import fedround, participant
 from fedround.participant.round import Round, Shard, entered
 
-def trained(silo, index, weights, cancelled=False):
-    metrics = {{}}
-    round = Round(0, Shard(index, {silos}), metrics.update)
-    round.cancelled = cancelled
-    with entered(round):
-        samples, weights = silo.train_round(weights)
-    (metric,) = metrics.values()
-    return samples, weights, metric
+def called(index, method, weights):
+    with entered(Round(0, Shard(index, {silos}), lambda metrics: None)):
+        return method(weights)
 
 def metric(weights):
-    results = [trained(participant.{name}(), index, weights, cancelled=True) for index in range({silos})]
-    return sum(samples * metric for samples, _, metric in results) / sum(samples for samples, _, _ in results)
+    found = [called(index, participant.{name}().evaluate, weights) for index in range({silos})]
+    return sum(e.samples * value for e in found for value in e.metrics.values()) / sum(e.samples for e in found)
 
 def alone(index):
     silo, weights = participant.{name}(), None
     for _ in range({rounds}):
-        _, weights, _ = trained(silo, index, weights)
+        _, weights = called(index, silo.train_round, weights)
     return metric({{name: array.copy() for name, array in weights.items()}})
 
 fetched = fedround.weights.decode(bytearray(open(sys.argv[1], "rb").read()))
@@ -86,8 +81,8 @@ def test_three_silos_beat_the_median_silo_alone_and_the_file_is_the_model(
             for index in range(SILOS)
         ]
         assert [silo.wait(200) for silo in silos] == [0] * SILOS
-        fedround("model", "--from", platform.url("AGGREGATOR_OPS_PORT"), "--round", str(ROUNDS - 2), "-o", str(model))
-        reported = platform.status("COORDINATOR_OPS_PORT")["last_rounds"][-1]["figures"]
+        fedround("model", "--from", platform.url("AGGREGATOR_OPS_PORT"), "-o", str(model))
+        reported = platform.status("COORDINATOR_OPS_PORT")["last_rounds"][-1]["evaluation"]
     script = [python, "-c", ALONE.format(name=name, rounds=ROUNDS, silos=SILOS), str(model)]
     done = subprocess.run(script, env=environ, capture_output=True, text=True, check=True, timeout=200)
     fresh, alone = json.loads(done.stdout)

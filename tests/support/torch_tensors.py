@@ -97,6 +97,23 @@ def main() -> None:
     assert np.array_equal(fedround.torch.tensors(model)["0.bias"], former)
     assert np.array_equal(fedround.torch.tensors(model)["1.running_var"], before["1.running_var"] + 1)
 
+    anchor = {name: array.copy() for name, array in fedround.torch.tensors(other).items()}
+    assert fedround.torch.proximal(other, anchor).item() == 0
+    with torch.no_grad():
+        other[2].bias += 2
+    far = fedround.torch.proximal(torch.nn.DataParallel(other), anchor)
+    assert far.item() == 4  # half of two times 2 * 2
+    far.backward()
+    assert other[2].bias.grad.tolist() == [2, 2]
+    other[2].requires_grad_(False)
+    assert fedround.torch.proximal(other, anchor).item() == 0
+    text = ""
+    try:
+        fedround.torch.proximal(network(), {})
+    except WrongWeights as error:
+        text = str(error)
+    assert "is trained, and the global model has no such tensor" in text
+
     assert fedround.torch.tensors(Odd(torch.zeros(2))).keys() == {"odd"}
     z = torch.zeros(2, dtype=torch.complex64)
     for no_array in (z, z.conj(), torch.eye(2).to_sparse(), torch.zeros(2, device="meta")):

@@ -79,7 +79,9 @@ def test_the_model_that_a_class_begins_with_is_written_without_them(tmp_path: Pa
     assert safetensors.numpy.load_file(output)["body.w"].tolist() == [5, 5]
     header = output.read_bytes()
     length = int.from_bytes(header[:8], "little")
-    assert json.loads(header[8 : 8 + length])["__metadata__"] == {"format": "pt", "fedround.round": "1"}
+    metadata = json.loads(header[8 : 8 + length])["__metadata__"]
+    assert len(metadata.pop("fedround.run_id")) == 36
+    assert metadata == {"format": "pt", "fedround.round": "1", "fedround.run": "default"}
 
 
 @pytest.mark.parametrize(

@@ -45,15 +45,17 @@ class Participant(fedround.NumPyParticipant):
     def __init__(self, *, epochs: int = 2) -> None:
         self.model, self.epochs = estimator(), epochs
 
+    def evaluate(self, weights: dict[str, np.ndarray]) -> fedround.Evaluation:
+        x, y = load_data(fedround.current_round().shard)
+        fedround.sklearn.load(self.model, weights)
+        loss = log_loss(y, self.model.predict_proba(x), labels=self.model.classes_)
+        return fedround.Evaluation(len(y), loss=loss, accuracy=self.model.score(x, y))
+
     def train_round(self, weights: dict[str, np.ndarray] | None) -> fedround.Update:
         round = fedround.current_round()
         x, y = load_data(round.shard)
         if weights is not None:  # in the first round there is no global model
             fedround.sklearn.load(self.model, weights)
-        round.report(
-            loss=log_loss(y, self.model.predict_proba(x), labels=self.model.classes_),
-            accuracy=self.model.score(x, y),
-        )
         for _ in range(self.epochs):
             if round.cancelled:
                 break

@@ -183,3 +183,18 @@ def test_a_goal_that_is_reached_ends_the_run_with_its_reason() -> None:
     training.restart(0)
     assert training.rounds.complete
     assert not Rounds(replace(plan, goal=Goal()), Random(0), 0.0, training.rounds.memory).complete
+
+
+def test_a_run_that_gets_more_rounds_trains_them_before_its_final_model_is_evaluated() -> None:
+    training = Training(PLAN)
+    while training.train:
+        training.now += 1.0
+        training.rounds.tick(training.now)
+        for n in range(3):
+            training.deliver(n)
+    assert training.rounds.memory.final
+    training.plan = replace(PLAN, rounds=4)
+    training.restart(0)
+    training.end()
+    assert training.ledger.newest == Newest(3, 1)
+    assert training.evaluated[-1].round == 3

@@ -169,7 +169,7 @@ class AggregatorService:
     ) -> None:
         """See `Books.open`. Raises `Busy` where the initial model cannot be read."""
         async with self._step:
-            begins = self._run.name not in ("", run.name)
+            begins = run.name != "" and self._run.name not in ("", run.name)
             initial = await self._read_initial() if begins else None
             if self._ledger.open(attempt, round, admissions, forget):
                 self._unkept, self._train = None, train
@@ -184,7 +184,7 @@ class AggregatorService:
 
     def _enter(self, run: Run, begins: bool, initial: Model | None) -> None:
         """The attempt belongs to this run, which `begins` now, with `initial` if there is such a model, and without a state."""
-        if run == self._run:
+        if run in (self._run, NO_RUN):
             return
         self._run = run
         self._observer(RunEntered(run.id, run.name))

@@ -72,10 +72,12 @@ class Archive:
     # Within `writing`
 
     def enter(self, run: Run, document: Document) -> None:
-        """Begin a run, or go on with it. Any other one that has not ended ends."""
+        """Begin a run, or go on with it, with what is known of it now. Any other one that has not ended ends."""
+        known = self._database.execute("SELECT document FROM runs WHERE id = ?", (run.id,)).fetchone()
+        merged = json.dumps({"strategy": "", **(json.loads(known[0]) if known else {}), **document})
         self._database.execute(
             "INSERT INTO runs VALUES (?, ?, ?, ?, NULL, NULL, ?) ON CONFLICT (id) DO UPDATE SET document = excluded.document",
-            (run.id, run.name, run.first, run.started, json.dumps(document)),
+            (run.id, run.name, run.first, run.started, merged),
         )
         self._database.execute(
             "UPDATE runs SET ended = ?, reason = ? WHERE ended IS NULL AND id != ?",

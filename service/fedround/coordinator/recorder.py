@@ -25,8 +25,6 @@ class Recorder:
         self._archive = archive
         self._rounds = rounds
         self._strategy = ""
-        self._initial: Mapping[str, Any] | None = None
-        """The evaluation of the model that the run began with."""
         self._measured: deque[int] = deque(maxlen=REMEMBERED)
         self._waiting: list[Callable[[], None]] = []
         self._enter()
@@ -38,11 +36,11 @@ class Recorder:
             case events.RoundCompleted():
                 self._waiting.append(partial(self._archive.add, run, fact.round, _document(fact, now)))
             case events.Evaluated(None):
-                self._initial = _evaluation(fact)
-                self._enter()
+                self._enter(initial=_evaluation(fact))
             case events.Evaluated(int(round)):
                 self._waiting.append(partial(self._archive.amend, round, {"evaluation": _evaluation(fact)}))
             case events.RolledBack(newest=newest):
+                self._measured.clear()  # these numbers come again
                 self._waiting.append(partial(self._archive.roll_back, newest))
             case events.TrainingCompleted():
                 reason = f"complete, stopped early: {fact.reason}" if fact.reason else "complete"
@@ -57,7 +55,7 @@ class Recorder:
             self._waiting.append(partial(self._archive.amend, measured.round, more))
         if page.strategy != self._strategy:
             self._strategy = page.strategy
-            self._enter()
+            self._enter(strategy=page.strategy)
         return bool(news)
 
     def write(self) -> None:
@@ -69,9 +67,8 @@ class Recorder:
                     entry()
             del self._waiting[: len(entries)]
 
-    def _enter(self) -> None:
-        plan = asdict(self._rounds.plan)
-        document = {"plan": plan, "strategy": self._strategy, "version": version("fedround"), "initial": self._initial}
+    def _enter(self, **known: Any) -> None:
+        document = {"plan": asdict(self._rounds.plan), "version": version("fedround"), **known}
         self._waiting.append(partial(self._archive.enter, self._rounds.run, document))
 
 

@@ -76,9 +76,11 @@ class Rounds:
         self.present = Presence(plan.heartbeat_timeout, plan.shared_seats)
         self.reliability, self.trouble = Reliability(), Trouble()
         self.attempt: Attempt | None = None
-        self._generation, self._rng, self._final = memory.generation, rng, memory.final
+        self._generation, self._rng = memory.generation, rng
         self.best, self.stopped = memory.best, memory.stopped if plan.goal.stops else ""
         """The best model of the run, and why the run stopped early; empty where it did not."""
+        self._final = memory.final and self._trained
+        """The final model has still to be evaluated."""
         self._gone: list[str] = []
         self._facts: list[events.Fact] = []
         self._unsettled = bool(memory.participants)

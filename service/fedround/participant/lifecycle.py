@@ -217,7 +217,8 @@ class Lifecycle:
 
     def _begin(self, answer: wire.Heartbeat, now: float) -> None:
         assert answer.round is not None  # noqa: S101 with `round`
-        if self._kept is not None and self._kept.round != answer.round:
+        trains = answer.run is None or answer.run.train
+        if self._kept is not None and (self._kept.round, self._kept.train) != (answer.round, trains):
             self._throw_away()
         self._contact.plan(now + self._policy.heartbeat_period)
         self._work = self._new_work(answer.round)

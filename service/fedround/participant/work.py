@@ -54,6 +54,8 @@ class Kept:
 
     round: int
     etag: str | None
+    train: bool = True
+    """False: it is no update, but comes with an evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +157,7 @@ class Work:
 
     def trained(self, now: float) -> Kept:
         self.lane.plan(now, m.Upload(self.order))
-        return Kept(self.order.round, self.etag)
+        return Kept(self.order.round, self.etag, self._trains)
 
     def overdue(self, now: float) -> Ended | None:
         """`deadline` has passed."""
@@ -187,8 +189,12 @@ class Work:
         return Ended(self._done, reason) if settled and self.sent_at is not None else self.given_up(reason)
 
     @property
+    def _trains(self) -> bool:
+        return self.order.run is None or self.order.run.train
+
+    @property
     def _done(self) -> Outcome:
-        return Outcome.COMPLETED if self.order.run is None or self.order.run.train else Outcome.EVALUATED
+        return Outcome.COMPLETED if self._trains else Outcome.EVALUATED
 
     def _accept(self, url: str, token: str, said: wire.Heartbeat | wire.StartTraining, kept: Kept | None, now: float) -> None:
         self.order = replace(self.order, url=url, token=token, run=said.run)

@@ -9,6 +9,7 @@ import pytest
 
 import fedround
 from fedround.testing import platform
+from fedround.weights import encode_update
 from support.processes import Process, running, until
 from support.processes import fedround as command
 
@@ -198,3 +199,34 @@ def test_training_stops_when_it_is_good_enough(tmp_path: Path) -> None:
         done = command("model", "--from", platform.url("AGGREGATOR_OPS_PORT"), "--round", "best", "-o", str(tmp_path / "best.npy"))
         assert done.returncode == 1
         assert "no model is known as the best: set COORDINATOR_BEST_BY and AGGREGATOR_DATA_DIR" in done.stderr
+
+
+def test_a_class_with_a_format_of_its_own_says_that_it_evaluates() -> None:
+    """One of 0.8 may have a method of that name that means something else."""
+
+    class Own(fedround.ParticipantABC[bytes, bytes]):
+        def __init__(self) -> None:
+            self.given: list[bytes] = []
+
+        def deserialize_training_input(self, data: bytes, /) -> bytes:
+            return data
+
+        def evaluate(self, model: bytes) -> fedround.Evaluation:
+            self.given.append(model)
+            return fedround.Evaluation(1, size=len(model))
+
+        def train_round(self, training_input: bytes, /) -> bytes:
+            return training_input
+
+        def serialize_training_result(self, training_result: bytes, /) -> list[memoryview]:
+            return encode_update(1, np.ones(3))
+
+    class Evaluating(Own):
+        evaluates = True
+
+    for cls, count in ((Own, 0), (Evaluating, 2)):
+        silo = cls()
+        with platform(rounds=2) as p:
+            p.run(silo)
+        assert len(silo.given) == count
+        assert [bool(round.evaluation) for round in p.rounds] == [count > 0] * 2

@@ -255,10 +255,11 @@ class AttemptOpened(Fact):
 
 @dataclass(frozen=True, slots=True)
 class Selected(Fact):
-    """These participants' heartbeats now say `round`."""
+    """These participants' heartbeats now say `round`. Without `train` they only evaluate the final model."""
 
     round: int
     ids: tuple[str, ...]
+    train: bool = True
 
 
 @dataclass(frozen=True, slots=True)

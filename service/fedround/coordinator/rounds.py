@@ -344,7 +344,7 @@ class Rounds:
     def _admitted(self, now: float, attempt: Attempt, call: Open | Admit) -> None:
         if ids := attempt.admitted(call.admissions, now, self.plan.round_timeout):
             self._unsettled = False
-            self._facts.append(events.Selected(attempt.round, ids))
+            self._facts.append(events.Selected(attempt.round, ids, attempt.train))
 
     def _revoked(self, now: float, attempt: Attempt, member: Member, verdict: Verdict) -> None:
         if member.state is not State.REVOKING:

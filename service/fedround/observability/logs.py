@@ -163,6 +163,8 @@ def _platform_line(fact: Fact) -> _Line | None:
         case events.SatOut(number, name, failures, rounds, reason):
             many = "1 round" if rounds == 1 else f"{rounds} rounds"
             return logging.WARNING, f"participant {name} sits out {many} after {failures} failures in a row: {reason}"
+        case events.Selected(_, ids, False):
+            return logging.INFO, f"{len(ids)} evaluate the final model"
         case events.Selected(number, ids):
             return logging.INFO, f"round {number}: {len(ids)} selected"
         case events.Revoked(number, id, "late", name):

@@ -260,7 +260,7 @@ class CoordinatorMetrics(Metrics):
             case events.AttemptDropped():
                 self._rounds.labels("timed_out" if fact.timed_out else "failed").inc()
             case events.Selected():
-                self._selected.inc(len(fact.ids))
+                self._selected.inc(len(fact.ids) * fact.train)
             case events.ParticipantGone():
                 self._dropped.labels(fact.reason).inc()
             case events.Revoked(reason="deadline" | "late" as reason):

@@ -214,6 +214,8 @@ class Tracing:
             case events.RoundCompleted(ids=ids, samples=samples, parameters=parameters):
                 known = {"participants": len(ids), "samples": samples, "parameters": parameters}
                 self._end_round("completed", {f"fedround.round.{name}": value for name, value in known.items()})
+            case events.TrainingCompleted():  # after the evaluation of the final model, which is an attempt without a round
+                self._end_round("evaluated")
             case events.AttemptDropped(timed_out=timed_out):
                 self._end_round("timed_out" if timed_out else "failed")
 

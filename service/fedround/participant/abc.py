@@ -30,6 +30,8 @@ class ParticipantABC(ABC, Generic[TrainingInput, TrainingResult]):
 
     takes_buffers: ClassVar[bool] = False
     """Whether `deserialize_training_input` takes the very buffer that the model was received in, writable, instead of bytes."""
+    evaluates: ClassVar[bool] = False
+    """Whether a method `evaluate` is to be called with each new global model; see `NumPyParticipant`, where it always is."""
 
     @abstractmethod
     def train_round(self, training_input: TrainingInput, /) -> TrainingResult:

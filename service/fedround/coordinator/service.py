@@ -94,6 +94,7 @@ class CoordinatorService:
         """Of the ledger."""
         self._best: int | None = None
         """The round of the best model, as the aggregator was told."""
+        self._ended = False
         self._warned: set[str] = set()
         """Settings whose metric is in no evaluation."""
         self._delays: Iterator[float] | None = None
@@ -115,6 +116,8 @@ class CoordinatorService:
             self._longest_hold = 0.0
             self._end_holds()
             await self._write_down_or_tell()
+            self._writer.shutdown(wait=False)
+            self._ended = True
 
     # What participants ask
 
@@ -189,13 +192,17 @@ class CoordinatorService:
 
     async def runs(self) -> list[dict[str, Any]]:
         """Return all runs, the oldest first."""
-        await self._write_down_or_tell()
+        await self._bring_up_to_date()
         return await asyncio.to_thread(self._archive.runs)
 
     async def history(self, run: str) -> list[dict[str, Any]] | None:
         """Return the rounds of a run, by its name or its id; None where there is none."""
-        await self._write_down_or_tell()
+        await self._bring_up_to_date()
         return await asyncio.to_thread(self._archive.rounds, run)
+
+    async def _bring_up_to_date(self) -> None:
+        if not self._ended:  # afterwards nothing happens
+            await self._write_down_or_tell()
 
     def status(self) -> dict[str, Any]:
         """The state as JSON-able data, ids cut."""

@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -187,7 +188,10 @@ def test_the_demo_trains_a_federation_of_processes_to_the_very_model_that_the_ru
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_demo_that_is_told_to_end_ends_what_it_has_started(number: int) -> None:
-    with subprocess.Popen(demo("--silos", "2", "--rounds", "1000000"), stdout=subprocess.PIPE, text=True) as process:
+    heard = partial(signal.signal, number, signal.SIG_DFL)  # `nohup`, which the tests may run under, has one ignored
+    with subprocess.Popen(
+        demo("--silos", "2", "--rounds", "1000000"), stdout=subprocess.PIPE, text=True, preexec_fn=heard
+    ) as process:
         assert process.stdout is not None
         lines: list[str] = []
         while not any(line.startswith("round") for line in lines):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fedround import wire
 from fedround.errors import BadAnswer
-from fedround.wire import Departure, Heartbeat, HeartbeatState, Problem, RendezVous, StartTraining
+from fedround.wire import Departure, Heartbeat, HeartbeatState, Problem, RendezVous, Run, StartTraining, one_line
 
 ID = "0b8b3f6e-52a5-4b44-8e51-5f0a3c1f0a77"
 ids = st.uuids(version=4).map(str)
@@ -59,6 +59,15 @@ def test_an_order_survives_the_round_trip(url: str, token: str, traceparent: str
     assert StartTraining.decode(message.encode()) == message
 
 
+@given(
+    st.text(max_size=20), st.booleans(), st.booleans(), st.dictionaries(st.text(max_size=9), st.integers() | st.text(max_size=9))
+)
+def test_a_run_survives_the_round_trip(name: str, evaluate: bool, train: bool, config: dict[str, int | str]) -> None:
+    run = Run("an id", one_line(name), 7, config, evaluate, train)
+    for message in (StartTraining("url", ID, run=run), Heartbeat(HeartbeatState.STAND_BY, run=run)):
+        assert type(message).decode(message.encode()) == message
+
+
 @pytest.mark.parametrize(
     ("message", "body", "complaint"),
     [
@@ -79,6 +88,9 @@ def test_an_order_survives_the_round_trip(url: str, token: str, traceparent: str
         (Heartbeat, b'{"state":"round","round":true}', "'round' is no number"),
         (Heartbeat, b'{"state":"round","round":1,"token":"x"}', "'token' is no UUID"),
         (StartTraining, b'{"ok":true}', "'url' is no text"),
+        (Heartbeat, b'{"state":"stand_by","run":"first"}', "'run' is no run"),
+        (Heartbeat, b'{"state":"stand_by","run":{"id":"a","name":"b","rounds":-1,"config":{}}}', "'run' is no run"),
+        (Heartbeat, b'{"state":"stand_by","run":{"id":"a","name":"b","rounds":1,"config":{"x":[]}}}', "'run' is no run"),
     ],
 )
 def test_what_is_not_in_the_protocol_is_a_bad_answer(

@@ -190,6 +190,8 @@ def test_flatten_says_that_a_mapping_needs_none() -> None:
     with pytest.warns(UserWarning, match=r"Update\(samples, weights=mapping\)"):
         flat = fedround.flatten(weights)  # type: ignore[arg-type]
     assert flat.tolist() == [1, 1, 0]
+    with pytest.warns(UserWarning, match="a mapping needs none"):
+        assert [array.tolist() for array in fedround.unflatten(flat, like=weights)] == [[1, 1], [0]]  # type: ignore[arg-type]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fedround.flatten(list(weights.values()))

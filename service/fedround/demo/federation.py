@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import closing
 from http.client import HTTPException
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
@@ -38,17 +37,9 @@ def show(silos: int, rounds: int, epochs: int) -> None:
     """Train, and show it on standard output. Raises `FedroundError` when training was not completed."""
     # Who ends the demo, by whichever signal, ends all that it has started. `nohup` ignores one of them.
     ends = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
-    fleets: list[Fleet] = []
-
-    def end(*_: object) -> NoReturn:
-        for fleet in fleets:
-            fleet.ended = True
-        raise KeyboardInterrupt
-
-    former = {number: signal.signal(number, end) for number in ends}
+    former = {number: signal.signal(number, signal.default_int_handler) for number in ends}
     try:
         with tempfile.TemporaryDirectory(prefix="fedround-demo-") as logs, closing(Fleet(Path(logs))) as fleet:
-            fleets.append(fleet)
             _show(fleet, View(sys.stdout, silos), silos, rounds, epochs)
     finally:
         for number, handler in former.items():
@@ -130,8 +121,6 @@ class Fleet:
     def __init__(self, logs: Path) -> None:
         self._logs = logs
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.ended = False
-        """A signal came. Its exception may be lost: Python ignores one that is raised while an object is finalised."""
 
     def start(self, name: str, command: str, **environ: str) -> Path:
         """Start `fedround command` as the process `name`. Returns the path of its log."""
@@ -149,8 +138,6 @@ class Fleet:
     def frames(self) -> Iterator[None]:
         """Time to look, again and again. Raises `FedroundError` when a process has failed, or the platform is no more."""
         while True:
-            if self.ended:
-                raise KeyboardInterrupt
             for name, process in self._processes.items():
                 code = process.poll()
                 if code or (code == 0 and name == "platform"):

@@ -68,6 +68,9 @@ def test_a_project_passes_its_own_test_and_trains_as_its_readme_says(library: st
     assert re.findall("^  (.*)$", created.stdout, re.MULTILINE) == [f"cd {project}", *testing]
     run(*(line for line in testing if not line.startswith("pip ")))
 
+    if library == "keras":
+        return  # its README's commands are those of PyTorch's, and four more starts of Keras take most of a minute
+
     starting, *participating = commands(readme, "Run on this machine")
     plan = {name.upper().replace("-", "_"): value for name, value in re.findall(r"--(\S+) (\S+)", starting)}
     with running("platform", **plan) as platform:

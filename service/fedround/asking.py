@@ -33,6 +33,8 @@ CERTIFICATES = {
 }
 """The variables that name the certificate with which that port serves TLS."""
 CA_FILE = "--ca-file"
+RUNS, HISTORY = "/runs", "/history"
+"""Where a coordinator tells of its runs, and of the rounds of one."""
 
 
 def add_service(parser: ArgumentParser) -> None:

@@ -10,11 +10,10 @@ from typing import Any
 from urllib.parse import quote
 
 from fedround import asking
-from fedround.asking import Target
+from fedround.asking import HISTORY, RUNS, Target
 from fedround.durable import Directory, replace
 from fedround.errors import FedroundError
 
-RUNS, HISTORY = "/runs", "/history"
 NOT_THERE = "is this the coordinator's ops port, by default 9081?"
 _PLAIN = ("round", "ended", "seconds", "counted", "dropped", "late", "samples", "parameters", "digest")
 
@@ -51,15 +50,11 @@ def history(url: str, run: str | None, output: Path, token: str | None, ca_file:
 def _asked(url: str, path: str, token: str | None, ca_file: Path | None) -> Any:
     target = Target(asking.checked(url), "coordinator", ca_file=str(ca_file) if ca_file else None)
     status, body = target.ask(path, asking.token(token, "coordinator"))
-    try:
-        found = json.loads(body)
-    except ValueError:
-        found = None
+    found = asking.decoded(body)
     if status == 401:
         raise FedroundError(f"refused with 401: {asking.missing('coordinator')}")
-    if status != 200 or not isinstance(found, dict) or not found.keys() & {"runs", "rounds"}:
-        detail = found.get("detail") if isinstance(found, dict) else None
-        raise FedroundError(f"{url}: {status}: {detail or NOT_THERE}")
+    if status != 200 or not found or not found.keys() & {"runs", "rounds"}:
+        raise FedroundError(f"{url}: {status}: {(found or {}).get('detail') or NOT_THERE}")
     return found
 
 

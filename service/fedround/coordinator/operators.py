@@ -8,10 +8,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from fedround import asgi
+from fedround.asking import HISTORY, RUNS
 from fedround.coordinator.service import CoordinatorService
 from fedround.observability import ops
-
-RUNS, HISTORY = "/runs", "/history"
 
 
 def routes(service: CoordinatorService, access: ops.Access = ops.OPEN) -> list[Route]:

@@ -81,7 +81,7 @@ def proximal(model: "torch.nn.Module", anchor: Mapping[str, Array]) -> "torch.Te
     total = torch.zeros(())
     for name, parameter in _plain(model).named_parameters():
         if parameter.requires_grad:
-            name = ".".join(part for part in name.split(".") if part != _COMPILED)
+            name = _plain_name(name)
             if name not in anchor:
                 raise WrongWeights(f"{shown(name)} is trained, and the global model has no such tensor")
             distance = parameter - _tensor(anchor[name]).to(parameter.device, parameter.dtype)
@@ -98,9 +98,13 @@ def _plain(model: Any) -> Any:
 
 def _state(model: "torch.nn.Module", only: Sequence[str]) -> dict[str, Any]:
     """Return the tensors of a model that match `only`, as they are in it, by the names of the plain model."""
-    state = {tuple(name.split(".")): value for name, value in _plain(model).state_dict().items() if isinstance(value, torch.Tensor)}
-    plain = {".".join(p for p in parts if p != _COMPILED): value for parts, value in state.items() if parts[-1] != _EXTRA}
-    return {name: value for name, value in plain.items() if matches(name, only)}
+    state = {_plain_name(name): value for name, value in _plain(model).state_dict().items() if isinstance(value, torch.Tensor)}
+    return {name: value for name, value in state.items() if name.split(".")[-1] != _EXTRA and matches(name, only)}
+
+
+def _plain_name(name: str) -> str:
+    """Return a name without the parts that compiling adds."""
+    return ".".join(part for part in name.split(".") if part != _COMPILED)
 
 
 def _array(name: str, tensor: Any) -> Array:

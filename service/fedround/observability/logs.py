@@ -309,13 +309,9 @@ def configure(format: Literal["text", "json"], level: str) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def describe(**fields: str | None) -> None:
-    """From now on every JSON line has these fields; None takes one away."""
-    for name, value in fields.items():
-        if value is None:
-            _CONTEXT.pop(name, None)
-        else:
-            _CONTEXT[name] = printable(value)
+def describe(**fields: str) -> None:
+    """From now on every JSON line has these fields."""
+    _CONTEXT.update({name: printable(value) for name, value in fields.items()})
 
 
 def correlate(ids: Callable[[], dict[str, str] | None]) -> None:

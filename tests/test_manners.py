@@ -206,7 +206,7 @@ def test_code_that_never_rests_costs_no_heartbeat() -> None:
                 time.sleep(0.05)  # faster, and the ops port would answer 429
             print(f"\nthe longest time without a heartbeat: {slowest:.2f} s")
             participant.said("^finished")
-        # Whoever has asked that often may be shown a status that is a quarter of a second old.
+        # A client that asks that often may get a status that is a quarter of a second old.
         until(lambda: [round["counted"] for round in platform.status("COORDINATOR_OPS_PORT")["last_rounds"]] == [1])
         assert platform.end() == 0
         assert "is gone" not in platform.log

@@ -52,9 +52,9 @@ class CompletedRound:
     samples: int
     """On how many samples they were trained, all together."""
     figures: Mapping[str, float]
-    evaluation: Mapping[str, float] = field(default_factory=dict)
-    """Means of what `evaluate` returned for the model of this round."""
     """The means of what the participants have reported, weighted by their samples."""
+    evaluation: Mapping[str, float] = field(default_factory=dict)
+    """The means of what `evaluate` returned for the model of this round."""
 
 
 class Platform:

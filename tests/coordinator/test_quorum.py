@@ -315,7 +315,7 @@ def test_the_status_shows_the_quorum_of_the_attempt() -> None:
 
 @dataclass
 class Silo:
-    """Does what `deed` says `after` so many seconds in each round that it is told of, and takes so many more for its upload."""
+    """Does what `deed` says `after` so many seconds in each round that selects it, and takes so many more for its upload."""
 
     deed: str
     after: int

@@ -125,6 +125,12 @@ class AggregatorService:
         """The newest global model; None before the first."""
         return self._model
 
+    @property
+    def _newest(self) -> Newest | None:
+        if self._model is None or self._model.round is None:
+            return None
+        return Newest(self._model.round, self._model.parameters, self._run.name)
+
     def status(self) -> dict[str, object]:
         """The state as JSON-able data, ids cut."""
         attempt, model = self._ledger.attempt, self._model
@@ -150,12 +156,6 @@ class AggregatorService:
         self._acknowledged.ring()
 
     # The books
-
-    @property
-    def _newest(self) -> Newest | None:
-        if self._model is None or self._model.round is None:
-            return None
-        return Newest(self._model.round, self._model.parameters, self._run.name)
 
     async def open(
         self,

@@ -1,4 +1,4 @@
-"""Evaluations of global models: who is asked, and what comes of it. Part of the coordinator's core: no I/O, no clock.
+"""Evaluations of global models: which participants evaluate, and what they find. Part of the coordinator's core: no I/O, no clock.
 
 Participants evaluate the model that an attempt begins with, before they train on it. After the last round of a run an attempt
 without training evaluates the final model.

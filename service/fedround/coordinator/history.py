@@ -70,7 +70,7 @@ class History:
                 self._rounds[index] = replace(past, evaluation=dict(fact.figures))
 
     def measured(self, models: Iterable[Measured]) -> None:
-        """What a round's model is like is told late, and more than once; it may be of a round that is not remembered."""
+        """The figures of a round's model arrive late, and more than once; they may be of a round that is not remembered."""
         for model in models:
             for index, past in enumerate(self._rounds):
                 if past.round == model.round and not past.weights:

@@ -33,7 +33,6 @@ class Plan:
     """Time for the other updates once the quorum is counted."""
     overselect: float = 0.0
     """How many more to select than wanted, as a share of the wanted."""
-
     evaluate_every: int = 1
     """Rounds from one evaluated model to the next; 0: none is evaluated."""
     goal: Goal = field(default_factory=Goal)

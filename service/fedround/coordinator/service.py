@@ -217,7 +217,7 @@ class CoordinatorService:
         return answer if answer.token is None else replace(answer, url=self.aggregator_url, **self._told(id))
 
     def _told(self, id: str) -> Mapping[str, Any]:
-        """What a participant of ours is told with a training request."""
+        """Return what a training request says to a participant of ours."""
         rounds, attempt = self._rounds, self._rounds.attempt
         member = attempt.members.get(id) if attempt else None
         asked = {"evaluate": member is not None and member.evaluates, "train": attempt is None or attempt.train}

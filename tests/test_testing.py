@@ -149,6 +149,34 @@ def test_a_participant_that_hangs_loses_its_round_after_the_time_out() -> None:
     assert len(p.rounds) == 1
 
 
+def test_a_round_with_a_quorum_does_not_wait_for_the_slowest() -> None:
+    over = threading.Event()
+
+    class Slow(Counting):
+        def train_round(self, training_input: Array | None) -> fedround.Update:
+            over.wait(20)
+            return super().train_round(training_input)
+
+    def note(fact: Fact) -> None:
+        if isinstance(fact, events.RoundEnded) and fact.outcome == "completed":
+            over.set()
+
+    with testing.platform(rounds=1, min_clients=2, participants_ratio=0.5, overselect=1.0, grace=0.0, quorum=0.5) as p:
+        p.run(Slow(samples=5), Counting(samples=3), observers=[note])
+    assert [(completed.updates, completed.samples) for completed in p.rounds] == [(1, 3)]
+
+
+def test_training_code_gets_the_round_configuration() -> None:
+    class Configured(Counting):
+        def train_round(self, training_input: Array | None) -> fedround.Update:
+            self.step = float(fedround.current_round().config["step"])
+            return super().train_round(training_input)
+
+    with testing.platform(rounds=3, initial_model=np.zeros(4), round_config={"step": {"0": 1.0, "2": 5.0}}) as p:
+        p.run(Configured())
+    assert p.global_model.tolist() == [7.0] * 4
+
+
 @pytest.mark.timeout(180)
 def test_hundreds_of_participants_share_the_heartbeats_of_a_few() -> None:
     with testing.platform(rounds=2, min_clients=300) as p:

@@ -263,6 +263,19 @@ class Selected(Fact):
 
 
 @dataclass(frozen=True, slots=True)
+class QuorumRaised(Fact):
+    """`min_clients` makes the quorum ineffective: the round waits for all `selected` participants, although `asked` were enough.
+
+    Emitted once, the second time that this happens.
+    """
+
+    round: int
+    asked: int
+    selected: int
+    min_clients: int
+
+
+@dataclass(frozen=True, slots=True)
 class Revoked(Fact):
     """The round was taken from this participant. `reason` is silent, left, failed, replaced, deadline, refused or late.
 

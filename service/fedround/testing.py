@@ -184,6 +184,10 @@ def platform(
     round_timeout: float = 3600.0,
     heartbeat_timeout: float = 15.0,
     evaluate_every: int = 1,
+    quorum: float | None = None,
+    grace: float = 0.0,
+    overselect: float = 0.0,
+    round_config: Mapping[str, object] | None = None,
 ) -> Iterator[Platform]:
     """A platform at work within the block. `rounds` and `global_model` can still be looked at behind it.
 
@@ -197,6 +201,10 @@ def platform(
         round_timeout: Seconds after which those who have not delivered lose the round to others.
         heartbeat_timeout: Seconds without a heartbeat after which a participant is removed.
         evaluate_every: Rounds from one evaluation of the global model to the next; 0: never.
+        quorum: Number of updates that close a round: up to 1 a share of the selected participants, above 1 a whole number.
+        grace: Seconds for the other updates after the quorum is counted.
+        overselect: Share of additional participants to select.
+        round_config: What `current_round().config` contains: values, or schedules by round.
     """
     coordinator = CoordinatorSettings(
         rounds=rounds,
@@ -205,6 +213,10 @@ def platform(
         round_timeout=round_timeout,
         heartbeat_timeout=heartbeat_timeout,
         evaluate_every=evaluate_every,
+        quorum=quorum,
+        grace=grace,
+        overselect=overselect,
+        round_config=dict(round_config or {}),
         aggregator_url="http://aggregator",
     )
     with TemporaryDirectory() as directory:

@@ -56,6 +56,17 @@ def test_a_quorum_is_never_below_what_every_round_requires() -> None:
     assert plan.enough(10, 2) == 3, "where too few were selected, others come first"
 
 
+def test_a_quorum_that_min_clients_makes_ineffective_is_a_warning_once() -> None:
+    table = Table(Plan(rounds=0, min_clients=10, quorum=0.8), 10)
+    for _ in range(3):
+        play_all(table)
+    assert table.facts(events.QuorumRaised) == [events.QuorumRaised(1, asked=8, selected=10, min_clients=10)]
+    effective = Table(Plan(rounds=0, min_clients=8, quorum=0.8), 10)
+    for _ in range(3):
+        play_all(effective)
+    assert effective.facts(events.QuorumRaised) == []
+
+
 @pytest.mark.parametrize(
     ("ratio", "overselect", "present", "selected", "enough"),
     [

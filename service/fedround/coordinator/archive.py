@@ -113,24 +113,24 @@ class Archive:
         if self._rows("SELECT 1 FROM runs WHERE name = ? AND id != ?", (run.name, run.id)):
             raise ConfigurationError(f"COORDINATOR_RUN_NAME: run {run.name} has ended, and names are used once: choose another")
 
-    def runs(self) -> list[dict[str, Any]]:
-        """Return all runs, the oldest first."""
+    def runs(self, name: str | None = None) -> list[dict[str, Any]]:
+        """Return all runs, the oldest first; with a `name`, the one of that name or id."""
         rows = self._rows(
             "SELECT id, name, first, started, ended, reason, document, (SELECT count(*) FROM rounds WHERE run = id) FROM runs "
-            "ORDER BY started, rowid"
+            "WHERE ?1 IS NULL OR ?1 IN (id, name) ORDER BY started, rowid",
+            (name,),
         )
         names = ("id", "name", "first", "started", "ended", "reason")
         return [
             {**dict(zip(names, row, strict=False)), "rounds": rounds, **json.loads(document)} for *row, document, rounds in rows
         ]
 
-    def rounds(self, run: str) -> list[dict[str, Any]] | None:
-        """Return the rounds of the run of that name or id, the first first; None where there is no such run."""
-        known = list(self._rows("SELECT id FROM runs WHERE name = ? OR id = ?", (run, run)))
-        if not known:
-            return None
-        rows = self._rows("SELECT round, document FROM rounds WHERE run = ? ORDER BY round", known[0])
-        return [{"round": round, **json.loads(document)} for round, document in rows]
+    def history(self, name: str) -> str | None:
+        """Return the run of that name or id and its rounds, the first first, as JSON; None if there is no such run."""
+        for run in self.runs(name):
+            rows = self._rows("SELECT round, document FROM rounds WHERE run = ? ORDER BY round", (run["id"],))
+            return json.dumps({"run": run, "rounds": [{"round": round, **json.loads(document)} for round, document in rows]})
+        return None
 
     def _rows(self, query: str, values: Iterable[Any] = ()) -> list[Any]:
         with self._lock:

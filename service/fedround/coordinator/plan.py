@@ -36,6 +36,7 @@ class Plan:
     evaluate_every: int = 1
     """Rounds from one evaluated model to the next; 0: none is evaluated."""
     goal: Goal = field(default_factory=Goal)
+    """When a model is the best, and when the run stops early."""
     evaluate_ratio: float = 1.0
     """Share of the selected participants that evaluate, of those that can."""
 
@@ -66,12 +67,14 @@ class Plan:
         It is a share or a number of the selected, and all of them where the number is larger. With overselection alone it is the
         number wanted without it. It is never below `required`.
         """
-        if self.quorum is None:
-            return self._within(self.wanted(present), selected) if self.overselect else None
-        return self._within(math.ceil(self.quorum * selected - 1e-9) if self.quorum <= 1 else int(self.quorum), selected)
+        asked = self.asked(present, selected)
+        return None if asked is None else max(asked, self.required)
 
-    def _within(self, quorum: int, selected: int) -> int:
-        return max(min(quorum, selected), self.required)
+    def asked(self, present: int, selected: int) -> int | None:
+        """Return the quorum that the settings ask for, before `required` raises it; None: no quorum."""
+        if self.quorum is None:
+            return min(self.wanted(present), selected) if self.overselect else None
+        return min(math.ceil(self.quorum * selected - 1e-9) if self.quorum <= 1 else int(self.quorum), selected)
 
 
 @dataclass(frozen=True, slots=True)

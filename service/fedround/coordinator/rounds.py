@@ -84,6 +84,7 @@ class Rounds:
         self._gone: list[str] = []
         self._facts: list[events.Fact] = []
         self._unsettled = bool(memory.participants)
+        self._quorum_raised = 0
         """It is not known yet who of an attempt that is gone has a part in the next."""
         for known in memory.participants:
             self.present.restore(now, known)
@@ -305,13 +306,23 @@ class Rounds:
             if now >= self.trouble.not_before:
                 self.attempt = Attempt(self._uuid(), self.round, begun=now)
                 self._choose(self.attempt)
-                self.attempt.quorum = self.plan.enough(len(self.present), self.attempt.outstanding)
+                self._set_quorum(self.attempt)
             return
         expected = len(attempt.counted) + attempt.outstanding
         if expected >= self.plan.required or self._choose(attempt) or attempt.outstanding:
             return
         why, reasons = attempt.why_too_few(self.plan.required, self.plan.round_timeout)
         self._drop(now, attempt, why, timed_out="deadline" in reasons, lasting=not reasons.isdisjoint(("refused", "failed")))
+
+    def _set_quorum(self, attempt: Attempt) -> None:
+        present, selected = len(self.present), attempt.outstanding
+        attempt.quorum = self.plan.enough(present, selected)
+        asked = self.plan.asked(present, selected)
+        if asked is None or not asked < selected <= self.plan.required:
+            return
+        self._quorum_raised += 1
+        if self._quorum_raised == 2:  # The first round may begin before all participants have joined.
+            self._facts.append(events.QuorumRaised(attempt.round, asked, selected, self.plan.min_clients))
 
     def _settle_final(self, now: float) -> None:
         """Begin the evaluation of the final model, or do without, as rule 15 says."""

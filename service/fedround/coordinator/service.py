@@ -195,10 +195,11 @@ class CoordinatorService:
         await self._bring_up_to_date()
         return await asyncio.to_thread(self._archive.runs)
 
-    async def history(self, run: str) -> list[dict[str, Any]] | None:
-        """Return the rounds of a run, by its name or its id; None where there is none."""
+    async def history(self, run: str) -> str | None:
+        """Return a run and its rounds as JSON; None if no run has that name or id."""
         await self._bring_up_to_date()
-        return await asyncio.to_thread(self._archive.rounds, run)
+        # A long history takes a while: not on the event loop, which answers heartbeats.
+        return await asyncio.to_thread(self._archive.history, run)
 
     async def _bring_up_to_date(self) -> None:
         if not self._ended:  # afterwards nothing happens

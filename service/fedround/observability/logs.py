@@ -163,6 +163,11 @@ def _platform_line(fact: Fact) -> _Line | None:
         case events.SatOut(number, name, failures, rounds, reason):
             many = "1 round" if rounds == 1 else f"{rounds} rounds"
             return logging.WARNING, f"participant {name} sits out {many} after {failures} failures in a row: {reason}"
+        case events.QuorumRaised(number, asked, selected, min_clients):
+            return logging.WARNING, (
+                f"round {number} waits for all {selected} participants, although the quorum is {asked}: lower "
+                f"COORDINATOR_MIN_CLIENTS={min_clients} to {asked} so that slow participants do not delay rounds"
+            )
         case events.Selected(_, ids, False):
             return logging.INFO, f"{len(ids)} evaluate the final model"
         case events.Selected(number, ids):

@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test check cover chaos faults fuzz bench k8s lock clean
+.PHONY: help demo test check docs cover chaos faults fuzz bench k8s lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -34,6 +34,9 @@ check: $(VENV)/ready ## lint, format, types, layers, docs
 	@$(BIN)/mypy
 	@PYTHONPATH=service $(BIN)/lint-imports --no-logo
 	@$(BIN)/python tools/docs.py --check
+
+docs: $(VENV)/ready ## build the documentation site: build/docs/index.html
+	@$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs build/docs
 
 cover: $(VENV)/ready ## run the tests and hold their coverage: the cores' branches all, the rest what was reached
 	@$(BIN)/coverage erase

@@ -94,6 +94,11 @@ def metrics(kind: type[Metrics]) -> str:
     return "".join(rows)
 
 
+def kinds() -> tuple[type[Metrics], ...]:
+    """The metrics of each service."""
+    return ParticipantMetrics, CoordinatorMetrics, AggregatorMetrics
+
+
 def operations(text: str) -> str:
     """docs/operations.md with its blocks made anew."""
     blocks = {

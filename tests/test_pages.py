@@ -1,0 +1,26 @@
+"""Each block of code in the documentation does what its page says."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from support.pages import PAGES, ROOT, Block, blocks, session
+
+RUN = [page for page in PAGES if any(block.runs for block in blocks(page))]
+ELSEWHERE = [block for page in PAGES for block in blocks(page) if block.comment.startswith("run by ")]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("page", RUN, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_runs_as_it_is_written(page: Path, tmp_path: Path) -> None:
+    with session(tmp_path) as reader:
+        for block in blocks(page):
+            reader.run(block)
+
+
+@pytest.mark.parametrize("block", ELSEWHERE, ids=lambda block: block.where)
+def test_a_block_that_another_test_runs_names_that_test(block: Block) -> None:
+    found = re.fullmatch(r"run by (tests/[\w/]+\.py)::(\w+)", block.comment)
+    assert found is not None
+    assert f"def {found[2]}(" in (ROOT / found[1]).read_text()

@@ -79,7 +79,7 @@ def test_operators_with_their_token_and_probes_are_answered_beside_a_flood() -> 
 
 def test_the_coordinators_calls_of_the_books_are_not_counted() -> None:
     from fedround.aggregator import app
-    from fedround.observability.metrics import AggregatorMetrics
+    from fedround.observability.metrics.aggregator import AggregatorMetrics
     from fedround.observability.telemetry import Telemetry
     from fedround.serve import serving
 

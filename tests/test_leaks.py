@@ -11,7 +11,8 @@ import pytest
 
 import fedround
 from fedround.observability.logs import LogObserver
-from fedround.observability.metrics import Metrics, ParticipantMetrics
+from fedround.observability.metrics.base import Metrics
+from fedround.observability.metrics.participant import ParticipantMetrics
 from fedround.participant.run import connected
 from fedround.participant.terms import Terms
 from fedround.weights import Array

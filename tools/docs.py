@@ -16,7 +16,10 @@ from fedround.cli import MEANINGS
 from fedround.coordinator.plan import Plan
 from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.status import status
-from fedround.observability.metrics import AggregatorMetrics, CoordinatorMetrics, Metrics, ParticipantMetrics
+from fedround.observability.metrics.aggregator import AggregatorMetrics
+from fedround.observability.metrics.base import Metrics
+from fedround.observability.metrics.coordinator import CoordinatorMetrics
+from fedround.observability.metrics.participant import ParticipantMetrics
 from fedround.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings, Settings
 from generated import ROOT, main
 

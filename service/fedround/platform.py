@@ -16,7 +16,8 @@ from fedround.durable import Disk
 from fedround.errors import ConfigurationError
 from fedround.events import Observer
 from fedround.observability.health import Health, tended
-from fedround.observability.metrics import AggregatorMetrics, CoordinatorMetrics
+from fedround.observability.metrics.aggregator import AggregatorMetrics
+from fedround.observability.metrics.coordinator import CoordinatorMetrics
 from fedround.observability.telemetry import INSTANCE, Telemetry
 from fedround.observability.traces import tracing
 from fedround.serve import Endpoint

@@ -17,7 +17,7 @@ from fedround.coordinator.plan import Memory, Plan
 from fedround.durable import Directory
 from fedround.events import Observer, Observers
 from fedround.observability.health import Health
-from fedround.observability.metrics import CoordinatorMetrics
+from fedround.observability.metrics.coordinator import CoordinatorMetrics
 from fedround.observability.telemetry import Telemetry
 from fedround.serve import Endpoint, serving
 from fedround.settings import CoordinatorSettings

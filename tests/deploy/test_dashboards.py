@@ -19,7 +19,10 @@ from fedround.coordinator.plan import Plan
 from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.status import status
 from fedround.measures import statistics
-from fedround.observability.metrics import AggregatorMetrics, CoordinatorMetrics, Metrics, ParticipantMetrics
+from fedround.observability.metrics.aggregator import AggregatorMetrics
+from fedround.observability.metrics.base import Metrics
+from fedround.observability.metrics.coordinator import CoordinatorMetrics
+from fedround.observability.metrics.participant import ParticipantMetrics
 from support import promql
 from support.dashboards import ALERTS, DASHBOARDS, RECORDED, ROOT, RULES_TEXT, RUNBOOKS, asked, panels, queries, runbook_queries
 from support.processes import until

@@ -18,7 +18,11 @@ from fedround.coordinator.status import status
 from fedround.events import Fact
 from fedround.figures import Change
 from fedround.measures import statistics
-from fedround.observability.metrics import MAX_FAILURES, AggregatorMetrics, CoordinatorMetrics, Metrics, ParticipantMetrics
+from fedround.observability.metrics.aggregator import AggregatorMetrics
+from fedround.observability.metrics.base import Metrics
+from fedround.observability.metrics.coordinator import CoordinatorMetrics
+from fedround.observability.metrics.http import MAX_FAILURES
+from fedround.observability.metrics.participant import ParticipantMetrics
 from support.tools import tool
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"

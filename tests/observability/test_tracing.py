@@ -22,7 +22,7 @@ from fedround import events, measures
 from fedround.errors import ConfigurationError, Unreachable
 from fedround.http import CoordinatorClient
 from fedround.observability import tracing
-from fedround.observability.metrics import ParticipantMetrics
+from fedround.observability.metrics.participant import ParticipantMetrics
 from fedround.observability.traces import complain_shortly, traced
 from fedround.observability.tracing import Tracing, exporters
 from fedround.participant.run import connected

@@ -49,7 +49,7 @@ from fedround.errors import ConfigurationError, WeightsError
 from fedround.events import Observer
 from fedround.observability import ops
 from fedround.observability.health import Health, tended
-from fedround.observability.metrics import AggregatorMetrics
+from fedround.observability.metrics.aggregator import AggregatorMetrics
 from fedround.observability.telemetry import INSTANCE, Telemetry
 from fedround.observability.traces import tracing
 from fedround.secret import SecretHolder

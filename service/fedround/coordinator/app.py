@@ -31,7 +31,7 @@ from fedround.events import Fact, Observer
 from fedround.http import tls as client_tls
 from fedround.observability import ops
 from fedround.observability.health import Health, tended
-from fedround.observability.metrics import CoordinatorMetrics
+from fedround.observability.metrics.coordinator import CoordinatorMetrics
 from fedround.observability.telemetry import INSTANCE, Telemetry
 from fedround.observability.traces import tracing
 from fedround.remote_books import RemoteBooks

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from fedround.events import Observer, Observers
 from fedround.observability.logs import LogObserver
-from fedround.observability.metrics import Metrics
+from fedround.observability.metrics.base import Metrics
 
 if TYPE_CHECKING:
     from fedround.observability.tracing import Tracing

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from fedround import http
 from fedround.events import Observer
 from fedround.observability.health import Health
-from fedround.observability.metrics import ParticipantMetrics
+from fedround.observability.metrics.participant import ParticipantMetrics
 from fedround.observability.telemetry import Telemetry
 from fedround.observability.traces import tracing
 from fedround.participant.connection import connected

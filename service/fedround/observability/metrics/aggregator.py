@@ -1,0 +1,70 @@
+"""The metrics of an aggregator."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from fedround import events
+from fedround.events import Fact
+from fedround.observability.metrics.base import NOT_KEPT, SIZE, WORK, Metrics
+from fedround.observability.metrics.http import Connections, Requests
+from fedround.observability.metrics.weights import SOURCES, Weights
+
+
+class AggregatorMetrics(Metrics):
+    """Of an aggregator."""
+
+    prefix = "fedround_aggregator_"
+
+    def __init__(self, registry: CollectorRegistry | None = None, **options: Any) -> None:
+        super().__init__(registry, **options)
+        outcomes = ["accepted", "repeated", "unauthorized", "late", "invalid", "implausible", "too_large"]
+        make = self.make
+        self._updates = make(Counter, "updates_total", "Updates that were delivered.", {"outcome": outcomes})
+        self._size = make(Histogram, "update_bytes", "The size of updates that were counted.", buckets=SIZE)
+        self._aggregation = make(
+            Histogram, "aggregation_duration_seconds", "To make the global model of a round's sum.", buckets=WORK
+        )
+        self._checkpoint = make(
+            Histogram, "checkpoint_duration_seconds", "To write a model to the data directory, flushed to the disk.", buckets=WORK
+        )
+        self._not_kept = make(Counter, *NOT_KEPT)
+        self._uploads = make(Gauge, "uploads_in_progress", "Updates that are being received.")
+        self._dominated = make(
+            Counter, "dominated_rounds_total", "Rounds of three or more updates of which one had more than half of all samples."
+        )
+        self._usable = make(Gauge, "model_usable", "1 unless the newest model has weights that nobody can train on.")
+        self._usable.set(1)
+        self._weights = Weights(self, SOURCES[:1], values=SOURCES[:1])
+        self._requests = Requests(self)
+        self._connections = Connections(self, "public", "internal", "ops")
+
+    def show(self, status: Callable[[], Mapping[str, Any]]) -> None:
+        """Make gauges of what `status` tells, at each scrape."""
+        self._uploads.set_function(lambda: status()["receiving"])
+
+    def __call__(self, fact: Fact) -> None:
+        """Take note of `fact`."""
+        match fact:
+            case events.UpdateReceived():
+                self._updates.labels(fact.outcome).inc()
+                if fact.outcome == "accepted":
+                    self.observe(self._size, fact.size)
+            case events.Aggregated():
+                self.observe(self._aggregation, fact.seconds)
+            case events.WasKept():
+                self.observe(self._checkpoint, fact.seconds)
+            case events.NotKept():
+                self._not_kept.inc()
+            case events.WeightsMeasured():
+                self._weights.measured(fact)
+                self._usable.set(not fact.statistics.flaw)
+            case events.Dominated():
+                self._dominated.inc()
+            case events.RunEntered(id, name):
+                self.entered(id, name)
+            case events.RequestServed():
+                self._requests.served(fact)
+            case events.ConnectionsChanged() | events.ConnectionCut() | events.RequestThrottled():
+                self._connections.told(fact)

@@ -1,0 +1,108 @@
+"""The metrics of a coordinator."""
+
+import time
+from collections import Counter as Counts
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from fedround import events
+from fedround.events import Fact
+from fedround.observability.metrics.base import NOT_KEPT, ROUND, Metrics
+from fedround.observability.metrics.http import Connections, Requests
+
+
+class CoordinatorMetrics(Metrics):
+    """Of a coordinator."""
+
+    prefix = "fedround_coordinator_"
+
+    def __init__(self, registry: CollectorRegistry | None = None, **options: Any) -> None:
+        super().__init__(registry, **options)
+        make = self.make
+        self._rounds = make(
+            Counter, "rounds_total", "Attempts of rounds that ended.", {"outcome": ["completed", "failed", "timed_out"]}
+        )
+        self._duration = make(Histogram, "round_duration_seconds", "Of rounds that were completed.", buckets=ROUND)
+        self._selected = make(Counter, "selected_total", "Participants that were told of a round.")
+        self._dropped = make(
+            Counter,
+            "dropped_total",
+            "Participants that fell silent, left or were replaced, and parts in rounds that ended at the deadline or were late for "
+            "the quorum.",
+            {"reason": ["silent", "deadline", "late", "left", "failed", "replaced"]},
+        )
+        self._sat_out = make(
+            Counter, "sit_outs_total", "Number of times that a participant had to sit out after failures in a row."
+        )
+        self._not_kept = make(Counter, *NOT_KEPT)
+        self._requests = Requests(self)
+        self._connections = Connections(self, "public", "ops")
+
+    def show(self, status: Callable[[], Mapping[str, Any]]) -> None:
+        """Make gauges of what `status` tells, at each scrape."""
+        self.registry.register(CoordinatorState(self.prefix, status))
+
+    def __call__(self, fact: Fact) -> None:
+        """Take note of `fact`."""
+        match fact:
+            case events.RoundCompleted():
+                self._rounds.labels("completed").inc()
+                self.observe(self._duration, fact.seconds)
+            case events.AttemptDropped():
+                self._rounds.labels("timed_out" if fact.timed_out else "failed").inc()
+            case events.Selected():
+                self._selected.inc(len(fact.ids) * fact.train)
+            case events.ParticipantGone():
+                self._dropped.labels(fact.reason).inc()
+            case events.Revoked(reason="deadline" | "late" as reason):
+                self._dropped.labels(reason).inc()
+            case events.SatOut():
+                self._sat_out.inc()
+            case events.NotKept():
+                self._not_kept.inc()
+            case events.RunEntered(id, name):
+                self.entered(id, name)
+            case events.RequestServed():
+                self._requests.served(fact)
+            case events.ConnectionsChanged() | events.ConnectionCut() | events.RequestThrottled():
+                self._connections.told(fact)
+
+
+class CoordinatorState(Collector):
+    """What a coordinator's status says in numbers."""
+
+    def __init__(self, prefix: str, status: Callable[[], Mapping[str, Any]]) -> None:
+        self._prefix = prefix
+        self._status = status
+        self._round: int | None = None
+        self._since = 0.0
+
+    def collect(self) -> Iterator[Metric]:
+        """The state at this moment."""
+        status = self._status()
+        if status["round"] != self._round:
+            self._round, self._since = status["round"], time.time()
+        state: str = status["state"]
+        gauges = (
+            ("round", "The round that is open or comes next, counted from 0.", status["round"]),
+            ("rounds_configured", "Rounds of the whole training; 0: it does not end.", status["rounds"]),
+            ("round_since_timestamp_seconds", "When a scrape first saw this round.", self._since),
+            ("round_timeout_seconds", "How long the selected have to deliver.", status["round_timeout"]),
+            ("aggregator_reachable", "1 while the aggregator answers.", status["aggregator_reachable"]),
+            ("participants_missing", "Who fell silent in the last hour and has not come back.", len(status["missing"])),
+            ("participants_sitting_out", "Participants that sit out the round, after failures in a row.", status["sitting_out"]),
+            ("round_failed_attempts", "Attempts of the round that failed for lasting reasons.", status["failed_attempts"]),
+            ("waiting_for_participants", "1 while there are too few to begin.", state.startswith("waiting for participants")),
+            ("training_complete", "1 after the last round.", state == "complete"),
+        )
+        for name, help, value in gauges:
+            yield GaugeMetricFamily(self._prefix + name, help, value=value)
+        parts = Counts(p["state"] for p in status["participants"])
+        family = GaugeMetricFamily(self._prefix + "participants", "Who is present, by their part in the round.", labels=["state"])
+        for part in ("waiting", "chosen", "selected", "revoking", "done", "ignored"):
+            family.add_metric([part], parts[part])
+        yield family

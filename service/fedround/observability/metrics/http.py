@@ -1,0 +1,124 @@
+"""The metrics of HTTP: the requests of clients and servers, and the connections to ports."""
+
+from typing import Any
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from fedround import events, wire
+from fedround.events import Fact
+from fedround.observability.metrics.base import SIZE, Metrics
+
+MAX_FAILURES = 16
+"""How many kinds of answers and failures of exchanges become series, beside those that are known."""
+OTHER = "_OTHER"
+
+REQUEST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30)
+_EXCHANGES = (
+    ("GET", wire.RENDEZ_VOUS, "200"),
+    ("DELETE", wire.LEAVE, "204"),
+    ("GET", wire.HEARTBEAT, "200"),
+    ("GET", wire.START_TRAINING, "200"),
+    ("GET", wire.UPDATE, "200"),
+    ("GET", wire.UPDATE, "304"),
+    ("POST", wire.UPDATE, "200"),
+)
+PATHS = tuple(dict.fromkeys(path for _, path, _ in _EXCHANGES))
+
+
+class Exchanges:
+    """What a participant asks over HTTP, failed attempts too. The names are OpenTelemetry's."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        labels = dict.fromkeys(("http_request_method", "url_template", "http_response_status_code", "error_type"), ())
+        self._duration = metrics.make(
+            Histogram,
+            "http_client_request_duration_seconds",
+            "Requests, until the answer was read; those that failed too.",
+            labels,
+            prefix="",
+            buckets=REQUEST,
+        )
+        self._known = {(method, path, status, "") for method, path, status in _EXCHANGES}
+        for known in self._known:
+            self._duration.labels(*known)
+        sizes: Any = {"prefix": "", "buckets": SIZE}
+        self._sent = metrics.make(
+            Histogram, "http_client_request_body_size_bytes", "Bodies that were sent.", {"url_template": [wire.UPDATE]}, **sizes
+        )
+        self._received = metrics.make(
+            Histogram, "http_client_response_body_size_bytes", "Bodies that came.", {"url_template": PATHS}, **sizes
+        )
+
+    def ended(self, fact: events.ExchangeEnded) -> None:
+        self._metrics.observe(self._duration.labels(*self._kind(fact)), fact.seconds)
+        if fact.sent:
+            self._sent.labels(fact.path).observe(fact.sent)
+        self._received.labels(fact.path).observe(fact.received)
+
+    def _kind(self, fact: events.ExchangeEnded) -> tuple[str, str, str, str]:
+        """By the status of a whole answer, else by the error; both would say the same twice."""
+        answered = fact.error is None or (fact.status or 0) >= 400
+        kind = (fact.method, fact.path, _text(fact.status) if answered else "", "" if answered else fact.error or "")
+        if kind not in self._known:
+            if len(self._known) >= len(_EXCHANGES) + MAX_FAILURES:
+                return fact.method, fact.path, "", OTHER
+            self._known.add(kind)
+        return kind
+
+
+class Requests:
+    """What a server was asked; probes and scrapes are not told of. The name is OpenTelemetry's."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        labels = dict.fromkeys(("http_request_method", "http_route", "http_response_status_code"), ())
+        self._duration = metrics.make(
+            Histogram,
+            "http_server_request_duration_seconds",
+            "Requests, until the answer was sent; without a status: cut off.",
+            labels,
+            prefix="",
+            buckets=REQUEST,
+        )
+
+    def served(self, fact: events.RequestServed) -> None:
+        self._metrics.observe(self._duration.labels(fact.method, fact.route, _text(fact.status)), fact.seconds)
+
+
+class Connections:
+    """The connections to a service's ports."""
+
+    def __init__(self, metrics: Metrics, *ports: str) -> None:
+        self._open = metrics.make(
+            Gauge, "http_connections", "Number of open connections to a port of this process.", {"port": ports}, prefix="fedround_"
+        )
+        self._cut = metrics.make(
+            Counter,
+            "http_connections_closed_total",
+            "Number of connections that a port closed to protect itself. port_limit, address_limit: too many of them. head: the "
+            "head of a request was too long or too slow. pipeline: too many requests ahead. slow: an answer was read too slowly.",
+            {"port": ports, "reason": ("port_limit", "address_limit", "head", "pipeline", "slow")},
+            prefix="fedround_",
+        )
+
+        self._throttled = metrics.make(
+            Counter,
+            "http_requests_throttled_total",
+            "Number of requests that a port refused with 429, or delayed, because the client sends too many.",
+            {"port": ports},
+            prefix="fedround_",
+        )
+
+    def told(self, fact: Fact) -> None:
+        match fact:
+            case events.RequestThrottled(port):
+                self._throttled.labels(port).inc()
+            case events.ConnectionsChanged(port, count):
+                self._open.labels(port).set(count)
+            case events.ConnectionCut(port, reason):
+                self._cut.labels(port, reason).inc()
+
+
+def _text(status: int | None) -> str:
+    return "" if status is None else str(status)

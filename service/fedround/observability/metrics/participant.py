@@ -1,0 +1,112 @@
+"""The metrics of a participant."""
+
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram
+
+from fedround import events
+from fedround.events import Fact
+from fedround.observability.metrics.base import ROUND, Metrics
+from fedround.observability.metrics.http import PATHS, Connections, Exchanges
+from fedround.observability.metrics.weights import SOURCES, Change, Weights
+
+MAX_REPORTED = 20
+"""How many names of what user code reports become series."""
+
+
+class ParticipantMetrics(Metrics):
+    """Of a participant. `local_values`: show the single weights of a small local model, too, which are the silo's own."""
+
+    prefix = "fedround_participant_"
+
+    def __init__(self, registry: CollectorRegistry | None = None, *, local_values: bool = False, **options: Any) -> None:
+        super().__init__(registry, **options)
+        states = ["registering", "waiting", "training", "confirming", "finished", "stopped", "draining"]
+        outcomes = {"outcome": ["completed", "evaluated", "unconfirmed", "failed", "refused", "abandoned"]}
+        phases = {"phase": ["download", "decode", "evaluate", "train", "encode", "check", "upload", "confirm"]}
+        make = self.make
+        self._state = Enum(f"{self.prefix}state", "What it is doing.", states=states, registry=self.registry)
+        self._joined = make(Counter, "rounds_joined_total", "Orders to train that it accepted.")
+        self._rounds = make(Counter, "rounds_total", "Rounds that ended for it.", outcomes)
+        self._round = make(Gauge, "round_number", "The newest round that it was asked for, counted from 0.")
+        self._in_progress = make(Gauge, "round_in_progress", "1 from an order until the end of its round.")
+        self._completed = make(
+            Gauge, "last_round_completed_timestamp_seconds", "When an update of its was last counted, in Unix time; 0: never."
+        )
+        self._duration = make(Histogram, "round_duration_seconds", "From an order to its end.", outcomes, buckets=ROUND)
+        self._phase = make(
+            Histogram,
+            "round_phase_duration_seconds",
+            "The phases of a round; each try of a transfer is one.",
+            phases,
+            buckets=ROUND,
+        )
+        self._retries = make(
+            Counter, "retries_total", "Exchanges that are tried again.", {"url_template": PATHS, "reason": ["unreachable"]}
+        )
+        self._reachable = make(Gauge, "coordinator_reachable", "1 while the coordinator answers.")
+        self._contact = make(Gauge, "coordinator_last_contact_timestamp_seconds", "Its last answer, in Unix time; 0: none yet.")
+        self._registrations = make(
+            Counter, "registrations_total", "Ids that it was given.", {"reason": ["start", "rejected", "round_failed"]}
+        )
+        self._reported = make(Gauge, "training_metric", "What the training code reports, the newest of each name.", {"name": []})
+        self._names: set[str] = set()
+        self._exchanges = Exchanges(self)
+        self._weights = Weights(self, SOURCES, values=SOURCES if local_values else SOURCES[:1])
+        self._change = Change(self)
+        self._connections = Connections(self, "ops")
+        self._samples = make(Counter, "trained_samples_total", "Samples that its updates were trained on.")
+        self._worker = make(Gauge, "worker_up", "1 while the training code can run: its process has made the participant.")
+        self._worker_ends = make(
+            Counter,
+            "worker_restarts_total",
+            "Restarts of the process that the training code runs in, by why the former one ended.",
+            {"reason": ["exited", "killed", "crashed", "cancelled", "unusable", "lost"]},
+        )
+
+    def __call__(self, fact: Fact) -> None:
+        """Take note of `fact`."""
+        match fact:
+            case events.StateChanged():
+                self._state.state("draining" if fact.draining and fact.state != "stopped" else fact.state)
+            case events.OrderAccepted():
+                self._joined.inc(fact.train)
+                self.entered(fact.run_id, fact.run_name)
+                self._round.set(fact.round)
+                self._in_progress.set(1)
+            case events.PhaseEnded():
+                self.observe(self._phase.labels(fact.phase), fact.seconds)
+            case events.RoundEnded():
+                self._rounds.labels(fact.outcome).inc()
+                self.observe(self._duration.labels(fact.outcome), fact.seconds)
+                self._in_progress.set(0)
+                if fact.outcome == "completed":
+                    self._completed.set_to_current_time()
+            case events.ExchangeEnded():
+                self._exchanges.ended(fact)
+            case events.Retrying():
+                self._retries.labels(fact.path, fact.reason).inc()
+            case events.ContactMade():
+                self._reachable.set(1)
+                self._contact.set_to_current_time()
+            case events.ContactLost():
+                self._reachable.set(0)
+            case events.Registered():
+                self._registrations.labels(fact.reason).inc()
+            case events.WeightsMeasured():
+                self._weights.measured(fact)
+            case events.WorkerReady():
+                self._worker.set(1)
+            case events.WorkerEnded():
+                self._worker.set(0)
+                self._worker_ends.labels(fact.cause).inc()
+            case events.UpdateMeasured():
+                self._samples.inc(fact.samples)
+                self._change.newest = fact.change
+            case events.ConnectionsChanged() | events.ConnectionCut() | events.RequestThrottled():
+                self._connections.told(fact)
+            case events.Reported():
+                for name, value in fact.figures:
+                    if name in self._names or len(self._names) < MAX_REPORTED:
+                        self._names.add(name)
+                        self._reported.labels(name).set(value)

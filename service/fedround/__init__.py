@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from fedround.participant.abc import Evaluation, NumPyParticipant, ParticipantABC, Update
+    from fedround.participant.proximal import proximal_gradient
     from fedround.participant.round import Round, Shard, current_round
     from fedround.participant.run import arun_participant, run_participant
     from fedround.participant.terms import Options
@@ -44,6 +45,7 @@ __all__ = [
     "arun_participant",
     "current_round",
     "flatten",
+    "proximal_gradient",
     "run_participant",
     "unflatten",
 ]
@@ -51,6 +53,7 @@ __all__ = [
 # Imported when first asked for: a coordinator needs neither NumPy nor httpx, and every module of ours imports this one.
 _HOMES = {
     "participant.abc": ("Evaluation", "NumPyParticipant", "ParticipantABC", "Update"),
+    "participant.proximal": ("proximal_gradient",),
     "participant.round": ("Round", "Shard", "current_round"),
     "participant.run": ("arun_participant", "run_participant"),
     "participant.terms": ("Options",),

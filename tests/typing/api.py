@@ -35,6 +35,17 @@ class Plain(fedround.NumPyParticipant):
         return 1, np.zeros(3, np.float32)
 
 
+class Prox(fedround.NumPyParticipant):
+    """Named tensors, kept near to the global model."""
+
+    def train_round(self, weights: dict[str, NDArray[Any]]) -> fedround.Update:
+        anchor = {name: array.copy() for name, array in weights.items()}
+        for name, gradient in fedround.proximal_gradient(weights, anchor).items():
+            weights[name] -= 0.1 * gradient
+        weights["head"] -= fedround.proximal_gradient(weights["head"], anchor["head"])
+        return fedround.Update(1, weights)
+
+
 class Layers(fedround.NumPyParticipant):
     """A model that is a list of arrays."""
 

@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs cover chaos faults fuzz bench k8s lock clean
+.PHONY: help demo test check docs cover chaos faults fuzz bench strategies k8s lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -20,7 +20,7 @@ SIDE_BY_SIDE = $(if $(filter tests/container% tests/cluster%,$(ARGS)),,--numproc
 RUN := python
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/ready ## watch a whole federation train on this machine
 	@$(BIN)/fedround demo $(ARGS)
@@ -56,6 +56,9 @@ fuzz: $(VENV)/ready ## feed every parser what nobody should send it; make fuzz M
 
 bench: $(VENV)/ready ## measure; see bench/README.md
 	@$(BIN)/python bench/run.py $(ARGS)
+
+strategies: $(VENV)/ready ## train with each strategy, and write the tables of docs/strategies.md
+	@PYTHONPATH=tests $(BIN)/python -m bench.strategies
 
 k8s: $(VENV)/ready ## make the charts' schemas and tables, and k8s/, anew; needs helm
 	@$(BIN)/python tools/charts.py

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache"
 
 FLOWER = "flwr==1.42.0", "scikit-learn==1.9.1"
+SKLEARN = ("scikit-learn==1.9.1",)
 TORCH = "torch==2.15.0", "scikit-learn==1.9.1", "keras==3.15.1"
 XAIN_SDK = "xain-sdk==0.8.0"
 """As its authors released it."""

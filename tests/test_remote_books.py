@@ -19,6 +19,7 @@ from fedround.books import (
     Newest,
     Outcome,
     Page,
+    ServerEvaluation,
     Verdict,
     admissions_from_json,
     page_from_json,
@@ -40,6 +41,8 @@ PAGE = Page(
     (Measured(2, {"mean": 0.25}, "digest"), Measured(3, {"mean": 0.5})),
     ("the disk hangs",),
     strategy="median",
+    evaluator="my:function",
+    evaluations=(ServerEvaluation(None, "first", 5, {"loss": 0.5}), ServerEvaluation(3, "first", reason="it failed")),
 )
 
 
@@ -114,10 +117,11 @@ def test_pages_and_admissions_of_older_versions_are_understood() -> None:
     page = page_to_json(PAGE)
     page["entries"] = [entry[:6] for entry in page["entries"]]
     page["measured"] = [measured[:2] for measured in page["measured"]]
-    del page["strategy"]
+    for name in ("strategy", "evaluator", "evaluations"):
+        del page[name]
     older = page_from_json(page)
     assert [entry.evaluation for entry in older.entries] == [None, None]
-    assert (older.newest, older.strategy) == (PAGE.newest, "")
+    assert (older.newest, older.strategy, older.evaluator, older.evaluations) == (PAGE.newest, "", "", ())
     assert admissions_from_json([["a", "t"]]) == [Admission("a", "t")]
 
 

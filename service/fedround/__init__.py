@@ -19,7 +19,8 @@ if TYPE_CHECKING:
         TrainingError,
         WeightsError,
     )
-    from fedround.participant.abc import Evaluation, NumPyParticipant, ParticipantABC, Update
+    from fedround.evaluation import Evaluation
+    from fedround.participant.abc import NumPyParticipant, ParticipantABC, Update
     from fedround.participant.proximal import proximal_gradient
     from fedround.participant.round import Round, Shard, current_round
     from fedround.participant.run import arun_participant, run_participant
@@ -52,7 +53,8 @@ __all__ = [
 
 # Imported when first asked for: a coordinator needs neither NumPy nor httpx, and every module of ours imports this one.
 _HOMES = {
-    "participant.abc": ("Evaluation", "NumPyParticipant", "ParticipantABC", "Update"),
+    "evaluation": ("Evaluation",),
+    "participant.abc": ("NumPyParticipant", "ParticipantABC", "Update"),
     "participant.proximal": ("proximal_gradient",),
     "participant.round": ("Round", "Shard", "current_round"),
     "participant.run": ("arun_participant", "run_participant"),

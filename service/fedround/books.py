@@ -100,6 +100,20 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerEvaluation:
+    """How the aggregator's own function evaluated the model of `round`; None: the model that the run of that name began with.
+
+    Without metrics there is a `reason` for people: the evaluation failed, or the function wanted none.
+    """
+
+    round: int | None
+    run: str
+    samples: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """The entries that were not acknowledged. Another `incarnation` than before: the sum was lost, and `seq` begins anew.
 
@@ -118,6 +132,10 @@ class Page:
     """How often an operator made a former model the newest. It grows: the rounds after that of `newest` are void."""
     strategy: str = ""
     """How updates become a model, for people."""
+    evaluator: str = ""
+    """The function that evaluates models at the aggregator; empty: there is none."""
+    evaluations: tuple[ServerEvaluation, ...] = ()
+    """The last evaluations by that function, the oldest first. Each comes on several pages. Models may be skipped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +281,8 @@ def page_to_json(page: Page) -> dict[str, Any]:
         "lost": page.lost,
         "generation": page.generation,
         "strategy": page.strategy,
+        "evaluator": page.evaluator,
+        "evaluations": [[e.round, e.run, e.samples, dict(e.metrics), e.reason] for e in page.evaluations],
     }
 
 
@@ -279,6 +299,11 @@ def page_from_json(data: dict[str, Any]) -> Page:
         lost=data.get("lost", ""),
         generation=int(data.get("generation", 0)),
         strategy=data.get("strategy", ""),
+        evaluator=data.get("evaluator", ""),
+        evaluations=tuple(
+            ServerEvaluation(round, run, samples, figures(metrics), reason)
+            for round, run, samples, metrics, reason in data.get("evaluations", ())
+        ),
     )
 
 

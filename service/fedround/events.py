@@ -370,6 +370,23 @@ class Evaluated(Fact):
 
 
 @dataclass(frozen=True, slots=True)
+class ServerEvaluated(Fact):
+    """The coordinator learned how the aggregator's own function evaluated the model of `round`, None: that the run began with."""
+
+    round: int | None
+    samples: int
+    figures: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FinalNotEvaluated(Fact):
+    """The run ends without the aggregator's evaluation of its final model, that of `round`: it did not come in `seconds`."""
+
+    round: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class ModelsLost(Fact):
     """Round `round` was completed, but the aggregator's newest model is that of round `newest`, or there is none."""
 
@@ -451,6 +468,35 @@ class Dominated(Fact):
     round: int
     id: str
     share: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEvaluated(Fact):
+    """`function` evaluated the model of `round`, None: the initial model. `dropped`: metrics that were not finite."""
+
+    function: str
+    round: int | None
+    samples: int
+    figures: tuple[tuple[str, float], ...]
+    seconds: float
+    dropped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationFailed(Fact):
+    """`function` raised, or returned what is no evaluation."""
+
+    function: str
+    round: int | None
+    reason: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSkipped(Fact):
+    """The model of `round` is not evaluated: a newer one came before its turn, or the function returned None."""
+
+    round: int | None
 
 
 @dataclass(frozen=True, slots=True)

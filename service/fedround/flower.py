@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from fedround.errors import ConfigurationError, WrongWeights
-from fedround.participant.abc import Evaluation, NumPyParticipant, Update
+from fedround.evaluation import Evaluation
+from fedround.participant.abc import NumPyParticipant, Update
 from fedround.participant.load import FLOWER, find
 from fedround.participant.round import Round, Shard, current_round
 from fedround.weights import Array

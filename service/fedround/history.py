@@ -61,15 +61,16 @@ def _asked(url: str, path: str, token: str | None, ca_file: Path | None) -> Any:
 def _csv(rounds: Sequence[Mapping[str, Any]]) -> str:
     """One line for each round: its numbers, its metrics, statistics of the model's weights, and who was counted."""
     metrics, weights = _names(rounds, "metrics"), _names(rounds, "weights")
-    rounds = [{**round, "evaluation": round.get("evaluation", {}).get("metrics", {})} for round in rounds]
-    evaluation = _names(rounds, "evaluation")
+    rounds = [{**round, **{kind: round.get(kind, {}).get("metrics", {}) for kind in ("evaluation", "server")}} for round in rounds]
+    evaluation, server = _names(rounds, "evaluation"), _names(rounds, "server")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    kinds = {"evaluation": evaluation, "metric": metrics, "weight": weights}
+    kinds = {"evaluation": evaluation, "server": server, "metric": metrics, "weight": weights}
     writer.writerow([*_PLAIN, *(f"{kind}_{name}" for kind, names in kinds.items() for name in names), "participants"])
     for round in rounds:
         plain = [_time(round["ended"]) if name == "ended" else round.get(name, "") for name in _PLAIN]
         values = [round["evaluation"].get(name, "") for name in evaluation]
+        values += [round["server"].get(name, "") for name in server]
         values += [round.get("metrics", {}).get(name, "") for name in metrics]
         values += [round.get("weights", {}).get(name, "") for name in weights]
         writer.writerow([*plain, *values, " ".join(member["name"] for member in round["participants"])])

@@ -77,7 +77,7 @@ async def serving(
             scheme = "https" if platform.aggregator_public.tls else "http"
             service.aggregator_url = f"{scheme}://localhost:{platform.aggregator_public.port}"
         checks = aggregator_app.keep_checking(aggregator, health[1])
-        async with tended(health[0], service.run()), tended(health[1], checks, books.measure()):
+        async with tended(health[0], service.run()), tended(health[1], checks, books.models.begin()):
             yield platform
         # Now nobody acknowledges updates any more: who waits for that is answered.
         books.stop()

@@ -115,10 +115,14 @@ def _class(value: str | None, info: ValidationInfo) -> str | None:
     return value if value is None else _object(value)
 
 
-def _object(value: str | None) -> str | None:
+def _object(value: str | None, example: str = "MyClass") -> str | None:
     if value is not None and re.fullmatch(r"[\w.]+:[\w.]+", value) is None:
-        raise ValueError("write it as my_package.my_module:MyClass")
+        raise ValueError(f"write it as my_package.my_module:{example}")
     return value
+
+
+def _function(value: str | None) -> str | None:
+    return _object(value, "my_function")
 
 
 def _json_object(value: object) -> object:
@@ -489,10 +493,14 @@ class CoordinatorSettings(PlatformSettings):
         le=1,
         title="ratio",
     )
+    evaluate_timeout: Duration = setting(
+        "10m", "Maximum time that the end of a run waits for the aggregator's evaluation of the final model (AGGREGATOR_EVALUATE)."
+    )
     best_by: BestBy = setting(
         None,
-        "Metric of evaluations that says which model is the best, such as accuracy:max or loss:min. The aggregator keeps the best "
-        "model in its data directory. Unset: none is.",
+        "Metric of evaluations that says which model is the best, such as accuracy:max or loss:min. Metrics of the aggregator's "
+        "evaluation have the prefix `server_`: server_accuracy:max. The aggregator keeps the best model in its data directory. "
+        "Unset: none is.",
     )
     patience: Number = setting(
         0, "Stop after this many evaluated models in a row that are not better than the best one. 0: never.", ge=0
@@ -554,6 +562,11 @@ class AggregatorSettings(PlatformSettings):
         "fedadagrad, fedadam, fedyogi, or module:Class.",
     )
     strategy_options: Options = setting("{}", "Keyword arguments for the strategy, as a JSON object.")
+    evaluate: Annotated[str | None, AfterValidator(_function), Field(title="module:function")] = setting(
+        None,
+        "Function that evaluates each new global model at the aggregator, for instance my_package.my_module:evaluate. It runs on a "
+        "thread and delays no round. Unset: only participants evaluate.",
+    )
     max_model_size: Size = setting("1GiB", "The largest update that is accepted, and the largest model made of one.")
     max_update_ratio: float = setting(
         100.0,

@@ -28,3 +28,12 @@ def indented(text: str) -> str:
 def redact(text: str) -> str:
     """For texts that others make of our URLs and headers: ids are cut to 8 characters, tokens and credentials are `***`."""
     return _ID.sub(lambda id: short(id[0]), _SECRET.sub("***", text))
+
+
+def described(error: BaseException) -> str:
+    """Return the class and the text of what users' code raised, whose `__str__` may raise too."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 anything, like the code that raised
+        text = "its text cannot be made"
+    return f"{type(error).__name__}: {text}"

@@ -252,7 +252,7 @@ def test_a_model_that_cannot_be_measured_keeps_nothing_from_its_work(caplog: pyt
         model = model_of(None, np.ones(2))
         object.__setattr__(model, "tensors", (model.tensors[0].view(Unmeasurable),))
         aggregator = AggregatorService(averaging, Spool(None, max_size=1 << 20), model=model, observer=facts.append, patience=0.0)
-        await aggregator.measure()
+        await aggregator.models.begin()
         assert not [fact for fact in facts if isinstance(fact, WeightsMeasured)]
 
     asyncio.run(main())

@@ -687,6 +687,7 @@ def test_the_status_tells_the_round_and_the_model() -> None:
             "receiving": 0,
             "models": [],
             "model": None,
+            "evaluation": None,
         }
         await open_round(aggregator)
         await deliver(aggregator, ANNA, 1.0)
@@ -698,6 +699,7 @@ def test_the_status_tells_the_round_and_the_model() -> None:
             "receiving": 0,
             "models": [],
             "model": None,
+            "evaluation": None,
         }
         await aggregator.close("attempt-0", [ANNA])
         assert aggregator.status()["state"] == "closed"

@@ -18,6 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Scope
 
 from fedround import asgi, durable, process, secret, serve, tls, wire
+from fedround.aggregator import evaluator as evaluators
 from fedround.aggregator import operators
 from fedround.aggregator.codecs import OPAQUE, Model, read_model
 from fedround.aggregator.guards import Guard, Limits
@@ -265,7 +266,8 @@ def build(settings: AggregatorSettings, observer: Observer, disk: Disk | None = 
     )
     guard = Guard(limits, store.lessons if store else ())
     initial = partial(_initial, settings, layout, spool) if settings.initial_model else None
-    known: Any = {"layout": layout, "model": model, "initial": initial, "store": store}
+    evaluator = evaluators.load(settings.evaluate, observer) if settings.evaluate else None
+    known: Any = {"layout": layout, "model": model, "initial": initial, "store": store, "evaluator": evaluator}
     options = json.dumps(settings.strategy_options) if settings.strategy_options else ""
     strategy = f"{settings.strategy} {options}".strip()
     return AggregatorService(begin, spool, **known, guard=guard, observer=observer, strategy=strategy)
@@ -412,7 +414,7 @@ async def _run(settings: AggregatorSettings, disk: Disk | None) -> None:
         )
         with process.capture_signals() as stop:
             async with serve.serving(*endpoints):
-                async with tended(health, keep_checking(settings, health), service.measure()):
+                async with tended(health, keep_checking(settings, health), service.models.begin()):
                     await stop.wait()
                     LOG.info("stopping")
                 service.stop()

@@ -28,14 +28,14 @@ def model_route(service: AggregatorService, access: ops.Access = ops.OPEN) -> Ro
     async def newest(request: Request) -> Response:
         wanted = request.query_params.get("round")
         if wanted == "best":
-            if service.best is None:
+            if service.models.best is None:
                 return asgi.problem(404, "no model is known as the best: set COORDINATOR_BEST_BY and AGGREGATOR_DATA_DIR")
-            wanted = str(service.best)
+            wanted = str(service.models.best)
         if wanted is not None and not asgi.is_number(wanted):
             return asgi.problem(400, "`round` is the number of a round, or best")
         number = int(wanted) if wanted is not None else service.model.round if service.model else None
         try:
-            buffers = await service.kept(number)
+            buffers = await service.models.kept(number)
         except DataDamaged as error:
             LOG.error("%s", error)
             return asgi.problem(500, str(error))

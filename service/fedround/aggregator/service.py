@@ -3,27 +3,24 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any, TypeVar
 from uuid import uuid4
 
 from fedround.aggregator.aggregate import Aggregate, Checked, Spoilt, outcome
 from fedround.aggregator.bell import Bell
 from fedround.aggregator.codecs import Model
+from fedround.aggregator.evaluator import Evaluator
 from fedround.aggregator.guards import Guard
 from fedround.aggregator.ledger import Attempt, Ledger, Receipt
-from fedround.aggregator.measurer import Measurer
+from fedround.aggregator.models import Models
 from fedround.aggregator.running import Running
 from fedround.aggregator.spool import Received, Spool
-from fedround.aggregator.state import State
+from fedround.aggregator.steps import Steps
 from fedround.aggregator.store import ModelStore
-from fedround.books import NO_RUN, Admission, Closed, Difference, Entry, Evaluation, Newest, Page, Run, Verdict
+from fedround.books import NO_RUN, Admission, Closed, Difference, Entry, Evaluation, Page, Run, Verdict
 from fedround.errors import (
     Busy,
-    ConfigurationError,
-    DataDamaged,
     FedroundError,
     Forbidden,
     Late,
@@ -38,13 +35,11 @@ from fedround.events import (
     Aggregated,
     Dominated,
     ModelsRolledBack,
-    NotKept,
     Observer,
     Observers,
     RunEntered,
     UpdateReceived,
     UploadFailed,
-    WasKept,
 )
 from fedround.text import short
 from fedround.weights import Layout
@@ -57,8 +52,6 @@ HOLD = 20.0
 PATIENCE = 2.0
 """Seconds for which an upload's answer waits until the coordinator knows."""
 
-T = TypeVar("T")
-
 
 class AggregatorService:
     """The books (`fedround.books.Books`), and for the participants `read` and `deliver`. For one event loop.
@@ -70,6 +63,7 @@ class AggregatorService:
         model: What training begins with, or went on to before a restart.
         initial: Reads what a new run begins with; raises `ConfigurationError`. None: a new run begins with the newest model.
         store: Where models are kept; None: nowhere.
+        evaluator: Evaluates each model, if it has the time; None: nobody does.
         guard: Says which updates are plausible.
         observer: Told of every fact.
         strategy: What it is called, for people.
@@ -86,6 +80,7 @@ class AggregatorService:
         model: Model | None = None,
         initial: Callable[[], Model] | None = None,
         store: ModelStore | None = None,
+        evaluator: Evaluator | None = None,
         guard: Guard | None = None,
         observer: Observer | None = None,
         strategy: str = "",
@@ -98,22 +93,17 @@ class AggregatorService:
         self._strategy = strategy
         self._hold = hold
         self._patience = patience
-        self._store = store
-        self._run = store.run if store else NO_RUN
-        """Of the attempt that is open, or of the newest model."""
-        self._ledger = Ledger(str(uuid4()))
-        self._initial = initial
-        self._model = model
-        self._ledger.newest = self._newest
-        self._measurer = Measurer(self._observer)
+        self._steps = Steps()
+        self.models = Models(model, initial, store, evaluator, observer=self._observer, steps=self._steps)
+        self._ledger = Ledger(str(uuid4()), self.models.trained)
         self.faults: Callable[[], Sequence[str]] = tuple
         """Says why the process is not ready, for the coordinator to show."""
         self._unkept: Model | None = None
         """The result of the attempt that is being closed, until it is kept."""
         # Held for a whole step: what the ledger was asked first must still be true when it is told of the result.
         self._step = asyncio.Lock()
-        self._steps: set[asyncio.Task[Any]] = set()
         self._entered = Bell()
+        self.models.on_news(self._entered.ring)
         self._acknowledged = Bell()
         self._train = True
         """The attempt that is open takes updates, and not only evaluations."""
@@ -123,31 +113,19 @@ class AggregatorService:
     @property
     def model(self) -> Model | None:
         """The newest global model; None before the first."""
-        return self._model
-
-    @property
-    def _newest(self) -> Newest | None:
-        if self._model is None or self._model.round is None:
-            return None
-        return Newest(self._model.round, self._model.parameters, self._run.name)
+        return self.models.newest
 
     def status(self) -> dict[str, object]:
         """The state as JSON-able data, ids cut."""
-        attempt, model = self._ledger.attempt, self._model
+        attempt = self._ledger.attempt
         return {
             "state": "closed" if attempt is None or attempt.closed else "open",
             "round": attempt and attempt.round,
             "attempt": attempt and short(attempt.id),
             "counted": len(attempt.counted) if attempt else 0,
             "receiving": self._receiving,
-            "models": list(self._store.rounds) if self._store else [],
-            "model": model and {"round": model.round, "parameters": model.parameters, "dtype": model.layout.dtype},
+            **self.models.status(),
         }
-
-    async def measure(self) -> None:
-        """Tell what the model is like that was there from the start."""
-        if self._model is not None:
-            await self._measurer.measure(self._model)
 
     def stop(self) -> None:
         """End every wait, now and from now on, so that none keeps a server from stopping."""
@@ -169,32 +147,21 @@ class AggregatorService:
     ) -> None:
         """See `Books.open`. Raises `Busy` where the initial model cannot be read."""
         async with self._step:
-            begins = run.name != "" and self._run.name not in ("", run.name)
-            initial = await self._read_initial() if begins else None
+            begins = run.name != "" and self.models.run.name not in ("", run.name)
+            initial = await self.models.read_initial() if begins else None
             if self._ledger.open(attempt, round, admissions, forget):
                 self._unkept, self._train = None, train
                 self._enter(run, begins, initial)
-                self._aggregate.open(self._model, (admission.id for admission in admissions))
-
-    async def _read_initial(self) -> Model | None:
-        try:
-            return await asyncio.to_thread(self._initial) if self._initial else None
-        except ConfigurationError as error:
-            raise Busy(str(error), retry_after=1.0) from error
+                self._aggregate.open(self.model, (admission.id for admission in admissions))
 
     def _enter(self, run: Run, begins: bool, initial: Model | None) -> None:
         """The attempt belongs to this run, which `begins` now, with `initial` if there is such a model, and without a state."""
-        if run in (self._run, NO_RUN):
+        if run in (self.models.run, NO_RUN):
             return
-        self._run = run
         self._observer(RunEntered(run.id, run.name))
         if begins:
             self._aggregate.roll_back(())  # what other models have taught says nothing of these
-            if initial is not None:
-                self._model = initial
-                self._start(self._measurer.measure(initial))
-            elif self._model is not None:
-                self._model = replace(self._model, state=State())
+        self.models.enter(run, begins=begins, initial=initial)
 
     async def admit(self, attempt: str, admissions: Sequence[Admission]) -> None:
         """See `Books.admit`."""
@@ -209,33 +176,28 @@ class AggregatorService:
 
     async def close(self, attempt: str, ids: Sequence[str]) -> Closed | Difference:
         """See `Books.close`. A result that cannot be made is a lost sum, `UnknownAttempt`; one that is not kept yet is `Busy`."""
-        return await self._to_its_end(self._close(attempt, ids))
+        return await self._steps.to_its_end(self._close(attempt, ids))
 
     async def ledger(self, incarnation: str, after: int, best: int | None = None) -> Page:
         """See `Books.ledger`. Raises `Busy` where there is nothing to tell and the service stops."""
-        if best is not None and self._store is not None and best != self._store.best:
-            await self._to_its_end(self._mark_best(self._store, best))
+        if self.models.rounds and best not in (None, self.models.best):
+            await self._steps.to_its_end(self._mark_best(best))
         self._ledger.page(incarnation, after)
         self._acknowledged.ring()
 
         def news() -> bool:
             page = self._ledger.page(incarnation, after)
-            return self._stopping or page.incarnation != incarnation or bool(page.entries)
+            return self._stopping or page.incarnation != incarnation or bool(page.entries) or self.models.news
 
         await self._entered.wait(news, self._hold)
         page = self._ledger.page(incarnation, after)
         if self._stopping and not page.entries:
             raise Busy("the aggregator stops", retry_after=1.0)
-        generation = self._store.generation if self._store else 0
-        measured, faults = tuple(self._measurer.newest), tuple(self.faults())
-        return replace(page, measured=measured, faults=faults, generation=generation, strategy=self._strategy)
+        return replace(self.models.described(page), faults=tuple(self.faults()), strategy=self._strategy)
 
-    async def _mark_best(self, store: ModelStore, round: int) -> None:
+    async def _mark_best(self, round: int) -> None:
         async with self._step:
-            try:
-                await asyncio.to_thread(store.mark_best, round)
-            except OSError as error:  # the next page tries again
-                self._observer(NotKept(f"that the model of round {round} is the best", str(error)))
+            await self.models.mark_best(round)
 
     async def _close(self, attempt: str, ids: Sequence[str]) -> Closed | Difference:
         async with self._step:
@@ -245,12 +207,12 @@ class AggregatorService:
                 await self._make(self._ledger.attempt)
             if self._unkept is not None:
                 await self._publish(self._unkept)
-            return Closed(self._model.parameters if self._model else 0)
+            return Closed(self.model.parameters if self.model else 0)
 
     async def _make(self, attempt: Attempt) -> None:
         began = time.perf_counter()
         try:
-            model = await asyncio.to_thread(self._aggregate.result, attempt.round, self._run)
+            model = await asyncio.to_thread(self._aggregate.result, attempt.round, self.models.run)
         except Exception as error:
             self._lose("no model can be made of it", error)
             raise UnknownAttempt(attempt.id) from error
@@ -262,22 +224,13 @@ class AggregatorService:
 
     async def _publish(self, model: Model) -> None:
         """Serve the model, once it is kept: whoever has seen it shall not find another after a restart."""
-        if self._store is not None and model.round is not None:
-            began = time.perf_counter()
-            try:
-                lesson, kind = self._aggregate.lesson, model.suffix
-                save = partial(self._store.save, run=self._run, state=model.state.buffers)
-                await asyncio.to_thread(save, model.round, model.buffers, lesson, kind)
-            except OSError as error:
-                self._observer(NotKept(f"the model of round {model.round}", str(error)))
-                raise Busy(f"the model of round {model.round} cannot be kept: {error}", retry_after=1.0) from error
-            self._observer(WasKept(time.perf_counter() - began))
+        await self.models.keep(model, self._aggregate.lesson)
         self._serve(model)
 
     def _serve(self, model: Model) -> None:
-        self._model, self._unkept = model, None
-        self._ledger.newest = self._newest
-        self._start(self._measurer.measure(model))  # nobody waits for it
+        self._unkept = None
+        self.models.serve(model)
+        self._ledger.newest = self.models.trained
 
     async def roll_back(self, round: int) -> Sequence[int] | None:
         """Make the model of a round the newest. The open attempt is void.
@@ -288,42 +241,20 @@ class AggregatorService:
         Raises:
             DataDamaged, WeightsError, Busy: It cannot be read, is none of this strategy, or cannot be made the newest now.
         """
-        return None if self._store is None else await self._to_its_end(self._roll_back(self._store, round))
+        return await self._steps.to_its_end(self._roll_back(round))
 
-    async def _roll_back(self, store: ModelStore, round: int) -> Sequence[int] | None:
+    async def _roll_back(self, round: int) -> Sequence[int] | None:
         async with self._step:
-            if round not in store.rounds:
+            if round not in self.models.rounds:
                 return None
-            removed = [other for other in store.rounds if other > round]
-            model = await asyncio.to_thread(lambda: self._aggregate.read(round, store.read(round), store.read_state(round)))
-            try:
-                await asyncio.to_thread(store.roll_back, round)
-            except OSError as error:
-                raise Busy(f"the list of models cannot be written: {error}", retry_after=1.0) from error
-            self._aggregate.roll_back(store.lessons)
-            self._measurer.forget(round)
+            removed = [other for other in self.models.rounds if other > round]
+            model = await asyncio.to_thread(self.models.read, round, self._aggregate.read)
+            lessons = await self.models.roll_back(round)
+            self._aggregate.roll_back(lessons)
             self._serve(model)
             self._begin_anew()
             self._observer(ModelsRolledBack(round, len(removed)))
             return removed
-
-    @property
-    def best(self) -> int | None:
-        """The round whose model is the best of the current run; None where none is kept as that."""
-        return self._store.best if self._store else None
-
-    async def kept(self, round: int | None) -> Sequence[bytes | memoryview] | None:
-        """Return a model's file, of None the initial one; None where it is not kept. Raises `DataDamaged`."""
-        if self._model is not None and self._model.round == round:
-            return self._model.buffers
-        if self._store is None or round is None or round not in self._store.rounds:
-            return None
-        try:
-            return [await asyncio.to_thread(self._store.read, round)]
-        except DataDamaged:
-            if round not in self._store.rounds:  # a newer one has taken its place meanwhile
-                return None
-            raise
 
     # The participants' exchanges
 
@@ -334,7 +265,7 @@ class AggregatorService:
     def read(self, id: str, token: str, owner: str = "") -> Model | None:
         """The global model, for the proved identity `owner`; None before the first. Raises `NotAdmitted`, `Forbidden` or `Late`."""
         self._ledger.check_read(id, token, owner)
-        return self._model
+        return self.model
 
     async def deliver(
         self,
@@ -367,7 +298,7 @@ class AggregatorService:
         try:
             receipt = self._ledger.begin(id, token, owner, now=time.monotonic(), length=length)
             received = await self._receive(receipt, chunks, length)
-            entry = await self._to_its_end(self._settle(receipt, received, figures or {}, evaluation))
+            entry = await self._steps.to_its_end(self._settle(receipt, received, figures or {}, evaluation))
         except (NotAdmitted, Forbidden, Late, WeightsError) as error:
             self._observer(UpdateReceived(id, outcome(error), length or 0, str(error)))
             raise
@@ -383,7 +314,7 @@ class AggregatorService:
         try:
             return await self._spool.receive(self._metered(receipt, chunks), length, most=self._aggregate.largest_update)
         except TooLarge as error:
-            await self._to_its_end(self._refuse(receipt, str(error)))
+            await self._steps.to_its_end(self._refuse(receipt, str(error)))
             raise
         except Late:
             self._ledger.abort(receipt)
@@ -406,7 +337,7 @@ class AggregatorService:
         reported: tuple[int, Mapping[str, float]] | None,
     ) -> Entry | None:
         """Check an update, fold it and enter it; None where one of the same right was counted before."""
-        evaluation = None if reported is None else Evaluation(self._model.round if self._model else None, *reported)
+        evaluation = None if reported is None else Evaluation(self.model.round if self.model else None, *reported)
         try:
             checked = None if receipt.repeated or not self._train else await asyncio.to_thread(self._aggregate.check, received)
             async with self._step:
@@ -461,13 +392,3 @@ class AggregatorService:
         self._aggregate.drop()
         self._entered.ring()
         self._acknowledged.ring()
-
-    async def _to_its_end(self, step: Coroutine[Any, Any, T]) -> T:
-        """Run `step` as a whole, even if the caller is cancelled meanwhile."""
-        return await asyncio.shield(self._start(step))
-
-    def _start(self, step: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = asyncio.create_task(step)
-        self._steps.add(task)  # the event loop itself would let it be collected as garbage
-        task.add_done_callback(self._steps.discard)
-        return task

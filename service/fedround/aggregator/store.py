@@ -84,6 +84,8 @@ class ModelStore:
             durable.check_own(disk, LIST, OURS)
         self.generation, self._kept = _parsed(document) if self._listed else (0, [])
         """How often the newest models were discarded by `roll_back`."""
+        self.held: frozenset[int] = frozenset()
+        """Rounds whose models are kept for longer, since they may turn out to be the best."""
         self._sweep()
 
     @property
@@ -151,7 +153,7 @@ class ModelStore:
                     durable.replace(self._disk, new.state, state)
                 durable.replace(self._disk, new.name, parts)
                 kept = [*(kept for kept in self._kept if kept.round < round), new]
-                self._write([one for one in kept if one.best or one in kept[-self._keep :]])
+                self._write([one for one in kept if one.best or one.round in self.held or one in kept[-self._keep :]])
                 return
             except OSError as error:
                 if error.errno not in FULL or len(self._kept) <= SAFE:
@@ -174,7 +176,7 @@ class ModelStore:
         self._write([kept for kept in self._kept if kept.round <= round], self.generation + 1)
 
     def _retire(self) -> None:
-        oldest = next((kept for kept in self._kept[:-SAFE] if not kept.best), self._kept[0])
+        oldest = next((kept for kept in self._kept[:-SAFE] if not (kept.best or kept.round in self.held)), self._kept[0])
         rest = [kept for kept in self._kept if kept is not oldest]
         LOG.warning("the disk is full: the model of round %d is removed early", oldest.round)
         try:

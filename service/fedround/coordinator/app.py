@@ -169,6 +169,7 @@ def build(
         shared_seats=settings.shared_seats,
         config=settings.round_config,
         evaluate_every=settings.evaluate_every,
+        evaluate_timeout=settings.evaluate_timeout,
         goal=_goal(settings),
         evaluate_ratio=settings.evaluate_ratio,
         quorum=settings.quorum,
@@ -201,7 +202,11 @@ def entered(memory: Memory, name: str) -> Memory:
     if memory.run is not None and memory.run.name == name:
         return memory
     run = Run(str(uuid4()), name, memory.round if memory.run else 0, time.time())
-    return replace(memory, run=run) if memory.run is None else Memory(memory.round, generation=memory.generation, run=run)
+    return (
+        replace(memory, run=run)
+        if memory.run is None
+        else Memory(memory.round, generation=memory.generation, run=run, evaluated=memory.evaluated)
+    )
 
 
 def readiness(health: Health) -> Observer:

@@ -1,17 +1,18 @@
 """Evaluations of global models: which participants evaluate, and what they find. Part of the coordinator's core: no I/O, no clock.
 
 Participants evaluate the model that an attempt begins with, before they train on it. After the last round of a run an attempt
-without training evaluates the final model.
+without training evaluates the final model. The aggregator may evaluate models too, at its own pace.
 """
 
 import math
 from collections.abc import Iterable
 from random import Random
 
+from fedround.books import Page, ServerEvaluation
 from fedround.coordinator.attempt import Attempt
-from fedround.coordinator.history import weighted_means
+from fedround.coordinator.history import History, weighted_means
 from fedround.coordinator.seats import Participant
-from fedround.events import Contribution, Evaluated
+from fedround.events import Contribution, Evaluated, ServerEvaluated
 
 
 def draw(rng: Random, ratio: float, seats: Iterable[Participant]) -> list[Participant]:
@@ -40,3 +41,63 @@ def evaluated(attempt: Attempt) -> Evaluated | None:
         highest=tuple((name, max(values[name])) for name, _ in means),
         members=tuple(Contribution(m.name, evaluation.samples, m.seconds, evaluation.metrics) for m, evaluation in found),
     )
+
+
+class ServerSide:
+    """What is known of the evaluations by the aggregator's own function. See rule 17 of `rounds.py`.
+
+    Args:
+        evaluated: The newest round whose evaluation is over, as far as that was known before a restart.
+        awaited: Whether the end of the run waits for that of the final model.
+    """
+
+    def __init__(self, evaluated: int, *, awaited: bool) -> None:
+        self.function = ""
+        """What it is called; empty: the aggregator evaluates nothing, as far as is known."""
+        self.evaluated = evaluated
+        self.awaited = awaited
+        self.problem = ""
+        """Why the last evaluation failed, for people."""
+        self.until = math.inf
+        """When the end of the run stops waiting, in monotonic seconds."""
+        self._page: tuple[ServerEvaluation, ...] = ()
+        self._initial_known = False
+
+    def read(self, page: Page) -> None:
+        """A page of the ledger was read."""
+        self.function, self._page = page.evaluator, page.evaluations
+        self.awaited = self.awaited and bool(page.evaluator)
+
+    def news(self, round: int, run: str, history: History) -> list[ServerEvaluated]:
+        """Return what the last page tells of rounds before `round` that was not known. A model may be done before its round."""
+        facts = []
+        for found in self._page:
+            ahead = found.round is not None and found.round >= round
+            if ahead or not self._is_new(found, run, history):
+                continue
+            self.evaluated = max(self.evaluated, -1 if found.round is None else found.round)
+            self._initial_known = self._initial_known or found.round is None
+            self.problem = found.reason
+            if found.metrics:
+                facts.append(ServerEvaluated(found.round, found.samples, tuple(found.metrics.items())))
+        return facts
+
+    def _is_new(self, found: ServerEvaluation, run: str, history: History) -> bool:
+        if found.round is None:
+            return found.run == run and not self._initial_known
+        return found.round > self.evaluated or (bool(found.metrics) and history.lacks_server(found.round))
+
+    def end(self, final: int) -> None:
+        """The run has trained the model of round `final`, its last."""
+        self.awaited, self.until = bool(self.function) and self.evaluated < final, math.inf
+
+    def settle(self, now: float, final: int, timeout: float) -> bool:
+        """Stop waiting once the evaluation of the final model is over. Return whether that took too long."""
+        self.until = now + timeout if self.until == math.inf else self.until
+        late = self.evaluated < final and now >= self.until
+        self.awaited = self.evaluated < final and not late
+        return late
+
+    def roll_back(self, newest: int) -> None:
+        """The rounds after `newest` are void: their numbers come again."""
+        self.evaluated = min(self.evaluated, newest)

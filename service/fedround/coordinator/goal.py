@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import ge, gt, le, lt
 
-from fedround.events import Evaluated
+from fedround.events import Evaluated, ServerEvaluated
 
 COMPARISONS = {">=": ge, "<=": le, ">": gt, "<": lt}
 
@@ -35,6 +35,12 @@ class Goal:
     stop: Stop | None = None
 
     @property
+    def metrics(self) -> dict[str, str]:
+        """The metrics that it needs, by the setting that names them."""
+        named = {"COORDINATOR_BEST_BY": self.metric, "COORDINATOR_STOP_WHEN": self.stop.metric if self.stop else ""}
+        return {setting: metric for setting, metric in named.items() if metric}
+
+    @property
     def stops(self) -> bool:
         return self.patience > 0 or self.stop is not None
 
@@ -49,12 +55,23 @@ class Best:
     """Evaluated models since then."""
 
 
-def judged(goal: Goal, best: Best | None, fact: Evaluated) -> tuple[Best | None, str]:
+SERVER = "server_"
+"""Prefix of the metrics of the aggregator's evaluations, as goals name them."""
+
+
+def comparable(fact: Evaluated | ServerEvaluated) -> dict[str, float]:
+    """Return the metrics by the names that goals use. A participant's metric cannot pass for one of the aggregator."""
+    if isinstance(fact, ServerEvaluated):
+        return {SERVER + name: value for name, value in fact.figures}
+    return {name: value for name, value in fact.figures if not name.startswith(SERVER)}
+
+
+def judged(goal: Goal, best: Best | None, fact: Evaluated | ServerEvaluated) -> tuple[Best | None, str]:
     """Return the best model, now that one more was evaluated, and why training is to stop; empty: it goes on.
 
     Of equal models the first is the best.
     """
-    metrics, reason = dict(fact.figures), ""
+    metrics, reason = comparable(fact), ""
     if goal.stop is not None and goal.stop.reached(metrics):
         reason = f"{goal.stop}: {metrics[goal.stop.metric]:g} in round {fact.round}"
     if goal.metric not in metrics or fact.round is None:

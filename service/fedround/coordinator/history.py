@@ -4,9 +4,10 @@ import math
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from fedround.books import Measured
-from fedround.events import Evaluated, RoundCompleted
+from fedround.events import Evaluated, RoundCompleted, ServerEvaluated
 from fedround.wire import MAX_FIGURES
 
 MOST = 50
@@ -29,6 +30,8 @@ class Past:
     """How often training went back to the model of this round."""
     evaluation: Mapping[str, float] = field(default_factory=dict)
     """The sample-weighted means of how participants evaluated its model."""
+    server: Mapping[str, float] = field(default_factory=dict)
+    """How the aggregator's own function evaluated its model."""
     late: int = 0
     """How many lost the round because its quorum was counted without them. They are not in `dropped`."""
 
@@ -64,10 +67,21 @@ class History:
         self._rounds.extend(replace(past, rollbacks=past.rollbacks + (past.round == newest)) for past in kept)
 
     def evaluated(self, fact: Evaluated) -> None:
-        """A model was evaluated: in the round after its own."""
+        """Participants evaluated a model: in the round after its own."""
+        self._amend(fact.round, evaluation=dict(fact.figures))
+
+    def evaluated_by_server(self, fact: ServerEvaluated) -> None:
+        """The aggregator evaluated a model: at any time after its round."""
+        self._amend(fact.round, server=dict(fact.figures))
+
+    def lacks_server(self, round: int | None) -> bool:
+        """Return whether it has the round, but no evaluation of its model by the aggregator."""
+        return any(past.round == round and not past.server for past in self._rounds)
+
+    def _amend(self, round: int | None, **known: Any) -> None:
         for index, past in enumerate(self._rounds):
-            if past.round == fact.round:
-                self._rounds[index] = replace(past, evaluation=dict(fact.figures))
+            if past.round == round:
+                self._rounds[index] = replace(past, **known)
 
     def measured(self, models: Iterable[Measured]) -> None:
         """The figures of a round's model arrive late, and more than once; they may be of a round that is not remembered."""

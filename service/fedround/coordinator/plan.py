@@ -39,6 +39,8 @@ class Plan:
     """When a model is the best, and when the run stops early."""
     evaluate_ratio: float = 1.0
     """Share of the selected participants that evaluate, of those that can."""
+    evaluate_timeout: float = 600.0
+    """Time for which the end of the run waits for the aggregator's evaluation of the final model."""
 
     @property
     def required(self) -> int:
@@ -92,6 +94,10 @@ class Memory:
     best: Best | None = None
     stopped: str = ""
     """Why the run stopped early."""
+    awaited: bool = False
+    """The aggregator has still to evaluate the final model."""
+    evaluated: int = -1
+    """The newest round whose model the aggregator has evaluated, or could not."""
 
 
 NOTHING = Memory()

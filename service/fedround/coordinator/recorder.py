@@ -39,6 +39,10 @@ class Recorder:
                 self._enter(initial=_evaluation(fact))
             case events.Evaluated(int(round)):
                 self._waiting.append(partial(self._archive.amend, round, {"evaluation": _evaluation(fact)}))
+            case events.ServerEvaluated(None):
+                self._enter(server_initial=_server(fact))
+            case events.ServerEvaluated(int(round)):
+                self._waiting.append(partial(self._archive.amend, round, {"server": _server(fact)}))
             case events.RolledBack(newest=newest):
                 self._measured.clear()  # these numbers come again
                 self._waiting.append(partial(self._archive.roll_back, newest))
@@ -98,3 +102,8 @@ def _evaluation(fact: events.Evaluated) -> Mapping[str, Any]:
         "highest": dict(fact.highest),
         "participants": [{"name": m.name, "samples": m.samples, "metrics": dict(m.figures)} for m in fact.members],
     }
+
+
+def _server(fact: events.ServerEvaluated) -> Mapping[str, Any]:
+    """Return an evaluation by the aggregator as the archive has it."""
+    return {"samples": fact.samples, "metrics": dict(fact.figures)}

@@ -35,7 +35,10 @@ The rules:
    no update that is still arriving. A participant that loses its part this way is *late*, which is no failure.
 15. Participants that can evaluate the model that an attempt begins with, before they train (`evaluation.py`). After the last round
    of a run an attempt without training evaluates the final model; training is complete when it is closed, or nobody can.
-16. An evaluation may say that the run stops early (`goal.py`): then the round that brought it is the run's last.
+16. An evaluation may say that the run stops early (`goal.py`): then the round that brought it is the run's last. One by the
+   aggregator comes at any time: then the round that is open is the last, and no other attempt of it begins.
+17. The aggregator may evaluate models with a function of its own, and skip models. Training is complete only when its evaluation of
+   the final model is known to be over, too, or has not come within `evaluate_timeout`. Rounds never wait for it.
 """
 
 import math
@@ -47,7 +50,7 @@ from uuid import UUID
 from fedround import books, events
 from fedround.books import Admit, Answer, Call, Close, Closed, Difference, Entry, Newest, Open, Outcome, Page, Revoke, Verdict
 from fedround.coordinator.attempt import LATE, Attempt, Member, State
-from fedround.coordinator.evaluation import draw, evaluated
+from fedround.coordinator.evaluation import ServerSide, draw, evaluated
 from fedround.coordinator.goal import judged
 from fedround.coordinator.history import History
 from fedround.coordinator.plan import NOTHING, Memory, Plan
@@ -81,6 +84,11 @@ class Rounds:
         """The best model of the run, and why the run stopped early; empty where it did not."""
         self._final = memory.final and self._trained
         """The final model has still to be evaluated."""
+        self.server = ServerSide(memory.evaluated, awaited=memory.awaited and self._trained)
+        self._ending = self._final or self.server.awaited
+        """No round is left, but training is not complete."""
+        self._stop = ""
+        """Why the run stops once no attempt is open."""
         self._gone: list[str] = []
         self._facts: list[events.Fact] = []
         self._unsettled = bool(memory.participants)
@@ -93,11 +101,13 @@ class Rounds:
     def memory(self) -> Memory:
         """What is worth knowing after a restart. When training is complete, no participant: those that heard `finish` are gone."""
         known = () if self.complete else tuple(p.known(self._owed(p)) for p in self.present)
-        return Memory(self.round, known, tuple(self.history), self._generation, self.run, self._final, self.best, self.stopped)
+        progress, stops = (self.round, known, tuple(self.history), self._generation, self.run), bool(self._stop)
+        end = self._final or stops, self.best, self.stopped or self._stop, self.server.awaited or stops
+        return Memory(*progress, *end, self.server.evaluated)
 
     @property
     def complete(self) -> bool:
-        return self._trained and not self._final
+        return self._trained and not self._ending
 
     @property
     def _trained(self) -> bool:
@@ -197,13 +207,14 @@ class Rounds:
         self.present.spare(now)
         if self.attempt is not None:
             self.attempt.postpone(seconds)
+        self.server.until += seconds
         self._facts.append(events.StoodStill(seconds))
 
     def next_deadline(self) -> float:
         """Return when `tick` has something to do next, if nothing else happens before; `math.inf`: never."""
-        due = [self.present.next_expiry()]
+        due = [self.present.next_expiry(), self.server.until if self.server.awaited else math.inf]
         if self.attempt is None:
-            begins = self._final or (len(self.present) >= self.plan.min_clients and not self.complete)
+            begins = self._final if self._trained else len(self.present) >= self.plan.min_clients
             due.append(self.trouble.not_before if begins else math.inf)
         elif self.attempt.opened and not self.attempt.lost:
             due.append(self.attempt.next_deadline())
@@ -253,6 +264,7 @@ class Rounds:
 
     def recorded(self, now: float, page: Page) -> None:
         """A page of the ledger was read."""
+        self.server.read(page)
         if page.incarnation != self.incarnation:
             known, self.incarnation, self.after = self.incarnation, page.incarnation, 0
             before, self._generation = self._generation, page.generation
@@ -294,9 +306,15 @@ class Rounds:
     def _settle(self, now: float) -> None:
         """Begin, widen or drop the attempt, as the rules 2, 3 and 5 say."""
         attempt = self.attempt
+        self._read_server()
         if self.complete or (attempt is not None and attempt.lost):
             return
-        if self._final:
+        if self._stop and attempt is not None and not attempt.outstanding and len(attempt.counted) < self.plan.required:
+            self._drop(now, attempt, "the run stops, and nobody delivers")
+        if self._stop and self.attempt is None:
+            self.stopped = self._stop
+            self._train_no_more()
+        if self._trained:
             self._settle_final(now)
             return
         if len(self.present) < self.plan.min_clients:
@@ -325,18 +343,33 @@ class Rounds:
             self._facts.append(events.QuorumRaised(attempt.round, asked, selected, self.plan.min_clients))
 
     def _settle_final(self, now: float) -> None:
-        """Begin the evaluation of the final model, or do without, as rule 15 says."""
-        if self.attempt is None and now >= self.trouble.not_before:
-            able = draw(self._rng, self.plan.evaluate_ratio if self.plan.evaluate_every else 0.0, self.present)
-            if not able:
-                self._finish()
-                return
-            self.attempt = Attempt(self._uuid(), self.round, begun=now, train=False)
-            self._take(self.attempt, able, able)
+        """Begin the evaluation of the final model, or do without, as the rules 15 and 17 say."""
+        if self._final and self.attempt is None and now >= self.trouble.not_before:
+            if able := draw(self._rng, self.plan.evaluate_ratio if self.plan.evaluate_every else 0.0, self.present):
+                self.attempt = Attempt(self._uuid(), self.round, begun=now, train=False)
+                self._take(self.attempt, able, able)
+            else:
+                self._final = False
+        if self.server.awaited and self.server.settle(now, self.round - 1, self.plan.evaluate_timeout):
+            self._facts.append(events.FinalNotEvaluated(self.round - 1, self.plan.evaluate_timeout))
+        if not (self._final or self.server.awaited):
+            self._ending = False
+            self._facts.append(events.TrainingCompleted(self.round - self.run.first, self.stopped))
 
-    def _finish(self) -> None:
-        self._final = False
-        self._facts.append(events.TrainingCompleted(self.round - self.run.first, self.stopped))
+    def _train_no_more(self) -> None:
+        """The run's last round is over: its final model is evaluated next."""
+        self._ending = self._final = True
+        self._stop = ""
+        self.server.end(self.round - 1)
+
+    def _read_server(self) -> None:
+        """Judge what is new of the aggregator's evaluations."""
+        for found in self.server.news(self.round, self.run.name, self.history):
+            self._facts.append(found)
+            self.history.evaluated_by_server(found)
+            if found.round is not None and found.round >= self.run.first:
+                self.best, reason = judged(self.plan.goal, self.best, found)
+                self._stop = self._stop or ("" if self._trained else reason)
 
     def _choose(self, attempt: Attempt) -> bool:
         """Select more participants; False when there are none."""
@@ -398,8 +431,7 @@ class Rounds:
                 self.best, reason = judged(self.plan.goal, self.best, found)
                 self.stopped = self.stopped or reason
         if not attempt.train:
-            self.attempt = None
-            self._finish()
+            self.attempt, self._final = None, False
             return
         fact = attempt.completed(now, closed)
         self._facts.append(fact)
@@ -409,7 +441,9 @@ class Rounds:
 
     def _go_on(self, round: int) -> None:
         self.attempt, self.trouble, self.round = None, Trouble(), round
-        self._final = self._trained
+        self._ending = self._final = self.server.awaited = False
+        if self._trained:
+            self._train_no_more()
 
     def _compare(self, newest: Newest | None) -> None:
         there = -1 if newest is None else newest.round
@@ -431,7 +465,9 @@ class Rounds:
         self._facts.append(events.RolledBack(self.round, newest.round))
         self.reliability.rolled_back(self.round - newest.round - 1)
         self.run = replace(self.run, first=min(self.run.first, newest.round + 1))
-        self.best, self.stopped = None if self.best is None or self.best.round > newest.round else self.best, ""
+        self.best = None if self.best is None or self.best.round > newest.round else self.best
+        self.stopped = self._stop = ""
+        self.server.roll_back(newest.round)
         self._go_on(newest.round + 1)
         self.history.rolled_back(newest.round)
         self.present.rolled_back(newest.round)

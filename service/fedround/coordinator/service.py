@@ -15,6 +15,7 @@ from fedround import events, wire
 from fedround.backoff import delays
 from fedround.books import Admit, Books, Call, Open, carry_out
 from fedround.coordinator.archive import Archive
+from fedround.coordinator.goal import SERVER, comparable
 from fedround.coordinator.plan import Memory
 from fedround.coordinator.recorder import Recorder
 from fedround.coordinator.rounds import Rounds
@@ -29,7 +30,13 @@ LOG = logging.getLogger(__name__)
 RETRY_FIRST = 0.1
 RETRY_MOST = 1.0
 """Seconds between two calls to books that do not answer."""
-WORTH_KEEPING = (events.ParticipantJoined, events.ParticipantGone, events.TrainingCompleted, events.RolledBack)
+WORTH_KEEPING = (
+    events.ParticipantJoined,
+    events.ParticipantGone,
+    events.ServerEvaluated,
+    events.TrainingCompleted,
+    events.RolledBack,
+)
 """Facts after which the memory is written down at once; after a round, when what is written is older than ..."""
 STALE = 1.0
 """... so many seconds."""
@@ -252,7 +259,7 @@ class CoordinatorService:
                     self._end_hold(id)
                 case events.TrainingCompleted():
                     self._end_holds()
-                case events.Evaluated():
+                case events.Evaluated() | events.ServerEvaluated():
                     self._tell_of_best(fact)
             self._observer(fact)
             self._recorder.fact(fact)
@@ -260,16 +267,19 @@ class CoordinatorService:
                 self._news.set()
         return bool(facts)
 
-    def _tell_of_best(self, fact: events.Evaluated) -> None:
+    def _tell_of_best(self, fact: events.Evaluated | events.ServerEvaluated) -> None:
         """Have the aggregator know the best model, and operators a metric that there is not."""
-        goal, best, metrics = self._rounds.plan.goal, self._rounds.best, dict(fact.figures)
+        best, metrics = self._rounds.best, comparable(fact)
         if best is not None and best.round != self._best and self._poll is not None:
             self._poll.reschedule(0.0)
-        wanted = {"COORDINATOR_BEST_BY": goal.metric, "COORDINATOR_STOP_WHEN": goal.stop.metric if goal.stop else ""}
-        for variable, metric in wanted.items():
-            if metric and metric not in metrics and variable not in self._warned:
-                self._warned.add(variable)
-                LOG.warning("%s: no evaluation has the metric %s; there are: %s", variable, metric, ", ".join(metrics) or "none")
+        for variable, metric in self._rounds.plan.goal.metrics.items():
+            if metric not in metrics and metric.startswith(SERVER) == isinstance(fact, events.ServerEvaluated):
+                self._warn(variable, f"no evaluation has the metric {metric}; there are: {', '.join(metrics) or 'none'}")
+
+    def _warn(self, variable: str, problem: str) -> None:
+        if variable not in self._warned:
+            self._warned.add(variable)
+            LOG.warning("%s: %s", variable, problem)
 
     async def _keep_up(self) -> None:
         """Keep the memory on disk. Of rounds that are quick it may be behind: which are over, the books know."""
@@ -328,6 +338,9 @@ class CoordinatorService:
             self._poll = None
         self._reached()
         self._faults = page.faults
+        for variable, metric in self._rounds.plan.goal.metrics.items():
+            if metric.startswith(SERVER) and not page.evaluator:
+                self._warn(variable, f"there is no {metric}: the aggregator has no function that evaluates (AGGREGATOR_EVALUATE)")
         self._rounds.recorded(self._clock(), page)
         self._changed()
         if self._recorder.page(page):

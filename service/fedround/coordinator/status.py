@@ -20,6 +20,7 @@ def status(rounds: Rounds, now: float, *, reachable: bool = True, faults: Iterab
         "run": asdict(rounds.run),
         "best": _best(rounds),
         "stopped": rounds.stopped,
+        "server_evaluation": _server(rounds),
         "round": rounds.round,
         "rounds": rounds.end,
         "attempt": None if attempt is None else short(attempt.id),
@@ -52,6 +53,7 @@ def status(rounds: Rounds, now: float, *, reachable: bool = True, faults: Iterab
                 "parameters": r.parameters,
                 "figures": dict(r.figures),
                 "evaluation": dict(r.evaluation),
+                "server": dict(r.server),
                 "weights": dict(r.weights),
                 **({"rollbacks": r.rollbacks} if r.rollbacks else {}),
             }
@@ -63,6 +65,13 @@ def status(rounds: Rounds, now: float, *, reachable: bool = True, faults: Iterab
 def _best(rounds: Rounds) -> dict[str, Any] | None:
     best, metric = rounds.best, rounds.plan.goal.metric
     return {"metric": metric, "round": best.round, "value": best.value} if best is not None and metric else None
+
+
+def _server(rounds: Rounds) -> dict[str, Any] | None:
+    server = rounds.server
+    if not server.function:
+        return None
+    return {"function": server.function, "round": server.evaluated if server.evaluated >= 0 else None, "problem": server.problem}
 
 
 def _participant(rounds: Rounds, p: Participant, now: float) -> dict[str, Any]:
@@ -87,6 +96,8 @@ def _state(rounds: Rounds, reachable: bool) -> str:
         return "complete"
     if rounds.attempt is not None and not rounds.attempt.train:
         return "evaluating the final model"
+    if rounds.attempt is None and rounds.server.awaited:
+        return "waiting for the aggregator's evaluation of the final model"
     if len(rounds.present) < rounds.plan.min_clients:
         return f"waiting for participants: {len(rounds.present)} of {rounds.plan.min_clients}"
     return "training" if reachable and rounds.incarnation else "waiting for the aggregator"

@@ -35,6 +35,8 @@ def load(disk: Disk) -> Memory:
             document.get("final", False) is True,
             _best(document.get("best")),
             _text(document.get("stopped", "")),
+            document.get("awaited", False) is True,
+            _whole(document.get("evaluated", -1) + 1) - 1,
         )
     except (AttributeError, TypeError, KeyError) as error:
         raise DataDamaged(NAME, f"it lacks something, or has something that does not belong there: {error}") from error
@@ -44,7 +46,7 @@ def save(disk: Disk, memory: Memory) -> None:
     """Keep it. Raises `OSError`."""
     lists = {"participants": _plain(memory.participants), "history": _plain(memory.history)}
     run: dict[str, Any] = {"run": memory.run and asdict(memory.run), "final": memory.final, "stopped": memory.stopped}
-    run["best"] = memory.best and asdict(memory.best)
+    run |= {"best": memory.best and asdict(memory.best), "awaited": memory.awaited, "evaluated": memory.evaluated}
     durable.save(disk, NAME, {"round": memory.round, "generation": memory.generation or 0, **run, **lists})
 
 
@@ -98,7 +100,7 @@ def _past(data: dict[str, Any]) -> Past:
         _whole(number)
     if type(past.seconds) not in (int, float) or not math.isfinite(past.seconds):
         raise TypeError("a round with a duration that is none")
-    if figures(past.figures) != past.figures or any(figures(values) != values for values in (past.weights, past.evaluation)):
+    if any(figures(values) != values for values in (past.figures, past.weights, past.evaluation, past.server)):
         raise TypeError("a round with values that are no finite numbers")
     return past
 

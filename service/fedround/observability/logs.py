@@ -191,8 +191,16 @@ def _platform_line(fact: Fact) -> _Line | None:
         case events.Evaluated(number, _, figures, lowest, highest, members):
             low, high = dict(lowest), dict(highest)
             means = " ".join(f"{name}={value:.6g} ({low[name]:.6g} to {high[name]:.6g})" for name, value in figures)
-            model = "initial model" if number is None else f"model of round {number}"
-            return logging.INFO, f"{model} evaluated by {len(members)}: {means}"
+            return logging.INFO, f"{_model(number)} evaluated by {len(members)}: {means}"
+        case events.ServerEvaluated(number, _, figures):
+            return logging.INFO, f"{_model(number)} evaluated by the aggregator: {_figures(figures)}"
+        case events.FinalNotEvaluated(number, seconds):
+            return (
+                logging.WARNING,
+                f"the aggregator has not evaluated the final model, of round {number}, within {seconds:g} s: the run ends without",
+            )
+        case events.ModelEvaluated(function, number, _, figures, seconds):
+            return logging.INFO, f"{_model(number)} evaluated by {function} in {seconds:.3f} s: {_figures(figures)}"
         case events.ModelsLost(number, newest):
             there = "it has none" if newest is None else f"its newest is that of round {newest}"
             return logging.WARNING, f"the aggregator has lost the model of round {number}: {there}, and training goes on from there"
@@ -220,6 +228,10 @@ def _platform_line(fact: Fact) -> _Line | None:
             what = f"{parameters} parameters" if parameters else "a model"
             return logging.INFO, f"round {number}: {what} aggregated from {updates} updates in {seconds:.3f} s"
     return None
+
+
+def _model(round: int | None) -> str:
+    return "initial model" if round is None else f"model of round {round}"
 
 
 def _figures(figures: tuple[tuple[str, float], ...]) -> str:

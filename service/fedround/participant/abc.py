@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from operator import index
-from typing import Any, ClassVar, Generic, NamedTuple, SupportsFloat, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -60,21 +60,6 @@ class Update(NamedTuple):
     """How many samples it was trained on, 0 to 2**32 - 1: the weight of this update in the average. All of them 0: a plain mean."""
     weights: Any
     """Like the global model: an array, a mapping of names to arrays, or a list of arrays, which are called "0", "1", ..."""
-
-
-class Evaluation:
-    """What `evaluate` returns: how good a global model is on the participant's own data.
-
-    Args:
-        samples: Number of samples it was evaluated on: the weight of the metrics in the mean.
-        metrics: Numbers by name, as in `Evaluation(200, accuracy=0.9, loss=0.3)`.
-    """
-
-    def __init__(self, samples: int, **metrics: SupportsFloat) -> None:
-        self.samples, self.metrics = samples, metrics
-
-    def __repr__(self) -> str:
-        return f"Evaluation({self.samples}, {', '.join(f'{name}={value}' for name, value in self.metrics.items())})"
 
 
 class NumPyParticipant(ParticipantABC[Any, "Update | tuple[int, Any]"]):

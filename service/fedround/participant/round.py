@@ -2,16 +2,15 @@
 
 import json
 import logging
-import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from operator import index
 from typing import Protocol, SupportsFloat, SupportsIndex, TypeVar
 
 from fedround import wire
+from fedround.evaluation import encoded, number
 from fedround.figures import LARGEST
 
 LOG = logging.getLogger(__name__)
@@ -92,15 +91,11 @@ class Round:
 
     def evaluated(self, samples: SupportsIndex, metrics: Mapping[str, SupportsFloat]) -> None:
         """Note how the global model was evaluated. Raises `ValueError` or `TypeError` as `report`."""
-        found, count = self._numbers(metrics), index(samples)
-        text = json.dumps({"samples": count, "metrics": found}, separators=(",", ":"))
-        if len(found) > wire.MAX_FIGURES or len(text) > wire.MAX_METRICS or not 0 <= count < 2**32:
-            raise ValueError(f"an evaluation has at most {wire.MAX_FIGURES} names, {wire.MAX_METRICS} bytes, and 2**32 - 1 samples")
-        self.evaluation = text
+        self.evaluation = encoded(samples, self._numbers(metrics))
 
     def _numbers(self, figures: Mapping[str, SupportsFloat]) -> dict[str, float]:
-        numbers = {name: _number(name, value) for name, value in figures.items()}
-        return {name: number for name, number in numbers.items() if self._reportable(name, number)}
+        numbers = {name: number(name, value) for name, value in figures.items()}
+        return {name: value for name, value in numbers.items() if self._reportable(name, value)}
 
     def _reportable(self, name: str, number: float) -> bool:
         """Whether a mean can be made of it; else warn, once for each name."""
@@ -115,18 +110,6 @@ class Round:
     def figures(self) -> Mapping[str, float]:
         """What was reported so far."""
         return self._figures
-
-
-def _number(name: str, value: SupportsFloat) -> float:
-    try:
-        number = float(value)
-    except OverflowError:  # an integer of more than 308 digits
-        number = math.inf
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be a number, not {value!r}") from None
-    if len(name) > wire.MAX_FIGURE_NAME or not name.isprintable():
-        raise ValueError(f"{name!r} is no name of a figure: {wire.MAX_FIGURE_NAME} printable characters at most")
-    return number
 
 
 def encode_figures(figures: Mapping[str, float]) -> str:

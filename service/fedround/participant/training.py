@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from fedround.errors import DeserializationError, ParticipantError, SerializationError, TrainingError
+from fedround.evaluation import HOW, parts
 from fedround.events import Observer
-from fedround.participant.abc import Evaluation, NumPyParticipant, ParticipantABC
+from fedround.participant.abc import NumPyParticipant, ParticipantABC
 from fedround.participant.measuring import Measuring
 from fedround.participant.phase import phase
 from fedround.participant.round import Round, entered
-from fedround.participant.traces import described
+from fedround.text import described
 
 LOG = logging.getLogger(__name__)
 
@@ -94,11 +95,9 @@ class Training:
                 found = self._participant.evaluate(model)  # type: ignore[attr-defined]  # see `evaluates`
                 if found is None:  # this time, or this object, does not evaluate
                     return
-                samples, metrics = (found.samples, found.metrics) if isinstance(found, Evaluation) else found
-                round.evaluated(samples, metrics)
+                round.evaluated(*parts(found))
         except self._failures as error:
-            how = "return fedround.Evaluation(samples, accuracy=...)"
-            LOG.warning("round %d: the global model is not evaluated: %s; %s", round.number, described(error), how)
+            LOG.warning("round %d: the global model is not evaluated: %s; %s", round.number, described(error), HOW)
 
     def cancel(self) -> None:
         """Nothing to do: the code that trains looks at the very `Round`."""

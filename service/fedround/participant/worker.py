@@ -34,6 +34,7 @@ from fedround.participant.memory import Memory
 from fedround.participant.phase import phase
 from fedround.participant.round import Round, Shard
 from fedround.participant.training import Training
+from fedround.text import described
 from fedround.wire import Run
 
 if TYPE_CHECKING:
@@ -227,7 +228,7 @@ def _load(name: str, options: Mapping[str, Any]) -> ParticipantABC[Any, Any]:
         raise
     except BaseException as error:
         # `sys.exit()` in a module: no reason for the service to end as if all were well.
-        raise ParticipantError(f"{name} cannot be made: {traces.described(error)}") from error
+        raise ParticipantError(f"{name} cannot be made: {described(error)}") from error
 
 
 def _end_group() -> None:

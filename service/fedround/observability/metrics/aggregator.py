@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from fedround import events
 from fedround.events import Fact
 from fedround.observability.metrics.base import NOT_KEPT, SIZE, WORK, Metrics
+from fedround.observability.metrics.evaluation import Evaluations
 from fedround.observability.metrics.http import Connections, Requests
 from fedround.observability.metrics.weights import SOURCES, Weights
 
@@ -34,6 +35,7 @@ class AggregatorMetrics(Metrics):
         self._dominated = make(
             Counter, "dominated_rounds_total", "Rounds of three or more updates of which one had more than half of all samples."
         )
+        self._evaluations = Evaluations(self)
         self._usable = make(Gauge, "model_usable", "1 unless the newest model has weights that nobody can train on.")
         self._usable.set(1)
         self._weights = Weights(self, SOURCES[:1], values=SOURCES[:1])
@@ -43,6 +45,7 @@ class AggregatorMetrics(Metrics):
     def show(self, status: Callable[[], Mapping[str, Any]]) -> None:
         """Make gauges of what `status` tells, at each scrape."""
         self._uploads.set_function(lambda: status()["receiving"])
+        self._evaluations.status = status
 
     def __call__(self, fact: Fact) -> None:
         """Take note of `fact`."""
@@ -62,6 +65,8 @@ class AggregatorMetrics(Metrics):
                 self._usable.set(not fact.statistics.flaw)
             case events.Dominated():
                 self._dominated.inc()
+            case events.ModelEvaluated() | events.EvaluationFailed() | events.EvaluationSkipped():
+                self._evaluations.told(fact)
             case events.RunEntered(id, name):
                 self.entered(id, name)
             case events.RequestServed():

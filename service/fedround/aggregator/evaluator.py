@@ -1,0 +1,162 @@
+"""Has a function of the user's evaluate global models, on a thread of its own that nothing waits for."""
+
+import asyncio
+import inspect
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from queue import SimpleQueue
+from typing import Any
+
+from fedround import evaluation, events
+from fedround.aggregator.codecs import Model
+from fedround.aggregator.evaluation import Candidate, Schedule
+from fedround.aggregator.state import State
+from fedround.books import ServerEvaluation
+from fedround.errors import ConfigurationError
+from fedround.events import Fact, Observer, Observers
+from fedround.objects import find
+from fedround.text import described
+from fedround.weights import Array, Weights
+from fedround.wire import one_line
+
+LOG = logging.getLogger(__name__)
+
+SETTING = "AGGREGATOR_EVALUATE"
+
+
+class Evaluator:
+    """Evaluates models, for one event loop. No failure of the function reaches whoever submits a model.
+
+    Args:
+        function: Takes a model's weights, read-only, and returns an evaluation: see `fedround.evaluation.read`.
+        name: What the function is called, for people.
+        observer: Told of every fact.
+    """
+
+    def __init__(self, function: Callable[[Any], Any], name: str, observer: Observer | None = None) -> None:
+        self.name = name
+        self.schedule = Schedule()
+        self.on_result: Callable[[], None] = lambda: None
+        """Is called on the event loop when there is one more result."""
+        self._function = function
+        self._observer = observer or Observers()
+        self._work: SimpleQueue[Candidate] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._what = f"{SETTING}={name}"
+        self._began = 0.0
+        self._reason = ""
+        """Of the last failure."""
+
+    def submit(self, model: Model, run: str) -> None:
+        """Evaluate a model of a run, unless newer ones come before its turn."""
+        stateless = replace(model, state=State())  # what the strategy keeps is not held for that long
+        for skipped in self.schedule.submit(Candidate(model.round, run, stateless)):
+            self._observer(events.EvaluationSkipped(skipped.round))
+        self._begin()
+
+    def status(self) -> dict[str, object]:
+        """The state as JSON-able data."""
+        running, last = self.schedule.running, self.schedule.results[-1] if self.schedule.results else None
+        seconds = round(time.monotonic() - self._began, 3)
+        return {
+            "function": self.name,
+            "evaluating": running and {"round": running.round, "run": running.run, "seconds": seconds},
+            "waiting": [{"round": one.round, "run": one.run} for one in self.schedule.waiting],
+            "last": last
+            and {"round": last.round, "run": last.run, "samples": last.samples, "metrics": last.metrics, "reason": last.reason},
+        }
+
+    def _begin(self) -> None:
+        candidate = self.schedule.begin()
+        if candidate is None:
+            return
+        self._began = time.monotonic()
+        if self._thread is None:
+            # A daemon, and no executor's: nobody waits for a function that never returns, not even the interpreter.
+            arguments = (asyncio.get_running_loop(),)
+            self._thread = threading.Thread(target=self._run, args=arguments, name="fedround-evaluate", daemon=True)
+            self._thread.start()
+        self._work.put(candidate)
+
+    def _ended(self, result: ServerEvaluation, fact: Fact) -> None:
+        if self.schedule.ended(result):
+            self._observer(fact)
+            self.on_result()
+        self._begin()
+
+    # On its thread
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        while True:
+            found = self._evaluated(self._work.get())
+            with suppress(RuntimeError):  # the event loop is closed: the process ends
+                loop.call_soon_threadsafe(self._ended, *found)
+
+    def _evaluated(self, candidate: Candidate) -> tuple[ServerEvaluation, Fact]:
+        """Return what became of an evaluation. No reference to the model outlives this call."""
+        began, round, run = time.perf_counter(), candidate.round, candidate.run
+        try:
+            returned = self._function(_read_only(candidate.model.weights))
+        except BaseException as error:  # noqa: BLE001 users' code may raise anything, SystemExit too
+            return self._failed(candidate, described(error), time.perf_counter() - began, error)
+        seconds = time.perf_counter() - began
+        if returned is None:
+            return ServerEvaluation(round, run, reason="the function returned None"), events.EvaluationSkipped(round)
+        try:
+            samples, metrics, dropped = evaluation.read(returned)
+        except Exception as error:  # noqa: BLE001 what it returned may raise anything
+            return self._failed(candidate, f"{described(error)}; {evaluation.HOW}", seconds)
+        if dropped:
+            LOG.warning("%s: model of round %s: dropped, because not finite: %s", self._what, round, ", ".join(dropped))
+        fact = events.ModelEvaluated(self.name, round, samples, tuple(metrics.items()), seconds, tuple(dropped))
+        return ServerEvaluation(round, run, samples, metrics), fact
+
+    def _failed(
+        self, candidate: Candidate, why: str, seconds: float, error: BaseException | None = None
+    ) -> tuple[ServerEvaluation, Fact]:
+        round, reason = candidate.round, one_line(why)
+        trace = None if reason == self._reason else error  # each round may fail for the same reason
+        self._reason = reason
+        LOG.warning("%s: model of round %s is not evaluated: %s", self._what, round, reason, exc_info=trace)
+        return ServerEvaluation(round, candidate.run, reason=reason), events.EvaluationFailed(self.name, round, reason, seconds)
+
+
+def load(name: str, observer: Observer) -> Evaluator:
+    """Return the evaluator for the function `module:function`.
+
+    Raises:
+        ConfigurationError: There is no such function, it takes other arguments than one, or its module raised.
+    """
+    try:
+        function = find(name, f"{SETTING} (--evaluate)")
+    except ConfigurationError:
+        raise
+    except BaseException as error:
+        module = name.partition(":")[0]
+        raise ConfigurationError(f"{SETTING}: {module} cannot be imported: {described(error)}") from error
+    if not callable(function) or isinstance(function, type):
+        raise ConfigurationError(f"{SETTING}: {name} is no function")
+    with suppress(ValueError):  # a builtin has no signature
+        try:
+            inspect.signature(function).bind(None)
+        except TypeError as error:
+            raise ConfigurationError(f"{SETTING}: {name} is called with the weights of a model alone: {error}") from error
+    if inspect.iscoroutinefunction(function):
+        raise ConfigurationError(f"{SETTING}: {name} is a coroutine function: write it with def, it has a thread of its own")
+    return Evaluator(function, name, observer)
+
+
+def _read_only(weights: Weights) -> Weights:
+    if isinstance(weights, Mapping):
+        return {name: _locked(array) for name, array in weights.items()}
+    return _locked(weights)
+
+
+def _locked(array: Array) -> Array:
+    view = array.view()
+    view.flags.writeable = False
+    return view

@@ -1,0 +1,75 @@
+"""Evaluations of global models, as users' code returns them. No I/O."""
+
+import json
+import math
+from collections.abc import Mapping
+from operator import index
+from typing import Any, SupportsFloat, SupportsIndex
+
+from fedround.figures import LARGEST
+from fedround.wire import MAX_FIGURE_NAME, MAX_FIGURES, MAX_METRICS
+
+HOW = "return fedround.Evaluation(samples, accuracy=...)"
+
+
+class Evaluation:
+    """What `evaluate` returns: how good a global model is on data of the code that evaluates it.
+
+    Args:
+        samples: Number of samples it was evaluated on: the weight of a participant's metrics in the mean.
+        metrics: Numbers by name, as in `Evaluation(200, accuracy=0.9, loss=0.3)`.
+    """
+
+    def __init__(self, samples: int, **metrics: SupportsFloat) -> None:
+        self.samples, self.metrics = samples, metrics
+
+    def __repr__(self) -> str:
+        return f"Evaluation({self.samples}, {', '.join(f'{name}={value}' for name, value in self.metrics.items())})"
+
+
+def parts(returned: Any) -> tuple[Any, Any]:
+    """Return the samples and the metrics of an `Evaluation`, or of a pair. Raises `TypeError` or `ValueError`."""
+    samples, metrics = (returned.samples, returned.metrics) if isinstance(returned, Evaluation) else returned
+    return samples, metrics
+
+
+def number(name: Any, value: SupportsFloat) -> float:
+    """Return the value of a metric. Raises `ValueError` where it is no number, or has no proper name."""
+    try:
+        found = float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        found = math.inf
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a number, not {value!r}") from None
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_FIGURE_NAME or not name.isprintable():
+        raise ValueError(f"{name!r} is no name of a metric: write 1 to {MAX_FIGURE_NAME} printable characters")
+    return found
+
+
+def encoded(samples: SupportsIndex, metrics: Mapping[str, float]) -> str:
+    """Return an evaluation as it travels with an update. Raises `TypeError` or `ValueError` where it cannot travel."""
+    count = index(samples)
+    text = json.dumps({"samples": count, "metrics": dict(metrics)}, separators=(",", ":"))
+    if len(metrics) > MAX_FIGURES or len(text) > MAX_METRICS or not 0 <= count < 2**32:
+        raise ValueError(f"an evaluation has at most {MAX_FIGURES} names, {MAX_METRICS} bytes, and 2**32 - 1 samples")
+    return text
+
+
+def read(returned: Any) -> tuple[int, dict[str, float], list[str]]:
+    """Return the samples, the finite metrics, and the names of the metrics that are not finite.
+
+    Args:
+        returned: An `Evaluation`, a pair of samples and metrics, or metrics alone, which have 0 samples.
+
+    Raises:
+        TypeError, ValueError: It is none of them, it is too large, or no metric is finite.
+    """
+    if not isinstance(returned, Evaluation | Mapping | tuple | list):
+        raise TypeError(f"it returned {type(returned).__name__}")
+    samples, metrics = (0, returned) if isinstance(returned, Mapping) else parts(returned)
+    numbers = {name: number(name, value) for name, value in metrics.items()}
+    finite = {name: value for name, value in numbers.items() if abs(value) <= LARGEST}
+    encoded(samples, finite)
+    if not finite:
+        raise ValueError("no metric is finite" if numbers else "it returned no metric")
+    return index(samples), finite, [name for name in numbers if name not in finite]

@@ -1,0 +1,35 @@
+"""Finds the objects of users' code that settings name, such as `my_package.my_module:MyClass`."""
+
+import difflib
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from fedround.errors import ConfigurationError
+
+
+def find(what: str, setting: str) -> Any:
+    """Return what `module:name` names. The module is looked for in the working directory too.
+
+    Raises:
+        ConfigurationError: There is no such module, or it has no such name. The message begins with `setting`.
+        Exception: Whatever the module itself raises.
+    """
+    module, _, name = what.partition(":")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found: Any = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        # A module that is missing is a wrong setting; one that is there and fails, by an import of its own say, is shown as it is.
+        if not error.name or not f"{module}.".startswith(f"{error.name}."):
+            raise
+        where = f"neither in {Path.cwd()} nor installed"
+        raise ConfigurationError(f"{setting}: there is no module {error.name}, {where}") from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            meant = difflib.get_close_matches(part, dir(found), n=1)
+            raise ConfigurationError(f"{setting}: {module} has no {name}" + (f": did you mean {meant[0]}?" if meant else ""))
+        found = getattr(found, part)
+    return found

@@ -1,0 +1,65 @@
+"""The metrics of the function by which an aggregator evaluates models."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from prometheus_client import Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from fedround import events
+from fedround.events import Fact
+from fedround.observability.metrics.base import WORK, Metrics
+
+
+class Evaluations(Collector):
+    """What the function found out last, how often, and how long it has been at work. `status`: the aggregator's."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.status: Callable[[], Mapping[str, Any]] = dict
+        self._metrics = metrics
+        self._newest: events.ModelEvaluated | None = None
+        self._outcomes = metrics.make(
+            Counter,
+            "evaluations_total",
+            "Models that came to the function of AGGREGATOR_EVALUATE. incomplete: a metric was not finite. skipped: a newer model "
+            "came first, or the function returned None.",
+            {"outcome": ["succeeded", "incomplete", "failed", "skipped"]},
+        )
+        self._duration = metrics.make(
+            Histogram, "evaluation_duration_seconds", "Time to evaluate a model, failures too.", buckets=WORK
+        )
+        metrics.registry.register(self)
+
+    def told(self, fact: Fact) -> None:
+        match fact:
+            case events.ModelEvaluated():
+                self._outcomes.labels("incomplete" if fact.dropped else "succeeded").inc()
+                self._metrics.observe(self._duration, fact.seconds)
+                self._newest = fact
+            case events.EvaluationFailed():
+                self._outcomes.labels("failed").inc()
+                self._metrics.observe(self._duration, fact.seconds)
+            case events.EvaluationSkipped():
+                self._outcomes.labels("skipped").inc()
+
+    def collect(self) -> Iterator[Metric]:
+        """Each family; without a sample before there is one to show."""
+        prefix, found = self._metrics.prefix, self._newest
+        running = (self.status().get("evaluation") or {}).get("evaluating")
+        metric = GaugeMetricFamily(
+            prefix + "evaluation_metric", "Metrics of the last model that AGGREGATOR_EVALUATE evaluated.", labels=["metric"]
+        )
+        for name, value in found.figures if found else ():
+            metric.add_metric([name], value)
+        yield metric
+        yield GaugeMetricFamily(
+            prefix + "evaluation_round",
+            "Round of that model; -1: the run began with it.",
+            value=None if found is None else -1 if found.round is None else found.round,
+        )
+        yield GaugeMetricFamily(
+            prefix + "evaluation_running_seconds",
+            "Time for which the function has been at work on a model; 0: it is not.",
+            value=running["seconds"] if running else 0,
+        )

@@ -91,11 +91,15 @@ def run(coordinator: CoordinatorSettings, aggregator: AggregatorSettings) -> Non
         durable.held(coordinator.data_dir, "COORDINATOR_DATA_DIR") as rounds,
         durable.held(aggregator.data_dir, "AGGREGATOR_DATA_DIR") as models,
     ):
-        process.run(_run(coordinator, aggregator, rounds, models))
+        evaluating = process.run(_run(coordinator, aggregator, rounds, models))
+    if evaluating:
+        process.leave()
 
 
-async def _run(coordinator: CoordinatorSettings, aggregator: AggregatorSettings, *disks: Disk | None) -> None:
+async def _run(coordinator: CoordinatorSettings, aggregator: AggregatorSettings, *disks: Disk | None) -> bool:
+    """Serve until a signal. Return whether a model is still being evaluated."""
     with process.capture_signals() as stop, tracing("platform", INSTANCE) as traces:
-        async with serving(coordinator, aggregator, disks=disks, traces=traces):
+        async with serving(coordinator, aggregator, disks=disks, traces=traces) as platform:
             await stop.wait()
             LOG.info("stopping")
+    return platform.aggregator.models.evaluating

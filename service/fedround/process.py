@@ -3,13 +3,14 @@
 import asyncio
 import ctypes
 import gc
+import logging
 import os
 import resource
 import signal
 from collections.abc import Coroutine, Iterator
 from contextlib import closing, contextmanager, suppress
 from types import FrameType
-from typing import TypeVar
+from typing import Never, TypeVar
 
 T = TypeVar("T")
 
@@ -43,6 +44,12 @@ def run(main: Coroutine[object, object, T]) -> T:
         tune()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(main)
+
+
+def leave(code: int = 0) -> Never:
+    """End the process now: for users' code that is still at work. An interpreter that ends beneath a library may crash."""
+    logging.shutdown()
+    os._exit(code)
 
 
 def tune() -> None:

@@ -378,7 +378,9 @@ def ops_endpoint(settings: AggregatorSettings, service: AggregatorService, healt
 def run(settings: AggregatorSettings) -> None:
     """Serve until SIGTERM or SIGINT. Raises `ConfigurationError`."""
     with durable.held(settings.data_dir, "AGGREGATOR_DATA_DIR") as disk:
-        process.run(_run(settings, disk))
+        evaluating = process.run(_run(settings, disk))
+    if evaluating:
+        process.leave()
 
 
 async def keep_checking(settings: AggregatorSettings, health: Health, *, every: float = CHECK_EVERY) -> None:
@@ -402,7 +404,8 @@ async def keep_checking(settings: AggregatorSettings, health: Health, *, every: 
         await asyncio.sleep(every)
 
 
-async def _run(settings: AggregatorSettings, disk: Disk | None) -> None:
+async def _run(settings: AggregatorSettings, disk: Disk | None) -> bool:
+    """Serve until a signal. Return whether a model is still being evaluated."""
     health = Health()
     with tracing("aggregator", INSTANCE) as traces:
         telemetry = Telemetry(AggregatorMetrics, [operators.readiness(health)], traces)
@@ -418,3 +421,4 @@ async def _run(settings: AggregatorSettings, disk: Disk | None) -> None:
                     await stop.wait()
                     LOG.info("stopping")
                 service.stop()
+    return service.models.evaluating

@@ -69,6 +69,11 @@ class Models:
         """The round whose model is the best of the current run; None where none is kept as that."""
         return self.store.best if self.store else None
 
+    @property
+    def evaluating(self) -> bool:
+        """A model is being evaluated."""
+        return self._evaluator is not None and self._evaluator.schedule.running is not None
+
     def status(self) -> dict[str, object]:
         """The state as JSON-able data."""
         model = self.newest

@@ -15,12 +15,12 @@ from fedround import events, wire
 from fedround.backoff import delays
 from fedround.books import Admit, Books, Call, Open, carry_out
 from fedround.coordinator.archive import Archive
-from fedround.coordinator.goal import SERVER, comparable
 from fedround.coordinator.plan import Memory
 from fedround.coordinator.recorder import Recorder
 from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.run import Run, config_of
 from fedround.coordinator.status import status
+from fedround.coordinator.wanted import Wanted
 from fedround.errors import ExchangeError, UnknownAttempt
 from fedround.events import Observer
 from fedround.wire import MAX_HOLD, Heartbeat, HeartbeatState, RendezVous, StartTraining
@@ -102,8 +102,7 @@ class CoordinatorService:
         self._best: int | None = None
         """The round of the best model, as the aggregator was told."""
         self._ended = False
-        self._warned: set[str] = set()
-        """Settings whose metric is in no evaluation."""
+        self._wanted = Wanted(rounds.plan.goal)
         self._delays: Iterator[float] | None = None
         """Of the outage that goes on; None while there is none."""
         self._holds: dict[str, asyncio.Timeout] = {}
@@ -269,17 +268,10 @@ class CoordinatorService:
 
     def _tell_of_best(self, fact: events.Evaluated | events.ServerEvaluated) -> None:
         """Have the aggregator know the best model, and operators a metric that there is not."""
-        best, metrics = self._rounds.best, comparable(fact)
+        best = self._rounds.best
         if best is not None and best.round != self._best and self._poll is not None:
             self._poll.reschedule(0.0)
-        for variable, metric in self._rounds.plan.goal.metrics.items():
-            if metric not in metrics and metric.startswith(SERVER) == isinstance(fact, events.ServerEvaluated):
-                self._warn(variable, f"no evaluation has the metric {metric}; there are: {', '.join(metrics) or 'none'}")
-
-    def _warn(self, variable: str, problem: str) -> None:
-        if variable not in self._warned:
-            self._warned.add(variable)
-            LOG.warning("%s: %s", variable, problem)
+        self._wanted.evaluated(fact)
 
     async def _keep_up(self) -> None:
         """Keep the memory on disk. Of rounds that are quick it may be behind: which are over, the books know."""
@@ -338,9 +330,7 @@ class CoordinatorService:
             self._poll = None
         self._reached()
         self._faults = page.faults
-        for variable, metric in self._rounds.plan.goal.metrics.items():
-            if metric.startswith(SERVER) and not page.evaluator:
-                self._warn(variable, f"there is no {metric}: the aggregator has no function that evaluates (AGGREGATOR_EVALUATE)")
+        self._wanted.read(page)
         self._rounds.recorded(self._clock(), page)
         self._changed()
         if self._recorder.page(page):

@@ -1,0 +1,33 @@
+"""Warns of metrics that a goal names and nobody reports."""
+
+import logging
+
+from fedround.books import Page
+from fedround.coordinator.goal import SERVER, Goal, comparable
+from fedround.events import Evaluated, ServerEvaluated
+
+LOG = logging.getLogger(__name__)
+
+
+class Wanted:
+    """Warns once for each setting."""
+
+    def __init__(self, goal: Goal) -> None:
+        self._metrics = dict(goal.metrics)
+
+    def evaluated(self, fact: Evaluated | ServerEvaluated) -> None:
+        """A model was evaluated, with these metrics."""
+        metrics, server = comparable(fact), isinstance(fact, ServerEvaluated)
+        for setting, metric in tuple(self._metrics.items()):
+            if metric not in metrics and metric.startswith(SERVER) == server:
+                self._warn(setting, f"no evaluation has the metric {metric}; there are: {', '.join(metrics) or 'none'}")
+
+    def read(self, page: Page) -> None:
+        """A page of the ledger was read: it says whether the aggregator evaluates models."""
+        for setting, metric in tuple(self._metrics.items()):
+            if metric.startswith(SERVER) and not page.evaluator:
+                self._warn(setting, f"there is no {metric}: the aggregator has no function that evaluates (AGGREGATOR_EVALUATE)")
+
+    def _warn(self, setting: str, problem: str) -> None:
+        del self._metrics[setting]
+        LOG.warning("%s: %s", setting, problem)

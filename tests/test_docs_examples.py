@@ -29,13 +29,11 @@ from fedround.events import Observers
 from fedround.participant import lane, moves, work
 from fedround.participant.terms import Options
 from fedround.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings
-from support import processes
 from support.federation import our_platform
 
 DOCS = Path(__file__).parent.parent / "docs"
 PROTOCOL = (DOCS / "protocol.md").read_text()
 PARTICIPANTS = (DOCS / "participants.md").read_text()
-MODELS = (DOCS / "models.md").read_text()
 STRATEGIES = (DOCS / "strategies.md").read_text()
 WIRE = {value for name, value in vars(wire).items() if name.isupper() and isinstance(value, str)}
 """Paths and headers."""
@@ -67,11 +65,6 @@ def rows(table: str) -> Iterator[list[str]]:
 # Participants
 
 
-def is_shown_alone(example: str) -> bool:
-    """A method without its class, of a library that is not there."""
-    return example.startswith("def ")
-
-
 def test_the_examples_run_one_after_the_other(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {}
     ran = 0
@@ -93,27 +86,6 @@ def test_the_example_of_an_own_format_trains() -> None:
     with our_platform(rounds=2) as p:
         fedround.run_participant(names["Own"](), p.url)
         assert [r["parameters"] for r in p.status()["last_rounds"]] == [5, 5]
-
-
-@pytest.mark.parametrize("example", [block for block in blocks(MODELS, "python") if is_shown_alone(block)])
-def test_a_method_that_is_shown_alone_is_python(example: str) -> None:
-    compile(example, "models.md", "exec")
-
-
-def test_a_model_of_named_tensors_trains_from_its_file_and_leaves_out_what_is_local(tmp_path: Path) -> None:
-    source = "".join(block for block in blocks(MODELS, "python") if not is_shown_alone(block))
-    (tmp_path / "my_module.py").write_text(source)
-    file = tmp_path / "initial.safetensors"
-    command = blocks(MODELS, "console")[0].replace(file.name, str(file)).split()
-    done = processes.fedround(*command[2:], PYTHONPATH=str(tmp_path))
-    assert (command[:2], done.returncode, done.stderr) == (["$", "fedround"], 0, "")
-    names: dict[str, Any] = {}
-    exec(source, names)  # noqa: S102 our own
-    initial = weights.decode(bytearray(file.read_bytes()))
-    del initial["head.w"]
-    with testing.platform(rounds=2, initial_model=initial) as p:
-        p.run(names["Personal"]())
-    assert {name: array.flat[0] for name, array in p.global_model.items()} == {"body.n": 2, "body.w": np.float32(0.2)}
 
 
 def test_the_commands_run(tmp_path: Path) -> None:
@@ -184,10 +156,12 @@ def test_every_strategy_has_its_row() -> None:
     assert {name for first, *_ in rows(STRATEGIES) for name in re.findall("`(.*)`", first)} == strategies.STRATEGIES.keys()
 
 
-def test_every_name_of_ours_is_public() -> None:
-    named = set(re.findall(r"\bfedround\.(\w+)", PARTICIPANTS + MODELS))
-    assert {name for name in named if name not in fedround.__all__} <= {"events", "keras", "sklearn", "testing", "torch"}
-    assert {"NumPyParticipant", "ParticipantABC", "Update", "current_round", "flatten", "unflatten"} <= named
+def test_every_public_name_is_in_the_reference_of_the_python_api() -> None:
+    page = (DOCS / "reference" / "python.md").read_text()
+    named = set(re.findall(r":: (\w+)$", page, re.MULTILINE))
+    errors_and_options = {name for name in fedround.__all__ if issubclass(type(getattr(fedround, name)), type)}
+    assert set(fedround.__all__) - named <= errors_and_options & vars(errors).keys()
+    assert named <= set(fedround.__all__)
 
 
 def test_every_option_of_run_participant_is_told() -> None:

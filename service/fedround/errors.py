@@ -1,38 +1,40 @@
 """Every error that fedround raises, as one tree.
 
-FedroundError
-├── ConfigurationError        a setting is missing or wrong                          exit 78
-│   └── DataDamaged           a file in a data directory is not what was written
-├── RoundFailed               a round fails again and again, in a test's platform
-├── DataDirectoryHeld         another process holds the data directory               exit 75
-├── IllegalMove               a core was given an event that its state does not allow
-├── UnknownAttempt            the books know no such attempt, or know it as over      (409)
-├── Unauthorized              a token that was revoked during the request             (401)
-├── NotAdmitted               no such id and token at the aggregator                  (404)
-├── Forbidden                 the id belongs to another proved identity               (403)
-├── NoSeat                    all seats for participants without an identity are taken  (429)
-├── Late                      a token whose round is over, or was given away          (409)
-├── TooSlow                   an upload below the minimum rate                        (408)
-├── SpoolFull                 no room for an upload; later there may be               (503)
-├── ExchangeError             an HTTP exchange that brought no usable answer
-│   ├── Unreachable           refused, no such host, time-out, cut, 5xx
-│   │   └── NotConnected      there was no connection: nothing was sent
-│   ├── Busy                  429 or 503: try again after `retry_after` seconds
-│   ├── BadAnswer             an answer that is not the protocol's
-│   │   └── Intercepted       a proxy's, a log-in page's, another service's
-│   ├── Refused               any other 4xx: `status`, `detail`
-│   ├── Untrusted             an aggregator that must not have our token
-│   └── Aborted               we cut the transfer ourselves
-├── CoordinatorUnreachable    it stayed away for longer than we were told to wait    exit 69
-├── WeightsError              bytes that are no weights, or no update                   (415)
-│   ├── WrongWeights          not the shape, dtype or size that is expected             (422)
-│   ├── NotFinite             NaN, infinite, or too large to be averaged                (422)
-│   ├── Implausible           a change or a sample count out of all proportion          (422)
-│   └── TooLarge              more bytes than are allowed                               (413)
-└── ParticipantError          the participant's own code failed                      exit 70
-    ├── DeserializationError  in `deserialize_training_input`
-    ├── TrainingError         in `train_round`
-    └── SerializationError    in `serialize_training_result`, or its result is no update
+::
+
+    FedroundError
+    ├── ConfigurationError        a setting is missing or wrong                          exit 78
+    │   └── DataDamaged           a file in a data directory is not what was written
+    ├── RoundFailed               a round fails again and again, in a test's platform
+    ├── DataDirectoryHeld         another process holds the data directory               exit 75
+    ├── IllegalMove               a core was given an event that its state does not allow
+    ├── UnknownAttempt            the books know no such attempt, or know it as over      (409)
+    ├── Unauthorized              a token that was revoked during the request             (401)
+    ├── NotAdmitted               no such id and token at the aggregator                  (404)
+    ├── Forbidden                 the id belongs to another proved identity               (403)
+    ├── NoSeat                    all seats for participants without an identity are taken  (429)
+    ├── Late                      a token whose round is over, or was given away          (409)
+    ├── TooSlow                   an upload below the minimum rate                        (408)
+    ├── SpoolFull                 no room for an upload; later there may be               (503)
+    ├── ExchangeError             an HTTP exchange that brought no usable answer
+    │   ├── Unreachable           refused, no such host, time-out, cut, 5xx
+    │   │   └── NotConnected      there was no connection: nothing was sent
+    │   ├── Busy                  429 or 503: try again after `retry_after` seconds
+    │   ├── BadAnswer             an answer that is not the protocol's
+    │   │   └── Intercepted       a proxy's, a log-in page's, another service's
+    │   ├── Refused               any other 4xx: `status`, `detail`
+    │   ├── Untrusted             an aggregator that must not have our token
+    │   └── Aborted               we cut the transfer ourselves
+    ├── CoordinatorUnreachable    it stayed away for longer than we were told to wait    exit 69
+    ├── WeightsError              bytes that are no weights, or no update                   (415)
+    │   ├── WrongWeights          not the shape, dtype or size that is expected             (422)
+    │   ├── NotFinite             NaN, infinite, or too large to be averaged                (422)
+    │   ├── Implausible           a change or a sample count out of all proportion          (422)
+    │   └── TooLarge              more bytes than are allowed                               (413)
+    └── ParticipantError          the participant's own code failed                      exit 70
+        ├── DeserializationError  in `deserialize_training_input`
+        ├── TrainingError         in `train_round`
+        └── SerializationError    in `serialize_training_result`, or its result is no update
 """
 
 from typing import ClassVar

@@ -2,7 +2,7 @@
 
     fedround participant --flower my_package.client_app:app
 
-Needs Flower: `pip install fedround[flower]`. `docs/flower.md` maps its concepts to ours.
+Needs Flower: `pip install fedround[flower]`. `docs/guides/flower.md` maps its concepts to ours.
 """
 
 import inspect

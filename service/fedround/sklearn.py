@@ -1,5 +1,7 @@
 """scikit-learn estimators as named tensors, for `train_round` of a `NumPyParticipant`.
 
+Example::
+
     def __init__(self):
         self.model = fedround.sklearn.begun(SGDClassifier(), features=64, classes=range(10))
 

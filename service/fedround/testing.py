@@ -1,11 +1,13 @@
-"""For tests of participants: the real platform in memory, without sockets.
+"""Test participants on the real platform, in memory and without sockets.
 
-def test_it_learns():
-    with fedround.testing.platform(rounds=3) as p:
-        p.run(MyParticipant())
-    assert len(p.rounds) == 3
-    assert p.rounds[-1].figures["loss"] < p.rounds[0].figures["loss"]
-    assert p.global_model.shape == (10,)
+Example::
+
+    def test_it_learns():
+        with fedround.testing.platform(rounds=3) as p:
+            p.run(MyParticipant())
+        assert len(p.rounds) == 3
+        assert p.rounds[-1].figures["loss"] < p.rounds[0].figures["loss"]
+        assert p.global_model.shape == (10,)
 """
 
 import asyncio

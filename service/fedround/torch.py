@@ -1,5 +1,7 @@
 """PyTorch models as named tensors, for `train_round` of a `NumPyParticipant`.
 
+Example::
+
     def train_round(self, weights, /):
         if weights is not None:
             fedround.torch.load(self.model, weights)

@@ -5,6 +5,7 @@ A comment above a block says what the test does with it:
 - `<!-- file: NAME -->`: the block is the content of this file.
 - `<!-- background until URL -->`: the last command goes on; the next block runs when the URL answers 200.
 - `<!-- new terminal -->`: another shell, in the same directory, without the variables of the first one.
+- `<!-- first terminal after Ctrl-C -->`: the first shell again, whose last background command is ended.
 - `<!-- exit 69 -->`: the last command ends with this code.
 - `<!-- run by tests/x.py::test_y -->`: another test runs it.
 - `<!-- not run: REASON -->`
@@ -151,6 +152,9 @@ class Session:
     def _command(self, block: Block) -> int:
         if "new terminal" in block.comment:
             self._shell = self._terminal("bash", "--norc")
+        if "first terminal after Ctrl-C" in block.comment:
+            self._shell = self.terminals[0]
+            self._shell.run(f"kill %%; wait %%\necho '{_MARK}'$?\n")
         url = block.said(r"background until (\S+)")
         # A failed command in the middle ends the shell, and so the test.
         strict = "+" if "exit " in block.comment else "-"

@@ -50,7 +50,7 @@ def test_the_participants_defaults_are_the_documented_ones() -> None:
         "heartbeat_period": 1.0,
         "long_poll": 15.0,
         "shard": None,
-        "shards": 10,
+        "shards": None,
         "aggregator_url": None,
         "aggregator_allow": (),
         "max_model_size": 1 << 30,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fedround import wire
 from fedround.errors import BadAnswer
-from fedround.wire import Departure, Heartbeat, HeartbeatState, Problem, RendezVous, Run, StartTraining, one_line
+from fedround.wire import Claim, Departure, Heartbeat, HeartbeatState, Problem, RendezVous, Run, StartTraining, one_line
 
 ID = "0b8b3f6e-52a5-4b44-8e51-5f0a3c1f0a77"
 ids = st.uuids(version=4).map(str)
@@ -60,12 +60,41 @@ def test_an_order_survives_the_round_trip(url: str, token: str, traceparent: str
 
 
 @given(
-    st.text(max_size=20), st.booleans(), st.booleans(), st.dictionaries(st.text(max_size=9), st.integers() | st.text(max_size=9))
+    st.text(max_size=20),
+    st.booleans(),
+    st.booleans(),
+    st.dictionaries(st.text(max_size=9), st.integers() | st.text(max_size=9)),
+    st.none() | st.integers(0, 9).map(lambda index: (index, 10)),
 )
-def test_a_run_survives_the_round_trip(name: str, evaluate: bool, train: bool, config: dict[str, int | str]) -> None:
-    run = Run("an id", one_line(name), 7, config, evaluate, train)
+def test_a_run_survives_the_round_trip(
+    name: str, evaluate: bool, train: bool, config: dict[str, int | str], shard: tuple[int, int] | None
+) -> None:
+    run = Run("an id", one_line(name), 7, config, evaluate, train, shard)
     for message in (StartTraining("url", ID, run=run), Heartbeat(HeartbeatState.STAND_BY, run=run)):
         assert type(message).decode(message.encode()) == message
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "claim"),
+    [
+        ("3/8", None, Claim(8, 3)),
+        (None, "8", Claim(8, asks=True)),
+        ("3/8", "8", Claim(8, 3, asks=True)),
+        ("3/10", "8", Claim(8, asks=True)),
+        (None, None, None),
+        ("8/8", None, None),
+        ("0/1", None, None),
+        ("-1/8", None, None),
+        ("3/8, 4/8", None, None),
+        ("3/\u0668", None, None),
+        (None, "8 ", None),
+        (None, "10001", None),
+    ],
+)
+def test_what_a_registration_says_about_shards_or_nothing(own: str | None, asked: str | None, claim: Claim | None) -> None:
+    headers = {name: text for name, text in {wire.SHARD: own, wire.SHARDS: asked}.items() if text is not None}
+    assert Claim.decode(headers) == claim
+    assert claim is None or Claim.decode(claim.headers()) == claim
 
 
 @pytest.mark.parametrize(
@@ -89,6 +118,8 @@ def test_a_run_survives_the_round_trip(name: str, evaluate: bool, train: bool, c
         (Heartbeat, b'{"state":"round","round":1,"token":"x"}', "'token' is no UUID"),
         (StartTraining, b'{"ok":true}', "'url' is no text"),
         (Heartbeat, b'{"state":"stand_by","run":"first"}', "'run' is no run"),
+        (Heartbeat, b'{"state":"stand_by","run":{"id":"a","name":"b","rounds":1,"config":{},"shard":[8,8]}}', "is no shard"),
+        (Heartbeat, b'{"state":"stand_by","run":{"id":"a","name":"b","rounds":1,"config":{},"shard":"3/8"}}', "is no shard"),
         (Heartbeat, b'{"state":"stand_by","run":{"id":"a","name":"b","rounds":-1,"config":{}}}', "'run' is no run"),
         (Heartbeat, b'{"state":"stand_by","run":{"id":"a","name":"b","rounds":1,"config":{"x":[]}}}', "'run' is no run"),
     ],

@@ -222,6 +222,19 @@ class RunEntered(Fact):
 
 
 @dataclass(frozen=True, slots=True)
+class ShardsChanged(Fact):
+    """When participants were selected, the shards of the data set were held in another way than before."""
+
+    shards: int
+    missing: int
+    doubled: int
+    standing_by: int
+    """Participants for which there is no shard."""
+    warning: str
+    """What is wrong; empty where each shard has one participant."""
+
+
+@dataclass(frozen=True, slots=True)
 class ParticipantJoined(Fact):
     id: str
     name: str

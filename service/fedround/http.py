@@ -40,7 +40,7 @@ from fedround.proxies import VARIABLES, Proxy, proxy_for
 from fedround.text import redact
 from fedround.tls import Context, File, Names, explained
 from fedround.tls import client as tls_client
-from fedround.wire import Departure, Heartbeat, Problem, RendezVous, StartTraining, UpdateOutcome
+from fedround.wire import Claim, Departure, Heartbeat, Problem, RendezVous, StartTraining, UpdateOutcome
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -221,10 +221,15 @@ class CoordinatorClient(_Client):
         super().__init__(url, **options)
         self._url = url
 
-    def rendez_vous(self, name: str, ordinal: int | None = None, *, evaluates: bool = False) -> RendezVous:
-        """Register, under a name to be shown; `ordinal` is the one to get again. `evaluates`: models, if asked to."""
+    def rendez_vous(
+        self, name: str, ordinal: int | None = None, *, evaluates: bool = False, claim: Claim | None = None
+    ) -> RendezVous:
+        """Register, under a name to be shown; `ordinal` is the one to get again. `evaluates`: models, if asked to.
+
+        `claim`: what is to be said about shards.
+        """
         headers = {wire.PARTICIPANT_NAME: name} | ({} if ordinal is None else {wire.ORDINAL: str(ordinal)})
-        headers |= {wire.EVALUATES: "true"} if evaluates else {}
+        headers |= ({wire.EVALUATES: "true"} if evaluates else {}) | (claim.headers() if claim else {})
         with self._exchange("GET", self._url, wire.RENDEZ_VOUS, headers=headers) as response:
             return RendezVous.decode(_read(response))
 

@@ -343,7 +343,12 @@ class ParticipantSettings(Settings):
     shard: Annotated[tuple[int, int] | None, BeforeValidator(_shard), Field(title="index/count")] = setting(
         None, "Which part of a split data set is this participant's, for instance 3/10. Unset: it is found out."
     )
-    shards: Number = setting(10, "Into how many parts the data set is split, where the shard does not say.", ge=1)
+    shards: Number | None = setting(
+        None,
+        "Number of parts of a data set that all participants share. The coordinator gives each part to one of them. Unset: each "
+        "participant has data of its own.",
+        ge=1,
+    )
     aggregator_url: Annotated[Url | None, Field(title="url")] = setting(
         None, "Where the aggregator is. Unset: where the coordinator says."
     )

@@ -25,6 +25,10 @@ PREFER = "Prefer"
 PREFERENCE_APPLIED = "Preference-Applied"
 PARTICIPANT_NAME = "Fedround-Participant"
 ORDINAL = "Fedround-Ordinal"
+SHARD = "Fedround-Shard"
+"""On a registration: the participant's shard, as `3/8`. With `Fedround-Shards`: the one that it had before."""
+SHARDS = "Fedround-Shards"
+"""On a registration: the participant asks for one of so many shards."""
 UPDATE_OUTCOME = "Fedround-Update"
 METRICS = "Fedround-Metrics"
 EVALUATES = "Fedround-Evaluates"
@@ -39,6 +43,8 @@ MAX_METRICS = 2048
 MAX_FIGURES = 20
 MAX_FIGURE_NAME = 64
 """How many figures are in it, and how many characters, all of them printable, are in the name of each."""
+MAX_SHARDS = 10_000
+"""Shards that a coordinator gives out at most."""
 MAX_REASON = 200
 """Characters of a reason that one peer gives another."""
 MAX_HOLD = 25.0
@@ -60,6 +66,8 @@ Scalar = str | int | float | bool
 """A value of the round configuration."""
 
 _NAME = re.compile(r"[a-z0-9.-]{1,63}")
+_COUNT = re.compile(r"[0-9]{1,6}")
+_SHARD = re.compile(r"([0-9]{1,6})/([0-9]{1,6})")
 
 
 class HeartbeatState(StrEnum):
@@ -92,6 +100,36 @@ class RendezVous:
         return cls(id=_uuid(data, "id") if _ok(data) else None, ordinal=_int(data, "ordinal"))
 
 
+Shard = tuple[int, int]
+"""Index, from 0, and number of the parts that a data set is split into."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a registration says about shards."""
+
+    count: int
+    """The number of shards, 2 or more: a data set in one part is not split."""
+    index: int | None = None
+    """The participant's shard; where it `asks`, the one that it had before."""
+    asks: bool = False
+    """The participant trains whichever shard the coordinator gives it."""
+
+    def headers(self) -> dict[str, str]:
+        own = {} if self.index is None else {SHARD: f"{self.index}/{self.count}"}
+        return own | ({SHARDS: str(self.count)} if self.asks else {})
+
+    @classmethod
+    def decode(cls, headers: Mapping[str, str]) -> Self | None:
+        """Anything that is no claim is none: the participant trains all the same."""
+        own, asked = _SHARD.fullmatch(headers.get(SHARD, "")), _COUNT.fullmatch(headers.get(SHARDS, ""))
+        index, count = (int(own[1]), int(own[2])) if own else (None, 0)
+        if asked:
+            index, count = index if count == int(asked[0]) else None, int(asked[0])
+        fits = 2 <= count <= MAX_SHARDS and (index is None or index < count)
+        return cls(count, index, asked is not None) if fits else None
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """The run that a round belongs to."""
@@ -106,6 +144,8 @@ class Run:
     """Evaluate the global model before training."""
     train: bool = True
     """Train, and not only evaluate."""
+    shard: Shard | None = None
+    """The shard to train on, for a participant that asked for one."""
 
     @classmethod
     def decode(cls, data: object) -> Self | None:
@@ -116,7 +156,7 @@ class Run:
                 isinstance(value, Scalar) for value in config.values()
             ):
                 asked = more.get("evaluate") is True, more.get("train") is not False
-                return cls(one_line(id), one_line(name), rounds, config, *asked)
+                return cls(one_line(id), one_line(name), rounds, config, *asked, _shard(more.get("shard")))
         raise BadAnswer("the answer's 'run' is no run")
 
 
@@ -267,6 +307,7 @@ def _additions(answer: StartTraining | Heartbeat) -> dict[str, Any]:
     if answer.run is not None:
         run = {"id": answer.run.id, "name": answer.run.name, "rounds": answer.run.rounds, "config": answer.run.config}
         run |= ({"evaluate": True} if answer.run.evaluate else {}) | ({} if answer.run.train else {"train": False})
+        run |= _present(shard=answer.run.shard)
     return _present(traceparent=answer.traceparent, tracelink=answer.tracelink, run=run)
 
 
@@ -316,3 +357,12 @@ def _int(data: dict[str, Any], key: str) -> int | None:
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
         raise BadAnswer(f"the answer's {key!r} is no number from 0")
     return value
+
+
+def _shard(value: object) -> Shard | None:
+    match value:
+        case None:
+            return None
+        case [int(index), int(count)] if 0 <= index < count:
+            return index, count
+    raise BadAnswer("the answer's 'shard' is no shard")

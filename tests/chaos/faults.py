@@ -49,6 +49,18 @@ def paused(member: Member) -> Iterator[None]:
     member.process.send(signal.SIGCONT)
 
 
+@contextmanager
+def renewed(f: Federation, random: random.Random) -> Iterator[None]:
+    """A participant with a name that nobody had before begins, then an old one ends, by `kill -9` or asked to."""
+    old = f.renew(random.choice(f.participants))
+    try:
+        yield
+        if random.random() < 0.5 and (code := old.end()) != 0:
+            raise AssertionError(f"an old participant was asked to stop, and ended with exit code {code}")
+    finally:
+        old.kill()
+
+
 def _service(fault: Callable[[Member], AbstractContextManager[None]]) -> Fault:
     return lambda f, random: fault(random.choice(f.services))
 
@@ -114,6 +126,7 @@ FAULTS: Sequence[Mapping[str, Fault]] = (
         "participant restarted": _participant(stopped),
         "participant paused": _participant(paused),
         "worker killed": _participant(worker_killed),
+        "participant renewed": renewed,
     },
     {
         "connections cut": cut,

@@ -11,6 +11,7 @@ import urllib.error
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ PARTICIPANT = {
     "PARTICIPANT_CONFIRM_TIMEOUT": "3s",
     "PARTICIPANT_DRAIN_TIMEOUT": "2s",
     "PARTICIPANT_AFTER_FINISH": "wait",
+    "PARTICIPANT_SHARDS": str(COUNT),
     "PYTHONPATH": str(TESTS),
 }
 
@@ -144,6 +146,7 @@ class Federation:
         self.answers = Answers(strategy)
         self._stack = ExitStack()
         self._ports = self._free_ports(random)
+        self._numbers = count(COUNT)
         self.links: dict[str, Weather] = {}
         self.journals = [directory / f"trained-{k}" for k in range(COUNT)]
         self.ports = {name: next(self._ports) for command in ("coordinator", "aggregator") for name in PORTS[command]}
@@ -166,7 +169,7 @@ class Federation:
 
     def _participant(self, k: int) -> dict[str, str]:
         model = {"size": SIZE, "dtype": self.answers.dtype}
-        options = {"k": k, "count": COUNT, "seconds": 0.1, "journal": str(self.journals[k])} | model
+        options = {"count": COUNT, "seconds": 0.1, "journal": str(self.journals[k])} | model
         return {
             **PARTICIPANT,
             "PARTICIPANT_NAME": f"silo-{k}",
@@ -174,6 +177,13 @@ class Federation:
             "PARTICIPANT_COORDINATOR_URL": self.links["coordinator"].url,
             "PARTICIPANT_OPS_PORT": str(next(self._ports)),
         }
+
+    def renew(self, member: Member) -> Process:
+        """Start another participant in the place of this one, as a rolling update does. Return the old one, which still runs."""
+        old, name = member.process, f"silo-{next(self._numbers)}"
+        member.settings = {**member.settings, "PARTICIPANT_NAME": name, "PARTICIPANT_OPS_PORT": str(next(self._ports))}
+        member.start()
+        return old
 
     @property
     def members(self) -> list[Member]:

@@ -1,9 +1,9 @@
 """`make chaos`: a federation in which one thing after the other goes wrong, and whose books must be right at every moment.
 
-Participant k of N adds N to every weight whose number is k modulo N: after R rounds all weights are exactly R, and one update
-that was lost or counted twice shows. In the case `fedadam` every weight is what the strategy makes of the same updates without a
-fault, to the last bit: a state that belongs to another model shows. Prints the books; exits with 1 if they are wrong, or if no
-round ends when all faults are mended.
+The participant with shard k of N adds N to every weight whose number is k modulo N: after R rounds all weights are exactly R. An
+update that was lost or counted twice shows, and a shard that two participants trained. In the case `fedadam` every weight is what
+the strategy makes of the same updates without a fault, to the last bit: a state that belongs to another model shows. Prints the
+books; exits with 1 if they are wrong, or if no round ends when all faults are mended.
 """
 
 import random

@@ -156,7 +156,7 @@ def test_every_pod_may_run_where_pod_security_is_restricted(case: Path) -> None:
         ("participant", "podMonitor.interval=30", "interval"),
         ("participant", "autoscaling.enabled=true,autoscaling.minReplicas=40", "minReplicas is more than maxReplicas"),
         ("participant", "autoscaling.enabled=true,autoscaling.targetCPUUtilizationPercentage=0", "by what"),
-        ("participant", "autoscaling.enabled=true,shards=0", "say how many"),
+        ("participant", "autoscaling.enabled=true", "say how many"),
         ("participant", "kind=Deployment,volumeClaimTemplates[0].metadata.name=mine", "only a StatefulSet makes claims"),
         ("coordinator", "replicaCount=2", "replicaCount"),
         ("coordinator", "minClients=0", "minClients"),
@@ -319,12 +319,13 @@ def test_labels_and_annotations_of_yours_are_on_every_object_and_in_no_selector(
 
 def test_pods_are_replaced_for_a_changed_setting_and_not_for_a_label_of_yours() -> None:
     def template(*settings: str) -> Any:
-        return rendered("participant", URL, *settings)["StatefulSet", "fl-participant"]["spec"]["template"]["metadata"][
-            "annotations"
-        ]
+        return rendered("participant", URL, "shards=10", *settings)["StatefulSet", "fl-participant"]["spec"]["template"][
+            "metadata"
+        ]["annotations"]
 
     assert template() == template("replicaCount=30") == template("podMonitor.enabled=true")
     assert template() != template("settings.log_level=debug")
+    assert template("shards=0") != template("shards=0", "replicaCount=30"), "as many shards as replicas"
 
 
 def test_pods_that_are_spread_are_those_of_the_chart() -> None:
@@ -365,7 +366,8 @@ def test_the_three_probes_differ_and_start_leaves_time_for_imports() -> None:
 
 
 def test_replicas_are_left_to_the_autoscaler() -> None:
-    objects = rendered("participant", URL, "autoscaling.enabled=true", "autoscaling.targetMemoryUtilizationPercentage=90")
+    values = "shards=10", "autoscaling.enabled=true", "autoscaling.targetMemoryUtilizationPercentage=90"
+    objects = rendered("participant", URL, *values)
     assert "replicas" not in objects["StatefulSet", "fl-participant"]["spec"]
     metrics = objects["HorizontalPodAutoscaler", "fl-participant"]["spec"]["metrics"]
     assert [metric["resource"]["name"] for metric in metrics] == ["cpu", "memory"]

@@ -349,6 +349,26 @@ def test_a_peer_without_etags_is_believed_that_the_model_is_the_same() -> None:
     assert participant.order(3) == [m.Upload(participant.at_hand)]
 
 
+def test_an_update_of_another_shard_is_thrown_away_before_the_model_is_fetched() -> None:
+    shards = [wire.Run("an id", "default", shard=(index, 8)) for index in range(2)]
+    participant = waiting()
+    participant.hear(ROUND, 3, url=URL, token=TOKEN, run=shards[0])
+    participant.download()
+    participant.train()
+    participant.upload()
+    assert participant.hear(ROUND, 3, url=URL, token="b-token", run=shards[0]) == [m.Download(participant.at_hand, '"0"')]
+    participant.refuse(404)  # the attempt is lost
+    participant.wait()
+    commands = participant.tell(m.StartTrainingAnswered(participant.at_hand, wire.StartTraining(URL, "c-token", run=shards[1])))
+    assert commands == [m.ThrowAway(), m.Download(participant.at_hand, None)]
+    assert of(m.Train, participant.download()) == [m.Train(participant.at_hand)]
+    participant.train()
+    assert participant.hear(ROUND, 3, url=URL, token="d-token", run=shards[1]) == []
+    participant.upload()
+    participant.hear(ROUND, 3, url=URL, token="d-token", run=shards[0])
+    assert participant.transfer == m.Download(participant.at_hand, None)
+
+
 def test_a_later_round_throws_the_kept_update_away_before_its_model_is_fetched() -> None:
     participant = uploading(3)
     participant.upload()
@@ -1107,12 +1127,19 @@ def test_neither_ids_nor_tokens_are_shown_by_orders_and_events() -> None:
 
 # Whatever happens
 
+RUNS = [None, *(wire.Run("an id", "default", shard=shard) for shard in (None, (0, 2), (1, 2)))]
 ANSWERS = st.one_of(
     st.builds(wire.Heartbeat, st.sampled_from([STAND_BY, FINISH, REJECT])),
     st.builds(
-        wire.Heartbeat, st.just(ROUND), st.integers(0, 2), url=st.none() | st.just(URL), token=st.sampled_from([TOKEN, "b-token"])
+        wire.Heartbeat,
+        st.just(ROUND),
+        st.integers(0, 2),
+        url=st.none() | st.just(URL),
+        token=st.sampled_from([TOKEN, "b-token"]),
+        run=st.sampled_from(RUNS),
     ),
 )
+ORDERS = st.sampled_from([wire.StartTraining(None, None), *(wire.StartTraining(URL, TOKEN, run=run) for run in RUNS)])
 FAILURES: st.SearchStrategy[Callable[[m.Order], m.Event]] = st.sampled_from(
     [
         lambda order: m.TransferFailed(order, "x"),
@@ -1142,6 +1169,7 @@ class World:
         self.user_code: m.Order | None = None
         self.model: str | None = None
         self.kept: str | None = None
+        self.kept_shard: wire.Shard | None = None
         self.trained: set[int] = set()
         self.delivered: m.Order | None = None
         self.begun = self.ended = 0
@@ -1177,8 +1205,9 @@ class World:
             case m.Download(_, etag):
                 assert self.user_code is None
                 assert (self.kept is None) == (etag is None)
-            case m.Upload():
+            case m.Upload(order):
                 assert self.kept is not None
+                assert self.kept_shard == (order.run.shard if order.run else None), "of the shard that is asked for"
             case m.Forfeit(order):
                 assert order.token
                 assert order != self.delivered, "an update that may have arrived is not forfeited"
@@ -1204,7 +1233,7 @@ class World:
             case m.Train(order):
                 self.user_code = None
                 if draw(st.integers(0, 4)):
-                    self.kept = self.model
+                    self.kept, self.kept_shard = self.model, order.run.shard if order.run else None
                     return m.Trained(order)
                 return m.TrainingFailed(order, "broken")
             case m.StartTraining(order) | m.Download(order) | m.Upload(order):
@@ -1221,9 +1250,7 @@ class World:
     def succeed(self, command: m.Command, order: m.Order) -> m.Event:
         match command:
             case m.StartTraining():
-                return m.StartTrainingAnswered(
-                    order, self.draw(st.sampled_from([wire.StartTraining(URL, TOKEN), wire.StartTraining(None, None)]))
-                )
+                return m.StartTrainingAnswered(order, self.draw(ORDERS))
             case m.Download(_, etag):
                 now = self.draw(st.sampled_from(["a", "b"]))
                 if now != etag:

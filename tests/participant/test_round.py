@@ -1,5 +1,4 @@
 import json
-import logging
 from collections.abc import Mapping
 
 import numpy as np
@@ -8,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedround.figures import LARGEST
-from fedround.participant.round import Round, Shard, current_round, encode_figures, entered, find_shard
+from fedround.participant.round import Round, Shard, current_round, encode_figures, entered
 from fedround.wire import MAX_FIGURES, MAX_METRICS
 
 
@@ -105,30 +104,3 @@ def test_every_row_is_in_one_shard_and_sizes_differ_by_one_at_most(rows: int, co
 def test_a_shard_of_an_array_is_a_view() -> None:
     data = np.arange(10)
     assert np.shares_memory(Shard(1, 3).of(data), data)
-
-
-@pytest.mark.parametrize(
-    ("setting", "pod_index", "ordinal", "shard"),
-    [
-        (Shard(3, 7), 1, 2, Shard(3, 7)),
-        (None, 1, 2, Shard(1, 10)),
-        (None, None, 2, Shard(2, 10)),
-        (None, 0, 2, Shard(0, 10)),
-    ],
-)
-def test_a_shard_is_found_in_the_order_of_its_sources(
-    setting: Shard | None, pod_index: int | None, ordinal: int | None, shard: Shard
-) -> None:
-    assert find_shard(setting, 10, pod_index, ordinal, "host") == shard
-
-
-def test_without_any_source_the_hosts_name_decides_and_always_in_the_same_way(caplog: pytest.LogCaptureFixture) -> None:
-    assert find_shard(None, 10, None, None, "silo-1") == find_shard(None, 10, None, None, "silo-1")
-    assert len({find_shard(None, 10, None, None, f"silo-{i}").index for i in range(100)}) == 10
-    assert not caplog.records
-
-
-def test_a_number_beyond_the_last_shard_wraps_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        assert find_shard(None, 10, None, 12, "host") == Shard(2, 10)
-    assert "number 12 wraps to 2" in caplog.text

@@ -230,7 +230,7 @@ def test_a_third_signal_ends_a_program_whose_code_does_not_return(tmp_path: Path
         ({"drain_timeout": float("inf")}, "drain_timeout must be a number of seconds"),
         ({"observers": print}, "observers must be a list of functions"),
         ({"heartbeat_period": 0}, "heartbeat_period must be a number of seconds, more than 0"),
-        ({"shards": 0, "max_failures": 0}, "shards must be a whole number, 1 or more; max_failures must be"),
+        ({"shards": 0, "max_failures": 0}, "shards must be a whole number, 1 or more, or None; max_failures must be"),
         ({"long_pol": 5, "drain_timout": 60}, "there is no option long_pol, drain_timout; there are name, token, tls_ca_file, "),
     ],
 )

@@ -30,6 +30,7 @@ from fedround.participant.moves import Policy, Reason
 from fedround.participant.round import Round, Shard, current_round
 from fedround.participant.run import connected, run_participant
 from fedround.participant.runtime import Runtime
+from fedround.participant.shards import Shards
 from fedround.participant.terms import Terms
 from fedround.participant.training import Training as Steps
 from fedround.participant.watch import Watch
@@ -172,17 +173,6 @@ def test_participants_get_the_numbers_of_their_shards_from_our_platform() -> Non
     assert shards == {range(0, 4, 2), range(1, 5, 2)}
     taken = [fact for fact in facts if isinstance(fact, events.ShardTaken)]
     assert sorted((fact.index, fact.count) for fact in taken) == [(0, 2), (1, 2)], "told once, not in every round"
-
-
-def test_a_number_that_wraps_is_warned_of_once_and_not_in_every_round(caplog: pytest.LogCaptureFixture) -> None:
-    with our_platform(rounds=3, min_clients=2) as p:
-        threads = [threading.Thread(target=run_participant, args=(Mean(), p.url), kwargs={"shards": 1}) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    warnings = [message for message in caplog.messages if "wraps" in message]
-    assert warnings == ["there are 1 shards: number 1 wraps to 0, which others may have too"]
 
 
 def test_a_participant_of_a_fleet_leaves_when_it_fails_so_that_the_others_go_on() -> None:
@@ -501,7 +491,7 @@ def test_a_good_bye_that_fails_is_no_failure_of_its_own() -> None:
 
 def test_a_bug_in_any_thread_ends_the_participant_and_is_told() -> None:
     class Buggy(CoordinatorClient):
-        def rendez_vous(self, name: str, ordinal: int | None = None, *, evaluates: bool = False) -> RendezVous:
+        def rendez_vous(self, name: str, ordinal: int | None = None, **more: Any) -> RendezVous:
             raise NotImplementedError("a bug")
 
     with closing(Buggy("http://localhost:1")) as coordinator, closing(AggregatorClient(max_model_size=1)) as aggregator:
@@ -511,7 +501,7 @@ def test_a_bug_in_any_thread_ends_the_participant_and_is_told() -> None:
             aggregator,
             Lifecycle(Policy(), lambda: 0.0),
             name="silo-1",
-            shard=lambda ordinal: Shard(0, 1),
+            shards=Shards(None, None, None, "silo-1"),
             observe=lambda fact: None,
         )
         with pytest.raises(NotImplementedError, match="a bug"):

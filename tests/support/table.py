@@ -9,7 +9,7 @@ from fedround.books import Admit, Close, Closed, Entry, Open, Outcome, Page, Rev
 from fedround.coordinator.history import Past
 from fedround.coordinator.plan import Plan
 from fedround.coordinator.rounds import Rounds
-from fedround.wire import HeartbeatState
+from fedround.wire import Claim, HeartbeatState
 
 LIFE = "first-life"
 
@@ -28,14 +28,18 @@ class Table:
             self.rounds.recorded(self.now, Page(life, ()))
         self.ids = [self.join(f"silo-{n}", extended=extended) for n in range(present)]
 
-    def register(self, name: str = "silo", ordinal: int | None = None, *, extended: bool = False, owner: str = "") -> str:
+    def register(
+        self, name: str = "silo", ordinal: int | None = None, *, extended: bool = False, owner: str = "", claim: Claim | None = None
+    ) -> str:
         """A registration that sends no heartbeat yet."""
-        participant = self.rounds.join(self.now, name, ordinal, extended=extended, owner=owner)
+        participant = self.rounds.join(self.now, name, ordinal, extended=extended, owner=owner, claim=claim)
         assert participant is not None
         return participant.id
 
-    def join(self, name: str = "silo", ordinal: int | None = None, *, extended: bool = False, owner: str = "") -> str:
-        id = self.register(name, ordinal, extended=extended, owner=owner)
+    def join(
+        self, name: str = "silo", ordinal: int | None = None, *, extended: bool = False, owner: str = "", claim: Claim | None = None
+    ) -> str:
+        id = self.register(name, ordinal, extended=extended, owner=owner, claim=claim)
         self.rounds.heartbeat(self.now, id, idle=True)
         return id
 

@@ -77,7 +77,7 @@ annotations: {{- toYaml . | nindent 2 }}
 {{- if .enabled }}
 {{- if gt (int .minReplicas) (int .maxReplicas) }}{{ fail "autoscaling.minReplicas is more than maxReplicas" }}{{ end }}
 {{- if not (or .targetCPUUtilizationPercentage .targetMemoryUtilizationPercentage .metrics) }}{{ fail "autoscaling: by what? It has no target and no metrics" }}{{ end }}
-{{- if not $.Values.shards }}{{ fail "shards: 0 means as many as replicas, and autoscaling changes those: say how many" }}{{ end }}
+{{- if not $.Values.shards }}{{ fail "shards: 0 means as many as replicas, and autoscaling changes those: say how many, or 1 for a data set in each pod" }}{{ end }}
 {{- end }}
 {{- end }}
 {{- if and .Values.volumeClaimTemplates (ne .Values.kind "StatefulSet") }}{{ fail "volumeClaimTemplates: only a StatefulSet makes claims" }}{{ end }}

@@ -75,6 +75,7 @@ def public(
             extended=name is not None,
             owner=request.state.owner,
             evaluates=name is not None and request.headers.get(wire.EVALUATES) == "true",
+            claim=wire.Claim.decode(request.headers) if name is not None else None,
         )
         return _json(answer if name is not None else replace(answer, ordinal=None))
 

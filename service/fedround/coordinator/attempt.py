@@ -10,6 +10,7 @@ from fedround.books import Admission, Admit, Close, Closed, Entry, Revoke
 from fedround.coordinator.history import weighted_means
 from fedround.coordinator.seats import Participant, Who
 from fedround.events import Contribution, RoundCompleted
+from fedround.wire import Shard
 
 ASK_AGAIN = 1.0
 """Seconds until a right whose update is being received is revoked again."""
@@ -53,6 +54,10 @@ class Member:
     """The same for people, where there is more to say."""
     evaluates: bool = False
     """It is asked to evaluate the global model."""
+    shard: Shard | None = None
+    """The shard that it trains."""
+    asks: bool = False
+    """It trains whichever shard it is given."""
     entry: Entry | None = None
     selected_at: float = 0.0
     seconds: float = 0.0
@@ -60,7 +65,7 @@ class Member:
 
     @classmethod
     def of(cls, seat: Participant, token: str) -> "Member":
-        return cls(seat.id, seat.name, seat.owner, seat.who, token)
+        return cls(seat.id, seat.name, seat.owner, seat.who, token, shard=seat.shard, asks=seat.asks)
 
 
 @dataclass(slots=True)

@@ -36,6 +36,8 @@ class Presence:
         """How many were heard, ever."""
         self.shared = 0
         """How many of those present have no owner."""
+        self.sharing = 0
+        """How many of those present have a shard, or ask for one."""
         self._present: dict[str, Participant] = {}
         self._registered: dict[str, Participant] = {}
         """The oldest first."""
@@ -113,6 +115,7 @@ class Presence:
         seat = Participant(known.id, known.name, known.owner, known.extended, ordinal, joined=now, seen=now, expires=expires)
         seat.counted, seat.owed, seat.known_to_books = known.counted, known.owed, True
         seat.selected_rounds, seat.counted_rounds, seat.evaluates = known.selected_rounds, known.counted_rounds, known.evaluates
+        seat.claim, seat.index = known.claim, known.shard
         self._seats.setdefault(seat.who, {})[seat.id] = seat
         self._admit(seat)
 
@@ -162,6 +165,7 @@ class Presence:
         if not seat.heard:
             return
         self.shared -= not seat.owner
+        self.sharing -= seat.claim is not None
         self._fell_silent.pop(seat.name, None)
         if missed:
             self._fell_silent[seat.name] = now
@@ -238,3 +242,4 @@ class Presence:
         self._fell_silent.pop(seat.name, None)
         self.joined += 1
         self.shared += not seat.owner
+        self.sharing += seat.claim is not None

@@ -39,6 +39,8 @@ The rules:
    aggregator comes at any time: then the round that is open is the last, and no other attempt of it begins.
 17. The aggregator may evaluate models with a function of its own, and skip models. Training is complete only when its evaluation of
    the final model is known to be over, too, or has not come within `evaluate_timeout`. Rounds never wait for it.
+18. Participants may share a data set that is split into shards. One for which there is no shard stands by: it is not selected, and
+   does not count towards `min_clients`. (`shards.py`)
 """
 
 import math
@@ -59,9 +61,10 @@ from fedround.coordinator.reliability import Reliability
 from fedround.coordinator.run import Run
 from fedround.coordinator.seats import Participant, who
 from fedround.coordinator.selection import choose
+from fedround.coordinator.shards import Shards
 from fedround.coordinator.trouble import Trouble
 from fedround.errors import Busy, IllegalMove
-from fedround.wire import Heartbeat, HeartbeatState
+from fedround.wire import Claim, Heartbeat, HeartbeatState
 
 
 class Rounds:
@@ -78,6 +81,7 @@ class Rounds:
         self.history = History(memory.history)
         self.present = Presence(plan.heartbeat_timeout, plan.shared_seats)
         self.reliability, self.trouble = Reliability(), Trouble()
+        self.shards = Shards()
         self.attempt: Attempt | None = None
         self._generation, self._rng = memory.generation, rng
         self.best, self.stopped = memory.best, memory.stopped if plan.goal.stops else ""
@@ -129,10 +133,12 @@ class Rounds:
         extended: bool = False,
         owner: str = "",
         evaluates: bool = False,
+        claim: Claim | None = None,
     ) -> Participant | None:
         """Register a participant; None once training is complete.
 
-        `ordinal` is the one it held before, given back if it is free; `owner` its proved identity, empty where it proves none.
+        `ordinal` is the one it held before, given back if it is free; `owner` its proved identity, empty where it proves none;
+        `claim` what it says about shards.
 
         Raises:
             NoSeat: The seats of those without a proved identity are taken.
@@ -149,6 +155,7 @@ class Rounds:
         self._probe(now)
         participant = self.present.add(now, id, name, ordinal, extended=extended, owner=owner)
         participant.evaluates = evaluates
+        participant.claims(claim)
         self._settle(now)
         return participant
 
@@ -214,7 +221,7 @@ class Rounds:
         """Return when `tick` has something to do next, if nothing else happens before; `math.inf`: never."""
         due = [self.present.next_expiry(), self.server.until if self.server.awaited else math.inf]
         if self.attempt is None:
-            begins = self._final if self._trained else len(self.present) >= self.plan.min_clients
+            begins = self._final if self._trained else self._able >= self.plan.min_clients
             due.append(self.trouble.not_before if begins else math.inf)
         elif self.attempt.opened and not self.attempt.lost:
             due.append(self.attempt.next_deadline())
@@ -317,7 +324,10 @@ class Rounds:
         if self._trained:
             self._settle_final(now)
             return
-        if len(self.present) < self.plan.min_clients:
+        if attempt is None and len(self.present) >= self.plan.min_clients:
+            self._share()
+            self._facts += self.shards.changed(self.present)
+        if self._able < self.plan.min_clients:
             self._unsettled = False
             return
         if attempt is None:
@@ -342,10 +352,23 @@ class Rounds:
         if self._quorum_raised == 2:  # The first round may begin before all participants have joined.
             self._facts.append(events.QuorumRaised(attempt.round, asked, selected, self.plan.min_clients))
 
+    @property
+    def _able(self) -> int:
+        """How many are present and, before an attempt, do not stand by."""
+        return len(self.present) - (self.shards.standing_by if self.attempt is None else 0)
+
+    def _share(self) -> set[str]:
+        """Assign shards before an attempt. Return the ids of those that have nothing to train."""
+        return self.shards.assign(self.present, self.present, self._sits_out)
+
+    def _sits_out(self, participant: Participant) -> bool:
+        return self.reliability.sits_out(participant.judged, self.round)
+
     def _settle_final(self, now: float) -> None:
         """Begin the evaluation of the final model, or do without, as the rules 15 and 17 say."""
         if self._final and self.attempt is None and now >= self.trouble.not_before:
-            if able := draw(self._rng, self.plan.evaluate_ratio if self.plan.evaluate_every else 0.0, self.present):
+            idle, ratio = self._share(), self.plan.evaluate_ratio if self.plan.evaluate_every else 0.0
+            if able := draw(self._rng, ratio, [p for p in self.present if p.id not in idle]):
                 self.attempt = Attempt(self._uuid(), self.round, begun=now, train=False)
                 self._take(self.attempt, able, able)
             else:
@@ -373,7 +396,7 @@ class Rounds:
 
     def _choose(self, attempt: Attempt) -> bool:
         """Select more participants; False when there are none."""
-        chosen = choose(attempt, self.present, self.plan, self.reliability, self._rng)
+        chosen = choose(attempt, self.present, self.plan, self._sits_out, self._rng, self.shards)
         due = self.plan.evaluates(attempt.round - self.run.first)
         self._take(attempt, chosen, draw(self._rng, self.plan.evaluate_ratio, chosen) if due else ())
         return bool(chosen)

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from fedround.wire import Claim, Shard
+
 Who = tuple[str, str]
 """Whom failures count against, and by whom a former life is recognised."""
 
@@ -28,6 +30,14 @@ class Known:
     selected_rounds: int = 0
     counted_rounds: int = 0
     evaluates: bool = False
+    shards: int = 0
+    """The number of shards that it said; 0: none."""
+    shard: int | None = None
+    asks: bool = False
+
+    @property
+    def claim(self) -> Claim | None:
+        return Claim(self.shards, self.shard, self.asks) if self.shards else None
 
 
 @dataclass(slots=True)
@@ -74,6 +84,10 @@ class Participant:
     """It can evaluate models."""
     known_to_books: bool = False
     """It was selected at least once: when it is gone, the books are told to forget it."""
+    claim: Claim | None = None
+    """What it said about shards."""
+    index: int | None = None
+    """The index of the shard that it holds."""
 
     @property
     def who(self) -> Who:
@@ -84,9 +98,24 @@ class Participant:
         """Whom its failures count against: itself once it has delivered, since anybody may use a name that nobody proves."""
         return ("id", self.id) if self.delivered and not self.owner else self.who
 
+    @property
+    def shard(self) -> Shard | None:
+        """The shard that it holds."""
+        return None if self.claim is None or self.index is None else (self.index, self.claim.count)
+
+    @property
+    def asks(self) -> bool:
+        """It trains whichever shard it is given."""
+        return self.claim is not None and self.claim.asks
+
+    def claims(self, claim: Claim | None) -> None:
+        """Note what it says about shards."""
+        self.claim, self.index = claim, None if claim is None or claim.asks else claim.index
+
     def known(self, owed: int | None) -> Known:
         seat = self.id, self.name, self.ordinal, self.extended, self.counted, owed, self.owner
-        return Known(*seat, self.selected_rounds, self.counted_rounds, self.evaluates)
+        shard = (self.claim.count, self.index, self.claim.asks) if self.claim else ()
+        return Known(*seat, self.selected_rounds, self.counted_rounds, self.evaluates, *shard)
 
     def rolled_back(self, newest: int) -> None:
         """Training goes on behind round `newest`: nothing is owed or counted beyond the round that comes now."""

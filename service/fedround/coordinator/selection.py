@@ -1,25 +1,29 @@
 """Whom an attempt of a round selects. Part of the coordinator's core: no I/O, no clock."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from random import Random
 
 from fedround.coordinator.attempt import Attempt, Member, State
 from fedround.coordinator.plan import Plan
 from fedround.coordinator.presence import PROBE, Presence
-from fedround.coordinator.reliability import Reliability
 from fedround.coordinator.seats import Participant, Who
+from fedround.coordinator.shards import Shards
 
 
-def choose(attempt: Attempt, present: Presence, plan: Plan, reliability: Reliability, rng: Random) -> list[Participant]:
+def choose(
+    attempt: Attempt, present: Presence, plan: Plan, sits_out: Callable[[Participant], bool], rng: Random, shards: Shards
+) -> list[Participant]:
     """Draw up to the wanted number: first those who are owed it, and those who sit out only as far as too few are left."""
     waiting = list(_waiting(attempt, present, plan))
+    idle = shards.assign(present, waiting, sits_out, attempt.members.values())
+    waiting = [p for p in waiting if p.id not in idle]
     expected = len(attempt.counted) + attempt.outstanding
     chosen = [p for p in waiting if p.owed == attempt.round]
     others = [p for p in waiting if p.owed != attempt.round]
-    reliable = [p for p in others if not reliability.sits_out(p.judged, attempt.round)]
-    sitting_out = [p for p in others if reliability.sits_out(p.judged, attempt.round)]
-    wanted = max(plan.selected(len(present)), plan.required) - expected
+    reliable = [p for p in others if not sits_out(p)]
+    sitting_out = [p for p in others if sits_out(p)]
+    wanted = max(plan.selected(len(present) - len(idle)), plan.required) - expected
     chosen += _draw(rng, reliable, wanted - len(chosen))
     chosen += _draw(rng, sitting_out, plan.required - expected - len(chosen))
     return chosen

@@ -128,15 +128,23 @@ class CoordinatorService:
     # What participants ask
 
     def join(
-        self, name: str, ordinal: int | None = None, *, extended: bool = False, owner: str = "", evaluates: bool = False
+        self,
+        name: str,
+        ordinal: int | None = None,
+        *,
+        extended: bool = False,
+        owner: str = "",
+        evaluates: bool = False,
+        claim: wire.Claim | None = None,
     ) -> RendezVous:
         """Register a participant, until training is complete.
 
-        `ordinal` is the one it held before, `owner` its proved identity; with `extended` it understands our additions.
-        Raises `NoSeat`.
+        `ordinal` is the one it held before, `owner` its proved identity, `claim` what it says about shards; with `extended` it
+        understands our additions. Raises `NoSeat`.
         """
+        now = self._clock()
         try:
-            participant = self._rounds.join(self._clock(), name, ordinal, extended=extended, owner=owner, evaluates=evaluates)
+            participant = self._rounds.join(now, name, ordinal, extended=extended, owner=owner, evaluates=evaluates, claim=claim)
         finally:
             self._changed()
         return RendezVous(None) if participant is None else RendezVous(participant.id, participant.ordinal)
@@ -228,8 +236,9 @@ class CoordinatorService:
         rounds, attempt = self._rounds, self._rounds.attempt
         member = attempt.members.get(id) if attempt else None
         asked = {"evaluate": member is not None and member.evaluates, "train": attempt is None or attempt.train}
+        shard = member.shard if member and member.asks else None
         config = config_of(rounds.plan.config, rounds.round - rounds.run.first)
-        return {**self._trace(), "run": wire.Run(rounds.run.id, rounds.run.name, rounds.end, config, **asked)}
+        return {**self._trace(), "run": wire.Run(rounds.run.id, rounds.run.name, rounds.end, config, **asked, shard=shard)}
 
     def _end_hold(self, id: str) -> None:
         hold = self._holds.pop(id, None)

@@ -4,8 +4,10 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
+from fedround.coordinator.attempt import Attempt, State
 from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.seats import Participant
+from fedround.coordinator.shards import coverage
 from fedround.text import short
 
 MOST_FAILURES = 50
@@ -33,6 +35,7 @@ def status(rounds: Rounds, now: float, *, reachable: bool = True, faults: Iterab
         "aggregator_faults": list(faults),
         "joined": rounds.present.joined,
         "registered": rounds.present.registered,
+        "shards": _shards(rounds),
         "participants": [_participant(rounds, p, now) for p in rounds.present],
         "sitting_out": sum(rounds.reliability.sits_out(p.judged, rounds.round) for p in rounds.present),
         "failures": [
@@ -74,12 +77,25 @@ def _server(rounds: Rounds) -> dict[str, Any] | None:
     return {"function": server.function, "round": server.evaluated if server.evaluated >= 0 else None, "problem": server.problem}
 
 
+def _shards(rounds: Rounds) -> dict[str, Any] | None:
+    """How the shards are held; None where no participant has one."""
+    now = coverage(rounds.present)
+    return {**asdict(now), "warning": now.warning} if now.count else None
+
+
+def _shard(p: Participant, attempt: Attempt | None) -> str | None:
+    """The shard that a participant trains, or else holds for the next round; None where it did not say that it uses one."""
+    member = attempt.members.get(p.id) if attempt else None
+    shard = member.shard if member is not None and member.state is not State.IGNORED else p.shard
+    return None if shard is None else "{}/{}".format(*shard)
+
+
 def _participant(rounds: Rounds, p: Participant, now: float) -> dict[str, Any]:
     attempt, record = rounds.attempt, rounds.reliability.get(p.judged)
     return {
         "name": p.name,
         "id": short(p.id),
-        "ordinal": p.ordinal,
+        "shard": _shard(p, attempt),
         "state": "waiting" if attempt is None or p.id not in attempt.members else attempt.members[p.id].state.value,
         "seconds_since_contact": round(now - p.seen, 3),
         "counted": p.counted,
@@ -98,6 +114,8 @@ def _state(rounds: Rounds, reachable: bool) -> str:
         return "evaluating the final model"
     if rounds.attempt is None and rounds.server.awaited:
         return "waiting for the aggregator's evaluation of the final model"
-    if len(rounds.present) < rounds.plan.min_clients:
-        return f"waiting for participants: {len(rounds.present)} of {rounds.plan.min_clients}"
+    standing_by = coverage(rounds.present).standing_by if rounds.attempt is None else 0
+    if (able := len(rounds.present) - standing_by) < rounds.plan.min_clients:
+        more = f"; {standing_by} stand by, since there are too few shards" if standing_by else ""
+        return f"waiting for participants: {able} of {rounds.plan.min_clients}{more}"
     return "training" if reachable and rounds.incarnation else "waiting for the aggregator"

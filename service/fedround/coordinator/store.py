@@ -86,10 +86,10 @@ def _known(data: dict[str, Any]) -> Known:
     known = Known(**data)
     if not all(isinstance(text, str) for text in (known.id, known.name, known.owner)):
         raise TypeError("a participant with a text that is none")
-    for number in (known.ordinal, known.counted, known.owed):
+    for number in (known.ordinal, known.counted, known.owed, known.shard):
         if number is not None:
             _whole(number)
-    for number in (known.selected_rounds, known.counted_rounds):
+    for number in (known.selected_rounds, known.counted_rounds, known.shards):
         _whole(number)
     return known
 

@@ -168,6 +168,11 @@ def _platform_line(fact: Fact) -> _Line | None:
                 f"round {number} waits for all {selected} participants, although the quorum is {asked}: lower "
                 f"COORDINATOR_MIN_CLIENTS={min_clients} to {asked} so that slow participants do not delay rounds"
             )
+        case events.ShardsChanged(warning=str(warning)) if warning:
+            return logging.WARNING, warning
+        case events.ShardsChanged(count, standing_by=standing_by):
+            more = f"; {standing_by} participants stand by" if standing_by else ""
+            return logging.INFO, f"each of the {count} shards has one participant{more}"
         case events.Selected(_, ids, False):
             return logging.INFO, f"{len(ids)} evaluate the final model"
         case events.Selected(number, ids):

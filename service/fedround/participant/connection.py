@@ -3,15 +3,16 @@
 import random
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from functools import cache, partial
+from functools import partial
 from urllib.parse import urlsplit
 
 from fedround import hosts, http
 from fedround.events import Observer
 from fedround.participant.lifecycle import Lifecycle
 from fedround.participant.peers import Trainer
-from fedround.participant.round import Shard, find_shard
+from fedround.participant.round import Shard
 from fedround.participant.runtime import Runtime
+from fedround.participant.shards import Shards
 from fedround.participant.terms import Terms
 
 
@@ -44,7 +45,7 @@ def connected(
     Raises:
         ConfigurationError: A URL, a certificate or a proxy cannot be used.
     """
-    fixed = None if terms.shard is None else Shard(*terms.shard)
+    own = None if terms.shard is None else Shard(*terms.shard)
     tls = http.tls(terms.tls_ca_file, terms.tls_cert_file, terms.tls_key_file)
     allow = [*terms.aggregator_allow, *filter(None, [urlsplit(terms.aggregator_url or "").hostname])]
     trusting = http.Options(trusted=partial(hosts.trusted, coordinator_url=coordinator_url, allow=allow))
@@ -60,8 +61,7 @@ def connected(
             # Random numbers of our own: code that seeds the module's would give all participants the same delays.
             Lifecycle(terms, random.Random().random),
             name=terms.name,
-            # Once for each number: it warns of one that wraps.
-            shard=cache(lambda ordinal: find_shard(fixed, terms.shards, pod_index, ordinal, terms.name)),
+            shards=Shards(own, terms.shards, pod_index, terms.name),
             observe=observe,
             aggregator_url=terms.aggregator_url,
             beat=beat,

@@ -217,8 +217,7 @@ class Lifecycle:
 
     def _begin(self, answer: wire.Heartbeat, now: float) -> None:
         assert answer.round is not None  # noqa: S101 with `round`
-        trains = answer.run is None or answer.run.train
-        if self._kept is not None and (self._kept.round, self._kept.train) != (answer.round, trains):
+        if self._kept is not None and not self._kept.fits(answer.round, answer.run):
             self._throw_away()
         self._contact.plan(now + self._policy.heartbeat_period)
         self._work = self._new_work(answer.round)
@@ -227,7 +226,10 @@ class Lifecycle:
 
     def _transfer_ended(self, event: m.TransferEvent, work: Work, now: float) -> None:
         unaccepted = work.accepted_at is None
-        match work.take(event, self._kept, now):
+        then = work.take(event, self._kept, now)
+        if self._kept is not None and not self._kept.fits(work.order.round, work.order.run):
+            self._throw_away()
+        match then:
             case Step.TRAIN:
                 self._throw_away()
                 self._busy = work.order.serial

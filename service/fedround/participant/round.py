@@ -2,7 +2,6 @@
 
 import json
 import logging
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -146,20 +145,3 @@ def entered(round: Round) -> Iterator[None]:
         yield
     finally:
         _CURRENT.reset(token)
-
-
-def find_shard(setting: Shard | None, count: int, pod_index: int | None, ordinal: int | None, host: str) -> Shard:
-    """The shard of this participant: the first that is there of its own setting, its pod's index, the number it got from
-    the coordinator, and a hash of its host's name.
-    """
-    if setting is not None:
-        number, count = setting.index, setting.count
-    elif pod_index is not None:
-        number = pod_index
-    elif ordinal is not None:
-        number = ordinal
-    else:
-        number = zlib.crc32(host.encode()) % count
-    if number >= count:
-        LOG.warning("there are %d shards: number %d wraps to %d, which others may have too", count, number, number % count)
-    return Shard(number % count, count)

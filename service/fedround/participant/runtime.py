@@ -7,7 +7,7 @@ coordinator, one transfers models, and the one that called `run` executes the pa
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from typing import Any
@@ -31,7 +31,8 @@ from fedround.participant import moves as m
 from fedround.participant.lifecycle import LEAVE_TIMEOUT, Lifecycle
 from fedround.participant.peers import Aggregator, Coordinator, Trainer
 from fedround.participant.phase import phase
-from fedround.participant.round import Round, Shard, encode_figures
+from fedround.participant.round import Round, encode_figures
+from fedround.participant.shards import Shards
 from fedround.participant.traces import logged, release
 from fedround.participant.work import OVER, REFUSED
 
@@ -77,7 +78,7 @@ class Tasks:
 
 
 class Runtime:
-    """One participant's life. `shard` gives its shard, from the number that the coordinator gave it, if it gave one."""
+    """One participant's life."""
 
     def __init__(
         self,
@@ -87,7 +88,7 @@ class Runtime:
         lifecycle: Lifecycle,
         *,
         name: str,
-        shard: Callable[[int | None], Shard],
+        shards: Shards,
         observe: Observer,
         aggregator_url: str | None = None,
         beat: Callable[[float], None] = lambda _within: None,
@@ -102,7 +103,8 @@ class Runtime:
         self._aggregator_url = aggregator_url
         self._lifecycle = lifecycle
         self._name = name
-        self._shard = shard
+        self._shards = shards
+        self._shard = lru_cache(shards.find)  # it warns of a number that wraps, but not in each round
         self._observe = observe
         self._beat = beat
         self._events: SimpleQueue[m.Event | BaseException] = SimpleQueue()
@@ -206,7 +208,7 @@ class Runtime:
             case m.StartTraining(order) | m.Download(order) | m.Upload(order):
                 self._transfers.submit(partial(self._transfer, command, order, self._kept))
             case m.Train(order):
-                shard, former = self._shard(self._ordinal), self._round and self._round.shard
+                shard, former = self._shard(order.run and order.run.shard, self._ordinal), self._round and self._round.shard
                 if shard != former:
                     self._observe(ShardTaken(shard.index, shard.count))
                 self._round = Round(order.round, shard, partial(self._report, order.round), order.run)
@@ -245,7 +247,8 @@ class Runtime:
 
     def _register(self) -> None:
         try:
-            answer = self._coordinator.rendez_vous(self._name, self._ordinal, evaluates=self._trainer.evaluates)
+            claim = self._shards.claim(self._round.shard if self._round else None)
+            answer = self._coordinator.rendez_vous(self._name, self._ordinal, evaluates=self._trainer.evaluates, claim=claim)
         except ExchangeError as error:
             self._events.put(m.RegisterFailed(*self._why(error, UNKNOWN)))
             return

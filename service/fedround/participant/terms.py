@@ -29,9 +29,9 @@ class Options(TypedDict, total=False):
     long_poll: float
     """How long the coordinator is asked to hold a heartbeat that brings no news; 0: not at all. Default: 15."""
     shard: tuple[int, int] | None
-    """Index and count of this participant's part of a split data set. Default: what the coordinator, or the host's name, tells."""
-    shards: int
-    """Into how many parts the data set is split, where `shard` does not say. Default: 10."""
+    """Index and count of this participant's part of a split data set. Default: see `shards`."""
+    shards: int | None
+    """Number of parts of a data set that all participants share: the coordinator gives each part to one of them. Default: None."""
     aggregator_url: str | None
     """Where the aggregator is. Default: where the coordinator says."""
     aggregator_allow: Sequence[str]
@@ -63,7 +63,7 @@ class Terms(Policy):
     tls_cert_file: str | PathLike[str] | None = None
     tls_key_file: str | PathLike[str] | None = None
     shard: tuple[int, int] | None = None
-    shards: int = 10
+    shards: int | None = None
     aggregator_url: str | None = None
     aggregator_allow: Sequence[str] = ()
     max_model_size: int = 1 << 30
@@ -107,7 +107,7 @@ _ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "long_poll": _TIME,
     "shard": ("(index, count), whole numbers from 0 and from 1, or None", _is_shard),
-    "shards": _COUNT,
+    "shards": (f"{_COUNT[0]}, or None", lambda value: value is None or _COUNT[1](value)),
     "aggregator_url": ("as http://host:port or https://host, or None", lambda value: value is None or wire.is_url(value)),
     "aggregator_allow": (
         "a list of host names, each perhaps with `*.` before it",

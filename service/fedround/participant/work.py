@@ -4,8 +4,8 @@ The rules:
 
 1. The participant makes one exchange at a time: start_training, download, upload. It repeats a failed one after a jittered delay.
 2. `start_training` accepts a training request. So does the token that comes with the heartbeat. A refused request is void.
-3. An update is kept. A request for its round sends it again without training, if the model that it was trained on is still the
-   global one. The ETag decides; a peer that sends none is believed.
+3. An update is kept. A request for its round and shard sends it again without training, if the model that it was trained on is
+   still the global one. The ETag decides; a peer that sends none is believed.
 4. An upload is settled by `counted` or `repeated` in its answer. One without an answer is sent again, and may have counted: a
    heartbeat's `counted`, a later round or `finish` settles it; `stand_by` may mean either.
 5. A peer that says neither is a 0.8 aggregator, where every upload may count. The same `round` right after an upload that may have
@@ -56,6 +56,13 @@ class Kept:
     etag: str | None
     train: bool = True
     """False: it is no update, but comes with an evaluation."""
+    shard: wire.Shard | None = None
+    """The shard that it was trained on, where the coordinator gave it."""
+
+    def fits(self, round: int, run: wire.Run | None) -> bool:
+        """Return whether it is what a training request asks for, as far as the model is the same."""
+        trains, shard = (run.train, run.shard) if run else (True, None)
+        return (self.round, self.train, self.shard) == (round, trains, shard)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +164,7 @@ class Work:
 
     def trained(self, now: float) -> Kept:
         self.lane.plan(now, m.Upload(self.order))
-        return Kept(self.order.round, self.etag, self._trains)
+        return Kept(self.order.round, self.etag, self._trains, self.order.run.shard if self.order.run else None)
 
     def overdue(self, now: float) -> Ended | None:
         """`deadline` has passed."""
@@ -198,6 +205,7 @@ class Work:
 
     def _accept(self, url: str, token: str, said: wire.Heartbeat | wire.StartTraining, kept: Kept | None, now: float) -> None:
         self.order = replace(self.order, url=url, token=token, run=said.run)
+        kept = kept if kept and kept.fits(self.order.round, said.run) else None
         if self.accepted_at is None:
             self.accepted_at = now
             run = (said.run.id, said.run.name, said.run.train) if said.run else ()

@@ -106,3 +106,10 @@ class CoordinatorState(Collector):
         for part in ("waiting", "chosen", "selected", "revoking", "done", "ignored"):
             family.add_metric([part], parts[part])
         yield family
+        shards = status["shards"] or {"count": 0, "missing": (), "doubled": ()}
+        missing, doubled = len(shards["missing"]), len(shards["doubled"])
+        help = "Shards of a data set that participants share: held by one of them, by several (doubled), or by none (missing)."
+        family = GaugeMetricFamily(self._prefix + "shards", help, labels=["state"])
+        for part, value in (("held", shards["count"] - missing - doubled), ("doubled", doubled), ("missing", missing)):
+            family.add_metric([part], value)
+        yield family

@@ -1,0 +1,68 @@
+"""Which shard a participant trains, and what it says about it."""
+
+import logging
+
+import pytest
+
+from fedround.participant.round import Shard
+from fedround.participant.shards import Shards
+from fedround.wire import MAX_SHARDS, Claim
+
+
+def shards(own: Shard | None = None, count: int | None = None, pod_index: int | None = None, name: str = "silo-1") -> Shards:
+    return Shards(own, count, pod_index, name)
+
+
+@pytest.mark.parametrize(
+    ("known", "claim"),
+    [
+        (shards(Shard(3, 7), 10, 1), Claim(7, 3)),
+        (shards(Shard(9, 7)), Claim(7, 2)),
+        (shards(None, 10, 1), Claim(10, 1)),
+        (shards(None, 10, 10), Claim(10, None, asks=True)),  # a pod too many
+        (shards(None, 10), Claim(10, None, asks=True)),
+        (shards(None, None, 1), None),
+        (shards(), None),
+        (shards(None, 1), None),  # one part: not split
+        (shards(Shard(0, 1)), None),
+        (shards(None, MAX_SHARDS + 1), None),
+    ],
+)
+def test_only_a_participant_of_a_split_data_set_says_something_about_shards(known: Shards, claim: Claim | None) -> None:
+    assert known.claim(None) == claim
+
+
+def test_a_participant_that_registers_again_says_which_shard_it_had() -> None:
+    assert shards(None, 10).claim(Shard(4, 10)) == Claim(10, 4, asks=True)
+    assert shards(None, 10, 1).claim(Shard(4, 10)) == Claim(10, 1)
+
+
+@pytest.mark.parametrize(
+    ("known", "told", "ordinal", "shard"),
+    [
+        (shards(Shard(3, 7), 10, 1), (5, 10), 2, Shard(3, 7)),
+        (shards(None, 10, 1), (5, 10), 2, Shard(1, 10)),
+        (shards(None, 10, 12), (5, 10), 2, Shard(5, 10)),
+        (shards(None, 10), (5, 10), 2, Shard(5, 10)),
+        (shards(None, 10), None, 2, Shard(2, 10)),
+        (shards(None, None, 0), None, 2, Shard(0, 10)),
+        (shards(None, 1), None, 2, Shard(0, 1)),
+    ],
+)
+def test_a_shard_is_found_in_the_order_of_its_sources(
+    known: Shards, told: tuple[int, int] | None, ordinal: int | None, shard: Shard, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert known.find(told, ordinal) == shard
+    assert not caplog.records
+
+
+def test_without_any_source_the_name_decides_and_always_in_the_same_way(caplog: pytest.LogCaptureFixture) -> None:
+    assert shards().find(None, None) == shards().find(None, None)
+    assert len({shards(name=f"silo-{i}").find(None, None).index for i in range(100)}) == 10
+    assert not caplog.records
+
+
+def test_a_number_beyond_the_last_shard_wraps_and_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert shards(None, 10).find(None, 12) == Shard(2, 10)
+    assert "number 12 wraps to 2" in caplog.text

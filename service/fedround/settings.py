@@ -343,7 +343,7 @@ class ParticipantSettings(Settings):
     shard: Annotated[tuple[int, int] | None, BeforeValidator(_shard), Field(title="index/count")] = setting(
         None, "Which part of a split data set is this participant's, for instance 3/10. Unset: it is found out."
     )
-    shards: Number | None = setting(
+    shards: Annotated[Number | None, Field(title="number")] = setting(
         None,
         "Number of parts of a data set that all participants share. The coordinator gives each part to one of them. Unset: each "
         "participant has data of its own.",

@@ -295,6 +295,18 @@ def test_it_shows_in_how_many_rounds_each_was_counted_and_how_many_were_late(win
         until(lambda: re.fullmatch(r"\d+ of \d+", window.run(rows)["slow"]), WITHIN)
 
 
+def test_it_shows_who_trains_which_shard_and_which_nobody_does(window: Browser, tmp_path: Path) -> None:
+    with running("platform", COORDINATOR_ROUNDS="0") as platform, ExitStack() as silos:
+        shown(window, ops(platform))
+        for name, shard in {"anna": "0/3", "bert": "2/3"}.items():
+            silos.enter_context(running("participant", **silo(platform, name, tmp_path / "mood"), PARTICIPANT_SHARD=shard))
+        until(says(window, "#participants", "2/3"), 20)
+        until(says(window, "#reasons", "no participant holds shard 1 of 3"), WITHIN)
+        silos.enter_context(running("participant", **silo(platform, "carl", tmp_path / "mood"), PARTICIPANT_SHARDS="3"))
+        until(says(window, "#participants", "1/3"), 20)
+        until(lambda: "shard" not in window.text("#reasons"), WITHIN)
+
+
 def test_thousands_cost_little_and_are_found_by_name_or_state(window: Browser, axe: str) -> None:
     count = 3000
     many = {"COORDINATOR_MIN_CLIENTS": f"{count}", "COORDINATOR_SHARED_SEATS": f"{count}", "COORDINATOR_HEARTBEAT_TIMEOUT": "600"}

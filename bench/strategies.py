@@ -1,4 +1,4 @@
-"""`make strategies`: train two models with each strategy, and with FedProx, and write the tables of docs/strategies.md.
+"""`make strategies`: train two models with each strategy and FedProx, and write docs/explanation/strategies-compared.md.
 
 Participants train on the real platform, in memory. Where a strategy has several options to choose from, the best ones are chosen
 on a seed that the table does not have.
@@ -24,7 +24,7 @@ ROUNDS, TUNING_SEED, SEEDS = 30, 0, range(1, 6)
 WRONG = -10
 """What the wrong silo multiplies its change of the model with."""
 
-PAGE = venvs.ROOT / "docs" / "strategies.md"
+PAGE = venvs.ROOT / "docs" / "explanation" / "strategies-compared.md"
 BLOCK = re.compile(r"(<!-- made by make strategies -->\n).*(<!-- end of tables -->)", re.DOTALL)
 
 

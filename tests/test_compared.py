@@ -1,4 +1,4 @@
-"""The code that makes the tables of docs/strategies.md trains, and the page has its tables."""
+"""The code that makes the tables of docs/explanation/strategies-compared.md trains, and the page has its tables."""
 
 from importlib import import_module
 from pathlib import Path

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import httpx
-import numpy as np
 import pytest
 from starlette.applications import Starlette
 from starlette.routing import Route
 
 import fedround
-from fedround import asgi, errors, http, npy, remote_books, safetensors, serve, testing, weights, wire
+from fedround import asgi, errors, http, npy, remote_books, safetensors, serve, weights, wire
 from fedround.aggregator import app as aggregator_app
 from fedround.aggregator import ledger, operators, spool, strategies
 from fedround.aggregator import service as aggregator_service
@@ -34,7 +33,7 @@ from support.federation import our_platform
 DOCS = Path(__file__).parent.parent / "docs"
 PROTOCOL = (DOCS / "protocol.md").read_text()
 PARTICIPANTS = (DOCS / "participants.md").read_text()
-STRATEGIES = (DOCS / "strategies.md").read_text()
+STRATEGIES = (DOCS / "guides" / "strategies.md").read_text()
 WIRE = {value for name, value in vars(wire).items() if name.isupper() and isinstance(value, str)}
 """Paths and headers."""
 COORDINATOR, MODEL = "http://localhost:8081", "http://localhost:9082"
@@ -102,54 +101,6 @@ def test_the_commands_run(tmp_path: Path) -> None:
             subprocess.run(["sh", "-c", script], cwd=tmp_path, env=os.environ | ours, check=True, capture_output=True)
             assert p.status()["state"] == "complete"
         (tmp_path / "model.npy").unlink()
-
-
-@pytest.mark.parametrize(
-    ("name", "rounds", "expected"), [("Clipped", 1, 1 / 6), ("Midrange", 1, -1.25), ("Closest", 1, 0.75), ("Damped", 3, 5 / 24)]
-)
-def test_the_strategies_that_are_shown_make_models(
-    name: str, rounds: int, expected: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Constant(fedround.NumPyParticipant):
-        def __init__(self, weight: float) -> None:
-            self.weight = weight
-
-        def train_round(self, weights: object) -> fedround.Update:
-            return fedround.Update(1, np.full(3, self.weight))
-
-    module = f"shown_{name.lower()}"
-    (tmp_path / f"{module}.py").write_text("import numpy as np\n" + "".join(blocks(STRATEGIES, "python")))
-    monkeypatch.syspath_prepend(tmp_path)
-    with testing.platform(rounds=rounds, min_clients=3, strategy=f"{module}:{name}", initial_model=np.zeros(3)) as p:
-        p.run(Constant(0.5), Constant(-3.5), Constant(1.0))
-    assert p.global_model is not None
-    assert p.global_model.tolist() == pytest.approx([expected] * 3)
-
-
-def test_the_strategy_for_a_format_of_its_own_makes_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Reader(fedround.ParticipantABC[None, dict[str, int]]):
-        def __init__(self, **words: int) -> None:
-            self.words = words
-            self.given: list[bytes] = []
-
-        def deserialize_training_input(self, data: bytes) -> None:
-            self.given.append(data)
-
-        def train_round(self, training_input: None) -> dict[str, int]:
-            return self.words
-
-        def serialize_training_result(self, training_result: dict[str, int]) -> bytes:
-            return bytes([0, 0, 0, 1]) + json.dumps(training_result).encode()
-
-    (tmp_path / "shown_words.py").write_text(next(block for block in blocks(STRATEGIES, "python") if "codec" in block))
-    monkeypatch.syspath_prepend(tmp_path)
-    one, other = Reader(a=1, b=2), Reader(b=3)
-    with testing.platform(rounds=2, min_clients=2, strategy="shown_words:WordCounts") as p:
-        p.run(one, other)
-    assert p.global_model is not None
-    assert json.loads(p.global_model.tobytes()) == {"a": 1, "b": 5}
-    assert one.given[0] == b""
-    assert [json.loads(data) for data in one.given[1:]] == [{"a": 1, "b": 5}]
 
 
 def test_every_strategy_has_its_row() -> None:

@@ -1,14 +1,10 @@
-"""The examples of docs/participants.md run, and what docs/protocol.md names is what the code names."""
+"""What the pages name is what the code names."""
 
 import asyncio
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, get_type_hints
 
 import httpx
 import pytest
@@ -26,17 +22,13 @@ from fedround.coordinator import attempt, plan, presence, reliability
 from fedround.coordinator import service as coordinator_service
 from fedround.events import Observers
 from fedround.participant import lane, moves, work
-from fedround.participant.terms import Options
 from fedround.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings
-from support.federation import our_platform
 
 DOCS = Path(__file__).parent.parent / "docs"
 PROTOCOL = (DOCS / "protocol.md").read_text()
-PARTICIPANTS = (DOCS / "participants.md").read_text()
 STRATEGIES = (DOCS / "guides" / "strategies.md").read_text()
 WIRE = {value for name, value in vars(wire).items() if name.isupper() and isinstance(value, str)}
 """Paths and headers."""
-COORDINATOR, MODEL = "http://localhost:8081", "http://localhost:9082"
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -61,50 +53,9 @@ def rows(table: str) -> Iterator[list[str]]:
         yield line.split(" | ")
 
 
-# Participants
-
-
-def test_the_examples_run_one_after_the_other(capsys: pytest.CaptureFixture[str]) -> None:
-    names: dict[str, Any] = {}
-    ran = 0
-    for example in blocks(PARTICIPANTS, "python"):
-        with our_platform(rounds=2) as p:
-            exec(compile(example.replace(COORDINATOR, p.url), str(DOCS / "participants.md"), "exec"), names)  # noqa: S102 our own
-            if COORDINATOR in example:
-                assert p.status()["state"] == "complete"
-                ran += 1
-    assert ran == 3
-    assert capsys.readouterr().out.splitlines()[1].startswith("round 1: completed after ")
-
-
-def test_the_example_of_an_own_format_trains() -> None:
-    examples = blocks(PARTICIPANTS, "python")
-    names: dict[str, Any] = {"fedround": fedround}
-    for example in (examples[0], next(example for example in examples if "class Own" in example)):
-        exec(example, names)  # noqa: S102 our own
-    with our_platform(rounds=2) as p:
-        fedround.run_participant(names["Own"](), p.url)
-        assert [r["parameters"] for r in p.status()["last_rounds"]] == [5, 5]
-
-
-def test_the_commands_run(tmp_path: Path) -> None:
-    (tmp_path / "my_module.py").write_text(blocks(PARTICIPANTS, "python")[0])
-    (tmp_path / "fedround").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m fedround "$@"\n')
-    (tmp_path / "fedround").chmod(0o755)
-    ours = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "PARTICIPANT_OPS_PORT": "0", "PARTICIPANT_OPS_BIND": "127.0.0.1"}
-    _, starting, configured, fetching = blocks(PARTICIPANTS, "console")  # tests/test_project.py runs the first
-    for commands in (starting + fetching, configured + fetching):
-        with our_platform(rounds=1) as p:
-            lines = re.findall(r"^\$ (.*)$", commands, re.MULTILINE)
-            script = "\n".join(["set -e", *lines]).replace(COORDINATOR, p.url)
-            script = script.replace(MODEL, f"http://127.0.0.1:{p.platform.aggregator_ops.port}")
-            subprocess.run(["sh", "-c", script], cwd=tmp_path, env=os.environ | ours, check=True, capture_output=True)
-            assert p.status()["state"] == "complete"
-        (tmp_path / "model.npy").unlink()
-
-
 def test_every_strategy_has_its_row() -> None:
-    assert {name for first, *_ in rows(STRATEGIES) for name in re.findall("`(.*)`", first)} == strategies.STRATEGIES.keys()
+    table = section(STRATEGIES, "All strategies")
+    assert {name for first, *_ in rows(table) for name in re.findall("`(.*)`", first)} == strategies.STRATEGIES.keys()
 
 
 def test_every_public_name_is_in_the_reference_of_the_python_api() -> None:
@@ -113,16 +64,15 @@ def test_every_public_name_is_in_the_reference_of_the_python_api() -> None:
     assert set(fedround.__all__) - named == set(fedround.__all__) & vars(errors).keys()
 
 
-def test_every_option_of_run_participant_is_told() -> None:
-    assert get_type_hints(Options).keys() <= quoted(section(PARTICIPANTS, "Run it from Python"))
-
-
-@pytest.mark.parametrize("page", [PARTICIPANTS, PROTOCOL, STRATEGIES], ids=["participants", "protocol", "strategies"])
-def test_every_setting_and_every_header_that_is_named_is_there(page: str) -> None:
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: str(page.relative_to(DOCS)))
+def test_every_setting_and_every_header_that_is_named_exists(page: Path) -> None:
     services = (ParticipantSettings, CoordinatorSettings, AggregatorSettings)
-    settings = {row.variable for service in services for row in service.rows()}
-    assert set(re.findall(r"\b(?:PARTICIPANT|COORDINATOR|AGGREGATOR|FEDROUND)_[A-Z_]+\b", page)) <= settings
-    assert set(re.findall(r"\bFedround-\w+\b", page)) <= WIRE
+    settings = {row.variable for service in services for row in service.rows()} | {"FEDROUND_TOKEN", "FEDROUND_REVISION"}
+    settings |= {f"{name}_FILE" for name in settings if name.endswith("TOKEN")}
+    settings |= set(re.findall(r"^#? ?(\w+)=", (DOCS.parent / ".env.example").read_text(), re.MULTILINE))  # of the compose file
+    text = page.read_text()
+    assert set(re.findall(r"\b(?:PARTICIPANT|COORDINATOR|AGGREGATOR|FEDROUND)_[A-Z_]+[A-Z]\b(?!\*)", text)) <= settings
+    assert set(re.findall(r"\bFedround-\w+\b", text)) <= WIRE
 
 
 # Protocol
@@ -217,6 +167,7 @@ LIMITS: dict[str, list[float]] = {
     "registrations that wait for their first heartbeat": [presence.MOST_REGISTERED],
     "a seat in doubt": [presence.PROBE, presence.PROBE],
     "the problem with which a participant leaves": [wire.MAX_PROBLEM],
+    "shards of a data set": [wire.MAX_SHARDS],
     "participants whose failures are remembered": [reliability.MOST_RECORDS],
     "upload: beyond the round's deadline": [plan.GRACE],
     "hold of a heartbeat": [wire.MAX_HOLD, coordinator_service.HOLD_RATIO],

@@ -15,7 +15,8 @@ from fedround import events, measures
 from fedround.cli import MEANINGS
 from fedround.coordinator.plan import Plan
 from fedround.coordinator.rounds import Rounds
-from fedround.coordinator.status import status
+from fedround.coordinator.silos import Silos
+from fedround.coordinator.status import by_name, status
 from fedround.observability.metrics.aggregator import AggregatorMetrics
 from fedround.observability.metrics.base import Metrics
 from fedround.observability.metrics.coordinator import CoordinatorMetrics
@@ -53,12 +54,17 @@ strategies of these names, any other becomes `module:Class`. `[rpc]`, `[metric_s
 accepted and ignored with a warning: coordinator and aggregator find each other by `COORDINATOR_AGGREGATOR_INTERNAL_URL`.
 """
 
+MEMBER = events.Contribution("anna", 1, 0.1, {"loss": 0.5})
 STATISTICS = measures.statistics(np.ones(1))
 ONE_OF_EACH = [  # of what has labels that only the facts tell
     events.ExchangeEnded("GET", "/", 200, None, 0.1, 0, 0),
     events.RequestServed("GET", "/", 200, 0.1),
     events.Reported(0, (("loss", 0.5),)),
     events.WeightsMeasured(0, "global", 1, STATISTICS),
+    events.RoundCompleted(0, "", (), 0, 1, 1, 0.1, (), (MEMBER,)),
+    events.Evaluated(0, 1, (), (), (), (MEMBER,)),
+    events.UpdateCounted(0, "", 1),
+    events.Revoked(0, "", "deadline", "anna"),
 ]
 
 
@@ -85,9 +91,14 @@ def exit_codes() -> str:
 def metrics(kind: type[Metrics]) -> str:
     """A table of one service's own metrics."""
     service = kind()
-    service.show(lambda: {**status(Rounds(Plan(), Random()), 0.0), "receiving": 0})
+    rounds = Rounds(Plan(), Random())
+    anna = rounds.present.add(0.0, "", "anna", None, extended=True)
+    rounds.heartbeat(0.0, anna.id)
+    silos = Silos(rounds.present)
+    service.show(lambda: status(rounds, 0.0) | by_name(rounds, silos, 0.0, 0.0, 1) | {"receiving": 0})
     for fact in ONE_OF_EACH:
         service(fact)
+        silos.note(0.0, fact)
     rows = ["| name | type | labels | |\n| --- | --- | --- | --- |\n"]
     for family in service.registry.collect():
         if not family.name.startswith(("process_", "python_")):

@@ -292,7 +292,8 @@ class QuorumRaised(Fact):
 class Revoked(Fact):
     """The round was taken from this participant. `reason` is silent, left, failed, replaced, deadline, refused or late.
 
-    Late means that the quorum was counted without it; this is no failure.
+    Late means that the quorum was counted without it; this is no failure. `seconds` after its selection it lost the round, in a
+    `phase` of `coordinator.silos.Phase`.
     """
 
     round: int
@@ -300,6 +301,8 @@ class Revoked(Fact):
     reason: str
     name: str = ""
     detail: str = ""
+    seconds: float = 0.0
+    phase: str = ""
 
 
 @dataclass(frozen=True, slots=True)

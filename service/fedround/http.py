@@ -233,15 +233,17 @@ class CoordinatorClient(_Client):
         with self._exchange("GET", self._url, wire.RENDEZ_VOUS, headers=headers) as response:
             return RendezVous.decode(_read(response))
 
-    def heartbeat(self, id: str, *, wait: float, trouble: str = "") -> Heartbeat:
+    def heartbeat(self, id: str, *, wait: float, trouble: str = "", phase: str = "") -> Heartbeat:
         """Say that we are alive, and ask that an answer without news be held for `wait` seconds at most; 0: not at all.
 
-        `trouble`: what keeps us from the aggregator, for people.
+        `trouble`: what keeps us from the aggregator, for people. `phase`: one of `wire.PHASES`.
         """
         hold = math.ceil(wait)
         headers, timeout = {wire.PREFER: f"wait={hold}"}, hold + HOLD_MARGIN
         if trouble:
             headers[wire.TROUBLE] = wire.one_line(redact(trouble).encode("ascii", "replace").decode())
+        if phase:
+            headers[wire.PHASE] = phase
         with self._exchange("GET", self._url, wire.HEARTBEAT, {"id": id}, headers=headers, timeout=timeout) as response:
             return Heartbeat.decode(_read(response))
 

@@ -544,6 +544,9 @@ class CoordinatorSettings(PlatformSettings):
     shared_seats: Number = setting(
         1000, "Number of participants without an own token or certificate, all together. More are refused with 429.", ge=1
     )
+    metrics_participants: Number = setting(
+        200, "Maximum number of participants that `/metrics` shows by name, those with a problem first. 0: none.", ge=0
+    )
     aggregator_url: Url = setting("http://localhost:8082", "Where participants reach the aggregator; they are told.")
     aggregator_internal_url: Url = setting("http://localhost:7082", "Where the coordinator reaches the aggregator's internal port.")
     internal_tls_ca_file: Place = setting(

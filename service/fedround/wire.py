@@ -37,6 +37,9 @@ EVALUATION = "Fedround-Evaluation"
 """On an update: what the global model was found to be like before training."""
 TROUBLE = "Fedround-Trouble"
 """On a heartbeat: what keeps the participant from the aggregator, one line for people."""
+PHASE = "Fedround-Phase"
+"""On a heartbeat in a round: what the participant does, one of `PHASES`."""
+PHASES = ("downloading", "evaluating", "training", "uploading", "retrying")
 
 MAX_METRICS = 2048
 """Bytes of a `Fedround-Metrics` header."""

@@ -208,6 +208,25 @@ def test_what_keeps_a_participant_from_the_aggregator_is_shown_until_its_next_he
     asyncio.run(main())
 
 
+def test_what_a_selected_participant_says_that_it_does_is_shown() -> None:
+    async def main() -> None:
+        async with web(Plan(rounds=1)) as w:
+            id = await w.join(**{"Fedround-Participant": "anna"})
+            await w.http.get(f"/heartbeat/{id}", headers={"Fedround-Phase": "training"})
+            await w.recorder.until(events.Selected)
+            seen = []
+            for phase in ("", "sleeping", "training", "uploading", ""):
+                await w.http.get(f"/heartbeat/{id}", headers={"Fedround-Phase": phase})
+                seen.append([p["phase"] for p in w.service.status()["participants"]])
+            assert seen == [["selected"], ["selected"], ["training"], ["uploading"], ["uploading"]]
+            await w.http.get(f"/heartbeat/{uuid4()}", headers={"Fedround-Phase": "training"})
+            (silo,) = w.service.by_name(1)["silos"]
+            assert silo["phase"]["uploading"]
+            assert w.service.by_name(0) == {"silos": [], "omitted": 1}
+
+    asyncio.run(main())
+
+
 PROBLEM = {"Content-Type": "application/problem+json"}
 
 

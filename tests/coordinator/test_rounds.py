@@ -194,7 +194,7 @@ def test_somebody_selected_who_leaves_is_revoked_before_the_round_ends_without_i
     assert table.rounds.leave(table.now, leaves)
     assert table.rounds.start_training(leaves) is None
     assert table.revoke(Verdict.REVOKED) == leaves
-    assert table.facts(events.Revoked) == [events.Revoked(0, leaves, "left", f"silo-{table.ids.index(leaves)}")]
+    assert table.facts(events.Revoked) == [events.Revoked(0, leaves, "left", f"silo-{table.ids.index(leaves)}", phase="selected")]
     call = table.due(Close)
     assert call.ids == (stays,)
 

@@ -9,15 +9,11 @@ import urllib.parse
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from random import Random
 
 import numpy as np
 import pytest
 
 from fedround import events
-from fedround.coordinator.plan import Plan
-from fedround.coordinator.rounds import Rounds
-from fedround.coordinator.status import status
 from fedround.measures import statistics
 from fedround.observability.metrics.aggregator import AggregatorMetrics
 from fedround.observability.metrics.base import Metrics
@@ -25,6 +21,7 @@ from fedround.observability.metrics.coordinator import CoordinatorMetrics
 from fedround.observability.metrics.participant import ParticipantMetrics
 from support import promql
 from support.dashboards import ALERTS, DASHBOARDS, RECORDED, ROOT, RULES_TEXT, RUNBOOKS, asked, panels, queries, runbook_queries
+from support.observed import observed
 from support.processes import until
 from support.prometheus import Prometheus, prometheus
 from support.venvs import NotInstalled
@@ -180,7 +177,7 @@ def busy_participant() -> ParticipantMetrics:
 def platform_metrics() -> list[tuple[Metrics, str, int]]:
     coordinator, aggregator = CoordinatorMetrics(), AggregatorMetrics()
     for metrics in (coordinator, aggregator):
-        metrics.show(lambda: {**status(Rounds(Plan(), Random()), 0.0), "receiving": 2})
+        metrics.show(lambda: observed("anna"))
         for route in ("/rendez_vous", "/heartbeat/{id}", "/start_training/{id}", "/{id}/{token}", "/books/{operation}"):
             for code in (200, 204, 304, 401, 404, 409, 422, 503, None):
                 metrics(events.RequestServed("GET", route, code, 0.1))

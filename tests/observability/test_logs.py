@@ -188,11 +188,11 @@ def test_a_late_participant_is_no_warning(log: pytest.LogCaptureFixture) -> None
 def test_the_last_warnings_are_remembered_with_their_times() -> None:
     log, began = LogObserver(), time.time()
     for number in range(WARNINGS + 1):
-        log(events.Revoked(number, ID, "deadline", "anna"))
+        log(events.Revoked(number, ID, "deadline", "anna", seconds=60, phase="training"))
         log(events.ParticipantGone(ID, "anna", "left"))
     log(events.NotKept("who takes part", f"no room for {ID}"))
     assert len(log.warnings) == WARNINGS
-    assert log.warnings[0]["text"] == "round 2: taken from anna (12345678): deadline"
+    assert log.warnings[0]["text"] == "round 2: taken from anna (12345678) after 60.0 s (training): deadline"
     assert log.warnings[-1]["text"] == "who takes part cannot be kept in the data directory, trying again: no room for 12345678"
     assert all(began - 1 <= warning["time"] <= time.time() + 1 for warning in log.warnings)
 

@@ -2,19 +2,17 @@
 
 import re
 import subprocess
+import time
 from itertools import product
-from random import Random
 
 import numpy as np
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from fedround import events
-from fedround.coordinator.plan import Plan
-from fedround.coordinator.rounds import Rounds
-from fedround.coordinator.status import status
+from fedround.coordinator.silos import Phase
 from fedround.events import Fact
 from fedround.figures import Change
 from fedround.measures import statistics
@@ -23,6 +21,7 @@ from fedround.observability.metrics.base import Metrics
 from fedround.observability.metrics.coordinator import CoordinatorMetrics
 from fedround.observability.metrics.http import MAX_FAILURES
 from fedround.observability.metrics.participant import ParticipantMetrics
+from support.observed import observed
 from support.tools import tool
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -46,7 +45,7 @@ def told(metrics: Metrics, *facts: Fact) -> Metrics:
 
 
 def shown(metrics: Metrics) -> Metrics:
-    metrics.show(lambda: {**status(Rounds(Plan(), Random()), 0.0), "receiving": 2})
+    metrics.show(lambda: observed("anna"))
     return metrics
 
 
@@ -164,6 +163,7 @@ def test_what_a_coordinator_does_is_counted(fact: Fact, series: str, labels: dic
 
 def test_a_coordinators_gauges_are_its_status() -> None:
     now = {
+        **observed(),
         "round": 3,
         "rounds": 10,
         "state": "training",
@@ -198,6 +198,44 @@ def test_a_coordinators_gauges_are_its_status() -> None:
     assert sample(metrics, "fedround_coordinator_waiting_for_participants") == 1
     now["state"] = "complete"
     assert sample(metrics, "fedround_coordinator_training_complete") == 1
+
+
+def test_a_coordinator_shows_each_participant_by_its_name() -> None:
+    member = events.Contribution("anna", 5, 0.1, {"loss": 0.5})
+    facts = [
+        events.RoundCompleted(0, "", (), 0, 5, 5, 0.3, (), (member,)),
+        events.Evaluated(0, 5, (), (), (), (member,)),
+        events.Revoked(1, "", "deadline", "anna"),
+        events.Revoked(2, "", "late", "anna"),
+    ]
+    metrics = CoordinatorMetrics()
+    metrics.show(lambda: observed("anna", "ben", facts=facts))
+
+    def of(series: str, **labels: str) -> float | None:
+        return sample(metrics, f"fedround_coordinator_participant_{series}", **{"participant": "anna", **labels})
+
+    expected: dict[str, float | None] = {"up": 1, "seats": 1, "last_contact_timestamp_seconds": 1e9, "last_counted_round": None}
+    expected |= {"rounds_counted_total": 1, "missed_deadlines": 1, "late_total": 1, "phase_started_timestamp_seconds": 1e9}
+    assert {series: of(series) for series in expected} == expected
+    assert {phase: of("phase", phase=phase) for phase in Phase} == {phase: phase == "selected" for phase in Phase}
+    assert [of("failures_total", reason=reason) for reason in ("deadline", "refused")] == [1, 0]
+    assert [of("consecutive_failures", reason=reason) for reason in ("deadline", "refused")] == [1, None]
+    assert of("consecutive_failures", reason="deadline", participant="ben") is None
+    assert (of("training_metric", name="loss"), of("evaluation_metric", name="loss")) == (0.5, 0.5)
+    assert sample(metrics, "fedround_coordinator_participants_omitted") == 0
+
+
+def test_a_scrape_with_200_participants_and_their_metrics_costs_little() -> None:
+    names = [f"hospital-{n}" for n in range(200)]
+    members = tuple(events.Contribution(name, 5, 0.1, {"loss": 0.5, "accuracy": 0.5}) for name in names)
+    facts = [events.RoundCompleted(0, "", (), 0, 5, 5, 0.3, (), members), events.Evaluated(0, 5, (), (), (), members)]
+    now = observed(*names, facts=facts)
+    metrics = CoordinatorMetrics()
+    metrics.show(lambda: now)
+    assert series(metrics) < 200 * 33 + 500
+    began = time.process_time()
+    generate_latest(metrics.registry)
+    assert time.process_time() - began < 0.25
 
 
 @pytest.mark.parametrize(

@@ -482,6 +482,24 @@ def test_a_model_that_is_larger_than_allowed_is_not_received() -> None:
     assert outcomes(facts) == ["failed"] * 2
 
 
+def test_the_coordinator_is_told_what_a_participant_does() -> None:
+    def phases() -> list[str]:
+        return [participant["phase"] for participant in p.platform.coordinator.status()["participants"]]
+
+    def train(_: Array | None) -> Update:
+        until(lambda: phases() == ["training"])
+        return Update(1, np.zeros(3))
+
+    with our_platform(rounds=1) as p:
+        proxy = Proxy(f"http://127.0.0.1:{p.platform.aggregator_public.port}", limit=10)
+        with proxy.serving(), connected(Training(train), p.url, Terms(heartbeat_period=FAST, aggregator_url=proxy.url)) as runtime:
+            thread = threading.Thread(target=runtime.run, daemon=True)
+            thread.start()
+            until(lambda: phases() == ["retrying"])
+            runtime.stop(0.0)
+            thread.join(20)
+
+
 def test_a_good_bye_that_fails_is_no_failure_of_its_own() -> None:
     with OldPlatform(heartbeat=[order(0)], download=[Answer(body=b"no array")], leave=[Answer(500)]) as p:
         with pytest.raises(DeserializationError):

@@ -81,8 +81,8 @@ def public(
 
     async def heartbeat(request: Request, id: str) -> Response:
         wait = wire.parse_prefer_wait(request.headers.get(wire.PREFER))
-        trouble = wire.one_line(request.headers.get(wire.TROUBLE, ""))
-        answer = await service.heartbeat(id, wait=wait or 0.0, trouble=trouble, hung_up=partial(_hung_up, request.receive))
+        told = {"trouble": wire.one_line(request.headers.get(wire.TROUBLE, "")), "phase": request.headers.get(wire.PHASE, "")}
+        answer = await service.heartbeat(id, wait=wait or 0.0, **told, hung_up=partial(_hung_up, request.receive))
         asgi.check_admitted(request)  # it may have been held for long
         if wait is None:
             return _json(Heartbeat(answer.state, answer.round))
@@ -254,7 +254,7 @@ def ops_endpoint(settings: CoordinatorSettings, service: CoordinatorService, hea
     def status() -> Mapping[str, object]:
         return service.status() | {"warnings": telemetry.log.warnings}
 
-    telemetry.show(service.status)
+    telemetry.show(lambda: service.status() | service.by_name(settings.metrics_participants))
     access = ops.access(settings)
     routes = [*page.routes(health, status, access), *operators.routes(service, access)]
     app = ops.app(health, status, scrape=telemetry.scrape, routes=routes, access=access)

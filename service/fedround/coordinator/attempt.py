@@ -9,8 +9,8 @@ from heapq import heappop, heappush
 from fedround.books import Admission, Admit, Close, Closed, Entry, Revoke
 from fedround.coordinator.history import weighted_means
 from fedround.coordinator.seats import Participant, Who
-from fedround.events import Contribution, RoundCompleted
-from fedround.wire import Shard
+from fedround.events import Contribution, Revoked, RoundCompleted
+from fedround.wire import PHASES, Shard
 
 ASK_AGAIN = 1.0
 """Seconds until a right whose update is being received is revoked again."""
@@ -59,9 +59,15 @@ class Member:
     asks: bool = False
     """It trains whichever shard it is given."""
     entry: Entry | None = None
-    selected_at: float = 0.0
+    selected_at: float = math.inf
     seconds: float = 0.0
     """From then until its update was counted."""
+    reported: str = ""
+    """What it does, in its own words (`wire.PHASES`); empty where it does not say."""
+    reported_at: float = 0.0
+    """When it first said so."""
+    lost_at: float = 0.0
+    """When it lost the part, or its right was first to be revoked."""
 
     @classmethod
     def of(cls, seat: Participant, token: str) -> "Member":
@@ -131,6 +137,12 @@ class Attempt:
             self.move(member, State.SELECTED)
         return tuple(member.id for member in selected)
 
+    def report(self, id: str, phase: str, now: float) -> None:
+        """Note what a selected participant says that it does. What is none of `PHASES` says nothing."""
+        member = self.told(id)
+        if member is not None and phase in PHASES and phase != member.reported:
+            member.reported, member.reported_at = phase, now
+
     def deliver(self, member: Member, entry: Entry, now: float) -> None:
         """The update of this one was counted."""
         member.entry, member.seconds = entry, now - member.selected_at
@@ -138,7 +150,7 @@ class Attempt:
 
     def take_back(self, member: Member, now: float, grace: float, reason: str, detail: str = "") -> None:
         """Have the right revoked. An update that is arriving has `grace` seconds."""
-        member.reason, member.detail = reason, detail
+        member.reason, member.detail, member.lost_at = reason, detail, now
         member.ask_at, member.give_up = now, min(now + grace, max(self.closes, now))
         self.move(member, State.REVOKING)
 
@@ -156,6 +168,13 @@ class Attempt:
     def arriving(self, member: Member, now: float) -> None:
         """The books are receiving its update: they are asked again, for the last time when its grace is over."""
         member.ask_at = min(now + ASK_AGAIN, max(member.give_up, now))
+
+    def ignore(self, member: Member) -> Revoked:
+        """The part of this one is over without an update. Say what became of it."""
+        self.move(member, State.IGNORED)
+        seconds = max(member.lost_at - member.selected_at, 0.0)
+        why = member.reason, member.name, member.detail
+        return Revoked(self.round, member.id, *why, seconds, member.reported or "selected")
 
     def expire(self, now: float, grace: float) -> None:
         """Have the rights of the selected revoked whose deadline is over."""

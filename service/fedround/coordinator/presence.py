@@ -68,6 +68,12 @@ class Presence:
         if (seat := self._present.get(id)) is not None:
             seat.counted, seat.delivered = round, True
 
+    def freed(self, now: float, ids: Iterable[str]) -> None:
+        """The attempt is over in which these had a part."""
+        for id in ids:
+            if (seat := self._present.get(id)) is not None:
+                seat.free_since = now
+
     def completed(self, selected: Iterable[str], counted: Container[str]) -> None:
         """A round was completed. Note for those that are still there how often their updates are counted."""
         for id in selected:

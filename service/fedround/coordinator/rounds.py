@@ -425,8 +425,7 @@ class Rounds:
 
     def _ignore(self, now: float, attempt: Attempt, member: Member) -> None:
         """The part is over without an update. A departure was noted when it came."""
-        attempt.move(member, State.IGNORED)
-        self._facts.append(events.Revoked(attempt.round, member.id, member.reason, member.name, member.detail))
+        self._facts.append(attempt.ignore(member))
         if member.reason not in ("left", "failed", LATE):
             judged, why = self.present.judged(member.id, member.who), member.detail or member.reason
             self._facts += self.reliability.failed(now, judged, member.name, attempt.round, why)
@@ -437,7 +436,11 @@ class Rounds:
             return
         member = attempt.members[entry.id]
         if entry.outcome is Outcome.REFUSED:
-            member.reason, member.detail = "refused", f"its update was refused: {entry.reason}" if entry.reason else ""
+            member.lost_at, member.reason, member.detail = (
+                now,
+                "refused",
+                f"its update was refused: {entry.reason}" if entry.reason else "",
+            )
             self._ignore(now, attempt, member)
             return
         attempt.deliver(member, entry, now)
@@ -454,19 +457,26 @@ class Rounds:
                 self.best, reason = judged(self.plan.goal, self.best, found)
                 self.stopped = self.stopped or reason
         if not attempt.train:
-            self.attempt, self._final = None, False
+            self._end(now)
+            self._final = False
             return
         fact = attempt.completed(now, closed)
         self._facts.append(fact)
         self.history.completed(fact)
         self.present.completed(attempt.members, attempt.counted)
-        self._go_on(attempt.round + 1)
+        self._go_on(now, attempt.round + 1)
 
-    def _go_on(self, round: int) -> None:
-        self.attempt, self.trouble, self.round = None, Trouble(), round
+    def _go_on(self, now: float, round: int) -> None:
+        self._end(now)
+        self.trouble, self.round = Trouble(), round
         self._ending = self._final = self.server.awaited = False
         if self._trained:
             self._train_no_more()
+
+    def _end(self, now: float) -> None:
+        if self.attempt is not None:
+            self.present.freed(now, self.attempt.members)
+        self.attempt = None
 
     def _compare(self, newest: Newest | None) -> None:
         there = -1 if newest is None else newest.round
@@ -480,7 +490,7 @@ class Rounds:
         if self.attempt is not None and self.attempt.opened and self.attempt.round == newest.round:
             self._completed(now, self.attempt, Closed(newest.parameters))
         else:
-            self._go_on(newest.round + 1)
+            self._go_on(now, newest.round + 1)
 
     def _roll_back(self, now: float, newest: Newest) -> None:
         if self.attempt is not None:
@@ -491,7 +501,7 @@ class Rounds:
         self.best = None if self.best is None or self.best.round > newest.round else self.best
         self.stopped = self._stop = ""
         self.server.roll_back(newest.round)
-        self._go_on(newest.round + 1)
+        self._go_on(now, newest.round + 1)
         self.history.rolled_back(newest.round)
         self.present.rolled_back(newest.round)
 
@@ -501,7 +511,7 @@ class Rounds:
         self._facts.append(events.AttemptDropped(attempt.round, attempt.id, counted, reason, timed_out, *failed))
         for participant in self.present:
             participant.owed = self._owed(participant)
-        self.attempt = None
+        self._end(now)
 
     def _owed(self, participant: Participant) -> int | None:
         """Of which round it is asked again, should the attempt end now: one with a part may have been told that it was counted."""

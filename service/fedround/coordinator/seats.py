@@ -60,6 +60,8 @@ class Participant:
     """It has sent a heartbeat, in this life of the coordinator or the one before."""
     beat: float = -math.inf
     """When it last sent a heartbeat."""
+    free_since: float = 0.0
+    """When its last part in an attempt ended."""
     pause: float = 0.0
     """Seconds from its last answer to its last heartbeat."""
     probed: float = -math.inf

@@ -19,7 +19,8 @@ from fedround.coordinator.plan import Memory
 from fedround.coordinator.recorder import Recorder
 from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.run import Run, config_of
-from fedround.coordinator.status import status
+from fedround.coordinator.silos import Silos
+from fedround.coordinator.status import by_name, status
 from fedround.coordinator.wanted import Wanted
 from fedround.errors import ExchangeError, UnknownAttempt
 from fedround.events import Observer
@@ -87,6 +88,7 @@ class CoordinatorService:
         self._kept: Memory | None = None
         self._archive = archive or Archive()
         self._recorder = Recorder(self._archive, rounds)
+        self._silos = Silos(rounds.present)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="fedround-memory")
         """One thread: what is older is never written over what is newer."""
         self._trace = trace
@@ -159,18 +161,26 @@ class CoordinatorService:
         self._rounds.present.authorize(id, owner)
 
     async def heartbeat(
-        self, id: str, *, wait: float = 0.0, trouble: str = "", hung_up: Callable[[], Awaitable[object]] = never
+        self,
+        id: str,
+        *,
+        wait: float = 0.0,
+        trouble: str = "",
+        phase: str = "",
+        hung_up: Callable[[], Awaitable[object]] = never,
     ) -> Heartbeat:
         """What the participant shall do, with every addition to the protocol.
 
         An answer that would be `stand_by` is held until it is another one, for up to `wait` seconds, and no longer than until the
         next heartbeat of the same id, or until `hung_up()` returns. `trouble`: what keeps the participant from the aggregator.
-        Raises `Busy` or `NoSeat`.
+        `phase`: what it does in a round (`wire.PHASES`). Raises `Busy` or `NoSeat`.
         """
         self._end_hold(id)
         # Only one who waits asks for an answer to be held.
         answer = self._answer(id, idle=wait > 0)
         self._rounds.present.trouble(id, trouble)
+        if self._rounds.attempt is not None:
+            self._rounds.attempt.report(id, phase, self._clock())
         wait = min(wait, self._longest_hold)
         if wait <= 0 or answer.state is not HeartbeatState.STAND_BY:
             return answer
@@ -221,7 +231,11 @@ class CoordinatorService:
 
     def status(self) -> dict[str, Any]:
         """The state as JSON-able data, ids cut."""
-        return status(self._rounds, self._clock(), reachable=self._reachable.is_set(), faults=self._faults)
+        return status(self._rounds, self._clock(), self._silos, reachable=self._reachable.is_set(), faults=self._faults)
+
+    def by_name(self, most: int) -> dict[str, Any]:
+        """Return what metrics show of at most so many participants by name."""
+        return by_name(self._rounds, self._silos, self._clock(), time.time(), most)
 
     def _answer(self, id: str, *, idle: bool, held: bool = False) -> Heartbeat:
         try:
@@ -271,6 +285,7 @@ class CoordinatorService:
                     self._tell_of_best(fact)
             self._observer(fact)
             self._recorder.fact(fact)
+            self._silos.note(self._clock(), fact)
             if isinstance(fact, WORTH_KEEPING) or (isinstance(fact, events.RoundCompleted) and self._clock() >= self._stale_from):
                 self._news.set()
         return bool(facts)

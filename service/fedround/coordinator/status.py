@@ -1,6 +1,7 @@
 """What `/status` tells of the rounds: JSON-able data, ids cut."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Container, Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -8,13 +9,17 @@ from fedround.coordinator.attempt import Attempt, State
 from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.seats import Participant
 from fedround.coordinator.shards import coverage
+from fedround.coordinator.silos import AT_WORK, REASONS, Failure, Phase, Silo, Silos, phase
 from fedround.text import short
+from fedround.wire import MAX_FIGURES
 
 MOST_FAILURES = 50
 """Participants whose last failures are shown."""
 
 
-def status(rounds: Rounds, now: float, *, reachable: bool = True, faults: Iterable[str] = ()) -> dict[str, Any]:
+def status(
+    rounds: Rounds, now: float, silos: Silos | None = None, *, reachable: bool = True, faults: Iterable[str] = ()
+) -> dict[str, Any]:
     """The state of the training at `now`, monotonic seconds. `reachable`: the aggregator; what it lacks is in `faults`."""
     attempt = rounds.attempt
     return {
@@ -36,7 +41,7 @@ def status(rounds: Rounds, now: float, *, reachable: bool = True, faults: Iterab
         "joined": rounds.present.joined,
         "registered": rounds.present.registered,
         "shards": _shards(rounds),
-        "participants": [_participant(rounds, p, now) for p in rounds.present],
+        "participants": [_participant(rounds, silos.get(p.name) if silos else None, p, now) for p in rounds.present],
         "sitting_out": sum(rounds.reliability.sits_out(p.judged, rounds.round) for p in rounds.present),
         "failures": [
             {"name": r.name, "failures": r.failures, "reason": r.reason, "seconds": round(now - r.at, 3)}
@@ -90,13 +95,58 @@ def _shard(p: Participant, attempt: Attempt | None) -> str | None:
     return None if shard is None else "{}/{}".format(*shard)
 
 
-def _participant(rounds: Rounds, p: Participant, now: float) -> dict[str, Any]:
+def by_name(rounds: Rounds, silos: Silos, now: float, unix: float, most: int) -> dict[str, Any]:
+    """What metrics show of at most so many silos, by the metrics' names. The others are `omitted`. `unix`: now, in Unix time."""
+    shown, omitted = silos.shown(now, most)
+    names = Counter(name for silo in shown for name in {**silo.training, **silo.evaluation})
+    common = {name for name, _ in names.most_common(MAX_FIGURES)}
+    return {"silos": [_silo(rounds, silo, common, now, unix) for silo in shown], "omitted": omitted}
+
+
+def _silo(rounds: Rounds, silo: Silo, names: Container[str], now: float, unix: float) -> dict[str, Any]:
+    known = [phase(seat, rounds.attempt, rounds.reliability, rounds.round) for seat in silo.seats.values()]
+    current, since = min(known, key=lambda one: (one[0] not in AT_WORK, one[1]), default=(Phase.GONE, silo.gone_at))
+    return {
+        "name": silo.name,
+        "up": bool(silo.seats),
+        "seats": len(silo.seats),
+        "last_contact_timestamp_seconds": unix - now + max((seat.seen for seat in silo.seats.values()), default=silo.seen),
+        "phase": {one.value: one is current for one in Phase},
+        "phase_started_timestamp_seconds": unix - now + since,
+        "last_counted_round": silo.counted,
+        "rounds_counted": silo.rounds,
+        "failures": {reason: silo.failures[reason] for reason in REASONS},
+        "consecutive_failures": {silo.failure.reason: silo.consecutive} if silo.failure and silo.consecutive else {},
+        "missed_deadlines": silo.missed,
+        "late": silo.late,
+        "training_metric": {name: value for name, value in silo.training.items() if name in names},
+        "evaluation_metric": {name: value for name, value in silo.evaluation.items() if name in names},
+    }
+
+
+def _failure(failure: Failure, now: float) -> dict[str, Any]:
+    return {
+        "round": failure.round,
+        "reason": failure.reason,
+        "detail": failure.detail,
+        "phase": failure.phase,
+        "seconds": None if failure.seconds is None else round(failure.seconds, 3),
+        "seconds_ago": round(now - failure.at, 3),
+    }
+
+
+def _participant(rounds: Rounds, silo: Silo | None, p: Participant, now: float) -> dict[str, Any]:
     attempt, record = rounds.attempt, rounds.reliability.get(p.judged)
+    member = attempt.members.get(p.id) if attempt else None
+    doing, since = phase(p, attempt, rounds.reliability, rounds.round)
     return {
         "name": p.name,
         "id": short(p.id),
         "shard": _shard(p, attempt),
-        "state": "waiting" if attempt is None or p.id not in attempt.members else attempt.members[p.id].state.value,
+        "state": "waiting" if member is None else member.state.value,
+        "phase": doing.value,
+        "phase_seconds": round(now - since, 3),
+        "seconds_since_selection": None if member is None or member.selected_at > now else round(now - member.selected_at, 3),
         "seconds_since_contact": round(now - p.seen, 3),
         "counted": p.counted,
         "selected_rounds": p.selected_rounds,
@@ -104,6 +154,7 @@ def _participant(rounds: Rounds, p: Participant, now: float) -> dict[str, Any]:
         "trouble": p.trouble,
         "failures": record.failures if record else 0,
         "sits_out_until": record.until if record and rounds.round < record.until else None,
+        "last_failure": _failure(silo.failure, now) if silo and silo.failure else None,
     }
 
 

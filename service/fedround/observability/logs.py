@@ -179,8 +179,11 @@ def _platform_line(fact: Fact) -> _Line | None:
             return logging.INFO, f"round {number}: {len(ids)} selected"
         case events.Revoked(number, id, "late", name):
             return logging.INFO, f"round {number}: {name} ({short(id)}) was late: the quorum was counted without it"
-        case events.Revoked(number, id, reason, name, detail):
-            return logging.WARNING, f"round {number}: taken from {name} ({short(id)}): {detail or reason}"
+        case events.Revoked(number, id, reason, name, detail, seconds, phase):
+            return (
+                logging.WARNING,
+                f"round {number}: taken from {name} ({short(id)}) after {seconds:.1f} s ({phase}): {detail or reason}",
+            )
         case events.AttemptDropped(number, _, counted, reason, _, _, pause):
             return logging.WARNING, f"round {number} is tried again in {pause:g} s, {counted} counted updates are void: {reason}"
         case events.RoundCompleted(number, _, ids, dropped, samples, parameters, seconds, figures, late=late):

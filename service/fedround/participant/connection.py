@@ -28,6 +28,7 @@ def connected(
     pod_index: int | None = None,
     trace: http.Trace | None = None,
     beat: Callable[[float], None] = lambda _within: None,
+    doing: Callable[[], str] = str,
 ) -> Iterator[Runtime]:
     """A participant that is ready to run, with its connections open.
 
@@ -41,6 +42,7 @@ def connected(
         pod_index: The number of this pod in its StatefulSet.
         trace: Surrounds each request.
         beat: Is called whenever the loop turns, with the seconds until it will again.
+        doing: Returns what the participant does in a round, one of `wire.PHASES`, or nothing.
 
     Raises:
         ConfigurationError: A URL, a certificate or a proxy cannot be used.
@@ -65,4 +67,5 @@ def connected(
             observe=observe,
             aggregator_url=terms.aggregator_url,
             beat=beat,
+            doing=doing,
         )

@@ -17,6 +17,7 @@ from fedround.participant import connection
 from fedround.participant import moves as m
 from fedround.participant.abc import ParticipantABC
 from fedround.participant.measuring import Measuring
+from fedround.participant.phase import Doing
 from fedround.participant.runtime import GRACE, Runtime
 from fedround.participant.signals import signals
 from fedround.participant.terms import Options, Terms
@@ -112,7 +113,10 @@ def connected(
     """A participant that is ready to run, with its connections open. `measure`: tell observers of the weights, too."""
     if not isinstance(participant, ParticipantABC):
         raise ConfigurationError(f"{type(participant).__name__} is no subclass of fedround.ParticipantABC or NumPyParticipant")
-    observe = Observers(terms.observers)
+    doing = Doing()
+    observe = Observers([doing, *terms.observers])
     training = Training(participant, observe, Measuring(observe) if measure else None)
-    with connection.connected(training, coordinator_url, terms, observe, transport=transport, trace=trace) as runtime:
+    with connection.connected(
+        training, coordinator_url, terms, observe, transport=transport, trace=trace, doing=lambda: doing.now
+    ) as runtime:
         yield runtime

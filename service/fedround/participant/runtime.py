@@ -92,6 +92,7 @@ class Runtime:
         observe: Observer,
         aggregator_url: str | None = None,
         beat: Callable[[float], None] = lambda _within: None,
+        doing: Callable[[], str] = str,
     ) -> None:
         self.ended = Event()
         """The lifecycle has exited and the coordinator was told; only the participant's own code may still be running."""
@@ -107,6 +108,7 @@ class Runtime:
         self._shard = lru_cache(shards.find)  # it warns of a number that wraps, but not in each round
         self._observe = observe
         self._beat = beat
+        self._doing = doing
         self._events: SimpleQueue[m.Event | BaseException] = SimpleQueue()
         self._user, self._contacts, self._transfers = Tasks(), Tasks(), Tasks()
         self._farewells: list[Event] = []
@@ -258,7 +260,8 @@ class Runtime:
 
     def _heartbeat(self, id: str, wait: float) -> None:
         try:
-            answer = self._coordinator.heartbeat(id, wait=wait, trouble=self._blocked)
+            phase = "" if wait else self._doing()
+            answer = self._coordinator.heartbeat(id, wait=wait, trouble=self._blocked, phase=phase)
         except ExchangeError as error:
             self._events.put(m.HeartbeatFailed(id, *self._why(error)))
         else:

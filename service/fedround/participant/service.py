@@ -16,6 +16,7 @@ from fedround.observability.traces import tracing
 from fedround.participant.connection import connected
 from fedround.participant.operators import Operators
 from fedround.participant.peers import Trainer
+from fedround.participant.phase import Doing
 from fedround.participant.runtime import Runtime
 from fedround.participant.signals import signals
 from fedround.participant.terms import Options, Terms
@@ -67,10 +68,11 @@ def serve(settings: ParticipantSettings, host: Host, bounded: Bounded = lambda *
     """
     health = Health()
     watch = Watch(settings.name, health, within=max(settings.long_poll, settings.heartbeat_period))
+    doing = Doing()
     apart = settings.isolation is Isolation.PROCESS
     with tracing("participant", settings.name, heartbeats=settings.trace_heartbeats) as traces:
         metrics = partial(ParticipantMetrics, local_values=settings.ops_token is not None)
-        telemetry = Telemetry(metrics, [watch], traces, keep_log=not apart)
+        telemetry = Telemetry(metrics, [watch, doing], traces, keep_log=not apart)
         host.attach(telemetry.observe, traces.train_context if traces else lambda: None)
         same = {name: getattr(settings, name) for name in ("heartbeat_period", *Options.__annotations__) if hasattr(settings, name)}
         terms = Terms(
@@ -87,6 +89,7 @@ def serve(settings: ParticipantSettings, host: Host, bounded: Bounded = lambda *
             pod_index=_pod_index(os.environ),
             trace=telemetry.client,
             beat=lambda within: health.beat(within=within),
+            doing=lambda: doing.now,
         ) as runtime:
             operators = Operators(
                 settings,

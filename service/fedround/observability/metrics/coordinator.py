@@ -13,6 +13,7 @@ from fedround import events
 from fedround.events import Fact
 from fedround.observability.metrics.base import NOT_KEPT, ROUND, Metrics
 from fedround.observability.metrics.http import Connections, Requests
+from fedround.observability.metrics.silos import families
 
 
 class CoordinatorMetrics(Metrics):
@@ -113,3 +114,4 @@ class CoordinatorState(Collector):
         for part, value in (("held", shards["count"] - missing - doubled), ("doubled", doubled), ("missing", missing)):
             family.add_metric([part], value)
         yield family
+        yield from families(self._prefix, status)

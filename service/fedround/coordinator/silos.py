@@ -1,0 +1,203 @@
+"""What operators see of each participant by its name, across its registrations. Part of the coordinator's core: no I/O, no clock.
+
+The rules:
+
+1. A *silo* is a name. Participants of the same name share their silo: its counters count for all of them, and its phase is that of
+   the participant that has been at work for longest, so that one that hangs stays visible.
+2. A silo that no participant has any more is forgotten after `KEPT` seconds, earlier if there are more than `MOST_GONE`.
+3. A failure is what makes a participant sit out (`reliability.py`): a missed deadline, a refused update, a restart or a time-out in
+   a round, or a departure for a failure. A participant that is late, or leaves because it is stopped, has not failed.
+4. The next counted update ends the consecutive failures.
+5. If there are more silos than may be shown, those with a problem come first. Of these, the ones that were counted once come
+   before the others: clients can invent names, but not counted updates.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from heapq import nsmallest
+
+from fedround import events
+from fedround.coordinator.attempt import Attempt, State
+from fedround.coordinator.presence import Presence
+from fedround.coordinator.reliability import Reliability
+from fedround.coordinator.seats import Participant
+from fedround.events import Fact
+
+KEPT = 3600.0
+"""Seconds for which a silo is shown after its last participant is gone."""
+MOST_GONE = 1000
+"""Silos without a participant that are remembered: clients can invent names."""
+REASONS = ("deadline", "failed", "refused", "replaced", "silent")
+"""Why participants fail: see `events.Revoked`."""
+
+
+class Phase(StrEnum):
+    """What a participant does. Those between SELECTED and COUNTED it reports itself, unless it is one of 0.8."""
+
+    WAITING = "waiting"
+    RESTING = "resting"
+    SELECTED = "selected"
+    DOWNLOADING = "downloading"
+    EVALUATING = "evaluating"
+    TRAINING = "training"
+    UPLOADING = "uploading"
+    RETRYING = "retrying"
+    COUNTED = "counted"
+    REVOKED = "revoked"
+    GONE = "gone"
+
+
+AT_WORK = (Phase.SELECTED, Phase.DOWNLOADING, Phase.EVALUATING, Phase.TRAINING, Phase.UPLOADING, Phase.RETRYING)
+"""Phases of a participant that the round waits for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The last failure of a silo. `at` is in monotonic seconds."""
+
+    reason: str
+    detail: str
+    at: float
+    round: int | None = None
+    phase: str = ""
+    seconds: float | None = None
+    """From the selection until the participant lost the round."""
+
+
+@dataclass(slots=True)
+class Silo:
+    """What is known of one name. Times are monotonic seconds."""
+
+    name: str
+    seats: dict[str, Participant] = field(default_factory=dict)
+    """Those that are present, by id."""
+    seen: float = 0.0
+    """The last contact of the one that went last."""
+    gone_at: float = 0.0
+    lost: bool = False
+    """The one that went last timed out or failed."""
+    counted: int | None = None
+    """The last round in which an update was counted."""
+    rounds: int = 0
+    """Updates in completed rounds."""
+    consecutive: int = 0
+    """Failures since the last counted update."""
+    missed: int = 0
+    """Deadlines missed since then."""
+    failures: Counter[str] = field(default_factory=Counter)
+    """By reason."""
+    late: int = 0
+    failure: Failure | None = None
+    training: Mapping[str, float] = field(default_factory=dict)
+    evaluation: Mapping[str, float] = field(default_factory=dict)
+    """The metrics of the last completed round that has some."""
+
+    @property
+    def troubled(self) -> bool:
+        blocked = any(seat.trouble for seat in self.seats.values())
+        return bool(self.consecutive or blocked or (self.lost and not self.seats))
+
+
+class Silos:
+    """The silos by name. It follows the facts of the rounds whose `present` participants these are."""
+
+    def __init__(self, present: Presence) -> None:
+        self._present = present
+        self._here: dict[str, Silo] = {}
+        self._gone: dict[str, Silo] = {}
+        """The one that went first comes first."""
+        self._by_id: dict[str, Silo] = {}
+        for seat in present:
+            self._joined(seat)
+
+    def note(self, now: float, fact: Fact) -> None:
+        """Take note of what happened."""
+        match fact:
+            case events.ParticipantJoined(id) if (seat := self._present.get(id)) is not None:
+                self._joined(seat)
+            case events.ParticipantGone(id, name, reason, detail):
+                self._left(now, id, reason)
+                if reason == "failed":
+                    self._failed(name, Failure(reason, detail, now))
+            case events.Revoked(number, _, reason, name, detail, seconds, phase):
+                self._revoked(now, name, Failure(reason, detail, now, number, phase, seconds))
+            case events.UpdateCounted(number, id) if (silo := self._by_id.get(id)) is not None:
+                silo.counted, silo.consecutive, silo.missed = number, 0, 0
+            case events.RoundCompleted(members=members):
+                for member in members:
+                    if (silo := self.get(member.name)) is not None:
+                        silo.rounds += 1
+                        silo.training = member.figures or silo.training
+            case events.Evaluated(members=members):
+                for member in members:
+                    if (silo := self.get(member.name)) is not None:
+                        silo.evaluation = member.figures
+            case events.RolledBack(newest=newest):
+                for silo in (*self._here.values(), *self._gone.values()):
+                    silo.counted = None if silo.counted is None else min(silo.counted, newest)
+
+    def get(self, name: str) -> Silo | None:
+        return self._here.get(name) or self._gone.get(name)
+
+    def shown(self, now: float, most: int) -> tuple[list[Silo], int]:
+        """Return at most so many silos by name, as rule 5 says, and how many are left out."""
+        while self._gone and (oldest := next(iter(self._gone.values()))).gone_at + KEPT < now:
+            del self._gone[oldest.name]
+        silos = [*self._here.values(), *self._gone.values()]
+        first = nsmallest(most, silos, key=lambda silo: (not silo.troubled, silo.troubled and silo.counted is None, silo.name))
+        return sorted(first, key=lambda silo: silo.name), len(silos) - len(first)
+
+    def _joined(self, seat: Participant) -> None:
+        silo = self._here[seat.name] = self._here.get(seat.name) or self._gone.pop(seat.name, None) or Silo(seat.name)
+        self._by_id[seat.id] = silo
+        silo.seats[seat.id] = seat
+        silo.counted = seat.counted if silo.counted is None else silo.counted
+
+    def _left(self, now: float, id: str, reason: str) -> None:
+        silo = self._by_id.pop(id, None)
+        if silo is None:
+            return
+        silo.seen, silo.gone_at, silo.lost = silo.seats.pop(id).seen, now, reason in ("silent", "failed")
+        if not silo.seats:
+            self._gone[silo.name] = self._here.pop(silo.name)
+            if len(self._gone) > MOST_GONE:
+                del self._gone[next(iter(self._gone))]
+
+    def _revoked(self, now: float, name: str, failure: Failure) -> None:
+        silo = self.get(name)
+        if silo is None:
+            return
+        match failure.reason:
+            case "late":
+                silo.late += 1
+            case "failed":  # it was counted when the participant left
+                silo.failure = failure
+            case "deadline" | "refused" | "replaced" | "silent":
+                silo.missed += failure.reason == "deadline"
+                self._failed(name, failure)
+
+    def _failed(self, name: str, failure: Failure) -> None:
+        if (silo := self.get(name)) is not None:
+            silo.failures[failure.reason] += 1
+            silo.consecutive += 1
+            silo.failure = failure
+
+
+def phase(seat: Participant, attempt: Attempt | None, reliability: Reliability, round: int) -> tuple[Phase, float]:
+    """Return what a participant that is present does, and since when."""
+    member = attempt.members.get(seat.id) if attempt else None
+    if attempt is None or member is None:
+        resting = reliability.sits_out(seat.judged, round)
+        return Phase.RESTING if resting else Phase.WAITING, max(seat.joined, seat.free_since)
+    match member.state:
+        case State.CHOSEN:
+            return Phase.SELECTED, attempt.begun
+        case State.SELECTED if member.reported:
+            return Phase(member.reported), member.reported_at
+        case State.SELECTED:
+            return Phase.SELECTED if attempt.train else Phase.EVALUATING, member.selected_at
+        case State.DONE:
+            return Phase.COUNTED, member.selected_at + member.seconds
+    return Phase.REVOKED, member.lost_at

@@ -1,0 +1,24 @@
+"""What the ops ports of coordinator and aggregator show: a federation of the real cores."""
+
+from collections.abc import Iterable, Mapping
+from random import Random
+from typing import Any
+
+from fedround import events
+from fedround.coordinator.plan import Plan
+from fedround.coordinator.rounds import Rounds
+from fedround.coordinator.silos import Silos
+from fedround.coordinator.status import by_name, status
+
+
+def observed(*names: str, facts: Iterable[events.Fact] = ()) -> Mapping[str, Any]:
+    """A coordinator's status, with participants of these names to which `facts` have happened, beside an aggregator's."""
+    rounds = Rounds(Plan(), Random(1))
+    for name in names:
+        participant = rounds.join(0.0, name, extended=True)
+        assert participant is not None
+        rounds.heartbeat(0.0, participant.id)
+    silos = Silos(rounds.present)
+    for fact in facts:
+        silos.note(0.0, fact)
+    return status(rounds, 0.0, silos) | by_name(rounds, silos, 0.0, 1e9, 200) | {"receiving": 2}

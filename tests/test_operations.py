@@ -50,6 +50,11 @@ def test_the_page_names_all_metrics_of_a_live_scrape_and_no_other(services: dict
     assert {name for name in scraped if not name.endswith(("_gsum", "_gcount"))} == named
 
 
+def test_a_participant_that_has_had_rounds_has_at_most_250_series(services: dict[str, Process]) -> None:
+    lines = scrape(services, "participant").decode().splitlines()
+    assert sum(not line.startswith("#") for line in lines) <= 250
+
+
 @pytest.mark.parametrize("service", SERVICES)
 def test_promtool_finds_nothing_in_a_live_scrape(services: dict[str, Process], service: str) -> None:
     body = scrape(services, service)

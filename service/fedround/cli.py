@@ -412,7 +412,8 @@ def _service(parser: ArgumentParser, serve: Callable[..., int], *classes: "type[
             except ConfigurationError as error:
                 problems.append(str(error))
                 continue
-            logs.configure(loaded[-1].settings.log_format, loaded[-1].settings.log_level)
+            service = "fedround-platform" if long else f"fedround-{cls.prefix.lower()}"
+            logs.configure(loaded[-1].settings.log_format, loaded[-1].settings.log_level, service=service)
             for warning in loaded[-1].warnings:
                 LOG.warning("%s", warning)
         if problems:

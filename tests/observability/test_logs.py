@@ -307,7 +307,7 @@ def test_the_configured_log_is_on_stderr_from_its_level_on_and_http_libraries_ar
     program = """
 import logging
 from fedround.observability.logs import configure
-configure("json", "debug")
+configure("json", "debug", service="fedround-participant", participant="anna")
 logging.getLogger("mine").debug("seen")
 for name in ("httpx", "httpcore.http11", "uvicorn.access"):
     logging.getLogger(name).info("GET /id/token")
@@ -317,7 +317,8 @@ logging.getLogger("mine").info("not seen")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert json.loads(line)["message"] == "seen"
+    found = json.loads(line)
+    assert (found["message"], found["service"], found["participant"]) == ("seen", "fedround-participant", "anna")
 
 
 def test_a_limit_that_is_reached_again_and_again_makes_one_line_a_minute(

@@ -86,6 +86,16 @@ def own(span: ReadableSpan) -> str:
     return trace.format_span_id(span.context.span_id)
 
 
+def test_the_resource_of_a_participant_has_its_name() -> None:
+    traced = Traced()
+    traced.tell(events.AttemptOpened(0, ID), events.TrainingCompleted(1))
+    (span,) = traced.spans().values()
+    found = span.resource.attributes
+    names = ("service.name", "service.instance.id", "fedround.participant")
+    assert [found.get(name) for name in names] == ["fedround-participant", "anna", "anna"]
+    assert "fedround.participant" not in Tracing("platform", "host", [])._provider.resource.attributes
+
+
 def test_a_participants_round_is_a_child_of_the_coordinators_and_has_its_phases_below_it() -> None:
     traced = Traced()
     traced.tell(events.OrderAccepted(3, repeated=False, traceparent=PARENT))

@@ -22,6 +22,13 @@ class Plus1(fedround.NumPyParticipant):
         return fedround.Update(1, (np.zeros(3) if training_input is None else training_input) + 1)
 
 
+class Failing(fedround.NumPyParticipant):
+    """Cannot train."""
+
+    def train_round(self, training_input: Array | None) -> fedround.Update:
+        raise RuntimeError("no data today")
+
+
 class Hog(fedround.NumPyParticipant):
     """Computes in pure Python for so many seconds, and never lets go of the interpreter by itself."""
 

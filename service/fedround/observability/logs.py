@@ -319,12 +319,14 @@ class JsonFormatter(logging.Formatter):
         elif trace := getattr(record, "traceback", ""):  # another process formatted it
             line["exception"] = indented(trace)
         text = redact(json.dumps(line, default=str))
-        # The id of a run is no secret.
+        # Ids of runs are no secrets, and names of participants are names, whatever they look like.
         return f"{{{json.dumps(_CONTEXT)[1:-1]}, {text[1:]}" if _CONTEXT else text
 
 
-def configure(format: Literal["text", "json"], level: str) -> None:
-    """Send everything from `level` on to stderr. It replaces what was configured before."""
+def configure(format: Literal["text", "json"], level: str, **fields: str) -> None:
+    """Send everything from `level` on to stderr, with `fields` in every JSON line. It replaces what was configured before."""
+    _CONTEXT.clear()
+    describe(**fields)
     handler = logging.StreamHandler()
     colours = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter(colours=colours))

@@ -95,6 +95,7 @@ class Tracing:
 
     def __init__(self, service: str, instance: str, exporters: list[SpanExporter], *, heartbeats: bool = True) -> None:
         own = {"service.name": f"fedround-{service}", "service.version": version("fedround"), "service.instance.id": instance}
+        own |= {"fedround.participant": instance} if service == "participant" else {}
         resource = Resource.create({**own, **OTELResourceDetector().detect().attributes})
         self._ids = _Ids()
         self._train: int | None = None

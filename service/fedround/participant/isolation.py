@@ -2,6 +2,7 @@
 
 import os
 
+from fedround.observability import logs
 from fedround.participant.naming import named
 from fedround.participant.supervisor import Supervisor
 from fedround.settings import Isolation, ParticipantSettings
@@ -14,6 +15,7 @@ def serve_participant(settings: ParticipantSettings) -> int:
         FedroundError: See `fedround.errors` for what each means, and with which code the command line exits for it.
     """
     settings = named(settings)
+    logs.describe(participant=settings.name)
     if settings.isolation is Isolation.THREAD:
         from fedround.participant.inside import serve_inside
 

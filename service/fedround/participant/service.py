@@ -71,7 +71,7 @@ def serve(settings: ParticipantSettings, host: Host, bounded: Bounded = lambda *
     doing = Doing()
     apart = settings.isolation is Isolation.PROCESS
     with tracing("participant", settings.name, heartbeats=settings.trace_heartbeats) as traces:
-        metrics = partial(ParticipantMetrics, local_values=settings.ops_token is not None)
+        metrics = partial(ParticipantMetrics, name=settings.name, local_values=settings.ops_token is not None)
         telemetry = Telemetry(metrics, [watch, doing], traces, keep_log=not apart)
         host.attach(telemetry.observe, traces.train_context if traces else lambda: None)
         same = {name: getattr(settings, name) for name in ("heartbeat_period", *Options.__annotations__) if hasattr(settings, name)}

@@ -146,7 +146,7 @@ class Worker:
             return os.EX_OK
         recipe = first[0]
         del first
-        logs.configure(recipe["log_format"], recipe["log_level"])
+        logs.configure(recipe["log_format"], recipe["log_level"], service="fedround-participant", participant=recipe["name"])
         with ExitStack() as stack:
             try:
                 participant = _load(recipe["class"], recipe["options"])

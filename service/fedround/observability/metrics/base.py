@@ -52,6 +52,7 @@ class Metrics:
     """
 
     prefix = "fedround_"
+    of_process: tuple[type[ProcessCollector | GCCollector], ...] = (ProcessCollector, GCCollector)
 
     def __init__(
         self, registry: CollectorRegistry | None = None, *, exemplar: Callable[[], dict[str, str] | None] = lambda: None
@@ -64,8 +65,8 @@ class Metrics:
         self._run = Gauge("fedround_run_info", "Run that the rounds belong to.", ("run", "run_id"), registry=self.registry)
         build = {"version": version("fedround"), "revision": os.environ.get(REVISION, ""), "python": platform.python_version()}
         Info("fedround_build", "What is running.", registry=self.registry).info(build)
-        ProcessCollector(registry=self.registry)
-        GCCollector(registry=self.registry)
+        for collector in self.of_process:
+            collector(registry=self.registry)
 
     def __call__(self, fact: Fact) -> None:
         """Take note of `fact`."""

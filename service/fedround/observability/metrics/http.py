@@ -6,23 +6,24 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from fedround import events, wire
 from fedround.events import Fact
-from fedround.observability.metrics.base import SIZE, Metrics
+from fedround.observability.metrics.base import Metrics
 
 MAX_FAILURES = 16
 """How many kinds of answers and failures of exchanges become series, beside those that are known."""
 OTHER = "_OTHER"
 
 REQUEST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30)
-_EXCHANGES = (
+_ASKED = (0.01, 0.1, 0.5, 2.5, 30)
+"""Few buckets: a federation has many participants. The last bound is above the longest heartbeat that is held."""
+_TRANSFERRED = (1e6, 1e8)
+_ALWAYS = (
     ("GET", wire.RENDEZ_VOUS, "200"),
-    ("DELETE", wire.LEAVE, "204"),
     ("GET", wire.HEARTBEAT, "200"),
-    ("GET", wire.START_TRAINING, "200"),
     ("GET", wire.UPDATE, "200"),
-    ("GET", wire.UPDATE, "304"),
     ("POST", wire.UPDATE, "200"),
 )
-PATHS = tuple(dict.fromkeys(path for _, path, _ in _EXCHANGES))
+_SOMETIMES = (("DELETE", wire.LEAVE, "204"), ("GET", wire.START_TRAINING, "200"), ("GET", wire.UPDATE, "304"))
+PATHS = tuple(dict.fromkeys(path for _, path, _ in (*_ALWAYS, *_SOMETIMES)))
 
 
 class Exchanges:
@@ -37,33 +38,32 @@ class Exchanges:
             "Requests, until the answer was read; those that failed too.",
             labels,
             prefix="",
-            buckets=REQUEST,
+            buckets=_ASKED,
         )
-        self._known = {(method, path, status, "") for method, path, status in _EXCHANGES}
-        for known in self._known:
-            self._duration.labels(*known)
-        sizes: Any = {"prefix": "", "buckets": SIZE}
-        self._sent = metrics.make(
-            Histogram, "http_client_request_body_size_bytes", "Bodies that were sent.", {"url_template": [wire.UPDATE]}, **sizes
-        )
+        for exchange in _ALWAYS:
+            self._duration.labels(*exchange, "")
+        self._failures: set[tuple[str, str, str, str]] = set()
+        sizes: Any = {"labels": {"url_template": [wire.UPDATE]}, "prefix": "", "buckets": _TRANSFERRED}
+        self._sent = metrics.make(Histogram, "http_client_request_body_size_bytes", "Sizes of updates that were sent.", **sizes)
         self._received = metrics.make(
-            Histogram, "http_client_response_body_size_bytes", "Bodies that came.", {"url_template": PATHS}, **sizes
+            Histogram, "http_client_response_body_size_bytes", "Sizes of responses to downloads and uploads.", **sizes
         )
 
     def ended(self, fact: events.ExchangeEnded) -> None:
         self._metrics.observe(self._duration.labels(*self._kind(fact)), fact.seconds)
-        if fact.sent:
-            self._sent.labels(fact.path).observe(fact.sent)
-        self._received.labels(fact.path).observe(fact.received)
+        if fact.path == wire.UPDATE:
+            if fact.sent:
+                self._sent.labels(fact.path).observe(fact.sent)
+            self._received.labels(fact.path).observe(fact.received)
 
     def _kind(self, fact: events.ExchangeEnded) -> tuple[str, str, str, str]:
         """By the status of a whole answer, else by the error; both would say the same twice."""
         answered = fact.error is None or (fact.status or 0) >= 400
         kind = (fact.method, fact.path, _text(fact.status) if answered else "", "" if answered else fact.error or "")
-        if kind not in self._known:
-            if len(self._known) >= len(_EXCHANGES) + MAX_FAILURES:
+        if kind[:3] not in (*_ALWAYS, *_SOMETIMES) and kind not in self._failures:
+            if len(self._failures) >= MAX_FAILURES:
                 return fact.method, fact.path, "", OTHER
-            self._known.add(kind)
+            self._failures.add(kind)
         return kind
 
 

@@ -2,28 +2,40 @@
 
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram, Info
+from prometheus_client.process_collector import ProcessCollector
 
 from fedround import events
 from fedround.events import Fact
-from fedround.observability.metrics.base import ROUND, Metrics
+from fedround.observability.metrics.base import Metrics
 from fedround.observability.metrics.http import PATHS, Connections, Exchanges
 from fedround.observability.metrics.weights import SOURCES, Change, Weights
 
 MAX_REPORTED = 20
 """How many names of what user code reports become series."""
+_ROUND = (0.1, 0.5, 2.5, 10, 60, 600, 3600, 43200)
+"""Few buckets: a federation has many participants, and each of them has many phases."""
 
 
 class ParticipantMetrics(Metrics):
-    """Of a participant. `local_values`: show the single weights of a small local model, too, which are the silo's own."""
+    """The metrics of a participant.
+
+    Args:
+        name: The participant's name, as the coordinator shows it.
+        local_values: Show the single weights of a small local model, too, which are the silo's own.
+    """
 
     prefix = "fedround_participant_"
+    of_process = (ProcessCollector,)  # garbage is collected where the training runs, in another process
 
-    def __init__(self, registry: CollectorRegistry | None = None, *, local_values: bool = False, **options: Any) -> None:
+    def __init__(
+        self, registry: CollectorRegistry | None = None, *, name: str = "", local_values: bool = False, **options: Any
+    ) -> None:
         super().__init__(registry, **options)
+        Info("fedround_participant", "Name of this participant.", registry=self.registry).info({"name": name})
         states = ["registering", "waiting", "training", "confirming", "finished", "stopped", "draining"]
         outcomes = {"outcome": ["completed", "evaluated", "unconfirmed", "failed", "refused", "abandoned"]}
-        phases = {"phase": ["download", "decode", "evaluate", "train", "encode", "check", "upload", "confirm"]}
+        phases = {"phase": ["download", "decode", "train", "encode", "check", "upload"]}
         make = self.make
         self._state = Enum(f"{self.prefix}state", "What it is doing.", states=states, registry=self.registry)
         self._joined = make(Counter, "rounds_joined_total", "Orders to train that it accepted.")
@@ -33,13 +45,14 @@ class ParticipantMetrics(Metrics):
         self._completed = make(
             Gauge, "last_round_completed_timestamp_seconds", "When an update of its was last counted, in Unix time; 0: never."
         )
-        self._duration = make(Histogram, "round_duration_seconds", "From an order to its end.", outcomes, buckets=ROUND)
+        always = {"outcome": ["completed"]}
+        self._duration = make(Histogram, "round_duration_seconds", "From an order to its end.", always, buckets=_ROUND)
         self._phase = make(
             Histogram,
             "round_phase_duration_seconds",
             "The phases of a round; each try of a transfer is one.",
             phases,
-            buckets=ROUND,
+            buckets=_ROUND,
         )
         self._retries = make(
             Counter, "retries_total", "Exchanges that are tried again.", {"url_template": PATHS, "reason": ["unreachable"]}

@@ -307,6 +307,15 @@ def test_it_shows_who_trains_which_shard_and_which_nobody_does(window: Browser, 
         until(lambda: "shard" not in window.text("#reasons"), WITHIN)
 
 
+def test_it_shows_what_each_does_and_why_it_failed_last(window: Browser, tmp_path: Path) -> None:
+    plan = {"COORDINATOR_ROUNDS": "0", "COORDINATOR_ROUND_TIMEOUT": "4s"}
+    with running("platform", **plan) as platform, running("participant", **silo(platform, "hangs", tmp_path / "mood", seconds=60)):
+        shown(window, ops(platform))
+        until(lambda: re.search(r"training for \d+ s", window.text("#participants")), WITHIN)
+        until(says(window, "#participants thead", "last failure"), WITHIN)
+        assert re.search(r"round 0; deadline; training, \d s after selection; \d+ s ago", window.text("#participants tbody .text"))
+
+
 def test_thousands_cost_little_and_are_found_by_name_or_state(window: Browser, axe: str) -> None:
     count = 3000
     many = {"COORDINATOR_MIN_CLIENTS": f"{count}", "COORDINATOR_SHARED_SEATS": f"{count}", "COORDINATOR_HEARTBEAT_TIMEOUT": "600"}

@@ -436,11 +436,8 @@ class Rounds:
             return
         member = attempt.members[entry.id]
         if entry.outcome is Outcome.REFUSED:
-            member.lost_at, member.reason, member.detail = (
-                now,
-                "refused",
-                f"its update was refused: {entry.reason}" if entry.reason else "",
-            )
+            member.lost_at, member.reason = now, "refused"
+            member.detail = f"its update was refused: {entry.reason}" if entry.reason else ""
             self._ignore(now, attempt, member)
             return
         attempt.deliver(member, entry, now)

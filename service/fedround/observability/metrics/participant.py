@@ -13,7 +13,7 @@ from fedround.observability.metrics.weights import SOURCES, Change, Weights
 
 MAX_REPORTED = 20
 """How many names of what user code reports become series."""
-_ROUND = (0.1, 0.5, 2.5, 10, 60, 600, 3600, 43200)
+_ROUND = (0.1, 0.5, 2.5, 10, 30, 120, 600, 3600, 43200)
 """Few buckets: a federation has many participants, and each of them has many phases."""
 
 

@@ -22,6 +22,7 @@ from fedround.observability.metrics.base import Metrics
 from fedround.observability.metrics.coordinator import CoordinatorMetrics
 from fedround.observability.metrics.participant import ParticipantMetrics
 from fedround.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings, Settings
+from fedround.wire import Claim
 from generated import ROOT, main
 
 SERVICES: tuple[type[Settings], ...] = (ParticipantSettings, CoordinatorSettings, AggregatorSettings)
@@ -93,6 +94,7 @@ def metrics(kind: type[Metrics]) -> str:
     service = kind()
     rounds = Rounds(Plan(), Random())
     anna = rounds.present.add(0.0, "", "anna", None, extended=True)
+    anna.claims(Claim(2, 0))
     rounds.heartbeat(0.0, anna.id)
     silos = Silos(rounds.present)
     service.show(lambda: status(rounds, 0.0) | by_name(rounds, silos, 0.0, 0.0, 1) | {"receiving": 0})

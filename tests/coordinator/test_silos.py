@@ -12,7 +12,7 @@ from fedround.coordinator.plan import Plan
 from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.silos import KEPT, MOST_GONE, REASONS, Phase, Silos
 from fedround.coordinator.status import by_name, status
-from fedround.wire import MAX_FIGURES
+from fedround.wire import MAX_FIGURES, Claim
 from support.table import Table
 
 UNIX = 1e9
@@ -310,6 +310,12 @@ def test_metrics_are_those_of_the_last_round_that_had_some_and_their_names_are_b
     assert (shown["anna"]["training_metric"], shown["anna"]["evaluation_metric"]) == ({"loss": 1.0}, {"accuracy": 0.5})
     assert shown["ben"]["training_metric"]["loss"] == 2.0
     assert len({name for silo in shown.values() for name in (*silo["training_metric"], *silo["evaluation_metric"])}) == MAX_FIGURES
+
+
+def test_the_shard_is_the_one_that_the_participant_trains_on() -> None:
+    table = Watched(PLAN, "anna")
+    table.join("berta", extended=True, claim=Claim(4, 3))
+    assert {name: silo["shard"] for name, silo in table.shown().items()} == {"anna": None, "berta": 3}
 
 
 def test_a_rollback_takes_back_what_was_counted_after_it() -> None:

@@ -11,7 +11,7 @@ from fedround.coordinator.seats import Participant
 from fedround.coordinator.shards import coverage
 from fedround.coordinator.silos import AT_WORK, REASONS, Failure, Phase, Silo, Silos, phase
 from fedround.text import short
-from fedround.wire import MAX_FIGURES
+from fedround.wire import MAX_FIGURES, Shard
 
 MOST_FAILURES = 50
 """Participants whose last failures are shown."""
@@ -88,11 +88,10 @@ def _shards(rounds: Rounds) -> dict[str, Any] | None:
     return {**asdict(now), "warning": now.warning} if now.count else None
 
 
-def _shard(p: Participant, attempt: Attempt | None) -> str | None:
+def _shard(p: Participant, attempt: Attempt | None) -> Shard | None:
     """The shard that a participant trains, or else holds for the next round; None where it did not say that it uses one."""
     member = attempt.members.get(p.id) if attempt else None
-    shard = member.shard if member is not None and member.state is not State.IGNORED else p.shard
-    return None if shard is None else "{}/{}".format(*shard)
+    return member.shard if member is not None and member.state is not State.IGNORED else p.shard
 
 
 def by_name(rounds: Rounds, silos: Silos, now: float, unix: float, most: int) -> dict[str, Any]:
@@ -106,6 +105,7 @@ def by_name(rounds: Rounds, silos: Silos, now: float, unix: float, most: int) ->
 def _silo(rounds: Rounds, silo: Silo, names: Container[str], now: float, unix: float) -> dict[str, Any]:
     known = [phase(seat, rounds.attempt, rounds.reliability, rounds.round) for seat in silo.seats.values()]
     current, since = min(known, key=lambda one: (one[0] not in AT_WORK, one[1]), default=(Phase.GONE, silo.gone_at))
+    shards = [shard for seat in silo.seats.values() if (shard := _shard(seat, rounds.attempt))]
     return {
         "name": silo.name,
         "up": bool(silo.seats),
@@ -119,6 +119,7 @@ def _silo(rounds: Rounds, silo: Silo, names: Container[str], now: float, unix: f
         "consecutive_failures": {silo.failure.reason: silo.consecutive} if silo.failure and silo.consecutive else {},
         "missed_deadlines": silo.missed,
         "late": silo.late,
+        "shard": shards[0][0] if shards else None,
         "training_metric": {name: value for name, value in silo.training.items() if name in names},
         "evaluation_metric": {name: value for name, value in silo.evaluation.items() if name in names},
     }
@@ -139,10 +140,11 @@ def _participant(rounds: Rounds, silo: Silo | None, p: Participant, now: float) 
     attempt, record = rounds.attempt, rounds.reliability.get(p.judged)
     member = attempt.members.get(p.id) if attempt else None
     doing, since = phase(p, attempt, rounds.reliability, rounds.round)
+    shard = _shard(p, attempt)
     return {
         "name": p.name,
         "id": short(p.id),
-        "shard": _shard(p, attempt),
+        "shard": None if shard is None else "{}/{}".format(*shard),
         "state": "waiting" if member is None else member.state.value,
         "phase": doing.value,
         "phase_seconds": round(now - since, 3),

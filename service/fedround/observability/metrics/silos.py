@@ -22,6 +22,7 @@ _FAMILIES: tuple[tuple[type[GaugeMetricFamily | CounterMetricFamily], str, str, 
     ),
     (GaugeMetricFamily, "missed_deadlines", "", "Number of missed deadlines since the last counted update."),
     (CounterMetricFamily, "late", "", "Number of rounds that closed by their quorum before this participant delivered."),
+    (GaugeMetricFamily, "shard", "", "Index of the shard of the data that the participant trains on, counted from 0."),
     (GaugeMetricFamily, "training_metric", "name", "Metrics of training in the last completed round that counted an update."),
     (GaugeMetricFamily, "evaluation_metric", "name", "Metrics of the last evaluation of a global model."),
 )

@@ -223,6 +223,25 @@ def test_a_late_participant_has_not_failed() -> None:
     assert (silo["late"], silo["consecutive_failures"], silo["failures"]) == (1, {}, dict.fromkeys(REASONS, 0))
 
 
+def test_one_that_timed_out_is_missing_until_it_comes_back() -> None:
+    table = Watched(replace(PLAN, heartbeat_timeout=10), "anna", "ben")
+    table.later(6, table.by["anna"])
+    table.later(6, table.by["anna"])
+    assert (table.phase("anna")[0], table.phase("ben")) == ("selected", ("missing", 0))
+    table.join("ben", extended=True)
+    assert table.phase("ben")[0] != "missing"
+
+
+def test_one_with_more_than_half_of_the_samples_of_three_dominates() -> None:
+    table = Watched(PLAN, "anna", "ben", "carl")
+    for samples in ({"anna": 3, "ben": 1, "carl": 1}, {"anna": 2, "ben": 1, "carl": 1}, {"anna": 9, "ben": 1}):
+        members = tuple(events.Contribution(name, count, 0.5, {}) for name, count in samples.items())
+        table.silos.note(0, events.RoundCompleted(0, "", (), 0, sum(samples.values()), 1, 1.0, (), members))
+    shown = table.shown()
+    assert [shown[name]["dominated_rounds"] for name in samples] == [1, 0]
+    assert shown["anna"]["round_duration_seconds"] == 0.5
+
+
 def test_the_series_of_one_that_left_end_after_an_hour_and_go_on_if_it_comes_back() -> None:
     table = Watched(PLAN, "anna", "ben")
     table.open()

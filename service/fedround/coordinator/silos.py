@@ -46,6 +46,8 @@ class Phase(StrEnum):
     RETRYING = "retrying"
     COUNTED = "counted"
     REVOKED = "revoked"
+    MISSING = "missing"
+    """The last participant with this name timed out, or left for a failure."""
     GONE = "gone"
 
 
@@ -82,6 +84,10 @@ class Silo:
     """The last round in which an update was counted."""
     rounds: int = 0
     """Updates in completed rounds."""
+    seconds: float | None = None
+    """How long the last of these took, from the selection on."""
+    dominated: int = 0
+    """Rounds of three updates or more in which it had more than half of all samples."""
     consecutive: int = 0
     """Failures since the last counted update."""
     missed: int = 0
@@ -125,10 +131,11 @@ class Silos:
                 self._revoked(now, name, Failure(reason, detail, now, number, phase, seconds))
             case events.UpdateCounted(number, id) if (silo := self._by_id.get(id)) is not None:
                 silo.counted, silo.consecutive, silo.missed = number, 0, 0
-            case events.RoundCompleted(members=members):
+            case events.RoundCompleted(members=members, samples=samples):
                 for member in members:
                     if (silo := self.get(member.name)) is not None:
-                        silo.rounds += 1
+                        silo.rounds, silo.seconds = silo.rounds + 1, member.seconds
+                        silo.dominated += len(members) > 2 and 2 * member.samples > samples
                         silo.training = member.figures or silo.training
             case events.Evaluated(members=members):
                 for member in members:

@@ -104,7 +104,8 @@ def by_name(rounds: Rounds, silos: Silos, now: float, unix: float, most: int) ->
 
 def _silo(rounds: Rounds, silo: Silo, names: Container[str], now: float, unix: float) -> dict[str, Any]:
     known = [phase(seat, rounds.attempt, rounds.reliability, rounds.round) for seat in silo.seats.values()]
-    current, since = min(known, key=lambda one: (one[0] not in AT_WORK, one[1]), default=(Phase.GONE, silo.gone_at))
+    absent = Phase.MISSING if silo.lost else Phase.GONE
+    current, since = min(known, key=lambda one: (one[0] not in AT_WORK, one[1]), default=(absent, silo.gone_at))
     shards = [shard for seat in silo.seats.values() if (shard := _shard(seat, rounds.attempt))]
     return {
         "name": silo.name,
@@ -115,6 +116,8 @@ def _silo(rounds: Rounds, silo: Silo, names: Container[str], now: float, unix: f
         "phase_started_timestamp_seconds": unix - now + since,
         "last_counted_round": silo.counted,
         "rounds_counted": silo.rounds,
+        "round_duration_seconds": silo.seconds,
+        "dominated_rounds": silo.dominated,
         "failures": {reason: silo.failures[reason] for reason in REASONS},
         "consecutive_failures": {silo.failure.reason: silo.consecutive} if silo.failure and silo.consecutive else {},
         "missed_deadlines": silo.missed,

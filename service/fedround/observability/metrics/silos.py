@@ -13,6 +13,13 @@ _FAMILIES: tuple[tuple[type[GaugeMetricFamily | CounterMetricFamily], str, str, 
     (GaugeMetricFamily, "phase_started_timestamp_seconds", "", "Time at which the current phase began, in Unix time."),
     (GaugeMetricFamily, "last_counted_round", "", "Last round in which an update was counted."),
     (CounterMetricFamily, "rounds_counted", "", "Number of completed rounds that counted an update."),
+    (GaugeMetricFamily, "round_duration_seconds", "", "Time from the selection until the update counted, in the last such round."),
+    (
+        CounterMetricFamily,
+        "dominated_rounds",
+        "",
+        "Number of completed rounds with three or more updates in which this one had more than half of all samples.",
+    ),
     (CounterMetricFamily, "failures", "reason", "Number of failures, by reason."),
     (
         GaugeMetricFamily,

@@ -81,7 +81,7 @@ def test_one_that_hangs_one_that_fails_and_one_that_was_killed_are_found_by_name
         dies.kill()
         lines = [json.loads(line) for line in dies.log.splitlines()]
         assert {(line["service"], line["participant"]) for line in lines} == {("fedround-participant", "dies")}
-        until(seen("phase", "dies", "gone"), within=WITHIN)
+        until(seen("phase", "dies", "missing"), within=WITHIN)
         until(seen("failures_total", "dies", "silent"), within=WITHIN)
 
         start("fails", "Failing")

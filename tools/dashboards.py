@@ -1,12 +1,13 @@
-"""Write deploy/grafana/dashboards/*.json of deploy/grafana/sources/*.toml, for compose and chart alike. `--check`: are they old?
+"""Write deploy/grafana/dashboards/*.json from deploy/grafana/sources/*.toml, for Compose and chart. `--check`: are they up to date?
 
-No query may give more than 50 series, however many participants there are: it sums, or takes the top ones.
+No query may return more than 50 series, and no table more than 200 rows, however many participants there are.
 """
 
 import json
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -31,6 +32,13 @@ TRACES: Mapping[str, Mapping[str, object]] = {
     },
 }
 """How to ask for the traces of rounds, by the kind of data source: each has a variable of its own, as their queries differ."""
+SHORT = {
+    "<of>": 'namespace=~"$namespace", instance=~"$instance"',
+    "<named>": 'and on (namespace, job, instance) fedround_participant_info{namespace=~"$namespace", name="$participant"}',
+}
+"""What queries abbreviate: a participant's name leads to its series, scraped or pushed, over all restarts. `instance` alone may
+lead to another participant that got the same address; it saves Prometheus from reading the series of all participants."""
+LETTERS = "ABCDEFGHIJKLMNOP"
 STAT = {"width": 4, "height": 4}
 Json = dict[str, Any]
 
@@ -67,7 +75,7 @@ def dashboard(name: str, source: Json) -> Json:
 
 
 def variable(name: str, query: str) -> Json:
-    """A list that the dashboard asks for. Where there are no namespaces, as in compose, all of them is the empty one too."""
+    """A list that the dashboard asks for. Without namespaces, as in Compose, `All` matches the empty one."""
     found: Json = {
         "name": name,
         "label": name.capitalize(),
@@ -78,6 +86,8 @@ def variable(name: str, query: str) -> Json:
     }
     if name == "namespace":
         found |= {"includeAll": True, "allValue": ".*", "current": {"text": "All", "value": "$__all"}}
+    if name == "instance":  # all that the participant had in the time that is shown
+        found |= {"hide": 2, "multi": True, "includeAll": True, "current": {"text": "All", "value": "$__all"}}
     return found
 
 
@@ -131,18 +141,35 @@ def panel(source: Json) -> Json:
     if texts := source.get("texts"):
         defaults["mappings"] = [{"type": "value", "options": {str(value): {"text": text} for value, text in enumerate(texts)}}]
     if kind == "table":
-        link = f"/d/fedround-participant?{KEEP}&var-instance=${{__data.fields.instance}}"
+        link = f"/d/fedround-participant?{KEEP}&var-participant=${{__data.fields.participant}}"
         defaults["links"] = [{"title": "This participant", "url": link}]
-    targets = [target(kind, "ABCDEFGH"[index], query) for index, query in enumerate(source["queries"])]
+    targets = [target(kind, letter, query) for letter, query in zip(LETTERS, source["queries"], strict=False)]
+    transformations, overrides = columns(source["queries"]) if kind == "table" else ([], [])
     return {
         "type": kind,
         "title": source["title"],
         "description": source["description"],
         "datasource": PROMETHEUS,
-        "fieldConfig": {"defaults": defaults, "overrides": []},
+        "fieldConfig": {"defaults": defaults, "overrides": overrides},
         "targets": targets,
-        "transformations": [{"id": "organize", "options": {"excludeByName": {"Time": True}}}] if kind == "table" else [],
+        "transformations": transformations,
     }
+
+
+def columns(queries: list[Json]) -> tuple[list[Json], list[Json]]:
+    """Make one table of queries: a row for each set of labels, a column for each query, which a query without a legend lacks."""
+    if len(queries) == 1:
+        return [{"id": "organize", "options": {"excludeByName": {"Time": True}}}], []
+    values = {f"Value #{letter}": query for letter, query in zip(LETTERS, queries, strict=False)}
+    hidden = ["Time", *(value for value, query in values.items() if not query["legend"])]
+    names = {value: query["legend"] for value, query in values.items() if query["legend"]}
+    organize = {"excludeByName": dict.fromkeys(hidden, True), "renameByName": names}
+    overrides = [
+        {"matcher": {"id": "byName", "options": query["legend"]}, "properties": [{"id": "unit", "value": query["unit"]}]}
+        for query in queries
+        if "unit" in query
+    ]
+    return [{"id": "merge", "options": {}}, {"id": "organize", "options": organize}], overrides
 
 
 def target(kind: str, letter: str, source: Json) -> Json:
@@ -151,7 +178,7 @@ def target(kind: str, letter: str, source: Json) -> Json:
     return {
         "refId": letter,
         "datasource": PROMETHEUS,
-        "expr": source["query"],
+        "expr": reduce(lambda query, short: query.replace(*short), SHORT.items(), source["query"]),
         "legendFormat": source.get("legend", ""),
         "instant": instant,
         "range": not instant,

@@ -3,13 +3,11 @@
 One run for all: what is asked at its end is what an operator would ask. Alerts come 60 times as fast (`support.prometheus`).
 """
 
-import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -17,20 +15,27 @@ import pytest
 from support.dashboards import ALERTS, asked, queries, runbook_queries
 from support.link import SlowLink
 from support.processes import Process, until
-from support.prometheus import OPS_TOKEN, Prometheus, faster, free_port, prometheus
+from support.prometheus import Prometheus, faster, free_port, prometheus
+from support.troubled import WEIGHTS, Federation, addresses, crowd, full
 
 SHOWN_WITHIN = 30.0
 """Seconds from a fault until the dashboards' queries show it."""
-TESTS = Path(__file__).parent.parent
 EXPECTED = {
     "ParticipantDown",
     "ParticipantNotReady",
+    "ParticipantHung",
+    "ParticipantHung slow",
+    "ParticipantFailing",
+    "ParticipantAlwaysLate",
     "CoordinatorUnreachable",
     "CoordinatorUnreachable scrape",
+    "CoordinatorUnreachable discovery",
     "RoundStuck",
+    "RoundStuck participants",
     "RoundStuck disk",
     "RoundStuck attempts",
-    "ParticipantFailing",
+    "ModelRejected",
+    "ConnectionLimitReached",
     "RoundFailuresHigh coordinator",
     "RoundFailuresHigh participant",
     "RequestLatencyHigh",
@@ -43,94 +48,30 @@ EXPECTED = {
     "AggregatorRefusingUpdates unavailable",
     "AggregatorRefusingUpdates gone",
 }
-WEIGHTS = 150_000
-"""More than an aggregator receives in memory: its spool is used."""
-# Nothing listens there: rounds are sampled all the same, and exemplars have their ids.
-TRACED = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "PARTICIPANT_TRACE_HEARTBEATS": "false"}
-
-
-@dataclass
-class Federation:
-    """What runs. `took` is how long each fault needed to show, in seconds."""
-
-    directory: Path
-    stack: ExitStack
-    began: float = field(default_factory=time.time)
-    took: dict[str, float] = field(default_factory=dict)
-    coordinator: Process = field(init=False)
-    aggregator: Process = field(init=False)
-
-    def start(self, command: str, **settings: str) -> Process:
-        process = Process(command, **TRACED, **settings)
-        self.stack.callback(process.kill)
-        return process
-
-    def participant(self, name: str, url: str, size: int = WEIGHTS, /, **settings: str) -> Process:
-        mood = self.directory / name
-        mood.touch()
-        options = f'{{"size": {size}, "mood": "{mood}"}}'
-        return self.start(
-            "participant",
-            PARTICIPANT_COORDINATOR_URL=url,
-            PARTICIPANT_CLASS="support.moody:Moody",
-            PARTICIPANT_OPTIONS=options,
-            PARTICIPANT_NAME=name,
-            PARTICIPANT_OPS_TOKEN=OPS_TOKEN,
-            PYTHONPATH=str(TESTS),
-            **settings,
-        )
-
-    def mood(self, name: str, mood: str) -> None:
-        (self.directory / name).write_text(mood)
-
-    def start_aggregator(self, **ports: str) -> None:
-        self.aggregator = self.start("aggregator", AGGREGATOR_DATA_DIR=str(self.directory / "models"), **ports)
-
-    def start_coordinator(self, **ports: str) -> None:
-        self.coordinator = self.start(
-            "coordinator",
-            COORDINATOR_ROUNDS="0",
-            COORDINATOR_MIN_CLIENTS="2",
-            COORDINATOR_HEARTBEAT_TIMEOUT="3s",
-            COORDINATOR_ROUND_TIMEOUT="4s",
-            COORDINATOR_AGGREGATOR_URL=self.aggregator.url("AGGREGATOR_PORT"),
-            COORDINATOR_AGGREGATOR_INTERNAL_URL=self.aggregator.url("AGGREGATOR_INTERNAL_PORT"),
-            COORDINATOR_DATA_DIR=str(self.directory / "coordinator"),
-            **ports,
-        )
-
-    @property
-    def outstanding(self) -> int:
-        """How many updates the coordinator waits for."""
-        number: int = self.coordinator.status("COORDINATOR_OPS_PORT")["outstanding"]
-        return number
-
-    def shown(self, fault: str, condition: Callable[[], bool]) -> None:
-        """Wait until the dashboards show it."""
-        self.took[fault] = until(condition, 90)
-
-
-def full(process: Process, size: int) -> None:
-    """To the process it is as if the disk had no room for more than a file of `size` bytes."""
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+NAMED = {
+    "ParticipantDown": {"two"},
+    "ParticipantNotReady": {"lost"},
+    "ParticipantHung": {"oslo"},
+    "ParticipantAlwaysLate": {"oslo"},
+    "NeverSelected": {"astray"},
+    "UpdateNormExploding": {"three"},
+}
+"""Of alerts about one silo: its name. Oslo and Berlin are scraped by nobody."""
+Fires = Callable[..., None]
 
 
 @dataclass(frozen=True)
 class Seen:
-    """After all faults: who can be asked, and since when. `instances` are of participants."""
+    """After all faults: who can be asked, and since when."""
 
     prometheus: Prometheus
     federation: Federation
-    instances: list[str]
 
     def history(self, query: str) -> int:
         """How many series an operator would have seen at some time, on the dashboard of any participant."""
-        instances = self.instances if "$instance" in query else [""]
         return sum(
-            self.prometheus.history(
-                asked(query, instance=instance, interval="5s", window="30s"), self.federation.began, time.time()
-            )
-            for instance in instances
+            self.prometheus.history(asked(query, participant=name, interval="5s", window="30s"), self.federation.began, time.time())
+            for name in (("one", "three", "far", "oslo") if "$participant" in query else ("",))
         )
 
 
@@ -139,14 +80,6 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     with ExitStack() as stack:
         f = Federation(tmp_path_factory.mktemp("federation"), stack)
         yield faults(f)
-
-
-def address(process: Process) -> str:
-    return f"127.0.0.1:{next(port for name, port in process.ports.items() if name.endswith('OPS_PORT'))}"
-
-
-def both(platform: Process) -> list[str]:
-    return [f"127.0.0.1:{platform.ports[f'{role}_OPS_PORT']}" for role in ("COORDINATOR", "AGGREGATOR")]
 
 
 def faults(f: Federation) -> Seen:
@@ -167,13 +100,14 @@ def faults(f: Federation) -> Seen:
     link = f.stack.enter_context(SlowLink(int(slow.ports["AGGREGATOR_PORT"]), 12))
     far = f.participant("far", slow.url("COORDINATOR_PORT"), 5, PARTICIPANT_AGGREGATOR_URL=link.url)
 
-    everybody = [one, two, three, astray, lost, far]
+    silos, *remote = remote_silos(f)
     targets = {
-        "coordinator": [address(f.coordinator)],
-        "aggregator": [address(f.aggregator)],
-        "wrong-platform": both(wrong),
-        "far-platform": both(slow),
-        "participant": [address(p) for p in everybody],
+        "coordinator": addresses(f.coordinator),
+        "aggregator": addresses(f.aggregator),
+        "wrong-platform": addresses(wrong),
+        "far-platform": addresses(slow),
+        "remote-platform": addresses(silos),
+        "participant": addresses(one, two, three, astray, lost, far),
     }
     p = f.stack.enter_context(prometheus(f.directory, targets))
 
@@ -185,20 +119,18 @@ def faults(f: Federation) -> Seen:
     f.participant("lost", url, **lost.ports)
 
     until(lambda: p.value("max(fedround_coordinator_round)") > 20, 90)
-    f.mood("three", "large")
+    f.mood("large", "three")
     fires("UpdateNormExploding")
-    f.mood("three", "heavy")
+    f.mood("heavy", "three")
     fires("DominantUpdate")
 
-    f.mood("three", "nan")
+    f.mood("nan", "three")
     f.shown("NaN", lambda: p.value("sum(increase(fedround_participant_nonfinite_weights_total[5s]))") > 0)
-    for name in ("one", "lost"):  # as many as make rounds fail: only one is left of two that are needed
-        f.mood(name, "nan")
+    f.mood("nan", "one", "lost")  # as many as make rounds fail: only one is left of two that are needed
     fires("NonFiniteWeights local", "AggregatorRefusingUpdates invalid")
     fires("RoundFailuresHigh participant", "RoundFailuresHigh coordinator", "RoundStuck", "RoundStuck attempts")
     fires("ParticipantFailing")
-    for name in ("one", "three", "lost"):
-        f.mood(name, "")
+    f.mood("", "one", "three", "lost")
 
     two.send(signal.SIGSTOP)
     f.shown("paused", lambda: p.value("sum(fedround_coordinator_participants_missing)") > 0)
@@ -233,6 +165,8 @@ def faults(f: Federation) -> Seen:
     wrong.kill()
     f.start("platform", COORDINATOR_MIN_CLIENTS="5", **wrong.ports)
 
+    faults_of_remote_silos(f, p, silos, *remote, fires=fires)
+
     full(f.coordinator, 0)
     fires("RoundStuck disk")
     f.coordinator.kill()
@@ -241,13 +175,58 @@ def faults(f: Federation) -> Seen:
     f.start_coordinator(**f.coordinator.ports)
 
     until(lambda: not p.query("ALERTS"), 150)
-    return Seen(p, f, [address(process) for process in everybody])
+    return Seen(p, f)
+
+
+def remote_platform(f: Federation, **settings: str) -> Process:
+    return f.start("platform", COORDINATOR_ROUNDS="0", COORDINATOR_MIN_CLIENTS="2", **settings)
+
+
+def remote_silos(f: Federation) -> tuple[Process, Process, Process]:
+    """A platform whose participants nobody scrapes. One of them is slow."""
+    platform = remote_platform(f, COORDINATOR_QUORUM="2", COORDINATOR_MAX_CONNECTIONS="20")
+    f.mood("slow", "oslo")
+    _, paris, oslo = (f.participant(name, platform.url("COORDINATOR_PORT"), 5) for name in ("berlin", "paris", "oslo"))
+    return platform, paris, oslo
+
+
+def faults_of_remote_silos(f: Federation, p: Prometheus, platform: Process, paris: Process, oslo: Process, *, fires: Fires) -> None:
+    """Of these only the coordinator can tell."""
+    with crowd(int(platform.ports["COORDINATOR_PORT"]), 30):
+        fires("ParticipantAlwaysLate", "ConnectionLimitReached")
+    f.mood("", "oslo")
+    until(lambda: "ParticipantAlwaysLate" in p.told.names("resolved"), 150)
+
+    platform.end()
+    platform = remote_platform(f, COORDINATOR_ROUND_TIMEOUT="15s", **platform.ports)
+    until(lambda: p.value('fedround_coordinator_round{job="remote-platform"}') > 10, 90)
+    f.mood("hang", "oslo")
+    training = 'fedround_coordinator_participant_phase{participant="oslo", phase="training"} == 1'
+    began = 'fedround_coordinator_participant_phase_started_timestamp_seconds{participant="oslo"}'
+    f.shown("silo hangs", lambda: p.value(f"time() - {began} and on (participant) {training}") > 3)
+    fires("ParticipantHung slow", "ParticipantHung")
+    f.mood("raise", "berlin", "paris", "oslo")
+    f.shown("silos fail", lambda: p.value('count(fedround_coordinator_participant_consecutive_failures{reason="failed"} > 1)') > 1)
+    fires("ModelRejected")
+    f.mood("", "berlin", "paris", "oslo")
+    until(lambda: {"ParticipantHung", "ModelRejected"} <= p.told.names("resolved"), 150)
+
+    paris.end()
+    oslo.end()
+    fires("RoundStuck participants")
+    p.find("remote-platform")  # it is uninstalled
+    platform.end()
+    fires("CoordinatorUnreachable discovery")
+    unreachable = p.query('ALERTS{alertname="CoordinatorUnreachable", job="remote-platform", alertstate="firing"}')
+    assert [alert["severity"] for alert, _ in unreachable] == ["warning"], "a planned removal wakes nobody"
 
 
 @pytest.mark.timeout(900)
 def test_each_fault_shows_within_30_seconds(seen: Seen) -> None:
     print("\n" + ", ".join(f"{fault}: {seconds:.1f} s" for fault, seconds in seen.federation.took.items()))
-    assert set(seen.federation.took) == {"NaN", "paused", "spool full", "aggregator killed", "coordinator killed"}
+    assert set(seen.federation.took) == {
+        *("NaN", "paused", "spool full", "aggregator killed", "coordinator killed", "silo hangs", "silos fail")
+    }
     assert max(seen.federation.took.values()) < SHOWN_WITHIN
 
 
@@ -266,6 +245,13 @@ def test_no_alert_is_missing_and_each_told_what_to_do(seen: Seen) -> None:
         assert texts["runbook_url"] == f"docs/runbooks/{alert['labels']['alertname']}.md"
         assert "{{" not in texts["summary"] + texts["description"]
         assert "<no value>" not in texts["summary"] + texts["description"]
+
+
+@pytest.mark.parametrize("alert", NAMED)
+def test_an_alert_about_a_silo_has_its_name(seen: Seen, alert: str) -> None:
+    told = [a for a in seen.prometheus.told.firing if a["labels"]["alertname"] == alert]
+    assert {a["labels"].get("participant", "") for a in told} >= NAMED[alert]
+    assert all(a["labels"].get("participant", "") in a["annotations"]["summary"] for a in told)
 
 
 @pytest.mark.parametrize(("panel", "query"), list(dict.fromkeys(queries())))

@@ -10,10 +10,8 @@ from support.prometheus import DEPLOY, RULES
 from support.tools import tool
 
 CASES = DEPLOY / "prometheus" / "tests" / "alerts.yml"
-CATALOGUE = (
-    "ParticipantDown ParticipantNotReady RoundStuck RoundFailuresHigh CoordinatorUnreachable RequestLatencyHigh NonFiniteWeights "
-    "UpdateNormExploding NeverSelected AggregatorRefusingUpdates ModelUnusable DominantUpdate ParticipantFailing"
-)
+TABLE = re.findall(r"^\| `(\w+)`[^|]*\| [^|]+ \| [\d-]+ min \|$", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE)
+"""The alerts that the documentation lists."""
 BLOCKS = re.findall(r"- alert: (\w+)\n(.*?)(?=\n\n|\Z)", RULES_TEXT, re.DOTALL)
 
 
@@ -35,8 +33,14 @@ def test_an_alert_has_cases_before_during_and_after(alert: str) -> None:
     assert "" in asked
 
 
-def test_the_alerts_are_those_of_the_catalogue_and_each_has_a_runbook() -> None:
-    assert sorted(CATALOGUE.split()) == ALERTS == sorted(RUNBOOKS)
+def test_each_alert_is_documented_and_has_a_runbook() -> None:
+    assert sorted(set(TABLE)) == ALERTS == sorted(RUNBOOKS)
+    assert sorted(re.findall(r"\| \[(\w+)\]\(\1\.md\)", (ROOT / "docs" / "runbooks" / "README.md").read_text())) == ALERTS
+
+
+@pytest.mark.parametrize("alert", ALERTS)
+def test_a_runbook_leads_from_the_impact_to_the_fix(alert: str) -> None:
+    assert re.findall(r"^##? (.*)", RUNBOOKS[alert], re.MULTILINE) == [alert, "Impact", "Diagnosis", "Fix"]
 
 
 @pytest.mark.parametrize(("alert", "rule"), BLOCKS)

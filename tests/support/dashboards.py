@@ -30,10 +30,16 @@ def queries() -> Iterator[tuple[str, str]]:
             yield name, target["expr"]
 
 
-def asked(query: str, *, instance: str = "a", interval: str = "5m", window: str = "10m") -> str:
+def asked(query: str, *, participant: str = "a", interval: str = "5m", window: str = "10m") -> str:
     """As Grafana sends it, with its variables filled in."""
-    filled = {"$namespace": ".*", "$instance": instance, "$__rate_interval": interval, "$window": window}
-    return re.sub(r"\$\w+", lambda variable: filled[variable[0]], query)
+    filled = {
+        "$namespace": ".*",
+        "$participant": participant,
+        "$instance": ".*",
+        "$__rate_interval": interval,
+        "$window": window,
+    }
+    return re.sub(r"\$[a-zA-Z_]\w*", lambda variable: filled[variable[0]], query)
 
 
 def runbook_queries() -> Iterator[tuple[str, str]]:

@@ -10,26 +10,36 @@ from fedround.weights import Array
 
 
 class Moody(fedround.NumPyParticipant):
-    """Adds about 1 to every weight. `mood` is a file; in it: nothing, `large`, `heavy`, or `nan`. A round takes `seconds`.
+    """Adds about 1 to every weight. `mood` is a file; in it: nothing, `large`, `heavy`, `nan`, `slow`, `hang` or `raise`.
 
-    It reports its loss, and so many `figures` more.
+    A round takes `seconds`, a slow one 10 times as long. It reports its `loss`, and so many `figures` more.
     """
 
-    def __init__(self, *, size: int, mood: str, seconds: float = 0.3, figures: int = 0) -> None:
+    def __init__(self, *, size: int, mood: str, seconds: float = 0.3, figures: int = 0, loss: float = 0.5) -> None:
         self.size = size
         self.mood = Path(mood)
         self.seconds = seconds
         self.figures = figures
+        self.loss = loss
 
     def train_round(self, training_input: Array | None) -> fedround.Update:
         mood = self.mood.read_text()
-        time.sleep(self.seconds)
+        if mood == "raise":
+            raise ValueError("this model has no layer 7")
+        time.sleep({"slow": 10 * self.seconds, "hang": 3600}.get(mood, self.seconds))
         weights = np.zeros(self.size) if training_input is None else training_input
         weights += 50 if mood == "large" else 1
         if mood == "nan":
             weights[:3] = np.nan
-        fedround.current_round().report(loss=0.5, **{f"figure_{n}": n / 7 for n in range(self.figures)})
+        fedround.current_round().report(loss=self.loss, **{f"figure_{n}": n / 7 for n in range(self.figures)})
         return fedround.Update(50 if mood == "heavy" else 1, weights)
 
     def check_training_result(self, training_result: object) -> None:
         """Not at all: what nobody looked at is sent."""
+
+
+class Judge(Moody):
+    """One that evaluates the global model, too."""
+
+    def evaluate(self, weights: Array) -> fedround.Evaluation:
+        return fedround.Evaluation(1, accuracy=self.loss)

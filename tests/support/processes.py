@@ -56,7 +56,7 @@ class Process:
             return next(filter(None, (re.search(pattern, line) for line in self._lines)), None)
 
         with self._news:
-            match = self._news.wait_for(found, timeout=20)
+            match = self._news.wait_for(found, timeout=60)
             assert match is not None, f"it never said {pattern!r}: {self._lines}"
             return match
 

@@ -47,7 +47,7 @@ class Told:
 
 
 def _name(labels: Mapping[str, str]) -> str:
-    return " ".join(labels[label] for label in ("alertname", "side", "outcome", "source") if label in labels)
+    return " ".join(labels[label] for label in ("alertname", "side", "outcome", "source", "state") if label in labels)
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,14 @@ class Prometheus:
 
     url: str
     told: Told
+    targets: Path
+    """Where it finds the addresses of each job."""
+
+    def find(self, job: str, *addresses: str) -> None:
+        """Let it find these from now on, and no others; as the discovery of Kubernetes does after an installation or removal."""
+        new = self.targets / f"{job}.new"
+        new.write_text(json.dumps([{"targets": addresses}]))
+        new.rename(self.targets / f"{job}.json")
 
     def query(self, query: str, **parameters: object) -> list[tuple[dict[str, str], float]]:
         found = self._get("/api/v1/query", query=query, **parameters)["result"]
@@ -96,10 +104,10 @@ def prometheus(
             {
                 "job_name": job,
                 "honor_labels": labels,
-                "static_configs": [{"targets": list(addresses)}],
+                "file_sd_configs": [{"files": [str(directory / f"{job}.json")]}],
                 "authorization": {"credentials": OPS_TOKEN},  # services without a token of operators ignore it
             }
-            for job, addresses in targets.items()
+            for job in targets
         ]
         config = {
             "global": {"scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": "1s"},
@@ -117,8 +125,11 @@ def prometheus(
             "--enable-feature=exemplar-storage",
             "--rules.alert.resend-delay=1s",
         ]
+        found = Prometheus(f"http://{address}", told, directory)
+        for job, addresses in targets.items():
+            found.find(job, *addresses)
         with _at_work(command, address, directory / "prometheus.log"):
-            yield Prometheus(f"http://{address}", told)
+            yield found
 
 
 @contextmanager

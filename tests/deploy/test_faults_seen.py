@@ -27,6 +27,8 @@ EXPECTED = {
     "ParticipantHung slow",
     "ParticipantFailing",
     "ParticipantAlwaysLate",
+    "ShardAssignmentWrong missing",
+    "ShardAssignmentWrong doubled",
     "CoordinatorUnreachable",
     "CoordinatorUnreachable scrape",
     "CoordinatorUnreachable discovery",
@@ -53,6 +55,7 @@ NAMED = {
     "ParticipantNotReady": {"lost"},
     "ParticipantHung": {"oslo"},
     "ParticipantAlwaysLate": {"oslo"},
+    "ShardAssignmentWrong": {"", "berlin", "oslo"},
     "NeverSelected": {"astray"},
     "UpdateNormExploding": {"three"},
 }
@@ -182,20 +185,26 @@ def remote_platform(f: Federation, **settings: str) -> Process:
     return f.start("platform", COORDINATOR_ROUNDS="0", COORDINATOR_MIN_CLIENTS="2", **settings)
 
 
+def remote_silo(f: Federation, platform: Process, name: str, shard: str) -> Process:
+    return f.participant(name, platform.url("COORDINATOR_PORT"), 5, PARTICIPANT_SHARD=shard)
+
+
 def remote_silos(f: Federation) -> tuple[Process, Process, Process]:
-    """A platform whose participants nobody scrapes. One of them is slow."""
+    """A platform whose participants nobody scrapes. One of them is slow, and has the shard of another one."""
     platform = remote_platform(f, COORDINATOR_QUORUM="2", COORDINATOR_MAX_CONNECTIONS="20")
     f.mood("slow", "oslo")
-    _, paris, oslo = (f.participant(name, platform.url("COORDINATOR_PORT"), 5) for name in ("berlin", "paris", "oslo"))
-    return platform, paris, oslo
+    remote_silo(f, platform, "berlin", "0/3")
+    return platform, remote_silo(f, platform, "paris", "1/3"), remote_silo(f, platform, "oslo", "0/3")
 
 
 def faults_of_remote_silos(f: Federation, p: Prometheus, platform: Process, paris: Process, oslo: Process, *, fires: Fires) -> None:
     """Of these only the coordinator can tell."""
     with crowd(int(platform.ports["COORDINATOR_PORT"]), 30):
-        fires("ParticipantAlwaysLate", "ConnectionLimitReached")
+        fires("ParticipantAlwaysLate", "ShardAssignmentWrong missing", "ShardAssignmentWrong doubled", "ConnectionLimitReached")
+    oslo.end()
     f.mood("", "oslo")
-    until(lambda: "ParticipantAlwaysLate" in p.told.names("resolved"), 150)
+    oslo = remote_silo(f, platform, "oslo", "2/3")
+    until(lambda: {"ParticipantAlwaysLate", "ShardAssignmentWrong missing"} <= p.told.names("resolved"), 150)
 
     platform.end()
     platform = remote_platform(f, COORDINATOR_ROUND_TIMEOUT="15s", **platform.ports)

@@ -115,7 +115,6 @@ def _silo(rounds: Rounds, silo: Silo, names: Container[str], now: float, unix: f
         "phase": {one.value: one is current for one in Phase},
         "phase_started_timestamp_seconds": unix - now + since,
         "last_counted_round": silo.counted,
-        "shard": next((seat.index for seat in silo.seats.values() if seat.index is not None), None),
         "rounds_counted": silo.rounds,
         "round_duration_seconds": silo.seconds,
         "dominated_rounds": silo.dominated,

@@ -12,7 +12,6 @@ _FAMILIES: tuple[tuple[type[GaugeMetricFamily | CounterMetricFamily], str, str, 
     (GaugeMetricFamily, "phase", "phase", "1 for the current phase, 0 for all others."),
     (GaugeMetricFamily, "phase_started_timestamp_seconds", "", "Time at which the current phase began, in Unix time."),
     (GaugeMetricFamily, "last_counted_round", "", "Last round in which an update was counted."),
-    (GaugeMetricFamily, "shard", "", "Index of the shard of a shared data set that it holds. No series without one."),
     (CounterMetricFamily, "rounds_counted", "", "Number of completed rounds that counted an update."),
     (GaugeMetricFamily, "round_duration_seconds", "", "Time from the selection until the update counted, in the last such round."),
     (

@@ -130,17 +130,11 @@ def test_participants_are_unhealthy_without_a_coordinator_and_healthy_when_it_is
 @pytest.mark.timeout(300)
 def test_prometheus_finds_every_replica_and_a_rounds_trace_arrives(compose: Compose, tmp_path: Path) -> None:
     """With images of ours in the place of those that are pulled; their configuration is the one that we ship."""
-    for name in ("prometheus", "prometheus-alertmanager"):
+    for name, program in {"prometheus": "prometheus", "prometheus-alertmanager": "alertmanager", "jaeger": "traces"}.items():
         shutil.copy(tool(name), tmp_path)
-        program = name.removeprefix("prometheus-")
         dockerfile = f'FROM {BASE}\nCOPY {name} /bin/{program}\nRUN mkdir /{program}\nENTRYPOINT ["/bin/{program}"]\n'
         (tmp_path / "Dockerfile").write_text(dockerfile)
         build(tmp_path, f"fedround-{program}:test")
-    shutil.copy(ROOT / "tests" / "support" / "otlp.py", tmp_path)
-    (tmp_path / "Dockerfile").write_text(
-        'FROM fedround:0.1\nCOPY otlp.py .\nENTRYPOINT ["python", "otlp.py"]\nCMD []\nHEALTHCHECK NONE\n'
-    )
-    build(tmp_path, "fedround-traces:test")
     images = {name.upper() + "_IMAGE": f"fedround-{name}:test" for name in ("prometheus", "alertmanager", "traces")}
     observed = Compose(settings={**SHORT, **images})
     observed("up", "--detach", "--no-build", "--no-recreate", "prometheus", "alertmanager", "traces")
@@ -159,13 +153,11 @@ def test_prometheus_finds_every_replica_and_a_rounds_trace_arrives(compose: Comp
     until(lambda: asked("http://localhost:9090/api/v1/alertmanagers")["data"]["activeAlertmanagers"], 60)
 
     def arrived() -> set[str]:
-        """The services whose spans are in one trace."""
-        traces: dict[str, set[str]] = {}
-        for line in observed("logs", "--no-log-prefix", "traces").splitlines():
-            if line.startswith("span "):
-                _, trace, service, _name = line.split(" ", 3)
-                traces.setdefault(trace, set()).add(service)
-        return max(traces.values(), key=len, default=set())
+        """The services whose spans are in the trace of one round."""
+        query = "service=fedround-coordinator&operation=fedround.round"
+        traces = asked(f"http://localhost:16686/api/traces?{query}")["data"]
+        services = [{process["serviceName"] for process in trace["processes"].values()} for trace in traces]
+        return max(services, key=len, default=set())
 
     until(lambda: arrived() == {"fedround-participant", "fedround-coordinator", "fedround-aggregator"}, 60)
 

@@ -14,8 +14,8 @@ import pytest
 
 from support.dashboards import ALERTS, asked, queries, runbook_queries
 from support.link import SlowLink
-from support.processes import Process, until
-from support.prometheus import Prometheus, faster, free_port, prometheus
+from support.processes import Process, free_port, until
+from support.prometheus import Prometheus, faster, prometheus
 from support.troubled import WEIGHTS, Federation, addresses, crowd, full
 
 SHOWN_WITHIN = 30.0

@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 
 from support import venvs
-from support.processes import running, until
+from support.processes import free_port, running, until
 
 EXAMPLE = venvs.ROOT / "examples" / "flower_digits"
 ROUNDS, SILOS = 2, 2
@@ -31,12 +31,6 @@ def started(*command: str, environ: Mapping[str, str]) -> Iterator[None]:
     finally:
         process.terminate()
         process.wait(20)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-    return port
 
 
 def answers(port: int) -> bool:

@@ -4,14 +4,15 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,11 @@ class Process:
             match = self._news.wait_for(found, timeout=60)
             assert match is not None, f"it never said {pattern!r}: {self._lines}"
             return match
+
+    @property
+    def ops(self) -> str:
+        """The address of its first ops port, as Prometheus calls it."""
+        return f"127.0.0.1:{next(port for name, port in self.ports.items() if name.endswith('OPS_PORT'))}"
 
     def url(self, port: str) -> str:
         return f"http://127.0.0.1:{self.ports[port]}"
@@ -139,6 +145,31 @@ def until(condition: Callable[[], object], within: float = 20.0) -> float:
         assert time.monotonic() - began < within, "it never was"
         time.sleep(0.01)
     return time.monotonic() - began
+
+
+def free_port() -> int:
+    """One that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
+
+
+@contextmanager
+def at_work(command: Sequence[str], ready: str, log: Path, *, env: Mapping[str, str] | None = None) -> Iterator[None]:
+    """A program of others, from when the URL `ready` answers with 200 until the end of the block. `log` is what it says."""
+    with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=file, env=env) as process:
+
+        def answers() -> bool:
+            assert process.poll() is None, log.read_text()
+            with suppress(OSError), urllib.request.urlopen(ready, timeout=10) as answer:
+                return bool(answer.status == 200)
+            return False
+
+        try:
+            until(answers, 60)
+            yield
+        finally:
+            process.kill()
 
 
 def children(pid: int) -> list[int]:

@@ -5,19 +5,17 @@ Alerts wait for minutes and hours. Here time runs `FASTER` times as fast: every 
 
 import json
 import re
-import socket
-import subprocess
 import threading
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from support.processes import until
+from support.processes import at_work, free_port
 from support.tools import tool
 
 DEPLOY = Path(__file__).parent.parent.parent / "deploy"
@@ -128,7 +126,7 @@ def prometheus(
         found = Prometheus(f"http://{address}", told, directory)
         for job, addresses in targets.items():
             found.find(job, *addresses)
-        with _at_work(command, address, directory / "prometheus.log"):
+        with at_work(command, f"http://{address}/-/ready", directory / "prometheus.log"):
             yield found
 
 
@@ -147,32 +145,8 @@ def _alertmanager(directory: Path, webhook: str) -> Iterator[str]:
         f"--web.listen-address={address}",
         "--cluster.listen-address=",
     ]
-    with _at_work(command, address, directory / "alertmanager.log"):
+    with at_work(command, f"http://{address}/-/ready", directory / "alertmanager.log"):
         yield address
-
-
-def free_port() -> int:
-    """One that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
-
-
-@contextmanager
-def _at_work(command: Sequence[str], address: str, log: Path) -> Iterator[None]:
-    with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=file) as process:
-
-        def ready() -> bool:
-            assert process.poll() is None, log.read_text()
-            with suppress(OSError), urllib.request.urlopen(f"http://{address}/-/ready", timeout=10) as answer:
-                return bool(answer.status == 200)
-            return False
-
-        try:
-            until(ready, 60)
-            yield
-        finally:
-            process.kill()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from opentelemetry import trace
 
 import fedround
 from fedround.weights import Array
@@ -40,3 +41,15 @@ class Hog(fedround.NumPyParticipant):
         while time.monotonic() < until:
             total += sum(n * n for n in range(1000))
         return fedround.Update(1, np.full(3, float(total > 0)))
+
+
+class TracesItself(fedround.NumPyParticipant):
+    """Has a span of its own in each training, as instrumented training code has, reports its loss, and evaluates."""
+
+    def train_round(self, training_input: Array | None) -> fedround.Update:
+        with trace.get_tracer("silo").start_as_current_span("epoch", attributes={"epoch": 1}):
+            fedround.current_round().report(loss=0.5)
+            return fedround.Update(2, (np.zeros(3) if training_input is None else training_input) + 1)
+
+    def evaluate(self, weights: Array) -> fedround.Evaluation:
+        return fedround.Evaluation(2, level=float(weights.mean()))

@@ -1,4 +1,4 @@
-# One image for all roles: docker build -t fedround:0.1 .
+# One image for all roles: docker build -t fedround:0.1.0 .
 ARG PYTHON=python:3.13-slim-bookworm
 
 FROM ${PYTHON} AS build

@@ -177,7 +177,7 @@ def test_two_libraries_at_once_are_a_wrong_command_line(tmp_path: Path) -> None:
 def test_the_compose_file_starts_a_platform_and_participants_with_settings_that_there_are(tmp_path: Path) -> None:
     create(tmp_path / "silo", "numpy")
     services = yaml.safe_load((tmp_path / "silo" / "docker-compose.yml").read_text())["services"]
-    assert (services["platform"]["image"], services["participant"]["image"]) == ("fedround:0.1", "silo:0.1")
+    assert (services["platform"]["image"], services["participant"]["image"]) == ("fedround:0.1.0", "silo:0.1")
     assert services["participant"]["scale"] == services["platform"]["environment"]["COORDINATOR_MIN_CLIENTS"]
     known = {row.variable for kind in (ParticipantSettings, CoordinatorSettings, AggregatorSettings) for row in kind.rows()}
     image = re.findall(r"^ENV (\w+)=", (tmp_path / "silo" / "Dockerfile").read_text(), re.MULTILINE)

@@ -1,14 +1,15 @@
 """What of the charts and of k8s/ is made from something else: `tools/charts.py` makes it, `--check` says what is old.
 
-The rules and dashboards in a chart are those of deploy/. A chart's schema follows from its values: each has the type of its
-default or what is said here, and there are no others. The tables in helm/README.md are the values with their comments. k8s/ is
-the charts, rendered.
+A chart has the version of the project. The rules and dashboards in it are those of deploy/. A chart's schema follows from its
+values: each has the type of its default or what is said here, and there are no others. The tables in helm/README.md are the values
+with their comments. k8s/ is the charts, rendered.
 """
 
 import json
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping
 from functools import reduce
 from operator import getitem
@@ -107,12 +108,20 @@ def made() -> Iterator[tuple[Path, str]]:
         for source in sorted((ROOT / "deploy").glob(pattern)):
             yield HELM / "coordinator" / "files" / kind / source.name, source.read_text()
     for chart in CHARTS:
+        yield HELM / chart / "Chart.yaml", versioned(chart)
         yield HELM / chart / "values.schema.json", json.dumps(schema(chart), indent=2) + "\n"
     yield HELM / "README.md", readme()
     for chart, (release, arguments) in RENDERED.items():
         objects, variables = rendered(release, chart, *arguments)
         yield ROOT / "k8s" / "base" / f"{chart}.yaml", objects
         yield ROOT / "k8s" / "base" / f"{chart}.env", variables
+
+
+def versioned(chart: str) -> str:
+    """Chart.yaml with the version of the project as that of the chart and of the image."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    text = (HELM / chart / "Chart.yaml").read_text()
+    return re.sub(r"^version: .*\nappVersion: .*$", f'version: {version}\nappVersion: "{version}"', text, flags=re.MULTILINE)
 
 
 def schema(chart: str) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def test_every_pod_may_run_where_pod_security_is_restricted(case: Path) -> None:
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert not spec["automountServiceAccountToken"]
         for container in spec["containers"]:
-            if container["image"].endswith(("fedround:0.1",)):
+            if container["image"].endswith(("fedround:0.1.0",)):
                 context = container["securityContext"]
                 assert not context["allowPrivilegeEscalation"]
                 assert context["readOnlyRootFilesystem"]

@@ -12,7 +12,7 @@ from typing import Any
 from support.tools import tool
 
 ROOT = Path(__file__).parent.parent.parent
-IMAGE = "fedround:0.1"
+IMAGE = "fedround:0.1.0"
 BASE = "python:3.13-slim-bookworm"
 
 

@@ -6,21 +6,24 @@ WORKDIR /build
 # What builds has an environment of its own: neither pip nor hatchling is in the result.
 COPY requirements/build.txt requirements/build.txt
 RUN python -m venv build && build/bin/python -m pip install --no-cache-dir --require-hashes --requirement requirements/build.txt
-# In a layer of its own: a change of the source installs nothing of this again.
+# In a layer of its own: a change of the source installs nothing of this again. Compiled files name no time of a source file, so
+# two builds are equal.
 COPY requirements/runtime.txt requirements/runtime.txt
 RUN python -m venv --without-pip /opt/fedround \
-    && build/bin/python -m pip --python /opt/fedround/bin/python install --no-cache-dir --only-binary :all: \
+    && build/bin/python -m pip --python /opt/fedround/bin/python install --no-cache-dir --no-compile --only-binary :all: \
         --require-hashes --requirement requirements/runtime.txt \
-    && find /opt/fedround -type d -name tests -prune -exec rm -r {} +
+    && find /opt/fedround -type d -name tests -prune -exec rm -r {} + \
+    && /opt/fedround/bin/python -m compileall -q --invalidation-mode unchecked-hash /opt/fedround/lib
 COPY pyproject.toml README.md LICENSE ./
 COPY service service
 RUN build/bin/python -m pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir dist . \
-    && build/bin/python -m pip --python /opt/fedround/bin/python install --no-cache-dir --no-deps dist/*.whl
+    && build/bin/python -m pip --python /opt/fedround/bin/python install --no-cache-dir --no-compile --no-deps dist/*.whl \
+    && /opt/fedround/bin/python -m compileall -q --invalidation-mode unchecked-hash \
+        /opt/fedround/lib/*/site-packages/fedround /opt/fedround/lib/*/site-packages/xain_sdk
 
 FROM ${PYTHON}
 LABEL org.opencontainers.image.title="fedround" \
       org.opencontainers.image.description="Federated learning as a cloud-native service: participant, coordinator, aggregator" \
-      org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.licenses="Apache-2.0"
 # A volume that is mounted at one of these for the first time belongs to the directory's owner: /data for what a service keeps,
 # /var/lib/fedround for the internal secret of two containers. Beside volumes, /tmp alone can be written.

@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs cover chaos faults fuzz bench strategies k8s lock clean
+.PHONY: help demo test check docs cover chaos faults fuzz bench strategies k8s release lock clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -62,6 +62,9 @@ strategies: $(VENV)/ready ## train with each strategy, and write the tables of d
 
 k8s: $(VENV)/ready ## make the charts' schemas and tables, and k8s/, anew; needs helm
 	@$(BIN)/python tools/charts.py
+
+release: $(VENV)/ready ## build all files of a release into dist/; needs helm and docker; make release ARGS="--skip images"
+	@$(BIN)/python tools/release.py $(ARGS)
 
 lock: $(VENV)/ready ## renew requirements/*.txt
 	@$(BIN)/python -m pip install --quiet uv

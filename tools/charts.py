@@ -107,8 +107,9 @@ def made() -> Iterator[tuple[Path, str]]:
     for kind, pattern in COPIED.items():
         for source in sorted((ROOT / "deploy").glob(pattern)):
             yield HELM / "coordinator" / "files" / kind / source.name, source.read_text()
+    for path in sorted(HELM.glob("*/Chart.yaml")):
+        yield path, versioned(path.read_text())
     for chart in CHARTS:
-        yield HELM / chart / "Chart.yaml", versioned(chart)
         yield HELM / chart / "values.schema.json", json.dumps(schema(chart), indent=2) + "\n"
     yield HELM / "README.md", readme()
     for chart, (release, arguments) in RENDERED.items():
@@ -118,10 +119,9 @@ def made() -> Iterator[tuple[Path, str]]:
 
 
 def versioned(chart: str) -> str:
-    """Chart.yaml with the version of the project as that of the chart and of the image."""
+    """A Chart.yaml with the version of the project as that of the chart, of the image, and of charts that it consists of."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    text = (HELM / chart / "Chart.yaml").read_text()
-    return re.sub(r"^version: .*\nappVersion: .*$", f'version: {version}\nappVersion: "{version}"', text, flags=re.MULTILINE)
+    return re.sub(r"^( *version|appVersion): .*$", lambda line: f"{line[1]}: {version}", chart, flags=re.MULTILINE)
 
 
 def schema(chart: str) -> dict[str, Any]:

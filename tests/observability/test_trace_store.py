@@ -48,8 +48,6 @@ class Seen:
 
     jaeger: Jaeger
     prometheus: Prometheus
-    addresses: Sequence[str]
-    """Of the participants, as Prometheus calls them."""
     logs: str
     began: float
     ended: float
@@ -96,7 +94,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
         for process in (*silos, *services):
             assert process.end() == 0
         logs = "".join(process.log for process in (*silos, *services))
-        yield Seen(store, scraping, targets["participant"], logs, began, ended)
+        yield Seen(store, scraping, logs, began, ended)
 
 
 @pytest.mark.timeout(120)
@@ -155,7 +153,7 @@ def test_the_exemplars_of_the_dashboards_are_traces_in_the_store(seen: Seen) -> 
     without = set()
     for name, panel in panels():
         for query in (target["expr"] for target in panel["targets"] if target.get("exemplar")):
-            texts = [asked(query, instance=address, interval="5s", window="30s") for address in seen.addresses]
+            texts = [asked(query, participant=silo, interval="5s", window="30s") for silo in SILOS]
             series = [found for text in texts for found in seen.prometheus.exemplars(text, seen.began, seen.ended)]
             labels = [exemplar["labels"] for found in series for exemplar in found["exemplars"]]
             for label in labels:

@@ -17,6 +17,7 @@ from fedround.settings import (
     CoordinatorSettings,
     Isolation,
     ParticipantSettings,
+    Push,
     Settings,
     parse_duration,
     parse_size,
@@ -67,6 +68,8 @@ def test_the_participants_defaults_are_the_documented_ones() -> None:
         "tls_cert_file": None,
         "tls_key_file": None,
         "trace_heartbeats": True,
+        "push": Push.NONE,
+        "push_allow": ("fedround", "fedround_*", "http_client_*", "process_*", "python_*"),
         "ops_bind": "0.0.0.0",  # noqa: S104 what is documented
         "ops_port": 8080,
         "ops_tls_cert_file": None,
@@ -102,6 +105,8 @@ def test_the_coordinators_defaults_are_the_documented_ones() -> None:
         "internal_tls_ca_file": None,
         "internal_tls_cert_file": None,
         "internal_tls_key_file": None,
+        "otlp_endpoint": None,
+        "otlp_headers": None,
         "data_dir": None,
         "bind": "0.0.0.0",  # noqa: S104
         "port": 8081,
@@ -257,6 +262,26 @@ def test_what_is_no_plain_url_is_refused_and_not_repeated(url: str) -> None:
     text = problems(ParticipantSettings, NEEDED | {"PARTICIPANT_COORDINATOR_URL": url})
     assert "PARTICIPANT_COORDINATOR_URL (--coordinator-url)" in text
     assert "pass@" not in text
+
+
+def test_header_fields_are_written_as_opentelemetry_has_them() -> None:
+    found = load(CoordinatorSettings, {"COORDINATOR_OTLP_HEADERS": "Authorization=Bearer%20abc, x-scope=a=b"}, {}).settings
+    assert found.otlp_header_fields == {"Authorization": "Bearer abc", "x-scope": "a=b"}
+    assert CoordinatorSettings().otlp_header_fields == {}
+
+
+@pytest.mark.parametrize("text", ["secret-value", "a b=secret-value", "x=secret-value%0d%0ay:z", "x=", "x=secret-value,"])
+def test_wrong_header_fields_are_refused_and_not_repeated(text: str) -> None:
+    found = problems(CoordinatorSettings, {"COORDINATOR_OTLP_HEADERS": text})
+    assert "write header fields as name=value" in found
+    assert "secret-value" not in found
+
+
+@pytest.mark.parametrize("text", ["fedround *", "a{source=local}", "[a-z]*", "fedround,{"])
+def test_wrong_patterns_of_what_is_pushed_are_refused(text: str) -> None:
+    found = problems(ParticipantSettings, NEEDED | {"PARTICIPANT_PUSH_ALLOW": text})
+    assert "PARTICIPANT_PUSH_ALLOW (--push-allow): " in found
+    assert "write names with * and ?" in found
 
 
 @pytest.mark.parametrize("text", ["module.Class", "module:", ":Class", "a b:C"])

@@ -17,6 +17,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fedround.errors import (
+    BadTelemetry,
     Busy,
     FedroundError,
     Forbidden,
@@ -291,6 +292,6 @@ async def _refusal(request: Request, error: Exception) -> Response:
             return problem(error.status, str(error), {"Retry-After": RETRY_AFTER})
         case NoSeat():
             return problem(error.status, str(error), {"Retry-After": f"{error.retry_after:g}"})
-        case NotAdmitted() | Forbidden() | Late() | UnknownAttempt() | TooSlow() | WeightsError():
+        case BadTelemetry() | NotAdmitted() | Forbidden() | Late() | UnknownAttempt() | TooSlow() | WeightsError():
             return problem(error.status, str(error))
     raise error

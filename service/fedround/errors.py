@@ -12,6 +12,7 @@
     ├── Unauthorized              a token that was revoked during the request             (401)
     ├── NotAdmitted               no such id and token at the aggregator                  (404)
     ├── Forbidden                 the id belongs to another proved identity               (403)
+    ├── BadTelemetry              telemetry that cannot be forwarded          (400, 413, 415)
     ├── NoSeat                    all seats for participants without an identity are taken  (429)
     ├── Late                      a token whose round is over, or was given away          (409)
     ├── TooSlow                   an upload below the minimum rate                        (408)
@@ -127,6 +128,14 @@ class NoSeat(FedroundError):
             f"all {seats} seats of participants without a token or certificate of their own are taken: "
             "try again later, or raise COORDINATOR_SHARED_SEATS"
         )
+
+
+class BadTelemetry(FedroundError):
+    """What a participant pushed cannot be passed on. `status`: of the answer."""
+
+    def __init__(self, reason: str, *, status: int = 400) -> None:
+        super().__init__(reason)
+        self.status = status
 
 
 class Late(FedroundError):

@@ -427,6 +427,23 @@ class TrainingCompleted(Fact):
 
 
 @dataclass(frozen=True, slots=True)
+class TelemetryReceived(Fact):
+    """A participant pushed traces or metrics (`signal`). `outcome` is accepted, refused, throttled or full."""
+
+    signal: str
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetryForwarded(Fact):
+    """So many messages of participants `arrived` at the collector, or were dropped."""
+
+    signal: str
+    messages: int
+    arrived: bool
+
+
+@dataclass(frozen=True, slots=True)
 class StoodStill(Fact):
     """The coordinator could hear nobody for so long: it was paused, or its machine was."""
 
@@ -539,6 +556,14 @@ class NotKept(Fact):
 
     what: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetrySent(Fact):
+    """This process pushed traces or metrics (`signal`) by OTLP, and they `arrived` or not."""
+
+    signal: str
+    arrived: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ What a participant asks with is synchronous: an asynchronous request costs httpx
 """
 
 import asyncio
+import gzip
 import math
 import os
 import re
@@ -264,6 +265,13 @@ class CoordinatorClient(_Client):
         with self._exchange("DELETE", self._url, wire.LEAVE, {"id": id}, accept=(200, 204, 404, 405), headers=headers, body=body):
             pass
 
+    def push(self, path: str, message: bytes) -> None:
+        """Send telemetry to be passed on."""
+        headers = {"Content-Type": wire.PROTOBUF, "Content-Encoding": "gzip"}
+        body = _Slices([gzip.compress(message, 1)], Event())
+        with self._exchange("POST", self._url, path, headers=headers, body=body) as response:
+            _read(response)
+
 
 @dataclass(frozen=True, slots=True)
 class Download:
@@ -440,6 +448,15 @@ class AsyncPeer:
                     _bounded(body, max_answer)
             check(Asked(where, url, path), response.status_code, response.headers, bytes(body), accept=(200, 204))
         return bytes(body)
+
+    async def post(self, path: str, body: bytes, headers: Mapping[str, str], *, timeout: float) -> int:
+        """Send a body to a server that is none of ours. Returns the status of its answer, of which nothing else is read."""
+        with _mapped(_where("POST", self._url, path), self._names):
+            async with (
+                asyncio.timeout(timeout),
+                self._http.stream("POST", self._url + path, content=body, headers=headers, timeout=_timeout(timeout)) as response,
+            ):
+                return response.status_code
 
     async def aclose(self) -> None:
         await self._http.aclose()

@@ -1,7 +1,7 @@
 """Coordinator and aggregator in one process: the books are asked by plain calls, and there is no internal port."""
 
 import logging
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ from fedround.aggregator import app as aggregator_app
 from fedround.aggregator import operators
 from fedround.aggregator.service import AggregatorService
 from fedround.coordinator import app as coordinator_app
+from fedround.coordinator.relay import relaying
 from fedround.coordinator.service import CoordinatorService
 from fedround.durable import Disk
 from fedround.errors import ConfigurationError
@@ -18,8 +19,8 @@ from fedround.events import Observer
 from fedround.observability.health import Health, tended
 from fedround.observability.metrics.aggregator import AggregatorMetrics
 from fedround.observability.metrics.coordinator import CoordinatorMetrics
+from fedround.observability.pushes import exporting
 from fedround.observability.telemetry import INSTANCE, Telemetry
-from fedround.observability.traces import tracing
 from fedround.serve import Endpoint
 from fedround.settings import AggregatorSettings, CoordinatorSettings
 
@@ -53,34 +54,38 @@ async def serving(
     *,
     disks: Sequence[Disk | None] = (None, None),
     traces: "Tracing | None" = None,
+    show: Callable[[str, Telemetry], None] = lambda _service, _telemetry: None,
 ) -> AsyncIterator[Platform]:
     """Serve both within the block. Raises `ConfigurationError`.
 
     Where nobody said how participants reach the aggregator they are sent to the port that it got. `disks`: the coordinator's and
-    the aggregator's.
+    the aggregator's. `show` is given the telemetry of each.
     """
     health, others = (Health(), Health()), tuple(observers)
     of_aggregator = Telemetry(AggregatorMetrics, [operators.readiness(health[1]), *others], traces)
     of_coordinator = Telemetry(CoordinatorMetrics, [coordinator_app.readiness(health[0]), *others], traces)
     books = aggregator_app.build(aggregator, of_aggregator.observe, disks[1])
     service = coordinator_app.build(coordinator, books, of_coordinator.observe, disks[0], of_coordinator.round_context)
-    platform = Platform(
-        service,
-        books,
-        coordinator_app.public_endpoint(coordinator, service, of_coordinator),
-        coordinator_app.ops_endpoint(coordinator, service, health[0], of_coordinator),
-        aggregator_app.public_endpoint(aggregator, books, of_aggregator),
-        aggregator_app.ops_endpoint(aggregator, books, health[1], of_aggregator),
-    )
-    async with serve.serving(*platform.endpoints):
-        if "aggregator_url" not in coordinator.model_fields_set:
-            scheme = "https" if platform.aggregator_public.tls else "http"
-            service.aggregator_url = f"{scheme}://localhost:{platform.aggregator_public.port}"
-        checks = aggregator_app.keep_checking(aggregator, health[1])
-        async with tended(health[0], service.run()), tended(health[1], checks, books.models.begin()):
-            yield platform
-        # Now nobody acknowledges updates any more: who waits for that is answered.
-        books.stop()
+    async with relaying(coordinator, of_coordinator.observe) as relay:
+        platform = Platform(
+            service,
+            books,
+            coordinator_app.public_endpoint(coordinator, service, of_coordinator, relay),
+            coordinator_app.ops_endpoint(coordinator, service, health[0], of_coordinator),
+            aggregator_app.public_endpoint(aggregator, books, of_aggregator),
+            aggregator_app.ops_endpoint(aggregator, books, health[1], of_aggregator),
+        )
+        show("coordinator", of_coordinator)
+        show("aggregator", of_aggregator)
+        async with serve.serving(*platform.endpoints):
+            if "aggregator_url" not in coordinator.model_fields_set:
+                scheme = "https" if platform.aggregator_public.tls else "http"
+                service.aggregator_url = f"{scheme}://localhost:{platform.aggregator_public.port}"
+            checks = aggregator_app.keep_checking(aggregator, health[1])
+            async with tended(health[0], service.run()), tended(health[1], checks, books.models.begin()):
+                yield platform
+            # Now nobody acknowledges updates any more: who waits for that is answered.
+            books.stop()
 
 
 def run(coordinator: CoordinatorSettings, aggregator: AggregatorSettings) -> None:
@@ -98,8 +103,8 @@ def run(coordinator: CoordinatorSettings, aggregator: AggregatorSettings) -> Non
 
 async def _run(coordinator: CoordinatorSettings, aggregator: AggregatorSettings, *disks: Disk | None) -> bool:
     """Serve until a signal. Return whether a model is still being evaluated."""
-    with process.capture_signals() as stop, tracing("platform", INSTANCE) as traces:
-        async with serving(coordinator, aggregator, disks=disks, traces=traces) as platform:
+    with process.capture_signals() as stop, exporting("platform", INSTANCE) as exports:
+        async with serving(coordinator, aggregator, disks=disks, traces=exports.tracing, show=exports.show) as platform:
             await stop.wait()
             LOG.info("stopping")
     return platform.aggregator.models.evaluating

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -22,6 +22,8 @@ from fedround.hosts import PATTERN
 from fedround.wire import MAX_FIGURE_NAME, clean_name, parse_name
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
+LOCAL_SERIES = '{source="local"}'
+"""With which a pattern ends that means series of the local model."""
 LONGEST = 10**9
 """Seconds; no clock of the system waits for much longer."""
 MOST_CONFIGURED, MOST_CONFIG_BYTES = 50, 4096
@@ -36,6 +38,13 @@ class Isolation(StrEnum):
 
     PROCESS = "process"
     THREAD = "thread"
+
+
+class Push(StrEnum):
+    """Where a participant pushes its telemetry, beside what the `OTEL_*` variables say."""
+
+    NONE = "none"
+    COORDINATOR = "coordinator"
 
 
 class AfterFinish(StrEnum):
@@ -239,6 +248,28 @@ def _listed(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+def _patterns(value: tuple[str, ...]) -> tuple[str, ...]:
+    if wrong := [each for each in value if not re.fullmatch(r"[\w.:*?-]+", each.removesuffix(LOCAL_SERIES), re.ASCII)]:
+        raise ValueError(f"{wrong[0]!r} is no pattern: write names with * and ?, such as fedround_*,process_*")
+    return value
+
+
+def _header_fields(text: str) -> Iterator[tuple[str, str]]:
+    """The header fields of a list as OpenTelemetry writes it. Raises `ValueError`."""
+    for field in text.split(","):
+        name, _, value = field.strip().partition("=")
+        value = unquote(value.strip())
+        if not re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", name.strip(), re.ASCII) or not re.fullmatch(r"[ -~]+", value):
+            raise ValueError("write header fields as name=value with commas between them, such as Authorization=Bearer%20abc")
+        yield name.strip(), value
+
+
+def _headers(value: SecretStr | None) -> SecretStr | None:
+    if value is not None:
+        tuple(_header_fields(value.get_secret_value()))
+    return value
+
+
 Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0, title="duration")]
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0, title="size")]
 Url = Annotated[str, AfterValidator(_url), Field(title="url")]
@@ -252,6 +283,8 @@ StopWhen = Annotated[tuple[str, str, float] | None, BeforeValidator(_stop_when),
 RunName = Annotated[str, AfterValidator(_run_name)]
 Origins = Annotated[tuple[str, ...], BeforeValidator(_origins), Field(title="origins")]
 Secret = Annotated[SecretStr | None, AfterValidator(_sendable), Field(title="secret")]
+HeaderFields = Annotated[SecretStr | None, AfterValidator(_headers), Field(title="secret")]
+Patterns = Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_patterns), Field(title="patterns")]
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed), Field(title="names")]
 Hosts = Annotated[tuple[str, ...], BeforeValidator(_hosts), Field(title="hosts")]
 LogFormat = Annotated[Literal["text", "json"], BeforeValidator(_lower), Field(title="text|json")]
@@ -383,6 +416,17 @@ class ParticipantSettings(Settings):
     tls_cert_file: Place = setting(None, "The certificate (PEM) that is shown to a server that asks for one.")
     tls_key_file: Place = setting(None, "Its private key (PEM), not encrypted. Unset: it is in the same file.")
     trace_heartbeats: bool = setting(True, "Whether a heartbeat outside of rounds is a trace of its own.", title="true|false")
+    push: Push = setting(
+        "none",
+        "Push metrics and traces to the coordinator, which forwards them to the operators' collector under the participant's name. "
+        "The coordinator must have COORDINATOR_OTLP_ENDPOINT, and this participant a token or certificate of its own.",
+        title="none|coordinator",
+    )
+    push_allow: Patterns = setting(
+        "fedround,fedround_*,http_client_*,process_*,python_*",
+        "Patterns of what is pushed to the coordinator, separated by commas: names of metrics, and of instrumentation scopes whose "
+        'spans are pushed (fedround: our own). Series of the local model need a pattern such as fedround_*{source="local"}.',
+    )
     ops_bind: str = setting("0.0.0.0", "The address on which operators are served.")  # noqa: S104 a service in a container
     ops_port: Port = setting(8080, "The port for operators. 0: any free one.")
     ops_tls_cert_file: Place = setting(
@@ -554,9 +598,22 @@ class CoordinatorSettings(PlatformSettings):
     )
     internal_tls_cert_file: Place = setting(None, "The certificate (PEM) that is shown to the aggregator's internal port.")
     internal_tls_key_file: Place = setting(None, "Its private key (PEM), not encrypted. Unset: it is in the same file.")
+    otlp_endpoint: Annotated[Url | None, Field(title="url")] = setting(
+        None,
+        "OTLP collector (http/protobuf) that gets metrics and traces of participants with PARTICIPANT_PUSH=coordinator, such as "
+        "http://collector:4318. Unset: they are refused.",
+    )
+    otlp_headers: HeaderFields = setting(
+        None, "Header fields for that collector, as name=value separated by commas, for example Authorization=Bearer%20abc."
+    )
     data_dir: Place = setting(None, "Where the round and the known participants are kept over a restart. Unset: nowhere.")
     port: Port = setting(8081, "The port for participants. 0: any free one.")
     ops_port: Port = setting(9081, "The port for operators. 0: any free one.")
+
+    @property
+    def otlp_header_fields(self) -> dict[str, str]:
+        """The header fields for the collector."""
+        return dict(_header_fields(self.otlp_headers.get_secret_value())) if self.otlp_headers else {}
 
 
 class AggregatorSettings(PlatformSettings):

@@ -282,6 +282,12 @@ def test_silos_may_connect_to_what_they_need_and_nothing_else() -> None:
     assert policy["ingress"] == [{"ports": [{"port": "ops", "protocol": "TCP"}]}]
 
 
+def test_a_coordinator_may_connect_to_the_collector_that_it_relays_to() -> None:
+    settings = "networkPolicy.enabled=true", "coordinator.settings.otlp_endpoint=http://collector:4319"
+    policy = rendered("coordinator", *settings)["NetworkPolicy", "fl-coordinator"]["spec"]
+    assert [[port["port"] for port in rule["ports"]] for rule in policy["egress"]] == [[53, 53], [4319]]
+
+
 def test_the_ops_ports_are_not_open_to_the_world_with_the_public_ones() -> None:
     def ports(*settings: str) -> dict[str, list[str]]:
         services = [found for (kind, _), found in rendered("coordinator", *settings).items() if kind == "Service"]

@@ -21,8 +21,9 @@ from fedround.errors import ConfigurationError, Unreachable
 from fedround.http import CoordinatorClient
 from fedround.observability import tracing
 from fedround.observability.metrics.participant import ParticipantMetrics
+from fedround.observability.otlp import exporters
 from fedround.observability.traces import complain_shortly, traced
-from fedround.observability.tracing import Tracing, exporters
+from fedround.observability.tracing import Tracing
 from fedround.participant.run import connected
 from fedround.participant.terms import Terms
 from support.federation import our_platform

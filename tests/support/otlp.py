@@ -1,39 +1,92 @@
-"""A receiver of traces: what a collector would get, decoded."""
+"""A receiver of traces and metrics: what a collector would get, decoded."""
 
+import gzip
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
+from typing import Any
 
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 
 @dataclass(frozen=True)
+class Series:
+    """One data point. `kind` is gauge, sum or histogram; `point` its message; `resource` whose it is."""
+
+    resource: dict[str, object]
+    name: str
+    kind: str
+    temporality: int
+    labels: dict[str, object]
+    point: Any
+
+
+@dataclass(frozen=True)
 class Span:
+    resource: dict[str, object]
     service: str
     name: str
+    kind: int
     trace: str
     id: str
     parent: str
+    attributes: dict[str, object]
+    error: bool
 
 
 class Receiver:
-    """`spans` is all that came."""
+    """`raw` is all that came, as it came; `spans` and `series` what it says, `requests` the headers of each request by path."""
 
     def __init__(self) -> None:
+        self.raw = b""
         self.spans: list[Span] = []
+        self.series: list[Series] = []
+        self.requests: list[tuple[str, dict[str, str]]] = []
         self._news = threading.Condition()
 
-    def take(self, body: bytes) -> None:
-        request = ExportTraceServiceRequest.FromString(body)
+    def take(self, path: str, headers: dict[str, str], body: bytes) -> None:
         with self._news:
-            for resource in request.resource_spans:
-                service = next(a.value.string_value for a in resource.resource.attributes if a.key == "service.name")
-                for span in (span for scope in resource.scope_spans for span in scope.spans):
-                    ids = (span.trace_id.hex(), span.span_id.hex(), span.parent_span_id.hex())
-                    self.spans.append(Span(service, span.name, *ids))
+            self.raw += body
+            self.requests.append((path, headers))
+            if path == "/v1/metrics":
+                self._metrics(ExportMetricsServiceRequest.FromString(body))
+            else:
+                self._spans(ExportTraceServiceRequest.FromString(body))
             self._news.notify_all()
+
+    def _spans(self, request: ExportTraceServiceRequest) -> None:
+        for resource in request.resource_spans:
+            whose = values(resource.resource.attributes)
+            for span in (span for scope in resource.scope_spans for span in scope.spans):
+                ids = (span.trace_id.hex(), span.span_id.hex(), span.parent_span_id.hex())
+                attributes = values(span.attributes)
+                kind = (span.name, span.kind)
+                self.spans.append(Span(whose, str(whose["service.name"]), *kind, *ids, attributes, span.status.code == 2))
+
+    def _metrics(self, request: ExportMetricsServiceRequest) -> None:
+        for resource in request.resource_metrics:
+            whose = values(resource.resource.attributes)
+            for metric in (metric for scope in resource.scope_metrics for metric in scope.metrics):
+                kind = str(metric.WhichOneof("data"))
+                data = getattr(metric, kind)
+                temporality = getattr(data, "aggregation_temporality", 0)
+                for point in data.data_points:
+                    self.series.append(Series(whose, metric.name, kind, temporality, values(point.attributes), point))
+
+    def wait_for_series(self, name: str, *, within: float = 20, **labels: str) -> Series:
+        """The first one of that name, with at least these labels."""
+
+        def found() -> Series | None:
+            return next((each for each in self.series if each.name == name and labels.items() <= each.labels.items()), None)
+
+        with self._news:
+            series = self._news.wait_for(found, timeout=within)
+            assert series is not None, sorted({each.name for each in self.series})
+            return series
 
     def wait_for(self, condition: Callable[[list[Span]], bool], *, within: float = 20) -> list[Span]:
         """Until the spans are as they should be."""
@@ -43,9 +96,22 @@ class Receiver:
             return list(self.spans)
 
 
+def values(attributes: Any) -> dict[str, object]:
+    """Attributes by their names."""
+    return {each.key: getattr(each.value, str(each.value.WhichOneof("value"))) for each in attributes}
+
+
 @contextmanager
-def receiving(*, answers: threading.Event | None = None) -> Iterator[tuple[str, Receiver]]:
-    """A receiver and its URL. It answers nobody before `answers`, where that is given."""
+def receiving(
+    *,
+    answers: threading.Event | None = None,
+    address: tuple[str, int] = ("127.0.0.1", 0),
+    refuses: Callable[[bytes], int] | None = None,
+) -> Iterator[tuple[str, Receiver]]:
+    """A receiver and its URL.
+
+    It answers nobody before `answers`, where that is given. `refuses` gives the status of a refusal, or 0.
+    """
     receiver = Receiver()
 
     class Handler(BaseHTTPRequestHandler):
@@ -53,14 +119,17 @@ def receiving(*, answers: threading.Event | None = None) -> Iterator[tuple[str, 
             body = self.rfile.read(int(self.headers["Content-Length"]))
             if answers is not None:
                 answers.wait()
-            receiver.take(body)
-            self.send_response(200)
+            refused = refuses(body) if refuses else 0
+            if not refused:
+                plain = gzip.decompress(body) if self.headers["Content-Encoding"] == "gzip" else body
+                receiver.take(self.path, {name.lower(): value for name, value in self.headers.items()}, plain)
+            self.send_response(refused or 200)
             self.send_header("Content-Length", "0")
             self.end_headers()
 
         def log_message(self, format: str, *args: object) -> None: ...
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with ThreadingHTTPServer(address, Handler) as server:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
@@ -69,3 +138,10 @@ def receiving(*, answers: threading.Event | None = None) -> Iterator[tuple[str, 
             if answers is not None:
                 answers.set()
             server.shutdown()
+
+
+if __name__ == "__main__":  # in a container, in the place of a trace store
+    with receiving(address=("0.0.0.0", 4318)) as (_, receiver):  # noqa: S104
+        for number in count():
+            span = receiver.wait_for(lambda spans, number=number: len(spans) > number, within=86400)[number]  # type: ignore[misc]
+            print("span", span.trace, span.service, span.name, flush=True)

@@ -51,8 +51,8 @@ from fedround.events import Observer
 from fedround.observability import ops
 from fedround.observability.health import Health, tended
 from fedround.observability.metrics.aggregator import AggregatorMetrics
+from fedround.observability.pushes import exporting
 from fedround.observability.telemetry import INSTANCE, Telemetry
-from fedround.observability.traces import tracing
 from fedround.secret import SecretHolder
 from fedround.serve import Endpoint
 from fedround.settings import AggregatorSettings
@@ -407,14 +407,15 @@ async def keep_checking(settings: AggregatorSettings, health: Health, *, every: 
 async def _run(settings: AggregatorSettings, disk: Disk | None) -> bool:
     """Serve until a signal. Return whether a model is still being evaluated."""
     health = Health()
-    with tracing("aggregator", INSTANCE) as traces:
-        telemetry = Telemetry(AggregatorMetrics, [operators.readiness(health)], traces)
+    with exporting("aggregator", INSTANCE) as exports:
+        telemetry = Telemetry(AggregatorMetrics, [operators.readiness(health)], exports.tracing)
         service = build(settings, telemetry.observe, disk)
         endpoints = (
             public_endpoint(settings, service, telemetry),
             internal_endpoint(settings, service, telemetry),
             ops_endpoint(settings, service, health, telemetry),
         )
+        exports.show("aggregator", telemetry)
         with process.capture_signals() as stop:
             async with serve.serving(*endpoints):
                 async with tended(health, keep_checking(settings, health), service.models.begin()):

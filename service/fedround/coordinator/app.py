@@ -22,6 +22,8 @@ from fedround.coordinator import operators, page, store
 from fedround.coordinator.archive import Archive
 from fedround.coordinator.goal import Goal, Stop
 from fedround.coordinator.plan import Memory, Plan
+from fedround.coordinator.relay import Relay, relaying
+from fedround.coordinator.relay import routes as routes_of_relay
 from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.run import Run
 from fedround.coordinator.service import CoordinatorService
@@ -32,8 +34,8 @@ from fedround.http import tls as client_tls
 from fedround.observability import ops
 from fedround.observability.health import Health, tended
 from fedround.observability.metrics.coordinator import CoordinatorMetrics
+from fedround.observability.pushes import exporting
 from fedround.observability.telemetry import INSTANCE, Telemetry
-from fedround.observability.traces import tracing
 from fedround.remote_books import RemoteBooks
 from fedround.serve import Endpoint
 from fedround.settings import CoordinatorSettings
@@ -59,11 +61,12 @@ def public(
     origins: Sequence[str] = (),
     observe: Observer | None = None,
     trace: asgi.Trace | None = None,
+    relay: Relay | None = None,
 ) -> ASGIApp:
     """What participants talk to. Who uses none of the additions gets the very bytes of 0.8.
 
     `tokens`, `origins`, `observe` and `trace`: see `asgi.application`. A participant with a token of its own has the name
-    of the token's owner.
+    of the token's owner. `relay` takes telemetry.
     """
 
     async def rendez_vous(request: Request, _: str) -> Response:
@@ -100,6 +103,7 @@ def public(
         _route(wire.HEARTBEAT, "GET", heartbeat, service),
         _route(wire.START_TRAINING, "GET", start_training, service),
         _route(wire.LEAVE, "DELETE", leave, service),
+        *routes_of_relay(relay),
     ]
     return asgi.application(routes, tokens=tokens, origins=origins, observe=observe, trace=trace)
 
@@ -232,9 +236,12 @@ def readiness(health: Health) -> Observer:
     return observer
 
 
-def public_endpoint(settings: CoordinatorSettings, service: CoordinatorService, telemetry: Telemetry) -> Endpoint:
+def public_endpoint(
+    settings: CoordinatorSettings, service: CoordinatorService, telemetry: Telemetry, relay: Relay | None = None
+) -> Endpoint:
     """Where participants are served."""
-    app = public(service, tokens=guard(settings), origins=settings.cors_origins, observe=telemetry.observe, trace=telemetry.server)
+    told: Any = {"observe": telemetry.observe, "trace": telemetry.server}
+    app = public(service, tokens=guard(settings), origins=settings.cors_origins, relay=relay, **told)
     return Endpoint(
         app,
         host=settings.bind,
@@ -286,11 +293,15 @@ def _books(settings: CoordinatorSettings, telemetry: Telemetry) -> RemoteBooks:
 
 async def _run(settings: CoordinatorSettings, disk: Disk | None) -> None:
     health = Health()
-    with process.capture_signals() as stop, tracing("coordinator", INSTANCE) as traces:
-        telemetry = Telemetry(CoordinatorMetrics, [readiness(health)], traces)
-        async with aclosing(_books(settings, telemetry)) as books:
+    with process.capture_signals() as stop, exporting("coordinator", INSTANCE) as exports:
+        telemetry = Telemetry(CoordinatorMetrics, [readiness(health)], exports.tracing)
+        async with aclosing(_books(settings, telemetry)) as books, relaying(settings, telemetry.observe) as relay:
             service = build(settings, books, telemetry.observe, disk, telemetry.round_context)
-            endpoints = public_endpoint(settings, service, telemetry), ops_endpoint(settings, service, health, telemetry)
+            endpoints = (
+                public_endpoint(settings, service, telemetry, relay),
+                ops_endpoint(settings, service, health, telemetry),
+            )
+            exports.show("coordinator", telemetry)
             async with serve.serving(*endpoints), tended(health, service.run()):
                 await stop.wait()
                 LOG.info("stopping")

@@ -33,7 +33,7 @@ class Telemetry:
         *,
         keep_log: bool = False,
     ) -> None:
-        own = metrics(exemplar=tracing.ids) if tracing else metrics()
+        self.own = own = metrics(exemplar=tracing.ids) if tracing else metrics()
         first, last = ([tracing.before], [tracing.after]) if tracing else ([], [])
         # In between a fact's span is the current one: its exemplar and its log line bear its id.
         self.log = LogObserver(keep=keep_log)

@@ -2,13 +2,14 @@
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from fedround import wire
 from fedround.errors import ConfigurationError
 from fedround.observability import logs
+from fedround.observability.relay import Relay
 from fedround.text import redact
 
 if TYPE_CHECKING:
@@ -25,22 +26,38 @@ def traced(environ: Mapping[str, str]) -> bool:
     """Whether somebody asked for traces: by an exporter, or by an endpoint to export to."""
     exporter = environ.get("OTEL_TRACES_EXPORTER", "").strip().lower()
     wanted = exporter != "none" if exporter else any(environ.get(name) for name in ENDPOINTS)
-    return wanted and environ.get("OTEL_SDK_DISABLED", "").strip().lower() != "true"
+    return wanted and not disabled(environ)
+
+
+def disabled(environ: Mapping[str, str]) -> bool:
+    """Whether nothing is to be sent at all."""
+    return environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
 
 
 @contextmanager
-def tracing(service: str, instance: str, *, heartbeats: bool = True) -> Iterator["Tracing | None"]:
+def tracing(
+    service: str,
+    instance: str,
+    *,
+    heartbeats: bool = True,
+    relay: Relay | None = None,
+    tell: Callable[[str, bool], None] = lambda _signal, _arrived: None,
+) -> Iterator["Tracing | None"]:
     """The traces of this process, as the `OTEL_*` variables say; None, and nothing imported, where nobody wants any.
 
-    At the end what was not sent yet has 2 s. Raises `ConfigurationError`.
+    `relay` gets them, too. `tell` is told whether spans arrived. At the end what was not sent yet has 2 s.
+    Raises `ConfigurationError`.
     """
-    if not traced(os.environ):
+    if not traced(os.environ) and relay is None:
         yield None
         return
-    with _as_configured():
-        from fedround.observability.tracing import Tracing, exporters
+    with configured():
+        from fedround.observability.otlp import Spans, Told, exporters
+        from fedround.observability.tracing import Tracing
 
-        found = Tracing(service, instance, exporters(os.environ), heartbeats=heartbeats)
+        to = exporters(os.environ) if traced(os.environ) else []
+        to += [Spans(relay.sender(), relay.allow_scope)] if relay else []
+        found = Tracing(service, instance, [Told(exporter, tell) for exporter in to], heartbeats=heartbeats)
     found.serve_user_code()
     logs.correlate(found.ids)
     try:
@@ -50,7 +67,7 @@ def tracing(service: str, instance: str, *, heartbeats: bool = True) -> Iterator
 
 
 @contextmanager
-def _as_configured() -> Iterator[None]:
+def configured() -> Iterator[None]:
     """OpenTelemetry reads its variables when it is imported and when it is set up. Raises `ConfigurationError`."""
     complain_shortly()
     try:
@@ -86,4 +103,5 @@ class _Complaints(logging.Handler):
         line = record.name, record.lineno
         if record.created >= self._next.get(line, 0.0):
             self._next[line] = record.created + COMPLAIN_EVERY
-            LOG.warning("traces: %s", redact(record.getMessage())[:200])
+            signal = "metrics" if "metric" in record.name else "traces"
+            LOG.warning("%s: %s", signal, redact(record.getMessage())[:200])

@@ -1,8 +1,8 @@
 """Traces: one of each round across coordinator, participants and aggregator, one of every exchange beside it.
 
-The only file that imports opentelemetry, itself imported only where traces are wanted. The SDK is set up by its own `OTEL_*`
-variables. The spans of HTTP are made here and not by an instrumentation of httpx or ASGI: these would see whole URLs, and with them
-ids and tokens, and cost a small request more than it costs itself.
+Imported only where traces are wanted. The SDK is set up by its own `OTEL_*` variables. The spans of HTTP are made here and not by
+an instrumentation of httpx or ASGI: these would see whole URLs, and with them ids and tokens, and cost a small request more than it
+costs itself.
 """
 
 import os
@@ -12,13 +12,11 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import Token
-from importlib.metadata import entry_points, version
-from pathlib import Path
+from importlib.metadata import version
 from random import SystemRandom
 
 from opentelemetry import context, propagate, trace
 from opentelemetry.context import Context
-from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.id_generator import IdGenerator
@@ -26,8 +24,8 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from fedround import events, wire
-from fedround.errors import ConfigurationError
 from fedround.events import Fact
+from fedround.observability.otlp import resource
 from fedround.text import printable, redact
 
 ROUND = "fedround.round"
@@ -44,45 +42,6 @@ _W3C = TraceContextTextMapPropagator()
 _LONG_HEX = re.compile("[0-9a-fA-F]{9,}")
 
 
-def exporters(environ: Mapping[str, str]) -> list[SpanExporter]:
-    """Those that `OTEL_TRACES_EXPORTER` names; of OTLP the protocol that the variables name, http/protobuf by default.
-
-    Raises:
-        ConfigurationError: One of them is not installed, or cannot be made.
-    """
-    protocol = environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "http/protobuf"
-    otlp = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}.get(protocol, protocol)
-    for variable in (name for name in sorted(environ) if name.startswith("OTEL_EXPORTER_OTLP_") and environ[name]):
-        _check(variable, environ[variable], protocol)
-    found = []
-    for name in (environ.get("OTEL_TRACES_EXPORTER") or "otlp").split(","):
-        name = otlp if name.strip() == "otlp" else name.strip()
-        known = [*entry_points(group="opentelemetry_traces_exporter", name=name)]
-        if not known and name == protocol:
-            raise ConfigurationError(f"OTEL_EXPORTER_OTLP_PROTOCOL: there is no protocol {name}: http/protobuf or grpc?")
-        if not known:
-            package = (
-                f"install opentelemetry-exporter-{name.replace('_', '-')}" if name.startswith("otlp_") else "otlp, console or none?"
-            )
-            raise ConfigurationError(f"OTEL_TRACES_EXPORTER: there is no exporter {name}: {package}")
-        try:
-            found.append(known[0].load()())
-        except Exception as error:
-            raise ConfigurationError(f"OTEL_TRACES_EXPORTER: the exporter {name} cannot be made: {error}") from error
-    return found
-
-
-def _check(variable: str, value: str, protocol: str) -> None:
-    """What the exporter would find only when it exports."""
-    if variable.endswith("_ENDPOINT") and protocol == "http/protobuf" and not wire.is_url(value):
-        raise ConfigurationError(f"{variable}: is no URL: write http://host:4318")
-    if variable.endswith(("_CERTIFICATE", "_CLIENT_KEY")):
-        try:
-            Path(value).open("rb").close()
-        except OSError as error:
-            raise ConfigurationError(f"{variable}: {value}: {error.strerror}") from error
-
-
 class Tracing:
     """The spans of a process: `before` and `after` are observers, to be told of each fact before and after all others.
 
@@ -94,13 +53,10 @@ class Tracing:
     """
 
     def __init__(self, service: str, instance: str, exporters: list[SpanExporter], *, heartbeats: bool = True) -> None:
-        own = {"service.name": f"fedround-{service}", "service.version": version("fedround"), "service.instance.id": instance}
-        own |= {"fedround.participant": instance} if service == "participant" else {}
-        resource = Resource.create({**own, **OTELResourceDetector().detect().attributes})
         self._ids = _Ids()
         self._train: int | None = None
         """The id that was promised for the span of the training that is about to begin."""
-        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False, id_generator=self._ids)
+        self._provider = TracerProvider(resource=resource(service, instance), shutdown_on_exit=False, id_generator=self._ids)
         for exporter in exporters:
             self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._run = _RunAttributes()
@@ -297,7 +253,10 @@ class Tracing:
 
     @contextmanager
     def server(self, method: str, path: str, headers: Mapping[str, str]) -> Iterator["ServerSpan"]:
-        """The span of one request to us."""
+        """The span of one request to us; none of what is passed on, which would be traced for ever."""
+        if path in wire.OTLP:
+            yield ServerSpan(trace.INVALID_SPAN, method)
+            return
         span = self._tracer.start_span(method, propagate.extract(headers, NONE), SpanKind.SERVER)
         if span.is_recording():
             path = _LONG_HEX.sub(lambda match: match[0][:8], printable(redact(path)))  # ids are told in other spellings, too

@@ -11,12 +11,13 @@ from fedround import http
 from fedround.events import Observer
 from fedround.observability.health import Health
 from fedround.observability.metrics.participant import ParticipantMetrics
+from fedround.observability.pushes import exporting
 from fedround.observability.telemetry import Telemetry
-from fedround.observability.traces import tracing
 from fedround.participant.connection import connected
 from fedround.participant.operators import Operators
 from fedround.participant.peers import Trainer
 from fedround.participant.phase import Doing
+from fedround.participant.pushing import relaying
 from fedround.participant.runtime import Runtime
 from fedround.participant.signals import signals
 from fedround.participant.terms import Options, Terms
@@ -70,9 +71,14 @@ def serve(settings: ParticipantSettings, host: Host, bounded: Bounded = lambda *
     watch = Watch(settings.name, health, within=max(settings.long_poll, settings.heartbeat_period))
     doing = Doing()
     apart = settings.isolation is Isolation.PROCESS
-    with tracing("participant", settings.name, heartbeats=settings.trace_heartbeats) as traces:
+    with (
+        relaying(settings) as relay,
+        exporting("participant", settings.name, heartbeats=settings.trace_heartbeats, relay=relay) as exports,
+    ):
+        traces = exports.tracing
         metrics = partial(ParticipantMetrics, name=settings.name, local_values=settings.ops_token is not None)
         telemetry = Telemetry(metrics, [watch, doing], traces, keep_log=not apart)
+        exports.show("participant", telemetry)
         host.attach(telemetry.observe, traces.train_context if traces else lambda: None)
         same = {name: getattr(settings, name) for name in ("heartbeat_period", *Options.__annotations__) if hasattr(settings, name)}
         terms = Terms(

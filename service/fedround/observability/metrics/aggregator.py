@@ -71,5 +71,7 @@ class AggregatorMetrics(Metrics):
                 self.entered(id, name)
             case events.RequestServed():
                 self._requests.served(fact)
+            case events.TelemetrySent():
+                self.sent(fact)
             case events.ConnectionsChanged() | events.ConnectionCut() | events.RequestThrottled():
                 self._connections.told(fact)

@@ -17,6 +17,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
 
+from fedround import events
 from fedround.errors import ConfigurationError
 from fedround.events import Fact
 from fedround.observability.shared import Shared
@@ -67,6 +68,9 @@ class Metrics:
         Info("fedround_build", "What is running.", registry=self.registry).info(build)
         for collector in self.of_process:
             collector(registry=self.registry)
+        outcomes = {"signal": ("metrics", "traces"), "outcome": ("arrived", "failed")}
+        help = "Number of OTLP requests that this process made, by whether the receiver accepted them."
+        self._pushes = self.make(Counter, "telemetry_pushes_total", help, outcomes, prefix="fedround_")
 
     def __call__(self, fact: Fact) -> None:
         """Take note of `fact`."""
@@ -77,6 +81,10 @@ class Metrics:
         self._run.clear()
         if id:
             self._run.labels(name, id).set(1)
+
+    def sent(self, fact: events.TelemetrySent) -> None:
+        """Count what was pushed."""
+        self._pushes.labels(fact.signal, "arrived" if fact.arrived else "failed").inc()
 
     def show(self, status: Callable[[], Mapping[str, Any]]) -> None:
         """Make gauges of what `status` tells, at each scrape."""

@@ -40,6 +40,19 @@ class CoordinatorMetrics(Metrics):
             Counter, "sit_outs_total", "Number of times that a participant had to sit out after failures in a row."
         )
         self._not_kept = make(Counter, *NOT_KEPT)
+        signals = ("metrics", "traces")
+        self._received = make(
+            Counter,
+            "relay_messages_total",
+            "Number of messages with telemetry from participants. refused: invalid. throttled: too many. full: the queue is.",
+            {"signal": signals, "outcome": ("accepted", "refused", "throttled", "full")},
+        )
+        self._forwarded = make(
+            Counter,
+            "relay_forwarded_total",
+            "Number of accepted messages that the collector accepted (arrived), or that were dropped.",
+            {"signal": signals, "outcome": ("arrived", "dropped")},
+        )
         self._requests = Requests(self)
         self._connections = Connections(self, "public", "ops")
 
@@ -63,12 +76,18 @@ class CoordinatorMetrics(Metrics):
                 self._dropped.labels(reason).inc()
             case events.SatOut():
                 self._sat_out.inc()
+            case events.TelemetryReceived():
+                self._received.labels(fact.signal, fact.outcome).inc()
+            case events.TelemetryForwarded():
+                self._forwarded.labels(fact.signal, "arrived" if fact.arrived else "dropped").inc(fact.messages)
             case events.NotKept():
                 self._not_kept.inc()
             case events.RunEntered(id, name):
                 self.entered(id, name)
             case events.RequestServed():
                 self._requests.served(fact)
+            case events.TelemetrySent():
+                self.sent(fact)
             case events.ConnectionsChanged() | events.ConnectionCut() | events.RequestThrottled():
                 self._connections.told(fact)
 

@@ -116,6 +116,8 @@ class ParticipantMetrics(Metrics):
             case events.UpdateMeasured():
                 self._samples.inc(fact.samples)
                 self._change.newest = fact.change
+            case events.TelemetrySent():
+                self.sent(fact)
             case events.ConnectionsChanged() | events.ConnectionCut() | events.RequestThrottled():
                 self._connections.told(fact)
             case events.Reported():

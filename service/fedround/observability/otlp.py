@@ -1,0 +1,142 @@
+"""What sends traces and metrics by OTLP: the exporters that `OTEL_*` variables name, and those that use a participant's connection.
+
+Imported only where something is sent.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.metadata import entry_points, version
+from pathlib import Path
+from typing import Any, Literal
+
+from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.sdk.metrics.export import MetricExportResult, MetricsData
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+from fedround import wire
+from fedround.errors import ConfigurationError
+from fedround.observability.bridge import CUMULATIVE, PREFERENCES, Temporality
+
+Send = Callable[[str, bytes], bool]
+"""Sends a message to a path. Returns whether it arrived."""
+Tell = Callable[[str, bool], None]
+"""Is told whether data of a signal arrived."""
+
+
+def resource(service: str, instance: str, *, part: bool = False) -> Resource:
+    """Return whose telemetry it is: of which service, which one of its kind, and what `OTEL_RESOURCE_ATTRIBUTES` says.
+
+    `part`: other services in this process get the same variables, and shall have another name all the same.
+    """
+    own = {"service.name": f"fedround-{service}", "service.version": version("fedround"), "service.instance.id": instance}
+    own |= {"fedround.participant": instance} if service == "participant" else {}
+    attributes = {**own, **OTELResourceDetector().detect().attributes}
+    if part and attributes["service.name"] != own["service.name"]:
+        attributes["service.name"] = f"{attributes['service.name']}-{service}"
+    return Resource.create(attributes)
+
+
+def exporters(environ: Mapping[str, str], signal: Literal["traces", "metrics"] = "traces") -> list[Any]:
+    """Return those that `OTEL_<signal>_EXPORTER` names; of OTLP the protocol that the variables name, http/protobuf by default.
+
+    Raises:
+        ConfigurationError: One of them is not installed, or cannot be made.
+    """
+    variable, own = f"OTEL_{signal.upper()}_EXPORTER", f"OTEL_EXPORTER_OTLP_{signal.upper()}_PROTOCOL"
+    protocol = environ.get(own) or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "http/protobuf"
+    otlp = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}.get(protocol, protocol)
+    for name in (name for name in sorted(environ) if name.startswith("OTEL_EXPORTER_OTLP_") and environ[name]):
+        _check(name, environ[name], protocol)
+    found = []
+    for name in (environ.get(variable) or "otlp").split(","):
+        name = otlp if name.strip() == "otlp" else name.strip()
+        known = [*entry_points(group=f"opentelemetry_{signal}_exporter", name=name)]
+        if not known and name == protocol:
+            raise ConfigurationError(f"OTEL_EXPORTER_OTLP_PROTOCOL: there is no protocol {name}: http/protobuf or grpc?")
+        if not known:
+            package = (
+                f"install opentelemetry-exporter-{name.replace('_', '-')}" if name.startswith("otlp_") else "otlp, console or none?"
+            )
+            raise ConfigurationError(f"{variable}: there is no exporter {name}: {package}")
+        try:
+            found.append(known[0].load()())
+        except Exception as error:
+            raise ConfigurationError(f"{variable}: the exporter {name} cannot be made: {error}") from error
+    return found
+
+
+def _check(variable: str, value: str, protocol: str) -> None:
+    """Check what the exporter would find only when it exports."""
+    if variable.endswith("_ENDPOINT") and protocol == "http/protobuf" and not wire.is_url(value):
+        raise ConfigurationError(f"{variable}: is no URL: write http://host:4318")
+    if variable.endswith(("_CERTIFICATE", "_CLIENT_KEY")):
+        try:
+            Path(value).open("rb").close()
+        except OSError as error:
+            raise ConfigurationError(f"{variable}: {value}: {error.strerror}") from error
+
+
+def temporality(environ: Mapping[str, str]) -> Temporality:
+    """Return what the variables want. Raises `ConfigurationError`."""
+    name = "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION"
+    if environ.get(name, "").strip() not in ("", "explicit_bucket_histogram"):
+        raise ConfigurationError(f"{name}: {environ[name]}: only explicit_bucket_histogram is possible")
+    name = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
+    preference = environ.get(name, "").strip().lower()
+    if preference and preference not in PREFERENCES:
+        raise ConfigurationError(f"{name}: {environ[name]}: write {', '.join(PREFERENCES)}")
+    return PREFERENCES.get(preference, CUMULATIVE)
+
+
+def succeeded(exporter: Any, data: MetricsData) -> bool:
+    """Export metrics. Returns whether they arrived."""
+    return bool(exporter.export(data) is MetricExportResult.SUCCESS)
+
+
+class Told(SpanExporter):
+    """An exporter of which `tell` learns what became of each batch."""
+
+    def __init__(self, exporter: SpanExporter, tell: Tell) -> None:
+        self._exporter = exporter
+        self._tell = tell
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """See `SpanExporter`."""
+        result = self._exporter.export(spans)
+        self._tell("traces", result is SpanExportResult.SUCCESS)
+        return result
+
+    def shutdown(self) -> None:
+        """See `SpanExporter`."""
+        self._exporter.shutdown()
+
+
+class Spans(SpanExporter):
+    """Sends spans by `send`. `allow` says which: it is given the name of the instrumentation scope that made a span."""
+
+    def __init__(self, send: Send, allow: Callable[[str], bool]) -> None:
+        self._send = send
+        self._allow = allow
+
+    def export(self, spans: Iterable[ReadableSpan]) -> SpanExportResult:
+        """See `SpanExporter`."""
+        chosen = [span for span in spans if span.instrumentation_scope and self._allow(span.instrumentation_scope.name)]
+        arrived = not chosen or self._send(wire.OTLP_TRACES, encode_spans(chosen).SerializeToString())
+        return SpanExportResult.SUCCESS if arrived else SpanExportResult.FAILURE
+
+
+class Points:
+    """Sends metrics by `send`."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+
+    def export(self, data: MetricsData) -> MetricExportResult:
+        """Send them, as the SDK's exporters do."""
+        arrived = self._send(wire.OTLP_METRICS, encode_metrics(data).SerializeToString())
+        return MetricExportResult.SUCCESS if arrived else MetricExportResult.FAILURE
+
+    def shutdown(self) -> None:
+        """Nothing is kept."""

@@ -1,0 +1,193 @@
+"""Checks telemetry from participants (OTLP), and puts the proved name of its sender on it. The only file that reads such messages.
+
+1. A message has a bounded size, also when it is decompressed, and a bounded number of data points or spans.
+2. Metrics are those of participants, by their names: nobody can report for the coordinator, or for anything else that is monitored.
+3. The resource is replaced: only its version is left. Its name is the proved identity of the sender, whatever it claims.
+4. Labels that name a service or a participant are removed; `fedround_participant_info` names the sender.
+5. Data points have the time of their arrival: a wrong clock must not harm the collector.
+6. What is inconsistent is refused here: a collector would refuse it with all that is sent beside it.
+
+No I/O, no clock.
+"""
+
+import math
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple, TypeVar
+
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # its stubs are another package
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality, Metric
+
+from fedround import wire
+from fedround.errors import BadTelemetry, TooLarge
+
+MAX_BYTES = 1 << 20
+"""Bytes of a message, as it is sent and decompressed."""
+MAX_ITEMS = 2000
+"""Data points with their exemplars, or spans, of a message."""
+MAX_LABELS, MAX_TEXT, MAX_BUCKETS = 16, 256, 64
+"""Labels of a data point; characters of a label, a name or a description; buckets of a histogram."""
+METRIC = re.compile(
+    r"(fedround_(participant|http|telemetry)|http_client|process|python)_[a-z0-9_]{1,100}|fedround_(build|run)_info"
+)
+LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,63}")
+OURS = frozenset(
+    {"participant", "job", "instance", "fedround.participant", "service.name", "service.namespace", "service.instance.id"}
+)
+NAMING = "fedround_participant_info"
+"""The metric whose label `name` names the participant."""
+SERVICE = "fedround-participant"
+M = TypeVar("M", ExportMetricsServiceRequest, ExportTraceServiceRequest)
+
+
+class Stamped(NamedTuple):
+    """A message that may be passed on. `series`: how many series of a Prometheus each data point is, by its hash."""
+
+    message: bytes
+    series: Mapping[int, int]
+
+
+def inflated(body: bytes | bytearray, encoding: str) -> bytes:
+    """Return what a body of that content encoding is. Raises `BadTelemetry` or `TooLarge`."""
+    if encoding in ("", "identity"):
+        return bytes(body)
+    if encoding != "gzip":
+        raise BadTelemetry("the content encoding must be gzip or identity", status=415)
+    inflate = zlib.decompressobj(16 + zlib.MAX_WBITS)
+    try:
+        found = inflate.decompress(body, MAX_BYTES + 1)
+    except zlib.error as error:
+        raise BadTelemetry("the body is not in gzip format") from error
+    if len(found) > MAX_BYTES:
+        raise TooLarge(f"decompressed, a message has {MAX_BYTES} bytes at most")
+    if not inflate.eof or inflate.unused_data:
+        raise BadTelemetry("the body is not one whole gzip stream")
+    return found
+
+
+def stamped(path: str, body: bytes, name: str, now: int) -> Stamped:
+    """Check a message, and put the name of its sender on it. `now`: nanoseconds since 1970. Raises `BadTelemetry`."""
+    return _metrics(body, name, now) if path == wire.OTLP_METRICS else _spans(body, name)
+
+
+def _metrics(body: bytes, name: str, now: int) -> Stamped:
+    request = _parsed(ExportMetricsServiceRequest, body)
+    series: dict[int, int] = {}
+    items = 0
+    for of_resource in request.resource_metrics:
+        _stamp(of_resource, name)
+        for scope in of_resource.scope_metrics:
+            scope.scope.ClearField("attributes")
+            for metric in scope.metrics:
+                points = _points(metric)
+                items += len(points) + sum(len(point.exemplars) for point in points)
+                _few(items)
+                for point in points:
+                    labels = _labels(point, now, {"name": name} if metric.name == NAMING else {})
+                    series[hash((metric.name, labels))] = _width(metric, point)
+    return Stamped(request.SerializeToString(), series)
+
+
+def _points(metric: Metric) -> Sequence[Any]:
+    if METRIC.fullmatch(metric.name) is None:
+        raise BadTelemetry(f"{wire.one_line(metric.name[:100])!r} is no metric of a participant")
+    kind = metric.WhichOneof("data")
+    if kind not in ("gauge", "sum", "histogram"):
+        raise BadTelemetry(f"{metric.name} must be a gauge, a sum or a histogram")
+    data = getattr(metric, kind)
+    if kind != "gauge" and data.aggregation_temporality != AggregationTemporality.AGGREGATION_TEMPORALITY_CUMULATIVE:
+        raise BadTelemetry(f"{metric.name} must be cumulative")
+    metric.unit, metric.description = "", metric.description[:MAX_TEXT]
+    metric.ClearField("metadata")
+    points: Sequence[Any] = data.data_points
+    return points
+
+
+def _labels(point: Any, now: int, stamp: Mapping[str, str]) -> frozenset[tuple[str, str]]:
+    """Check the labels of a data point, remove those that are not its own to say, and replace those of `stamp`."""
+    kept = {each.key: each.value.string_value for each in point.attributes if each.key not in OURS} | stamp
+    if len(kept) > MAX_LABELS:
+        raise BadTelemetry(f"a data point has {MAX_LABELS} labels at most")
+    for each in point.attributes:
+        if LABEL.fullmatch(each.key) is None and each.key not in OURS:
+            raise BadTelemetry(f"{wire.one_line(each.key[:100])!r} is no name of a label")
+        if each.value.WhichOneof("value") != "string_value" or len(each.value.string_value) > MAX_TEXT:
+            raise BadTelemetry(f"a label is a text of at most {MAX_TEXT} characters")
+    _set(point.attributes, kept)
+    point.time_unix_nano = now
+    point.start_time_unix_nano = min(point.start_time_unix_nano, now)
+    for exemplar in point.exemplars:
+        exemplar.ClearField("filtered_attributes")
+        exemplar.time_unix_nano = min(exemplar.time_unix_nano, now)
+        _check_ids((exemplar.trace_id, 16, True), (exemplar.span_id, 8, True))
+    return frozenset(kept.items())
+
+
+def _width(metric: Metric, point: Any) -> int:
+    """Return how many series a data point is. Raises `BadTelemetry` for a histogram that is none."""
+    if metric.WhichOneof("data") != "histogram":
+        return 1
+    bounds, counts = point.explicit_bounds, point.bucket_counts
+    rising = all(lower < upper for lower, upper in pairwise(bounds)) and all(map(math.isfinite, bounds))
+    if len(counts) > MAX_BUCKETS or len(counts) != len(bounds) + 1 or sum(counts) != point.count or not rising:
+        raise BadTelemetry(f"{metric.name}: the buckets of a histogram do not fit together, or are more than {MAX_BUCKETS}")
+    return len(counts) + 2
+
+
+def _spans(body: bytes, name: str) -> Stamped:
+    request = _parsed(ExportTraceServiceRequest, body)
+    items = 0
+    for of_resource in request.resource_spans:
+        _stamp(of_resource, name)
+        for scope in of_resource.scope_spans:
+            scope.scope.ClearField("attributes")
+            items += len(scope.spans)
+            _few(items)
+            for span in scope.spans:
+                _check_ids((span.trace_id, 16, False), (span.span_id, 8, False), (span.parent_span_id, 8, True))
+                own = [each for each in span.attributes if each.key not in OURS]
+                span.ClearField("attributes")
+                span.attributes.extend(own)
+    return Stamped(request.SerializeToString(), {})
+
+
+def _parsed(kind: type[M], body: bytes) -> M:
+    request = kind()
+    try:
+        request.ParseFromString(body)
+    except DecodeError as error:
+        raise BadTelemetry(f"the body is no {kind.DESCRIPTOR.name} of OTLP") from error
+    request.DiscardUnknownFields()
+    return request
+
+
+def _stamp(of_resource: Any, name: str) -> None:
+    """Replace the resource."""
+    claimed = {each.key: each.value.string_value for each in of_resource.resource.attributes}
+    whose = {"service.name": SERVICE, "service.instance.id": name, "fedround.participant": name}
+    if version := claimed.get("service.version", "")[:MAX_TEXT]:
+        whose["service.version"] = version
+    of_resource.ClearField("schema_url")
+    of_resource.resource.Clear()
+    _set(of_resource.resource.attributes, whose)
+
+
+def _set(attributes: Any, values: Mapping[str, str]) -> None:
+    del attributes[:]
+    attributes.extend(KeyValue(key=key, value=AnyValue(string_value=value)) for key, value in values.items())
+
+
+def _check_ids(*ids: tuple[bytes, int, bool]) -> None:
+    """Check the lengths of ids; those that may be missing may be empty."""
+    if not all(len(id) == length or (missing and not id) for id, length, missing in ids):
+        raise BadTelemetry("the id of a trace has 16 bytes, that of a span 8")
+
+
+def _few(items: int) -> None:
+    if items > MAX_ITEMS:
+        raise BadTelemetry(f"a message has {MAX_ITEMS} data points, exemplars or spans at most", status=413)

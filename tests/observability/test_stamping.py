@@ -1,0 +1,210 @@
+"""What a participant pushes: the proved name is put on it, and what could harm others is refused with a reason."""
+
+import gzip
+import os
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.resources import Resource
+
+from fedround import wire
+from fedround.errors import BadTelemetry, TooLarge
+from fedround.observability.bridge import Bridge
+from fedround.observability.metrics.participant import ParticipantMetrics
+from fedround.observability.stamping import MAX_BUCKETS, MAX_BYTES, MAX_ITEMS, MAX_LABELS, MAX_TEXT, Stamped, inflated, stamped
+from observability.test_metrics import LOCAL, WEIGHTS, told
+from support.otlp import Receiver, values
+
+NOW = 10**18
+NAME = "fedround_participant_round_number"
+
+
+def metrics(**resource: str) -> ExportMetricsServiceRequest:
+    """One gauge with one point."""
+    request = ExportMetricsServiceRequest()
+    of_resource = request.resource_metrics.add()
+    for key, value in resource.items():
+        of_resource.resource.attributes.add(key=key.replace("__", ".")).value.string_value = value
+    metric = of_resource.scope_metrics.add().metrics.add(name=NAME)
+    metric.gauge.data_points.add(as_double=7, time_unix_nano=5)
+    return request
+
+
+def metric_of(request: ExportMetricsServiceRequest) -> Any:
+    return request.resource_metrics[0].scope_metrics[0].metrics[0]
+
+
+def label(point: Any, key: str, value: str = "x") -> Any:
+    added = point.attributes.add(key=key)
+    added.value.string_value = value
+    return added
+
+
+def histogram(request: ExportMetricsServiceRequest, bounds: list[float], counts: list[int], count: int) -> None:
+    data = metric_of(request).histogram
+    data.aggregation_temporality = 2
+    data.data_points.add(explicit_bounds=bounds, bucket_counts=counts, count=count)
+
+
+def stamp(request: Any, name: str = "anna") -> Stamped:
+    path = wire.OTLP_METRICS if isinstance(request, ExportMetricsServiceRequest) else wire.OTLP_TRACES
+    return stamped(path, request.SerializeToString(), name, NOW)
+
+
+def of(found: Stamped) -> Any:
+    return ExportMetricsServiceRequest.FromString(found.message)
+
+
+def test_the_name_that_a_silo_claims_is_replaced_by_the_proved_one() -> None:
+    claims = {
+        "service__name": "fedround-coordinator",
+        "fedround__participant": "berta",
+        "host": "x",
+    }
+    request = metrics(**claims, service__instance__id="berta", service__version="1.2")
+    for key in ("job", "instance", "participant", "service.name"):
+        label(metric_of(request).gauge.data_points[0], key, "berta")
+    label(metric_of(request).gauge.data_points[0], "source", "global")
+    found = of(stamp(request))
+    assert values(found.resource_metrics[0].resource.attributes) == {
+        "service.name": "fedround-participant",
+        "service.instance.id": "anna",
+        "fedround.participant": "anna",
+        "service.version": "1.2",
+    }
+    (point,) = metric_of(found).gauge.data_points
+    assert values(point.attributes) == {"source": "global"}
+    assert (point.as_double, point.time_unix_nano) == (7, NOW), "a silo with a wrong clock is heard at the time of its arrival"
+
+
+def test_what_a_participant_of_ours_sends_passes_whole() -> None:
+    own = told(ParticipantMetrics(local_values=True), WEIGHTS, LOCAL)
+    message = encode_metrics(Bridge(Resource.create({}), 1).data(own.registry.collect(), NOW)).SerializeToString()
+    found = stamped(wire.OTLP_METRICS, message, "anna", NOW)
+    before, after = Receiver(), Receiver()
+    before.take(wire.OTLP_METRICS, {}, message)
+    after.take(wire.OTLP_METRICS, {}, found.message)
+    assert [(each.name, each.kind, each.labels) for each in after.series] == [
+        (each.name, each.kind, each.labels) for each in before.series
+    ]
+    assert sum(found.series.values()) < 1000
+    assert stamped(wire.OTLP_METRICS, message, "anna", NOW).series == found.series
+
+
+def test_the_spans_of_a_participant_keep_their_trace() -> None:
+    request = ExportTraceServiceRequest()
+    of_resource = request.resource_spans.add()
+    of_resource.resource.attributes.add(key="service.name").value.string_value = "fedround-coordinator"
+    span = of_resource.scope_spans.add().spans.add(trace_id=b"t" * 16, span_id=b"s" * 8, parent_span_id=b"p" * 8, name="train")
+    label(span, "service.instance.id", "berta")
+    label(span, "fedround.round.number", "7")
+    found = ExportTraceServiceRequest.FromString(stamp(request).message).resource_spans[0]
+    assert values(found.resource.attributes)["service.instance.id"] == "anna"
+    (kept,) = found.scope_spans[0].spans
+    assert (kept.trace_id, kept.parent_span_id, kept.name) == (span.trace_id, span.parent_span_id, "train")
+    assert values(kept.attributes) == {"fedround.round.number": "7"}
+
+
+def _rename(name: str) -> Callable[[Any], None]:
+    return lambda request: setattr(metric_of(request), "name", name)
+
+
+def _point(change: Callable[[Any], object]) -> Callable[[Any], object]:
+    return lambda request: change(metric_of(request).gauge.data_points[0])
+
+
+def _delta(request: Any) -> None:
+    metric_of(request).sum.aggregation_temporality = 1
+
+
+HARMFUL: dict[str, tuple[Callable[[Any], object], str]] = {
+    "a metric of the coordinator": (_rename("fedround_coordinator_round"), "is no metric of a participant"),
+    "a metric of another program": (_rename("node_load1"), "is no metric of a participant"),
+    "a name with a line in it": (_rename("process_x\n"), r"'process_x\\n' is no metric|is no metric"),
+    "a metric without data": (lambda request: metric_of(request).ClearField("gauge"), "must be a gauge, a sum or a histogram"),
+    "a summary": (lambda request: metric_of(request).summary.SetInParent(), "must be a gauge, a sum or a histogram"),
+    "a difference": (_delta, "must be cumulative"),
+    "a wrong label": (_point(lambda point: label(point, "a b")), "is no name of a label"),
+    "a long label": (_point(lambda point: label(point, "a", "x" * (MAX_TEXT + 1))), "a text of at most"),
+    "a label that is a number": (_point(lambda point: setattr(point.attributes.add(key="a").value, "int_value", 7)), "a text"),
+    "many labels": (_point(lambda point: [label(point, f"l{n}") for n in range(MAX_LABELS + 1)]), "labels at most"),
+    "a short trace id": (_point(lambda point: point.exemplars.add(trace_id=b"t")), "the id of a trace has 16 bytes"),
+    "many exemplars": (_point(lambda point: [point.exemplars.add() for _ in range(MAX_ITEMS)]), "data points, exemplars or spans"),
+    "many points": (
+        lambda request: [metric_of(request).gauge.data_points.add() for _ in range(MAX_ITEMS)],
+        "data points, exemplars or spans",
+    ),
+    "buckets without bounds": (lambda request: histogram(request, [], [1, 2], 3), "do not fit"),
+    "falling bounds": (lambda request: histogram(request, [2, 1], [1, 1, 1], 3), "do not fit"),
+    "endless bounds": (lambda request: histogram(request, [1, float("inf")], [1, 1, 1], 3), "do not fit"),
+    "another count": (lambda request: histogram(request, [1], [1, 1], 3), "do not fit"),
+    "many buckets": (lambda request: histogram(request, [*range(MAX_BUCKETS)], [0] * (MAX_BUCKETS + 1), 0), "do not fit"),
+}
+
+
+@pytest.mark.parametrize("harm", HARMFUL)
+def test_what_could_harm_others_is_refused(harm: str) -> None:
+    change, says = HARMFUL[harm]
+    request = metrics()
+    change(request)
+    with pytest.raises(BadTelemetry, match=says):
+        stamp(request)
+
+
+def test_a_span_without_an_id_is_refused() -> None:
+    request = ExportTraceServiceRequest()
+    request.resource_spans.add().scope_spans.add().spans.add(trace_id=b"t" * 16, name="train")
+    with pytest.raises(BadTelemetry, match="the id of a trace has 16 bytes, that of a span 8"):
+        stamp(request)
+
+
+def test_a_histogram_is_as_many_series_as_a_prometheus_makes_of_it() -> None:
+    request = metrics()
+    histogram(request, [1, 2], [1, 0, 2], 3)
+    assert [*stamp(request).series.values()] == [5]
+
+
+@pytest.mark.parametrize("path", wire.OTLP)
+@given(body=st.binary(max_size=300))
+def test_any_bytes_are_a_message_or_refused(path: str, body: bytes) -> None:
+    try:
+        found = stamped(path, body, "anna", NOW)
+    except BadTelemetry:
+        return
+    assert stamped(path, found.message, "anna", NOW).message == found.message, "what was stamped once stays as it is"
+
+
+def test_a_compressed_body_is_what_it_was() -> None:
+    assert inflated(gzip.compress(b"abc"), "gzip") == inflated(b"abc", "") == inflated(bytearray(b"abc"), "identity") == b"abc"
+    with pytest.raises(BadTelemetry, match="gzip or identity") as refused:
+        inflated(b"abc", "br")
+    assert refused.value.status == 415
+
+
+@pytest.mark.parametrize("body", [b"", b"abc", gzip.compress(b"abc")[:-1], gzip.compress(b"abc") + b"x", zlib.compress(b"abc")])
+def test_a_broken_compression_is_refused(body: bytes) -> None:
+    with pytest.raises(BadTelemetry, match="gzip"):
+        inflated(body, "gzip")
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_large() -> None:
+    assert len(inflated(gzip.compress(bytes(MAX_BYTES)), "gzip")) == MAX_BYTES
+    bomb = gzip.compress(bytes(100 << 20))
+    assert len(bomb) < MAX_BYTES
+    before = _peak()
+    with pytest.raises(TooLarge, match="decompressed"):
+        inflated(bomb, "gzip")
+    assert _peak() - before < 20 << 20
+
+
+def _peak() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if os.uname().sysname == "Linux" else 1)

@@ -1,0 +1,109 @@
+"""Programs that take metrics by OTLP: a Prometheus 3, and an OpenTelemetry Collector that shows them to a Prometheus."""
+
+import json
+import subprocess
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from support.processes import free_port, until
+from support.tools import tool
+
+Series = tuple[tuple[str, str], ...]
+"""The labels of a series, and its name among them; bounds of buckets as numbers."""
+
+
+def series(labels: Mapping[str, str]) -> Series:
+    """Labels that can be compared, without what says only how they came here."""
+    kept = {name: text for name, text in labels.items() if text and not name.startswith("otel_scope_")}
+    return tuple(sorted((kept | ({"le": repr(float(kept["le"]))} if "le" in kept else {})).items()))
+
+
+@dataclass(frozen=True)
+class Store:
+    """A Prometheus."""
+
+    url: str
+
+    def ask(self, path: str, **parameters: str) -> Any:
+        with urllib.request.urlopen(f"{self.url}{path}?{urllib.parse.urlencode(parameters)}", timeout=30) as answer:
+            return json.load(answer)["data"]
+
+    def series(self) -> set[Series]:
+        """All that it was given."""
+        found = self.ask("/api/v1/series", **{"match[]": '{__name__=~".+",__name__!~"up|scrape_.+|target_info"}'})
+        return {series(labels) for labels in found}
+
+    def query(self, query: str) -> dict[Series, float]:
+        found = self.ask("/api/v1/query", query=query)
+        if found["resultType"] == "scalar":
+            return {(): float(found["result"][1])}
+        return {series(each["metric"]): float(each["value"][1]) for each in found["result"]}
+
+    def exemplars(self, query: str) -> list[Any]:
+        found: list[Any] = self.ask("/api/v1/query_exemplars", query=query, start="0", end="9999999999")
+        return found
+
+
+@contextmanager
+def prometheus3(
+    directory: Path, *, targets: Mapping[tuple[str, str], str] | None = None, strategy: str = "UnderscoreEscapingWithSuffixes"
+) -> Iterator[Store]:
+    """One that receives OTLP, and scrapes an address for each job and instance."""
+    directory.mkdir()
+    of_job: dict[str, list[object]] = {}
+    for (job, instance), address in (targets or {}).items():
+        of_job.setdefault(job, []).append({"targets": [address], "labels": {"instance": instance}})
+    jobs = [{"job_name": job, "static_configs": addresses} for job, addresses in of_job.items()]
+    timing = {"scrape_interval": "1s", "scrape_timeout": "1s"}
+    config = {"global": timing, "scrape_configs": jobs, "otlp": {"translation_strategy": strategy}}
+    (directory / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
+    address = f"127.0.0.1:{free_port()}"
+    command = [
+        tool("prometheus3"),
+        f"--config.file={directory / 'prometheus.yml'}",
+        f"--storage.tsdb.path={directory / 'data'}",
+        f"--web.listen-address={address}",
+        "--web.enable-otlp-receiver",
+        "--enable-feature=exemplar-storage",
+    ]
+    with _at_work(command, f"http://{address}/-/ready", directory / "log"):
+        yield Store(f"http://{address}")
+
+
+@contextmanager
+def collector(directory: Path) -> Iterator[tuple[str, str]]:
+    """An OpenTelemetry Collector: where it receives OTLP, and where it shows the metrics to a Prometheus."""
+    receives, shows = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    config = {
+        "receivers": {"otlp": {"protocols": {"http": {"endpoint": receives}}}},
+        "exporters": {"prometheus": {"endpoint": shows}},
+        "service": {
+            "telemetry": {"metrics": {"level": "none"}},
+            "pipelines": {"metrics": {"receivers": ["otlp"], "exporters": ["prometheus"]}},
+        },
+    }
+    (directory / "collector.yml").write_text(json.dumps(config))
+    with _at_work([tool("otelcol"), f"--config=file:{directory / 'collector.yml'}"], f"http://{shows}/metrics", directory / "log"):
+        yield f"http://{receives}", f"http://{shows}/metrics"
+
+
+@contextmanager
+def _at_work(command: Sequence[str], url: str, log: Path) -> Iterator[None]:
+    with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=file) as process:
+
+        def ready() -> bool:
+            assert process.poll() is None, log.read_text()
+            with suppress(OSError), urllib.request.urlopen(url, timeout=10) as answer:
+                return bool(answer.status == 200)
+            return False
+
+        try:
+            until(ready, 60)
+            yield
+        finally:
+            process.kill()

@@ -85,7 +85,7 @@ def test_the_name_that_a_silo_claims_is_replaced_by_the_proved_one() -> None:
 
 
 def test_what_a_participant_of_ours_sends_passes_whole() -> None:
-    own = told(ParticipantMetrics(local_values=True), WEIGHTS, LOCAL)
+    own = told(ParticipantMetrics(name="anna", local_values=True), WEIGHTS, LOCAL)
     message = encode_metrics(Bridge(Resource.create({}), 1).data(own.registry.collect(), NOW)).SerializeToString()
     found = stamped(wire.OTLP_METRICS, message, "anna", NOW)
     before, after = Receiver(), Receiver()

@@ -108,7 +108,7 @@ def _points(metric: Metric) -> Sequence[Any]:
     return points
 
 
-def _labels(point: Any, now: int, stamp: Mapping[str, str]) -> frozenset[tuple[str, str]]:
+def _labels(point: Any, now: int, stamp: dict[str, str]) -> frozenset[tuple[str, str]]:
     """Check the labels of a data point, remove those that are not its own to say, and replace those of `stamp`."""
     kept = {each.key: each.value.string_value for each in point.attributes if each.key not in OURS} | stamp
     if len(kept) > MAX_LABELS:

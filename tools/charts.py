@@ -1,8 +1,12 @@
-"""What of the charts and of k8s/ is made from something else: `tools/charts.py` makes it, `--check` says what is old.
+"""Write the generated files of the charts and of k8s/; with `--check`, list those that are out of date.
 
-A chart has the version of the project. The rules and dashboards in it are those of deploy/. A chart's schema follows from its
-values: each has the type of its default or what is said here, and there are no others. The tables in helm/README.md are the values
-with their comments. k8s/ is the charts, rendered.
+- A chart has the version of the project.
+- The rules and dashboards in a chart come from deploy/.
+- The helpers that both charts need come from helm/common.tpl. A chart contains its own copy, so it is complete without the other.
+- A chart's schema follows from its values: each has the type of its default, or the one defined here. Others are refused.
+- `_defaults.tpl` repeats the defaults for values of an older release, and lists the values that may be templates.
+- The tables in helm/README.md are the values with their comments.
+- k8s/ is the rendered charts.
 """
 
 import json
@@ -14,24 +18,31 @@ from collections.abc import Iterator, Mapping
 from functools import reduce
 from operator import getitem
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
+from annotated_types import Le
+from pydantic.fields import FieldInfo
 
-from fedround.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings, Settings
+from fedround.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings, Row, Settings
 from generated import ROOT, main
 
 HELM = ROOT / "helm"
 CHARTS = ("coordinator", "participant")
+UMBRELLA = "fedround"
 COPIED = {"rules": "prometheus/rules/*.yml", "dashboards": "grafana/dashboards/*.json"}
+URL_OR_TEMPLATE = {"pattern": "^(https?://.+|.*[{][{].*)?$"}
 NONSENSE: Mapping[str, Mapping[str, Any]] = {
     "kind": {"enum": ["StatefulSet", "Deployment"]},
     "afterFinish": {"enum": ["wait", "exit"]},
     "image.pullPolicy": {"enum": ["Always", "IfNotPresent", "Never"]},
+    "image.tag": {"type": ["string", "integer"], "pattern": r"^(\w[\w.-]{0,127})?$", "minimum": 0},
     "image.digest": {"pattern": "^(sha256:[0-9a-f]{64})?$"},
-    "coordinator.url": {"pattern": "^(https?://.+)?$"},
-    "aggregator.url": {"pattern": "^(https?://.+)?$"},
-    "otel.endpoint": {"pattern": "^(https?://.+)?$"},
+    "imagePullSecrets": {"items": {"$ref": "#/definitions/secret"}},
+    "global.imagePullSecrets": {"items": {"$ref": "#/definitions/secret"}},
+    "coordinator.url": URL_OR_TEMPLATE,
+    "aggregator.url": URL_OR_TEMPLATE,
+    "otel.endpoint": URL_OR_TEMPLATE,
     "class": {"pattern": r"^[\w.]+:[\w.]+$"},
     "flower": {"pattern": r"^([\w.]+:[\w.]+)?$"},
     "minClients": {"minimum": 1},
@@ -39,6 +50,8 @@ NONSENSE: Mapping[str, Mapping[str, Any]] = {
     "tmpSizeLimit": {"$ref": "#/definitions/quantity"},
     "persistence.size": {"$ref": "#/definitions/quantity"},
     "service.type": {"enum": ["ClusterIP", "NodePort", "LoadBalancer"]},
+    "httpRoute.timeouts.coordinator": {"pattern": "^(([0-9]{1,5}(h|m|s|ms)){1,4})?$"},
+    "httpRoute.timeouts.aggregator": {"pattern": "^(([0-9]{1,5}(h|m|s|ms)){1,4})?$"},
     "autoscaling.minReplicas": {"minimum": 1},
     "autoscaling.maxReplicas": {"minimum": 1},
     "podDisruptionBudget.maxUnavailable": {"type": ["integer", "string"], "minimum": 0, "pattern": "^[0-9]+%$"},
@@ -49,7 +62,18 @@ NONSENSE: Mapping[str, Mapping[str, Any]] = {
     "podMonitor.scrapeTimeout": {"$ref": "#/definitions/scrape"},
     "persistence.retentionPolicy": {"additionalProperties": {"enum": ["Retain", "Delete"]}},
 }
-"""What a value may be, where its default does not say it."""
+"""Restrictions of values beyond the type of their default."""
+TEXTS = {
+    "labels",
+    "annotations",
+    "commonLabels",
+    "commonAnnotations",
+    "podLabels",
+    "podAnnotations",
+    "nodeSelector",
+    "resourceAttributes",
+}
+"""Maps of texts, in which `--set` writes numbers and booleans."""
 DURATION = {"type": ["string", "number"], "pattern": r"^[0-9]+([.][0-9]*)? *(ms|s|m|h)?$", "minimum": 0}
 DEFINITIONS = {
     "quantity": {"type": "string", "pattern": "^[0-9.]+([kMGT]|[KMGT]i)?$"},
@@ -57,10 +81,26 @@ DEFINITIONS = {
     "duration": DURATION,
     "duration|never": {"anyOf": [DURATION, {"const": "never"}]},
     "size": {"type": ["string", "integer"], "pattern": r"^[0-9]+([.][0-9]*)? *([kMGT]|[KMGT]i)?B?$", "minimum": 1},
+    "secret": {
+        "anyOf": [
+            {"type": "string", "minLength": 1},
+            {
+                "type": "object",
+                "required": ["name"],
+                "additionalProperties": False,
+                "properties": {"name": {"type": "string", "minLength": 1}},
+            },
+        ]
+    },
     "number": {"type": "integer", "minimum": 0},
-    "ratio": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
     # `--set` makes a string of a number with a decimal point.
-    "share": {"type": ["number", "string"], "pattern": "^[0-9]+([.][0-9]*)?$", "minimum": 0},
+    "ratio": {
+        "anyOf": [
+            {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+            {"type": "string", "pattern": "^(0*[.][0-9]*[1-9][0-9]*|0*1([.]0*)?)$"},
+        ]
+    },
+    "decimal": {"type": ["number", "string"], "pattern": "^([0-9]+([.][0-9]*)?|[.][0-9]+)([eE][+-]?[0-9]+)?$", "minimum": 0},
     "share|number": {
         "anyOf": [
             {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
@@ -73,10 +113,9 @@ DEFINITIONS = {
     "hosts": {"type": "string"},
     "true|false": {"type": "boolean"},
     "json": {"type": "object"},
-    "text|json": {"enum": ["text", "json"]},
-    "debug|info|warning|error": {"enum": ["debug", "info", "warning", "error"]},
+    "text": {"type": ["string", "integer"]},
 }
-"""Of what kind values are; those of settings have the names that they have in `fedround.settings`."""
+"""Kinds of values. Those of settings have their names in `fedround.settings`."""
 FREE = {
     "resources",
     "podSecurityContext",
@@ -90,7 +129,9 @@ FREE = {
     "retentionPolicy",
     "tlsConfig",
 }
-"""What is Kubernetes' own, and for it to check, though our default is not empty."""
+"""Maps that Kubernetes defines and checks, although their default is not empty."""
+REMOVABLE = {"resources", "podSecurityContext", "securityContext", "labels", "annotations"}
+"""Those of them that a user may remove with `null`; others get their default back."""
 SETTINGS: Mapping[tuple[str, str], type[Settings]] = {
     ("coordinator", "coordinator.settings"): CoordinatorSettings,
     ("coordinator", "aggregator.settings"): AggregatorSettings,
@@ -98,18 +139,23 @@ SETTINGS: Mapping[tuple[str, str], type[Settings]] = {
 }
 URL = "http://fl-coordinator:8081"
 RENDERED = {"coordinator": ("fl", ()), "participant": ("silo", ("--set", f"coordinator.url={URL}"))}
-"""The release of each chart in k8s/base, and what its values have to say."""
+"""The release of each chart in k8s/base, and its arguments."""
+MADE = "Made by tools/charts.py"
 LINE = re.compile(r"^( *)(?:# (?P<comment>.*)|(?P<key>\w+):.*)$")
 
 
 def made() -> Iterator[tuple[Path, str]]:
-    """Each file with what belongs into it. The schemas come before what helm renders, which looks at them."""
+    """Yield each file with its content. What helm reads comes before what it renders."""
     for kind, pattern in COPIED.items():
         for source in sorted((ROOT / "deploy").glob(pattern)):
             yield HELM / "coordinator" / "files" / kind / source.name, source.read_text()
     for path in sorted(HELM.glob("*/Chart.yaml")):
         yield path, versioned(path.read_text())
     for chart in CHARTS:
+        shared = (HELM / "common.tpl").read_text().replace('"chart.', f'"{chart}.')
+        yield HELM / chart / "templates" / "_common.tpl", f"{{{{/* {MADE} from helm/common.tpl. */}}}}\n\n{shared}"
+        yield HELM / chart / "templates" / "_defaults.tpl", defaults(chart)
+    for chart in (*CHARTS, UMBRELLA):
         yield HELM / chart / "values.schema.json", json.dumps(schema(chart), indent=2) + "\n"
     yield HELM / "README.md", readme()
     for chart, (release, arguments) in RENDERED.items():
@@ -125,16 +171,20 @@ def versioned(chart: str) -> str:
 
 
 def schema(chart: str) -> dict[str, Any]:
-    """The values of a chart: which there are, and of what kind."""
-    properties: dict[str, Any] = {"global": {"type": "object"}}  # helm's own
+    """Return the schema of a chart's values. Global values, and those of subcharts, are open: others read and check them."""
+    properties: dict[str, Any] = {}
     used = set()
+    opened = {"global", "coordinator", "silo"} if chart == UMBRELLA else {"global"}
     for path, default, comment in rows(chart):
         *way, last = path.split(".")
         within = properties
         for key in way:
-            within = within.setdefault(key, {"type": "object", "additionalProperties": False, "properties": {}})["properties"]
+            inner = {"type": "object", "additionalProperties": key in opened, "properties": {}}
+            within = within.setdefault(key, inner)["properties"]
         kind = settings(SETTINGS[chart, path]) if (chart, path) in SETTINGS else {**of(default), **NONSENSE.get(path, {})}
-        used |= {found["$ref"] for found in (kind, *kind.get("properties", {}).values()) if "$ref" in found}
+        if last in TEXTS:
+            kind["additionalProperties"] = {"type": ["string", "number", "boolean"]}
+        used |= {found["$ref"] for found in (kind, kind.get("items", {}), *kind.get("properties", {}).values()) if "$ref" in found}
         within[last] = kind if "$ref" in kind else {"description": comment, **kind}
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
@@ -146,17 +196,44 @@ def schema(chart: str) -> dict[str, Any]:
 
 
 def settings(cls: type[Settings]) -> dict[str, Any]:
-    """The settings of a service by their names, without what is set for all services at once."""
+    """Return the schema of a service's settings, without those that all services share."""
     properties = {
-        row.name.rstrip("_"): {"$ref": f"#/definitions/{row.kind}"} if row.kind in DEFINITIONS else {"type": "string"}
+        row.name.rstrip("_"): of_setting(row, cls.model_fields.get(row.name))
         for row in cls.rows()
         if row.variable.startswith(cls.prefix)
     }
     return {"type": "object", "additionalProperties": False, "properties": properties}
 
 
+def of_setting(row: Row, field: FieldInfo | None) -> dict[str, Any]:
+    """Return the schema of a setting. `field` is None for the file of a secret."""
+    kind = row.kind
+    if field is not None:
+        if get_origin(field.annotation) is Literal:
+            return {"enum": list(get_args(field.annotation))}
+        if kind in ("ratio", "share", "number") and float in (field.annotation, *get_args(field.annotation)):
+            kind = "ratio" if Le(1) in field.metadata else "decimal"
+    return {"$ref": f"#/definitions/{kind}"} if kind in DEFINITIONS else {"type": "string"}
+
+
+def defaults(chart: str) -> str:
+    """Return the template file with a chart's defaults, and with the paths of the values that may be templates."""
+    values: dict[str, Any] = {}
+    templated = []
+    for path, default, comment in rows(chart):
+        *way, last = path.split(".")
+        if last not in REMOVABLE or not default:
+            reduce(lambda within, key: within.setdefault(key, {}), way, values)[last] = default
+        if comment.endswith("May be a template."):
+            templated.append(path)
+    template = f"{{{{/* {MADE} from values.yaml. */}}}}\n"
+    for name, content in (("defaults", values), ("templated", templated)):
+        template += f'\n{{{{- define "{chart}.{name}" }}}}\n{yaml.safe_dump(content, sort_keys=False)}{{{{- end }}}}\n'
+    return template
+
+
 def of(default: Any) -> dict[str, Any]:
-    """What a value like this one may be."""
+    """Return the schema of values that are like this one."""
     match default:
         case bool():
             return {"type": "boolean"}
@@ -170,9 +247,9 @@ def of(default: Any) -> dict[str, Any]:
 
 
 def readme() -> str:
-    """helm/README.md with its tables as they are to be."""
+    """Return helm/README.md with its tables as they should be."""
     text = (HELM / "README.md").read_text()
-    for chart in CHARTS:
+    for chart in (*CHARTS, UMBRELLA):
         begin, end = f"<!-- made by tools/charts.py: {chart} -->\n", "<!-- end -->"
         before, _, rest = text.partition(begin)
         text = before + begin + "\n".join(table(chart)) + "\n" + end + rest.partition(end)[2]
@@ -187,7 +264,7 @@ def table(chart: str) -> Iterator[str]:
 
 
 def rows(chart: str) -> Iterator[tuple[str, Any, str]]:
-    """The values of a chart: where each is, its default, and the comment above it."""
+    """Yield the values of a chart: the path of each, its default, and the comment above it."""
     source = (HELM / chart / "values.yaml").read_text()
     values = yaml.safe_load(source)
     way: list[str] = []
@@ -206,7 +283,7 @@ def rows(chart: str) -> Iterator[tuple[str, Any, str]]:
 
 
 def rendered(release: str, chart: str, *arguments: str) -> tuple[str, str]:
-    """The objects of a release; and its variables, of which kustomize makes a ConfigMap whose name changes with them."""
+    """Return the objects of a release, and its variables. kustomize makes a ConfigMap of them whose name changes with them."""
     command = ["helm", "template", release, str(HELM / chart), "--no-hooks", "--skip-tests", *arguments]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     text = text.replace("app.kubernetes.io/managed-by: Helm", "app.kubernetes.io/managed-by: kustomize")
@@ -215,7 +292,7 @@ def rendered(release: str, chart: str, *arguments: str) -> tuple[str, str]:
     documents = re.split(r"^---\n", "\n".join(line for line in lines if line) + "\n", flags=re.MULTILINE)
     (config,) = [document for document in documents if "\nkind: ConfigMap\n" in document]
     variables = "".join(f"{name}={value}\n" for name, value in yaml.safe_load(config)["data"].items())
-    made = "# Made by tools/charts.py from the chart.\n"
+    made = f"# {MADE} from the chart.\n"
     return made + "---\n".join(document for document in documents if document is not config), made + variables
 
 

@@ -21,7 +21,6 @@ EXCEPTIONS = {
     "kube-score": {
         "container-image-pull-policy": "what is pulled has a version or a digest; image.pullPolicy is a value",
         "pod-networkpolicy": "networkPolicy.enabled covers the workloads; the pod of helm test is there for a second",
-        "statefulset-has-servicename": "the coordinator's one pod is found by its two Services, not by a name of its own",
         "service-type": "service.type is a value, ClusterIP by default",
         "deployment-has-host-podantiaffinity": OF_THE_USER,
         "statefulset-has-host-podantiaffinity": OF_THE_USER,

@@ -1,4 +1,53 @@
-{{/* One of the two containers: `role`, its ports, and what it is given. */}}
+{{/* The variables of a container that the chart sets itself. */}}
+{{- define "coordinator.env" -}}
+{{- $values := .root.Values }}
+- name: K8S_NAMESPACE
+  valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
+- name: K8S_POD
+  valueFrom: {fieldRef: {fieldPath: metadata.name}}
+- name: K8S_POD_UID
+  valueFrom: {fieldRef: {fieldPath: metadata.uid}}
+- name: K8S_NODE
+  valueFrom: {fieldRef: {fieldPath: spec.nodeName}}
+- name: OTEL_RESOURCE_ATTRIBUTES
+  value: k8s.namespace.name=$(K8S_NAMESPACE),k8s.pod.name=$(K8S_POD),k8s.pod.uid=$(K8S_POD_UID),k8s.node.name=$(K8S_NODE),k8s.container.name={{ .role }}{{ range $name, $value := $values.otel.resourceAttributes }},{{ $name }}={{ include "coordinator.text" $value }}{{ end }}
+{{- with $values.token }}
+{{- if and .existingSecret .tokensKey }}
+- name: {{ upper $.role }}_TOKENS_FILE
+  value: /etc/fedround/tokens
+{{- else if .existingSecret }}
+- name: {{ upper $.role }}_TOKEN
+  valueFrom: {secretKeyRef: {name: {{ .existingSecret }}, key: {{ .key }}}}
+{{- end }}
+{{- end }}
+{{- with $values.opsToken.existingSecret }}
+- name: {{ upper $.role }}_OPS_TOKEN
+  valueFrom: {secretKeyRef: {name: {{ . }}, key: {{ $values.opsToken.key }}}}
+{{- end }}
+{{- if include "coordinator.tlsSecret" .root }}
+- {name: {{ upper .role }}_TLS_CERT_FILE, value: /etc/fedround-tls/tls.crt}
+- {name: {{ upper .role }}_TLS_KEY_FILE, value: /etc/fedround-tls/tls.key}
+{{- if $values.tls.clientCA.existingSecret }}
+- {name: {{ upper .role }}_TLS_CLIENT_CA_FILE, value: /etc/fedround-client-ca/ca.crt}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "coordinator.volumeMounts" -}}
+- {name: data, mountPath: /data}
+- {name: tmp, mountPath: /tmp}
+{{- if .Values.token.tokensKey }}
+- {name: tokens, mountPath: /etc/fedround, readOnly: true}
+{{- end }}
+{{- if include "coordinator.tlsSecret" . }}
+- {name: tls, mountPath: /etc/fedround-tls, readOnly: true}
+{{- end }}
+{{- if .Values.tls.clientCA.existingSecret }}
+- {name: client-ca, mountPath: /etc/fedround-client-ca, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{/* One of the two containers: its `role` and its ports. */}}
 {{- define "coordinator.container" -}}
 {{- $values := .root.Values }}
 {{- $https := ternary ", scheme: HTTPS" "" (ne (include "coordinator.tlsSecret" .root) "") }}
@@ -6,42 +55,13 @@
   image: {{ include "coordinator.image" .root }}
   imagePullPolicy: {{ $values.image.pullPolicy }}
   args: [{{ .role }}]
-  securityContext: {{- toYaml $values.securityContext | nindent 4 }}
+  {{- with $values.securityContext }}
+  securityContext: {{- toYaml . | nindent 4 }}
+  {{- end }}
   envFrom:
     - configMapRef: {name: {{ include "coordinator.fullname" .root }}}
     {{- with $values.extraEnvFrom }}{{ toYaml . | nindent 4 }}{{ end }}
-  env:
-    - name: K8S_NAMESPACE
-      valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
-    - name: K8S_POD
-      valueFrom: {fieldRef: {fieldPath: metadata.name}}
-    - name: K8S_POD_UID
-      valueFrom: {fieldRef: {fieldPath: metadata.uid}}
-    - name: K8S_NODE
-      valueFrom: {fieldRef: {fieldPath: spec.nodeName}}
-    - name: OTEL_RESOURCE_ATTRIBUTES
-      value: k8s.namespace.name=$(K8S_NAMESPACE),k8s.pod.name=$(K8S_POD),k8s.pod.uid=$(K8S_POD_UID),k8s.node.name=$(K8S_NODE),k8s.container.name={{ .role }}{{ range $name, $value := $values.otel.resourceAttributes }},{{ $name }}={{ $value }}{{ end }}
-    {{- with $values.token }}
-    {{- if and .existingSecret .tokensKey }}
-    - name: {{ upper $.role }}_TOKENS_FILE
-      value: /etc/fedround/tokens
-    {{- else if .existingSecret }}
-    - name: {{ upper $.role }}_TOKEN
-      valueFrom: {secretKeyRef: {name: {{ .existingSecret }}, key: {{ .key }}}}
-    {{- end }}
-    {{- end }}
-    {{- with $values.opsToken.existingSecret }}
-    - name: {{ upper $.role }}_OPS_TOKEN
-      valueFrom: {secretKeyRef: {name: {{ . }}, key: {{ $values.opsToken.key }}}}
-    {{- end }}
-    {{- if include "coordinator.tlsSecret" .root }}
-    - {name: {{ upper .role }}_TLS_CERT_FILE, value: /etc/fedround-tls/tls.crt}
-    - {name: {{ upper .role }}_TLS_KEY_FILE, value: /etc/fedround-tls/tls.key}
-    {{- if $values.tls.clientCA.existingSecret }}
-    - {name: {{ upper .role }}_TLS_CLIENT_CA_FILE, value: /etc/fedround-client-ca/ca.crt}
-    {{- end }}
-    {{- end }}
-    {{- with $values.extraEnv }}{{ toYaml . | nindent 4 }}{{ end }}
+  env: {{- include "coordinator.override" (dict "key" "name" "ours" (include "coordinator.env" .) "theirs" $values.extraEnv) | nindent 4 }}
   ports:
     - {name: {{ .role }}, containerPort: {{ .port }}}
     - {name: {{ .role }}-ops, containerPort: {{ .ops }}}
@@ -55,18 +75,8 @@
   readinessProbe:
     httpGet: {path: /readyz, port: {{ .role }}-ops{{ $https }}}
     {{- toYaml $values.readinessProbe | nindent 4 }}
-  resources: {{- toYaml (index $values .role).resources | nindent 4 }}
-  volumeMounts:
-    - {name: data, mountPath: /data}
-    - {name: tmp, mountPath: /tmp}
-    {{- if $values.token.tokensKey }}
-    - {name: tokens, mountPath: /etc/fedround, readOnly: true}
-    {{- end }}
-    {{- if include "coordinator.tlsSecret" .root }}
-    - {name: tls, mountPath: /etc/fedround-tls, readOnly: true}
-    {{- end }}
-    {{- if $values.tls.clientCA.existingSecret }}
-    - {name: client-ca, mountPath: /etc/fedround-client-ca, readOnly: true}
-    {{- end }}
-    {{- with $values.extraVolumeMounts }}{{ toYaml . | nindent 4 }}{{ end }}
+  {{- with (index $values .role).resources }}
+  resources: {{- toYaml . | nindent 4 }}
+  {{- end }}
+  volumeMounts: {{- include "coordinator.override" (dict "key" "mountPath" "ours" (include "coordinator.volumeMounts" .root) "theirs" $values.extraVolumeMounts) | nindent 4 }}
 {{- end }}

@@ -1,72 +1,7 @@
-{{- define "coordinator.name" -}}
-{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
-{{- end }}
-
-{{- define "coordinator.fullname" -}}
-{{- if .Values.fullnameOverride }}
-{{- .Values.fullnameOverride | trunc 52 | trimSuffix "-" }}
-{{- else if contains (include "coordinator.name" .) .Release.Name }}
-{{- .Release.Name | trunc 52 | trimSuffix "-" }}
-{{- else }}
-{{- printf "%s-%s" .Release.Name (include "coordinator.name" .) | trunc 52 | trimSuffix "-" }}
-{{- end }}
-{{- end }}
-
-{{- define "coordinator.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "coordinator.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
-app.kubernetes.io/component: platform
-{{- end }}
-
-{{- define "coordinator.labels" -}}
-{{ include "coordinator.selectorLabels" . }}
-app.kubernetes.io/part-of: fedround
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
-{{- end }}
-
-{{/* Of an object; its `name` where that is not the usual one, and its own `labels` and `annotations`, beside those of all. */}}
-{{- define "coordinator.metadata" -}}
-name: {{ default (include "coordinator.fullname" .root) .name }}
-labels: {{- merge (include "coordinator.labels" .root | fromYaml) (default dict .labels) .root.Values.commonLabels | toYaml | nindent 2 }}
-{{- with merge dict (default dict .annotations) .root.Values.commonAnnotations }}
-annotations: {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- end }}
-
-{{- define "coordinator.image" -}}
-{{- $name := .Values.image.repository }}
-{{- if .Values.image.registry }}{{ $name = printf "%s/%s" .Values.image.registry $name }}{{ end }}
-{{- if .Values.image.digest }}{{ $name }}@{{ .Values.image.digest }}{{ else }}{{ $name }}:{{ default .Chart.AppVersion .Values.image.tag }}{{ end }}
-{{- end }}
-
-{{- define "coordinator.serviceAccountName" -}}
-{{- if .Values.serviceAccount.create }}{{ default (include "coordinator.fullname" .) .Values.serviceAccount.name }}{{ else }}{{ default "default" .Values.serviceAccount.name }}{{ end }}
-{{- end }}
-
-{{/* Where pods may be, and how they are pulled: the same for those of helm test. */}}
-{{- define "coordinator.placement" -}}
-{{- range $key := list "imagePullSecrets" "priorityClassName" "runtimeClassName" "nodeSelector" "tolerations" "affinity" "dnsConfig" }}
-{{- with index $.Values $key }}
-{{ $key }}: {{ toJson . }}
-{{- end }}
-{{- end }}
-{{- end }}
-
-{{/* A value as text: YAML's numbers would come out as 1e+06. */}}
-{{- define "coordinator.text" -}}
-{{- if kindIs "string" . }}{{ . }}{{ else }}{{ toJson . }}{{ end }}
-{{- end }}
-
-{{/* The port in a URL. */}}
-{{- define "coordinator.port" -}}
-{{- $url := urlParse . }}
-{{- regexFind ":[0-9]+$" $url.host | trimPrefix ":" | default (ternary "443" "80" (eq $url.scheme "https")) }}
-{{- end }}
+{{- define "coordinator.component" -}}platform{{- end }}
 
 {{- define "coordinator.aggregatorName" -}}
-{{ trimSuffix "-coordinator" (include "coordinator.fullname" .) }}-aggregator
+{{- include "coordinator.short" (dict "name" (printf "%s-aggregator" (trimSuffix "-coordinator" (include "coordinator.fullname" .))) "limit" 63) }}
 {{- end }}
 
 {{/* The Service of a role. */}}
@@ -74,12 +9,20 @@ annotations: {{- toYaml . | nindent 2 }}
 {{- if eq .role "aggregator" }}{{ include "coordinator.aggregatorName" .root }}{{ else }}{{ include "coordinator.fullname" .root }}{{ end }}
 {{- end }}
 
-{{/* And the one with its ops port: the same, unless that one is open to the world. */}}
+{{/* The Service with its ops port: the same one, unless clients outside the cluster reach that one. */}}
 {{- define "coordinator.opsName" -}}
-{{- include "coordinator.serviceName" . }}{{ if ne .root.Values.service.type "ClusterIP" }}-ops{{ end }}
+{{- $name := include "coordinator.serviceName" . }}
+{{- if ne .root.Values.service.type "ClusterIP" }}{{ $name = include "coordinator.short" (dict "name" (printf "%s-ops" $name) "limit" 63) }}{{ end }}
+{{- $name }}
 {{- end }}
 
-{{/* The Secret with the certificate of all ports; empty: no TLS. */}}
+{{/* The headless Service of the StatefulSet. A StatefulSet cannot change it: one of an older release keeps its own. */}}
+{{- define "coordinator.headlessName" -}}
+{{- $name := include "coordinator.fullname" . }}
+{{- dig "spec" "serviceName" (printf "%s-pod" $name) (lookup "apps/v1" "StatefulSet" .Release.Namespace $name) }}
+{{- end }}
+
+{{/* The Secret with the certificate of all ports. Empty: no TLS. */}}
 {{- define "coordinator.tlsSecret" -}}
 {{- default (ternary (printf "%s-tls" (include "coordinator.fullname" .)) "" .Values.tls.certificate.enabled) .Values.tls.existingSecret }}
 {{- end }}
@@ -88,15 +31,21 @@ annotations: {{- toYaml . | nindent 2 }}
 {{ ternary "https" "http" (ne (include "coordinator.tlsSecret" .) "") }}
 {{- end }}
 
-{{/* Where participants are told that the aggregator is. */}}
+{{/* The coordinator's URL within the cluster. */}}
+{{- define "coordinator.url" -}}
+{{ include "coordinator.scheme" . }}://{{ include "coordinator.fullname" . }}:8081
+{{- end }}
+
+{{/* The aggregator's URL, which the coordinator gives to participants. */}}
 {{- define "coordinator.aggregatorUrl" -}}
 {{ default (printf "%s://%s:8082" (include "coordinator.scheme" .) (include "coordinator.aggregatorName" .)) .Values.aggregator.url }}
 {{- end }}
 
-{{/* Contradictions, all in one place. */}}
+{{/* Contradictions between values. */}}
 {{- define "coordinator.check" -}}
+{{- include "coordinator.checkCommon" . }}
 {{- range $role, $own := dict "coordinator" (list "rounds" "min_clients" "aggregator_url" "aggregator_internal_url") "aggregator" (list "internal_bind" "internal_port") }}
-{{- range $name := concat $own (list "data_dir" "spool_dir" "port" "ops_port" "bind" "token" "tokens_file" "ops_token" "internal_secret" "internal_secret_file" "tls_cert_file" "tls_key_file" "tls_client_ca_file") }}
+{{- range $name := concat $own (list "data_dir" "spool_dir" "port" "ops_port" "token" "tokens_file" "ops_token" "internal_secret" "internal_secret_file" "tls_cert_file" "tls_key_file" "tls_client_ca_file") }}
 {{- if hasKey (index $.Values $role).settings $name }}{{ fail (printf "%s.settings.%s: the chart sets this one itself, see values.yaml" $role $name) }}{{ end }}
 {{- end }}
 {{- end }}
@@ -104,14 +53,21 @@ annotations: {{- toYaml . | nindent 2 }}
 {{- with index $.Values $way }}
 {{- if .enabled }}
 {{- if not (and .coordinatorHost .aggregatorHost) }}{{ fail (printf "%s: coordinatorHost and aggregatorHost are required" $way) }}{{ end }}
-{{- if not $.Values.aggregator.url }}{{ fail "aggregator.url is required: silos outside the cluster do not reach the Service" }}{{ end }}
+{{- if not $.Values.aggregator.url }}{{ fail "aggregator.url is required: participants outside the cluster cannot reach the Service" }}{{ end }}
 {{- end }}
 {{- end }}
 {{- end }}
+{{- include "coordinator.checkUrl" (dict "name" "aggregator.url" "url" .Values.aggregator.url) }}
 {{- with .Values.tls }}
-{{- if and .certificate.enabled .existingSecret }}{{ fail "tls: existingSecret, or certificate.enabled?" }}{{ end }}
+{{- if and .certificate.enabled .existingSecret }}{{ fail "tls: set either existingSecret or certificate.enabled" }}{{ end }}
 {{- if and .certificate.enabled (not .certificate.issuerRef.name) }}{{ fail "tls.certificate.issuerRef.name is required" }}{{ end }}
-{{- if and .clientCA.existingSecret (not (include "coordinator.tlsSecret" $)) }}{{ fail "tls.clientCA: only a server with a certificate asks for others" }}{{ end }}
+{{- if and .clientCA.existingSecret (not (include "coordinator.tlsSecret" $)) }}{{ fail "tls.clientCA requires tls.existingSecret or tls.certificate.enabled: only a server with a certificate asks clients for theirs" }}{{ end }}
 {{- end }}
-{{- if and .Values.token.tokensKey (not .Values.token.existingSecret) }}{{ fail "token.tokensKey: of which token.existingSecret?" }}{{ end }}
+{{- if and .Values.token.tokensKey (not .Values.token.existingSecret) }}{{ fail "token.tokensKey requires token.existingSecret" }}{{ end }}
+{{- range .Values.extraVolumes }}
+{{- if eq .name "data" }}{{ fail "extraVolumes: the volume data belongs to the chart, see persistence" }}{{ end }}
+{{- end }}
+{{- if and .Values.persistence.enabled (not .Values.persistence.existingClaim) }}
+{{- include "coordinator.keepClaims" (dict "root" . "templates" (list "data") "hint" "persistence.existingClaim to this claim, set ") }}
+{{- end }}
 {{- end }}

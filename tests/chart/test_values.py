@@ -1,0 +1,275 @@
+"""Values as platform teams write them: on the command line, in a parent chart, and left over from an older release."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fedround.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings, Settings, parse_duration
+from fedround.sources import load
+from fedround.wire import MAX_HOLD
+from support.charts import HELM, HELMS, REQUIRED, URL, Objects, pod, pods, rendered, variables
+
+CHARTS = list(REQUIRED)
+REMOVABLE = {"resources", "podSecurityContext", "securityContext", "labels", "annotations"}
+"""Maps that `null` removes."""
+SERVICES = [
+    ("participant", "settings", ParticipantSettings),
+    ("coordinator", "coordinator.settings", CoordinatorSettings),
+    ("coordinator", "aggregator.settings", AggregatorSettings),
+]
+HOSTS = ("coordinatorHost=a.example.org", "aggregatorHost=b.example.org", "enabled=true")
+OUTSIDE = "aggregator.url=https://b.example.org"
+
+
+def entries(objects: Objects, container: int = 0) -> list[tuple[str, Any]]:
+    """Return the variables of a container."""
+    return [(found["name"], found.get("value")) for found in pod(objects)["containers"][container]["env"]]
+
+
+def absent(values: Any, *, whole: bool) -> Any:
+    """Return values that remove all of these but the removable maps: `whole` groups where possible, or each value in them."""
+    missing = {}
+    for key, value in values.items():
+        if key not in REMOVABLE:
+            divided = isinstance(value, dict) and value and not (whole and REMOVABLE.isdisjoint(value))
+            missing[key] = absent(value, whole=whole) if divided else None
+    return missing
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("program", HELMS)
+@pytest.mark.parametrize("chart", CHARTS)
+def test_values_that_an_older_release_lacks_get_their_defaults(chart: str, program: str, whole: bool, tmp_path: Path) -> None:
+    missing = absent(yaml.safe_load((HELM / chart / "values.yaml").read_text()), whole=whole)
+    required = {"coordinator": {"url": "http://fl-coordinator:8081"}} if chart == "participant" else {}
+    (older := tmp_path / "older.yaml").write_text(json.dumps(missing | required))
+    assert rendered(chart, values=older, program=program) == rendered(chart, *REQUIRED[chart])
+
+
+@pytest.mark.parametrize("program", HELMS)
+def test_null_removes_what_belongs_to_kubernetes(program: str) -> None:
+    spec = pod(rendered("participant", URL, "podSecurityContext=null", "securityContext=null", "resources=null", program=program))
+    assert "securityContext" not in spec
+    assert {"securityContext", "resources"}.isdisjoint(spec["containers"][0])
+    assert "fsGroup" not in pod(rendered("participant", URL, "podSecurityContext.fsGroup=null", program=program))["securityContext"]
+
+
+@pytest.mark.parametrize("chart", CHARTS)
+def test_a_chart_that_no_parent_switches_off_is_not_switched_off_silently(chart: str) -> None:
+    assert rendered(chart, *REQUIRED[chart], "enabled=true") == rendered(chart, *REQUIRED[chart])
+    with pytest.raises(ValueError, match="no condition of a parent chart reads it"):
+        rendered(chart, *REQUIRED[chart], "enabled=false")
+
+
+@pytest.mark.parametrize("program", HELMS)
+@pytest.mark.parametrize("chart", CHARTS)
+def test_global_values_reach_every_pod(chart: str, program: str) -> None:
+    given = (
+        "image.registry=local.example.org",
+        "global.imageRegistry=mirror.example.org",
+        'global.imagePullSecrets=["mirror", {"name": "all"}]',
+        'imagePullSecrets=[{"name": "local"}, "all"]',
+        "global.storageClass=other-charts-read-this",
+    )
+    for spec in pods(rendered(chart, *REQUIRED[chart], *given, program=program)):
+        assert spec["imagePullSecrets"] == [{"name": "mirror"}, {"name": "all"}, {"name": "local"}]
+        assert {container["image"] for container in spec["containers"]} == {"mirror.example.org/fedround:0.1.0"}
+
+
+@pytest.mark.parametrize("wrong", ["[1]", '[""]', '[{"key": "registry"}]', '["a", ["b"]]'])
+def test_a_pull_secret_has_a_name(wrong: str) -> None:
+    for value in ("imagePullSecrets", "global.imagePullSecrets"):
+        with pytest.raises(ValueError, match="imagePullSecrets"):
+            rendered("coordinator", f"{value}={wrong}")
+
+
+@pytest.mark.parametrize("program", HELMS)
+def test_a_tag_may_look_like_a_number(program: str, tmp_path: Path) -> None:
+    def tag(*settings: str, values: Path | None = None) -> str:
+        image: str = pod(rendered("coordinator", *settings, values=values, program=program))["containers"][0]["image"]
+        return image.partition(":")[2]
+
+    def written(text: str) -> Path:
+        (path := tmp_path / "values.yaml").write_text(f"image: {{tag: {text}}}")
+        return path
+
+    assert [tag(f"image.tag={given}") for given in ("2", "1.10", "0", "")] == ["2", "1.10", "0", "0.1.0"]
+    assert tag(values=written("20260130123000")) == "20260130123000"
+    for wrong in ("1.1", "true", '"a b"', "-1"):
+        with pytest.raises(ValueError, match="tag"):
+            tag(values=written(wrong))
+
+
+@pytest.mark.parametrize("program", HELMS)
+def test_labels_and_annotations_are_texts(program: str) -> None:
+    keys = ("commonLabels", "commonAnnotations", "podLabels", "podAnnotations", "nodeSelector", "otel.resourceAttributes")
+    more = ("service.annotations", "serviceAccount.annotations", "persistence.annotations")
+    given = [setting for key in (*keys, *more) for setting in (f"{key}.number=10000000", f"{key}.truth=true")]
+    objects = rendered("coordinator", *given, program=program)
+    texts = {"number": "10000000", "truth": "true"}
+    workload = objects["StatefulSet", "fl-coordinator"]
+    template = workload["spec"]["template"]
+    for metadata in (workload["metadata"], template["metadata"]):
+        assert texts.items() <= metadata["labels"].items()
+        assert texts.items() <= metadata["annotations"].items()
+    assert template["spec"]["nodeSelector"] == texts
+    assert workload["spec"]["volumeClaimTemplates"][0]["metadata"]["annotations"] == texts
+    assert dict(entries(objects))["OTEL_RESOURCE_ATTRIBUTES"].endswith(",number=10000000,truth=true")
+    for kind, name in (("Service", "fl-aggregator"), ("ServiceAccount", "fl-coordinator")):
+        assert texts.items() <= objects[kind, name]["metadata"]["annotations"].items()
+
+
+@pytest.mark.parametrize("chart", CHARTS)
+def test_a_users_variable_replaces_that_of_the_chart(chart: str) -> None:
+    token = f"{chart.upper()}_TOKEN"
+    extra = [{"name": "K8S_NODE", "value": "old"}, {"name": token, "value": "x"}, {"name": "K8S_NODE", "value": "n"}]
+    found = entries(rendered(chart, *REQUIRED[chart], "token.existingSecret=tokens", f"extraEnv={json.dumps(extra)}"))
+    assert len(dict(found)) == len(found)
+    assert found[-2:] == [(token, "x"), ("K8S_NODE", "n")]
+
+
+@pytest.mark.parametrize("chart", CHARTS)
+def test_a_users_volume_replaces_that_of_the_chart(chart: str) -> None:
+    tmp, more = {"name": "tmp", "emptyDir": {"medium": "Memory"}}, {"name": "more", "emptyDir": {}}
+    mount = {"name": "more", "mountPath": "/tmp"}  # noqa: S108 in the container
+    given = f"extraVolumes={json.dumps([tmp, more])}", f"extraVolumeMounts={json.dumps([mount])}"
+    spec = pod(rendered(chart, *REQUIRED[chart], *given))
+    assert [found for found in spec["volumes"] if found["name"] == "tmp"] == [tmp]
+    assert [found for found in spec["containers"][0]["volumeMounts"] if found["mountPath"] == mount["mountPath"]] == [mount]
+
+
+def test_the_volume_of_the_models_is_not_replaced_by_accident() -> None:
+    with pytest.raises(ValueError, match="see persistence"):
+        rendered("coordinator", 'extraVolumes=[{"name": "data", "emptyDir": {}}]')
+
+
+def test_services_may_listen_on_ipv6() -> None:
+    assert variables(rendered("participant", URL, "settings.ops_bind=::"))["PARTICIPANT_OPS_BIND"] == "::"
+    found = variables(rendered("coordinator", "coordinator.settings.bind=::", "aggregator.settings.bind=::"))
+    assert (found["COORDINATOR_BIND"], found["AGGREGATOR_BIND"]) == ("::", "::")
+
+
+@pytest.mark.parametrize("program", HELMS)
+@pytest.mark.parametrize(("chart", "path", "cls"), SERVICES)
+def test_the_default_of_each_setting_may_be_written_on_the_command_line(
+    chart: str, path: str, cls: type[Settings], program: str
+) -> None:
+    objects = rendered(chart, *REQUIRED[chart])
+    own = {*variables(objects), *(name for container in (0, -1) for name, _ in entries(objects, container))}
+    skipped = re.compile(r".*(port|file|dir)$|internal.*")
+    rows = [row for row in cls.rows() if row.default and row.kind != "json" and not skipped.match(row.name)]
+    written = {row.variable: f"{path}.{row.name.rstrip('_')}={row.default}" for row in rows if row.variable not in own}
+    data = variables(rendered(chart, *REQUIRED[chart], *written.values(), program=program))
+    assert written.keys() <= data.keys()
+    load(cls, {name: value for name, value in data.items() if name.startswith(f"{cls.prefix}_")}, {})
+
+
+@pytest.mark.parametrize("program", HELMS)
+@pytest.mark.parametrize(
+    ("path", "written", "value"),
+    [
+        ("coordinator.settings.participants_ratio", "0.5", 0.5),
+        ("coordinator.settings.participants_ratio", ".5", 0.5),
+        ("coordinator.settings.participants_ratio", "1", 1.0),
+        ("coordinator.settings.evaluate_ratio", "0.25", 0.25),
+        ("coordinator.settings.run_name", "2026", "2026"),
+        ("aggregator.settings.max_update_ratio", "250", 250.0),
+        ("aggregator.settings.max_update_ratio", "2.5", 2.5),
+        ("aggregator.settings.max_update_ratio", "0", 0.0),
+        ("aggregator.settings.max_update_norm", "0.5", 0.5),
+        ("aggregator.settings.max_update_norm", "1e-3", 0.001),
+    ],
+)
+def test_a_number_on_the_command_line_reaches_the_service(path: str, written: str, value: object, program: str) -> None:
+    service, _, name = path.split(".")
+    cls = CoordinatorSettings if service == "coordinator" else AggregatorSettings
+    data = variables(rendered("coordinator", f"{path}={written}", program=program))
+    found = load(cls, {key: text for key, text in data.items() if key.startswith(f"{cls.prefix}_")}, {}).settings
+    assert getattr(found, name) == value
+
+
+@pytest.mark.parametrize("program", HELMS)
+@pytest.mark.parametrize("wrong", ["participants_ratio=0.0", "participants_ratio=1.5", "evaluate_ratio=0", "overselect=many"])
+def test_a_number_out_of_range_is_refused(wrong: str, program: str) -> None:
+    with pytest.raises(ValueError, match=wrong.partition("=")[0]):
+        rendered("coordinator", f"coordinator.settings.{wrong}", program=program)
+
+
+@pytest.mark.parametrize("program", HELMS)
+def test_names_may_be_templates(program: str) -> None:
+    own = "{{ .Release.Name }}-{{ .Chart.Name }}"
+    silo = rendered(
+        "participant",
+        "coordinator.url=http://{{ .Release.Name }}-coordinator:8081",
+        "otel.endpoint=http://{{ .Release.Namespace }}:4318",
+        f'token.existingSecret="{own}"',
+        f'tls.ca.existingSecret="{own}"',
+        f'fullnameOverride="{own}-1"',
+        'extraEnvFrom=[{"secretRef": {"name": "{{ .Release.Name }}-database"}}]',
+        program=program,
+    )
+    found = variables(silo)
+    assert found["PARTICIPANT_COORDINATOR_URL"] == "http://fl-coordinator:8081"
+    assert found["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://default:4318"
+    assert ("StatefulSet", "fl-participant-1") in silo
+    spec = pod(silo)
+    assert spec["volumes"][-1]["secret"]["secretName"] == "fl-participant"
+    assert spec["containers"][0]["envFrom"][-1] == {"secretRef": {"name": "fl-database"}}
+    platform = rendered(
+        "coordinator",
+        *(f"ingress.{setting}" for setting in HOSTS),
+        "aggregator.url=https://{{ .Values.ingress.aggregatorHost }}",
+        'ingress.tlsSecret="{{ .Release.Name }}-tls"',
+        'persistence.existingClaim="{{ .Release.Name }}-models"',
+        program=program,
+    )
+    assert variables(platform)["COORDINATOR_AGGREGATOR_URL"] == "https://b.example.org"
+    assert platform["Ingress", "fl-coordinator"]["spec"]["tls"][0]["secretName"] == "fl-tls"
+    assert {"name": "data", "persistentVolumeClaim": {"claimName": "fl-models"}} in pod(platform)["volumes"]
+
+
+@pytest.mark.parametrize(("chart", "value"), [("participant", "coordinator.url"), ("coordinator", "aggregator.url")])
+def test_a_template_that_renders_no_url_is_refused(chart: str, value: str) -> None:
+    with pytest.raises(ValueError, match=f"{value}: .fl. is not a URL"):
+        rendered(chart, f'{value}="{{{{ .Release.Name }}}}"')
+
+
+def test_a_gateway_waits_for_held_heartbeats_and_for_large_updates() -> None:
+    settings = (OUTSIDE, *(f"httpRoute.{setting}" for setting in HOSTS), 'httpRoute.parentRefs=[{"name": "gateway"}]')
+
+    def timeouts(role: str, *more: str) -> Any:
+        (rule,) = rendered("coordinator", *settings, *more)["HTTPRoute", f"fl-{role}"]["spec"]["rules"]
+        return rule.get("timeouts")
+
+    assert parse_duration(timeouts("coordinator")["request"]) > 2 * MAX_HOLD
+    assert timeouts("aggregator") == {"request": "0s", "backendRequest": "0s"}
+    assert timeouts("aggregator", "httpRoute.timeouts.aggregator=1h") == {"request": "1h", "backendRequest": "1h"}
+    assert timeouts("coordinator", "httpRoute.timeouts.coordinator=") is None
+
+
+def test_an_ingress_accepts_bodies_as_large_as_a_model() -> None:
+    settings = (OUTSIDE, *(f"ingress.{setting}" for setting in HOSTS))
+
+    def annotations(*more: str) -> dict[str, str]:
+        found = rendered("coordinator", *settings, *more)["Ingress", "fl-coordinator"]["metadata"].get("annotations", {})
+        return {name.removeprefix("nginx.ingress.kubernetes.io/"): value for name, value in found.items()}
+
+    assert annotations()["proxy-body-size"] == "0"
+    assert annotations()["proxy-request-buffering"] == "off"
+    assert float(annotations()["proxy-read-timeout"]) > 2 * MAX_HOLD
+    body = r"ingress.annotations.nginx\.ingress\.kubernetes\.io/proxy-body-size"
+    assert annotations(f"{body}=8g")["proxy-body-size"] == "8g"
+    assert "proxy-body-size" not in annotations(f"{body}=null")
+
+
+@pytest.mark.parametrize("chart", CHARTS)
+def test_a_stateful_set_has_its_headless_service(chart: str) -> None:
+    objects = rendered(chart, *REQUIRED[chart])
+    workload = objects["StatefulSet", f"fl-{chart}"]["spec"]
+    service = objects["Service", workload["serviceName"]]["spec"]
+    assert service["clusterIP"] == "None"
+    assert service["selector"].items() <= workload["template"]["metadata"]["labels"].items()

@@ -60,7 +60,7 @@ bench: $(VENV)/ready ## measure; see bench/README.md
 strategies: $(VENV)/ready ## train with each strategy, and write the tables of docs/strategies.md
 	@PYTHONPATH=tests $(BIN)/python -m bench.strategies
 
-k8s: $(VENV)/ready ## make the charts' schemas and tables, and k8s/, anew; needs helm
+k8s: $(VENV)/ready ## write the charts' generated files and k8s/; needs helm
 	@$(BIN)/python tools/charts.py
 
 release: $(VENV)/ready ## build all files of a release into dist/; needs helm and docker; make release ARGS="--skip images"

@@ -117,8 +117,8 @@ def described() -> Iterator[Text]:
     for kind in kinds():
         yield Text(f"metrics of {kind.__name__}", [plain(family.documentation) for family in kind().registry.collect()])
     for path in sorted((ROOT / "helm").glob("*/values.yaml")):
-        comments = re.findall(r"^\s*# ?-{0,2} ?(.*)$", path.read_text(), re.MULTILINE)
-        yield Text(str(path.relative_to(ROOT)), paragraphs("\n".join(comments)))
+        comments = re.sub(r"^ *(?:# (.*)|.*)$", r"\1", path.read_text(), flags=re.MULTILINE)
+        yield Text(str(path.relative_to(ROOT)), paragraphs(comments))
 
 
 def problems(text: Text) -> Iterator[str]:

@@ -13,19 +13,13 @@ import yaml
 
 from fedround.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings
 from fedround.sources import load
-from support.charts import HELM, HELMS, REQUIRED, URL, Object, helm, pod, pods, rendered
+from support.charts import HELM, HELMS, REQUIRED, URL, Object, custom, helm, is_custom, pod, pods, rendered
 from support.tools import tool
 from support.venvs import ROOT, python
 
 CASES = sorted(path.relative_to(HELM) for path in HELM.glob("*/ci/*-values.yaml") if path.parts[-3] in REQUIRED)
 VALIDATE = "kubernetes-validate==1.37.0"
 """The package with the schemas of Kubernetes' own objects."""
-CUSTOM = {
-    "monitoring.coreos.com": "github.com/prometheus-operator/prometheus-operator@v0.85.0/example/prometheus-operator-crd",
-    "cert-manager.io": "github.com/cert-manager/cert-manager@v1.19.1/deploy/crds",
-    "gateway.networking.k8s.io": "sigs.k8s.io/gateway-api@v1.4.0/config/crd/standard",
-}
-"""Where the definitions of resources that are not Kubernetes' own are: a Go module, and a directory in it."""
 
 
 @pytest.mark.parametrize("program", HELMS)
@@ -52,7 +46,7 @@ def schemas(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_every_object_is_as_its_makers_define_it(case: Path, schemas: Path, tmp_path: Path) -> None:
     objects = rendered(str(case.parts[0]), values=case).values()
     for found in objects:
-        if group(found) in CUSTOM:
+        if is_custom(found):
             (tmp_path / f"{found['kind']}.json".lower()).write_text(json.dumps(definition(found)))
     command = [tool("kubeconform"), "-strict", "-summary", "-output", "json"]
     for location in (f"{schemas}/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json", f"{tmp_path}/{{{{.ResourceKind}}}}.json"):
@@ -62,16 +56,10 @@ def test_every_object_is_as_its_makers_define_it(case: Path, schemas: Path, tmp_
     assert json.loads(done.stdout)["summary"] == {"valid": len(objects), "invalid": 0, "errors": 0, "skipped": 0}
 
 
-def group(found: Object) -> str:
-    return str(found["apiVersion"].partition("/")[0])
-
-
 def definition(found: Object) -> Any:
-    """The schema of a custom resource, in which every key that it does not name is wrong."""
-    module, directory = re.match(r"(.*@[^/]*)/(.*)", CUSTOM[group(found)]).groups()  # type: ignore[union-attr]
-    done = subprocess.run([tool("go"), "mod", "download", "-json", module], capture_output=True, text=True, cwd="/", check=True)
-    (path,) = Path(json.loads(done.stdout)["Dir"], directory).glob(f"*_{found['kind'].lower()}s.yaml")
-    (version,) = [v for v in yaml.safe_load(path.read_text())["spec"]["versions"] if found["apiVersion"].endswith(f"/{v['name']}")]
+    """Return the schema of a custom resource, in which every key that it does not name is wrong."""
+    versions = yaml.safe_load(custom(found).read_text())["spec"]["versions"]
+    (version,) = [version for version in versions if found["apiVersion"].endswith(f"/{version['name']}")]
     return closed(version["schema"]["openAPIV3Schema"])
 
 

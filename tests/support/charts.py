@@ -1,5 +1,6 @@
 """The charts, rendered by either Helm."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -17,6 +18,12 @@ HELMS = ("helm", "helm3")
 """Helm 4, and Helm 3.17 under the name that it has beside Helm 4."""
 URL = "coordinator.url=http://fl-coordinator:8081"
 REQUIRED: Mapping[str, list[str]] = {"coordinator": [], "participant": [URL]}
+CUSTOM = {
+    "monitoring.coreos.com": "github.com/prometheus-operator/prometheus-operator@v0.85.0/example/prometheus-operator-crd",
+    "cert-manager.io": "github.com/cert-manager/cert-manager@v1.19.1/deploy/crds",
+    "gateway.networking.k8s.io": "sigs.k8s.io/gateway-api@v1.4.0/config/crd/standard",
+}
+"""A Go module, and a directory in it, with the definitions of resources that are not Kubernetes' own."""
 Object = Mapping[str, Any]
 Objects = Mapping[tuple[str, str], Object]
 """Objects by kind and name."""
@@ -55,6 +62,18 @@ def variables(objects: Objects) -> dict[str, str]:
     """Return the variables of the ConfigMaps."""
     maps = [found["data"] for (kind, name), found in objects.items() if kind == "ConfigMap" and not name.endswith("-dashboards")]
     return {name: value for found in maps for name, value in found.items()}
+
+
+def is_custom(found: Object) -> bool:
+    return found["apiVersion"].partition("/")[0] in CUSTOM
+
+
+def custom(found: Object) -> Path:
+    """Return the file with the definition of a custom resource."""
+    module, directory = re.match(r"(.*@[^/]*)/(.*)", CUSTOM[found["apiVersion"].partition("/")[0]]).groups()  # type: ignore[union-attr]
+    done = subprocess.run([tool("go"), "mod", "download", "-json", module], capture_output=True, text=True, cwd="/", check=True)
+    (path,) = Path(json.loads(done.stdout)["Dir"], directory).glob(f"*_{found['kind'].lower()}s.yaml")
+    return path
 
 
 def with_dependencies(chart: Path, directory: Path, program: str = "helm") -> Path:

@@ -42,7 +42,9 @@ def rendered(chart: str | Path, *settings: str, values: Path | None = None, rele
         argument for setting in settings for argument in ("--set-json" if re.search(r'=[{\["]', setting) else "--set", setting)
     ]
     arguments += ["--values", str(values)] if values else []
-    objects = list(filter(None, yaml.safe_load_all(helm("template", release, str(chart), *arguments, program=program))))
+    objects = list(
+        filter(None, yaml.safe_load_all(helm("template", release, str(chart), "--namespace=default", *arguments, program=program)))
+    )
     named = {(found["kind"], found["metadata"]["name"]): found for found in objects}
     assert len(named) == len(objects), "two objects have the same kind and name"
     return named

@@ -162,7 +162,9 @@ def test_the_default_of_each_setting_may_be_written_on_the_command_line(
     own = {*variables(objects), *(name for container in (0, -1) for name, _ in entries(objects, container))}
     skipped = re.compile(r".*(port|file|dir)$|internal.*")
     rows = [row for row in cls.rows() if row.default and row.kind != "json" and not skipped.match(row.name)]
-    written = {row.variable: f"{path}.{row.name.rstrip('_')}={row.default}" for row in rows if row.variable not in own}
+    rows = [row for row in rows if row.variable not in own]
+    escaped = {row.variable: row.default.replace(",", "\\,") for row in rows}  # a comma separates values of --set
+    written = {row.variable: f"{path}.{row.name.rstrip('_')}={escaped[row.variable]}" for row in rows}
     data = variables(rendered(chart, *REQUIRED[chart], *written.values(), program=program))
     assert written.keys() <= data.keys()
     load(cls, {name: value for name, value in data.items() if name.startswith(f"{cls.prefix}_")}, {})

@@ -48,7 +48,7 @@ cover: $(VENV)/ready ## run the tests and hold their coverage: the cores' branch
 chaos: $(VENV)/ready ## kill, pause, cut, fill disks, and check the books; make chaos SECONDS=600 SEED=7 CASE=platform
 	@$(BIN)/python tests/chaos/run.py $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(CASE),--case $(CASE))
 
-faults: $(VENV)/ready ## measure recovery and attacks for docs/faults.md; make faults TIMES=5
+faults: $(VENV)/ready ## measure recovery and attacks for docs/explanation/faults.md; make faults TIMES=5
 	@$(BIN)/python tests/chaos/measure.py $(if $(TIMES),--times $(TIMES))
 
 fuzz: $(VENV)/ready ## feed every parser what nobody should send it; make fuzz MINUTES=30 SEED=7 ONLY=updates

@@ -24,17 +24,17 @@ def test_a_link_to_a_file_leads_somewhere(page: Path) -> None:
 
 
 def test_each_test_that_the_threat_model_names_is_there() -> None:
-    text = (ROOT / "SECURITY.md").read_text()
+    text = (ROOT / "docs" / "explanation" / "security.md").read_text()
     named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
     assert len(named) > 30
     missing = [
         f"{path}::{name}" for path, name in named if not re.search(rf"^def {name}\(", (ROOT / path).read_text(), re.MULTILINE)
     ]
     assert missing == []
-    for line in re.findall(r"^\| .*defence.*\n\|.*\n((?:\|.*\n)+)", text, re.MULTILINE):
+    for line in re.findall(r"^\| .*prevented by.*\n\|.*\n((?:\|.*\n)+)", text, re.MULTILINE):
         assert all("::test_" in row for row in line.splitlines()), "each attack has its test"
 
 
 def test_each_fault_that_is_tried_has_its_row_and_its_figures() -> None:
-    page = (ROOT / "docs" / "faults.md").read_text()
+    page = (ROOT / "docs" / "explanation" / "faults.md").read_text()
     assert sorted(rows(page)) == sorted(faults())

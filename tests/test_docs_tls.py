@@ -1,4 +1,4 @@
-"""The commands of docs/tls.md make certificates with which its settings train."""
+"""The commands of docs/guides/tls.md make certificates with which its settings train."""
 
 import re
 import shutil
@@ -9,37 +9,38 @@ from pathlib import Path
 
 import pytest
 
-from support.processes import Process, running
+from fedround.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings
+from support.pages import ROOT, blocks
+from support.processes import Process, fedround, running
 from support.tools import tool
 
-ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs" / "tls.md").read_text()
-COMMANDS = re.findall(r"^```console\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-SETTINGS = re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+PAGE = ROOT / "docs" / "guides" / "tls.md"
+OURS = [block for block in blocks(PAGE) if "test_a_training_with_certificates_as_documented" in block.comment]
+*MAKING, STATUS = [block.commands for block in OURS if block.language == "console"]
+SETTINGS = [block.commands for block in OURS if block.language == "sh"]
 
 
 def made(directory: Path, commands: str) -> Path:
     """A directory with what the commands make."""
     tool("openssl")
     shutil.copytree(ROOT / "deploy" / "tls", directory / "deploy" / "tls")
-    script = "set -e\n" + re.sub(r"^\$ ", "", commands, flags=re.MULTILINE)
-    subprocess.run(["sh", "-c", script], cwd=directory, check=True, capture_output=True)
+    subprocess.run(["sh", "-c", "set -e\n" + commands], cwd=directory, check=True, capture_output=True)
     return directory
 
 
 def settings(block: str, directory: Path) -> dict[str, str]:
-    found = dict(re.findall(r"^(\w+)=(.*)$", block, re.MULTILINE))
+    found = dict(re.findall(r"^export (\w+)=(.*)$", block, re.MULTILINE))
     return {name: str(directory / value) if value.endswith(".pem") else value for name, value in found.items()}
 
 
-@pytest.mark.parametrize("commands", COMMANDS)
+@pytest.mark.parametrize("commands", MAKING)
 def test_a_training_with_certificates_as_documented(commands: str, tmp_path: Path) -> None:
     directory = made(tmp_path, commands)
     if (tmp_path / "certificates").exists():
         directory = tmp_path / "certificates"
     strict = ssl.create_default_context(cafile=str(directory / "ca.pem"))
     strict.verify_flags |= ssl.VERIFY_X509_STRICT  # as Python 3.13 is
-    of_platform, of_participant, _ = SETTINGS
+    of_platform, of_participant = SETTINGS
     with running("platform", COORDINATOR_ROUNDS="2", **settings(of_platform, directory)) as platform:
         ours = settings(of_participant, directory)
         ours["PARTICIPANT_COORDINATOR_URL"] = ours["PARTICIPANT_COORDINATOR_URL"].replace(
@@ -49,6 +50,8 @@ def test_a_training_with_certificates_as_documented(commands: str, tmp_path: Pat
             assert participant.wait() == 0
         assert "peers will refuse" not in participant.log
         served(platform, strict)
+        command = STATUS.replace("9081", platform.ports["COORDINATOR_OPS_PORT"]).replace("ca.pem", str(directory / "ca.pem"))
+        assert '"state": "complete"' in fedround(*command.split()[1:]).stdout
 
 
 def served(platform: Process, context: ssl.SSLContext) -> None:
@@ -57,8 +60,13 @@ def served(platform: Process, context: ssl.SSLContext) -> None:
 
 
 def test_what_is_there_is_not_made_again(tmp_path: Path) -> None:
-    directory = made(tmp_path, COMMANDS[1])
+    directory = made(tmp_path, MAKING[1])
     before = {file: file.read_bytes() for file in directory.rglob("*.pem")}
-    script = re.sub(r"^\$ ", "", COMMANDS[1], flags=re.MULTILINE)
-    subprocess.run(["sh", "-c", script], cwd=directory, check=True, capture_output=True)
+    subprocess.run(["sh", "-c", MAKING[1]], cwd=directory, check=True, capture_output=True)
     assert {file: file.read_bytes() for file in directory.rglob("*.pem")} == before
+
+
+def test_every_setting_that_is_named_is_there() -> None:
+    known = {row.variable for service in (ParticipantSettings, CoordinatorSettings, AggregatorSettings) for row in service.rows()}
+    named = set(re.findall(r"\b(?:PARTICIPANT|COORDINATOR|AGGREGATOR)_[A-Z_]+\b", PAGE.read_text()))
+    assert named <= known

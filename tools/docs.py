@@ -1,6 +1,6 @@
 """Write those tables of docs/ that the code itself can tell: settings, exit codes, metrics. `--check` says whether they are old.
 
-docs/settings.md is made as a whole, docs/operations.md has blocks between comments.
+docs/settings.md is made as a whole; the other pages have blocks between comments.
 """
 
 import re
@@ -115,8 +115,8 @@ def kinds() -> tuple[type[Metrics], ...]:
     return ParticipantMetrics, CoordinatorMetrics, AggregatorMetrics
 
 
-def operations(text: str) -> str:
-    """docs/operations.md with its blocks made anew."""
+def filled(text: str) -> str:
+    """Return a page with its blocks as the code has them."""
     blocks = {
         "exit codes": exit_codes(),
         "metrics of participants": metrics(ParticipantMetrics),
@@ -128,7 +128,7 @@ def operations(text: str) -> str:
 
 def pages() -> Iterator[tuple[Path, str]]:
     """Each page with what belongs into it."""
-    for name, make in {"settings.md": settings, "operations.md": operations}.items():
+    for name, make in {"settings.md": settings, "operations.md": filled, "reference/exit-codes.md": filled}.items():
         page = ROOT / "docs" / name
         yield page, make(page.read_text())
 

@@ -49,14 +49,17 @@ class Exit(IntEnum):
 
 
 MEANINGS = {
-    Exit.OK: "It did what it was told to do: training is complete, or it was asked to stop and has stopped.",
-    Exit.FAILED: "`model`, `rollback`, `status`, `healthcheck`, `demo`: no answer, or a wrong one. `new`: nothing was written.",
-    Exit.USAGE: "The command line is wrong.",
+    Exit.OK: "Success: training completed, or the process stopped on request.",
+    Exit.FAILED: "A command that is not a service failed: a service did not answer or refused, or a file could not be written.",
+    Exit.USAGE: "The command line is invalid.",
     Exit.UNREACHABLE: "The coordinator was unreachable for longer than `PARTICIPANT_GIVE_UP_AFTER`.",
-    Exit.USER_CODE: "The participant's own code failed, `PARTICIPANT_MAX_FAILURES` times in a row; the log has its traceback.",
-    Exit.HELD: "Another process holds the data directory; started again later, it may get it.",
-    Exit.CONFIGURATION: "A setting is missing or wrong, or a port is in use; the message names every setting that is not right.",
-    Exit.INTERRUPTED: "Ctrl-C in a command that is no service.",
+    Exit.USER_CODE: "The participant's code failed, `PARTICIPANT_MAX_FAILURES` times in a row. The log has its traceback.",
+    Exit.HELD: "Another process uses the data directory. Start this one again when that one has ended.",
+    Exit.CONFIGURATION: (
+        "A setting is missing or invalid, a port is in use, or a file in the data directory is damaged. "
+        "The last lines of the log name each problem."
+    ),
+    Exit.INTERRUPTED: "Ctrl-C ended a command that is not a service.",
 }
 
 

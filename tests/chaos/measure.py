@@ -1,4 +1,4 @@
-"""`make faults`: measures how long recovery takes and what attacks cost, and writes it into the tables of docs/faults.md.
+"""`make faults`: measure how long recovery takes and what attacks cost, for the tables of docs/explanation/faults.md.
 
 The words of the first table are written by hand: only its last two columns are measured. The second table is made as a whole, of
 what `tests/hostile` records.
@@ -24,7 +24,7 @@ sys.path[:1] = [str(Path(__file__).parent.parent)]
 from chaos.faults import FAULTS, Fault, killed, paused, stopped  # noqa: E402 only now it can be found
 from chaos.federation import TESTS, Federation  # noqa: E402
 
-PAGE = TESTS.parent / "docs" / "faults.md"
+PAGE = TESTS.parent / "docs" / "explanation" / "faults.md"
 BLOCK = r"(<!-- measured by tests/chaos/measure.py: {} -->\n)(.*?)(<!-- end -->)"
 LASTS = 1.0
 """Seconds for which a fault lasts."""

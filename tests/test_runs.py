@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import sqlite3
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -141,6 +142,15 @@ def test_runs_and_their_rounds_can_be_had_as_files(tmp_path: Path) -> None:
         elsewhere = fedround("runs", "--from", platform.url("AGGREGATOR_OPS_PORT"))
         assert elsewhere.returncode == 1
         assert "is this the coordinator's ops port" in elsewhere.stderr
+
+
+def test_no_other_user_can_read_the_history(tmp_path: Path) -> None:
+    directory = tmp_path / "coordinator"
+    directory.mkdir(mode=0o755)  # not by the service, which would close it
+    with trained(tmp_path):
+        modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in directory.iterdir()}
+    assert modes.keys() >= {"history.sqlite", "history.sqlite-wal", "rounds.json"}
+    assert set(modes.values()) == {0o600}
 
 
 def test_an_archive_that_is_none_or_of_a_later_version_is_not_touched(tmp_path: Path) -> None:

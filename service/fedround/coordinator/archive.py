@@ -4,6 +4,7 @@ Rounds depend on nothing that is here. What a coordinator that is killed has not
 """
 
 import json
+import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -37,6 +38,8 @@ class Archive:
     def __init__(self, path: Path | None = None) -> None:
         self._lock = threading.Lock()
         try:
+            if path is not None:  # SQLite would let other users read it; its write-ahead log gets the same mode
+                os.close(os.open(path / NAME, os.O_RDWR | os.O_CREAT, 0o600))
             self._database = sqlite3.connect(path / NAME if path else ":memory:", check_same_thread=False, isolation_level=None)
             found: int = self._database.execute("PRAGMA user_version").fetchone()[0]
             if found not in (0, FORMAT):
@@ -44,7 +47,7 @@ class Archive:
             # One process holds the directory. So the log needs no shared memory, which network file systems lack.
             self._database.executescript("PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;")
             self._database.executescript(f"{_SCHEMA} PRAGMA user_version = {FORMAT};")
-        except sqlite3.OperationalError as error:
+        except (OSError, sqlite3.OperationalError) as error:
             raise ConfigurationError(f"COORDINATOR_DATA_DIR: {NAME} cannot be used: {error}") from error
         except sqlite3.DatabaseError as error:
             raise DataDamaged(NAME, f"it is no database: {error}") from error

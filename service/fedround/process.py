@@ -57,6 +57,8 @@ def tune() -> None:
 
     glibc gives buffers back to the kernel each time, and receiving pays page faults for them again and again: keep those of a
     few MB, but not what is as large as a model, nor much of what is free.
+    glibc gives each thread a heap of its own, and what one thread frees is of no use to another: the sums of many small tensors
+    would be kept once for each thread that has made some. One heap for all.
     Each connection takes a descriptor: take as many as the system gives.
     A full garbage collection over thousands of connections stalls all of them: what is there now is never looked at again, and
     full collections become rare.
@@ -65,6 +67,7 @@ def tune() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, 4 << 20)
         libc.mallopt(M_TRIM_THRESHOLD, 16 << 20)
+        libc.mallopt(M_ARENA_MAX, 1)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # macOS refuses what its kernel has no room for
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -75,4 +78,5 @@ def tune() -> None:
 
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
+M_ARENA_MAX = -8
 """The numbers of <malloc.h>."""

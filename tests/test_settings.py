@@ -83,6 +83,7 @@ def test_the_participants_defaults_are_the_documented_ones() -> None:
 def test_the_coordinators_defaults_are_the_documented_ones() -> None:
     assert load(CoordinatorSettings, {}, {})[0].model_dump() == {
         "rounds": 10,
+        "metrics_participants": 200,
         "participants_ratio": 1.0,
         "run_name": "default",
         "best_by": None,

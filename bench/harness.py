@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from bench.model import expected
 
-from fedround.http import fetch_model
-from fedround.weights import decode
+from fedround.http.client import fetch_model
+from fedround.tensors.weights import decode
 from support import venvs
 from support.processes import LOOPBACK, Process
 

@@ -9,7 +9,7 @@ import numpy as np
 from bench.model import trained
 
 from fedround import NumPyParticipant, Update
-from fedround.weights import Array
+from fedround.tensors.weights import Array
 
 TENSORS = 200
 

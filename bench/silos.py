@@ -11,7 +11,7 @@ import numpy as np
 
 import fedround
 from fedround.demo import ames
-from fedround.weights import Array
+from fedround.tensors.weights import Array
 from support import venvs
 
 Model = dict[str, Array]

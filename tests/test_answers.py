@@ -2,8 +2,8 @@
 
 import pytest
 
-from fedround.answers import Asked, check
 from fedround.errors import BadAnswer, Busy, ExchangeError, Intercepted, Refused, Unreachable
+from fedround.http.answers import Asked, check
 
 ID = "3f1c9a52-7a84-4a0e-9d4a-1b1f0c8d2e61"
 TOKEN = "b7d30e11-52c8-4c7b-8f0d-6a5e4c3b2a19"

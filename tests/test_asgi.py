@@ -9,12 +9,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from fedround import asgi, wire
-from fedround.asgi import Slices
+from fedround.common import wire
 from fedround.errors import Busy, FedroundError, Late, NotAdmitted, SpoolFull, TooLarge, TooSlow, UnknownAttempt, WrongWeights
 from fedround.events import Fact, Observer, RequestServed
-from fedround.serve import Endpoint, serving
-from fedround.tokens import Tokens
+from fedround.http import asgi
+from fedround.http.asgi import Slices
+from fedround.http.serve import Endpoint, serving
+from fedround.http.tokens import Tokens
 from support.sockets import connected
 
 Handler = Callable[[Request], Awaitable[Response]]

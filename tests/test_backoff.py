@@ -4,7 +4,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedround.backoff import delays
+from fedround.common.backoff import delays
 
 
 def test_ceilings_double_up_to_the_most() -> None:

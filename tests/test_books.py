@@ -15,14 +15,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from fedround.aggregator.ledger import MOST_AT_ONCE, Ledger, Receipt
 from fedround.aggregator.strategies import WeightedAverage
-from fedround.books import Admit, Answer, Call, Close, Closed, Newest, Open, Page, Revoke
+from fedround.common.books import Admit, Answer, Call, Close, Closed, Newest, Open, Page, Revoke
+from fedround.common.wire import HeartbeatState
 from fedround.coordinator.attempt import State
 from fedround.coordinator.plan import Memory, Plan
 from fedround.coordinator.rounds import Rounds
 from fedround.errors import Busy, Late, NotAdmitted, UnknownAttempt
 from fedround.events import RoundCompleted
-from fedround.weights import Spec
-from fedround.wire import HeartbeatState
+from fedround.tensors.weights import Spec
 
 ULP_TOLERANCE = 2
 finite = st.floats(-1e6, 1e6)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from fedround.budgets import MOST, MOST_OPS, Buckets, Connections, Limits, Wanted, network, share_out
+from fedround.http.budgets import MOST, MOST_OPS, Buckets, Connections, Limits, Wanted, network, share_out
 
 PLATFORM = [Wanted("public"), Wanted("ops"), Wanted("public"), Wanted("ops")]
 

@@ -4,9 +4,9 @@ from threading import Thread
 import httpcore
 import pytest
 
-from fedround import deadlines
-from fedround.deadlines import Backend, Deadline, within
-from fedround.wire import MIN_RATE
+from fedround.common.wire import MIN_RATE
+from fedround.http import deadlines
+from fedround.http.deadlines import Backend, Deadline, within
 
 
 def test_each_step_of_an_exchange_has_its_seconds() -> None:

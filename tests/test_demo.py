@@ -25,7 +25,7 @@ from fedround.demo.view import View
 from fedround.errors import FedroundError
 from fedround.participant.abc import Update
 from fedround.participant.round import Round, Shard, entered
-from fedround.weights import Array
+from fedround.tensors.weights import Array
 from support.peer import Peer, Reply, answer
 
 TEN = [Shard(index, 10) for index in range(10)]

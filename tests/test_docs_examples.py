@@ -12,17 +12,21 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 import fedround
-from fedround import asgi, errors, http, npy, remote_books, safetensors, serve, weights, wire
+from fedround import errors
 from fedround.aggregator import app as aggregator_app
 from fedround.aggregator import ledger, operators, spool, strategies
 from fedround.aggregator import service as aggregator_service
-from fedround.books import Books, Outcome, Verdict
+from fedround.common import wire
+from fedround.common.books import Books, Outcome, Verdict
+from fedround.common.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings
 from fedround.coordinator import app as coordinator_app
 from fedround.coordinator import attempt, plan, presence, reliability
 from fedround.coordinator import service as coordinator_service
 from fedround.events import Observers
+from fedround.http import asgi, remote_books, serve
+from fedround.http import client as http
 from fedround.participant import lane, moves, work
-from fedround.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings
+from fedround.tensors import npy, safetensors, weights
 
 DOCS = Path(__file__).parent.parent / "docs"
 PROTOCOL = (DOCS / "protocol.md").read_text()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fedround.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings
+from fedround.common.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings
 from support.pages import ROOT, blocks
 from support.processes import Process, fedround, running
 from support.tools import tool

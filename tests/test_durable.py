@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedround import durable
 from fedround.aggregator.guards import Figures
 from fedround.aggregator.store import ModelStore
-from fedround.books import Run
+from fedround.common import durable
+from fedround.common.books import Run
+from fedround.common.durable import Directory, held
 from fedround.coordinator import store
 from fedround.coordinator.history import Past
 from fedround.coordinator.plan import Memory
 from fedround.coordinator.seats import Known
-from fedround.durable import Directory, held
 from fedround.errors import ConfigurationError, DataDamaged, DataDirectoryHeld
 from support.disks import Died, MemoryDisk, SmallDisk, files_of_at_most
 from support.updates import npy

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import fedround
+from fedround.tensors.weights import encode_update
 from fedround.testing import platform
-from fedround.weights import encode_update
 from support.processes import Process, running, until
 from support.processes import fedround as command
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from fedround import platform, throttle
-from fedround.settings import AggregatorSettings, CoordinatorSettings
+from fedround import platform
+from fedround.common.settings import AggregatorSettings, CoordinatorSettings
+from fedround.http import throttle
 from support.sockets import Answer, connected
 
 LOOPBACK: dict[str, Any] = {"bind": "127.0.0.1", "port": 0, "ops_port": 0}
@@ -79,9 +80,9 @@ def test_operators_with_their_token_and_probes_are_answered_beside_a_flood() -> 
 
 def test_the_coordinators_calls_of_the_books_are_not_counted() -> None:
     from fedround.aggregator import app
+    from fedround.http.serve import serving
     from fedround.observability.metrics.aggregator import AggregatorMetrics
     from fedround.observability.telemetry import Telemetry
-    from fedround.serve import serving
 
     async def main() -> None:
         settings = AggregatorSettings(internal_port=0, internal_secret=SecretStr("geheim"))

@@ -6,8 +6,8 @@ import pytest
 
 import fedround
 from fedround.errors import ConfigurationError, Untrusted
-from fedround.hosts import trusted
-from fedround.http import AggregatorClient
+from fedround.http.client import AggregatorClient
+from fedround.http.hosts import trusted
 from support.known_answer import KnownAnswer
 from support.processes import running
 

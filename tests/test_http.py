@@ -23,7 +23,8 @@ import httpx
 import numpy as np
 import pytest
 
-from fedround import deadlines, http, http_log
+from fedround.common.text import redact
+from fedround.common.wire import HeartbeatState, Problem, RendezVous, StartTraining, UpdateOutcome
 from fedround.errors import (
     Aborted,
     BadAnswer,
@@ -37,9 +38,9 @@ from fedround.errors import (
     Unreachable,
 )
 from fedround.events import ExchangeEnded, Fact
-from fedround.http import AggregatorClient, AsyncPeer, CoordinatorClient, Options, fetch_model
-from fedround.text import redact
-from fedround.wire import HeartbeatState, Problem, RendezVous, StartTraining, UpdateOutcome
+from fedround.http import client as http
+from fedround.http import deadlines, http_log
+from fedround.http.client import AggregatorClient, AsyncPeer, CoordinatorClient, Options, fetch_model
 from support.peer import Peer, Reply, answer, chunked
 
 ID = "3f1c9a52-7a84-4a0e-9d4a-1b1f0c8d2e61"

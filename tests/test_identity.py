@@ -9,9 +9,9 @@ import httpx
 import pytest
 
 from fedround import platform
+from fedround.common.settings import AggregatorSettings, CoordinatorSettings
+from fedround.http.serve import Endpoint
 from fedround.platform import Platform
-from fedround.serve import Endpoint
-from fedround.settings import AggregatorSettings, CoordinatorSettings
 from support.federation import ANY_PORT
 from support.processes import until
 from support.updates import update

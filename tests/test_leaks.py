@@ -15,7 +15,7 @@ from fedround.observability.metrics.base import Metrics
 from fedround.observability.metrics.participant import ParticipantMetrics
 from fedround.participant.run import connected
 from fedround.participant.terms import Terms
-from fedround.weights import Array
+from fedround.tensors.weights import Array
 from support.federation import our_platform
 
 ROUNDS = 1000

@@ -7,7 +7,7 @@ import pytest
 
 import fedround
 from fedround import testing
-from fedround.weights import Array
+from fedround.tensors.weights import Array
 
 ROUNDS = 6
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from fedround import run_participant
-from fedround.books import Admission, admissions_to_json
+from fedround.common.books import Admission, admissions_to_json
 from support import silos
 from support.federation import our_platform
 from support.processes import ANY_PORT, LOOPBACK, PORTS, Process, fedround, running, two_services, until

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedround.figures import Change, Statistics
-from fedround.measures import change, statistics
-from fedround.values import BLOCK
-from fedround.weights import Array
+from fedround.tensors.figures import Change, Statistics
+from fedround.tensors.measures import change, statistics
+from fedround.tensors.values import BLOCK
+from fedround.tensors.weights import Array
 
 
 @given(hnp.arrays(np.float64, st.integers(1, 50), elements=st.floats(-1e6, 1e6)))

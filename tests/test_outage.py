@@ -12,7 +12,7 @@ import pytest
 
 import fedround
 from fedround.events import ContactMade, Fact, Registered
-from fedround.weights import Array
+from fedround.tensors.weights import Array
 from support.known_answer import global_model
 from support.link import Gate
 from support.processes import Process, beside, running, until

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fedround.process import capture_signals, run, tune
+from fedround.common.process import capture_signals, run, tune
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def test_a_signal_sets_the_event_and_afterwards_the_handlers_are_as_before() -> 
 def test_a_second_signal_ends_the_process_at_once() -> None:
     program = """
 import asyncio
-from fedround.process import capture_signals, run
+from fedround.common.process import capture_signals, run
 
 async def main():
     with capture_signals() as stop:
@@ -63,7 +63,7 @@ def test_what_is_there_at_the_start_is_left_out_of_garbage_collection() -> None:
 def test_a_service_may_open_as_many_files_as_the_system_allows() -> None:
     program = """
 import resource
-from fedround.process import tune
+from fedround.common.process import tune
 
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 200))
 tune()

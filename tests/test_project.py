@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import yaml
 
+from fedround.common.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings
 from fedround.project import LONGEST, MODELS, create, project_name
-from fedround.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings
 from support import venvs
 from support.processes import fedround, running
 from support.tools import tool

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedround.proxies import Proxy, proxy_for
+from fedround.http.proxies import Proxy, proxy_for
 
 ALL = {"HTTP_PROXY": "http://plain:3128", "HTTPS_PROXY": "http://secure:3128"}
 

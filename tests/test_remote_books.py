@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import pytest
 
-from fedround.books import (
+from fedround.common.books import (
     Admission,
     Books,
     Closed,
@@ -26,7 +26,7 @@ from fedround.books import (
     page_to_json,
 )
 from fedround.errors import BadAnswer, Busy, ExchangeError, Refused, UnknownAttempt, Unreachable
-from fedround.remote_books import RemoteBooks
+from fedround.http.remote_books import RemoteBooks
 from support.peer import Peer, Reply, answer
 
 T = TypeVar("T")
@@ -183,6 +183,6 @@ def test_an_aggregator_that_is_not_there_is_unreachable(url: str) -> None:
 
 
 def test_an_endless_answer_is_a_bad_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedround.remote_books.MAX_ANSWER", 10)
+    monkeypatch.setattr("fedround.http.remote_books.MAX_ANSWER", 10)
     with Peer(answer("200 OK", b'{"verdict":"revoked"}')) as peer, pytest.raises(BadAnswer, match="more than 10 bytes"):
         ask(peer.url, lambda books: books.revoke(ATTEMPT, "a"))

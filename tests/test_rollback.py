@@ -11,7 +11,7 @@ from subprocess import CompletedProcess
 import numpy as np
 import pytest
 
-from fedround.http import fetch_model
+from fedround.http.client import fetch_model
 from support.known_answer import PARTICIPANTS, KnownAnswer, train
 from support.processes import Process, beside, fedround, running, two_services, until
 

@@ -15,9 +15,9 @@ from hypothesis.extra import numpy as hnp
 from fedround.aggregator.codecs import model_of
 from fedround.aggregator.updates import UpdateReader
 from fedround.errors import WeightsError
-from fedround.safetensors import CODES, dtype_of, parse_header
-from fedround.values import BLOCK
-from fedround.weights import Array, Layout, decode, encode_model, encode_update, view_update
+from fedround.tensors.safetensors import CODES, dtype_of, parse_header
+from fedround.tensors.values import BLOCK
+from fedround.tensors.weights import Array, Layout, decode, encode_model, encode_update, view_update
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8).filter(lambda name: name != "__metadata__")
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

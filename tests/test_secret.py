@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from fedround import secret
+from fedround.common import secret
+from fedround.common.secret import SecretFile, SecretHolder
+from fedround.common.settings import AggregatorSettings, CoordinatorSettings
 from fedround.errors import ConfigurationError
-from fedround.secret import SecretFile, SecretHolder
-from fedround.settings import AggregatorSettings, CoordinatorSettings
 from support.processes import Process, beside, fedround, running
 
 GOOD = "0123456789abcdef"

@@ -15,11 +15,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from fedround import asgi
+from fedround.common.process import run
 from fedround.errors import ConfigurationError
 from fedround.events import ConnectionCut, ConnectionsChanged, Fact
-from fedround.process import run
-from fedround.serve import AHEAD, MAX_HEAD, Endpoint, serving
+from fedround.http import asgi
+from fedround.http.serve import AHEAD, MAX_HEAD, Endpoint, serving
 from support.sockets import connected
 
 
@@ -159,7 +159,7 @@ ANSWERED = b"GET / HTTP/1.1\r\nHost: here\r\nContent-Length: %d\r\n\r\n"
 
 @pytest.mark.parametrize("sent", [*WAITING, *(ANSWERED % 0 + more for more in (b"\r\n", *WAITING[1:])), ANSWERED % 9 + b"x"])
 def test_a_peer_that_does_not_come_to_the_end_of_a_head_is_cut_off(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedround.serve.HEAD_TIMEOUT", 0.05)
+    monkeypatch.setattr("fedround.http.serve.HEAD_TIMEOUT", 0.05)
 
     async def main() -> None:
         served = endpoint()
@@ -343,7 +343,7 @@ def test_a_connection_ends_with_the_answer_to_a_request_whose_body_is_not_whole(
 
 
 def test_a_long_answer_a_slow_body_and_an_idle_connection_are_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedround.serve.HEAD_TIMEOUT", 0.05)
+    monkeypatch.setattr("fedround.http.serve.HEAD_TIMEOUT", 0.05)
 
     async def main() -> None:
         go_on = asyncio.Event()
@@ -373,7 +373,7 @@ def test_a_long_answer_a_slow_body_and_an_idle_connection_are_in_time(monkeypatc
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux only")
 def test_a_peer_that_takes_nothing_of_an_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedround.serve.STALL", 1)
+    monkeypatch.setattr("fedround.http.serve.STALL", 1)
 
     async def main() -> None:
         sent = asyncio.Event()
@@ -398,8 +398,8 @@ def test_a_peer_that_takes_nothing_of_an_answer_is_cut_off(monkeypatch: pytest.M
 
 
 def test_a_peer_that_takes_an_answer_too_slowly_is_cut_off_and_keeps_nothing_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedround.serve.MIN_RATE", 1e9)
-    monkeypatch.setattr("fedround.serve.MIN_RATE_WINDOW", 0.05)
+    monkeypatch.setattr("fedround.http.serve.MIN_RATE", 1e9)
+    monkeypatch.setattr("fedround.http.serve.MIN_RATE_WINDOW", 0.05)
 
     async def main() -> None:
         released = asyncio.Event()
@@ -493,9 +493,9 @@ def test_a_crowd_of_idle_connections_keeps_nobody_from_being_answered_nor_operat
 import asyncio, resource, sys
 from starlette.responses import Response
 from starlette.routing import Route
-from fedround import asgi
-from fedround.process import run
-from fedround.serve import Endpoint, serving
+from fedround.http import asgi
+from fedround.common.process import run
+from fedround.http.serve import Endpoint, serving
 
 async def hello(request):
     return Response("hello")

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from fedround.errors import ConfigurationError
-from fedround.settings import (
+from fedround.common.settings import (
     AfterFinish,
     AggregatorSettings,
     CoordinatorSettings,
@@ -22,7 +21,8 @@ from fedround.settings import (
     parse_duration,
     parse_size,
 )
-from fedround.sources import load
+from fedround.common.sources import load
+from fedround.errors import ConfigurationError
 
 NEEDED = {"PARTICIPANT_COORDINATOR_URL": "http://coordinator:8081", "PARTICIPANT_CLASS": "package.module:Class"}
 SECRET = "correct-horse-battery"
@@ -241,7 +241,7 @@ def test_settings_do_not_change() -> None:
 
 def test_the_import_reads_no_environment() -> None:
     garbage = {row.variable: "?!" for cls in (ParticipantSettings, CoordinatorSettings, AggregatorSettings) for row in cls.rows()}
-    subprocess.run([sys.executable, "-c", "import fedround.settings, fedround.cli"], check=True, env=os.environ | garbage)
+    subprocess.run([sys.executable, "-c", "import fedround.common.settings, fedround.cli"], check=True, env=os.environ | garbage)
 
 
 def test_all_problems_are_told_at_once_each_with_variable_and_flag() -> None:

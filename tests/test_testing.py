@@ -12,7 +12,7 @@ import fedround
 from fedround import events, testing
 from fedround.errors import ConfigurationError, RoundFailed, TrainingError
 from fedround.events import Fact
-from fedround.weights import Array
+from fedround.tensors.weights import Array
 
 
 class Counting(fedround.NumPyParticipant):

@@ -9,9 +9,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Scope
 
-from fedround import asgi, throttle
 from fedround.events import Fact, RequestThrottled
-from fedround.throttle import EXEMPT, Known, Throttle, nobody
+from fedround.http import asgi, throttle
+from fedround.http.throttle import EXEMPT, Known, Throttle, nobody
 
 
 @pytest.fixture(autouse=True)

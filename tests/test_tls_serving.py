@@ -16,11 +16,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from fedround import asgi, serve, tls
 from fedround.errors import ConfigurationError
 from fedround.events import ConnectionsChanged
-from fedround.serve import Endpoint, serving
-from fedround.tokens import Tokens
+from fedround.http import asgi, serve, tls
+from fedround.http.serve import Endpoint, serving
+from fedround.http.tokens import Tokens
 from support.certificates import Authority, Pair
 from support.sockets import Answer, connected
 
@@ -234,7 +234,7 @@ def test_new_files_hold_for_new_connections_and_open_ones_end_with_their_next_an
     run: Run, authority: Authority, pair: Pair, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As Kubernetes replaces them: by way of a link to a directory."""
-    caplog.set_level(logging.INFO, "fedround.tls")
+    caplog.set_level(logging.INFO, "fedround.http.tls")
     other = authority.issue("replaced", "DNS:localhost", "DNS:second.example", "IP:127.0.0.1")
     for version, files in {"1": pair, "2": other}.items():
         (tmp_path / version).mkdir()
@@ -269,7 +269,7 @@ def test_new_files_hold_for_new_connections_and_open_ones_end_with_their_next_an
 def test_files_replaced_one_after_the_other_are_no_outage(
     run: Run, authority: Authority, pair: Pair, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "fedround.tls")
+    caplog.set_level(logging.INFO, "fedround.http.tls")
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     other = authority.server("other")
     shutil.copy(pair.cert, cert)

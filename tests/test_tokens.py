@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fedround
-from fedround import tokens as tokens_module
 from fedround.errors import ConfigurationError
-from fedround.tokens import OPEN, Tokens
+from fedround.http import tokens as tokens_module
+from fedround.http.tokens import OPEN, Tokens
 from support.federation import our_platform
 from support.processes import running, until
 from support.silos import Plus1
@@ -141,7 +141,7 @@ def test_a_token_that_was_removed_while_the_file_could_not_be_read_is_refused_as
 def test_no_part_of_a_token_is_believed_while_a_file_is_written_in_place(
     file: Path, cut: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedround.tokens.SETTLED", 3600.0)
+    monkeypatch.setattr("fedround.http.tokens.SETTLED", 3600.0)
     text = "anna tok1secret\n"
     tokens = Tokens(None, file)
     file.write_text(text[:cut])
@@ -157,7 +157,7 @@ def test_a_file_whose_last_line_has_no_end_counts_when_it_has_settled(
     file: Path, text: str, owner: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As Kubernetes makes it of a literal."""
-    monkeypatch.setattr("fedround.tokens.SETTLED", 0.2)
+    monkeypatch.setattr("fedround.http.tokens.SETTLED", 0.2)
     tokens = Tokens(None, file)
     file.write_text(text)
     until(lambda: tokens.owner("anna's-token") is None)
@@ -235,7 +235,7 @@ def test_a_name_may_have_several_tokens_so_that_one_can_be_replaced(file: Path) 
 def test_thousands_of_tokens_are_known_and_a_file_is_bounded(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write_text("".join(f"silo-{n} token-{n}\n" for n in range(10_000)))
     assert Tokens(None, file).owner("token-9999") == "silo-9999"
-    monkeypatch.setattr("fedround.tokens.MAX_FILE", 1000)
+    monkeypatch.setattr("fedround.http.tokens.MAX_FILE", 1000)
     with pytest.raises(ConfigurationError, match="more than 1000 bytes"):
         Tokens(None, file)
 

@@ -1,6 +1,6 @@
 """A status as text: what is single in lines, what is many in tables, and of what is long the last."""
 
-from fedround.view import LAST, lines
+from fedround.commands.view import LAST, lines
 
 STATUS = {
     "ready": True,

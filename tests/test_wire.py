@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedround import wire
+from fedround.common import wire
+from fedround.common.wire import Claim, Departure, Heartbeat, HeartbeatState, Problem, RendezVous, Run, StartTraining, one_line
 from fedround.errors import BadAnswer
-from fedround.wire import Claim, Departure, Heartbeat, HeartbeatState, Problem, RendezVous, Run, StartTraining, one_line
 
 ID = "0b8b3f6e-52a5-4b44-8e51-5f0a3c1f0a77"
 ids = st.uuids(version=4).map(str)

@@ -24,7 +24,7 @@ import yaml
 from annotated_types import Le
 from pydantic.fields import FieldInfo
 
-from fedround.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings, Row, Settings
+from fedround.common.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings, Row, Settings
 from generated import ROOT, main
 
 HELM = ROOT / "helm"
@@ -115,7 +115,7 @@ DEFINITIONS = {
     "json": {"type": "object"},
     "text": {"type": ["string", "integer"]},
 }
-"""Kinds of values. Those of settings have their names in `fedround.settings`."""
+"""Kinds of values. Those of settings have their names in `fedround.common.settings`."""
 FREE = {
     "resources",
     "podSecurityContext",

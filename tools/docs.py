@@ -11,8 +11,10 @@ from random import Random
 
 import numpy as np
 
-from fedround import events, measures
+from fedround import events
 from fedround.cli import MEANINGS
+from fedround.common.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings, Settings
+from fedround.common.wire import Claim
 from fedround.coordinator.plan import Plan
 from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.silos import Silos
@@ -21,8 +23,7 @@ from fedround.observability.metrics.aggregator import AggregatorMetrics
 from fedround.observability.metrics.base import Metrics
 from fedround.observability.metrics.coordinator import CoordinatorMetrics
 from fedround.observability.metrics.participant import ParticipantMetrics
-from fedround.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings, Settings
-from fedround.wire import Claim
+from fedround.tensors import measures
 from generated import ROOT, main
 
 SERVICES: tuple[type[Settings], ...] = (ParticipantSettings, CoordinatorSettings, AggregatorSettings)
@@ -31,7 +32,7 @@ BLOCK = re.compile(r"(<!-- made by tools/docs.py: ([a-z ]+) -->\n)(.*?)(<!-- end
 HEAD = """\
 # Settings
 
-<!-- Made by tools/docs.py from service/fedround/settings.py: `.venv/bin/python tools/docs.py` -->
+<!-- Made by tools/docs.py from service/fedround/common/settings.py: `.venv/bin/python tools/docs.py` -->
 
 Every setting is a variable and a flag of its command. The flag beats the variable, the variable beats the file of `-c`,
 the file beats the default. An empty variable counts as not set. `fedround COMMAND --help` shows the same,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedround import testing as testing
+    from fedround.common.evaluation import Evaluation
     from fedround.errors import (
         ConfigurationError,
         CoordinatorUnreachable,
@@ -19,13 +20,12 @@ if TYPE_CHECKING:
         TrainingError,
         WeightsError,
     )
-    from fedround.evaluation import Evaluation
     from fedround.participant.abc import NumPyParticipant, ParticipantABC, Update
     from fedround.participant.proximal import proximal_gradient
     from fedround.participant.round import Round, Shard, current_round
     from fedround.participant.run import arun_participant, run_participant
     from fedround.participant.terms import Options
-    from fedround.weights import flatten, unflatten
+    from fedround.tensors.weights import flatten, unflatten
 
 __all__ = [
     "ConfigurationError",
@@ -53,13 +53,13 @@ __all__ = [
 
 # Imported when first asked for: a coordinator needs neither NumPy nor httpx, and every module of ours imports this one.
 _HOMES = {
-    "evaluation": ("Evaluation",),
+    "common.evaluation": ("Evaluation",),
     "participant.abc": ("NumPyParticipant", "ParticipantABC", "Update"),
     "participant.proximal": ("proximal_gradient",),
     "participant.round": ("Round", "Shard", "current_round"),
     "participant.run": ("arun_participant", "run_participant"),
     "participant.terms": ("Options",),
-    "weights": ("flatten", "unflatten"),
+    "tensors.weights": ("flatten", "unflatten"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

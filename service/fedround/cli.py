@@ -17,13 +17,13 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Never
 
-from fedround import asking, view
+from fedround.commands import asking, view
+from fedround.common.text import printable
 from fedround.errors import ConfigurationError, FedroundError, ParticipantError, Unauthorized
-from fedround.text import printable
 
 if TYPE_CHECKING:
-    from fedround.settings import Settings
-    from fedround.sources import Line, Loaded
+    from fedround.common.settings import Settings
+    from fedround.common.sources import Line, Loaded
 
 LOG = logging.getLogger("fedround")
 
@@ -144,7 +144,7 @@ def _main(argv: Sequence[str]) -> int:
 
 def _participant(parser: ArgumentParser) -> Run:
     """Join a coordinator and train when selected, until training is complete."""
-    from fedround.settings import ParticipantSettings
+    from fedround.common.settings import ParticipantSettings
 
     def serve(settings: ParticipantSettings) -> int:
         from fedround.participant.isolation import serve_participant
@@ -156,7 +156,7 @@ def _participant(parser: ArgumentParser) -> Run:
 
 def _coordinator(parser: ArgumentParser) -> Run:
     """Serve a coordinator."""
-    from fedround.settings import CoordinatorSettings
+    from fedround.common.settings import CoordinatorSettings
 
     def serve(settings: CoordinatorSettings) -> int:
         from fedround.coordinator import app
@@ -169,7 +169,7 @@ def _coordinator(parser: ArgumentParser) -> Run:
 
 def _aggregator(parser: ArgumentParser) -> Run:
     """Serve an aggregator."""
-    from fedround.settings import AggregatorSettings
+    from fedround.common.settings import AggregatorSettings
 
     def serve(settings: AggregatorSettings) -> int:
         from fedround.aggregator import app
@@ -182,7 +182,7 @@ def _aggregator(parser: ArgumentParser) -> Run:
 
 def _platform(parser: ArgumentParser) -> Run:
     """Serve a coordinator and an aggregator in one process."""
-    from fedround.settings import AggregatorSettings, CoordinatorSettings
+    from fedround.common.settings import AggregatorSettings, CoordinatorSettings
 
     def serve(aggregator: AggregatorSettings, coordinator: CoordinatorSettings) -> int:
         from fedround import platform
@@ -243,7 +243,7 @@ def _model(parser: ArgumentParser) -> Run:
     asking.add_token(parser)
 
     def run(arguments: Arguments) -> int:
-        from fedround import model
+        from fedround.commands import model
 
         output: Path = arguments["output"]
         if (name := arguments["cls"] or arguments["app"]) is not None:
@@ -269,7 +269,7 @@ def _rollback(parser: ArgumentParser) -> Run:
     asking.add_token(parser)
 
     def run(arguments: Arguments) -> int:
-        from fedround.wire import one_line
+        from fedround.common.wire import one_line
 
         target = asking.Target(arguments["url"], "aggregator", ca_file=arguments["ca_file"])
         token = asking.token(arguments["token"], target.service)
@@ -293,7 +293,7 @@ def _runs(parser: ArgumentParser) -> Run:
     _of_coordinator(parser)
 
     def run(arguments: Arguments) -> int:
-        from fedround import history
+        from fedround.commands import history
 
         print(history.runs(arguments["url"], arguments["token"], arguments["ca_file"]))
         return Exit.OK
@@ -308,7 +308,7 @@ def _history(parser: ArgumentParser) -> Run:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the .csv or .json file to write")
 
     def run(arguments: Arguments) -> int:
-        from fedround import history
+        from fedround.commands import history
 
         print(history.history(arguments["url"], arguments["run"], arguments["output"], arguments["token"], arguments["ca_file"]))
         return Exit.OK
@@ -391,7 +391,7 @@ SERVICES = frozenset({"participant", "coordinator", "aggregator", "platform"})
 
 def _service(parser: ArgumentParser, serve: Callable[..., int], *classes: "type[Settings]", file: bool = False) -> Run:
     """Make a flag of every setting. What is given back makes the settings, sets up logging as they say, and calls `serve`."""
-    from fedround import sources
+    from fedround.common import sources
     from fedround.observability import logs
 
     long = len(classes) > 1

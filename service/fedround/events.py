@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from fedround.figures import Change, Statistics
+    from fedround.tensors.figures import Change, Statistics
 
 LOG = logging.getLogger(__name__)
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from fedround.common.evaluation import Evaluation
 from fedround.errors import ConfigurationError, WrongWeights
-from fedround.evaluation import Evaluation
 from fedround.participant.abc import NumPyParticipant, Update
 from fedround.participant.load import FLOWER, find
 from fedround.participant.round import Round, Shard, current_round
-from fedround.weights import Array
+from fedround.tensors.weights import Array
 
 try:
     from flwr.app import Array as FlowerArray  # type: ignore[import-not-found, unused-ignore]

@@ -22,8 +22,8 @@ import numpy as np
 
 from fedround.errors import WrongWeights
 from fedround.participant.local import differences, refuse
-from fedround.safetensors import dtype_of
-from fedround.weights import Array
+from fedround.tensors.safetensors import dtype_of
+from fedround.tensors.weights import Array
 
 __all__ = ["load", "tensors"]
 

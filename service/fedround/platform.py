@@ -6,23 +6,24 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fedround import durable, process, serve
 from fedround.aggregator import app as aggregator_app
 from fedround.aggregator import operators
 from fedround.aggregator.service import AggregatorService
+from fedround.common import durable, process
+from fedround.common.durable import Disk
+from fedround.common.settings import AggregatorSettings, CoordinatorSettings
 from fedround.coordinator import app as coordinator_app
 from fedround.coordinator.relay import relaying
 from fedround.coordinator.service import CoordinatorService
-from fedround.durable import Disk
 from fedround.errors import ConfigurationError
 from fedround.events import Observer
+from fedround.http import serve
+from fedround.http.serve import Endpoint
 from fedround.observability.health import Health, tended
 from fedround.observability.metrics.aggregator import AggregatorMetrics
 from fedround.observability.metrics.coordinator import CoordinatorMetrics
 from fedround.observability.pushes import exporting
 from fedround.observability.telemetry import INSTANCE, Telemetry
-from fedround.serve import Endpoint
-from fedround.settings import AggregatorSettings, CoordinatorSettings
 
 if TYPE_CHECKING:
     from fedround.observability.tracing import Tracing

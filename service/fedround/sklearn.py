@@ -24,7 +24,7 @@ from sklearn.base import is_classifier  # type: ignore[import-not-found, import-
 
 from fedround.errors import WrongWeights
 from fedround.participant.local import differences, refuse
-from fedround.weights import Array
+from fedround.tensors.weights import Array
 
 __all__ = ["begun", "load", "tensors"]
 

@@ -23,17 +23,17 @@ from typing import Any, Unpack
 
 from fedround import events
 from fedround.aggregator import app as aggregator_app
+from fedround.common.settings import AggregatorSettings, CoordinatorSettings
 from fedround.coordinator import app as coordinator_app
 from fedround.errors import ConfigurationError, RoundFailed
 from fedround.events import Fact
-from fedround.http import InMemory
+from fedround.http.client import InMemory
 from fedround.participant import moves as m
 from fedround.participant.abc import shared_tensors
 from fedround.participant.run import Participant, connected, fulfil
 from fedround.participant.runtime import Runtime
 from fedround.participant.terms import Options, Terms
-from fedround.settings import AggregatorSettings, CoordinatorSettings
-from fedround.weights import encode_model
+from fedround.tensors.weights import encode_model
 
 __all__ = ["CompletedRound", "Platform", "platform"]
 

@@ -22,8 +22,8 @@ import torch  # type: ignore[import-not-found, unused-ignore]  # an extra
 from fedround.errors import WrongWeights
 from fedround.participant.abc import matches
 from fedround.participant.local import differences, refuse
-from fedround.safetensors import dtype_of, shown
-from fedround.weights import Array
+from fedround.tensors.safetensors import dtype_of, shown
+from fedround.tensors.weights import Array
 
 __all__ = ["load", "proximal", "tensors"]
 

@@ -6,8 +6,8 @@ New code imports `fedround`. Where the real xain-sdk is installed too, both are 
 import warnings
 from importlib.metadata import PackageNotFoundError, distribution
 
-from fedround import http_log
 from fedround.errors import ParticipantError
+from fedround.http import http_log
 from fedround.participant.abc import ParticipantABC
 from xain_sdk.participant import run_participant
 

@@ -5,11 +5,11 @@ import sys
 from typing import Any
 
 from fedround import events
+from fedround.common.wire import UPDATE
 from fedround.errors import DeserializationError, ParticipantError, SerializationError, TrainingError
 from fedround.events import Fact
 from fedround.participant import run
 from fedround.participant.abc import ParticipantABC
-from fedround.wire import UPDATE
 
 __all__ = [
     "DeserializationError",

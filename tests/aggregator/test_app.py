@@ -25,18 +25,18 @@ from fedround.aggregator.service import AggregatorService
 from fedround.aggregator.spool import Spool
 from fedround.aggregator.store import ModelStore
 from fedround.aggregator.strategies import WeightedAverage
-from fedround.books import Admission, Closed, Difference, Entry, Outcome, Verdict
-from fedround.durable import Directory
+from fedround.common.books import Admission, Closed, Difference, Entry, Outcome, Verdict
+from fedround.common.durable import Directory
+from fedround.common.secret import SecretHolder
+from fedround.common.settings import AggregatorSettings
 from fedround.errors import ConfigurationError, DataDamaged, ExchangeError, UnknownAttempt, WrongWeights
 from fedround.events import Fact, Observer, Observers, UploadFailed
+from fedround.http.remote_books import RemoteBooks
+from fedround.http.serve import Endpoint, serving
+from fedround.http.tokens import OPEN, Tokens
 from fedround.observability import ops
 from fedround.observability.health import Health, tended
-from fedround.remote_books import RemoteBooks
-from fedround.secret import SecretHolder
-from fedround.serve import Endpoint, serving
-from fedround.settings import AggregatorSettings
-from fedround.tokens import OPEN, Tokens
-from fedround.weights import Spec
+from fedround.tensors.weights import Spec
 from support.sockets import Connection, connected
 from support.updates import claiming, npy, update
 
@@ -409,7 +409,7 @@ async def be_slow(connection: Connection) -> None:
 
 @pytest.mark.parametrize("misbehave", [hang_up, hang_up_in_a_large_one, hang_up_in_a_chunk, be_slow])
 def test_an_upload_that_does_not_arrive_whole_counts_for_nothing(misbehave: Misbehaving, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedround.asgi.DRAIN_SECONDS", 0.05)
+    monkeypatch.setattr("fedround.http.asgi.DRAIN_SECONDS", 0.05)
 
     async def main() -> None:
         failed = asyncio.Event()

@@ -3,7 +3,7 @@ import pytest
 
 from fedround.aggregator.codecs import OPAQUE, OpaqueUpdate, opaque_model, read_model
 from fedround.errors import WrongWeights
-from fedround.values import BLOCK
+from fedround.tensors.values import BLOCK
 from support.updates import npy
 
 

@@ -17,9 +17,9 @@ from fedround.aggregator.codecs import Model, model_of
 from fedround.aggregator.evaluation import MOST_WAITING, TOLD, Candidate, Schedule
 from fedround.aggregator.evaluator import Evaluator
 from fedround.aggregator.store import ModelStore
-from fedround.books import ServerEvaluation
-from fedround.durable import Directory
-from fedround.evaluation import read
+from fedround.common.books import ServerEvaluation
+from fedround.common.durable import Directory
+from fedround.common.evaluation import read
 from fedround.events import EvaluationFailed, EvaluationSkipped, Fact, ModelEvaluated
 
 

@@ -17,10 +17,10 @@ from fedround.aggregator.service import AggregatorService
 from fedround.aggregator.spool import Received, Spool
 from fedround.aggregator.strategies import WeightedAverage
 from fedround.aggregator.updates import UpdateReader
-from fedround.books import Admission, Closed, Outcome
+from fedround.common.books import Admission, Closed, Outcome
 from fedround.errors import Implausible, NotFinite, SpoolFull, UnknownAttempt, WeightsError, WrongWeights
 from fedround.events import Dominated, Fact, UpdateReceived, WeightsMeasured
-from fedround.weights import Array, Layout
+from fedround.tensors.weights import Array, Layout
 from support.aggregating import ANNA, BERT, CARL, deliver, entries, open_round, send, service, stream, weights
 from support.updates import claiming, npy, update
 

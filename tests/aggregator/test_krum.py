@@ -14,11 +14,11 @@ from fedround import testing
 from fedround.aggregator import app, running
 from fedround.aggregator.robust import Krum, MultiKrum
 from fedround.aggregator.strategies import ROBUST, UNWEIGHTED, Median
+from fedround.common.settings import AggregatorSettings
 from fedround.errors import ConfigurationError, RoundFailed, UnknownAttempt
 from fedround.events import Observers
-from fedround.settings import AggregatorSettings
-from fedround.values import BLOCK
-from fedround.weights import Array, Spec, Weights
+from fedround.tensors.values import BLOCK
+from fedround.tensors.weights import Array, Spec, Weights
 from support.aggregating import built, train
 
 F8 = Spec(np.dtype("<f8"), (1,))

@@ -1,7 +1,7 @@
 import pytest
 
 from fedround.aggregator.ledger import MOST_AT_ONCE, REMEMBERED_ATTEMPTS, Ledger, Receipt
-from fedround.books import Admission, Difference, Newest, Outcome, Verdict
+from fedround.common.books import Admission, Difference, Newest, Outcome, Verdict
 from fedround.errors import Busy, Forbidden, IllegalMove, Late, NotAdmitted, UnknownAttempt
 
 

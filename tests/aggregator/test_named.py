@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 import fedround
 from fedround.aggregator.result import bfloat16_bits
 from fedround.errors import FedroundError, ParticipantError
+from fedround.tensors.values import BLOCK
 from fedround.testing import platform
-from fedround.values import BLOCK
 
 BF16 = ml_dtypes.bfloat16
 

@@ -7,7 +7,7 @@ import pytest
 from fedround.aggregator import operators
 from fedround.aggregator.service import AggregatorService
 from fedround.aggregator.store import ModelStore
-from fedround.durable import Directory
+from fedround.common.durable import Directory
 from fedround.errors import Late, UnknownAttempt
 from fedround.events import Fact, ModelsRolledBack
 from fedround.observability import ops

@@ -15,12 +15,12 @@ import fedround
 from fedround import testing
 from fedround.aggregator import app
 from fedround.aggregator.optimisers import FedAdagrad, FedAdam, FedAvgM, FedYogi, ServerOptimiser
-from fedround.durable import Directory
+from fedround.common.durable import Directory
+from fedround.common.settings import AggregatorSettings
 from fedround.errors import ConfigurationError, UnknownAttempt
 from fedround.events import Observers
-from fedround.settings import AggregatorSettings
-from fedround.values import BLOCK
-from fedround.weights import Array, Spec, Weights
+from fedround.tensors.values import BLOCK
+from fedround.tensors.weights import Array, Spec, Weights
 from support import venvs
 from support.aggregating import built, train
 from support.disks import MemoryDisk

@@ -14,10 +14,10 @@ from fedround.aggregator.remembering import seen
 from fedround.aggregator.service import AggregatorService
 from fedround.aggregator.state import State
 from fedround.aggregator.strategies import WeightedAverage
-from fedround.durable import Disk, tidy
+from fedround.common.durable import Disk, tidy
 from fedround.errors import Busy, Late, UnknownAttempt, WrongWeights
-from fedround.values import BLOCK
-from fedround.weights import Array, Spec, encode_update
+from fedround.tensors.values import BLOCK
+from fedround.tensors.weights import Array, Spec, encode_update
 from support.aggregating import ANNA, built, open_round, send, train
 from support.disks import Died, MemoryDisk, SmallDisk
 

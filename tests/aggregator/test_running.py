@@ -13,8 +13,8 @@ from fedround.aggregator.spool import Spool
 from fedround.aggregator.strategies import Combining, Median, TrimmedMean
 from fedround.aggregator.updates import UpdateReader
 from fedround.errors import SpoolFull, WrongWeights
-from fedround.values import BLOCK
-from fedround.weights import Array, Layout, Spec, encode_update
+from fedround.tensors.values import BLOCK
+from fedround.tensors.weights import Array, Layout, Spec, encode_update
 from support.disks import files_of_at_most
 
 SPOOL = Spool(None, max_size=1 << 30)

@@ -16,12 +16,12 @@ from fedround.aggregator.service import AggregatorService
 from fedround.aggregator.spool import Spool
 from fedround.aggregator.store import ModelStore
 from fedround.aggregator.strategies import Median, WeightedAverage
-from fedround.books import Admission, Closed, Difference, Measured, Outcome, Verdict
-from fedround.durable import Directory
+from fedround.common.books import Admission, Closed, Difference, Measured, Outcome, Verdict
+from fedround.common.durable import Directory
+from fedround.common.wire import UpdateOutcome
 from fedround.errors import Busy, Late, NotAdmitted, NotFinite, SpoolFull, TooLarge, TooSlow, UnknownAttempt, WrongWeights
 from fedround.events import Aggregated, Fact, NotKept, UpdateReceived, UploadFailed, WeightsMeasured
-from fedround.weights import Array, Layout, Spec
-from fedround.wire import UpdateOutcome
+from fedround.tensors.weights import Array, Layout, Spec
 from support.aggregating import ANNA, BERT, CARL, counted, deliver, entries, open_round, send, service, stream, weights
 from support.disks import files_of_at_most
 from support.updates import npy, update

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from fedround.aggregator.result import assembled
 from fedround.aggregator.strategies import Median, ModelSum, Strategy, TrimmedMean, WeightedAverage, load_strategy
 from fedround.errors import ConfigurationError, WrongWeights
-from fedround.values import BLOCK
-from fedround.weights import Layout, Spec
+from fedround.tensors.values import BLOCK
+from fedround.tensors.weights import Layout, Spec
 
 F8 = Spec(np.dtype("<f8"), (1,))
 F4 = Spec(np.dtype("<f4"), (1,))

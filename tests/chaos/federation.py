@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from fedround.aggregator.strategies import FedAdam
-from fedround.weights import Array, Spec
+from fedround.tensors.weights import Array, Spec
 from support.link import Link
 from support.processes import PORTS, Process
 

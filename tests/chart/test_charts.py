@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from fedround.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings
-from fedround.sources import load
+from fedround.common.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings
+from fedround.common.sources import load
 from support.charts import HELM, HELMS, REQUIRED, URL, Object, custom, helm, is_custom, pod, pods, rendered
 from support.tools import tool
 from support.venvs import ROOT, python

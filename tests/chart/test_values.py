@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from fedround.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings, Settings, parse_duration
-from fedround.sources import load
-from fedround.wire import MAX_HOLD
+from fedround.common.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings, Settings, parse_duration
+from fedround.common.sources import load
+from fedround.common.wire import MAX_HOLD
 from support.charts import HELM, HELMS, REQUIRED, URL, Objects, pod, pods, rendered, variables
 
 CHARTS = list(REQUIRED)

@@ -13,7 +13,7 @@ import fedround
 from fedround import events
 from fedround.events import Fact
 from fedround.participant.terms import Options
-from fedround.weights import Array
+from fedround.tensors.weights import Array
 from support.xain08 import Xain08
 
 N = 4

@@ -11,17 +11,17 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from fedround import events
-from fedround.asgi import METHODS
+from fedround.common.durable import Directory
+from fedround.common.settings import CoordinatorSettings
 from fedround.coordinator import app, store
 from fedround.coordinator.plan import Memory, Plan
-from fedround.durable import Directory
 from fedround.events import Observer, Observers
+from fedround.http.asgi import METHODS
+from fedround.http.serve import Endpoint, serving
+from fedround.http.tokens import Tokens
 from fedround.observability.health import Health
 from fedround.observability.metrics.coordinator import CoordinatorMetrics
 from fedround.observability.telemetry import Telemetry
-from fedround.serve import Endpoint, serving
-from fedround.settings import CoordinatorSettings
-from fedround.tokens import Tokens
 from support.coordinating import AGGREGATOR_URL, Coordinating, MemoryBooks, Recorder, coordinating
 from support.disks import MemoryDisk, files_of_at_most
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedround import wire
+from fedround.common import wire
 from fedround.coordinator.backlog import BURST, MOST_BATCH, MOST_BYTES, MOST_OF_ONE, MOST_SERIES, TABLE, WINDOW, Backlog
 
 METRICS, TRACES = wire.OTLP_METRICS, wire.OTLP_TRACES

@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 
 from fedround.aggregator.evaluation import Candidate, Schedule
 from fedround.aggregator.ledger import Ledger
-from fedround.books import Admit, Answer, Call, Close, Closed, Evaluation, Newest, Open, Page, Revoke, ServerEvaluation
+from fedround.common.books import Admit, Answer, Call, Close, Closed, Evaluation, Newest, Open, Page, Revoke, ServerEvaluation
+from fedround.common.wire import HeartbeatState
 from fedround.coordinator.goal import Best, Goal, Stop, judged
 from fedround.coordinator.plan import Memory, Plan
 from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.status import status
 from fedround.errors import Late, NotAdmitted, UnknownAttempt
 from fedround.events import Evaluated, Fact, FinalNotEvaluated, ServerEvaluated, TrainingCompleted
-from fedround.wire import HeartbeatState
 
 STEPS = st.lists(
     st.tuples(st.sampled_from(["deliver", "leave", "wait", "lose", "restart", "evaluate"]), st.integers(0, 2)), max_size=30

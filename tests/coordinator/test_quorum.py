@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from fedround import events
 from fedround.aggregator.ledger import Ledger, Receipt
-from fedround.books import Admit, Answer, Call, Close, Closed, Newest, Open, Outcome, Revoke, Verdict
+from fedround.common.books import Admit, Answer, Call, Close, Closed, Newest, Open, Outcome, Revoke, Verdict
+from fedround.common.wire import HeartbeatState
 from fedround.coordinator.attempt import ASK_AGAIN, LATE
 from fedround.coordinator.plan import GRACE, Plan
 from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.status import status
 from fedround.errors import Busy, Late, NotAdmitted, UnknownAttempt
-from fedround.wire import HeartbeatState
 from support.table import Table
 
 PLAN = Plan(rounds=0, min_clients=2, round_timeout=60, heartbeat_timeout=1000, quorum=2)

@@ -13,15 +13,15 @@ import httpx
 import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
-from fedround import wire
+from fedround.common import wire
 from fedround.coordinator import app, relay
 from fedround.coordinator.backlog import BURST, MOST_OF_ONE
 from fedround.coordinator.plan import Plan
 from fedround.coordinator.relay import Relay
 from fedround.errors import NotConnected
 from fedround.events import TelemetryForwarded, TelemetryReceived
+from fedround.http.tokens import Tokens
 from fedround.observability.stamping import MAX_BYTES
-from fedround.tokens import Tokens
 from observability.test_stamping import metric_of, metrics
 from support.coordinating import MemoryBooks, Recorder, coordinating
 from support.otlp import values

@@ -3,14 +3,14 @@
 import pytest
 
 from fedround import events
-from fedround.books import Close, Outcome, Page, Verdict
+from fedround.common.books import Close, Outcome, Page, Verdict
+from fedround.common.wire import HeartbeatState
 from fedround.coordinator.attempt import ASK_AGAIN
 from fedround.coordinator.plan import GRACE, Plan
 from fedround.coordinator.reliability import MOST_RECORDS, MOST_SAT_OUT, Reliability
 from fedround.coordinator.status import MOST_FAILURES, status
 from fedround.coordinator.trouble import MOST_PAUSE, PAUSE
 from fedround.errors import Busy
-from fedround.wire import HeartbeatState
 from support.table import Table
 
 

@@ -4,7 +4,8 @@ from random import Random
 import pytest
 
 from fedround import events
-from fedround.books import Admit, Close, Difference, Entry, Measured, Newest, Open, Outcome, Page, Revoke, Verdict
+from fedround.common.books import Admit, Close, Difference, Entry, Measured, Newest, Open, Outcome, Page, Revoke, Verdict
+from fedround.common.wire import MAX_FIGURES, HeartbeatState
 from fedround.coordinator.attempt import ASK_AGAIN
 from fedround.coordinator.history import MOST
 from fedround.coordinator.plan import Memory, Plan
@@ -14,7 +15,6 @@ from fedround.coordinator.seats import Known
 from fedround.coordinator.status import status
 from fedround.coordinator.trouble import PAUSE
 from fedround.errors import IllegalMove
-from fedround.wire import MAX_FIGURES, HeartbeatState
 from support.table import LIFE, Table
 
 

@@ -2,7 +2,7 @@
 
 from random import Random
 
-from fedround.books import Newest, Page
+from fedround.common.books import Newest, Page
 from fedround.coordinator.plan import Memory, Plan
 from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.run import Config, Run, config_of

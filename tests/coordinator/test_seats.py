@@ -6,13 +6,13 @@ from random import Random
 import pytest
 
 from fedround import events
-from fedround.books import Close, Outcome, Page, Verdict
+from fedround.common.books import Close, Outcome, Page, Verdict
+from fedround.common.wire import HeartbeatState
 from fedround.coordinator.plan import Plan
 from fedround.coordinator.presence import MOST_REGISTERED, PROBE
 from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.status import status
 from fedround.errors import Forbidden, NoSeat
-from fedround.wire import HeartbeatState
 from support.table import LIFE, Table
 
 

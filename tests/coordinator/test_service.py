@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from fedround import events
-from fedround.books import NO_RUN, Admission, Measured, Run
+from fedround.common.books import NO_RUN, Admission, Measured, Run
+from fedround.common.durable import Directory
+from fedround.common.wire import Heartbeat, HeartbeatState
 from fedround.coordinator import store
 from fedround.coordinator.plan import Memory, Plan
 from fedround.coordinator.service import CoordinatorService, never
-from fedround.durable import Directory
-from fedround.wire import Heartbeat, HeartbeatState
 from support.coordinating import AGGREGATOR_URL, Coordinating, MemoryBooks, coordinating
 from support.disks import files_of_at_most
 

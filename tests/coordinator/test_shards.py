@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedround import events
-from fedround.books import Admit, Close, Closed, Open, Outcome, Page, Revoke, Verdict
+from fedround.common.books import Admit, Close, Closed, Open, Outcome, Page, Revoke, Verdict
+from fedround.common.wire import Claim
 from fedround.coordinator.attempt import State
 from fedround.coordinator.plan import Plan
 from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.shards import Coverage, coverage
 from fedround.coordinator.status import status
-from fedround.wire import Claim
 from support.table import LIFE, Table
 
 COUNT = 3

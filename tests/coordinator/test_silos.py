@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from fedround import events, wire
-from fedround.books import Evaluation, Newest, Outcome, Page, Verdict
+from fedround import events
+from fedround.common import wire
+from fedround.common.books import Evaluation, Newest, Outcome, Page, Verdict
+from fedround.common.wire import MAX_FIGURES, Claim
 from fedround.coordinator.plan import Plan
 from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.silos import KEPT, MOST_GONE, REASONS, Phase, Silos
 from fedround.coordinator.status import by_name, status
-from fedround.wire import MAX_FIGURES, Claim
 from support.table import Table
 
 UNIX = 1e9

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from fedround import events
-from fedround.measures import statistics
 from fedround.observability.metrics.aggregator import AggregatorMetrics
 from fedround.observability.metrics.base import Metrics
 from fedround.observability.metrics.coordinator import CoordinatorMetrics
 from fedround.observability.metrics.participant import ParticipantMetrics
+from fedround.tensors.measures import statistics
 from support import promql
 from support.dashboards import ALERTS, DASHBOARDS, RECORDED, ROOT, RULES_TEXT, RUNBOOKS, asked, panels, queries, runbook_queries
 from support.observed import observed

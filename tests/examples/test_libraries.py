@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedround.weights import decode
+from fedround.tensors.weights import decode
 from support import venvs
 from support.processes import running
 
@@ -33,7 +33,7 @@ def alone(index):
         _, weights = called(index, silo.train_round, weights)
     return metric({{name: array.copy() for name, array in weights.items()}})
 
-fetched = fedround.weights.decode(bytearray(open(sys.argv[1], "rb").read()))
+fetched = fedround.tensors.weights.decode(bytearray(open(sys.argv[1], "rb").read()))
 print(json.dumps([metric(fetched), statistics.median(map(alone, range({silos})))]))
 """
 """Prints the metric of a file's model, and that of the median silo's after as many rounds alone."""

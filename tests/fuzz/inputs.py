@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from fedround.settings import Settings
+from fedround.common.settings import Settings
 from support.updates import claiming, npy, update
 
 ID = "0b8b3f6e-52a5-4b44-8e51-5f0a3c1f0a77"

@@ -16,19 +16,19 @@ from typing import Any
 import httpx
 from hypothesis import strategies as st
 
-from fedround import wire
 from fedround.aggregator.app import internal
 from fedround.aggregator.store import ModelStore
 from fedround.aggregator.updates import UpdateReader
-from fedround.books import figures
+from fedround.common import wire
+from fedround.common.books import figures
+from fedround.common.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings, Settings
+from fedround.common.sources import load
 from fedround.coordinator import store
 from fedround.errors import BadAnswer, ConfigurationError, DataDamaged, ExchangeError, WeightsError
-from fedround.http import AggregatorClient, CoordinatorClient
-from fedround.remote_books import RemoteBooks
-from fedround.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings, Settings
-from fedround.sources import load
-from fedround.tokens import Tokens
-from fedround.weights import decode, parse_head
+from fedround.http.client import AggregatorClient, CoordinatorClient
+from fedround.http.remote_books import RemoteBooks
+from fedround.http.tokens import Tokens
+from fedround.tensors.weights import decode, parse_head
 from fuzz import inputs
 from support.coordinating import MemoryBooks
 from support.disks import MemoryDisk

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fedround.throttle import BURST, RATE
+from fedround.http.throttle import BURST, RATE
 from hostile.arena import Arena
 from hostile.attackers import Flood, IdleCrowd, Together
 from hostile.client import ask

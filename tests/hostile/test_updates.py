@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedround.weights import Array
+from fedround.tensors.weights import Array
 from hostile.arena import SIZE, Arena
 from hostile.attackers import Dripper, Liar, NeverDeliverer, Together
 from hostile.client import Client

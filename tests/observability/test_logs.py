@@ -15,12 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedround import events, wire
+from fedround import events
+from fedround.common import wire
 from fedround.events import Fact
-from fedround.figures import Change, Statistics
-from fedround.measures import statistics
 from fedround.observability import logs
 from fedround.observability.logs import WARNINGS, JsonFormatter, LogObserver, TextFormatter
+from fedround.tensors.figures import Change, Statistics
+from fedround.tensors.measures import statistics
 
 ID = "12345678-aaaa-bbbb-cccc-dddddddddddd"
 VALUES: dict[object, object] = {

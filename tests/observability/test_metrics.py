@@ -14,13 +14,13 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from fedround import events
 from fedround.coordinator.silos import Phase
 from fedround.events import Fact
-from fedround.figures import Change
-from fedround.measures import statistics
 from fedround.observability.metrics.aggregator import AggregatorMetrics
 from fedround.observability.metrics.base import Metrics
 from fedround.observability.metrics.coordinator import CoordinatorMetrics
 from fedround.observability.metrics.http import MAX_FAILURES
 from fedround.observability.metrics.participant import ParticipantMetrics
+from fedround.tensors.figures import Change
+from fedround.tensors.measures import statistics
 from support.observed import observed
 from support.tools import tool
 

@@ -14,7 +14,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.resources import Resource
 
-from fedround import wire
+from fedround.common import wire
 from fedround.errors import BadTelemetry, TooLarge
 from fedround.observability.bridge import Bridge
 from fedround.observability.metrics.participant import ParticipantMetrics

@@ -16,9 +16,9 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
 
-from fedround import events, measures
+from fedround import events
 from fedround.errors import ConfigurationError, Unreachable
-from fedround.http import CoordinatorClient
+from fedround.http.client import CoordinatorClient
 from fedround.observability import tracing
 from fedround.observability.metrics.participant import ParticipantMetrics
 from fedround.observability.otlp import exporters
@@ -26,6 +26,7 @@ from fedround.observability.traces import complain_shortly, traced
 from fedround.observability.tracing import Tracing
 from fedround.participant.run import connected
 from fedround.participant.terms import Terms
+from fedround.tensors import measures
 from support.federation import our_platform
 from support.otlp import receiving
 from support.peer import Peer, answer

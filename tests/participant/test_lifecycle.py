@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedround import wire
+from fedround.common import wire
+from fedround.common.wire import HeartbeatState, UpdateOutcome
 from fedround.errors import IllegalMove
 from fedround.events import (
     ContactLost,
@@ -26,7 +27,6 @@ from fedround.participant import moves as m
 from fedround.participant.lane import Failures, Lane
 from fedround.participant.lifecycle import ASK_FINISHED, LEAVE_TIMEOUT, Lifecycle
 from fedround.participant.work import MAX_CONFIRMS, MAX_DEAD_TOKENS, SETTLE, Work
-from fedround.wire import HeartbeatState, UpdateOutcome
 
 STAND_BY, ROUND, FINISH, REJECT = HeartbeatState
 ID, TOKEN, URL = "an-id", "a-token", "http://aggregator"

@@ -7,12 +7,13 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from fedround import events, measures, values, weights
+from fedround import events
 from fedround.events import Fact
-from fedround.figures import Change
 from fedround.participant import measuring
 from fedround.participant.measuring import Measuring
-from fedround.weights import Array
+from fedround.tensors import measures, values, weights
+from fedround.tensors.figures import Change
+from fedround.tensors.weights import Array
 from support.updates import npy, update
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
+from fedround.common.settings import ParticipantSettings
 from fedround.observability.metrics.participant import ParticipantMetrics
 from fedround.participant.pushing import Allowed
-from fedround.settings import ParticipantSettings
 from observability.test_metrics import LOCAL, WEIGHTS, told
 
 LOCAL_LABELS, GLOBAL = {"source": "local"}, {"source": "global"}

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedround.figures import LARGEST
+from fedround.common.wire import MAX_FIGURES, MAX_METRICS
 from fedround.participant.round import Round, Shard, current_round, encode_figures, entered
-from fedround.wire import MAX_FIGURES, MAX_METRICS
+from fedround.tensors.figures import LARGEST
 
 
 def make(told: list[Mapping[str, float]] | None = None) -> Round:

@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedround.common.settings import ParticipantSettings
 from fedround.errors import ConfigurationError, TrainingError
 from fedround.participant.abc import NumPyParticipant, Update
 from fedround.participant.round import current_round
 from fedround.participant.run import arun_participant, run_participant
 from fedround.participant.signals import signals
 from fedround.participant.terms import Options, Terms
-from fedround.settings import ParticipantSettings
-from fedround.weights import Array
+from fedround.tensors.weights import Array
 from support.federation import FINISH, After, OldPlatform, order, our_platform
 from support.link import Gate
 

@@ -20,9 +20,10 @@ import numpy as np
 import pytest
 
 from fedround import events
+from fedround.common.wire import START_TRAINING, UPDATE, RendezVous
 from fedround.errors import ConfigurationError, CoordinatorUnreachable, DeserializationError, SerializationError, TrainingError
 from fedround.events import Fact
-from fedround.http import AggregatorClient, CoordinatorClient
+from fedround.http.client import AggregatorClient, CoordinatorClient
 from fedround.observability.health import Health
 from fedround.participant.abc import NumPyParticipant, ParticipantABC, Update
 from fedround.participant.lifecycle import Lifecycle
@@ -34,8 +35,7 @@ from fedround.participant.shards import Shards
 from fedround.participant.terms import Terms
 from fedround.participant.training import Training as Steps
 from fedround.participant.watch import Watch
-from fedround.weights import Array
-from fedround.wire import START_TRAINING, UPDATE, RendezVous
+from fedround.tensors.weights import Array
 from support.federation import FINISH, REFUSED, REJECT, STAND_BY, TOKEN, After, Answer, OldPlatform, order, our_platform, say
 from support.peer import Peer, Reply, answer
 from support.processes import until

@@ -4,9 +4,9 @@ import logging
 
 import pytest
 
+from fedround.common.wire import MAX_SHARDS, Claim
 from fedround.participant.round import Shard
 from fedround.participant.shards import Shards
-from fedround.wire import MAX_SHARDS, Claim
 
 
 def shards(own: Shard | None = None, count: int | None = None, pod_index: int | None = None, name: str = "silo-1") -> Shards:

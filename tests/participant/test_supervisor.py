@@ -19,17 +19,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedround import events, weights
+from fedround import events
 from fedround.errors import ConfigurationError, FedroundError, ParticipantError, TrainingError
-from fedround.figures import Change
-from fedround.measures import statistics
 from fedround.participant import supervisor, telling
 from fedround.participant.channel import MAX_MESSAGE, BadMessage, Channel
 from fedround.participant.memory import BadMemory, Memory
 from fedround.participant.process import Cause, end_of
 from fedround.participant.round import Round, Shard
 from fedround.participant.supervisor import Supervisor
-from fedround.weights import Array
+from fedround.tensors import weights
+from fedround.tensors.figures import Change
+from fedround.tensors.measures import statistics
+from fedround.tensors.weights import Array
 from support.updates import npy
 
 MODULE = """

@@ -13,12 +13,12 @@ from fedround.aggregator.service import AggregatorService
 from fedround.aggregator.spool import Spool
 from fedround.aggregator.store import ModelStore
 from fedround.aggregator.strategies import Strategy, WeightedAverage
-from fedround.books import Admission, Entry, Outcome
-from fedround.durable import Disk
+from fedround.common.books import Admission, Entry, Outcome
+from fedround.common.durable import Disk
+from fedround.common.settings import AggregatorSettings
+from fedround.common.wire import UpdateOutcome
 from fedround.events import Fact, Observer, Observers
-from fedround.settings import AggregatorSettings
-from fedround.weights import Array, Layout, Spec, Weights, encode_update
-from fedround.wire import UpdateOutcome
+from fedround.tensors.weights import Array, Layout, Spec, Weights, encode_update
 from support.updates import update
 
 ANNA, BERT, CARL = "aaaaaaaa-0000", "bbbbbbbb-0000", "cccccccc-0000"

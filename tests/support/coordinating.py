@@ -9,7 +9,7 @@ from random import Random
 from typing import Any, TypeVar
 
 from fedround.aggregator.ledger import Ledger
-from fedround.books import NO_RUN, Admission, Books, Closed, Difference, Page, Run, Verdict
+from fedround.common.books import NO_RUN, Admission, Books, Closed, Difference, Page, Run, Verdict
 from fedround.coordinator.plan import Memory, Plan
 from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.service import CoordinatorService

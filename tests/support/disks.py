@@ -7,7 +7,7 @@ import resource
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from fedround.durable import Buffer
+from fedround.common.durable import Buffer
 
 
 class Died(Exception):
@@ -15,7 +15,7 @@ class Died(Exception):
 
 
 class MemoryDisk:
-    """A `fedround.durable.Disk`. It dies after so many `steps`; everything that changes it is one step, or several."""
+    """A `fedround.common.durable.Disk`. It dies after so many `steps`; everything that changes it is one step, or several."""
 
     def __init__(self, files: dict[str, bytes] | None = None, *, steps: float = math.inf) -> None:
         self.files = dict(files or {})

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 
 from fedround import platform
+from fedround.common.settings import AggregatorSettings, CoordinatorSettings
 from fedround.platform import Platform
-from fedround.settings import AggregatorSettings, CoordinatorSettings
 
 if TYPE_CHECKING:
     from fedround.observability.tracing import Tracing

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 import fedround
-from fedround.weights import Array
+from fedround.tensors.weights import Array
 
 MB = 1_000_000
 

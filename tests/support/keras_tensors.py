@@ -7,7 +7,7 @@ import numpy as np
 import fedround.keras
 from fedround.errors import WrongWeights
 from fedround.participant.round import Round, Shard, entered
-from fedround.weights import Array
+from fedround.tensors.weights import Array
 
 NAMES = {
     "conv2d/kernel": (3, 3, 1, 4),

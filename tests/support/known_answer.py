@@ -14,7 +14,7 @@ import numpy as np
 
 import fedround
 from fedround.participant.terms import Options
-from fedround.weights import Array
+from fedround.tensors.weights import Array
 
 if TYPE_CHECKING:
     from support.processes import Process

@@ -7,7 +7,7 @@ import numpy as np
 from opentelemetry import trace
 
 import fedround
-from fedround.weights import Array
+from fedround.tensors.weights import Array
 
 
 class Plus1(fedround.NumPyParticipant):

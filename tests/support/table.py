@@ -5,11 +5,11 @@ from random import Random
 from typing import TypeVar
 
 from fedround import events
-from fedround.books import Admit, Close, Closed, Entry, Open, Outcome, Page, Revoke, Verdict
+from fedround.common.books import Admit, Close, Closed, Entry, Open, Outcome, Page, Revoke, Verdict
+from fedround.common.wire import Claim, HeartbeatState
 from fedround.coordinator.history import Past
 from fedround.coordinator.plan import Plan
 from fedround.coordinator.rounds import Rounds
-from fedround.wire import Claim, HeartbeatState
 
 LIFE = "first-life"
 

@@ -5,7 +5,7 @@ import torch  # type: ignore[import-not-found]  # in an environment of its own
 from torch.utils.data import DataLoader, TensorDataset  # type: ignore[import-not-found]
 
 import fedround
-from fedround.weights import Array
+from fedround.tensors.weights import Array
 
 
 class Regression(fedround.NumPyParticipant):

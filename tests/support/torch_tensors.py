@@ -8,7 +8,7 @@ import fedround
 import fedround.torch
 from fedround.errors import WrongWeights
 from fedround.participant.round import Round, Shard, entered
-from fedround.weights import Array
+from fedround.tensors.weights import Array
 
 
 def network() -> "torch.nn.Module":

@@ -15,11 +15,11 @@ from fedround.aggregator.running import Running
 from fedround.aggregator.spool import Received, Spool
 from fedround.aggregator.state import State
 from fedround.aggregator.updates import UpdateReader
-from fedround.books import NO_RUN, Run
+from fedround.common.books import NO_RUN, Run
+from fedround.common.text import short
 from fedround.errors import Forbidden, Implausible, Late, NotAdmitted, SpoolFull, TooLarge, WeightsError, WrongWeights
-from fedround.measures import norm
-from fedround.text import short
-from fedround.weights import Array, Layout
+from fedround.tensors.measures import norm
+from fedround.tensors.weights import Array, Layout
 
 LOG = logging.getLogger(__name__)
 

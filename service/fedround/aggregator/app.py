@@ -17,7 +17,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Scope
 
-from fedround import asgi, durable, process, secret, serve, tls, wire
 from fedround.aggregator import evaluator as evaluators
 from fedround.aggregator import operators
 from fedround.aggregator.codecs import OPAQUE, Model, read_model
@@ -27,7 +26,8 @@ from fedround.aggregator.service import AggregatorService
 from fedround.aggregator.spool import Spool, check_writable
 from fedround.aggregator.store import ModelStore
 from fedround.aggregator.strategies import ROBUST, UNWEIGHTED, load_strategy
-from fedround.books import (
+from fedround.common import durable, process, secret, wire
+from fedround.common.books import (
     Admission,
     Admit,
     Answer,
@@ -45,21 +45,22 @@ from fedround.books import (
     figures,
     page_to_json,
 )
-from fedround.durable import Disk
+from fedround.common.durable import Disk
+from fedround.common.secret import SecretHolder
+from fedround.common.settings import AggregatorSettings
+from fedround.common.text import short
 from fedround.errors import ConfigurationError, WeightsError
 from fedround.events import Observer
+from fedround.http import asgi, serve, tls
+from fedround.http.serve import Endpoint
+from fedround.http.throttle import EXEMPT
+from fedround.http.tokens import OPEN, Admitting, guard
 from fedround.observability import ops
 from fedround.observability.health import Health, tended
 from fedround.observability.metrics.aggregator import AggregatorMetrics
 from fedround.observability.pushes import exporting
 from fedround.observability.telemetry import INSTANCE, Telemetry
-from fedround.secret import SecretHolder
-from fedround.serve import Endpoint
-from fedround.settings import AggregatorSettings
-from fedround.text import short
-from fedround.throttle import EXEMPT
-from fedround.tokens import OPEN, Admitting, guard
-from fedround.weights import Layout, Spec
+from fedround.tensors.weights import Layout, Spec
 
 LOG = logging.getLogger(__name__)
 
@@ -160,7 +161,7 @@ def _evaluation(header: str | None) -> tuple[int, Mapping[str, float]] | None:
 def internal(
     books: Books, *, tokens: Admitting = OPEN, observe: Observer | None = None, trace: asgi.Trace | None = None
 ) -> ASGIApp:
-    """The books over HTTP (see `fedround.remote_books.RemoteBooks`), for the coordinator, which `tokens` knows.
+    """The books over HTTP (see `fedround.http.remote_books.RemoteBooks`), for the coordinator, which `tokens` knows.
 
     No web page can call them from a browser: what a page sends has an `Origin`, or another type than JSON.
     """

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from fedround.values import BLOCK
-from fedround.weights import Array, Spec
+from fedround.tensors.values import BLOCK
+from fedround.tensors.weights import Array, Spec
 
 
 class Sums:

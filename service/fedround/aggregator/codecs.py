@@ -11,10 +11,10 @@ import numpy as np
 
 from fedround.aggregator.state import State
 from fedround.errors import WrongWeights
-from fedround.npy import MAGIC
-from fedround.safetensors import is_safetensors
-from fedround.values import BLOCK
-from fedround.weights import (
+from fedround.tensors.npy import MAGIC
+from fedround.tensors.safetensors import is_safetensors
+from fedround.tensors.values import BLOCK
+from fedround.tensors.weights import (
     FIRST_BYTES,
     SAMPLES_BYTES,
     Array,

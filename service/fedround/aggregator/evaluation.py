@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from fedround.books import ServerEvaluation
+from fedround.common.books import ServerEvaluation
 
 MOST_WAITING = 2
 TOLD = 3

@@ -11,17 +11,18 @@ from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any
 
-from fedround import evaluation, events
+from fedround import events
 from fedround.aggregator.codecs import Model
 from fedround.aggregator.evaluation import Candidate, Schedule
 from fedround.aggregator.state import State
-from fedround.books import ServerEvaluation
+from fedround.common import evaluation
+from fedround.common.books import ServerEvaluation
+from fedround.common.objects import find
+from fedround.common.text import described
+from fedround.common.wire import one_line
 from fedround.errors import ConfigurationError
 from fedround.events import Fact, Observer, Observers
-from fedround.objects import find
-from fedround.text import described
-from fedround.weights import Array, Weights
-from fedround.wire import one_line
+from fedround.tensors.weights import Array, Weights
 
 LOG = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ class Evaluator:
     """Evaluates models, for one event loop. No failure of the function reaches whoever submits a model.
 
     Args:
-        function: Takes a model's weights, read-only, and returns an evaluation: see `fedround.evaluation.read`.
+        function: Takes a model's weights, read-only, and returns an evaluation: see `fedround.common.evaluation.read`.
         name: What the function is called, for people.
         observer: Told of every fact.
     """

@@ -21,9 +21,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from fedround.books import Admission, Difference, Entry, Evaluation, Newest, Outcome, Page, Verdict
+from fedround.common.books import Admission, Difference, Entry, Evaluation, Newest, Outcome, Page, Verdict
+from fedround.common.wire import one_line
 from fedround.errors import Busy, Forbidden, IllegalMove, Late, NotAdmitted, UnknownAttempt
-from fedround.wire import one_line
 
 OVER = "the round is over, or was given to others"
 MEASURED = 1.0

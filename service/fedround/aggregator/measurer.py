@@ -8,10 +8,10 @@ from collections import deque
 from collections.abc import Sequence
 
 from fedround.aggregator.codecs import OPAQUE, Model
-from fedround.books import Measured
+from fedround.common.books import Measured
 from fedround.events import Observer, WeightsMeasured
-from fedround.figures import Statistics
-from fedround.measures import statistics
+from fedround.tensors.figures import Statistics
+from fedround.tensors.measures import statistics
 
 LOG = logging.getLogger(__name__)
 

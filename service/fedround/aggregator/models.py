@@ -13,7 +13,7 @@ from fedround.aggregator.measurer import Measurer
 from fedround.aggregator.state import State
 from fedround.aggregator.steps import Steps
 from fedround.aggregator.store import ModelStore
-from fedround.books import NO_RUN, Newest, Page, Run
+from fedround.common.books import NO_RUN, Newest, Page, Run
 from fedround.errors import Busy, ConfigurationError, DataDamaged
 from fedround.events import NotKept, Observer, WasKept
 

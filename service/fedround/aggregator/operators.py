@@ -8,11 +8,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from fedround import asgi, durable
 from fedround.aggregator.codecs import suffix_of
 from fedround.aggregator.service import AggregatorService
+from fedround.common import durable
 from fedround.errors import DataDamaged, WeightsError
 from fedround.events import Fact, Observer, WeightsMeasured
+from fedround.http import asgi
 from fedround.observability import ops
 from fedround.observability.health import Health
 

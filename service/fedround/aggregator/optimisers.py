@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fedround.aggregator.averages import WeightedAverage, rounded
-from fedround.values import BLOCK
-from fedround.weights import Array, Spec
+from fedround.tensors.values import BLOCK
+from fedround.tensors.weights import Array, Spec
 
 Fields = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
 """The arrays of a state: their dtypes and shapes."""

@@ -12,9 +12,9 @@ import numpy as np
 from fedround.aggregator.codecs import Model
 from fedround.aggregator.state import State, checked
 from fedround.errors import WrongWeights
-from fedround.safetensors import shown
-from fedround.values import BLOCK, unfit, widened
-from fedround.weights import Array, Layout
+from fedround.tensors.safetensors import shown
+from fedround.tensors.values import BLOCK, unfit, widened
+from fedround.tensors.weights import Array, Layout
 
 LOG = logging.getLogger(__name__)
 

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from fedround.aggregator.codecs import Model, model_of
-from fedround.books import NO_RUN, Run
+from fedround.common.books import NO_RUN, Run
 from fedround.errors import WrongWeights
-from fedround.safetensors import shown
-from fedround.values import BLOCK, unfit, widened
-from fedround.weights import Array, Layout, Spec
+from fedround.tensors.safetensors import shown
+from fedround.tensors.values import BLOCK, unfit, widened
+from fedround.tensors.weights import Array, Layout, Spec
 
 
 def assembled(
@@ -21,7 +21,7 @@ def assembled(
         round: Which one.
         layout: Of the training.
         results: Each averaged tensor, flat, in the dtype `Spec.result`.
-        before: The round's model, whose constants stay. See `fedround.values`.
+        before: The round's model, whose constants stay. See `fedround.tensors.values`.
         fixed: Tensors that are no floats: of that model, or of the first update.
         run: That it belongs to, for its metadata.
 

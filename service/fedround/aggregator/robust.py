@@ -6,7 +6,7 @@ from math import floor
 import numpy as np
 
 from fedround.errors import ConfigurationError
-from fedround.weights import Array, Spec
+from fedround.tensors.weights import Array, Spec
 
 
 class TrimmedMean:

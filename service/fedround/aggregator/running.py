@@ -20,7 +20,7 @@ from fedround.aggregator.state import State
 from fedround.aggregator.strategies import Combining, CombiningBytes, Strategy
 from fedround.aggregator.updates import fill
 from fedround.errors import WrongWeights
-from fedround.weights import Array, Layout, Spec
+from fedround.tensors.weights import Array, Layout, Spec
 
 AT_ONCE = 1 << 21
 """Weights of all updates together that are combined at once: 16 MB of float64."""

@@ -18,7 +18,9 @@ from fedround.aggregator.running import Running
 from fedround.aggregator.spool import Received, Spool
 from fedround.aggregator.steps import Steps
 from fedround.aggregator.store import ModelStore
-from fedround.books import NO_RUN, Admission, Closed, Difference, Entry, Evaluation, Page, Run, Verdict
+from fedround.common.books import NO_RUN, Admission, Closed, Difference, Entry, Evaluation, Page, Run, Verdict
+from fedround.common.text import short
+from fedround.common.wire import UpdateOutcome
 from fedround.errors import (
     Busy,
     FedroundError,
@@ -41,9 +43,7 @@ from fedround.events import (
     UpdateReceived,
     UploadFailed,
 )
-from fedround.text import short
-from fedround.weights import Layout
-from fedround.wire import UpdateOutcome
+from fedround.tensors.weights import Layout
 
 LOG = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ PATIENCE = 2.0
 
 
 class AggregatorService:
-    """The books (`fedround.books.Books`), and for the participants `read` and `deliver`. For one event loop.
+    """The books (`fedround.common.books.Books`), and for the participants `read` and `deliver`. For one event loop.
 
     Args:
         begin: Begins the running aggregate of an attempt, given what its updates look like.

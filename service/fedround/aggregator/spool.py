@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
+from fedround.common.wire import MIN_RATE, MIN_RATE_WINDOW
 from fedround.errors import ConfigurationError, SpoolFull, TooLarge, TooSlow
-from fedround.wire import MIN_RATE, MIN_RATE_WINDOW
 
 IN_MEMORY = 1 << 20
 """Bytes up to which a body stays in memory, and beyond which they are written out together."""

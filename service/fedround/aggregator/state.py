@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fedround import safetensors
 from fedround.errors import WrongWeights
-from fedround.safetensors import shown
-from fedround.weights import Array, decode, encode_model
+from fedround.tensors import safetensors
+from fedround.tensors.safetensors import shown
+from fedround.tensors.weights import Array, decode, encode_model
 
 
 @dataclass(frozen=True, slots=True)

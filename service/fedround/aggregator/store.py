@@ -16,10 +16,10 @@ from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from fedround import durable
 from fedround.aggregator.guards import NOTHING, Figures
-from fedround.books import NO_RUN, Run
-from fedround.durable import Disk
+from fedround.common import durable
+from fedround.common.books import NO_RUN, Run
+from fedround.common.durable import Disk
 from fedround.errors import DataDamaged
 
 LOG = logging.getLogger(__name__)

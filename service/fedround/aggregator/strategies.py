@@ -14,7 +14,7 @@ from fedround.aggregator.averages import ModelSum, WeightedAverage
 from fedround.aggregator.optimisers import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from fedround.aggregator.robust import Krum, Median, MultiKrum, TrimmedMean
 from fedround.errors import ConfigurationError
-from fedround.weights import Array
+from fedround.tensors.weights import Array
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer

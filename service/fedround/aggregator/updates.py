@@ -11,9 +11,9 @@ import numpy as np
 
 from fedround.aggregator.codecs import Model
 from fedround.errors import WrongWeights
-from fedround.safetensors import shown
-from fedround.values import BLOCK, Flaws, widened, without_unfit
-from fedround.weights import FIRST_BYTES, SAMPLES_BYTES, Array, Layout, Place, Spec, header_size, parse_head
+from fedround.tensors.safetensors import shown
+from fedround.tensors.values import BLOCK, Flaws, widened, without_unfit
+from fedround.tensors.weights import FIRST_BYTES, SAMPLES_BYTES, Array, Layout, Place, Spec, header_size, parse_head
 
 
 class UpdateReader:

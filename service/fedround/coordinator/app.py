@@ -16,8 +16,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive
 
-from fedround import asgi, durable, events, process, secret, serve, tls, wire
-from fedround.books import Books
+from fedround import events
+from fedround.common import durable, process, secret, wire
+from fedround.common.books import Books
+from fedround.common.durable import Directory, Disk
+from fedround.common.settings import CoordinatorSettings
+from fedround.common.wire import Departure, Heartbeat, Problem, RendezVous, StartTraining
 from fedround.coordinator import operators, page, store
 from fedround.coordinator.archive import Archive
 from fedround.coordinator.goal import Goal, Stop
@@ -27,21 +31,19 @@ from fedround.coordinator.relay import routes as routes_of_relay
 from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.run import Run
 from fedround.coordinator.service import CoordinatorService
-from fedround.durable import Directory, Disk
 from fedround.errors import ConfigurationError
 from fedround.events import Fact, Observer
-from fedround.http import tls as client_tls
+from fedround.http import asgi, serve, tls
+from fedround.http.client import tls as client_tls
+from fedround.http.remote_books import RemoteBooks
+from fedround.http.serve import Endpoint
+from fedround.http.tls import Names
+from fedround.http.tokens import OPEN, Admitting, guard
 from fedround.observability import ops
 from fedround.observability.health import Health, tended
 from fedround.observability.metrics.coordinator import CoordinatorMetrics
 from fedround.observability.pushes import exporting
 from fedround.observability.telemetry import INSTANCE, Telemetry
-from fedround.remote_books import RemoteBooks
-from fedround.serve import Endpoint
-from fedround.settings import CoordinatorSettings
-from fedround.tls import Names
-from fedround.tokens import OPEN, Admitting, guard
-from fedround.wire import Departure, Heartbeat, Problem, RendezVous, StartTraining
 
 LOG = logging.getLogger(__name__)
 

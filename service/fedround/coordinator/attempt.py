@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from heapq import heappop, heappush
 
-from fedround.books import Admission, Admit, Close, Closed, Entry, Revoke
+from fedround.common.books import Admission, Admit, Close, Closed, Entry, Revoke
+from fedround.common.wire import PHASES, Shard
 from fedround.coordinator.history import weighted_means
 from fedround.coordinator.seats import Participant, Who
 from fedround.events import Contribution, Revoked, RoundCompleted
-from fedround.wire import PHASES, Shard
 
 ASK_AGAIN = 1.0
 """Seconds until a right whose update is being received is revoked again."""

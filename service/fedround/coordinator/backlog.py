@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from fedround.budgets import Buckets
+from fedround.http.budgets import Buckets
 
 RATE, BURST = 2.0, 20.0
 """Messages a second, and at once, of a participant to one path."""

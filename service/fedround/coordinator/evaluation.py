@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable
 from random import Random
 
-from fedround.books import Page, ServerEvaluation
+from fedround.common.books import Page, ServerEvaluation
 from fedround.coordinator.attempt import Attempt
 from fedround.coordinator.history import History, weighted_means
 from fedround.coordinator.seats import Participant

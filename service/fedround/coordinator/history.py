@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fedround.books import Measured
+from fedround.common.books import Measured
+from fedround.common.wire import MAX_FIGURES
 from fedround.events import Evaluated, RoundCompleted, ServerEvaluated
-from fedround.wire import MAX_FIGURES
 
 MOST = 50
 """Rounds that are remembered."""

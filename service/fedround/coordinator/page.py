@@ -12,7 +12,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from fedround import asgi
+from fedround.http import asgi
 from fedround.observability import ops
 from fedround.observability.health import Health
 from fedround.observability.shared import Shared

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from fedround import events
-from fedround.books import Page
+from fedround.common.books import Page
 from fedround.coordinator.archive import Archive
 from fedround.coordinator.rounds import Rounds
 from fedround.events import Fact

@@ -16,13 +16,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from fedround import asgi, wire
-from fedround.backoff import delays
+from fedround.common import wire
+from fedround.common.backoff import delays
+from fedround.common.settings import CoordinatorSettings
 from fedround.coordinator.backlog import Backlog, Waiting
 from fedround.errors import BadTelemetry, ExchangeError, TooLarge, TooSlow
 from fedround.events import Observer, TelemetryForwarded, TelemetryReceived
-from fedround.http import AsyncPeer
-from fedround.settings import CoordinatorSettings
+from fedround.http import asgi
+from fedround.http.client import AsyncPeer
 
 LOG = logging.getLogger(__name__)
 

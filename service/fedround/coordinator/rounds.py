@@ -49,8 +49,24 @@ from dataclasses import replace
 from random import Random
 from uuid import UUID
 
-from fedround import books, events
-from fedround.books import Admit, Answer, Call, Close, Closed, Difference, Entry, Newest, Open, Outcome, Page, Revoke, Verdict
+from fedround import events
+from fedround.common import books
+from fedround.common.books import (
+    Admit,
+    Answer,
+    Call,
+    Close,
+    Closed,
+    Difference,
+    Entry,
+    Newest,
+    Open,
+    Outcome,
+    Page,
+    Revoke,
+    Verdict,
+)
+from fedround.common.wire import Claim, Heartbeat, HeartbeatState
 from fedround.coordinator.attempt import LATE, Attempt, Member, State
 from fedround.coordinator.evaluation import ServerSide, draw, evaluated
 from fedround.coordinator.goal import judged
@@ -64,7 +80,6 @@ from fedround.coordinator.selection import choose
 from fedround.coordinator.shards import Shards
 from fedround.coordinator.trouble import Trouble
 from fedround.errors import Busy, IllegalMove
-from fedround.wire import Claim, Heartbeat, HeartbeatState
 
 
 class Rounds:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fedround.wire import Scalar
+from fedround.common.wire import Scalar
 
 Value = Scalar | Mapping[int, Scalar]
 Config = Mapping[str, Value]

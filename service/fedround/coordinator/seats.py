@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from fedround.wire import Claim, Shard
+from fedround.common.wire import Claim, Shard
 
 Who = tuple[str, str]
 """Whom failures count against, and by whom a former life is recognised."""

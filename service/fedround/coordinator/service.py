@@ -11,9 +11,11 @@ from dataclasses import replace
 from random import random
 from typing import Any
 
-from fedround import events, wire
-from fedround.backoff import delays
-from fedround.books import Admit, Books, Call, Open, carry_out
+from fedround import events
+from fedround.common import wire
+from fedround.common.backoff import delays
+from fedround.common.books import Admit, Books, Call, Open, carry_out
+from fedround.common.wire import MAX_HOLD, Heartbeat, HeartbeatState, RendezVous, StartTraining
 from fedround.coordinator.archive import Archive
 from fedround.coordinator.plan import Memory
 from fedround.coordinator.recorder import Recorder
@@ -24,7 +26,6 @@ from fedround.coordinator.status import by_name, status
 from fedround.coordinator.wanted import Wanted
 from fedround.errors import ExchangeError, UnknownAttempt
 from fedround.events import Observer
-from fedround.wire import MAX_HOLD, Heartbeat, HeartbeatState, RendezVous, StartTraining
 
 LOG = logging.getLogger(__name__)
 

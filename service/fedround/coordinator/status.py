@@ -5,13 +5,13 @@ from collections.abc import Container, Iterable
 from dataclasses import asdict
 from typing import Any
 
+from fedround.common.text import short
+from fedround.common.wire import MAX_FIGURES, Shard
 from fedround.coordinator.attempt import Attempt, State
 from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.seats import Participant
 from fedround.coordinator.shards import coverage
 from fedround.coordinator.silos import AT_WORK, REASONS, Failure, Phase, Silo, Silos, phase
-from fedround.text import short
-from fedround.wire import MAX_FIGURES, Shard
 
 MOST_FAILURES = 50
 """Participants whose last failures are shown."""

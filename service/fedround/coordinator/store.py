@@ -5,14 +5,14 @@ from collections.abc import Iterable
 from dataclasses import asdict, fields
 from typing import Any
 
-from fedround import durable
-from fedround.books import figures
+from fedround.common import durable
+from fedround.common.books import figures
+from fedround.common.durable import Disk
 from fedround.coordinator.goal import Best
 from fedround.coordinator.history import Past
 from fedround.coordinator.plan import Memory
 from fedround.coordinator.run import Run
 from fedround.coordinator.seats import Known
-from fedround.durable import Disk
 from fedround.errors import DataDamaged
 
 NAME = "rounds.json"

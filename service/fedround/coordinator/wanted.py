@@ -2,7 +2,7 @@
 
 import logging
 
-from fedround.books import Page
+from fedround.common.books import Page
 from fedround.coordinator.goal import SERVER, Goal, comparable
 from fedround.events import Evaluated, ServerEvaluated
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedround.weights import Array
+from fedround.tensors.weights import Array
 
 FILE = Path(__file__).with_name("ames.csv.gz")
 

@@ -14,7 +14,7 @@ import numpy as np
 from fedround.demo import ames
 from fedround.demo.participant import HousePrices
 from fedround.participant.round import Round, Shard, entered
-from fedround.weights import Array
+from fedround.tensors.weights import Array
 
 POOLED = Shard(0, 1)
 

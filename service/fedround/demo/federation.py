@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from fedround import http, weights
 from fedround.demo import contest
 from fedround.demo.view import Status, View
 from fedround.errors import FedroundError
+from fedround.http import client as http
+from fedround.tensors import weights
 
 FRAME = 0.1
 """Seconds between two looks at the federation."""

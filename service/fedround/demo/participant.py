@@ -8,7 +8,7 @@ import numpy as np
 from fedround.demo import ames
 from fedround.participant.abc import NumPyParticipant, Update
 from fedround.participant.round import current_round
-from fedround.weights import Array
+from fedround.tensors.weights import Array
 
 PENALTY = 0.01
 """Of the squared weights, beside the mean squared error. It is about the best for all: for a silo, a federation and pooled data."""

@@ -3,7 +3,8 @@
 import logging
 from collections.abc import Callable
 
-from fedround import events, wire
+from fedround import events
+from fedround.common import wire
 from fedround.events import Fact
 
 REPEAT = 300.0

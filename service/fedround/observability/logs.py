@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from fedround import events
+from fedround.common.text import indented, printable, redact, short
 from fedround.events import Fact
 from fedround.observability.contact import Contacts
-from fedround.text import indented, printable, redact, short
 
 LOG = logging.getLogger("fedround")
 

@@ -12,12 +12,12 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Scope
 
-from fedround import asgi
+from fedround.common.settings import ParticipantSettings, PlatformSettings, reveal
+from fedround.http import asgi
+from fedround.http.throttle import EXEMPT
+from fedround.http.tokens import Tokens
 from fedround.observability.health import Health
 from fedround.observability.shared import Shared
-from fedround.settings import ParticipantSettings, PlatformSettings, reveal
-from fedround.throttle import EXEMPT
-from fedround.tokens import Tokens
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 Scrape = Callable[[str], tuple[bytes, str]]
@@ -68,7 +68,7 @@ class Access:
         return Route(path, guarded, methods=[method])
 
     def known(self, scope: Scope) -> Hashable | None:
-        """Let operators with the token ask as often as they like (see `fedround.throttle`)."""
+        """Let operators with the token ask as often as they like (see `fedround.http.throttle`)."""
         proved = self._tokens.needed and asgi.bearer(Headers(scope=scope), self._tokens, basic=True) is not None
         return EXEMPT if proved else None
 

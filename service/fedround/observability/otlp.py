@@ -15,7 +15,7 @@ from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from fedround import wire
+from fedround.common import wire
 from fedround.errors import ConfigurationError
 from fedround.observability.bridge import CUMULATIVE, PREFERENCES, Temporality
 

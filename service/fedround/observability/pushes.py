@@ -14,12 +14,12 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fedround import wire
+from fedround.common import wire
+from fedround.common.text import redact
 from fedround.errors import ConfigurationError
 from fedround.events import Fact, TelemetrySent
 from fedround.observability.relay import Relay
 from fedround.observability.traces import configured, disabled, tracing
-from fedround.text import redact
 
 if TYPE_CHECKING:
     from fedround.observability.bridge import Bridge

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from fedround.budgets import Buckets
+from fedround.http.budgets import Buckets
 
 T = TypeVar("T")
 

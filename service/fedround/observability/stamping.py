@@ -23,7 +23,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality, Metric
 
-from fedround import wire
+from fedround.common import wire
 from fedround.errors import BadTelemetry, TooLarge
 
 MAX_BYTES = 1 << 20

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from fedround import wire
+from fedround.common import wire
+from fedround.common.text import redact
 from fedround.errors import ConfigurationError
 from fedround.observability import logs
 from fedround.observability.relay import Relay
-from fedround.text import redact
 
 if TYPE_CHECKING:
     from fedround.observability.tracing import Tracing

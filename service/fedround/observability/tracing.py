@@ -23,10 +23,11 @@ from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from fedround import events, wire
+from fedround import events
+from fedround.common import wire
+from fedround.common.text import printable, redact
 from fedround.events import Fact
 from fedround.observability.otlp import resource
-from fedround.text import printable, redact
 
 ROUND = "fedround.round"
 REGISTER = "fedround.register"

@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from fedround import values
-from fedround import weights as codec
 from fedround.errors import WrongWeights
-from fedround.safetensors import shown
-from fedround.weights import Array, Weights
+from fedround.tensors import values
+from fedround.tensors import weights as codec
+from fedround.tensors.safetensors import shown
+from fedround.tensors.weights import Array, Weights
 
 TrainingInput = TypeVar("TrainingInput")
 TrainingResult = TypeVar("TrainingResult")

@@ -6,8 +6,9 @@ from contextlib import closing, contextmanager
 from functools import partial
 from urllib.parse import urlsplit
 
-from fedround import hosts, http
 from fedround.events import Observer
+from fedround.http import client as http
+from fedround.http import hosts
 from fedround.participant.lifecycle import Lifecycle
 from fedround.participant.peers import Trainer
 from fedround.participant.round import Shard

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from fedround import events
+from fedround.common.settings import ParticipantSettings
 from fedround.errors import FedroundError
 from fedround.events import Observer
 from fedround.participant import leaving, local
@@ -18,7 +19,6 @@ from fedround.participant.operators import Operators
 from fedround.participant.runtime import GRACE, Runtime
 from fedround.participant.service import serve
 from fedround.participant.training import Training
-from fedround.settings import ParticipantSettings
 
 if TYPE_CHECKING:
     from fedround.observability.tracing import Tracing

@@ -2,10 +2,10 @@
 
 import os
 
+from fedround.common.settings import Isolation, ParticipantSettings
 from fedround.observability import logs
 from fedround.participant.naming import named
 from fedround.participant.supervisor import Supervisor
-from fedround.settings import Isolation, ParticipantSettings
 
 
 def serve_participant(settings: ParticipantSettings) -> int:

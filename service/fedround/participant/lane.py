@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 
-from fedround.backoff import delays
+from fedround.common.backoff import delays
 from fedround.participant.moves import Heartbeat, Policy, Register, Transfer
 
 FIRST_DELAY = 0.1

@@ -33,13 +33,14 @@ import math
 from collections.abc import Callable
 from itertools import count
 
-from fedround import events, wire
+from fedround import events
+from fedround.common import wire
+from fedround.common.wire import HeartbeatState
 from fedround.errors import IllegalMove
 from fedround.participant import moves as m
 from fedround.participant.lane import Contact, Failures
 from fedround.participant.moves import Outcome, Reason, State
 from fedround.participant.work import Ended, Kept, Step, Work
-from fedround.wire import HeartbeatState
 
 LEAVE_TIMEOUT = 2.0
 """Seconds that the id to leave with may take to come, and that the platform may take to hear of it."""

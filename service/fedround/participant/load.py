@@ -4,10 +4,10 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from fedround import objects
+from fedround.common import objects
+from fedround.common.text import described
 from fedround.errors import ConfigurationError, ParticipantError
 from fedround.participant.abc import ParticipantABC
-from fedround.text import described
 
 CLASS = "PARTICIPANT_CLASS (--class)"
 FLOWER = "PARTICIPANT_FLOWER (--flower)"

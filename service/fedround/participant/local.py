@@ -6,13 +6,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedround import durable
-from fedround.durable import Disk
+from fedround.common import durable
+from fedround.common.durable import Disk
 from fedround.errors import ConfigurationError, WeightsError, WrongWeights
 from fedround.participant.abc import NumPyParticipant, ParticipantABC, matches
 from fedround.participant.round import local_tensors
-from fedround.safetensors import shown
-from fedround.weights import Array, decode, encode_model
+from fedround.tensors.safetensors import shown
+from fedround.tensors.weights import Array, decode, encode_model
 
 LOG = logging.getLogger(__name__)
 

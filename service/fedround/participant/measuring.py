@@ -9,10 +9,10 @@ from typing import Self
 
 from fedround.errors import WeightsError
 from fedround.events import Observer, UpdateMeasured, WeightsMeasured
-from fedround.figures import Change
-from fedround.measures import change, measured, statistics
 from fedround.participant.phase import phase
-from fedround.weights import Array, Weights, view, view_update
+from fedround.tensors.figures import Change
+from fedround.tensors.measures import change, measured, statistics
+from fedround.tensors.weights import Array, Weights, view, view_update
 
 LOG = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from fedround import wire
-from fedround.wire import UpdateOutcome
+from fedround.common import wire
+from fedround.common.wire import UpdateOutcome
 
 
 class State(StrEnum):

@@ -3,7 +3,7 @@
 import socket
 import sys
 
-from fedround.settings import ParticipantSettings
+from fedround.common.settings import ParticipantSettings
 
 MOST = 10_000
 _HELD: list[socket.socket] = []

@@ -7,9 +7,9 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from fedround.common.settings import ParticipantSettings
 from fedround.events import Observer
 from fedround.observability.health import Health
-from fedround.settings import ParticipantSettings
 
 if TYPE_CHECKING:
     from fedround.observability.ops import Scrape
@@ -67,7 +67,7 @@ class Operators:
                 self._started.set_result(lambda: None)
 
     async def _serve(self) -> None:
-        from fedround import serve, tls
+        from fedround.http import serve, tls
         from fedround.observability import ops
 
         settings = self._settings

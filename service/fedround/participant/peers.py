@@ -1,9 +1,9 @@
-"""What the runtime asks of a coordinator and an aggregator (`fedround.http` has clients that fit), and of whatever trains."""
+"""What the runtime asks of a coordinator and an aggregator (`fedround.http.client` has clients), and of whatever trains."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from fedround import wire
+from fedround.common import wire
 from fedround.participant.round import Round
 
 

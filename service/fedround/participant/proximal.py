@@ -6,8 +6,8 @@ from typing import overload
 import numpy as np
 
 from fedround.errors import WrongWeights
-from fedround.safetensors import shown
-from fedround.weights import Array, Weights
+from fedround.tensors.safetensors import shown
+from fedround.tensors.weights import Array, Weights
 
 
 @overload

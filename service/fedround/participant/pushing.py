@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from fnmatch import fnmatchcase
 
-from fedround import http
+from fedround.common.settings import LOCAL_SERIES, ParticipantSettings, Push, reveal
+from fedround.http import client as http
 from fedround.observability.relay import Relay
-from fedround.settings import LOCAL_SERIES, ParticipantSettings, Push, reveal
 
 TIMEOUT = 5.0
 """Seconds for the coordinator's answer."""

@@ -8,9 +8,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol, SupportsFloat, SupportsIndex, TypeVar
 
-from fedround import wire
-from fedround.evaluation import encoded, number
-from fedround.figures import LARGEST
+from fedround.common import wire
+from fedround.common.evaluation import encoded, number
+from fedround.tensors.figures import LARGEST
 
 LOG = logging.getLogger(__name__)
 

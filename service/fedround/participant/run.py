@@ -9,9 +9,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Unpack
 
-from fedround import http
 from fedround.errors import ConfigurationError
 from fedround.events import Observers
+from fedround.http import client as http
 from fedround.observability.logs import LogObserver
 from fedround.participant import connection
 from fedround.participant import moves as m

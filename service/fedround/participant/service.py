@@ -7,8 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from fedround import http
+from fedround.common.settings import AfterFinish, Isolation, ParticipantSettings, reveal
 from fedround.events import Observer
+from fedround.http import client as http
 from fedround.observability.health import Health
 from fedround.observability.metrics.participant import ParticipantMetrics
 from fedround.observability.pushes import exporting
@@ -22,7 +23,6 @@ from fedround.participant.runtime import Runtime
 from fedround.participant.signals import signals
 from fedround.participant.terms import Options, Terms
 from fedround.participant.watch import Watch
-from fedround.settings import AfterFinish, Isolation, ParticipantSettings, reveal
 
 if TYPE_CHECKING:
     from fedround.observability.tracing import Tracing

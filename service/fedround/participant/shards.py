@@ -4,7 +4,7 @@ import logging
 import zlib
 from dataclasses import dataclass
 
-from fedround import wire
+from fedround.common import wire
 from fedround.participant.round import Shard
 
 LOG = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from random import Random
 from typing import Any, Self
 
 from fedround import events
-from fedround.backoff import delays
+from fedround.common.backoff import delays
 from fedround.errors import (
     ConfigurationError,
     DataDirectoryHeld,

@@ -7,8 +7,8 @@ from typing import Any
 
 from fedround import events
 from fedround.events import Fact
-from fedround.figures import DECADES, FEW, Change, Statistics
 from fedround.participant.channel import BadMessage
+from fedround.tensors.figures import DECADES, FEW, Change, Statistics
 
 PHASES = ("decode", "evaluate", "train", "encode", "check")
 """The phases of a round that are the worker's."""

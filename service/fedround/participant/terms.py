@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any, Self, TypedDict
 
-from fedround import hosts, wire
+from fedround.common import wire
 from fedround.errors import ConfigurationError
 from fedround.events import Observer
+from fedround.http import hosts
 from fedround.participant.moves import Policy
 
 

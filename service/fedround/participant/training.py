@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from fedround.common.evaluation import HOW, parts
+from fedround.common.text import described
 from fedround.errors import DeserializationError, ParticipantError, SerializationError, TrainingError
-from fedround.evaluation import HOW, parts
 from fedround.events import Observer
 from fedround.participant.abc import NumPyParticipant, ParticipantABC
 from fedround.participant.measuring import Measuring
 from fedround.participant.phase import phase
 from fedround.participant.round import Round, entered
-from fedround.text import described
 
 LOG = logging.getLogger(__name__)
 

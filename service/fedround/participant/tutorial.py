@@ -12,7 +12,7 @@ import numpy as np
 from fedround.errors import FedroundError
 from fedround.participant.abc import NumPyParticipant, Update
 from fedround.participant.run import run_participant
-from fedround.weights import Array
+from fedround.tensors.weights import Array
 
 LOG = logging.getLogger(__name__)
 

@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable
 
 from fedround import events
+from fedround.common.text import short
 from fedround.events import Fact
 from fedround.observability.health import Health
 from fedround.participant.moves import Outcome, State
-from fedround.text import short
 
 MARGIN = 5.0
 """Seconds by which a heartbeat may be late."""

@@ -22,11 +22,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
-from fedround import events, wire
+from fedround import events
+from fedround.common import wire
+from fedround.common.wire import HeartbeatState
 from fedround.participant import moves as m
 from fedround.participant.lane import Lane
 from fedround.participant.moves import Outcome
-from fedround.wire import HeartbeatState
 
 OVER = 409
 """The status that says that the round is over."""

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Never
 
 import numpy as np
 
+from fedround.common.text import described
+from fedround.common.wire import Run
 from fedround.errors import ConfigurationError, DataDirectoryHeld, ParticipantError, TrainingError
 from fedround.events import Fact, PhaseBegan
 from fedround.observability import logs
@@ -34,8 +36,6 @@ from fedround.participant.memory import Memory
 from fedround.participant.phase import phase
 from fedround.participant.round import Round, Shard
 from fedround.participant.training import Training
-from fedround.text import described
-from fedround.wire import Run
 
 if TYPE_CHECKING:
     from fedround.observability.tracing import Tracing

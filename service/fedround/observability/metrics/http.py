@@ -4,7 +4,8 @@ from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from fedround import events, wire
+from fedround import events
+from fedround.common import wire
 from fedround.events import Fact
 from fedround.observability.metrics.base import Metrics
 

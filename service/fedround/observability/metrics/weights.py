@@ -6,9 +6,10 @@ from prometheus_client import Counter
 from prometheus_client.core import GaugeHistogramMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from fedround import events, figures
-from fedround.figures import DECADES, Statistics
+from fedround import events
 from fedround.observability.metrics.base import Metrics
+from fedround.tensors import figures
+from fedround.tensors.figures import DECADES, Statistics
 
 SOURCES = ("global", "local")
 _FIGURES = {

@@ -18,13 +18,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from fedround.budgets import Connections, Limits, PortKind, Wanted, network, share_out
+from fedround.common.wire import MIN_RATE, MIN_RATE_WINDOW
 from fedround.errors import ConfigurationError
 from fedround.events import ConnectionCut, ConnectionsChanged, Observer, Observers
-from fedround.throttle import GIVES_WAY, Known, Throttle, nobody
-from fedround.tls import CLIENT, Context
-from fedround.tls_transport import HANDSHAKE, STALE, TlsTransport
-from fedround.wire import MIN_RATE, MIN_RATE_WINDOW
+from fedround.http.budgets import Connections, Limits, PortKind, Wanted, network, share_out
+from fedround.http.throttle import GIVES_WAY, Known, Throttle, nobody
+from fedround.http.tls import CLIENT, Context
+from fedround.http.tls_transport import HANDSHAKE, STALE, TlsTransport
 
 LOG = logging.getLogger(__name__)
 

@@ -4,10 +4,10 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from fedround.books import NO_RUN, Admission, Closed, Difference, Page, Run, Verdict, admissions_to_json, page_from_json
+from fedround.common.books import NO_RUN, Admission, Closed, Difference, Page, Run, Verdict, admissions_to_json, page_from_json
 from fedround.errors import BadAnswer, Refused, UnknownAttempt
-from fedround.http import ANSWER_TIMEOUT, AsyncPeer, Query, Trace
-from fedround.tls import Context
+from fedround.http.client import ANSWER_TIMEOUT, AsyncPeer, Query, Trace
+from fedround.http.tls import Context
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ class RemoteBooks:
         url: the aggregator's internal port.
         secret: gives the internal secret as it is now.
         tls: what it is asked with, where the URL is https.
-        trace: see `fedround.http.Options`.
+        trace: see `fedround.http.client.Options`.
     """
 
     def __init__(

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fedround.common.wire import DRAIN_BYTES, DRAIN_SECONDS, Problem
 from fedround.errors import (
     BadTelemetry,
     Busy,
@@ -32,9 +33,8 @@ from fedround.errors import (
     WeightsError,
 )
 from fedround.events import Observer, RequestServed
-from fedround.tls import CLIENT, Client
-from fedround.tokens import OPEN, Admitting
-from fedround.wire import DRAIN_BYTES, DRAIN_SECONDS, Problem
+from fedround.http.tls import CLIENT, Client
+from fedround.http.tokens import OPEN, Admitting
 
 SLICE = 512 << 10
 """Bytes of a large body that are handed over at once: asyncio before Python 3.12 copies what the socket does not take."""

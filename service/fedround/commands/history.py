@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from fedround import asking
-from fedround.asking import HISTORY, RUNS, Target
-from fedround.durable import Directory, replace
+from fedround.commands import asking
+from fedround.commands.asking import HISTORY, RUNS, Target
+from fedround.common.durable import Directory, replace
 from fedround.errors import FedroundError
 
 NOT_THERE = "is this the coordinator's ops port, by default 9081?"

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedround.common.wire import SPEAKS_TLS
 from fedround.errors import FedroundError
-from fedround.wire import SPEAKS_TLS
 
 if TYPE_CHECKING:
     import ssl
@@ -104,14 +104,14 @@ class Target:
         """None: that of the usual authorities, or none is needed."""
         if self.ca_file is None or not self.url.startswith("https://"):
             return None
-        from fedround import tls
+        from fedround.http import tls
 
         return tls.only(tls.Names("", "", CA_FILE), self.ca_file, check_hostname=not self.own)
 
     def _explained(self, error: BaseException) -> str:
         if not self.url.startswith("https://"):
             return ""
-        from fedround import tls
+        from fedround.http import tls
 
         return tls.explained(error, tls.Names("", "", CA_FILE))
 

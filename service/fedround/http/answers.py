@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from urllib.parse import urljoin
 
-from fedround import wire
+from fedround.common import wire
+from fedround.common.text import redact
 from fedround.errors import BadAnswer, Busy, Intercepted, Refused, Unreachable
-from fedround.text import redact
 
 _OURS = ("fedround-", wire.PREFERENCE_APPLIED.lower())
 _NOT_ALLOWED = b"HTTP method not allowed"

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from operator import index
 from typing import Any, SupportsFloat, SupportsIndex
 
-from fedround.figures import LARGEST
-from fedround.wire import MAX_FIGURE_NAME, MAX_FIGURES, MAX_METRICS
+from fedround.common.wire import MAX_FIGURE_NAME, MAX_FIGURES, MAX_METRICS
+from fedround.tensors.figures import LARGEST
 
 HOW = "return fedround.Evaluation(samples, accuracy=...)"
 

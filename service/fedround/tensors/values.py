@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from fedround.errors import NotFinite
-from fedround.figures import LARGEST_WEIGHT
-from fedround.safetensors import shown
-from fedround.weights import Array, Weights
+from fedround.tensors.figures import LARGEST_WEIGHT
+from fedround.tensors.safetensors import shown
+from fedround.tensors.weights import Array, Weights
 
 BLOCK = 1 << 16
 """Elements that are worked on at once: they stay in the processor's cache."""

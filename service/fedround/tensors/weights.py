@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedround import npy, safetensors
 from fedround.errors import WeightsError, WrongWeights
-from fedround.safetensors import shown
+from fedround.tensors import npy, safetensors
+from fedround.tensors.safetensors import shown
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer

@@ -11,8 +11,8 @@ from enum import StrEnum
 from itertools import islice
 from typing import Any, Protocol
 
-from fedround.figures import LARGEST
-from fedround.wire import MAX_FIGURE_NAME, MAX_FIGURES
+from fedround.common.wire import MAX_FIGURE_NAME, MAX_FIGURES
+from fedround.tensors.figures import LARGEST
 
 
 class Verdict(StrEnum):

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpcore
 
-from fedround.wire import MIN_RATE
+from fedround.common.wire import MIN_RATE
 
 PIECE = 64 << 10
 """Bytes that are written at a time: httpcore repeats a write, with its whole time-out, for as long as any byte is taken."""

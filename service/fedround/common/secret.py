@@ -16,8 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from fedround.common.settings import AggregatorSettings, CoordinatorSettings, is_loopback, reveal
 from fedround.errors import ConfigurationError
-from fedround.settings import AggregatorSettings, CoordinatorSettings, is_loopback, reveal
 
 LOG = logging.getLogger(__name__)
 

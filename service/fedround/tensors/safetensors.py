@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from fedround.common.text import printable
 from fedround.errors import ConfigurationError, WeightsError, WrongWeights
-from fedround.npy import MAX_DIMENSIONS
-from fedround.text import printable
+from fedround.tensors.npy import MAX_DIMENSIONS
 
 LENGTH_BYTES = 8
 MAX_HEADER = 4 << 20

@@ -11,8 +11,8 @@ from contextlib import suppress
 from enum import Enum, auto
 from typing import Any
 
-from fedround.tls import CLIENT, Client, Context, client_name
-from fedround.wire import DRAIN_SECONDS, SPEAKS_TLS, Problem
+from fedround.common.wire import DRAIN_SECONDS, SPEAKS_TLS, Problem
+from fedround.http.tls import CLIENT, Client, Context, client_name
 
 HANDSHAKE = 0x16
 """The first byte of a TLS connection (RFC 8446, section 5.1)."""

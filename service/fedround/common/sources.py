@@ -13,8 +13,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
+from fedround.common.settings import Row, Settings
 from fedround.errors import ConfigurationError
-from fedround.settings import Row, Settings
 
 # What Kubernetes puts into the environment for a service that is called `coordinator`: nobody set it.
 _SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_\d+_")

@@ -4,15 +4,15 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedround import asking
 from fedround.aggregator.codecs import suffix_of
-from fedround.durable import Directory, replace
+from fedround.commands import asking
+from fedround.common.durable import Directory, replace
+from fedround.common.settings import flower_app
 from fedround.errors import ConfigurationError, FedroundError, Intercepted, Refused, Unauthorized
-from fedround.http import fetch_model
+from fedround.http.client import fetch_model
 from fedround.participant.abc import NumPyParticipant, shared_tensors
 from fedround.participant.load import CLASS, FLOWER, OPTIONS, load_participant
-from fedround.settings import flower_app
-from fedround.weights import Layout, encode_model
+from fedround.tensors.weights import Layout, encode_model
 
 NO_MODEL = "is this the aggregator's ops port, by default 9082?"
 

@@ -23,8 +23,9 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from fedround import deadlines, http_log, wire
-from fedround.answers import Asked, check
+from fedround.common import wire
+from fedround.common.text import redact
+from fedround.common.wire import Claim, Departure, Heartbeat, Problem, RendezVous, StartTraining, UpdateOutcome
 from fedround.errors import (
     Aborted,
     BadAnswer,
@@ -37,11 +38,11 @@ from fedround.errors import (
     Untrusted,
 )
 from fedround.events import ExchangeEnded, Observer, Observers
-from fedround.proxies import VARIABLES, Proxy, proxy_for
-from fedround.text import redact
-from fedround.tls import Context, File, Names, explained
-from fedround.tls import client as tls_client
-from fedround.wire import Claim, Departure, Heartbeat, Problem, RendezVous, StartTraining, UpdateOutcome
+from fedround.http import deadlines, http_log
+from fedround.http.answers import Asked, check
+from fedround.http.proxies import VARIABLES, Proxy, proxy_for
+from fedround.http.tls import Context, File, Names, explained
+from fedround.http.tls import client as tls_client
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from fedround.common.settings import PlatformSettings, is_loopback, reveal
+from fedround.common.wire import parse_name
 from fedround.errors import ConfigurationError
-from fedround.settings import PlatformSettings, is_loopback, reveal
-from fedround.wire import parse_name
 
 LOG = logging.getLogger(__name__)
 

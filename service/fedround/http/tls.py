@@ -11,11 +11,11 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from fedround.common.wire import parse_name
 from fedround.errors import ConfigurationError
-from fedround.wire import parse_name
 
 if TYPE_CHECKING:
-    from fedround.settings import PlatformSettings
+    from fedround.common.settings import PlatformSettings
 
 LOG = logging.getLogger(__name__)
 

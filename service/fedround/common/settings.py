@@ -18,8 +18,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from fedround.hosts import PATTERN
-from fedround.wire import MAX_FIGURE_NAME, clean_name, parse_name
+from fedround.common.wire import MAX_FIGURE_NAME, clean_name, parse_name
+from fedround.http.hosts import PATTERN
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
 LOCAL_SERIES = '{source="local"}'
@@ -423,7 +423,7 @@ class ParticipantSettings(Settings):
         title="none|coordinator",
     )
     push_allow: Patterns = setting(
-        "fedround,fedround_*,http_client_*,process_*,python_*",
+        "fedround, fedround_*, http_client_*, process_*, python_*",
         "Patterns of what is pushed to the coordinator, separated by commas: names of metrics, and of instrumentation scopes whose "
         'spans are pushed (fedround: our own). Series of the local model need a pattern such as fedround_*{source="local"}.',
     )

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from fedround.text import printable
+from fedround.common.text import printable
 
 LAST = 10
 """Rounds, and warnings, that are shown."""

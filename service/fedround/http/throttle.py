@@ -13,9 +13,9 @@ from collections.abc import Callable, Hashable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from fedround import asgi
-from fedround.budgets import Buckets, PortKind, network
 from fedround.events import Observer, RequestThrottled
+from fedround.http import asgi
+from fedround.http.budgets import Buckets, PortKind, network
 
 RATE, BURST = 100.0, 1000.0
 """Requests a second, and at once, of one address that names no known participant."""

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from fedround.figures import DECADES, FEW, Change, Statistics
-from fedround.values import blocks_of, unfit
-from fedround.weights import Array, Layout, Weights
+from fedround.tensors.figures import DECADES, FEW, Change, Statistics
+from fedround.tensors.values import blocks_of, unfit
+from fedround.tensors.weights import Array, Layout, Weights
 
 
 def statistics(weights: Weights) -> Statistics:

@@ -3,7 +3,7 @@
 import logging
 from typing import TYPE_CHECKING
 
-from fedround.text import redact
+from fedround.common.text import redact
 
 if TYPE_CHECKING:
     import httpx

@@ -1,0 +1,1 @@
+"""What the services share: messages, settings, files that survive a crash, and processes."""

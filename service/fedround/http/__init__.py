@@ -1,0 +1,1 @@
+"""HTTP: the clients and servers of the three services, their limits, TLS and tokens."""

@@ -1,0 +1,1 @@
+"""Weights as they travel: arrays and named tensors, their formats, and what they are like."""

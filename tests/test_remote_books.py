@@ -17,6 +17,7 @@ from fedround.common.books import (
     Evaluation,
     Measured,
     Newest,
+    Open,
     Outcome,
     Page,
     ServerEvaluation,
@@ -70,7 +71,9 @@ def test_remote_books_are_books() -> None:
 
 
 def test_an_attempt_is_opened() -> None:
-    line, message = sent_by(lambda books: books.open(ATTEMPT, 3, [Admission("a", "t", "anna")], ["b"]), answer("204 No Content"))
+    line, message = sent_by(
+        lambda books: books.open(Open(ATTEMPT, 3, (Admission("a", "t", "anna"),), ("b",))), answer("204 No Content")
+    )
     assert line == "POST /books/open HTTP/1.1"
     assert message == {"attempt": ATTEMPT, "round": 3, "admissions": [["a", "t", "anna"]], "forget": ["b"], "run": ["", ""]}
 

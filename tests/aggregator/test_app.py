@@ -25,7 +25,7 @@ from fedround.aggregator.service import AggregatorService
 from fedround.aggregator.spool import Spool
 from fedround.aggregator.store import ModelStore
 from fedround.aggregator.strategies import WeightedAverage
-from fedround.common.books import Admission, Closed, Difference, Entry, Outcome, Verdict
+from fedround.common.books import Admission, Closed, Difference, Entry, Open, Outcome, Verdict
 from fedround.common.durable import Directory
 from fedround.common.secret import SecretHolder
 from fedround.common.settings import AggregatorSettings
@@ -66,7 +66,7 @@ def make(
 
 
 async def open_round(service: AggregatorService, attempt: str = "attempt-0", round: int = 0) -> None:
-    await service.open(attempt, round, [Admission(id, token) for id, token in TOKEN.items()], [])
+    await service.open(Open(attempt, round, tuple(Admission(id, token) for id, token in TOKEN.items())))
 
 
 async def assert_the_others_go_on(service: AggregatorService, client: httpx.AsyncClient) -> None:
@@ -495,7 +495,7 @@ def test_the_books_are_the_same_over_the_internal_port() -> None:
     async def main() -> None:
         service = make()
         async with remote(service) as books:
-            await books.open("attempt-0", 0, [Admission(ANNA, TOKEN[ANNA])], ["somebody-gone"])
+            await books.open(Open("attempt-0", 0, (Admission(ANNA, TOKEN[ANNA]),), ("somebody-gone",)))
             await books.admit("attempt-0", [Admission(BERT, TOKEN[BERT])])
             await service.deliver(ANNA, TOKEN[ANNA], only(GOOD), figures={"loss": 0.5})
             page = await books.ledger("another", 0)
@@ -514,11 +514,11 @@ def test_the_internal_port_asks_for_its_secret() -> None:
     async def main() -> None:
         service = make()
         async with remote(service, secret="secret", sent="secret") as books:
-            await books.open("attempt-0", 0, [], [])
+            await books.open(Open("attempt-0", 0, ()))
         for wrong in (None, "wrong"):
             async with remote(service, secret="secret", sent=wrong) as books:
                 with pytest.raises(ExchangeError):
-                    await books.open("attempt-1", 0, [], [])
+                    await books.open(Open("attempt-1", 0, ()))
         assert service.status()["attempt"] == "attempt-"
 
     asyncio.run(main())
@@ -625,7 +625,7 @@ def trained(*rounds: int, store: ModelStore | None = None) -> AggregatorService:
     async def main() -> None:
         for round in rounds:
             token = f"{TOKEN[ANNA]} {round}"
-            await service.open(f"attempt-{round}", round, [Admission(ANNA, token)], [])
+            await service.open(Open(f"attempt-{round}", round, (Admission(ANNA, token),)))
             await service.deliver(ANNA, token, only(update(1, round, 2)))
             await service.close(f"attempt-{round}", [ANNA])
 

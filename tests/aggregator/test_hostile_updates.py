@@ -17,7 +17,7 @@ from fedround.aggregator.service import AggregatorService
 from fedround.aggregator.spool import Received, Spool
 from fedround.aggregator.strategies import WeightedAverage
 from fedround.aggregator.updates import UpdateReader
-from fedround.common.books import Admission, Closed, Outcome
+from fedround.common.books import Admission, Closed, Open, Outcome
 from fedround.errors import Implausible, NotFinite, SpoolFull, UnknownAttempt, WeightsError, WrongWeights
 from fedround.events import Dominated, Fact, UpdateReceived, WeightsMeasured
 from fedround.tensors.weights import Array, Layout
@@ -96,7 +96,7 @@ def test_weights_of_too_many_dimensions_are_refused_and_named(array: Array) -> N
 
 async def attempt(aggregator: AggregatorService, number: int, values: Iterable[tuple[str, int, Array]]) -> list[str]:
     """An attempt of a round; `values` are ids, sample counts and weights. Returns the ids that were counted."""
-    await aggregator.open(f"attempt-{number}", number, [Admission(id, f"{id} {number}") for id in SILOS], [])
+    await aggregator.open(Open(f"attempt-{number}", number, tuple(Admission(id, f"{id} {number}") for id in SILOS)))
     counted = []
     for id, samples, array in values:
         try:
@@ -266,7 +266,7 @@ def test_the_relative_guard_compares_with_the_round_s_model() -> None:
         await aggregator.close("attempt-0", SILOS)
         counted = await attempt(aggregator, 1, [(id, 1, np.full(4, 1000.5)) for id in SILOS])
         await aggregator.close("attempt-1", counted)
-        await aggregator.open("attempt-2", 2, [Admission(ANNA, "token")], [])
+        await aggregator.open(Open("attempt-2", 2, (Admission(ANNA, "token"),)))
         with pytest.raises(Implausible):
             await aggregator.deliver(ANNA, "token", stream(struct.pack(">I", 1) + npy(np.full(4, 1e8))))
 

@@ -7,6 +7,7 @@ import pytest
 from fedround.aggregator import operators
 from fedround.aggregator.service import AggregatorService
 from fedround.aggregator.store import ModelStore
+from fedround.common.books import Open
 from fedround.common.durable import Directory
 from fedround.errors import Late, UnknownAttempt
 from fedround.events import Fact, ModelsRolledBack
@@ -54,8 +55,8 @@ def test_a_rollback_makes_a_former_model_the_newest_and_voids_the_open_attempt(t
         with pytest.raises(Late):
             await deliver(aggregator, BERT, 9.0, 2.0, number=5)
         with pytest.raises(UnknownAttempt):
-            await aggregator.open("another-2", 2, [], [])
-        await aggregator.open("another-3", 3, [], [])
+            await aggregator.open(Open("another-2", 2, ()))
+        await aggregator.open(Open("another-3", 3, ()))
         assert ModelStore(Directory(tmp_path)).generation == 1
 
     asyncio.run(main())

@@ -16,7 +16,7 @@ from fedround.aggregator.service import AggregatorService
 from fedround.aggregator.spool import Spool
 from fedround.aggregator.store import ModelStore
 from fedround.aggregator.strategies import Median, WeightedAverage
-from fedround.common.books import Admission, Closed, Difference, Measured, Outcome, Verdict
+from fedround.common.books import Admission, Closed, Difference, Measured, Open, Outcome, Verdict
 from fedround.common.durable import Directory
 from fedround.common.wire import UpdateOutcome
 from fedround.errors import Busy, Late, NotAdmitted, NotFinite, SpoolFull, TooLarge, TooSlow, UnknownAttempt, WrongWeights
@@ -644,7 +644,7 @@ def test_a_result_that_was_never_kept_is_forgotten_with_its_attempt(tmp_path: Pa
         await deliver(aggregator, ANNA, 3.0)
         with files_of_at_most(100), pytest.raises(Busy):
             await aggregator.close("attempt-0", [ANNA])
-        await aggregator.open("another", 0, [Admission(ANNA, f"{ANNA} 1")], [])
+        await aggregator.open(Open("another", 0, (Admission(ANNA, f"{ANNA} 1"),)))
         await deliver(aggregator, ANNA, 4.0, number=1)
         assert await aggregator.close("another", [ANNA]) == Closed(parameters=1)
         assert weights(aggregator) == [4.0]

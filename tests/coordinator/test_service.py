@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedround import events
-from fedround.common.books import NO_RUN, Admission, Measured, Run
+from fedround.common.books import Admission, Measured, Open
 from fedround.common.durable import Directory
 from fedround.common.wire import Heartbeat, HeartbeatState
 from fedround.coordinator import store
@@ -320,18 +320,9 @@ class CheckingBooks(MemoryBooks):
     def keep(self, memory: Memory) -> None:
         self.disk = memory
 
-    async def open(
-        self,
-        attempt: str,
-        round: int,
-        admissions: Sequence[Admission],
-        forget: Sequence[str],
-        run: Run = NO_RUN,
-        *,
-        train: bool = True,
-    ) -> None:
-        self._check(round, admissions)
-        await super().open(attempt, round, admissions, forget, run, train=train)
+    async def open(self, call: Open) -> None:
+        self._check(call.round, call.admissions)
+        await super().open(call)
 
     async def admit(self, attempt: str, admissions: Sequence[Admission]) -> None:
         assert self.core.attempt is not None

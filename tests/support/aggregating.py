@@ -13,7 +13,7 @@ from fedround.aggregator.service import AggregatorService
 from fedround.aggregator.spool import Spool
 from fedround.aggregator.store import ModelStore
 from fedround.aggregator.strategies import Strategy, WeightedAverage
-from fedround.common.books import Admission, Entry, Outcome
+from fedround.common.books import Admission, Entry, Open, Outcome
 from fedround.common.durable import Disk
 from fedround.common.settings import AggregatorSettings
 from fedround.common.wire import UpdateOutcome
@@ -49,7 +49,7 @@ def built(strategy: str, disk: Disk | None = None, *, observer: Observer | None 
 
 async def open_round(service: AggregatorService, number: int = 0, ids: Sequence[str] = (ANNA, BERT, CARL)) -> None:
     """Open the attempt `attempt-{number}`; tokens differ from round to round."""
-    await service.open(f"attempt-{number}", number, [Admission(id, f"{id} {number}") for id in ids], [])
+    await service.open(Open(f"attempt-{number}", number, tuple(Admission(id, f"{id} {number}") for id in ids)))
 
 
 async def send(service: AggregatorService, id: str, *chunks: bytes, number: int = 0, **options: Any) -> UpdateOutcome:

@@ -9,7 +9,7 @@ from random import Random
 from typing import Any, TypeVar
 
 from fedround.aggregator.ledger import Ledger
-from fedround.common.books import NO_RUN, Admission, Books, Closed, Difference, Page, Run, Verdict
+from fedround.common.books import Admission, Books, Closed, Difference, Open, Page, Verdict
 from fedround.coordinator.plan import Memory, Plan
 from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.service import CoordinatorService
@@ -31,18 +31,9 @@ class MemoryBooks:
         self._failures = 0
         self._news = asyncio.Event()
 
-    async def open(
-        self,
-        attempt: str,
-        round: int,
-        admissions: Sequence[Admission],
-        forget: Sequence[str],
-        run: Run = NO_RUN,
-        *,
-        train: bool = True,
-    ) -> None:
+    async def open(self, call: Open) -> None:
         self._answer()
-        self.core.open(attempt, round, admissions, forget)
+        self.core.open(call.attempt, call.round, call.admissions, call.forget)
 
     async def admit(self, attempt: str, admissions: Sequence[Admission]) -> None:
         self._answer()

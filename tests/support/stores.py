@@ -1,16 +1,15 @@
 """Programs that take metrics by OTLP: a Prometheus 3, and an OpenTelemetry Collector that shows them to a Prometheus."""
 
 import json
-import subprocess
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from support.processes import free_port, until
+from support.processes import at_work, free_port
 from support.tools import tool
 
 Series = tuple[tuple[str, str], ...]
@@ -71,7 +70,7 @@ def prometheus3(
         "--web.enable-otlp-receiver",
         "--enable-feature=exemplar-storage",
     ]
-    with _at_work(command, f"http://{address}/-/ready", directory / "log"):
+    with at_work(command, f"http://{address}/-/ready", directory / "log"):
         yield Store(f"http://{address}")
 
 
@@ -88,22 +87,5 @@ def collector(directory: Path) -> Iterator[tuple[str, str]]:
         },
     }
     (directory / "collector.yml").write_text(json.dumps(config))
-    with _at_work([tool("otelcol"), f"--config=file:{directory / 'collector.yml'}"], f"http://{shows}/metrics", directory / "log"):
+    with at_work([tool("otelcol"), f"--config=file:{directory / 'collector.yml'}"], f"http://{shows}/metrics", directory / "log"):
         yield f"http://{receives}", f"http://{shows}/metrics"
-
-
-@contextmanager
-def _at_work(command: Sequence[str], url: str, log: Path) -> Iterator[None]:
-    with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=file) as process:
-
-        def ready() -> bool:
-            assert process.poll() is None, log.read_text()
-            with suppress(OSError), urllib.request.urlopen(url, timeout=10) as answer:
-                return bool(answer.status == 200)
-            return False
-
-        try:
-            until(ready, 60)
-            yield
-        finally:
-            process.kill()

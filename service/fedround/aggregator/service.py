@@ -18,7 +18,7 @@ from fedround.aggregator.running import Running
 from fedround.aggregator.spool import Received, Spool
 from fedround.aggregator.steps import Steps
 from fedround.aggregator.store import ModelStore
-from fedround.common.books import NO_RUN, Admission, Closed, Difference, Entry, Evaluation, Page, Run, Verdict
+from fedround.common.books import NO_RUN, Admission, Closed, Difference, Entry, Evaluation, Open, Page, Run, Verdict
 from fedround.common.text import short
 from fedround.common.wire import UpdateOutcome
 from fedround.errors import (
@@ -135,24 +135,15 @@ class AggregatorService:
 
     # The books
 
-    async def open(
-        self,
-        attempt: str,
-        round: int,
-        admissions: Sequence[Admission],
-        forget: Sequence[str],
-        run: Run = NO_RUN,
-        *,
-        train: bool = True,
-    ) -> None:
+    async def open(self, call: Open) -> None:
         """See `Books.open`. Raises `Busy` where the initial model cannot be read."""
         async with self._step:
-            begins = run.name != "" and self.models.run.name not in ("", run.name)
+            begins = call.run.name != "" and self.models.run.name not in ("", call.run.name)
             initial = await self.models.read_initial() if begins else None
-            if self._ledger.open(attempt, round, admissions, forget):
-                self._unkept, self._train = None, train
-                self._enter(run, begins, initial)
-                self._aggregate.open(self.model, (admission.id for admission in admissions))
+            if self._ledger.open(call.attempt, call.round, call.admissions, call.forget):
+                self._unkept, self._train = None, call.train
+                self._enter(call.run, begins, initial)
+                self._aggregate.open(self.model, (admission.id for admission in call.admissions))
 
     def _enter(self, run: Run, begins: bool, initial: Model | None) -> None:
         """The attempt belongs to this run, which `begins` now, with `initial` if there is such a model, and without a state."""

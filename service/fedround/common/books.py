@@ -162,7 +162,7 @@ class Open:
     attempt: str
     round: int
     admissions: tuple[Admission, ...]
-    forget: tuple[str, ...]
+    forget: tuple[str, ...] = ()
     run: Run = NO_RUN
     train: bool = True
 
@@ -199,16 +199,7 @@ Answer = None | Verdict | Closed | Difference
 class Books(Protocol):
     """The five operations. Every one may raise `ExchangeError` where the aggregator is not in this process."""
 
-    async def open(
-        self,
-        attempt: str,
-        round: int,
-        admissions: Sequence[Admission],
-        forget: Sequence[str],
-        run: Run = NO_RUN,
-        *,
-        train: bool = True,
-    ) -> None:
+    async def open(self, call: Open) -> None:
         """Begin an attempt; whatever an unclosed one before it had collected is thrown away.
 
         `forget` names ids that are gone: their last counted tokens are good for nothing any more. The first attempt of another
@@ -245,8 +236,8 @@ class Books(Protocol):
 async def carry_out(books: Books, call: Call) -> Answer:
     """Make the call, and hand on what it returns or raises."""
     match call:
-        case Open(attempt, number, admissions, forget, run, train):
-            await books.open(attempt, number, admissions, forget, run, train=train)
+        case Open():
+            await books.open(call)
             return None
         case Admit(attempt, admissions):
             await books.admit(attempt, admissions)

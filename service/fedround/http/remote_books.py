@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from fedround.common.books import NO_RUN, Admission, Closed, Difference, Page, Run, Verdict, admissions_to_json, page_from_json
+from fedround.common.books import Admission, Closed, Difference, Open, Page, Verdict, admissions_to_json, page_from_json
 from fedround.errors import BadAnswer, Refused, UnknownAttempt
 from fedround.http.client import ANSWER_TIMEOUT, AsyncPeer, Query, Trace
 from fedround.http.tls import Context
@@ -38,19 +38,10 @@ class RemoteBooks:
         """Close the connections. (`close` is the books' own.)"""
         await self._peer.aclose()
 
-    async def open(
-        self,
-        attempt: str,
-        round: int,
-        admissions: Sequence[Admission],
-        forget: Sequence[str],
-        run: Run = NO_RUN,
-        *,
-        train: bool = True,
-    ) -> None:
-        more = {} if train else {"train": False}
-        admitted, named = admissions_to_json(admissions), [run.id, run.name]
-        await self._call("open", attempt, round=round, admissions=admitted, forget=list(forget), run=named, **more)
+    async def open(self, call: Open) -> None:
+        more = {} if call.train else {"train": False}
+        admitted, run = admissions_to_json(call.admissions), [call.run.id, call.run.name]
+        await self._call("open", call.attempt, round=call.round, admissions=admitted, forget=list(call.forget), run=run, **more)
 
     async def admit(self, attempt: str, admissions: Sequence[Admission]) -> None:
         await self._call("admit", attempt, admissions=admissions_to_json(admissions))

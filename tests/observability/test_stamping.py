@@ -188,7 +188,10 @@ def test_a_compressed_body_is_what_it_was() -> None:
     assert refused.value.status == 415
 
 
-@pytest.mark.parametrize("body", [b"", b"abc", gzip.compress(b"abc")[:-1], gzip.compress(b"abc") + b"x", zlib.compress(b"abc")])
+ZIPPED = gzip.compress(b"abc", mtime=0)  # without the time: each process of pytest collects the same tests
+
+
+@pytest.mark.parametrize("body", [b"", b"abc", ZIPPED[:-1], ZIPPED + b"x", zlib.compress(b"abc")])
 def test_a_broken_compression_is_refused(body: bytes) -> None:
     with pytest.raises(BadTelemetry, match="gzip"):
         inflated(body, "gzip")

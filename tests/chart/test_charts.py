@@ -42,6 +42,7 @@ def schemas(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return made
 
 
+@pytest.mark.timeout(300)  # the first of them installs the schemas
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_every_object_is_as_its_makers_define_it(case: Path, schemas: Path, tmp_path: Path) -> None:
     objects = rendered(str(case.parts[0]), values=case).values()

@@ -252,7 +252,7 @@ def test_all_problems_are_told_at_once_each_with_variable_and_flag() -> None:
     )
     for name in ("COORDINATOR_URL", "CLASS", "LONG_POLL", "MAX_FAILURES", "AFTER_FINISH", "SHARD", "OPTIONS"):
         assert f"PARTICIPANT_{name} (--{name.lower().replace('_', '-')}): " in text
-    assert "for instance my_package.my_module:MyParticipant" in text
+    assert "for example my_package.my_module:MyParticipant" in text
     assert "not 'long'" in text
 
 

@@ -331,8 +331,8 @@ class Settings(BaseSettings):
     file_keys: ClassVar[Mapping[str, str]] = {}
     """The field for a key of a 0.8 file."""
 
-    log_format: LogFormat = setting("text", "How log lines look: for people, or one JSON object a line.")
-    log_level: LogLevel = setting("info", "The least level that is logged.")
+    log_format: LogFormat = setting("text", "Format of log lines: plain text, or one JSON object per line.")
+    log_level: LogLevel = setting("info", "Minimum level of log lines.")
 
     @classmethod
     def rows(cls) -> Iterator[Row]:
@@ -344,7 +344,7 @@ class Settings(BaseSettings):
             default = default.lower() if isinstance(field.default, bool) else default
             yield Row(name, variable, field.title or "text", default, field.description or "")
             if field.title == "secret" and f"{name}_file" not in cls.model_fields:
-                yield Row(f"{name}_file", f"{variable}_FILE", "path", "", "A file that holds it.")
+                yield Row(f"{name}_file", f"{variable}_FILE", "path", "", "File that holds this secret.")
 
 
 class ParticipantSettings(Settings):
@@ -352,90 +352,96 @@ class ParticipantSettings(Settings):
 
     prefix = "PARTICIPANT"
 
-    coordinator_url: Url = setting(..., "Required. Where the coordinator is, for instance http://coordinator:8081.")
+    coordinator_url: Url = setting(..., "Required. URL of the coordinator, for example http://coordinator:8081.")
     flower: Annotated[str | None, AfterValidator(_object), Field(title="module:app")] = setting(
-        None, "Flower app to run in place of a class, for instance my_package.client_app:app."
+        None, "Flower app to run instead of a class, for example my_package.client_app:app."
     )
     class_: Annotated[str | None, AfterValidator(_class), Field(title="module:Class")] = setting(
-        None, "Required, unless a Flower app is set. Your class, for instance my_package.my_module:MyParticipant."
+        None, "Required, unless a Flower app is set. Your participant class, for example my_package.my_module:MyParticipant."
     )
     options: Options = setting("{}", "Keyword arguments for the class, or run config for the Flower app, as a JSON object.")
     local_tensors: Names = setting(
         "",
-        "Patterns of the names of tensors that stay in the participant, separated by commas, such as head.*,*.running_mean. "
-        "Unset: the class says it.",
+        "Names of the tensors that never leave the participant, as patterns separated by commas, for example "
+        "head.*,*.running_mean. Unset: the `local_tensors` of the class.",
     )
-    data_dir: Place = setting(None, "Directory in which local tensors persist across restarts. Unset: they are kept in memory.")
+    data_dir: Place = setting(None, "Directory in which local tensors persist across restarts. Unset: they stay in memory.")
     name: Annotated[str, BeforeValidator(_name)] = setting(
         None,
         "Name shown in the coordinator's status and logs. Unset: the host name, with a number for each further participant on "
-        "the host.",
+        "the same host.",
     )
-    heartbeat_period: Duration = setting("1s", "Time between two heartbeats in a round, and always where long polls are off.", gt=0)
-    long_poll: Duration = setting("15s", "How long the coordinator is asked to hold a heartbeat that brings no news. 0: off.")
+    heartbeat_period: Duration = setting(
+        "1s", "Time between heartbeats during a round. With long polls off, it applies outside of rounds too.", gt=0
+    )
+    long_poll: Duration = setting(
+        "15s", "Maximum time that the coordinator holds a heartbeat while there is no news (long poll). 0: no long polls."
+    )
     shard: Annotated[tuple[int, int] | None, BeforeValidator(_shard), Field(title="index/count")] = setting(
-        None, "Which part of a split data set is this participant's, for instance 3/10. Unset: it is found out."
+        None,
+        "Shard of the data set that this participant trains on, for example 3/10. Unset: the index of the pod, or an index that "
+        "the coordinator assigns.",
     )
     shards: Annotated[Number | None, Field(title="number")] = setting(
         None,
-        "Number of parts of a data set that all participants share. The coordinator gives each part to one of them. Unset: each "
-        "participant has data of its own.",
+        "Number of shards of a data set that all participants share. The coordinator assigns each shard to one participant. "
+        "Unset: each participant has its own data.",
         ge=1,
     )
     aggregator_url: Annotated[Url | None, Field(title="url")] = setting(
-        None, "Where the aggregator is. Unset: where the coordinator says."
+        None, "URL of the aggregator. Unset: the URL that the coordinator sends."
     )
     aggregator_allow: Hosts = setting(
         "",
-        "Hosts of aggregators that get the token although they are not related to the coordinator's host, separated by commas, "
-        "such as agg.example.org,*.example.net. *: any.",
+        "Additional aggregator hosts that may receive the token, separated by commas, for example agg.example.org,*.example.net. "
+        "*: any host. Hosts related to the coordinator's host need no entry.",
     )
-    max_model_size: Size = setting("1GiB", "The largest global model that is accepted.")
-    reconnect_max: Duration = setting("1.5s", "The longest wait between two attempts to reach the coordinator.", gt=0)
+    max_model_size: Size = setting("1GiB", "Maximum size of a global model that the participant accepts.")
+    reconnect_max: Duration = setting("1.5s", "Maximum wait between two attempts to reach the coordinator.", gt=0)
     give_up_after: Annotated[float | None, BeforeValidator(_duration_or_never), Field(title="duration|never")] = setting(
-        "never", "For how long the coordinator may be unreachable before the participant exits with 69."
+        "never", "Exit with code 69 if the coordinator stays unreachable for this long."
     )
-    max_failures: Number = setting(5, "After so many failures of your code in a row the participant exits with 70.", ge=1)
+    max_failures: Number = setting(5, "Exit with code 70 after this many consecutive failures of the training code.", ge=1)
     confirm_timeout: Duration = setting(
-        "15s", "How long a 0.8 platform may leave an update unconfirmed before it is offered again."
+        "15s", "Time to wait for a 0.8 platform to confirm an update before the participant offers it again."
     )
     cancel_timeout: Duration = setting(
-        "10s", "Kill and restart the training process if it does not return this long after its round was cancelled.", gt=0
+        "10s",
+        "Kill and restart the training process if it is still running this long after its round was cancelled.",
+        gt=0,
     )
     isolation: Isolation = setting(
         "process",
-        "Run the class in a process of its own, which may fork, crash or hang, or on a thread of this one, for the least memory.",
+        "Where the class runs. process: in a separate process, which may fork, crash or hang. thread: in this process, which needs "
+        "less memory.",
         title="process|thread",
     )
-    drain_timeout: Duration = setting("8s", "How long a round may go on after SIGTERM before it is given up.")
-    after_finish: AfterFinish = setting("exit", "What to do when training is complete.", title="exit|wait")
-    token: Secret = setting(None, "Sent to the coordinator and the aggregator as a bearer token.")
-    tls_ca_file: Place = setting(
-        None, "The certificate (PEM) of an authority of your own, which is believed beside the usual ones."
-    )
-    tls_cert_file: Place = setting(None, "The certificate (PEM) that is shown to a server that asks for one.")
-    tls_key_file: Place = setting(None, "Its private key (PEM), not encrypted. Unset: it is in the same file.")
-    trace_heartbeats: bool = setting(True, "Whether a heartbeat outside of rounds is a trace of its own.", title="true|false")
+    drain_timeout: Duration = setting("8s", "Maximum time to finish the current round after SIGTERM before abandoning it.")
+    after_finish: AfterFinish = setting("exit", "What the participant does when training is complete.", title="exit|wait")
+    token: Secret = setting(None, "Bearer token for the coordinator and the aggregator.")
+    tls_ca_file: Place = setting(None, "Additional CA certificates (PEM) to trust, beside the public CAs.")
+    tls_cert_file: Place = setting(None, "Client certificate (PEM) for servers that request one.")
+    tls_key_file: Place = setting(None, "Unencrypted private key (PEM) of that certificate. Unset: it is in the same file.")
+    trace_heartbeats: bool = setting(True, "Whether to trace heartbeats outside of rounds.", title="true|false")
     push: Push = setting(
         "none",
         "Push metrics and traces to the coordinator, which forwards them to the operators' collector under the participant's name. "
-        "The coordinator must have COORDINATOR_OTLP_ENDPOINT, and this participant a token or certificate of its own.",
+        "Requires COORDINATOR_OTLP_ENDPOINT on the coordinator, and an individual token or certificate for this participant.",
         title="none|coordinator",
     )
     push_allow: Patterns = setting(
         "fedround, fedround_*, http_client_*, process_*, python_*",
-        "Patterns of what is pushed to the coordinator, separated by commas: names of metrics, and of instrumentation scopes whose "
-        'spans are pushed (fedround: our own). Series of the local model need a pattern such as fedround_*{source="local"}.',
+        "Telemetry to push to the coordinator, as patterns separated by commas. A pattern matches names of metrics, and of the "
+        "instrumentation scopes of spans (fedround: its own spans). Series of the local model need a pattern such as "
+        'fedround_*{source="local"}.',
     )
-    ops_bind: str = setting("0.0.0.0", "The address on which operators are served.")  # noqa: S104 a service in a container
-    ops_port: Port = setting(8080, "The port for operators. 0: any free one.")
-    ops_tls_cert_file: Place = setting(
-        None, "The certificate (PEM) with which that port serves TLS, read again when it changes. Unset: no TLS."
-    )
-    ops_tls_key_file: Place = setting(None, "Its private key (PEM), not encrypted. Unset: it is in the same file.")
+    ops_bind: str = setting("0.0.0.0", "IP address of the ops port.")  # noqa: S104 a service in a container
+    ops_port: Port = setting(8080, "Ops port: health checks, status and metrics. 0: any free port.")
+    ops_tls_cert_file: Place = setting(None, "TLS certificate (PEM) of the ops port, reloaded when it changes. Unset: no TLS.")
+    ops_tls_key_file: Place = setting(None, "Unencrypted private key (PEM) of that certificate. Unset: it is in the same file.")
     ops_token: Secret = setting(
         None,
-        "The operators' bearer token. `/status` and `/metrics` require it, and `/metrics` then includes the single weights of the "
+        "Bearer token of the ops port. `/status` and `/metrics` require it, and `/metrics` then includes individual weights of the "
         "local model. Unset: both endpoints are open.",
     )
 
@@ -455,33 +461,32 @@ def flower_app(app: str, run_config: Mapping[str, Any]) -> tuple[str, dict[str, 
 class PlatformSettings(Settings):
     """What coordinator and aggregator have in common."""
 
-    token: Secret = setting(None, "What participants must send as a bearer token. Unset: nothing.")
-    tokens_file: Place = setting(
-        None, "A file with a participant's name and its own token on each line, read again when it changes."
+    token: Secret = setting(
+        None, "Bearer token that all participants share. Unset, without other credentials: participants need none."
     )
+    tokens_file: Place = setting(None, "File with one participant's name and token per line, reloaded when it changes.")
     tls_cert_file: Place = setting(
         None,
-        "The certificate (PEM) with which the ports for participants and for operators serve TLS, read again when it changes. "
-        "Unset: no TLS.",
+        "TLS certificate (PEM) of the participants' port and the ops port, reloaded when it changes. Unset: no TLS.",
     )
-    tls_key_file: Place = setting(None, "Its private key (PEM), not encrypted. Unset: it is in the same file.")
+    tls_key_file: Place = setting(None, "Unencrypted private key (PEM) of that certificate. Unset: it is in the same file.")
     tls_client_ca_file: Place = setting(
         None,
-        "Authorities (PEM) that sign participants' certificates. Set: each participant needs a certificate, or a token of its own, "
-        "and is known by the certificate's name.",
+        "CA certificates (PEM) that sign participants' certificates. If set, each participant needs a certificate or its own "
+        "token, and the certificate's name identifies it.",
     )
     ops_token: Secret = setting(
         None,
-        "The operators' bearer token; in a browser, the password. Every endpoint of the ops port except `/livez` and `/readyz` "
-        "requires it. Unset: `/status` and `/metrics` are open.",
+        "Bearer token of the ops port; in a browser, the password. Every endpoint except `/livez` and `/readyz` requires it. "
+        "Unset: `/status` and `/metrics` are open.",
     )
     internal_secret: Secret = setting(
         None,
-        "The secret between coordinator and aggregator, the same for both. Unset: on loopback they make one, in a file of this "
-        "user. Elsewhere it is required.",
+        "Secret that coordinator and aggregator share. Unset on loopback: they create one in a file of this user. Required "
+        "elsewhere.",
     )
     internal_secret_file: Place = setting(
-        None, "The file that holds it, shared by both. The first of them makes it where there is none."
+        None, "File that holds the secret, shared by both. The first service to start creates it if it is missing."
     )
 
     @field_validator("internal_secret_file")
@@ -491,17 +496,19 @@ class PlatformSettings(Settings):
             raise ValueError("the secret itself is set too: which of them is meant?")
         return value
 
-    bind: str = setting("0.0.0.0", "The address on which participants are served, and the ops port.")  # noqa: S104 a service in a container
+    bind: str = setting("0.0.0.0", "IP address of the participants' port and the ops port.")  # noqa: S104 a service in a container
     cors_origins: Origins = setting(
         "",
-        "The web origins whose pages may read the answers of the participants' port, separated by commas, for example "
-        "https://fl.example.org. `*` stands for every origin. Unset: none.",
+        "Web origins whose pages may read responses of the participants' port (CORS), separated by commas, for example "
+        "https://fl.example.org. `*`: every origin. Unset: none.",
     )
     max_connections: Number = setting(
-        0, "Maximum number of connections to each port but the ops port. 0: 4096, or fewer if the process may open few files.", ge=0
+        0,
+        "Maximum number of connections to each port except the ops port. 0: 4096, or fewer if the limit of open files is low.",
+        ge=0,
     )
     max_connections_per_address: Number = setting(
-        0, "Maximum number of those connections from one IP address. 0: three quarters of the maximum.", ge=0
+        0, "Maximum number of those connections from one IP address. 0: three quarters of the total.", ge=0
     )
 
     _differ = field_validator("ops_token")(_of_operators_alone)
@@ -522,9 +529,9 @@ class CoordinatorSettings(PlatformSettings):
     }
 
     run_name: RunName = setting(
-        "default", "Name of the run. With another name than before, a new run begins and the former one ends. Names are used once."
+        "default", "Name of the run. A new name ends the former run and begins a new one. A name can be used only once."
     )
-    rounds: Number = setting(10, "Number of rounds of the run. 0: it does not end.", ge=0)
+    rounds: Number = setting(10, "Number of rounds of the run. 0: no limit.", ge=0)
     round_config: RoundConfig = setting(
         "{}",
         "Values for training code, as a JSON object: a number, a text or a boolean for each name, or a schedule by rounds of the "
@@ -537,78 +544,86 @@ class CoordinatorSettings(PlatformSettings):
     )
     evaluate_ratio: float = setting(
         1.0,
-        "Share of the selected participants that evaluate, of those whose class can: above 0 and up to 1.",
+        "Share of the selected participants that evaluate the global model, above 0 and up to 1. Only participants whose class "
+        "can evaluate count.",
         gt=0,
         le=1,
         title="ratio",
     )
     evaluate_timeout: Duration = setting(
-        "10m", "Maximum time that the end of a run waits for the aggregator's evaluation of the final model (AGGREGATOR_EVALUATE)."
+        "10m", "Maximum time that the run waits at its end for the aggregator to evaluate the final model (AGGREGATOR_EVALUATE)."
     )
     best_by: BestBy = setting(
         None,
-        "Metric of evaluations that says which model is the best, such as accuracy:max or loss:min. Metrics of the aggregator's "
+        "Evaluation metric that selects the best model, for example accuracy:max or loss:min. Metrics of the aggregator's "
         "evaluation have the prefix `server_`: server_accuracy:max. The aggregator keeps the best model in its data directory. "
-        "Unset: none is.",
+        "Unset: it keeps none.",
     )
-    patience: Number = setting(
-        0, "Stop after this many evaluated models in a row that are not better than the best one. 0: never.", ge=0
-    )
+    patience: Number = setting(0, "Stop after this many consecutive evaluations without a better model. 0: never.", ge=0)
     stop_when: StopWhen = setting(
-        None, "Stop when a metric of evaluations compares so with a value, such as 'accuracy >= 0.95'. Unset: never."
+        None, "Stop when an evaluation metric meets this condition, for example 'accuracy >= 0.95'. Unset: never."
     )
     participants_ratio: float = setting(
-        1.0, "Which part of the participants a round selects, above 0 and up to 1.", gt=0, le=1, title="ratio"
+        1.0, "Share of the participants that a round selects, above 0 and up to 1.", gt=0, le=1, title="ratio"
     )
-    min_clients: Number = setting(1, "How many participants there must be before any is selected.", ge=1)
-    heartbeat_timeout: Duration = setting("15s", "After so long without a heartbeat a participant is gone.", gt=0)
-    round_timeout: Duration = setting("1h", "After so long the selected who have not delivered lose the round to others.", gt=0)
+    min_clients: Number = setting(1, "Minimum number of registered participants before a round starts.", ge=1)
+    heartbeat_timeout: Duration = setting("15s", "Remove a participant that sends no heartbeat for this long.", gt=0)
+    round_timeout: Duration = setting(
+        "1h", "Time that selected participants have to upload. After that, others replace those that did not.", gt=0
+    )
     quorum: Annotated[float | None, AfterValidator(_quorum), Field(title="share|number")] = setting(
         None,
-        "Close a round once this many of the selected participants delivered: a share such as 0.8 (1: all of them), or a whole "
-        "number from 2 on. Never fewer than COORDINATOR_PARTICIPANTS_RATIO of COORDINATOR_MIN_CLIENTS. Unset: wait for all until "
-        "the round time-out.",
+        "Close a round once this many of the selected participants have uploaded: a share such as 0.8 (1: all of them), or a whole "
+        "number of at least 2. The minimum is COORDINATOR_PARTICIPANTS_RATIO of COORDINATOR_MIN_CLIENTS. Unset: wait for all, "
+        "until the round time-out.",
         gt=0,
         le=2**32,
     )
     grace: Duration = setting(
-        "0s", "Time for the other participants to deliver after the quorum is counted. It has no effect without a quorum."
+        "0s", "Time that the other participants have to upload once the quorum is counted. No effect without a quorum."
     )
     overselect: float = setting(
         0.0,
-        "Share of additional participants to select, for example 0.3 for 30 % more than the ratio, rounded up. The quorum is then "
-        "the number without them, unless it is set.",
+        "Share of participants to select in addition, rounded up: 0.3 selects 30 % more than the ratio. Unless the quorum is set, "
+        "it is then the number without them.",
         ge=0,
         le=10,
         title="share",
     )
     seats: Number = setting(
-        1, "Number of participants with the same proved identity (own token or certificate). One more replaces the oldest.", ge=1
+        1, "Maximum number of participants per identity (individual token or certificate). One more replaces the oldest.", ge=1
     )
     shared_seats: Number = setting(
-        1000, "Number of participants without an own token or certificate, all together. More are refused with 429.", ge=1
+        1000,
+        "Maximum number of participants without an individual token or certificate. The coordinator refuses more with 429.",
+        ge=1,
     )
     metrics_participants: Number = setting(
-        200, "Maximum number of participants that `/metrics` shows by name, those with a problem first. 0: none.", ge=0
+        200, "Maximum number of participants that `/metrics` lists by name. Those with a problem come first. 0: none.", ge=0
     )
-    aggregator_url: Url = setting("http://localhost:8082", "Where participants reach the aggregator; they are told.")
-    aggregator_internal_url: Url = setting("http://localhost:7082", "Where the coordinator reaches the aggregator's internal port.")
+    aggregator_url: Url = setting("http://localhost:8082", "URL of the aggregator that the coordinator sends to participants.")
+    aggregator_internal_url: Url = setting("http://localhost:7082", "URL of the aggregator's internal port.")
     internal_tls_ca_file: Place = setting(
-        None, "An authority (PEM) that signs the certificate of the aggregator's internal port, trusted beside the usual ones."
+        None, "Additional CA certificates (PEM) to trust for the aggregator's internal port, beside the public CAs."
     )
-    internal_tls_cert_file: Place = setting(None, "The certificate (PEM) that is shown to the aggregator's internal port.")
-    internal_tls_key_file: Place = setting(None, "Its private key (PEM), not encrypted. Unset: it is in the same file.")
+    internal_tls_cert_file: Place = setting(None, "Client certificate (PEM) for the aggregator's internal port.")
+    internal_tls_key_file: Place = setting(
+        None, "Unencrypted private key (PEM) of that certificate. Unset: it is in the same file."
+    )
     otlp_endpoint: Annotated[Url | None, Field(title="url")] = setting(
         None,
-        "OTLP collector (http/protobuf) that gets metrics and traces of participants with PARTICIPANT_PUSH=coordinator, such as "
-        "http://collector:4318. Unset: they are refused.",
+        "OTLP collector (http/protobuf) for the metrics and traces of participants with PARTICIPANT_PUSH=coordinator, for example "
+        "http://collector:4318. Unset: the coordinator refuses them.",
     )
     otlp_headers: HeaderFields = setting(
-        None, "Header fields for that collector, as name=value separated by commas, for example Authorization=Bearer%20abc."
+        None, "Header fields for that collector: name=value, separated by commas, for example Authorization=Bearer%20abc."
     )
-    data_dir: Place = setting(None, "Where the round and the known participants are kept over a restart. Unset: nowhere.")
-    port: Port = setting(8081, "The port for participants. 0: any free one.")
-    ops_port: Port = setting(9081, "The port for operators. 0: any free one.")
+    data_dir: Place = setting(
+        None,
+        "Directory in which the run and the registered participants persist across restarts. Unset: they do not persist.",
+    )
+    port: Port = setting(8081, "Port for participants. 0: any free port.")
+    ops_port: Port = setting(9081, "Ops port: health checks, status and metrics. 0: any free port.")
 
     @property
     def otlp_header_fields(self) -> dict[str, str]:
@@ -623,49 +638,55 @@ class AggregatorSettings(PlatformSettings):
 
     strategy: str = setting(
         "weighted_average",
-        "How updates become a global model: weighted_average, model_sum, trimmed_mean, median, krum, multi_krum, fedavgm, "
-        "fedadagrad, fedadam, fedyogi, or module:Class.",
+        "How the aggregator combines updates into a global model: weighted_average, model_sum, trimmed_mean, median, krum, "
+        "multi_krum, fedavgm, fedadagrad, fedadam, fedyogi, or module:Class.",
     )
     strategy_options: Options = setting("{}", "Keyword arguments for the strategy, as a JSON object.")
     evaluate: Annotated[str | None, AfterValidator(_function), Field(title="module:function")] = setting(
         None,
-        "Function that evaluates each new global model at the aggregator, for instance my_package.my_module:evaluate. It runs on a "
-        "thread and delays no round. Unset: only participants evaluate.",
+        "Function with which the aggregator evaluates each new global model, for example my_package.my_module:evaluate. It runs on "
+        "a thread and does not delay rounds. Unset: only participants evaluate.",
     )
-    max_model_size: Size = setting("1GiB", "The largest update that is accepted, and the largest model made of one.")
+    max_model_size: Size = setting("1GiB", "Maximum size of an update, and of the model that it is combined into.")
     max_update_ratio: float = setting(
         100.0,
-        "Refuse an update whose change of the model, or whose sample count, is larger than this multiple of what recent rounds "
-        "counted. 0: accept any.",
+        "Refuse an update whose change of the model or number of samples exceeds this multiple of those in recent rounds. "
+        "0: no limit.",
         ge=0,
         le=1e9,
         title="ratio",
     )
     max_update_norm: Annotated[float | None, Field(title="number")] = setting(
-        None, "Refuse an update whose change of the model has a larger L2 norm. Unset: no absolute limit.", gt=0, le=1e300
+        None, "Refuse an update that changes the model by more than this L2 norm. Unset: no absolute limit.", gt=0, le=1e300
     )
-    max_samples: Number = setting(100_000_000, "Refuse an update with a larger sample count.", ge=1)
-    data_dir: Place = setting(None, "Where global models are kept over a restart. Unset: nowhere, and only the newest can be had.")
-    keep_models: Number = setting(10, "How many global models the data directory keeps.", ge=1)
+    max_samples: Number = setting(100_000_000, "Refuse an update with more samples than this.", ge=1)
+    data_dir: Place = setting(
+        None,
+        "Directory in which global models persist across restarts. Unset: the aggregator keeps only the newest model, in memory.",
+    )
+    keep_models: Number = setting(10, "Number of global models that the data directory keeps.", ge=1)
     initial_model: Place = setting(
         None,
-        "An .npy or safetensors file to begin training with, where there is no other model. Unset: the first update decides what "
-        "the model looks like.",
+        "An .npy or safetensors file with the weights for the first round, if there is no model yet. Unset: the first update "
+        "determines names, shapes and dtypes.",
     )
     spool_dir: Place = setting(
-        None, "Where an update waits until it has arrived whole. Unset: the system's directory for temporary files."
+        None, "Directory for updates that are still arriving. Unset: the system's directory for temporary files."
     )
-    port: Port = setting(8082, "The port for participants. 0: any free one.")
-    internal_bind: str = setting("127.0.0.1", "The address on which the coordinator is served.")
-    internal_port: Port = setting(7082, "The port for the coordinator. 0: any free one.")
+    port: Port = setting(8082, "Port for participants. 0: any free port.")
+    internal_bind: str = setting("127.0.0.1", "IP address of the internal port.")
+    internal_port: Port = setting(7082, "Internal port, for the coordinator. 0: any free port.")
     internal_tls_cert_file: Place = setting(
-        None, "The certificate (PEM) with which the internal port serves TLS, read again when it changes. Unset: no TLS."
+        None, "TLS certificate (PEM) of the internal port, reloaded when it changes. Unset: no TLS."
     )
-    internal_tls_key_file: Place = setting(None, "Its private key (PEM), not encrypted. Unset: it is in the same file.")
+    internal_tls_key_file: Place = setting(
+        None, "Unencrypted private key (PEM) of that certificate. Unset: it is in the same file."
+    )
     internal_tls_client_ca_file: Place = setting(
-        None, "Authorities (PEM) that sign the coordinator's certificate. Set: the internal port refuses clients without one."
+        None,
+        "CA certificates (PEM) that sign the coordinator's certificate. If set, the internal port refuses clients without one.",
     )
-    ops_port: Port = setting(9082, "The port for operators. 0: any free one.")
+    ops_port: Port = setting(9082, "Ops port: health checks, status and metrics. 0: any free port.")
 
     @field_validator("internal_bind")
     @classmethod

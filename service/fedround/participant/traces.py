@@ -20,10 +20,10 @@ _CALLERS = tuple(str(_HERE / name) for name in ("training.py", "load.py"))
 """Where users' code is called from."""
 _OURS = (
     *_CALLERS,
-    str(_HERE.parent / "objects.py"),
+    str(_HERE.parent / "common" / "objects.py"),
     str(_HERE / "abc.py"),
-    str(_HERE.parent / "weights.py"),
-    str(_HERE.parent / "values.py"),
+    str(_HERE.parent / "tensors" / "weights.py"),
+    str(_HERE.parent / "tensors" / "values.py"),
 )
 
 

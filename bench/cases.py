@@ -1,4 +1,4 @@
-"""What is measured."""
+"""The cases of the benchmark."""
 
 import statistics
 import time
@@ -16,7 +16,7 @@ Figures = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Case:
-    """`variants` are measured in turn; each gives figures, and raises `harness.Failed` where the work was not done."""
+    """Variants that are measured in turn. Each returns measurements, and raises `harness.Failed` if its result is wrong."""
 
     title: str
     note: str
@@ -26,7 +26,7 @@ class Case:
 def rounds(
     kind: Participants, many: int, count: int = 10, settings: Mapping[str, str] = {}, check: Callable[[], object] = bool
 ) -> Figures:
-    """Nothing but the work around a round. `settings`: the platform's; `check`: what else must be so while all are at work."""
+    """Measure the overhead of rounds. `settings` are the platform's; `check` is called while all processes run."""
     size, warm = 5, max(many // 10, 2)
     with platform(min_clients=count, split=False, **settings) as p, kind.at_work(range(count), size, p.url) as participants:
 
@@ -46,7 +46,7 @@ def rounds(
 
 
 def model(kind: Participants, count: int, megabytes: int, many: int, *, split: bool = False) -> Figures:
-    """The other participants come when the first and the platform are idle, and with them the first round."""
+    """Start the other participants, and so the first round, once the first participant and the platform are idle."""
     added = kind.cls != "Ours"
     size = megabytes * MB // (4 if added else 8)
     figures: dict[str, float] = {}
@@ -66,7 +66,7 @@ def model(kind: Participants, count: int, megabytes: int, many: int, *, split: b
 
 
 def traced(kind: Participants, many: int) -> Figures:
-    """All spans of all rounds go to a receiver, in this process, which reads them."""
+    """Receive all spans of all rounds in this process."""
     with receiving() as (endpoint, receiver):
         variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
         return rounds(replace(kind, settings=tuple(variables.items())), many, 3, variables, partial(receiver.wait_for, everybody))
@@ -77,7 +77,7 @@ def everybody(spans: Sequence[Span]) -> bool:
 
 
 def scrape() -> Figures:
-    """What Prometheus asks for, of a participant and a platform that have trained for fifty rounds."""
+    """Measure scrapes of a participant and a platform after fifty rounds."""
     with platform(min_clients=1) as p:
         variables = {"PARTICIPANT_CLASS": "bench.ours:Ours", "PARTICIPANT_OPTIONS": '{"k": 0, "size": 32}'}
         participant = Process("participant", PARTICIPANT_COORDINATOR_URL=p.url, **variables)
@@ -91,7 +91,7 @@ def scrape() -> Figures:
 
 
 def answered(service: Process, port: str) -> float:
-    """The median time of a scrape, in ms, as long as training goes on."""
+    """Return the median time of a scrape during training, in ms."""
     times = []
     for _ in range(50):
         began = time.perf_counter()
@@ -101,7 +101,7 @@ def answered(service: Process, port: str) -> float:
 
 
 def idle(kind: Participants, *, split: bool = False) -> Figures:
-    """A participant that waits for a second one."""
+    """Measure a participant that waits for a second one."""
     with platform(min_clients=2, split=split) as p:
         began = time.perf_counter()
         with kind.at_work([0], 5, p.url) as (participant,):
@@ -113,12 +113,12 @@ def idle(kind: Participants, *, split: bool = False) -> Figures:
 
 
 def settle() -> None:
-    """What is registered still has modules to import, and its first heartbeats to send."""
+    """Wait until a registered participant has imported its modules and sent its first heartbeats."""
     time.sleep(2)
 
 
 def cases(quick: bool, count: int, megabytes: int) -> Mapping[str, Case]:
-    """All cases by the names that `--only` knows; `quick` makes them short."""
+    """Return all cases by the names for `--only`. `quick` makes them short."""
     ours, slow, fast = Participants(), theirs(1.0), theirs(0.05)
     small = {ours: 20, fast: 10, slow: 1} if quick else {ours: 300, fast: 100, slow: 5}
     large = partial(model, count=count, megabytes=megabytes, many=1 if quick else 5)

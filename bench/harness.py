@@ -1,4 +1,4 @@
-"""What the cases are made of: platforms and participants as processes, and what Linux knows of these."""
+"""Platforms and participants as processes, and measurements of them from Linux."""
 
 import json
 import os
@@ -26,27 +26,27 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Failed(Exception):
-    """A case did not do its work."""
+    """The result of a case is wrong."""
 
 
 def rss(pid: int, *, peak: bool = False) -> float:
-    """MB that a process and those that it has started have in memory, or had at the most, each of them."""
+    """Return the sum of the resident memory of a process and its children, or of their peaks, in MB."""
     field = "VmHWM" if peak else "VmRSS"
     return sum(_kilobytes(one, "status", field) for one in family(pid)) * 1024 / MB
 
 
 def pss(pid: int) -> float:
-    """MB that a process and those that it has started have in memory; what several processes share is divided among them."""
+    """Return the proportional memory (PSS) of a process and its children, in MB."""
     return sum(_kilobytes(one, "smaps_rollup", "Pss:") for one in family(pid)) * 1024 / MB
 
 
 def cpu(pid: int) -> float:
-    """Seconds of CPU that a process and those that it has started have used."""
+    """Return the CPU seconds of a process and its children."""
     return sum(_ticks(one) for one in family(pid)) / TICKS
 
 
 def family(pid: int) -> list[int]:
-    """A process and those that it has started: a participant is a supervisor and its worker."""
+    """Return the ids of a process and its children. A participant is a supervisor and its worker."""
     children = [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
     return [pid, *(one for child in children for one in family(child))]
 
@@ -63,7 +63,7 @@ def _ticks(pid: int) -> int:
 
 @dataclass(frozen=True)
 class Platform:
-    """`fedround platform`, or coordinator and aggregator: the processes by their commands."""
+    """A running `fedround platform`, or coordinator and aggregator: processes by command."""
 
     services: Mapping[str, Process]
 
@@ -76,7 +76,7 @@ class Platform:
         return self.coordinator.url("COORDINATOR_PORT")
 
     def registered(self, count: int) -> float:
-        """Wait for the first participant; returns the time. There shall be `count` of them then."""
+        """Wait for the first participant, and return the time. Raise `Failed` unless `count` are registered then."""
         self.coordinator.said("joined as")
         now = time.perf_counter()
         if len(self.coordinator.status("COORDINATOR_OPS_PORT")["participants"]) != count:
@@ -84,26 +84,26 @@ class Platform:
         return now
 
     def completed(self, *rounds: int) -> float:
-        """Wait for the ends of rounds, each of them in its time; returns the time of the last."""
+        """Wait for rounds to end, each within its time-out. Return the time of the last end."""
         for number in rounds:
             self.coordinator.said(rf"^round {number} completed")
         return time.perf_counter()
 
     def check(self, count: int, size: int) -> None:
-        """The global model is what `count` participants of the class `Ours` must have made of it."""
+        """Raise `Failed` unless the global model is the result of `count` participants of the class `Ours`."""
         model, rounds = self._model()
         if not np.allclose(model, expected(count, size, rounds), rtol=1e-9):
             raise Failed(f"the global model of {rounds} rounds is not the mean of the updates")
 
     def check_added(self, count: int, size: int) -> None:
-        """The same of the classes that add 1."""
+        """Do the same for the classes that add 1."""
         model, rounds = self._model()
         arrays = model.values() if isinstance(model, dict) else [model]
         if sum(array.nbytes for array in arrays) != 4 * size or not all((array == rounds).all() for array in arrays):
             raise Failed(f"the global model of {rounds} rounds is not what all of them added")
 
     def _model(self) -> tuple[Any, int]:
-        """The global model, and of how many rounds it is."""
+        """Return the global model, and its number of rounds."""
         aggregator = list(self.services.values())[-1]
         body, number = fetch_model(aggregator.url("AGGREGATOR_OPS_PORT"))
         return decode(body), -1 if number is None else number + 1
@@ -111,7 +111,7 @@ class Platform:
 
 @contextmanager
 def platform(*, min_clients: int, split: bool = False, **settings: str) -> Iterator[Platform]:
-    """A platform that trains for ever, `split` into coordinator and aggregator; killed at the end of the block."""
+    """Run a platform without a last round, or coordinator and aggregator if `split`. Kill it at the end of the block."""
     settings |= {"COORDINATOR_ROUNDS": "0", "COORDINATOR_MIN_CLIENTS": str(min_clients)}
     with ExitStack() as stack:
 
@@ -131,18 +131,18 @@ def platform(*, min_clients: int, split: bool = False, **settings: str) -> Itera
 
 @dataclass(frozen=True)
 class Participants:
-    """A kind of participants: the service, or what `program` does: `k size [seconds] url period`, by `python`."""
+    """A kind of participant: the service, or a `program` for `python` with arguments `k size [seconds] url period`."""
 
     name: str = "fedround"
     period: float = 1.0
     seconds: float = 0.0
-    """Of training, in each round of ours."""
+    """Seconds of training per round of `bench.ours`."""
     settings: tuple[tuple[str, str], ...] = ()
-    """Variables."""
+    """Environment variables."""
     program: str | None = None
     python: str = sys.executable
     cls: str = "Ours"
-    """Of `bench.ours`, where there is no program."""
+    """Class of `bench.ours`, without a program."""
 
     def _command(self, k: int, size: int, url: str) -> tuple[Sequence[str], Mapping[str, str]]:
         if self.program is not None:
@@ -160,7 +160,7 @@ class Participants:
 
     @contextmanager
     def at_work(self, numbers: Sequence[int], size: int, url: str) -> Iterator[list[int]]:
-        """One process for each of `numbers`: gives their ids. They are killed at the end of the block; none may end before."""
+        """Start a process for each of `numbers`, and yield their ids. Kill them at the end of the block; none may end before."""
         with ExitStack() as stack:
             processes = []
             for k in numbers:
@@ -180,6 +180,6 @@ class Participants:
 
 
 def theirs(period: float) -> Participants:
-    """The real xain-sdk, with its heartbeat period."""
+    """Return the real xain-sdk, with its heartbeat period."""
     python = venvs.python(venvs.XAIN_SDK)
     return Participants(f"xain-sdk 0.8.0, heartbeat {period:g} s", period, program="bench.theirs", python=python)

@@ -1,4 +1,4 @@
-"""The model that all participants of the benchmark train, ours and theirs: what it must become is known."""
+"""The model that all participants of the benchmark train. Its result is known."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ Weights = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
 def trained(k: int, size: int, weights: Weights | None) -> Weights:
-    """One round of participant number k: random weights first, then in place, as NumPy code does that minds its memory."""
+    """Train one round of participant k: random weights first, then in place, like memory-conscious NumPy code."""
     if weights is None:
         return np.random.default_rng(k).standard_normal(size)
     weights *= _growth(k)
@@ -14,7 +14,7 @@ def trained(k: int, size: int, weights: Weights | None) -> Weights:
 
 
 def expected(count: int, size: int, rounds: int) -> Weights:
-    """The global model of participants 0 to `count` - 1 after so many rounds."""
+    """Return the expected global model of participants 0 to `count` - 1 after this many rounds."""
     model = np.zeros(size)
     for k in range(count):
         model += trained(k, size, None)

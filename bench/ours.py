@@ -1,4 +1,4 @@
-"""The benchmark's participant for fedround; as a program, with nothing around it that could be asked how it is."""
+"""The benchmark's participant for fedround. As a program, it has no ops port."""
 
 import sys
 import time
@@ -15,7 +15,7 @@ TENSORS = 200
 
 
 class Ours(NumPyParticipant):
-    """`seconds`: how long a round of training takes, at least."""
+    """A participant whose training takes at least `seconds` per round."""
 
     def __init__(self, k: int, size: int, seconds: float = 0.0) -> None:
         self.k, self.size, self.seconds = k, size, seconds
@@ -26,7 +26,7 @@ class Ours(NumPyParticipant):
 
 
 class Added(NumPyParticipant):
-    """Adds 1 to `size` float32 weights, in place."""
+    """A participant that adds 1 to `size` float32 weights, in place."""
 
     def __init__(self, k: int, size: int, seconds: float = 0.0) -> None:
         self.size = size
@@ -38,7 +38,7 @@ class Added(NumPyParticipant):
 
 
 class AddedNamed(Added):
-    """Adds 1 to 200 tensors of as many bytes: float32, some float16 and int64."""
+    """A participant that adds 1 to 200 tensors of the same total size: float32, some float16 and int64."""
 
     def train_round(self, training_input: Any) -> Update:
         weights = training_input or dict(self._initial())

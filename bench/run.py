@@ -1,4 +1,4 @@
-"""`make bench`: fedround beside the real xain-sdk 0.8.0, on the same platform, in the same run. Writes Markdown to stdout."""
+"""`make bench`: compare fedround with the real xain-sdk 0.8.0 on the same platform. Writes Markdown to stdout."""
 
 import os
 import platform
@@ -19,7 +19,7 @@ PACKAGES = ("fedround", "httpx", "numpy", "prometheus-client", "opentelemetry-sd
 
 
 def header() -> str:
-    """What was measured, and on what."""
+    """Return the versions, the machine and the time."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "an unnamed CPU")
     ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
@@ -31,7 +31,7 @@ def header() -> str:
 
 
 def measured(case: Case, repeat: int) -> Mapping[str, Sequence[Figures]]:
-    """The figures of each variant. They take turns, so that whatever else the machine does hits all of them."""
+    """Return the measurements of each variant. Variants take turns, so other load on the machine affects all of them."""
     found: dict[str, list[Figures]] = {name: [] for name in case.variants}
     for turn in range(1, repeat + 1):
         for name, measure in case.variants.items():
@@ -41,7 +41,7 @@ def measured(case: Case, repeat: int) -> Mapping[str, Sequence[Figures]]:
 
 
 def table(found: Mapping[str, Sequence[Figures]]) -> str:
-    """One column for each variant."""
+    """Return a table with one column per variant."""
     rows = dict.fromkeys(row for figures in found.values() for row in figures[0])
     lines = [["", *found], ["---", *("---:" for _ in found)]]
     lines += [[row, *(spread([turn[row] for turn in figures if row in turn]) for figures in found.values())] for row in rows]
@@ -60,7 +60,7 @@ def number(value: float) -> str:
 
 
 def main() -> None:
-    """Measure what is asked for."""
+    """Run the selected cases."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="everything once and short, to see that it works")
     parser.add_argument("--repeat", type=int, default=5, help="how often each figure is taken [default %(default)s]")

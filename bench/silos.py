@@ -1,4 +1,4 @@
-"""What silos learn in `bench.strategies`: prices of houses, or digits, with stochastic gradient descent in NumPy."""
+"""The tasks of `bench.strategies`: house prices and digits, with stochastic gradient descent in NumPy."""
 
 import math
 import subprocess
@@ -19,14 +19,14 @@ EPOCHS, BATCH = 5, 16
 
 
 class Data(NamedTuple):
-    """Samples: a row of each array is one."""
+    """Samples. Row i of both arrays is sample i."""
 
     x: Array
     y: Array
 
 
 class Split(NamedTuple):
-    """What a silo has."""
+    """The data of a silo."""
 
     training: Data
     held_out: Data
@@ -34,25 +34,25 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """A network of one layer, or of several with rectifiers between them. `x` has a column of ones in place of biases."""
+    """A network of one layer, or of several with ReLU between them. `x` has a column of ones instead of biases."""
 
     title: str
     splits: Callable[[int], Iterator[Split]]
-    """The data of all silos, by the seed."""
+    """Returns the data of all silos for a seed."""
     layers: Sequence[int]
-    """Their inputs, and the outputs of the last."""
+    """Number of inputs of each layer, and of outputs of the last."""
     rate: float
     """Learning rate of the silos."""
     output: Callable[[Array], Array]
-    """Makes predictions of the last layer's outputs. The loss is the one whose gradient there is `prediction - y`."""
+    """Returns predictions from the last layer's outputs. The gradient of the loss there is `prediction - y`."""
     quality: Callable[[Array, Array], float]
-    """Of predictions, as a mean over samples."""
+    """Returns the mean quality of predictions."""
     metric: str
     shown: Callable[[float], float]
-    """Makes the metric of the mean quality."""
+    """Returns the metric from the mean quality."""
     mark: float
     sign: int
-    """1 where more is better, -1 where less is."""
+    """1 if a higher metric is better, -1 if a lower one is."""
 
     def initial(self, seed: int) -> Model:
         random = np.random.default_rng(seed)
@@ -65,7 +65,7 @@ class Task:
 
 
 class Silo(fedround.NumPyParticipant):
-    """A participant. `factor` is what it multiplies its change of the model with; `mu` that of FedProx."""
+    """A participant. It multiplies its change of the model by `factor`; `mu` is that of FedProx."""
 
     def __init__(self, task: Task, split: Split, seed: tuple[int, int], mu: float) -> None:
         self.task, self.split, self.mu = task, split, mu
@@ -115,14 +115,14 @@ def softmax(outputs: Array) -> Array:
 
 
 def neighbourhoods(seed: int) -> Iterator[Split]:
-    """Yield the silos of the demo, each neighbourhood for itself: the same for every seed."""
+    """Yield the silos of the demo, one per neighbourhood. They do not depend on the seed."""
     for index in range(len(ames.SALES)):
         silo = ames.load(index, len(ames.SALES))
         yield Split(*(Data(sales.features.reshape(-1, FEATURES), sales.prices.reshape(-1, 1)) for sales in silo))
 
 
 def digits(seed: int) -> Iterator[Split]:
-    """Yield ten silos with two digits each. Every digit is in two silos, half of its images in either."""
+    """Yield ten silos with two digits each. Each digit is in two silos, which have half of its images each."""
     file = venvs.CACHE / "digits.npz"
     with venvs.alone("digits.lock"):
         if not file.exists():

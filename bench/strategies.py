@@ -22,14 +22,14 @@ from support import venvs
 
 ROUNDS, TUNING_SEED, SEEDS = 30, 0, range(1, 6)
 WRONG = -10
-"""What the wrong silo multiplies its change of the model with."""
+"""Factor by which the faulty silo multiplies its change of the model."""
 
 PAGE = venvs.ROOT / "docs" / "explanation" / "strategies-compared.md"
 BLOCK = re.compile(r"(<!-- made by make strategies -->\n).*(<!-- end of tables -->)", re.DOTALL)
 
 
 class Setup(NamedTuple):
-    """What a training is run with."""
+    """The configuration of a training."""
 
     strategy: str
     options: Mapping[str, Any] = {}
@@ -45,11 +45,11 @@ TRIED: Mapping[str, Sequence[Mapping[str, Any]]] = {
 }
 ROWS = {f"`{name}`": [Setup(name, options) for options in TRIED.get(name, [{}])] for name in STRATEGIES if name != "model_sum"}
 ROWS["`weighted_average`, FedProx"] = [Setup("weighted_average", mu=mu) for mu in (0.01, 0.1, 1.0)]
-"""What each row can be trained with. `model_sum` is not for weights that are averaged."""
+"""Setups for each row. `model_sum` is missing: it is not meant for averaged weights."""
 
 
 def train(task_name: str, setup: Setup, seed: int, wrong: bool = False, rounds: int = ROUNDS) -> list[float]:
-    """Return the metric of each round's model on the held-out data of all silos. `wrong`: the largest silo's updates are."""
+    """Return the metric of each round's model on the held-out data of all silos. `wrong`: the largest silo is faulty."""
     task = TASKS[task_name]
     silos = [Silo(task, split, (seed, number), setup.mu) for number, split in enumerate(task.splits(seed))]
     if wrong:
@@ -66,7 +66,7 @@ def train(task_name: str, setup: Setup, seed: int, wrong: bool = False, rounds: 
 
 
 def best(pool: Executor, task_name: str, setups: Sequence[Setup]) -> Setup:
-    """Return the setup with which the last model is the best."""
+    """Return the setup with the best final model."""
     if len(setups) == 1:
         return setups[0]
     curves = pool.map(partial(train, task_name, seed=TUNING_SEED), setups)

@@ -1,4 +1,4 @@
-"""The benchmark's participant for the real xain-sdk 0.8.0; how it reads and writes weights is its tutorial's."""
+"""The benchmark's participant for the real xain-sdk 0.8.0. It reads and writes weights like the tutorial of that SDK."""
 
 import io
 import sys

@@ -1,4 +1,4 @@
-"""Archives that do not depend on when and where they are written: tar files, charts, and images that Docker saved."""
+"""Reproducible archives: tar files, charts, and images that Docker saved."""
 
 import gzip
 import hashlib
@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 KEPT = ("User", "ExposedPorts", "Env", "Entrypoint", "Cmd", "Volumes", "WorkingDir", "Labels", "StopSignal", "Healthcheck", "Shell")
-"""What of an image's configuration says how to run it. The rest describes the builder, such as its containers' ids."""
+"""Fields of an image's configuration that say how to run it. The others describe the builder, such as container ids."""
 TIMES = ("mtime", "atime", "ctime")
 TYPE = "application/vnd.oci.image"
 Json = dict[str, Any]
 
 
 def pack(out: IO[bytes], files: Iterable[tuple[str, bytes]], epoch: int) -> None:
-    """Write a tar archive of `files`, names with their contents, all of them modified at `epoch`."""
+    """Write a tar archive of `files` (contents by name) with the modification time `epoch`."""
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for name, content in files:
             member = tarfile.TarInfo(name)
@@ -30,13 +30,13 @@ def pack(out: IO[bytes], files: Iterable[tuple[str, bytes]], epoch: int) -> None
 
 @contextmanager
 def compressed(path: Path) -> Iterator[IO[bytes]]:
-    """Open a gzip file for writing, whose header has neither a name nor a time."""
+    """Open a gzip file for writing, without a name or a time in its header."""
     with path.open("wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as out:
         yield cast("IO[bytes]", out)
 
 
 def repack_chart(path: Path, epoch: int) -> None:
-    """Rewrite what `helm package` wrote at the time of day."""
+    """Rewrite an archive of `helm package` without the current time."""
     with tarfile.open(path) as tar:
         files = [(member.name, content.read()) for member in tar if (content := tar.extractfile(member))]
     with compressed(path) as out:
@@ -85,7 +85,7 @@ def write_image(saved: Path, out: Path, name: str, epoch: int, scratch: Path) ->
 
 
 class _Blobs:
-    """The files of an OCI archive, in a directory until all of them are there."""
+    """The files of an OCI archive, in a directory until the archive is complete."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -106,7 +106,7 @@ class _Blobs:
 
     @contextmanager
     def layer(self) -> Iterator[tuple[Path, IO[bytes]]]:
-        """A file for a compressed layer: where it is, and where its content is to be written."""
+        """Return the path of a file for a compressed layer, and a writer for its content."""
         path = self._directory / "layer"
         with compressed(path) as out:
             yield path, out
@@ -138,7 +138,7 @@ def _layer(tar: tarfile.TarFile, name: str, epoch: int, blobs: _Blobs) -> tuple[
 
 
 class _Tee(io.RawIOBase):
-    """A file for writing that hashes what goes through it."""
+    """A writer that hashes its output."""
 
     def __init__(self, out: IO[bytes], hashed: Any) -> None:
         self._out, self._hashed = out, hashed
@@ -155,7 +155,7 @@ def _newest(tar: tarfile.TarFile, name: str) -> float:
 
 @contextmanager
 def _raw(tar: tarfile.TarFile, name: str) -> Iterator[IO[bytes]]:
-    """A layer's tar archive, which engines save as it is or compressed."""
+    """Open a layer's tar archive, which engines save compressed or uncompressed."""
     found = tar.extractfile(name)
     assert found is not None, f"{name} is no file"
     magic = found.read(2)
@@ -171,7 +171,7 @@ def _opened(tar: tarfile.TarFile, name: str) -> Iterator[tarfile.TarFile]:
 
 
 def _config(found: Json, epoch: int) -> Json:
-    """An image's configuration without what only the build knows, and without layers."""
+    """Return an image's configuration without details of the build and without layers."""
     latest = datetime.fromtimestamp(epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     history = [
         {"created": min(step.get("created", latest), latest)}

@@ -73,7 +73,7 @@ TEXTS = {
     "nodeSelector",
     "resourceAttributes",
 }
-"""Maps of texts, in which `--set` writes numbers and booleans."""
+"""Maps of strings. Helm's `--set` may write numbers and booleans into them."""
 DURATION = {"type": ["string", "number"], "pattern": r"^[0-9]+([.][0-9]*)? *(ms|s|m|h)?$", "minimum": 0}
 DEFINITIONS = {
     "quantity": {"type": "string", "pattern": "^[0-9.]+([kMGT]|[KMGT]i)?$"},
@@ -131,7 +131,7 @@ FREE = {
 }
 """Maps that Kubernetes defines and checks, although their default is not empty."""
 REMOVABLE = {"resources", "podSecurityContext", "securityContext", "labels", "annotations"}
-"""Those of them that a user may remove with `null`; others get their default back."""
+"""Those of them that a user may remove with `null`. The others get their default back."""
 SETTINGS: Mapping[tuple[str, str], type[Settings]] = {
     ("coordinator", "coordinator.settings"): CoordinatorSettings,
     ("coordinator", "aggregator.settings"): AggregatorSettings,
@@ -145,7 +145,7 @@ LINE = re.compile(r"^( *)(?:# (?P<comment>.*)|(?P<key>\w+):.*)$")
 
 
 def made() -> Iterator[tuple[Path, str]]:
-    """Yield each file with its content. What helm reads comes before what it renders."""
+    """Yield each file with its content. Inputs of helm come before its outputs."""
     for kind, pattern in COPIED.items():
         for source in sorted((ROOT / "deploy").glob(pattern)):
             yield HELM / "coordinator" / "files" / kind / source.name, source.read_text()
@@ -165,7 +165,7 @@ def made() -> Iterator[tuple[Path, str]]:
 
 
 def versioned(chart: str) -> str:
-    """A Chart.yaml with the version of the project as that of the chart, of the image, and of charts that it consists of."""
+    """Return a Chart.yaml with the project's version for the chart, the image and the subcharts."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     return re.sub(r"^( *version|appVersion): .*$", lambda line: f"{line[1]}: {version}", chart, flags=re.MULTILINE)
 
@@ -233,7 +233,7 @@ def defaults(chart: str) -> str:
 
 
 def of(default: Any) -> dict[str, Any]:
-    """Return the schema of values that are like this one."""
+    """Return the schema of values like this one."""
     match default:
         case bool():
             return {"type": "boolean"}
@@ -247,7 +247,7 @@ def of(default: Any) -> dict[str, Any]:
 
 
 def readme() -> str:
-    """Return helm/README.md with its tables as they should be."""
+    """Return helm/README.md with updated tables."""
     text = (HELM / "README.md").read_text()
     for chart in (*CHARTS, UMBRELLA):
         begin, end = f"<!-- made by tools/charts.py: {chart} -->\n", "<!-- end -->"
@@ -283,7 +283,7 @@ def rows(chart: str) -> Iterator[tuple[str, Any, str]]:
 
 
 def rendered(release: str, chart: str, *arguments: str) -> tuple[str, str]:
-    """Return the objects of a release, and its variables. kustomize makes a ConfigMap of them whose name changes with them."""
+    """Return the objects of a release, and its variables, from which kustomize makes a ConfigMap with a hash in its name."""
     command = ["helm", "template", release, str(HELM / chart), "--no-hooks", "--skip-tests", *arguments]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     text = text.replace("app.kubernetes.io/managed-by: Helm", "app.kubernetes.io/managed-by: kustomize")

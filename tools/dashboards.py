@@ -18,10 +18,10 @@ GRAFANA = ROOT / "deploy" / "grafana"
 SOURCES = sorted((GRAFANA / "sources").glob("*.toml"))
 PROMETHEUS = {"type": "prometheus", "uid": "$datasource"}
 KEEP = "${datasource:queryparam}&${namespace:queryparam}&${window:queryparam}"
-"""What a link hands on to another dashboard."""
+"""Parameters that a link passes to another dashboard."""
 WINDOWS = ("5m", "10m", "30m", "1h", "6h", "1d")
 WINDOW = "10m"
-"""Over how long panels count, to begin with: rounds take seconds here, hours there."""
+"""Default window of panels that count. Rounds take seconds in one federation and hours in another."""
 TRACES: Mapping[str, Mapping[str, object]] = {
     # Its search wants to know the service.
     "jaeger": {"queryType": "search", "service": "fedround-coordinator", "operation": "fedround.round"},
@@ -31,20 +31,20 @@ TRACES: Mapping[str, Mapping[str, object]] = {
         "tableType": "traces",
     },
 }
-"""How to ask for the traces of rounds, by the kind of data source: each has a variable of its own, as their queries differ."""
+"""Queries for the traces of rounds, by kind of data source. Each kind has its own variable, because the queries differ."""
 SHORT = {
     "<of>": 'namespace=~"$namespace", instance=~"$instance"',
     "<named>": 'and on (namespace, job, instance) fedround_participant_info{namespace=~"$namespace", name="$participant"}',
 }
-"""What queries abbreviate: a participant's name leads to its series, scraped or pushed, over all restarts. `instance` alone may
-lead to another participant that got the same address; it saves Prometheus from reading the series of all participants."""
+"""Abbreviations in queries. They select a participant's series by name, scraped or pushed, across restarts. `instance` alone may
+select another participant that got the same address. It saves Prometheus from reading the series of all participants."""
 LETTERS = "ABCDEFGHIJKLMNOP"
 STAT = {"width": 4, "height": 4}
 Json = dict[str, Any]
 
 
 def dashboard(name: str, source: Json) -> Json:
-    """A dashboard as Grafana reads it."""
+    """Return a dashboard in Grafana's format."""
     others = {path.stem: f"/d/fedround-{path.stem}?{KEEP}" for path in SOURCES if path.stem != name}
     links = [{"title": f"fedround {other}", "url": url, "keepTime": True} for other, url in others.items()]
     links += [{"title": f"Traces of rounds ({kind.capitalize()})", "url": traces(kind), "keepTime": False} for kind in TRACES]
@@ -75,7 +75,7 @@ def dashboard(name: str, source: Json) -> Json:
 
 
 def variable(name: str, query: str) -> Json:
-    """A list that the dashboard asks for. Without namespaces, as in Compose, `All` matches the empty one."""
+    """Return a variable with a query. Without namespaces, as in Compose, `All` matches the empty one."""
     found: Json = {
         "name": name,
         "label": name.capitalize(),
@@ -92,7 +92,7 @@ def variable(name: str, query: str) -> Json:
 
 
 def window() -> Json:
-    """The windows to choose from, as Grafana reads them."""
+    """Return the choice of windows in Grafana's format."""
     options = [{"text": length, "value": length, "selected": length == WINDOW} for length in WINDOWS]
     return {
         "name": "window",
@@ -107,7 +107,7 @@ def window() -> Json:
 
 
 def traces(kind: str) -> str:
-    """The address at which Explore shows the traces of rounds of the time that the dashboard shows."""
+    """Return the URL at which Explore shows the traces of rounds in the dashboard's time range."""
     datasource = f"${{{kind}}}"
     query = {"refId": "A", "datasource": {"type": kind, "uid": datasource}, **TRACES[kind]}
     pane = {"datasource": datasource, "queries": [query], "range": {"from": "${__from}", "to": "${__to}"}}
@@ -115,7 +115,7 @@ def traces(kind: str) -> str:
 
 
 def placed(rows: list[Json]) -> Iterator[Json]:
-    """Panels from left to right, below the heading of their row."""
+    """Yield panels from left to right, below the heading of their row."""
     number, y = 1, 0
     for row in rows:
         grid = {"x": 0, "y": y, "w": 24, "h": 1}
@@ -131,7 +131,7 @@ def placed(rows: list[Json]) -> Iterator[Json]:
 
 
 def panel(source: Json) -> Json:
-    """A panel as Grafana reads it."""
+    """Return a panel in Grafana's format."""
     kind = source.get("kind", "timeseries")
     defaults: Json = {"unit": source["unit"]}
     if kind == "timeseries" and source.get("stacked"):
@@ -157,7 +157,7 @@ def panel(source: Json) -> Json:
 
 
 def columns(queries: list[Json]) -> tuple[list[Json], list[Json]]:
-    """Make one table of queries: a row for each set of labels, a column for each query, which a query without a legend lacks."""
+    """Merge queries into a table: a row for each set of labels, and a column for each query with a legend."""
     if len(queries) == 1:
         return [{"id": "organize", "options": {"excludeByName": {"Time": True}}}], []
     values = {f"Value #{letter}": query for letter, query in zip(LETTERS, queries, strict=False)}
@@ -173,7 +173,7 @@ def columns(queries: list[Json]) -> tuple[list[Json], list[Json]]:
 
 
 def target(kind: str, letter: str, source: Json) -> Json:
-    """A query as Grafana reads it; one of a histogram of durations brings its exemplars."""
+    """Return a query in Grafana's format. A query of a histogram of durations includes its exemplars."""
     instant = kind in ("bargauge", "stat", "table")
     return {
         "refId": letter,
@@ -188,7 +188,7 @@ def target(kind: str, letter: str, source: Json) -> Json:
 
 
 def dashboards() -> Iterator[tuple[Path, str]]:
-    """Each dashboard with what belongs into it."""
+    """Yield each dashboard file with its content."""
     for path in SOURCES:
         text = json.dumps(dashboard(path.stem, tomllib.loads(path.read_text())), indent=1) + "\n"
         yield GRAFANA / "dashboards" / f"{path.stem}.json", text

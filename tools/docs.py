@@ -1,4 +1,4 @@
-"""Write those tables of docs/ that the code itself can tell: settings, exit codes, metrics. `--check` says whether they are old.
+"""Write the generated tables of docs/: settings, exit codes, metrics. With `--check`, list those that are out of date.
 
 docs/settings.md is made as a whole; the other pages have blocks between comments.
 """
@@ -71,7 +71,7 @@ ONE_OF_EACH = [  # of what has labels that only the facts tell
 
 
 def table(cls: type[Settings]) -> str:
-    """One service's settings."""
+    """Return the table of a service's settings."""
     rows = []
     for row in cls.rows():
         cells = [f"`{row.variable}`", f"`{row.flag()}`", row.kind.replace("|", ", "), f"`{row.default}`", row.description]
@@ -81,17 +81,17 @@ def table(cls: type[Settings]) -> str:
 
 
 def settings(_: str) -> str:
-    """All of docs/settings.md."""
+    """Return the content of docs/settings.md."""
     return HEAD + "".join(table(cls) for cls in SERVICES) + TAIL
 
 
 def exit_codes() -> str:
-    """A table of them."""
+    """Return a table of the exit codes."""
     return "".join(["| code | meaning |\n| --- | --- |\n", *(f"| {code} | {meaning} |\n" for code, meaning in MEANINGS.items())])
 
 
 def metrics(kind: type[Metrics]) -> str:
-    """A table of one service's own metrics."""
+    """Return a table of a service's metrics."""
     service = kind()
     rounds = Rounds(Plan(), Random())
     anna = rounds.present.add(0.0, "", "anna", None, extended=True)
@@ -112,12 +112,12 @@ def metrics(kind: type[Metrics]) -> str:
 
 
 def kinds() -> tuple[type[Metrics], ...]:
-    """The metrics of each service."""
+    """Return the metrics of each service."""
     return ParticipantMetrics, CoordinatorMetrics, AggregatorMetrics
 
 
 def filled(text: str) -> str:
-    """Return a page with its blocks as the code has them."""
+    """Return a page with updated blocks."""
     blocks = {
         "exit codes": exit_codes(),
         "metrics of participants": metrics(ParticipantMetrics),
@@ -128,7 +128,7 @@ def filled(text: str) -> str:
 
 
 def pages() -> Iterator[tuple[Path, str]]:
-    """Each page with what belongs into it."""
+    """Yield each page with its content."""
     for name, make in {"settings.md": settings, "operations.md": filled, "reference/exit-codes.md": filled}.items():
         page = ROOT / "docs" / name
         yield page, make(page.read_text())

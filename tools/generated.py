@@ -1,4 +1,4 @@
-"""Files that are made from something else: a tool writes them, with `--check` it says which are old."""
+"""Generated files: a tool writes them, or with `--check` lists those that are out of date."""
 
 import sys
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def main(files: Iterable[tuple[Path, str]]) -> int:
-    """Each file with what belongs into it; 1 where one was to be checked and is old."""
+    """Write or check each file. Return 1 if a checked file is out of date."""
     check = "--check" in sys.argv
     old = False
     for path, text in files:

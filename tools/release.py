@@ -1,4 +1,4 @@
-"""Write everything that a release consists of to dist/, from the commit that is checked out: `make release`.
+"""`make release`: write all files of a release to dist/, from the commit that is checked out.
 
 The same commit gives the same bytes, with the same versions of Python, helm and the base image. What was not committed is left out.
 """
@@ -24,12 +24,12 @@ import sbom
 ROOT = Path(__file__).parent.parent
 PYTHONS = ("3.11", "3.12", "3.13")
 LINUX = [f"manylinux_2_{minor}_x86_64" for minor in range(28, 16, -1)] + ["manylinux2014_x86_64"]
-"""Systems that the wheelhouse is for, the newest first: pip takes a wheel that fits any of them."""
+"""Platforms of the wheelhouse, the newest first. pip downloads a wheel that fits any of them."""
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
 class Problem(Exception):
-    """What stops a release, and what to do about it."""
+    """The reason why a release failed, and what to do."""
 
 
 class Release:
@@ -49,12 +49,12 @@ class Release:
         self.lock = (self.source / "requirements" / "runtime.txt").read_text()
 
     def packages(self) -> None:
-        """Wheel, sdist, and the lock of what they need."""
+        """Build the wheel, the sdist, and the lock of their dependencies."""
         run(sys.executable, "-m", "hatchling", "build", "-d", str(self.out), cwd=self.source, SOURCE_DATE_EPOCH=str(self.epoch))
         (self.out / f"{self.name}-requirements.txt").write_text(self.lock)
 
     def wheels(self) -> None:
-        """All wheels of the lock, for machines that reach no index."""
+        """Download all wheels of the lock, for machines without access to an index."""
         directory = self.scratch / "wheels"
         for python in PYTHONS:
             # pip looks at markers with the Python that it runs on: it gets only what belongs to this one.
@@ -69,7 +69,7 @@ class Release:
             archives.pack(out, ((f"wheels/{path.name}", path.read_bytes()) for path in sorted(directory.iterdir())), self.epoch)
 
     def charts(self) -> None:
-        """The charts as `helm install` takes them. `helm dependency build` would write the time into an umbrella's charts."""
+        """Package the charts. `helm dependency build` would write the time into an umbrella's charts."""
         for chart in sorted((self.source / "helm").glob("*/Chart.yaml")):
             for needed in yaml.safe_load(chart.read_text()).get("dependencies", []):
                 if (where := needed.get("repository", "")).startswith("file://"):
@@ -79,12 +79,12 @@ class Release:
             archives.repack_chart(Path(said.rpartition(": ")[2].strip()), self.epoch)
 
     def sboms(self) -> None:
-        """What the wheel needs; the images have their own."""
+        """Write the SBOM of the wheel. Each image has its own."""
         pins = sbom.locked(self.lock).values()
         (self.out / f"{self.name}.cdx.json").write_text(sbom.sbom(self.project, pins, (), self.epoch))
 
     def images(self) -> None:
-        """An image for each kind of machine that the engine builds for: its own, and with BuildKit those that it emulates."""
+        """Build an image for each architecture that the engine supports: its own, and with BuildKit those that it emulates."""
         own = run("docker", "version", "--format={{.Server.Arch}}").strip()
         try:
             built = {own, *re.findall(r"linux/(\w+)", run("docker", "buildx", "inspect"))}
@@ -97,7 +97,7 @@ class Release:
                 print(f"no image for {machine}: this Docker Engine builds for {', '.join(sorted(built))}", file=sys.stderr)
 
     def image(self, machine: str, platform: Sequence[str]) -> None:
-        """One image as an archive, and its SBOM."""
+        """Build the archive of an image, and its SBOM."""
         labels = {"revision": self.revision, "version": self.version} | source_url()
         arguments = [f"--label=org.opencontainers.image.{key}={value}" for key, value in labels.items()]
         iid, saved, scratch = (self.scratch / f"{name}-{machine}" for name in ("iid", "saved", "image"))
@@ -113,7 +113,7 @@ class Release:
         (self.out / f"{name}.cdx.json").write_text(self.image_sbom(id, machine))
 
     def image_sbom(self, id: str, machine: str) -> str:
-        """The SBOM of an image: of its system dpkg knows what is installed."""
+        """Return the SBOM of an image. dpkg lists the packages of its system."""
         container = run("docker", "create", id).strip()
         try:
             for path in ("/var/lib/dpkg/status", "/usr/lib/os-release"):
@@ -128,7 +128,7 @@ class Release:
         return sbom.sbom(self.project, pins, [*system, sbom.interpreter(python)], self.epoch)
 
     def sums(self) -> None:
-        """The digest of every file, as `sha256sum --check` reads them."""
+        """Write the digest of each file, in the format of `sha256sum --check`."""
         lines = [f"{archives.digest(path).removeprefix('sha256:')}  {path.name}\n" for path in sorted(self.out.iterdir())]
         (self.out / "SHA256SUMS").write_text("".join(lines))
 
@@ -138,7 +138,7 @@ NEEDED = {"charts": "helm", "images": "docker"}
 
 
 def replace(former: Path, new: Path) -> None:
-    """Put the files of a release where those of a former one are. Raises `Problem`."""
+    """Replace the files of a former release. Raises `Problem`."""
     if former.exists() and any(former.iterdir()) and not (former / "SHA256SUMS").exists():
         raise Problem(f"{former} is not empty, and has no release in it: choose another directory with --out")
     shutil.rmtree(former, ignore_errors=True)
@@ -146,7 +146,7 @@ def replace(former: Path, new: Path) -> None:
 
 
 def source_url() -> dict[str, str]:
-    """Where the source is, as the remote `origin` says, if others can open it."""
+    """Return the URL of the remote `origin`, if others can open it."""
     try:
         url = run("git", "config", "--get", "remote.origin.url").strip()
     except Problem:
@@ -156,7 +156,7 @@ def source_url() -> dict[str, str]:
 
 
 def run(*command: str, cwd: Path = ROOT, **environ: str) -> str:
-    """Return what a program prints. Raises `Problem`."""
+    """Return the output of a program. Raises `Problem`."""
     done = subprocess.run(command, cwd=cwd, env=os.environ | environ, capture_output=True, text=True, check=False)
     if done.returncode:
         raise Problem(f"{' '.join(command)}: exit code {done.returncode}\n{(done.stdout + done.stderr).strip()}")
@@ -164,7 +164,7 @@ def run(*command: str, cwd: Path = ROOT, **environ: str) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the release; 1 where something stops it."""
+    """Write the release. Return 1 if it fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--out", type=Path, default=ROOT / "dist", help="directory for the files, in the place of a former release (default: dist)"

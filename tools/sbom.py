@@ -1,4 +1,4 @@
-"""A CycloneDX SBOM of what a release consists of: the locked Python packages, and those of an image's system."""
+"""A CycloneDX SBOM of a release: the locked Python packages, and the packages of an image's system."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -22,7 +22,7 @@ LICENSES = LicenseFactory()
 
 
 def locked(lock: str, environment: Mapping[str, str] | None = None) -> dict[str, Requirement]:
-    """Return what a lock pins, each with its lines; in an `environment`, only what is installed there."""
+    """Return the pins of a lock with their lines. With an `environment`, only those that are installed there."""
     blocks = re.findall(r"^[a-z0-9].*\n(?:[ \t]+.*\n?)*", lock, re.MULTILINE)
     found = {block: Requirement(re.split(r"\s\\|\s--hash", block, maxsplit=1)[0]) for block in blocks}
     return {
@@ -56,21 +56,21 @@ def sbom(project: Mapping[str, Any], pins: Iterable[Requirement], packages: Iter
 
 
 def python(name: str, version: str, license: str | None, kind: ComponentType = ComponentType.LIBRARY) -> Component:
-    """A package of Python."""
+    """Return the component of a Python package."""
     purl = PackageURL("pypi", name=canonicalize_name(name), version=version)
     licenses = [LICENSES.make_from_string(license)] if license else []
     return Component(name=name, version=version, type=kind, licenses=licenses, purl=purl, bom_ref=purl.to_string())
 
 
 def interpreter(version: str) -> Component:
-    """The Python of an image, which no package manager installed."""
+    """Return the component of an image's Python, which no package manager installed."""
     purl = PackageURL("generic", name="python", version=version)
     licenses = [LICENSES.make_from_string("PSF-2.0")]
     return Component(name="python", version=version, licenses=licenses, purl=purl, bom_ref=purl.to_string())
 
 
 def debian(status: str, release: str) -> list[Component]:
-    """Return the packages that the database of dpkg has as installed; `release` is the system's /etc/os-release."""
+    """Return the installed packages of a dpkg database. `release` is the system's /etc/os-release."""
     of = dict(re.findall(r'^(\w+)="?([^"\n]*)"?$', release, re.MULTILINE))
     found = []
     for stanza in status.split("\n\n"):
@@ -90,7 +90,7 @@ def _installed(name: str) -> Distribution | None:
 
 
 def _license(name: str) -> str | None:
-    """The expression where the package has one, else the text of one line, else the classifier."""
+    """Return the license expression of a package, else its license text of one line, else its classifier."""
     found = _installed(name)
     if found is None:
         return None
@@ -100,7 +100,7 @@ def _license(name: str) -> str | None:
 
 
 def _needs(name: str) -> list[str]:
-    """What an installed package requires here, without its extras."""
+    """Return the requirements of an installed package on this system, without extras."""
     found = _installed(name)
     required = map(Requirement, (found.requires or []) if found else [])
     return [each.name for each in required if each.marker is None or each.marker.evaluate({"extra": ""})]

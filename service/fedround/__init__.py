@@ -1,7 +1,7 @@
-"""fedround: one end of federated learning as a cloud-native service, for the XAIN FL 0.8 protocol.
+"""fedround: federated learning as a cloud-native service, with the protocol of XAIN FL 0.8.
 
-Write a participant (`NumPyParticipant`, or `ParticipantABC` for formats of your own), run it (`run_participant`, or the command
-`fedround participant`), and within `train_round` ask `current_round()` for what there is to know.
+Write a participant (`NumPyParticipant`, or `ParticipantABC` for custom formats), and run it with `run_participant` or the command
+`fedround participant`. In `train_round`, `current_round()` returns the round, its configuration, the shard and more.
 """
 
 from importlib import import_module
@@ -51,7 +51,7 @@ __all__ = [
     "unflatten",
 ]
 
-# Imported when first asked for: a coordinator needs neither NumPy nor httpx, and every module of ours imports this one.
+# Names are imported on first use: every module imports this one, and a coordinator needs neither NumPy nor httpx.
 _HOMES = {
     "common.evaluation": ("Evaluation",),
     "participant.abc": ("NumPyParticipant", "ParticipantABC", "Update"),

@@ -3,66 +3,66 @@
 ::
 
     FedroundError
-    ├── ConfigurationError        a setting is missing or wrong                          exit 78
-    │   └── DataDamaged           a file in a data directory is not what was written
-    ├── RoundFailed               a round fails again and again, in a test's platform
+    ├── ConfigurationError        a setting is missing or invalid                        exit 78
+    │   └── DataDamaged           a file in a data directory is damaged or missing
+    ├── RoundFailed               a round failed repeatedly, in `fedround.testing`
     ├── DataDirectoryHeld         another process holds the data directory               exit 75
-    ├── IllegalMove               a core was given an event that its state does not allow
-    ├── UnknownAttempt            the books know no such attempt, or know it as over      (409)
-    ├── Unauthorized              a token that was revoked during the request             (401)
-    ├── NotAdmitted               no such id and token at the aggregator                  (404)
-    ├── Forbidden                 the id belongs to another proved identity               (403)
-    ├── BadTelemetry              telemetry that cannot be forwarded          (400, 413, 415)
+    ├── IllegalMove               the state of a core does not allow an event
+    ├── UnknownAttempt            the attempt is unknown to the aggregator, or over       (409)
+    ├── Unauthorized              the token was revoked during the request                (401)
+    ├── NotAdmitted               the aggregator does not know this id and token          (404)
+    ├── Forbidden                 the id belongs to another identity                      (403)
+    ├── BadTelemetry              telemetry cannot be forwarded               (400, 413, 415)
     ├── NoSeat                    all seats for participants without an identity are taken  (429)
-    ├── Late                      a token whose round is over, or was given away          (409)
-    ├── TooSlow                   an upload below the minimum rate                        (408)
-    ├── SpoolFull                 no room for an upload; later there may be               (503)
-    ├── ExchangeError             an HTTP exchange that brought no usable answer
-    │   ├── Unreachable           refused, no such host, time-out, cut, 5xx
-    │   │   └── NotConnected      there was no connection: nothing was sent
-    │   ├── Busy                  429 or 503: try again after `retry_after` seconds
-    │   ├── BadAnswer             an answer that is not the protocol's
-    │   │   └── Intercepted       a proxy's, a log-in page's, another service's
+    ├── Late                      the round of the token is over or reassigned            (409)
+    ├── TooSlow                   an upload is below the minimum rate                     (408)
+    ├── SpoolFull                 the spool has no room for an upload; retry later        (503)
+    ├── ExchangeError             an HTTP exchange without a usable response
+    │   ├── Unreachable           refused, unknown host, time-out, connection reset, 5xx
+    │   │   └── NotConnected      no connection: nothing was sent
+    │   ├── Busy                  429 or 503: retry after `retry_after` seconds
+    │   ├── BadAnswer             a response outside the protocol
+    │   │   └── Intercepted       from a proxy, a login page or another service
     │   ├── Refused               any other 4xx: `status`, `detail`
-    │   ├── Untrusted             an aggregator that must not have our token
-    │   └── Aborted               we cut the transfer ourselves
-    ├── CoordinatorUnreachable    it stayed away for longer than we were told to wait    exit 69
-    ├── WeightsError              bytes that are no weights, or no update                   (415)
-    │   ├── WrongWeights          not the shape, dtype or size that is expected             (422)
-    │   ├── NotFinite             NaN, infinite, or too large to be averaged                (422)
-    │   ├── Implausible           a change or a sample count out of all proportion          (422)
-    │   └── TooLarge              more bytes than are allowed                               (413)
-    └── ParticipantError          the participant's own code failed                      exit 70
+    │   ├── Untrusted             the aggregator must not receive our token
+    │   └── Aborted               this process aborted the transfer
+    ├── CoordinatorUnreachable    unreachable for longer than `PARTICIPANT_GIVE_UP_AFTER`  exit 69
+    ├── WeightsError              bytes that are not weights, or not an update              (415)
+    │   ├── WrongWeights          unexpected shape, dtype or size                           (422)
+    │   ├── NotFinite             NaN, infinite, or too large to average                    (422)
+    │   ├── Implausible           far more change or samples than other updates             (422)
+    │   └── TooLarge              more bytes than allowed                                   (413)
+    └── ParticipantError          the participant's code failed                          exit 70
         ├── DeserializationError  in `deserialize_training_input`
         ├── TrainingError         in `train_round`
-        └── SerializationError    in `serialize_training_result`, or its result is no update
+        └── SerializationError    in `serialize_training_result`, or its result is not an update
 """
 
 from typing import ClassVar
 
 
 class FedroundError(Exception):
-    """The root of the tree."""
+    """The base class of all errors."""
 
     exit_code: ClassVar[int] = 1
-    """With which a process ends that such an error ends."""
+    """Exit code of a process that ends with this error."""
 
 
 class ConfigurationError(FedroundError):
-    """A setting is missing or wrong; the message names it and says how to set it."""
+    """A setting is missing or invalid. The message names it and says how to set it."""
 
     exit_code = 78
 
 
 class DataDamaged(ConfigurationError):
-    """A file in a data directory is not what was written. Nothing is repaired or thrown away without being asked."""
+    """A file in a data directory is damaged or missing. fedround neither repairs nor deletes anything by itself."""
 
     def __init__(self, name: str, why: str) -> None:
-        super().__init__(f"{name} in the data directory cannot be used: {why}. Put a copy back, or point to an empty directory")
+        super().__init__(f"{name} in the data directory cannot be used: {why}. Restore it from a backup, or use an empty directory")
 
 
 class RoundFailed(FedroundError):
-    """A round failed again and again for a reason that does not pass by itself. Raised by `fedround.testing`."""
+    """A round failed repeatedly for a permanent reason. Raised by `fedround.testing`."""
 
     def __init__(self, round: int, failures: int, reason: str) -> None:
         super().__init__(f"round {round} failed {failures} times: {reason}")
@@ -71,13 +71,13 @@ class RoundFailed(FedroundError):
 
 
 class DataDirectoryHeld(FedroundError):
-    """Another process has held the data directory for too long."""
+    """Another process holds the data directory."""
 
     exit_code = 75
 
 
 class IllegalMove(FedroundError):
-    """A core was given an event that its state does not allow; nothing was changed."""
+    """The state of a core does not allow an event. Nothing was changed."""
 
     def __init__(self, state: object, event: object) -> None:
         super().__init__(f"{event} is not possible in {state}")
@@ -86,29 +86,29 @@ class IllegalMove(FedroundError):
 
 
 class UnknownAttempt(FedroundError):
-    """The books know no such attempt: the aggregator lost it, or another took its place."""
+    """The attempt is unknown: the aggregator lost it, or another attempt replaced it."""
 
     status: ClassVar[int] = 409
 
     def __init__(self, attempt: str) -> None:
-        super().__init__(f"attempt {attempt[:8]} is not the one the books are open for")
+        super().__init__(f"attempt {attempt[:8]} is not the open attempt of the aggregator")
         self.attempt = attempt
 
 
 class Unauthorized(FedroundError):
-    """The token of a request was revoked while the request was under way."""
+    """The token of a request was revoked during the request."""
 
     status: ClassVar[int] = 401
 
 
 class NotAdmitted(FedroundError):
-    """The aggregator knows no such id and token."""
+    """The aggregator does not know this id and token."""
 
     status: ClassVar[int] = 404
 
 
 class Forbidden(FedroundError):
-    """The id belongs to a proved identity, and the request comes from another one, or proves none."""
+    """The id belongs to an identity that the request does not prove."""
 
     status: ClassVar[int] = 403
 
@@ -117,7 +117,7 @@ class Forbidden(FedroundError):
 
 
 class NoSeat(FedroundError):
-    """As many participants without a proved identity are present as may be."""
+    """All seats for participants without an identity are taken."""
 
     status: ClassVar[int] = 429
     retry_after: ClassVar[float] = 10.0
@@ -125,13 +125,13 @@ class NoSeat(FedroundError):
 
     def __init__(self, seats: int) -> None:
         super().__init__(
-            f"all {seats} seats of participants without a token or certificate of their own are taken: "
-            "try again later, or raise COORDINATOR_SHARED_SEATS"
+            f"all {seats} seats for participants without an individual token or certificate are taken: "
+            "retry later, or raise COORDINATOR_SHARED_SEATS"
         )
 
 
 class BadTelemetry(FedroundError):
-    """What a participant pushed cannot be passed on. `status`: of the answer."""
+    """Telemetry of a participant that cannot be forwarded. `status` is the HTTP status of the response."""
 
     def __init__(self, reason: str, *, status: int = 400) -> None:
         super().__init__(reason)
@@ -139,41 +139,41 @@ class BadTelemetry(FedroundError):
 
 
 class Late(FedroundError):
-    """The token was good once, but its round is over or was given to others."""
+    """The token was valid, but its round is over or was reassigned."""
 
     status: ClassVar[int] = 409
 
 
 class TooSlow(FedroundError):
-    """An upload that stayed below the minimum rate and was given up."""
+    """An upload was aborted because it stayed below the minimum rate."""
 
     status: ClassVar[int] = 408
 
 
 class SpoolFull(FedroundError):
-    """The spool has no room for an upload; it may have later."""
+    """The spool has no room for an upload. Retry later."""
 
     status: ClassVar[int] = 503
 
 
 class ExchangeError(FedroundError):
-    """An HTTP exchange that brought no usable answer."""
+    """An HTTP exchange without a usable response."""
 
     reason: ClassVar[str] = "error"
 
 
 class Unreachable(ExchangeError):
-    """No connection, no answer in time, a cut connection, or a 5xx."""
+    """No connection, a time-out, a connection reset, or a 5xx."""
 
     reason = "unreachable"
 
 
 class NotConnected(Unreachable):
-    """No connection to the peer, or to the proxy before it: no byte of the request was sent."""
+    """No connection to the peer or its proxy. No byte of the request was sent."""
 
 
 class Busy(ExchangeError):
-    """The peer asks us to come back later."""
+    """The peer asks the client to retry later."""
 
     reason = "busy"
 
@@ -184,19 +184,19 @@ class Busy(ExchangeError):
 
 
 class BadAnswer(ExchangeError):
-    """The peer's answer is not in the protocol: is this URL a coordinator or an aggregator?"""
+    """A response outside the protocol: is this URL a coordinator or an aggregator?"""
 
     reason = "bad_answer"
 
 
 class Intercepted(BadAnswer):
-    """Something in between answered: a proxy, a log-in page, another service. The peer itself did not see the request."""
+    """A response from an intermediary: a proxy, a login page, another service. The peer did not receive the request."""
 
     reason = "intercepted"
 
 
 class Refused(ExchangeError):
-    """The peer understood and said no."""
+    """The peer refused the request."""
 
     reason = "refused"
 
@@ -207,7 +207,7 @@ class Refused(ExchangeError):
 
 
 class Untrusted(ExchangeError):
-    """The participant's token is not for this aggregator; nothing was sent."""
+    """The participant must not send its token to this aggregator. Nothing was sent."""
 
     reason = "untrusted"
 
@@ -219,54 +219,54 @@ class Untrusted(ExchangeError):
 
 
 class Aborted(ExchangeError):
-    """The transfer was cut from our side: nobody wants it any more."""
+    """This process aborted the transfer, because it is no longer needed."""
 
     reason = "aborted"
 
 
 class CoordinatorUnreachable(FedroundError):
-    """The coordinator stayed away for longer than `PARTICIPANT_GIVE_UP_AFTER`."""
+    """The coordinator stayed unreachable for longer than `PARTICIPANT_GIVE_UP_AFTER`."""
 
     exit_code = 69
 
 
 class WeightsError(FedroundError, ValueError):
-    """Bytes that are no weights: the message says what is wrong with them."""
+    """Bytes that are not weights. The message says why."""
 
     status: ClassVar[int] = 415
-    """The HTTP status with which an aggregator refuses them."""
+    """HTTP status of the aggregator's refusal."""
 
 
 class WrongWeights(WeightsError):
-    """Weights, but not of the shape, dtype or size that is expected."""
+    """Weights of an unexpected shape, dtype or size."""
 
     status = 422
 
 
 class NotFinite(WeightsError):
-    """Weights with NaN, infinity, or a value too large to be averaged."""
+    """Weights with NaN, infinity, or a value too large to average."""
 
     status = 422
 
 
 class Implausible(WeightsError):
-    """A change of the model, or a sample count, that is out of proportion to what other updates have."""
+    """An update whose change of the model or number of samples is far larger than those of other updates."""
 
     status = 422
 
 
 class TooLarge(WeightsError):
-    """More bytes than are allowed."""
+    """More bytes than allowed."""
 
     status = 413
 
 
 class ParticipantError(FedroundError):
-    """The participant's own code failed; raised `from` what it raised, where that happened in this process."""
+    """The participant's code failed. In this process, the original exception is the `__cause__`."""
 
     exit_code = 70
     trace: str = ""
-    """The traceback as text, where it failed in another process."""
+    """Traceback as text, if the code failed in another process."""
 
 
 class DeserializationError(ParticipantError):
@@ -278,4 +278,4 @@ class TrainingError(ParticipantError):
 
 
 class SerializationError(ParticipantError):
-    """`serialize_training_result` failed, or what was trained is no update."""
+    """`serialize_training_result` failed, or its result is not an update."""

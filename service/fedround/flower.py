@@ -2,7 +2,7 @@
 
     fedround participant --flower my_package.client_app:app
 
-Needs Flower: `pip install fedround[flower]`. `docs/guides/flower.md` maps its concepts to ours.
+Requires Flower: `pip install fedround[flower]`. `docs/guides/flower.md` maps its concepts to those of fedround.
 """
 
 import inspect
@@ -32,7 +32,7 @@ except ImportError as error:
 __all__ = ["FlowerApp"]
 
 EVALUATE_NOT_IMPLEMENTED = 4
-"""The status of a client without `evaluate`: one of `flwr.common.Code`."""
+"""Status of a client without `evaluate` (`flwr.common.Code`)."""
 
 
 class FlowerApp(NumPyParticipant):
@@ -47,11 +47,11 @@ class FlowerApp(NumPyParticipant):
     def __init__(self, app: str, run_config: Mapping[str, Any] | None = None) -> None:
         self._app = _client_app(find(app, FLOWER), app)
         self._legacy = self._app._call is not None
-        """The app has a `client_fn`: its arrays have no names."""
+        """Whether the app has a `client_fn`. Its arrays then have no names."""
         self._context = Context(1, 1, {}, RecordDict(), _project_config() | _flat(run_config or {}))
 
     def initial_weights(self) -> Mapping[str, Array]:
-        """Return what the client's `get_parameters` returns. Raises `NotImplementedError` where the app has no `client_fn`."""
+        """Return the result of the client's `get_parameters`. Raises `NotImplementedError` if the app has no `client_fn`."""
         if not self._legacy:
             raise NotImplementedError
         return self._initial(Shard(0, 1))
@@ -79,11 +79,13 @@ class FlowerApp(NumPyParticipant):
         return Evaluation(samples, **loss, **metrics)
 
     def _content(self, prefix: str, weights: Any, round: Round) -> Any:
-        """Return what a message with the global model contains."""
+        """Return the content of a message with the global model."""
         tensors = {"0": weights} if isinstance(weights, np.ndarray) else weights
         if self._legacy:
             if tensors.keys() != {str(number) for number in range(len(tensors))}:
-                raise WrongWeights("the global model has names, a NumPyClient has none: make it by fedround model --flower")
+                raise WrongWeights(
+                    "the global model has named tensors, a NumPyClient has none: make it with fedround model --flower"
+                )
             tensors = {str(number): tensors[str(number)] for number in range(len(tensors))}
         arrays = ArrayRecord({name: FlowerArray(array) for name, array in tensors.items()})
         if self._legacy:
@@ -99,7 +101,7 @@ class FlowerApp(NumPyParticipant):
 
     def _initial(self, shard: Shard) -> dict[str, Array]:
         if not self._legacy:
-            raise WrongWeights("this app trains from a model that it is sent: set AGGREGATOR_INITIAL_MODEL to a .safetensors file")
+            raise WrongWeights("this app needs a global model to train: set AGGREGATOR_INITIAL_MODEL to a .safetensors file")
         return _arrays(self._ask("get_parameters", RecordDict({"getparametersins.config": ConfigRecord()}), shard))
 
     def _ask(self, kind: str, content: Any, shard: Shard) -> Any:
@@ -122,7 +124,7 @@ def _client_app(found: Any, name: str) -> Any:
     if isinstance(found, NumPyClient | Client):
         return ClientApp(lambda context: found.to_client())
     if not callable(found):
-        raise ConfigurationError(f"{FLOWER}: {name} is no ClientApp, no NumPyClient and no function that returns one")
+        raise ConfigurationError(f"{FLOWER}: {name} must be a ClientApp, a NumPyClient, or a function that returns one")
     if not inspect.signature(found).parameters:
         return _client_app(found(), name)  # one client for all rounds
     return ClientApp(lambda context: found(context).to_client())
@@ -142,7 +144,7 @@ def _project_config() -> dict[str, Any]:
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Join the names of nested tables by dots, as Flower does."""
+    """Join the names of nested tables with dots, like Flower."""
     flat = dict[str, Any]()
     for name, value in config.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}

@@ -8,9 +8,9 @@ Example::
         ...  # train as ever
         return fedround.Update(len(self.y), fedround.keras.tensors(self.model))
 
-What travels is `model.weights`: trainable ones, and others such as the moving averages of batch normalisation. The state of
-optimisers, metrics and random generators stays. It works with every backend of Keras 3. Needs Keras and a backend, for instance
-`pip install fedround[keras] jax`.
+Participants exchange `model.weights`: trainable ones, and others such as the moving averages of batch normalisation. They keep the
+state of optimisers, metrics and random generators. This works with every backend of Keras 3. Requires Keras and a backend, for
+example `pip install fedround[keras] jax`.
 """
 
 import re
@@ -31,26 +31,26 @@ _NUMBER = re.compile(r"(_\d+)+$")
 
 
 def tensors(model: "keras.Model") -> dict[str, Array]:
-    """Return the tensors of a model by name, with their own shapes and dtypes.
+    """Return the tensors of a model by name, with their shapes and dtypes.
 
-    A name is the variable's path in the model, such as `dense_1/kernel`. Keras numbers layers without a name through the whole
-    process; here these numbers begin anew in each model, so that equal models have equal names.
+    A name is the variable's path in the model, such as `dense_1/kernel`. Keras numbers unnamed layers across the process. Here the
+    numbers start again in each model, so equal models have equal names.
 
     Raises:
-        WrongWeights: The model is not built: it has no weights yet.
+        WrongWeights: The model is not built, so it has no weights yet.
     """
     return {name: _array(variable) for name, variable in _named(model).items()}
 
 
 def load(model: "keras.Model", tensors: Mapping[str, Array]) -> None:
-    """Copy tensors into a model, in place: its optimiser goes on with them.
+    """Copy tensors into a model, in place: its optimiser stays valid.
 
     Args:
-        model: Built, with any backend.
-        tensors: All of `tensors(model)`, in any order. Local tensors of the running participant may be missing: they stay.
+        model: A built model, with any backend.
+        tensors: All of `tensors(model)`, in any order. Only local tensors of the running participant may be missing.
 
     Raises:
-        WrongWeights: A tensor is missing, unknown, of another shape, or floats in place of integers. Nothing was copied then.
+        WrongWeights: A tensor is missing, unknown, of another shape, or has floats instead of integers. Nothing is copied then.
     """
     own = _named(model)
     floats = {name: keras.backend.is_float_dtype(variable.dtype) for name, variable in own.items()}
@@ -60,7 +60,7 @@ def load(model: "keras.Model", tensors: Mapping[str, Array]) -> None:
 
 
 def _named(model: "keras.Model") -> dict[str, Any]:
-    """Return the variables of a model by the names that they have in every model of its kind."""
+    """Return the variables of a model by names that are equal in equal models."""
     found, numbers = dict[str, Any](), dict[str, dict[str, int]]()
     for variable in model.weights:
         name = ""

@@ -11,9 +11,9 @@ Example::
         self.model.partial_fit(self.x, self.y)
         return fedround.Update(len(self.y), fedround.sklearn.tensors(self.model))
 
-What travels is what the estimator has learned, such as `coef_` and `intercept_`. The state of its optimiser stays. It works for
-linear models, multi-layer perceptrons, Gaussian naive Bayes and k-means, and for what has their attributes. Trees have no tensors.
-Needs scikit-learn: `pip install fedround[sklearn]`.
+Participants exchange the learned attributes of the estimator, such as `coef_` and `intercept_`. Its optimiser's state stays local.
+This works for linear models, multi-layer perceptrons, Gaussian naive Bayes, k-means, and other estimators with these attributes.
+Trees have no tensors. Requires scikit-learn: `pip install fedround[sklearn]`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -29,29 +29,32 @@ from fedround.tensors.weights import Array
 __all__ = ["begun", "load", "tensors"]
 
 LEARNED = ("coef_", "intercept_", "coefs_", "intercepts_", "cluster_centers_", "theta_", "var_", "class_prior_")
-"""The attributes that an estimator may have after it was fitted. `coefs_` and `intercepts_` are lists of arrays."""
+"""Attributes of fitted estimators. `coefs_` and `intercepts_` are lists of arrays."""
 _ZERO = ("coef_", "intercept_")
 
 Estimator = TypeVar("Estimator")
 
 
 def begun(estimator: Estimator, *, features: int, classes: Iterable[Any] = (), outputs: int = 1) -> Estimator:
-    """Return the estimator, fitted to noise, so that it has its attributes before it has seen data. Linear models then predict 0.
+    """Fit an estimator to noise and return it, so that it has its attributes without data. Linear models then predict 0.
 
-    All participants must say the same: the classes of all silos, not only those of their own.
+    All participants must pass the same arguments, with the classes of all silos.
 
     Args:
-        estimator: Not fitted.
-        features: Columns of the data.
-        classes: Labels of a classifier, two or more.
-        outputs: Columns of what a regressor predicts.
+        estimator: An estimator that is not fitted.
+        features: Number of columns of the data.
+        classes: Labels of a classifier, at least two.
+        outputs: Number of columns that a regressor predicts.
+
+    Raises:
+        WrongWeights: A classifier has fewer than two classes.
     """
     labels, noise = np.asarray(list(classes)), np.random.default_rng(0)
     rows = max(len(labels), getattr(estimator, "n_clusters", 0), 2)
     x, y = noise.normal(size=(rows, features)), noise.normal(size=rows if outputs == 1 else (rows, outputs))
     if is_classifier(estimator):
         if len(labels) < 2:
-            raise WrongWeights(f"{type(estimator).__name__} is a classifier: give begun() all its classes, two or more")
+            raise WrongWeights(f"{type(estimator).__name__} is a classifier: pass all its classes to begun(), at least two")
         y = labels[np.arange(rows) % len(labels)]
     model: Any = estimator
     if not hasattr(model, "partial_fit"):
@@ -67,10 +70,10 @@ def begun(estimator: Estimator, *, features: int, classes: Iterable[Any] = (), o
 
 
 def tensors(estimator: Any) -> dict[str, Array]:
-    """Return what the estimator has learned, by the names of its attributes, without a copy.
+    """Return the learned attributes of an estimator by name, without a copy.
 
     Raises:
-        WrongWeights: It is not fitted, or has learned nothing that can be averaged.
+        WrongWeights: The estimator is not fitted, or has no attributes that can be averaged.
     """
     found: dict[str, Array] = {}
     for name in LEARNED:
@@ -82,7 +85,7 @@ def tensors(estimator: Any) -> dict[str, Array]:
     if not found:
         raise WrongWeights(
             f"{type(estimator).__name__} has none of {', '.join(LEARNED)}: is it not fitted? "
-            "fedround.sklearn.begun(estimator, features=...) gives it attributes before it has seen data"
+            "fedround.sklearn.begun(estimator, features=...) gives it attributes without data"
         )
     return found
 
@@ -91,11 +94,11 @@ def load(estimator: Any, tensors: Mapping[str, Array]) -> None:
     """Copy tensors into a fitted estimator (see `begun`), which then predicts with them.
 
     Args:
-        estimator: Fitted, or begun.
-        tensors: All of `tensors(estimator)`. Local tensors of the running participant may be missing: they stay.
+        estimator: A fitted estimator.
+        tensors: All of `tensors(estimator)`. Only local tensors of the running participant may be missing.
 
     Raises:
-        WrongWeights: A tensor is missing, unknown, or of another shape. Nothing was copied then.
+        WrongWeights: A tensor is missing, unknown, or of another shape. Nothing is copied then.
     """
     own = _learned(estimator)
     refuse(differences({name: (array.shape, True) for name, array in own.items()}, tensors, "estimator"), type(estimator).__name__)
@@ -107,4 +110,4 @@ def load(estimator: Any, tensors: Mapping[str, Array]) -> None:
             setattr(estimator, attribute, array.copy())
 
 
-_learned = tensors  # by a name that no argument hides
+_learned = tensors  # `load` has an argument of that name

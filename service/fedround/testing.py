@@ -1,4 +1,4 @@
-"""Test participants on the real platform, in memory and without sockets.
+"""A platform for tests of participants: the real services, in memory and without sockets.
 
 Example::
 
@@ -38,29 +38,29 @@ from fedround.tensors.weights import encode_model
 __all__ = ["CompletedRound", "Platform", "platform"]
 
 HEARTBEAT_PERIOD = 0.05
-"""Seconds between two heartbeats in a round, of up to `AT_ONCE` participants. More share the same number of heartbeats a second."""
+"""Seconds between heartbeats in a round, for up to `AT_ONCE` participants. With more, the total rate stays the same."""
 AT_ONCE = 5
 MOST_FAILURES = 3
-"""Attempts of a round that may fail for reasons that do not pass by themselves."""
+"""Failed attempts of a round for a permanent reason, after which `run` raises `RoundFailed`."""
 
 
 @dataclass(frozen=True)
 class CompletedRound:
-    """A round that has made a new global model."""
+    """A round that made a new global model."""
 
     number: int
     updates: int
-    """How many were averaged."""
+    """Number of counted updates."""
     samples: int
-    """On how many samples they were trained, all together."""
+    """Total number of samples of these updates."""
     figures: Mapping[str, float]
-    """The means of what the participants have reported, weighted by their samples."""
+    """Metrics that the participants reported: means, weighted by samples."""
     evaluation: Mapping[str, float] = field(default_factory=dict)
-    """The means of what `evaluate` returned for the model of this round."""
+    """Metrics that `evaluate` returned for the model of this round: means, weighted by samples."""
 
 
 class Platform:
-    """A coordinator and an aggregator, and what became of the training."""
+    """A coordinator and an aggregator in memory, and the results of the training."""
 
     def __init__(self, coordinator: CoordinatorSettings, aggregator: AggregatorSettings) -> None:
         self.rounds: list[CompletedRound] = []
@@ -73,13 +73,14 @@ class Platform:
         self._runtimes: set[Runtime] = set()
         self._min_clients = coordinator.min_clients
         self._failure: BaseException | None = None
-        """Why no participant goes on."""
+        """Why all participants stop."""
 
     @property
     def global_model(self) -> Any:
-        """A copy of the newest global model; None before the first.
+        """A copy of the newest global model, or None before the first round.
 
-        An array, or a dict of named arrays: what participants return. Where the strategy is one for bytes: those, as uint8.
+        It is an array or a dict of named arrays, like the weights that participants return. With a strategy for bytes, it is an
+        array of uint8.
         """
         model = self._aggregator.model
         if model is None:
@@ -88,14 +89,18 @@ class Platform:
         return {name: array.copy() for name, array in weights.items()} if isinstance(weights, Mapping) else weights.copy()
 
     def run(self, *participants: Participant, **options: Unpack[Options]) -> None:
-        """Run participants together until training is finished; the first of them on this thread, the others each on its own.
+        """Run participants until training is complete: the first one on this thread, each other one on a new thread.
 
-        Called again, it trains as many rounds more, beginning with the global model that is there.
+        A second call trains the same number of rounds again, from the current global model.
+
+        Args:
+            participants: At least `min_clients` participants.
+            options: Options of all participants.
 
         Raises:
-            ConfigurationError: These are fewer than `min_clients`: no round could begin.
-            ParticipantError: A participant's own code failed. The others are then stopped.
-            RoundFailed: A round failed three times for a reason that does not pass, such as updates that do not fit together.
+            ConfigurationError: There are fewer participants than `min_clients`.
+            ParticipantError: The code of a participant failed. The other participants stop.
+            RoundFailed: A round failed three times for a permanent reason, such as updates with different shapes.
         """
         if len(participants) < self._min_clients:
             raise ConfigurationError(f"min_clients={self._min_clients}: run() needs as many participants, not {len(participants)}")
@@ -165,7 +170,7 @@ class Platform:
             self._task.cancel()
 
     async def _go_on(self) -> None:
-        """Put another coordinator in the place of the one that has finished: it goes on behind the newest model."""
+        """Replace the coordinator, which has finished, by one that continues after the newest model."""
         self._task.cancel()
         await asyncio.wait([self._task])
         self._complete = False
@@ -191,22 +196,22 @@ def platform(
     overselect: float = 0.0,
     round_config: Mapping[str, object] | None = None,
 ) -> Iterator[Platform]:
-    """A platform at work within the block. `rounds` and `global_model` can still be looked at behind it.
+    """Run a platform within the block. `rounds` and `global_model` stay available after it.
 
     Args:
-        rounds: How many each `run` trains.
-        min_clients: How many participants there must be before a round begins.
-        participants_ratio: Which part of them is selected for a round.
-        strategy: How updates become a global model: a name, or `module:Class`.
+        rounds: Number of rounds that each `run` trains.
+        min_clients: Minimum number of participants before a round begins.
+        participants_ratio: Share of the participants that a round selects.
+        strategy: Name or `module:Class` of the strategy, which combines updates into a global model.
         strategy_options: Keyword arguments for the strategy.
-        initial_model: The global model to begin with: an array, or a mapping of names to arrays.
-        round_timeout: Seconds after which those who have not delivered lose the round to others.
+        initial_model: Weights for the first round: an array, or a mapping of names to arrays.
+        round_timeout: Seconds that selected participants have to upload. After that, others replace those that did not.
         heartbeat_timeout: Seconds without a heartbeat after which a participant is removed.
-        evaluate_every: Rounds from one evaluation of the global model to the next; 0: never.
+        evaluate_every: Number of rounds from one evaluation of the global model to the next. 0: never.
         quorum: Number of updates that close a round: up to 1 a share of the selected participants, above 1 a whole number.
-        grace: Seconds for the other updates after the quorum is counted.
-        overselect: Share of additional participants to select.
-        round_config: What `current_round().config` contains: values, or schedules by round.
+        grace: Seconds that the other participants have to upload after the quorum is counted.
+        overselect: Share of participants to select in addition.
+        round_config: Content of `current_round().config`: values, or schedules by round.
     """
     coordinator = CoordinatorSettings(
         rounds=rounds,

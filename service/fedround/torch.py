@@ -8,9 +8,9 @@ Example::
         ...  # train as ever
         return fedround.Update(len(self.dataset), fedround.torch.tensors(self.model))
 
-What travels is the `state_dict()`: parameters and persistent buffers, such as the running statistics of batch normalisation. The
-state of optimisers, and what `get_extra_state` returns, stays. Models on any device, compiled and parallel ones have the names of
-the plain model. Needs PyTorch: `pip install fedround[torch]`.
+Participants exchange the `state_dict()`: parameters and persistent buffers, such as the statistics of batch normalisation.
+They keep the state of optimisers and the result of `get_extra_state`. Models may be on any device, compiled or parallel: names are
+those of the plain model. Requires PyTorch: `pip install fedround[torch]`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,14 +33,14 @@ _EXTRA = "_extra_state"
 
 
 def tensors(model: "torch.nn.Module", *, only: Sequence[str] = ("*",)) -> dict[str, Array]:
-    """Return the tensors of a model by name, with their own shapes and dtypes.
+    """Return the tensors of a model by name, with their shapes and dtypes.
 
-    Those of a model on the CPU are views: nothing is copied, and they change when the model is trained. So return them from
-    `train_round`, and train on in the next one.
+    If the model is on the CPU, they are views, not copies: training changes them. So do not train between this call and the end of
+    `train_round`.
 
     Args:
-        model: On any device.
-        only: Patterns (`fnmatch`) of the names of the tensors that are exchanged, such as `*.lora_*` for adapters.
+        model: A model on any device.
+        only: Patterns (`fnmatch`) of the names of tensors to exchange, such as `*.lora_*` for adapters.
 
     Raises:
         WrongWeights: A tensor cannot be averaged: complex, sparse, quantised or without data.
@@ -49,15 +49,15 @@ def tensors(model: "torch.nn.Module", *, only: Sequence[str] = ("*",)) -> dict[s
 
 
 def load(model: "torch.nn.Module", tensors: Mapping[str, Array], *, only: Sequence[str] = ("*",)) -> None:
-    """Copy tensors into a model, in place: optimisers that hold its parameters go on with them.
+    """Copy tensors into a model, in place: its optimisers stay valid.
 
     Args:
-        model: On any device.
-        tensors: All of `tensors(model, only=only)`, in any order. Local tensors of the running participant may be missing.
-        only: See `tensors`. All others stay as they are, and so do those that are missing.
+        model: A model on any device.
+        tensors: All of `tensors(model, only=only)`, in any order. Only local tensors of the running participant may be missing.
+        only: See `tensors`. All other tensors of the model stay unchanged.
 
     Raises:
-        WrongWeights: A tensor is missing, unknown, of another shape, or floats in place of integers. Nothing was copied then.
+        WrongWeights: A tensor is missing, unknown, of another shape, or has floats instead of integers. Nothing is copied then.
     """
     state = _state(model, only)
     own = {name: (tuple(tensor.shape), tensor.is_floating_point()) for name, tensor in state.items()}
@@ -68,17 +68,17 @@ def load(model: "torch.nn.Module", tensors: Mapping[str, Array], *, only: Sequen
 
 
 def proximal(model: "torch.nn.Module", anchor: Mapping[str, Array]) -> "torch.Tensor":
-    """Return half the squared distance of the parameters that are trained from those of the global model.
+    """Return half the squared L2 distance of the trainable parameters from the global model.
 
     FedProx adds `mu` times this to the loss, so that silos with different data drift less (Li et al., "Federated Optimization in
     Heterogeneous Networks", MLSys 2020). `mu` is often 0.001 to 1.
 
     Args:
-        model: On any device.
-        anchor: The global model's tensors, such as `train_round` was given. `load` has copied them, so they stay what they are.
+        model: A model on any device.
+        anchor: The global model's tensors: the argument of `train_round`. `load` copies them, so training does not change them.
 
     Raises:
-        WrongWeights: A parameter that is trained has no tensor in `anchor`.
+        WrongWeights: A trainable parameter has no tensor in `anchor`.
     """
     total = torch.zeros(())
     for name, parameter in _plain(model).named_parameters():
@@ -92,20 +92,20 @@ def proximal(model: "torch.nn.Module", anchor: Mapping[str, Array]) -> "torch.Te
 
 
 def _plain(model: Any) -> Any:
-    """Return the model within those that run it in parallel, or compiled."""
+    """Return the plain model inside parallel or compiled wrappers."""
     while isinstance(model, _PARALLEL) or hasattr(model, _COMPILED):
         model = model.module if isinstance(model, _PARALLEL) else getattr(model, _COMPILED)
     return model
 
 
 def _state(model: "torch.nn.Module", only: Sequence[str]) -> dict[str, Any]:
-    """Return the tensors of a model that match `only`, as they are in it, by the names of the plain model."""
+    """Return the model's tensors that match `only`, by the names of the plain model."""
     state = {_plain_name(name): value for name, value in _plain(model).state_dict().items() if isinstance(value, torch.Tensor)}
     return {name: value for name, value in state.items() if name.split(".")[-1] != _EXTRA and matches(name, only)}
 
 
 def _plain_name(name: str) -> str:
-    """Return a name without the parts that compiling adds."""
+    """Return a name without the parts that compilation adds."""
     return ".".join(part for part in name.split(".") if part != _COMPILED)
 
 

@@ -96,7 +96,7 @@ def test_the_first_model_of_a_client_can_be_written(app: str, says: str, python:
     [
         ("nowhere:app", "PARTICIPANT_FLOWER (--flower): there is no module nowhere"),
         ("support.flower_silos:ap", "PARTICIPANT_FLOWER (--flower): support.flower_silos has no ap: did you mean app?"),
-        ("support.flower_silos:BIAS", "PARTICIPANT_FLOWER (--flower): support.flower_silos:BIAS is no ClientApp"),
+        ("support.flower_silos:BIAS", "PARTICIPANT_FLOWER (--flower): support.flower_silos:BIAS must be a ClientApp"),
     ],
     ids=["module", "name", "kind"],
 )
@@ -121,4 +121,4 @@ def test_a_client_of_lists_is_not_given_a_model_with_names(python: str, tmp_path
         variables = {f"PARTICIPANT_{name}": value for name, value in own.items()}
         done = run(python, "-m", "fedround", "participant", cwd=tmp_path, PARTICIPANT_COORDINATOR_URL=url, **variables)
     assert done.returncode == 70
-    assert "the global model has names, a NumPyClient has none" in done.stderr
+    assert "the global model has named tensors, a NumPyClient has none" in done.stderr

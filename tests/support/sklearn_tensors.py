@@ -43,7 +43,7 @@ def main() -> None:
         assert all(np.array_equal(found[key], array) for key, array in more.items()), name
         assert len(begun.predict(np.ones((2, 5)))) == 2
     model = fedround.sklearn.begun(linear_model.SGDClassifier(), features=2, classes="ab")
-    assert "give begun() all its classes" in complaint(fedround.sklearn.begun, linear_model.SGDClassifier(), features=2)
+    assert "pass all its classes to begun()" in complaint(fedround.sklearn.begun, linear_model.SGDClassifier(), features=2)
     text = complaint(fedround.sklearn.load, model, {"coef_": np.ones((2, 2)), "more": np.ones(1)})
     for part in ("coef_ has shape (2, 2), the estimator (1, 2)", "intercept_ is missing", "more is not in the estimator"):
         assert part in text, text

@@ -114,7 +114,7 @@ def test_who_finds_no_model_is_told_where_one_is(path: str, advice: str, ops: st
 
 def test_a_model_is_asked_of_a_url(caplog: pytest.LogCaptureFixture) -> None:
     assert main(["model", "--from", "localhost:9082", "-o", "never-written.npy"]) == 1
-    assert caplog.messages[-1] == "localhost:9082 is no URL: write it as http://host:port"
+    assert caplog.messages[-1] == "invalid URL localhost:9082: write it as http://host:port"
 
 
 def test_a_participant_without_settings_exits_with_78_and_says_how_to_set_them() -> None:
@@ -171,7 +171,7 @@ def test_the_settings_in_force_are_shown_with_their_source_and_without_secrets(t
     assert found["PARTICIPANT_GIVE_UP_AFTER"] == ("never", "default")
     assert found["PARTICIPANT_SHARD"] == ("-", "default")
     assert found["PARTICIPANT_NAME"] not in (("-", "default"), ("", "default"))
-    assert "PARTICIPANT_MAXFAILURES is no setting: did you mean PARTICIPANT_MAX_FAILURES?" in done.stderr
+    assert "PARTICIPANT_MAXFAILURES is not a setting: did you mean PARTICIPANT_MAX_FAILURES?" in done.stderr
     for secret in ("correct-horse", "battery", "staple"):
         assert secret not in done.stdout + done.stderr
 
@@ -197,7 +197,7 @@ def test_wrong_settings_are_not_shown_but_told(command: str) -> None:
     wrong = {"PARTICIPANT_SHARDS": "x", "COORDINATOR_LOG_LEVEL": "x", "AGGREGATOR_LOG_LEVEL": "x"}
     done = fedround(command, "--show-settings", **wrong)
     assert (done.returncode, done.stdout) == (78, "")
-    assert "the settings are not right" in done.stderr
+    assert "invalid settings" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ def test_status_shows_what_the_service_says(ops: str, capsys: pytest.CaptureFixt
 def test_status_of_something_else_is_none(path: str, status: int, ops: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "--from", f"{ops}/{path}"]) == 1
     ports = "8080 (participant), 9081 (coordinator), 9082 (aggregator)"
-    complaint = f"not a service of fedround: it answers /status with {status}; ops ports are by default {ports}\n"
+    complaint = f"not an ops port of fedround: /status returned {status}; default ops ports: {ports}\n"
     assert capsys.readouterr() == ("", complaint)
 
 
@@ -305,7 +305,7 @@ def test_who_asks_nobody_in_particular_is_told_how_to_ask_the_others(
     monkeypatch.setenv("PARTICIPANT_OPS_PORT", "1")
     assert main(["status"]) == 1
     told = "no answer from http://127.0.0.1:1: Connection refused"
-    advice = "; `fedround status coordinator` and `aggregator` ask those, --from asks elsewhere"
+    advice = "; for another service: `fedround status coordinator`, `fedround status aggregator` or --from URL"
     assert capsys.readouterr().err == f"{told}{advice}\n"
     assert main(["status", "participant"]) == 1
     assert capsys.readouterr().err == f"{told}\n"
@@ -315,7 +315,7 @@ def test_an_endless_answer_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("fedround.commands.asking.MAX_ANSWER", 1000)
     with Peer(Reply(chain([b"HTTP/1.1 200 OK\r\n\r\n"], repeat(b"[" * 1000)))) as peer:
         assert main(["healthcheck", "--from", peer.url]) == 1
-    assert capsys.readouterr().out.startswith("not a service of fedround: ")
+    assert capsys.readouterr().out.startswith("not an ops port of fedround: ")
 
 
 @pytest.mark.parametrize("arguments", [["status", "--output", "text"], ["status", "--output", "json"], ["healthcheck"]])
@@ -349,7 +349,7 @@ def test_healthcheck_says_that_a_service_is_ready(ops: str, capsys: pytest.Captu
 @pytest.mark.parametrize("path", ["other", "nothing"])
 def test_healthcheck_fails_where_something_else_answers(path: str, ops: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["healthcheck", "--from", f"{ops}/{path}"]) == 1
-    assert capsys.readouterr().out.startswith("not a service of fedround: ")
+    assert capsys.readouterr().out.startswith("not an ops port of fedround: ")
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "no-url"])

@@ -53,7 +53,7 @@ def test_a_participant_trains_with_the_platform_and_the_model_can_be_fetched(pla
     for place in ("no/such/model.npy", "mine.py/model.npy", ".", "x" * 255):
         unwritable = fedround("model", "--from", platform.url("AGGREGATOR_OPS_PORT"), "-o", place)
         assert unwritable.returncode == 1
-        assert unwritable.stderr.startswith(f"the model cannot be written to {place}: ")
+        assert unwritable.stderr.startswith(f"cannot write the model to {place}: ")
         assert "Traceback" not in unwritable.stderr
     assert sorted(directory.iterdir()) == files
 
@@ -77,5 +77,5 @@ def test_a_port_in_use_exits_with_78_and_names_the_setting_after_warning_of_what
     refused = fedround("coordinator", "-c", "coordinator.toml", "--port", port, **LOOPBACK | ANY_PORT | JSON)
     warning, *_, problem = map(json.loads, refused.stderr.splitlines())
     assert refused.returncode == 78
-    assert (warning["level"], warning["message"]) == ("warning", "coordinator.toml: rpc.bind_address has no meaning here")
+    assert (warning["level"], warning["message"]) == ("warning", "coordinator.toml: rpc.bind_address has no effect")
     assert (problem["level"], problem["message"].partition("=")[0]) == ("error", "COORDINATOR_PORT")

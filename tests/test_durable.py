@@ -187,7 +187,7 @@ def test_models_without_their_list_are_not_touched() -> None:
     del disk.files["models.json"]
     before = dict(disk.files)
     for _ in range(2):
-        with pytest.raises(DataDamaged, match=r"models.json .*it is missing, but the files that it lists are there"):
+        with pytest.raises(DataDamaged, match=r"models.json .*it is missing, but the files that it lists exist"):
             ModelStore(disk)
     assert disk.files == before
 
@@ -195,11 +195,11 @@ def test_models_without_their_list_are_not_touched() -> None:
 def test_a_directory_of_the_other_service_is_not_used() -> None:
     disk = MemoryDisk()
     store.save(disk, memory(1))
-    with pytest.raises(DataDamaged, match=r"rounds.json of another service is there"):
+    with pytest.raises(DataDamaged, match=r"rounds.json of another service exists"):
         ModelStore(disk)
     disk = MemoryDisk()
     ModelStore(disk).save(0, model(0))
-    with pytest.raises(DataDamaged, match=r"models.json of another service is there"):
+    with pytest.raises(DataDamaged, match=r"models.json of another service exists"):
         store.load(disk)
 
 
@@ -314,8 +314,8 @@ def test_a_document_of_endless_depth_is_damaged() -> None:
     [
         ("models.json", lambda data: data[:-1] + b"?", "models.json.*checksum is wrong"),
         ("models.json", lambda data: data.replace(b"fedround 1", b"fedround 2"), "version 2"),
-        ("models.json", lambda data: b"[]", "none of ours"),
-        ("models.json", lambda data: b"", "none of ours"),
+        ("models.json", lambda data: b"[]", "not a file of fedround"),
+        ("models.json", lambda data: b"", "not a file of fedround"),
         ("models.json", lambda data: document([{"round": 4}]), "models.json.*an entry that is none"),
         ("round-000004.npy", lambda data: data[:-1], "round-000004.npy.*size"),
         ("round-000004.npy", lambda data: data[:-1] + b"?", "checksum"),

@@ -138,7 +138,7 @@ def test_runs_and_their_rounds_can_be_had_as_files(tmp_path: Path) -> None:
         assert missing.returncode == 1
         assert "there is no run of that name or id" in missing.stderr
         wrong = fedround("history", *url, "-o", str(tmp_path / "y.txt"))
-        assert "ends in neither .csv nor .json" in wrong.stderr
+        assert "must end in .csv or .json" in wrong.stderr
         elsewhere = fedround("runs", "--from", platform.url("AGGREGATOR_OPS_PORT"))
         assert elsewhere.returncode == 1
         assert "is this the coordinator's ops port" in elsewhere.stderr

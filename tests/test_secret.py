@@ -135,16 +135,16 @@ def test_a_link_is_not_followed_where_somebody_else_may_have_put_it(home: Path, 
 def test_a_directory_that_others_can_enter_or_made_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "fedround"
     place.mkdir(0o755)
-    with pytest.raises(ConfigurationError, match="not a directory of this user alone"):
+    with pytest.raises(ConfigurationError, match="must be a private directory of this user"):
         SecretFile(place / "secret", private=True)
     place.rmdir()
     place.symlink_to(tmp_path)
-    with pytest.raises(ConfigurationError, match="not a directory of this user alone"):
+    with pytest.raises(ConfigurationError, match="must be a private directory of this user"):
         SecretFile(place / "secret", private=True)
     place.unlink()
     place.mkdir(0o700)
     monkeypatch.setattr(os, "getuid", lambda: 12345)
-    with pytest.raises(ConfigurationError, match="not a directory of this user alone"):
+    with pytest.raises(ConfigurationError, match="must be a private directory of this user"):
         SecretFile(place / "secret", private=True)
 
 
@@ -174,9 +174,11 @@ def test_a_file_that_others_could_write_is_refused_and_a_link_as_kubernetes_moun
 
 
 def test_where_no_file_can_be_made_the_setting_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"cannot be kept in .*: No such file or directory; set FEDROUND_INTERNAL_SECRET"):
+    with pytest.raises(
+        ConfigurationError, match=r"cannot write the internal secret to .*: No such file or directory; set FEDROUND"
+    ):
         SecretFile(tmp_path / "nowhere" / "secret", private=False)
-    with pytest.raises(ConfigurationError, match="cannot be made: No such file or directory; set FEDROUND_INTERNAL_SECRET"):
+    with pytest.raises(ConfigurationError, match=r"cannot create the directory .*: No such file or directory; set FEDROUND"):
         SecretFile(tmp_path / "nowhere" / "own" / "secret", private=True)
 
 
@@ -188,7 +190,7 @@ def test_a_file_that_goes_bad_later_is_told_once_and_the_former_secret_holds(
     former = found()
     file.write_text("short")
     assert [found() for _ in range(3)] == [former] * 3
-    assert caplog.text.count("the former secret holds") == 1
+    assert caplog.text.count("the previous secret stays active") == 1
     file.write_text(GOOD)
     assert SecretHolder(found).owner(GOOD) == ""
     assert SecretHolder(found).owner(former) is None

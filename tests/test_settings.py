@@ -362,13 +362,16 @@ def test_options_that_are_no_object_are_told_with_how_to_write_one(text: str, co
 
 def test_an_unknown_variable_is_warned_of_with_the_nearest_name() -> None:
     _, warnings, _ = load(CoordinatorSettings, {"COORDINATOR_ROUND": "3", "COORDINATOR_XYZZY": "1", "PARTICIPANT_X": "1"}, {})
-    assert warnings == ["COORDINATOR_ROUND is no setting: did you mean COORDINATOR_ROUNDS?", "COORDINATOR_XYZZY is no setting"]
+    assert warnings == [
+        "COORDINATOR_ROUND is not a setting: did you mean COORDINATOR_ROUNDS?",
+        "COORDINATOR_XYZZY is not a setting",
+    ]
 
 
 def test_a_misspelt_variable_is_told_of_beside_what_is_missing() -> None:
     text = problems(ParticipantSettings, {"PARTICIPANT_COORDINATOR_URI": "http://coordinator:8081", "PARTICIPANT_CLASS": "a:B"})
     assert "PARTICIPANT_COORDINATOR_URL (--coordinator-url): is not set" in text
-    assert "PARTICIPANT_COORDINATOR_URI is no setting: did you mean PARTICIPANT_COORDINATOR_URL?" in text
+    assert "PARTICIPANT_COORDINATOR_URI is not a setting: did you mean PARTICIPANT_COORDINATOR_URL?" in text
 
 
 def test_what_kubernetes_sets_for_a_service_of_the_same_name_is_not_a_setting() -> None:
@@ -393,7 +396,7 @@ def test_a_secret_may_be_in_a_file(tmp_path: Path) -> None:
 def test_a_secret_that_cannot_be_read_or_is_set_twice_is_a_problem(tmp_path: Path) -> None:
     missing = {"AGGREGATOR_TOKEN_FILE": str(tmp_path / "none")}
     assert "AGGREGATOR_TOKEN_FILE (--token-file): " in problems(AggregatorSettings, missing)
-    assert "which of them" in problems(AggregatorSettings, missing | {"AGGREGATOR_TOKEN": SECRET})
+    assert "set only one of them" in problems(AggregatorSettings, missing | {"AGGREGATOR_TOKEN": SECRET})
 
 
 def test_a_secret_is_never_shown() -> None:
@@ -479,9 +482,9 @@ def test_the_coordinator_reads_a_file_of_0_8(tmp_path: Path) -> None:
     assert (settings.bind, settings.port, settings.aggregator_url) == ("localhost", 9000, "http://10.0.0.9:8082")
     said = "\n".join(warnings)
     for key in ("log_level", "rpc.aggregator_address", "metric_store.database_url", "logging.telemetry.service_name"):
-        assert f"{key} has no meaning here" in said
+        assert f"{key} has no effect" in said
     for key in ("surprise", "federated_learning.epochs"):
-        assert f"{key} is no setting" in said
+        assert f"{key} is not a setting" in said
 
 
 @pytest.mark.parametrize(

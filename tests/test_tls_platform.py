@@ -72,7 +72,7 @@ def test_coordinator_and_aggregator_prove_to_each_other_who_they_are(authority: 
         trust = {"COORDINATOR_INTERNAL_TLS_CA_FILE": authority.file}
         with running("coordinator", **urls, **trust) as stranger:
             stranger.said(
-                "no contact with the aggregator.*the server asks for a certificate: set COORDINATOR_INTERNAL_TLS_CERT_FILE"
+                "no contact with the aggregator.*the server requires a client certificate: set COORDINATOR_INTERNAL_TLS_CERT_FILE"
             )
         own = authority.issue("coordinator").settings("COORDINATOR_INTERNAL")
         settings = serving(pair, "COORDINATOR") | urls | trust | own
@@ -97,9 +97,9 @@ def test_certificates_that_are_replaced_under_way_cost_no_round(authority: Autho
             new = renewed.issue("silo-1")
             shutil.copy(new.cert, cert)
             shutil.copy(new.key, key)
-            participant.said(r"cert\.pem.* read again")  # though its connection is in use all the time
+            participant.said(r"cert\.pem.* reloaded")  # though its connection is in use all the time
             shutil.copy(renewed.file, both)  # only who has the new one is let in from now on
-            platform.said(r"both\.pem.* read again")
+            platform.said(r"both\.pem.* reloaded")
             round = ask(platform, "COORDINATOR_OPS_PORT", "/status", authority)["round"]
             participant.said(f"round {round + 20} completed")
             status = ask(platform, "COORDINATOR_OPS_PORT", "/status", authority)
@@ -116,7 +116,7 @@ def strict(authority: Authority, pair: Pair) -> Iterator[Process]:
 
 MISTAKES = {
     "unknown authority": ({"CA": "{stranger}"}, "certificate verify failed.*set PARTICIPANT_TLS_CA_FILE"),
-    "no certificate": ({"CERT": ""}, "the server asks for a certificate: set PARTICIPANT_TLS_CERT_FILE"),
+    "no certificate": ({"CERT": ""}, "the server requires a client certificate: set PARTICIPANT_TLS_CERT_FILE"),
     "foreign certificate": ({"CERT": "stranger"}, "the server does not accept the certificate of PARTICIPANT_TLS_CERT_FILE"),
     "expired certificate": ({"CERT": "expired"}, "the server does not accept the certificate of PARTICIPANT_TLS_CERT_FILE"),
     "no name": ({"CERT": "nameless"}, "names no participant.*is PARTICIPANT_TLS_CERT_FILE"),

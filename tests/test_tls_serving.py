@@ -198,8 +198,8 @@ def test_who_shows_no_certificate_or_a_foreign_one_is_told_by_an_alert(
 
     run(main())
     assert [record.message for record in caplog.records] == [
-        "A_PORT: refused a connection: a handshake has failed: peer did not return a certificate",
-        "A_PORT: refused a connection: a handshake has failed: unable to get local issuer certificate",
+        "A_PORT: refused a connection: TLS handshake failed: peer did not return a certificate",
+        "A_PORT: refused a connection: TLS handshake failed: unable to get local issuer certificate",
     ]
 
 
@@ -218,9 +218,9 @@ def test_with_a_file_of_tokens_either_proves_a_name_and_both_must_agree(
             (own, {"Authorization": "Bearer two"}, 403, "belong to two participants"),
             (own, {"Authorization": "Bearer three"}, 401, "this token is not known"),
             (none, {"Authorization": "Bearer two"}, 200, "silo-2 https"),
-            (none, {"Authorization": "Bearer shared"}, 401, "a client certificate is needed"),
-            (none, {"Authorization": "Bearer three"}, 401, "a client certificate is needed"),
-            (none, {}, 401, "a client certificate is needed"),
+            (none, {"Authorization": "Bearer shared"}, 401, "this port requires a client certificate"),
+            (none, {"Authorization": "Bearer three"}, 401, "this port requires a client certificate"),
+            (none, {}, 401, "this port requires a client certificate"),
         ]
         async with serving(endpoint):
             for context, headers, status, text in cases:
@@ -263,7 +263,7 @@ def test_new_files_hold_for_new_connections_and_open_ones_end_with_their_next_an
             assert await former.at_end()
 
     run(main())
-    assert "read again" in caplog.text
+    assert "reloaded" in caplog.text
 
 
 def test_files_replaced_one_after_the_other_are_no_outage(
@@ -290,9 +290,9 @@ def test_files_replaced_one_after_the_other_are_no_outage(
 
     run(main())
     *errors, last = caplog.messages
-    assert "read again" in last
-    assert ["does not fit" in error or "no certificate" in error for error in errors] == [True] * 3
-    assert all("A_TLS_" in error and "stay in force" in error for error in errors)
+    assert "reloaded" in last
+    assert ["does not match" in error or "no certificate" in error for error in errors] == [True] * 3
+    assert all("A_TLS_" in error and "stay active" in error for error in errors)
 
 
 def test_an_authority_that_is_removed_lets_nobody_in_any_more(run: Run, authority: Authority, pair: Pair, tmp_path: Path) -> None:
@@ -363,7 +363,7 @@ def test_what_cannot_be_served_with_is_told_by_its_setting(authority: Authority,
         ((nothing, pair.key, None), "A_TLS_CERT_FILE: .*nothing.pem: there is no certificate in it"),
         ((pair.cert, nothing, None), "A_TLS_KEY_FILE: .*nothing.pem: there is no private key in it"),
         ((pair.cert, None, None), "A_TLS_CERT_FILE: .*no private key, and A_TLS_KEY_FILE is not set"),
-        ((pair.cert, other.key, None), "A_TLS_KEY_FILE: .*does not fit the certificate"),
+        ((pair.cert, other.key, None), "A_TLS_KEY_FILE: .*does not match the certificate"),
         ((pair.cert, pair.key, "/nowhere"), "A_TLS_CLIENT_CA_FILE: /nowhere: No such file"),
         ((pair.cert, pair.key, nothing), "A_TLS_CLIENT_CA_FILE: .*no certificate"),
         ((None, pair.key, None), "A_TLS_CERT_FILE: is not set, but A_TLS_KEY_FILE is"),

@@ -92,7 +92,7 @@ def test_a_change_in_place_is_seen_even_if_it_is_as_long(file: Path) -> None:
         ("\nanna\n", "line 2: write"),
         ("Anna token\n", "line 1: write"),
         ("anna tok\xe9n\n", "line 1: write"),
-        ("anna same\nberta same\n", "line 2: the token of berta is somebody else's"),
+        ("anna same\nberta same\n", "line 2: the token of berta also belongs to another participant"),
     ],
 )
 def test_a_file_that_is_not_right_stops_the_start_and_changes_nothing_later(
@@ -133,7 +133,7 @@ def test_a_token_that_was_removed_while_the_file_could_not_be_read_is_refused_as
         assert [tokens.owner("anna's-token") for _ in range(2)] == ["anna", "anna"]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    assert caplog.text.count("Too many open files; the former tokens hold") == 1
+    assert caplog.text.count("Too many open files; the previous tokens stay active") == 1
     assert tokens.owner("anna's-token") is None
 
 
@@ -147,7 +147,7 @@ def test_no_part_of_a_token_is_believed_while_a_file_is_written_in_place(
     file.write_text(text[:cut])
     for end in range(cut + 1):
         assert tokens.owner(text[:end].rpartition(" ")[2]) is None
-    assert tokens.owner("anna's-token") == "anna", "the former tokens hold until it is whole"
+    assert tokens.owner("anna's-token") == "anna", "the previous tokens stay active until it is complete"
     file.write_text(text)
     assert [tokens.owner(given) for given in ("tok1secret", "anna's-token")] == ["anna", None]
 
@@ -259,7 +259,9 @@ def test_whatever_is_in_the_file_is_tokens_or_an_error_that_repeats_none(
     with suppress(ConfigurationError):
         assert Tokens(None, file).owner("") is None
         return
-    with pytest.raises(ConfigurationError, match=r"line \d+: (write a participant's name|the token of [a-z0-9.-]+ is)") as refused:
+    with pytest.raises(
+        ConfigurationError, match=r"line \d+: (write a participant's name|the token of [a-z0-9.-]+ (is|also))"
+    ) as refused:
         Tokens(None, file)
     assert len(str(refused.value)) < len(told) + 150
     assert str(refused.value).isprintable()
@@ -300,5 +302,5 @@ def test_a_service_that_is_open_to_other_machines_says_so(settings: dict[str, st
     with running("platform", **services) as platform:
         assert platform.end() == 0
         for role in ("coordinator", "aggregator"):
-            warning = f"whoever reaches the {role} may take part: set {role.upper()}_TOKEN or {role.upper()}_TOKENS_FILE"
+            warning = f"any client that reaches the {role} may take part: set {role.upper()}_TOKEN or {role.upper()}_TOKENS_FILE"
             assert (warning in platform.log) == warned

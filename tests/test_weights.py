@@ -164,7 +164,7 @@ def header(descr: str = "'<f8'", fortran: str = "False", shape: str = "(2,)") ->
         (header(descr="'T'"), "cannot be averaged"),
         (header(descr="0x" + "f" * 9000), "no dictionary"),
         (header(shape=f"(0x{'f' * 9000},)"), "no dictionary"),
-        (header(shape="2"), "shape '2' is none"),
+        (header(shape="2"), "shape '2' is invalid"),
         (header(shape="(-1,)"), "is none"),
         (header(shape="(True,)"), "is none"),
         (header(shape="(2.0,)"), "is none"),
@@ -319,5 +319,5 @@ def test_lists_of_arrays_are_flattened_and_back() -> None:
 
 
 def test_a_flat_model_of_another_size_is_not_unflattened() -> None:
-    with pytest.raises(WrongWeights, match="the model has 4 weights, but 3 came"):
+    with pytest.raises(WrongWeights, match="expected 4 weights, but got 3"):
         unflatten(np.arange(3.0), like=[np.zeros((2, 2))])

@@ -32,7 +32,7 @@ class Mine(fedround.NumPyParticipant):
         ),
         ((1, {"a": np.array("text")}), "a: dtype <U4 cannot be averaged; use floats, integers or booleans"),
         ((1, {"a": np.ones((0, 3))}), "these tensors hold no weights"),
-        ((-1, np.ones(3)), "a sample count is a number from 0 to 2**32 - 1, not -1"),
+        ((-1, np.ones(3)), "the number of samples must be from 0 to 2**32 - 1, not -1"),
     ],
     ids=str,
 )

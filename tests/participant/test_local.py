@@ -87,11 +87,11 @@ def test_the_model_that_a_class_begins_with_is_written_without_them(tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--init", "support.personal:Opaque"], "is no fedround.NumPyParticipant"),
+        (["--init", "support.personal:Opaque"], "is not a fedround.NumPyParticipant"),
         (["--init", "support.silos:Plus1"], "has no method `initial_weights"),
-        (["--init", "support.personal"], "--init is module:name"),
+        (["--init", "support.personal"], "--init must be module:name"),
         (["--init", "nowhere:Class"], "--init: there is no module nowhere"),
-        (["--init", "support.personal:Personal", "--options", "{"], "this is no JSON"),
+        (["--init", "support.personal:Personal", "--options", "{"], "invalid JSON"),
     ],
     ids=["opaque", "no weights", "no class", "no module", "no JSON"],
 )
@@ -104,5 +104,5 @@ def test_what_is_no_beginning_is_a_wrong_setting(arguments: list[str], message: 
 
 def test_a_name_that_says_something_else_is_told(tmp_path: Path) -> None:
     done = fedround("model", "--init", "support.personal:Personal", "-o", str(tmp_path / "model.npy"), **PATH)
-    assert done.stdout.endswith("; it is safetensors, whatever its name says\n")
+    assert done.stdout.endswith("; note that its format is safetensors\n")
     assert done.returncode == 0

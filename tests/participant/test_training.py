@@ -65,7 +65,7 @@ def test_an_exception_without_a_text_is_described_by_its_class() -> None:
     def train(_weights: Any) -> Any:
         raise Mute
 
-    assert str(failed(Mine(train))) == "train failed in round 0: Mute: its text cannot be made"
+    assert str(failed(Mine(train))) == "train failed in round 0: Mute: <its text is not available>"
 
 
 def test_a_failed_import_is_traced_from_the_users_module_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

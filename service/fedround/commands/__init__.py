@@ -1,1 +1,1 @@
-"""Commands that ask running services."""
+"""Commands that query running services."""

@@ -1,6 +1,6 @@
-"""How commands ask the ops port of a running service: where it is, with which token, and what its answer means.
+"""Requests of commands to the ops port of a running service: its address, the token, and the meaning of the response.
 
-It uses neither httpx nor the settings: a probe runs every few seconds, and urllib is imported in a tenth of the time.
+This module imports neither httpx nor the settings. A probe runs every few seconds, and urllib needs a tenth of the import time.
 """
 
 import json
@@ -17,50 +17,57 @@ if TYPE_CHECKING:
     import ssl
 
 MAX_ANSWER = 64 << 20
-"""Bytes of an answer: a status may name every participant."""
+"""Maximum number of bytes of a response. A status may name every participant."""
 ANY_TOKEN = "FEDROUND_TOKEN"  # noqa: S105 the name of a variable
-"""The variable that holds the operators' token of whichever service is asked."""
+"""Variable with the operators' token, for any service."""
 OPS = {
     "participant": ("PARTICIPANT_OPS_BIND", "PARTICIPANT_OPS_PORT", "8080"),
     "coordinator": ("COORDINATOR_BIND", "COORDINATOR_OPS_PORT", "9081"),
     "aggregator": ("AGGREGATOR_BIND", "AGGREGATOR_OPS_PORT", "9082"),
 }
-"""The variables that say where each is served to operators, and its default port."""
+"""Variables with the address and the port of each service's ops port, and its default port."""
 CERTIFICATES = {
     "participant": "PARTICIPANT_OPS_TLS_CERT_FILE",
     "coordinator": "COORDINATOR_TLS_CERT_FILE",
     "aggregator": "AGGREGATOR_TLS_CERT_FILE",
 }
-"""The variables that name the certificate with which that port serves TLS."""
+"""Variables that name the TLS certificate of each ops port."""
 CA_FILE = "--ca-file"
 RUNS, HISTORY = "/runs", "/history"
-"""Where a coordinator tells of its runs, and of the rounds of one."""
+"""Paths of a coordinator's runs, and of the rounds of a run."""
 
 
 def add_service(parser: ArgumentParser) -> None:
-    """Arguments that say whose ops port is meant."""
-    parser.add_argument("service", nargs="?", choices=OPS, help="which one on this machine [default participant]")
-    parser.add_argument("--from", dest="url", metavar="URL", help="the service's ops port; by default what its variables say")
+    """Add the arguments that select an ops port."""
+    parser.add_argument("service", nargs="?", choices=OPS, help="service on this machine [default participant]")
+    parser.add_argument(
+        "--from", dest="url", metavar="URL", help="URL of the ops port [default: from the environment variables of the service]"
+    )
     add_ca_file(parser)
 
 
 def add_ca_file(parser: ArgumentParser) -> None:
-    """The flag for the authority of the service's certificate."""
-    parser.add_argument(CA_FILE, metavar="FILE", help="with https://, the authority (PEM) to trust, in place of the usual ones")
+    """Add the flag for the CA of the service's certificate."""
+    parser.add_argument(CA_FILE, metavar="FILE", help="with https://, the only CA certificates (PEM) to trust")
 
 
 def add_token(parser: ArgumentParser) -> None:
-    """The flag for the operators' token."""
+    """Add the flag for the operators' token."""
     parser.add_argument(
-        "--token", help=f"the operators' token of the service; by default its ..._OPS_TOKEN or ..._OPS_TOKEN_FILE, else {ANY_TOKEN}"
+        "--token", help=f"operators' token of the service [default: its ..._OPS_TOKEN or ..._OPS_TOKEN_FILE, else {ANY_TOKEN}]"
     )
 
 
 @dataclass(frozen=True)
 class Target:
-    """The ops port of a service. `service` is None where only the URL is known; `advice` says where else one could ask.
+    """The ops port of a service.
 
-    `ca_file` is trusted in place of the usual authorities; `own`: it is the certificate of a service on this machine, by any name.
+    Attributes:
+        url: URL of the port.
+        service: Name of the service. None: only the URL is known.
+        advice: Advice for an error message.
+        ca_file: The only certificates to trust. None: the public CAs.
+        own: Whether `ca_file` is the certificate of a service on this machine, so that host names are not checked.
     """
 
     url: str
@@ -70,10 +77,10 @@ class Target:
     own: bool = False
 
     def ask(self, path: str, token: str | None = None, *, document: object = None, within: float = 5.0) -> tuple[int, str]:
-        """Return the HTTP status and the body. A `document` is sent as JSON, by POST. `within` is in seconds.
+        """Send a request, and return the HTTP status and the body. A `document` is sent as JSON with POST. `within` is in seconds.
 
         Raises:
-            FedroundError: There is no answer.
+            FedroundError: There is no response.
         """
         import urllib.error
         import urllib.request
@@ -101,7 +108,7 @@ class Target:
             raise FedroundError(f"no answer from {self.url}: {text}{self.advice}") from error
 
     def _context(self) -> "ssl.SSLContext | None":
-        """None: that of the usual authorities, or none is needed."""
+        """Return a TLS context for `ca_file`, or None for the default one."""
         if self.ca_file is None or not self.url.startswith("https://"):
             return None
         from fedround.http import tls
@@ -117,10 +124,10 @@ class Target:
 
 
 def target(service: str | None, url: str | None, ca_file: str | None, prog: str) -> Target:
-    """Whom the arguments of `add_service` mean; `prog` is the command, for advice."""
+    """Return the target that the arguments of `add_service` select. `prog` is the command, for advice."""
     if url:
         return Target(url, service, ca_file=ca_file)
-    advice = "" if service else f"; `{prog} coordinator` and `aggregator` ask those, --from asks elsewhere"
+    advice = "" if service else f"; for another service: `{prog} coordinator`, `{prog} aggregator` or --from URL"
     service = service or "participant"
     certificate = os.environ.get(CERTIFICATES[service], "").strip()
     url = _url(*OPS[service])
@@ -130,37 +137,38 @@ def target(service: str | None, url: str | None, ca_file: str | None, prog: str)
 
 
 def token(given: str | None, service: str | None) -> str | None:
-    """The operators' token: that of the flag, else of the service's variables, else of `FEDROUND_TOKEN`.
+    """Return the operators' token: from the flag, else the service's variables, else `FEDROUND_TOKEN`.
 
-    Where only a URL is known, no variable of a service is read: that token would be sent to somebody else. Raises `FedroundError`.
+    If only a URL is known, it does not read variables of a service: another server would receive that token. Raises
+    `FedroundError`.
     """
     found = given or (service and _of_service(service)) or os.environ.get(ANY_TOKEN, "").strip()
     if found and not all("!" <= character <= "~" for character in found):
-        raise FedroundError("the operators' token is sent in a header: visible ASCII characters, no blanks")
+        raise FedroundError("the operators' token must consist of visible ASCII characters, without spaces")
     return found or None
 
 
 def missing(service: str | None) -> str:
-    """What to do about a 401."""
+    """Return advice for a 401."""
     variables = f"{service.upper()}_OPS_TOKEN or {ANY_TOKEN}" if service else ANY_TOKEN
     return f"give the operators' token of the {service or 'service'} by --token, or set {variables}"
 
 
 def checked(url: str) -> str:
-    """The URL. Raises `FedroundError` where it is none."""
+    """Return the URL. Raises `FedroundError` if it is invalid."""
     if not url.startswith(("http://", "https://")):
-        raise FedroundError(f"{url} is no URL: write it as http://host:port")
+        raise FedroundError(f"invalid URL {url}: write it as http://host:port")
     return url
 
 
 def foreign(path: str, status: int) -> str:
-    """What to say of an answer that no service of ours gives."""
+    """Return the message for a response that does not come from fedround."""
     ports = ", ".join(f"{port} ({service})" for service, (_, _, port) in OPS.items())
-    return f"not a service of fedround: it answers {path} with {status}; ops ports are by default {ports}"
+    return f"not an ops port of fedround: {path} returned {status}; default ops ports: {ports}"
 
 
 def decoded(answer: str) -> dict[str, Any] | None:
-    """The JSON object; None where it is none."""
+    """Return the JSON object, or None if the text is not one."""
     try:
         found = json.loads(answer)
     except (ValueError, RecursionError):

@@ -31,19 +31,19 @@ def runs(url: str, token: str | None, ca_file: Path | None) -> str:
 
 
 def history(url: str, run: str | None, output: Path, token: str | None, ca_file: Path | None) -> str:
-    """Write the rounds of a run, by default the current one, to a `.csv` or `.json` file. Return what was written, for the user.
+    """Write the rounds of a run, by default the current one, to a `.csv` or `.json` file. Return a message for the user.
 
     Raises:
-        FedroundError: There is no such run, or the file cannot be written.
+        FedroundError: The run does not exist, or the file cannot be written.
     """
     if output.suffix not in (".csv", ".json"):
-        raise FedroundError(f"--output: {output} ends in neither .csv nor .json")
+        raise FedroundError(f"--output: {output} must end in .csv or .json")
     found = _asked(url, HISTORY + (f"?run={quote(run)}" if run else ""), token, ca_file)
     text = json.dumps(found, indent=1) + "\n" if output.suffix == ".json" else _csv(found["rounds"])
     try:
         replace(Directory(output.parent, mode=0o666), output.name, [text.encode()])
     except OSError as error:
-        raise FedroundError(f"the history cannot be written to {output}: {error.strerror}") from error
+        raise FedroundError(f"cannot write the history to {output}: {error.strerror}") from error
     return f"{output}: {len(found['rounds'])} rounds of run {found['run']['name']}"
 
 
@@ -59,7 +59,7 @@ def _asked(url: str, path: str, token: str | None, ca_file: Path | None) -> Any:
 
 
 def _csv(rounds: Sequence[Mapping[str, Any]]) -> str:
-    """One line for each round: its numbers, its metrics, statistics of the model's weights, and who was counted."""
+    """Return one line per round: numbers, metrics, statistics of the model's weights, and the counted participants."""
     metrics, weights = _names(rounds, "metrics"), _names(rounds, "weights")
     rounds = [{**round, **{kind: round.get(kind, {}).get("metrics", {}) for kind in ("evaluation", "server")}} for round in rounds]
     evaluation, server = _names(rounds, "evaluation"), _names(rounds, "server")

@@ -1,4 +1,4 @@
-"""`fedround model`: files of global models, fetched from an aggregator or written for the start of a training."""
+"""`fedround model`: download a global model, or write the initial model of a training."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ NO_MODEL = "is this the aggregator's ops port, by default 9082?"
 
 
 def fetch(url: str, output: Path, round: str | None, token: str | None, ca_file: Path | None) -> str:
-    """Write the global model to `output`. Return what was written, for the user. Raises `FedroundError`."""
+    """Download the global model to `output`. Return a message for the user. Raises `FedroundError`."""
     try:
         url, token = asking.checked(url), asking.token(token, "aggregator")
         model, number = fetch_model(url, round=round, token=token, ca_file=ca_file)
@@ -35,26 +35,26 @@ def fetch(url: str, output: Path, round: str | None, token: str | None, ca_file:
 
 
 def init(name: str, options: str, output: Path, *, flower: bool = False) -> str:
-    """Write the weights that a class or a Flower app begins with, without local tensors. Return what was written, for the user.
+    """Write the initial weights of a class or a Flower app, without local tensors. Return a message for the user.
 
     Raises:
-        ConfigurationError: There is no such class, or it has no `initial_weights`.
-        FedroundError: They are no weights, or cannot be written.
+        ConfigurationError: The class does not exist, or has no `initial_weights`.
+        FedroundError: The weights are invalid, or cannot be written.
     """
     flag = "--flower" if flower else "--init"
     try:
         given = json.loads(options)
     except ValueError as error:
-        raise ConfigurationError(f"--options: this is no JSON: {error}") from error
+        raise ConfigurationError(f"--options: invalid JSON: {error}") from error
     if ":" not in name or not isinstance(given, dict):
-        raise ConfigurationError(f"{flag} is module:name, and --options a JSON object")
+        raise ConfigurationError(f"{flag} must be module:name, and --options a JSON object")
     try:
         participant = load_participant(*(flower_app(name, given) if flower else (name, given)))
     except ConfigurationError as error:
         text = str(error).replace(CLASS, flag).replace(FLOWER, flag).replace(OPTIONS, "--options")
         raise ConfigurationError(text) from error
     if not isinstance(participant, NumPyParticipant):
-        raise ConfigurationError(f"{flag}: {name} is no fedround.NumPyParticipant")
+        raise ConfigurationError(f"{flag}: {name} is not a fedround.NumPyParticipant")
     try:
         weights, _ = shared_tensors(participant.initial_weights(), participant.local_tensors)
     except NotImplementedError as error:
@@ -68,9 +68,9 @@ def _write(output: Path, parts: Sequence[memoryview]) -> None:
     try:
         replace(Directory(output.parent, mode=0o666), output.name, parts)
     except OSError as error:
-        raise FedroundError(f"the model cannot be written to {output}: {error.strerror}") from error
+        raise FedroundError(f"cannot write the model to {output}: {error.strerror}") from error
 
 
 def _named(output: Path, suffix: str) -> str:
     known = {".npy", ".safetensors"}
-    return f"; it is {suffix[1:]}, whatever its name says" if output.suffix in known and output.suffix != suffix else ""
+    return f"; note that its format is {suffix[1:]}" if output.suffix in known and output.suffix != suffix else ""

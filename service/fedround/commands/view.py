@@ -1,4 +1,4 @@
-"""A service's status as text for people: what `/status` says as JSON, in lines and tables."""
+"""A service's `/status` as lines and tables of text."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -7,11 +7,11 @@ from typing import Any
 from fedround.common.text import printable
 
 LAST = 10
-"""Rounds, and warnings, that are shown."""
+"""Maximum number of rounds, and of warnings, to show."""
 
 
 def lines(status: Mapping[str, Any]) -> Iterator[str]:
-    """A line for each single value, then a table for each list of objects."""
+    """Yield a line for each single value, then a table for each list of objects."""
     tables = {
         name: value for name, value in status.items() if isinstance(value, list) and any(isinstance(row, dict) for row in value)
     }
@@ -25,7 +25,7 @@ def lines(status: Mapping[str, Any]) -> Iterator[str]:
 
 
 def columns(rows: Sequence[Iterable[str]]) -> Iterator[str]:
-    """The rows with their columns one below the other, escaped where a text is not printable."""
+    """Yield the rows with aligned columns. Characters that are not printable are escaped."""
     table = [[printable(text) for text in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:

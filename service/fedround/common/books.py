@@ -1,8 +1,8 @@
-"""The books: what counted, kept by the aggregator alone, and the five operations by which the coordinator works with them.
+"""The books: the internal API between coordinator and aggregator, which keeps the ledger of counted updates. No I/O.
 
-The coordinator calls them directly (`fedround platform`) or over the aggregator's internal port (`remote_books.RemoteBooks`).
-All of them are idempotent and keyed by an *attempt* of a round, so a caller that got no answer asks again.
-This file owns the messages and their JSON; it does no I/O.
+The coordinator calls the five operations directly (`fedround platform`) or over the aggregator's internal port
+(`remote_books.RemoteBooks`). All are idempotent and keyed by an *attempt* of a round, so a caller without a response retries.
+This file owns the messages and their JSON.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,18 +16,18 @@ from fedround.tensors.figures import LARGEST
 
 
 class Verdict(StrEnum):
-    """What `revoke` found."""
+    """The result of `revoke`."""
 
     REVOKED = "revoked"
-    """The token is dead, nothing of it was counted, nothing ever will be."""
+    """The upload permission is revoked: no update with it was or will be counted."""
     COUNTED = "counted"
-    """Too late: the update is in the sum."""
+    """Too late: the update is in the aggregate."""
     RECEIVING = "receiving"
-    """The update is arriving now, and may be whole in time; nothing was revoked: ask again."""
+    """The update is arriving and may be complete in time. Nothing was revoked: retry."""
 
 
 class Outcome(StrEnum):
-    """What became of an update."""
+    """The outcome of an update."""
 
     COUNTED = "counted"
     REFUSED = "refused"
@@ -35,17 +35,17 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """The right of one participant to deliver one update to one attempt."""
+    """The permission of one participant to upload one update in one attempt."""
 
     id: str
     token: str
     owner: str = ""
-    """The proved identity that alone may use it; empty: everybody that bears the token."""
+    """The identity that may use it. Empty: any client with the token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What a participant found the model of `round` to be like on its own data; None: the model that the run began with."""
+    """A participant's evaluation of the model of `round`, on its own data. None: the model that the run began with."""
 
     round: int | None
     samples: int
@@ -54,7 +54,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of the ledger. `seq` rises by one from 1 within an incarnation; counted entries are in the order of folding."""
+    """One line of the ledger. Within an incarnation, `seq` counts from 1. Counted entries are in the order of folding."""
 
     seq: int
     attempt: str
@@ -62,9 +62,9 @@ class Entry:
     outcome: Outcome
     samples: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """What the participant reported with its update."""
+    """Metrics that the participant reported with its update."""
     reason: str = ""
-    """Why the update was refused, for people."""
+    """Why the update was refused, for operators."""
     evaluation: Evaluation | None = None
 
 
@@ -75,7 +75,7 @@ class Newest:
     round: int
     parameters: int
     run: str = ""
-    """The name of the run that it was trained in; empty where the aggregator does not know."""
+    """Name of the run that trained it. Empty if the aggregator does not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ NO_RUN = Run()
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What the weights of a round's model are like: figures that people are shown, all finite."""
+    """Statistics of the weights of a round's model, all finite, for operators."""
 
     round: int
     figures: Mapping[str, float]
@@ -101,9 +101,9 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class ServerEvaluation:
-    """How the aggregator's own function evaluated the model of `round`; None: the model that the run of that name began with.
+    """The aggregator's evaluation of the model of `round`. None: the model that the run of this name began with.
 
-    Without metrics there is a `reason` for people: the evaluation failed, or the function wanted none.
+    Without metrics, `reason` says why: the evaluation failed, or the function returned none.
     """
 
     round: int | None
@@ -115,10 +115,10 @@ class ServerEvaluation:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """The entries that were not acknowledged. Another `incarnation` than before: the sum was lost, and `seq` begins anew.
+    """The entries that are not acknowledged yet. With a new `incarnation`, the aggregate was lost and `seq` starts again at 1.
 
-    The round of `newest` is over, even if nobody was told that it was closed. `measured` (of the last models) and `faults` (why the
-    aggregator is not ready) are for people: nothing follows from them.
+    The round of `newest` is over, even if the response to `close` was lost. `measured` (the last models) and `faults` (why the
+    aggregator is not ready) are for operators: no decision depends on them.
     """
 
     incarnation: str
@@ -127,27 +127,27 @@ class Page:
     measured: tuple[Measured, ...] = ()
     faults: tuple[str, ...] = ()
     lost: str = ""
-    """Why the sum before this incarnation was lost: a reason that does not pass by itself. Empty after a restart."""
+    """Why the aggregate before this incarnation was lost: a permanent problem. Empty after a restart."""
     generation: int = 0
-    """How often an operator made a former model the newest. It grows: the rounds after that of `newest` are void."""
+    """Number of rollbacks. If it grows, the rounds after that of `newest` are void."""
     strategy: str = ""
-    """How updates become a model, for people."""
+    """Name of the strategy, for operators."""
     evaluator: str = ""
-    """The function that evaluates models at the aggregator; empty: there is none."""
+    """Function that evaluates models at the aggregator. Empty: none."""
     evaluations: tuple[ServerEvaluation, ...] = ()
-    """The last evaluations by that function, the oldest first. Each comes on several pages. Models may be skipped."""
+    """The last evaluations by that function, the oldest first. Each is on several pages. Models may be skipped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The attempt is closed and its result is the global model, which `parameters` weights make up; 0 where nobody can tell."""
+    """The attempt is closed; its result is the global model. `parameters` is its number of weights, or 0 if unknown."""
 
     parameters: int
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The attempt stays open: the ledger holds other ids than the coordinator expected."""
+    """The attempt stays open: the ledger's ids differ from those that the coordinator expects."""
 
     missing: frozenset[str]
     """Expected, not counted."""
@@ -162,14 +162,18 @@ class Open:
     attempt: str
     round: int
     admissions: tuple[Admission, ...]
+    """Upload permissions."""
     forget: tuple[str, ...] = ()
+    """Ids of participants that left. Their last counted tokens become invalid."""
     run: Run = NO_RUN
+    """If it is not the run of the newest model, its first attempt begins with the aggregator's initial model, if any."""
     train: bool = True
+    """Whether updates contain weights. If not, they only contain evaluations, and no model is made."""
 
 
 @dataclass(frozen=True, slots=True)
 class Admit:
-    """Ask the books to `admit`."""
+    """A call of `Books.admit`."""
 
     attempt: str
     admissions: tuple[Admission, ...]
@@ -177,7 +181,7 @@ class Admit:
 
 @dataclass(frozen=True, slots=True)
 class Revoke:
-    """Ask the books to `revoke`."""
+    """A call of `Books.revoke`."""
 
     attempt: str
     id: str
@@ -186,7 +190,7 @@ class Revoke:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Ask the books to `close`."""
+    """A call of `Books.close`."""
 
     attempt: str
     ids: tuple[str, ...]
@@ -197,44 +201,39 @@ Answer = None | Verdict | Closed | Difference
 
 
 class Books(Protocol):
-    """The five operations. Every one may raise `ExchangeError` where the aggregator is not in this process."""
+    """The five operations. With the aggregator in another process, each may raise `ExchangeError`."""
 
     async def open(self, call: Open) -> None:
-        """Begin an attempt; whatever an unclosed one before it had collected is thrown away.
-
-        `forget` names ids that are gone: their last counted tokens are good for nothing any more. The first attempt of another
-        `run` than that of the newest model begins with the aggregator's initial model, if it has one. Without `train` updates are
-        empty: only evaluations come with them, and no model is made.
-        """
+        """Open an attempt. The aggregate of an attempt that was not closed is discarded."""
         ...
 
     async def admit(self, attempt: str, admissions: Sequence[Admission]) -> None:
-        """Let more participants deliver. Raises `UnknownAttempt`."""
+        """Let more participants upload. Raises `UnknownAttempt`."""
         ...
 
     async def revoke(self, attempt: str, id: str, patience: float = 0.0) -> Verdict:
-        """Take a right back, if it is not too late.
+        """Revoke an upload permission, if its update is not counted yet.
 
-        An update that is arriving, and can be whole within `patience` seconds at its rate so far, goes on for now; any other is
-        cut. Raises `UnknownAttempt`.
+        An upload that can finish within `patience` seconds at its rate so far continues for now. Any other is aborted. Raises
+        `UnknownAttempt`.
         """
         ...
 
     async def close(self, attempt: str, ids: Sequence[str]) -> Closed | Difference:
-        """Make the counted updates the global model, if they are those of `ids`. Raises `UnknownAttempt`."""
+        """Make the global model from the counted updates, if they are those of `ids`. Raises `UnknownAttempt`."""
         ...
 
     async def ledger(self, incarnation: str, after: int, best: int | None = None) -> Page:
-        """Wait (up to some 20 s) for entries after number `after`, and acknowledge those up to it.
+        """Acknowledge the entries up to number `after`, and wait about 20 s at most for the next ones.
 
-        Asked for another incarnation than its own, the aggregator acknowledges nothing and answers at once, from its first entry.
-        It keeps the model of the round `best`, which is the best of its run so far.
+        If `incarnation` is not its own, the aggregator acknowledges nothing and responds immediately, from its first entry. It
+        keeps the model of round `best`, the best one of its run so far.
         """
         ...
 
 
 async def carry_out(books: Books, call: Call) -> Answer:
-    """Make the call, and hand on what it returns or raises."""
+    """Carry out a call. Return or raise what it returns or raises."""
     match call:
         case Open():
             await books.open(call)
@@ -248,13 +247,13 @@ async def carry_out(books: Books, call: Call) -> Answer:
 
 
 def figures(reported: object) -> dict[str, float]:
-    """What of a JSON value are figures that can be averaged, kept and shown: the first few of them; the rest is left out."""
+    """Return the valid metrics of a JSON value, at most `MAX_FIGURES`. Ignore the rest."""
     found = reported.items() if isinstance(reported, dict) else ()
     return dict(islice(((name, float(value)) for name, value in found if _is_figure(name, value)), MAX_FIGURES))
 
 
 def _is_figure(name: str, value: object) -> bool:
-    # Names go into logs as they are. Not even sums of values that large overflow.
+    # Names are logged unescaped. Sums of values up to `LARGEST` do not overflow.
     number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
     return number and 0 < len(name) <= MAX_FIGURE_NAME and name.isprintable()
 

@@ -1,7 +1,7 @@
-"""What must survive `kill -9`: files that are replaced as a whole, or not at all, in a directory that one process holds.
+"""Files that survive `kill -9`: replaced atomically, in a directory that one process holds.
 
-A file is written beside its place, flushed to the disk, renamed, and the directory is flushed: whoever comes back finds the old one
-or the new one. A document has its version and checksum in its first line, so that damage is seen, and never mistaken for nothing.
+A file is written under another name, flushed to the disk and renamed; then the directory is flushed. A restarted process finds the
+old file or the new one. The first line of a document has its version and checksum, so damage is never mistaken for an empty state.
 """
 
 import fcntl
@@ -24,30 +24,30 @@ LOG = logging.getLogger(__name__)
 VERSION = 1
 LOCK = "lock"
 PART = ".part"
-"""The ending of what was being written: of no use to who comes back."""
+"""Suffix of incomplete files, which a restarted process removes."""
 LARGEST = 10**15
-"""The largest whole number in a document: rounds, sizes, counts."""
+"""Maximum of whole numbers in a document: rounds, sizes, counts."""
 PATIENCE = 30.0
-"""Seconds for which one waits until another process lets go of the directory."""
+"""Seconds to wait until another process releases the directory."""
 
 Buffer = bytes | memoryview
 
 
 class Disk(Protocol):
-    """A directory. What it raises is an `OSError`."""
+    """A directory. Its methods raise `OSError`."""
 
     def read(self, name: str) -> memoryview:
-        """All of a file, writable; raises `FileNotFoundError`."""
+        """Return the content of a file, writable. Raises `FileNotFoundError`."""
         ...
 
     def write(self, name: str, parts: Iterable[Buffer]) -> None:
-        """Make a file, and flush it to the disk."""
+        """Create a file and flush it to the disk."""
         ...
 
     def rename(self, old: str, new: str) -> None: ...
 
     def flush(self) -> None:
-        """Flush the directory itself: what was made, renamed and removed."""
+        """Flush the directory itself: files created, renamed and removed."""
         ...
 
     def remove(self, name: str) -> None: ...
@@ -56,7 +56,7 @@ class Disk(Protocol):
 
 
 class Directory:
-    """A `Disk` that is one. New files have `mode`, by default for this user alone: they hold models, and ids that let act."""
+    """A `Disk` on a file system. New files have `mode`, by default private: they contain models, and ids that authorize."""
 
     def __init__(self, path: Path, *, mode: int = 0o600) -> None:
         self.path = path
@@ -96,25 +96,25 @@ class Directory:
 
 
 def replace(disk: Disk, name: str, parts: Iterable[Buffer]) -> None:
-    """Write a file, all of it or nothing. When this returns it survives anything; raises `OSError`."""
+    """Replace a file atomically. After this returns, the content survives a crash. Raises `OSError`."""
     try:
         disk.write(name + PART, parts)
         disk.rename(name + PART, name)
     except OSError:
         with suppress(OSError):
-            disk.remove(name + PART)  # on a full disk it would be in the way
+            disk.remove(name + PART)  # it would take space on a full disk
         raise
     disk.flush()
 
 
 def save(disk: Disk, name: str, document: Any) -> None:
-    """Write a JSON document. Raises `OSError`."""
+    """Write a JSON document atomically. Raises `OSError`."""
     body = json.dumps(document, separators=(",", ":")).encode()
     replace(disk, name, [f"fedround {VERSION} {zlib.crc32(body):08x}\n".encode(), body])
 
 
 def load(disk: Disk, name: str) -> Any:
-    """The document that was saved; None if there was none. Raises `DataDamaged`."""
+    """Return the saved document, or None if there is none. Raises `DataDamaged`."""
     try:
         head, _, body = bytes(disk.read(name)).partition(b"\n")
     except FileNotFoundError:
@@ -133,23 +133,23 @@ def load(disk: Disk, name: str) -> Any:
             raise DataDamaged(
                 name, f"it is of version {version.decode(errors='replace')}, and this is fedround for version {VERSION}"
             )
-    raise DataDamaged(name, "it is none of ours")
+    raise DataDamaged(name, "it is not a file of fedround")
 
 
 def check_own(disk: Disk, name: str, files: "re.Pattern[str]" = re.compile("$^")) -> None:
-    """Where the document `name` is missing: is this a new directory, or one that lacks it? Raises `DataDamaged`.
+    """Check that a directory without the document `name` is new, and does not merely lack it. Raises `DataDamaged`.
 
-    `files` are those that the document would list.
+    `files` matches the names of the files that the document would list.
     """
     names = disk.names()
     if any(files.fullmatch(other) for other in names):
-        raise DataDamaged(name, "it is missing, but the files that it lists are there")
+        raise DataDamaged(name, "it is missing, but the files that it lists exist")
     if others := sorted({"models.json", "rounds.json"}.intersection(names) - {name}):
-        raise DataDamaged(name, f"it is missing, and {others[0]} of another service is there; each service needs its own directory")
+        raise DataDamaged(name, f"it is missing, and {others[0]} of another service exists; each service needs its own directory")
 
 
 def tidy(disk: Disk) -> None:
-    """Remove what was left half written."""
+    """Remove incomplete files."""
     for name in disk.names():
         if name.endswith(PART):
             disk.remove(name)
@@ -157,14 +157,14 @@ def tidy(disk: Disk) -> None:
 
 @contextmanager
 def held(path: Path | None, setting: str, *, within: float = PATIENCE) -> Iterator[Directory | None]:
-    """Hold the directory for this process, and make it if there is none. None where nobody wants one.
+    """Lock the directory for this process within the block, and create it if it is missing. Yield None without a `path`.
 
     Raises:
-        DataDirectoryHeld: Another process has held it for longer than `within` seconds.
-        ConfigurationError: It cannot be made, not be written, or not be held.
+        DataDirectoryHeld: Another process still holds it after `within` seconds.
+        ConfigurationError: It cannot be created, written or locked.
     """
     if path is None:
-        LOG.info("%s is not set: nothing is kept over a restart", setting)
+        LOG.info("%s is not set: no state persists across restarts", setting)
         yield None
         return
     directory = Directory(path)
@@ -186,14 +186,14 @@ def held(path: Path | None, setting: str, *, within: float = PATIENCE) -> Iterat
 
 
 def _locked(file: BinaryIO, within: float) -> bool:
-    """Whether the file was locked in time."""
+    """Lock a file. Return whether that succeeded in time."""
     got = threading.Event()
 
     def wait() -> None:
-        with suppress(ValueError, OSError):  # given up meanwhile: the file is closed
+        with suppress(ValueError, OSError):  # the caller gave up and closed the file
             fcntl.flock(file, fcntl.LOCK_EX)
             got.set()
 
-    # There is no flock with a time-out: a thread waits, and is left behind where that takes too long.
+    # flock has no time-out: a thread waits, and is abandoned if that takes too long.
     threading.Thread(target=wait, name="fedround-lock", daemon=True).start()
     return got.wait(within)

@@ -1,4 +1,4 @@
-"""Evaluations of global models, as users' code returns them. No I/O."""
+"""Evaluations of global models that users' code returns. No I/O."""
 
 import json
 import math
@@ -13,11 +13,11 @@ HOW = "return fedround.Evaluation(samples, accuracy=...)"
 
 
 class Evaluation:
-    """What `evaluate` returns: how good a global model is on data of the code that evaluates it.
+    """The result of `evaluate`: the quality of a global model on some data.
 
     Args:
-        samples: Number of samples it was evaluated on: the weight of a participant's metrics in the mean.
-        metrics: Numbers by name, as in `Evaluation(200, accuracy=0.9, loss=0.3)`.
+        samples: Number of samples it was evaluated on. It weights a participant's metrics in the mean.
+        metrics: Metrics by name, as in `Evaluation(200, accuracy=0.9, loss=0.3)`.
     """
 
     def __init__(self, samples: int, **metrics: SupportsFloat) -> None:
@@ -34,7 +34,7 @@ def parts(returned: Any) -> tuple[Any, Any]:
 
 
 def number(name: Any, value: SupportsFloat) -> float:
-    """Return the value of a metric. Raises `ValueError` where it is no number, or has no proper name."""
+    """Return the value of a metric. Raises `ValueError` if it is not a number or its name is invalid."""
     try:
         found = float(value)
     except OverflowError:  # an integer of more than 308 digits
@@ -42,12 +42,12 @@ def number(name: Any, value: SupportsFloat) -> float:
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be a number, not {value!r}") from None
     if not isinstance(name, str) or not 0 < len(name) <= MAX_FIGURE_NAME or not name.isprintable():
-        raise ValueError(f"{name!r} is no name of a metric: write 1 to {MAX_FIGURE_NAME} printable characters")
+        raise ValueError(f"{name!r} is not a valid name of a metric: use 1 to {MAX_FIGURE_NAME} printable characters")
     return found
 
 
 def encoded(samples: SupportsIndex, metrics: Mapping[str, float]) -> str:
-    """Return an evaluation as it travels with an update. Raises `TypeError` or `ValueError` where it cannot travel."""
+    """Return the header that sends an evaluation with an update. Raises `TypeError` or `ValueError` if it is invalid."""
     count = index(samples)
     text = json.dumps({"samples": count, "metrics": dict(metrics)}, separators=(",", ":"))
     if len(metrics) > MAX_FIGURES or len(text) > MAX_METRICS or not 0 <= count < 2**32:
@@ -59,10 +59,10 @@ def read(returned: Any) -> tuple[int, dict[str, float], list[str]]:
     """Return the samples, the finite metrics, and the names of the metrics that are not finite.
 
     Args:
-        returned: An `Evaluation`, a pair of samples and metrics, or metrics alone, which have 0 samples.
+        returned: An `Evaluation`, a pair of samples and metrics, or only metrics (0 samples).
 
     Raises:
-        TypeError, ValueError: It is none of them, it is too large, or no metric is finite.
+        TypeError, ValueError: It is of another type, too large, or without a finite metric.
     """
     if not isinstance(returned, Evaluation | Mapping | tuple | list):
         raise TypeError(f"it returned {type(returned).__name__}")

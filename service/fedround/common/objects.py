@@ -1,4 +1,4 @@
-"""Finds the objects of users' code that settings name, such as `my_package.my_module:MyClass`."""
+"""Import of objects that settings name, such as `my_package.my_module:MyClass`."""
 
 import difflib
 import importlib
@@ -10,10 +10,10 @@ from fedround.errors import ConfigurationError
 
 
 def find(what: str, setting: str) -> Any:
-    """Return what `module:name` names. The module is looked for in the working directory too.
+    """Import the object that `module:name` names. The working directory is searched too.
 
     Raises:
-        ConfigurationError: There is no such module, or it has no such name. The message begins with `setting`.
+        ConfigurationError: The module does not exist, or lacks the name. The message begins with `setting`.
         Exception: Whatever the module itself raises.
     """
     module, _, name = what.partition(":")
@@ -22,7 +22,7 @@ def find(what: str, setting: str) -> Any:
     try:
         found: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        # A module that is missing is a wrong setting; one that is there and fails, by an import of its own say, is shown as it is.
+        # A missing module is a wrong setting. An error inside an existing module, such as a failed import, is shown unchanged.
         if not error.name or not f"{module}.".startswith(f"{error.name}."):
             raise
         where = f"neither in {Path.cwd()} nor installed"

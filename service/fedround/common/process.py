@@ -1,4 +1,4 @@
-"""The process of a service: its event loop, its signals, its tuning. The only file that imports uvloop."""
+"""The process of a service: event loop, signals, tuning. The only file that imports uvloop."""
 
 import asyncio
 import ctypes
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @contextmanager
 def capture_signals() -> Iterator[asyncio.Event]:
-    """SIGTERM and SIGINT set the event; the second of them ends the process at once. For the main thread, within a running loop."""
+    """Set the event on SIGTERM or SIGINT. A second signal ends the process immediately. Main thread only, in a running loop."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     caught = False
 
@@ -37,39 +37,39 @@ def capture_signals() -> Iterator[asyncio.Event]:
 
 
 def run(main: Coroutine[object, object, T]) -> T:
-    """Run `main` on an event loop made for serving, in a process tuned for it."""
-    import uvloop  # a participant, which serves its operators alone, does without
+    """Run `main` on uvloop, in a process tuned for serving."""
+    import uvloop  # a participant, which serves only its ops port, does not need it
 
-    with closing(main):  # it may be asked to stop before `main` has begun
+    with closing(main):  # a signal may end the loop before `main` starts
         tune()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(main)
 
 
 def leave(code: int = 0) -> Never:
-    """End the process now: for users' code that is still at work. An interpreter that ends beneath a library may crash."""
+    """End the process immediately, while users' code still runs. A regular shutdown under a running library may crash."""
     logging.shutdown()
     os._exit(code)
 
 
 def tune() -> None:
-    """Settle the process for serving, after the imports.
+    """Tune the process for serving. Call it after the imports.
 
-    glibc gives buffers back to the kernel each time, and receiving pays page faults for them again and again: keep those of a
-    few MB, but not what is as large as a model, nor much of what is free.
-    glibc gives each thread a heap of its own, and what one thread frees is of no use to another: the sums of many small tensors
-    would be kept once for each thread that has made some. One heap for all.
-    Each connection takes a descriptor: take as many as the system gives.
-    A full garbage collection over thousands of connections stalls all of them: what is there now is never looked at again, and
-    full collections become rare.
+    - By default, glibc returns buffers to the kernel, and each receive pays page faults for new ones. Keep buffers of a few MB, but
+      neither those as large as a model nor much free memory.
+    - By default, glibc gives each thread a heap, and threads cannot reuse each other's freed memory. Aggregates of many small
+      tensors would be kept once per thread. Use one heap for all threads.
+    - Each connection needs a file descriptor. Raise the limit to the maximum.
+    - A full garbage collection over thousands of connections stalls all of them. Exclude existing objects, and make full
+      collections rare.
     """
-    with suppress(AttributeError, OSError):  # another C library than glibc
+    with suppress(AttributeError, OSError):  # not glibc
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, 4 << 20)
         libc.mallopt(M_TRIM_THRESHOLD, 16 << 20)
         libc.mallopt(M_ARENA_MAX, 1)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # macOS refuses what its kernel has no room for
+    with suppress(ValueError, OSError):  # macOS refuses more than its kernel supports
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     gc.collect()
     gc.freeze()
@@ -79,4 +79,4 @@ def tune() -> None:
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
 M_ARENA_MAX = -8
-"""The numbers of <malloc.h>."""
+"""Constants of <malloc.h>."""

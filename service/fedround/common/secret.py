@@ -1,8 +1,8 @@
-"""The internal secret: what the coordinator sends to the aggregator's internal port, and where it comes from.
+"""The internal secret, which the coordinator sends to the aggregator's internal port.
 
-It is set, or it is in a file. The first service that finds no such file makes it, in one step: two services that start at the same
-time read the same secret. By default the file is in a directory that only this user can read. Both services look at the file again
-with each request, so either of them may be restarted, and the file replaced, in any order.
+It comes from a setting or a file. The first service that finds no file creates it atomically, so two services that start at the
+same time read the same secret. By default the file is in a directory that only this user can read. Both services check the file
+at each request, so you can restart them and replace the file in any order.
 """
 
 import hmac
@@ -23,24 +23,24 @@ LOG = logging.getLogger(__name__)
 
 NAME = "internal-secret"
 SHORTEST = 16
-"""Characters that a secret in a file has at least."""
+"""Minimum number of characters of a secret in a file."""
 LONGEST = 1024
 VARIABLE = "FEDROUND_INTERNAL_SECRET"
 
 Secret = Callable[[], str | None]
-"""Gives the secret as it is now; None where none is sent."""
+"""Returns the current secret, or None to send none."""
 
 
 class SecretFile:
-    """A secret in a file, made if there is none.
+    """A secret in a file, which is created if it is missing.
 
     Args:
         path: The file.
-        private: Whether the file, and its directory, must belong to this user and be closed to all others, and be no link. Else it
-            may be root's, as a secret that Docker or Kubernetes mounts.
+        private: Whether file and directory must belong to this user, deny access to others, and not be links. If not, the file
+            may also belong to root, like a secret that Docker or Kubernetes mounts.
 
     Raises:
-        ConfigurationError: The file cannot be made or read, others could write it, or what is in it is no secret.
+        ConfigurationError: The file cannot be created or read, other users can write it, or its content is not a valid secret.
     """
 
     def __init__(self, path: Path, *, private: bool) -> None:
@@ -53,16 +53,16 @@ class SecretFile:
         self._stamp, self._value = self._read()
 
     def __call__(self) -> str:
-        """The secret. A file that cannot be used any more is logged once, and the former secret holds."""
+        """Return the secret. If a changed file is invalid, log it once and keep the previous secret."""
         try:
             found = self._path.stat(follow_symlinks=not self._private)
             if _stamp(found) != self._stamp:
                 self._stamp = _stamp(found)
                 self._stamp, self._value = self._read()
         except FileNotFoundError:
-            pass  # something tidied up: the next service that starts makes another one
+            pass  # it was deleted: the next service that starts creates another one
         except (OSError, ConfigurationError) as error:
-            LOG.warning("%s; the former secret holds", error)
+            LOG.warning("%s; the previous secret stays active", error)
         return self._value
 
     def _read(self) -> tuple[tuple[int, ...], str]:
@@ -81,7 +81,7 @@ class SecretFile:
             raise self._error("other users have access to it: chmod 600")
         text = content.strip().decode(errors="replace")
         if not SHORTEST <= len(text) <= LONGEST or not all("!" <= character <= "~" for character in text):
-            raise self._error(f"it has to hold {SHORTEST} or more visible ASCII characters, and nothing else")
+            raise self._error(f"it must contain {SHORTEST} or more visible ASCII characters, and nothing else")
         return _stamp(found), text
 
     def _error(self, why: str) -> ConfigurationError:
@@ -89,7 +89,7 @@ class SecretFile:
 
 
 class SecretHolder:
-    """Lets in a client that has the secret: `Tokens` for the internal port."""
+    """The check of the secret at the internal port, with the interface of `Tokens`."""
 
     needed = True
 
@@ -97,17 +97,17 @@ class SecretHolder:
         self._secret = secret
 
     def owner(self, given: str) -> str | None:
-        """Return "" for the secret, else None."""
+        """Return "" if `given` is the secret, else None."""
         return "" if hmac.compare_digest(given.encode(), (self._secret() or "").encode()) else None
 
 
 def of_aggregator(settings: AggregatorSettings) -> Secret:
-    """The secret that the internal port requires. Raises `ConfigurationError`."""
+    """Return the secret that the internal port requires. Raises `ConfigurationError`."""
     return _set(settings) or SecretFile(_default(), private=True)
 
 
 def of_coordinator(settings: CoordinatorSettings) -> Secret:
-    """The secret that the coordinator sends. One that only this machine knows is sent to no other. Raises `ConfigurationError`."""
+    """Return the secret that the coordinator sends. The default one never leaves this machine. Raises `ConfigurationError`."""
     if (found := _set(settings)) is not None:
         return found
     if not is_loopback(urlsplit(settings.aggregator_internal_url).hostname or ""):
@@ -133,23 +133,23 @@ def _default() -> Path:
 
 
 def _make_private(directory: Path) -> None:
-    """Make the directory if there is none. Raises `ConfigurationError` unless it is this user's alone."""
+    """Create the directory if it is missing. Raises `ConfigurationError` unless it is private to this user."""
     try:
         with suppress(FileExistsError):
             directory.mkdir(0o700)
         found = directory.lstat()
     except OSError as error:
         raise ConfigurationError(
-            f"{directory}, for the internal secret, cannot be made: {error.strerror}; set {VARIABLE}"
+            f"cannot create the directory {directory} for the internal secret: {error.strerror}; set {VARIABLE}"
         ) from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise ConfigurationError(
-            f"{directory}, for the internal secret, is not a directory of this user alone: remove it, or set {VARIABLE}"
+            f"{directory}, for the internal secret, must be a private directory of this user: remove it, or set {VARIABLE}"
         )
 
 
 def _make(path: Path) -> None:
-    """Make the file with a new secret, whole from its first moment on. Raises `FileExistsError` or `ConfigurationError`."""
+    """Create the file with a new secret, atomically. Raises `FileExistsError` or `ConfigurationError`."""
     if os.path.lexists(path):
         raise FileExistsError
     draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
@@ -159,14 +159,14 @@ def _make(path: Path) -> None:
                 file.write(secrets.token_urlsafe(32) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-            os.link(draft, path)  # fails where there is one by now
+            os.link(draft, path)  # fails if the file exists by now
         finally:
             draft.unlink(missing_ok=True)
     except FileExistsError:
         raise
     except OSError as error:
-        raise ConfigurationError(f"the internal secret cannot be kept in {path}: {error.strerror}; set {VARIABLE}") from error
-    LOG.info("made the internal secret in %s", path)
+        raise ConfigurationError(f"cannot write the internal secret to {path}: {error.strerror}; set {VARIABLE}") from error
+    LOG.info("created the internal secret in %s", path)
 
 
 def _stamp(found: os.stat_result) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
-"""Where settings come from: flags, variables, files of secrets, a file of 0.8; and the text that says what is wrong with them.
+"""Loading of settings from flags, environment variables, secret files and a 0.8 file, with messages for all problems.
 
-A flag beats a variable, a variable beats the file, the file beats the default. The environment is an argument.
+A flag takes precedence over a variable, a variable over the file, the file over the default. The environment is an argument.
 """
 
 import difflib
@@ -16,17 +16,17 @@ from pydantic import ValidationError
 from fedround.common.settings import Row, Settings
 from fedround.errors import ConfigurationError
 
-# What Kubernetes puts into the environment for a service that is called `coordinator`: nobody set it.
+# Kubernetes sets these variables for a Service called `coordinator`.
 _SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_\d+_")
 
 MOST_SHOWN = 80
-"""Characters of a wrong value that a message repeats."""
+"""Maximum number of characters of an invalid value in a message."""
 
 S = TypeVar("S", bound=Settings)
 
 
 class Line(NamedTuple):
-    """One setting as it is in force: `value` as a person would write it, secrets masked; `source` says who set it."""
+    """One effective setting: its `value` as users write it, with secrets masked, and its `source`."""
 
     variable: str
     value: str
@@ -34,7 +34,7 @@ class Line(NamedTuple):
 
 
 class Loaded(NamedTuple, Generic[S]):
-    """Settings, what to warn of, and where each of them comes from."""
+    """Settings, warnings, and the source of each setting."""
 
     settings: S
     warnings: list[str]
@@ -44,9 +44,17 @@ class Loaded(NamedTuple, Generic[S]):
 def load(
     cls: type[S], environ: Mapping[str, str], flags: Mapping[str, str], *, file: Path | None = None, long_flags: bool = False
 ) -> Loaded[S]:
-    """`flags` are by the names of rows, as text.
+    """Load the settings of a service.
 
-    Raises `ConfigurationError`, which tells everything that is wrong.
+    Args:
+        cls: Class of the settings.
+        environ: Environment variables.
+        flags: Values of flags as text, by the names of rows.
+        file: A configuration file of 0.8.
+        long_flags: Whether messages name flags with the service's prefix.
+
+    Raises:
+        ConfigurationError: Settings are invalid. The message lists all problems.
     """
     rows = {row.name: row for row in cls.rows()}
     problems: list[str] = []
@@ -60,7 +68,7 @@ def load(
             if (path := source.pop(f"{row.name}_file", None)) is not None:
                 try:
                     if row.name in source:
-                        raise ValueError("the secret itself is set too: which of them is meant?")
+                        raise ValueError("the secret itself is set too: set only one of them")
                     source[row.name] = Path(path).read_text().strip()
                     shown[row.name] = ("", name)
                 except (OSError, ValueError) as error:
@@ -72,8 +80,8 @@ def load(
         problems += [_problem(cls, rows[str(e["loc"][0])], dict(e), long_flags) for e in error.errors()]
     unknown = list(_unknown(f"{cls.prefix}_", environ, {row.variable for row in rows.values()}))
     if problems:
-        # What is misspelt is often what is missing.
-        raise ConfigurationError("\n  ".join(["the settings are not right:", *problems, *unknown]))
+        # A misspelt setting often explains a missing one.
+        raise ConfigurationError("\n  ".join(["invalid settings:", *problems, *unknown]))
     warnings += unknown
     return Loaded(
         settings, warnings, [_line(row, settings, *shown.get(row.name, (row.default, "default"))) for row in rows.values()]
@@ -87,12 +95,12 @@ def _line(row: Row, settings: Settings, text: str, source: str) -> Line:
     elif row.kind == "json":
         text = json.dumps(_masked(value))
     elif not text and value is not None:
-        text = str(value)  # found out, such as the host's name
+        text = str(value)  # computed, such as the host name
     return Line(row.variable, text, source)
 
 
 def _masked(value: object) -> object:
-    """Options as they may be shown: a text among them may be a password, a number hardly."""
+    """Return options for display. Strings are masked: they may be passwords."""
     match value:
         case str():
             return "***"
@@ -104,7 +112,7 @@ def _masked(value: object) -> object:
 
 
 def _from_environment(rows: Mapping[str, Row], environ: Mapping[str, str]) -> dict[str, str]:
-    # Compose passes `${X:-}` on as an empty variable: that is one that nobody set.
+    # Compose passes an unset `${X:-}` as an empty variable.
     found = ((name, environ.get(row.variable, "").strip()) for name, row in rows.items())
     return {name: value for name, value in found if value and not value.startswith("tcp://")}
 
@@ -114,7 +122,7 @@ def _unknown(prefix: str, environ: Mapping[str, str], known: set[str]) -> Iterat
     for name in sorted(environ):
         if name.startswith(prefix) and name not in known and not _SERVICE_LINK.search(name):
             nearest = difflib.get_close_matches(name.removeprefix(prefix), ours, n=1)
-            yield f"{name} is no setting" + (f": did you mean {ours[nearest[0]]}?" if nearest else "")
+            yield f"{name} is not a setting" + (f": did you mean {ours[nearest[0]]}?" if nearest else "")
 
 
 def _problem(cls: type[Settings], row: Row, error: Mapping[str, Any], long_flags: bool) -> str:
@@ -122,7 +130,7 @@ def _problem(cls: type[Settings], row: Row, error: Mapping[str, Any], long_flags
     message = f"{row.variable} ({row.flag(long=long_flags)}): "
     if error["type"] == "missing":
         return f"{message}is not set. {field.description}"
-    # Only numbers and words are repeated: texts, URLs and JSON may hold what nobody else should read.
+    # Repeat only numbers and keywords: texts, URLs and JSON may contain secrets.
     text = str(error["ctx"]["error"]) if error["type"] == "value_error" else error["msg"]
     secret = row.kind == "secret" or field.annotation in (str, str | None, dict[str, Any])
     return message + text + ("" if secret else f", not {_short(error['input'])}")
@@ -134,7 +142,7 @@ def _short(value: object) -> str:
 
 
 def _read_file(cls: type[Settings], path: Path) -> tuple[dict[str, Any], list[str]]:
-    """The values of a 0.8 configuration file, and what to warn of."""
+    """Return the values of a 0.8 configuration file, and warnings."""
     try:
         keys = dict(_flatten(tomllib.loads(path.read_text())))
     except RecursionError:
@@ -153,9 +161,9 @@ def _read_file(cls: type[Settings], path: Path) -> tuple[dict[str, Any], list[st
         elif key in cls.file_keys:
             values[cls.file_keys[key]] = value
         elif key.partition(".")[0] in ("rpc", "metric_store", "logging", "log_level"):
-            warnings.append(f"{path}: {key} has no meaning here")
+            warnings.append(f"{path}: {key} has no effect")
         else:
-            warnings.append(f"{path}: {key} is no setting")
+            warnings.append(f"{path}: {key} is not a setting")
     return values, warnings
 
 

@@ -1,4 +1,4 @@
-"""Make text safe to show: ids cut, secrets hidden, and characters of peers escaped."""
+"""Text that is safe to show: shortened ids, hidden secrets, escaped characters."""
 
 import re
 
@@ -8,32 +8,32 @@ _SECRET = re.compile(rf"(?<={_UUID}/){_UUID}|(?<=bearer )[^\s'\"]+|(?<=basic )[^
 
 
 def short(id: str) -> str:
-    """The first 8 characters of an id: all that logs, spans and pages may show."""
+    """Return the first 8 characters of an id. Logs, spans and pages may not show more."""
     return id[:8]
 
 
 def printable(text: str) -> str:
     r"""Escape each character that is not printable, as Python writes it: `\x1b`, `\n`, `\u202e`.
 
-    So what a peer sends cannot begin a line, move a cursor, turn the direction of what follows, or hide.
+    Otherwise text from a peer could begin a line, move the cursor, change the text direction, or hide itself.
     """
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def indented(text: str) -> str:
-    """A traceback as it is shown: line by line, each one printable, and none that looks like the beginning of a log line."""
+    """Return a traceback for a log: each line is indented, so it cannot look like a log line, and printable."""
     return "\n".join(f"  {printable(line)}" for line in text.splitlines())
 
 
 def redact(text: str) -> str:
-    """For texts that others make of our URLs and headers: ids are cut to 8 characters, tokens and credentials are `***`."""
+    """Return text with ids cut to 8 characters, and with `***` for tokens and credentials. For other libraries' messages."""
     return _ID.sub(lambda id: short(id[0]), _SECRET.sub("***", text))
 
 
 def described(error: BaseException) -> str:
-    """Return the class and the text of what users' code raised, whose `__str__` may raise too."""
+    """Return the class and the text of an exception of users' code. Its `__str__` may raise too."""
     try:
         text = str(error)
-    except Exception:  # noqa: BLE001 anything, like the code that raised
-        text = "its text cannot be made"
+    except Exception:  # noqa: BLE001 users' code may raise anything
+        text = "<its text is not available>"
     return f"{type(error).__name__}: {text}"

@@ -1,7 +1,7 @@
 """The protocol's messages, paths and headers: XAIN FL 0.8, and our optional additions. One definition for both ends; no I/O.
 
-`encode` gives the very bytes that a 0.8 coordinator sends, with the additions behind them; `decode` accepts what any 0.8
-coordinator sends, ignores what it does not know, and raises `BadAnswer` on everything else.
+`encode` returns exactly the bytes that a 0.8 coordinator sends, followed by the additions. `decode` accepts the messages of any 0.8
+coordinator, ignores unknown fields, and raises `BadAnswer` for everything else.
 """
 
 import json
@@ -19,9 +19,9 @@ HEARTBEAT = "/heartbeat/{id}"
 START_TRAINING = "/start_training/{id}"
 LEAVE = "/rendez_vous/{id}"
 UPDATE = "/{id}/{token}"
-"""GET: the global model; POST: an update. At the aggregator."""
+"""Path at the aggregator. GET: the global model. POST: an update."""
 OTLP_TRACES, OTLP_METRICS = OTLP = "/v1/traces", "/v1/metrics"
-"""POST: a participant's telemetry, as OTLP over HTTP has it. At the coordinator."""
+"""Paths at the coordinator. POST: a participant's telemetry, as OTLP over HTTP."""
 PROTOBUF = "application/x-protobuf"
 
 PREFER = "Prefer"
@@ -29,44 +29,44 @@ PREFERENCE_APPLIED = "Preference-Applied"
 PARTICIPANT_NAME = "Fedround-Participant"
 ORDINAL = "Fedround-Ordinal"
 SHARD = "Fedround-Shard"
-"""On a registration: the participant's shard, as `3/8`. With `Fedround-Shards`: the one that it had before."""
+"""On a registration: the participant's shard, as `3/8`. With `Fedround-Shards`: its previous shard."""
 SHARDS = "Fedround-Shards"
-"""On a registration: the participant asks for one of so many shards."""
+"""On a registration: the participant asks for one of this many shards."""
 UPDATE_OUTCOME = "Fedround-Update"
 METRICS = "Fedround-Metrics"
 EVALUATES = "Fedround-Evaluates"
 """On a registration: the participant can evaluate models."""
 EVALUATION = "Fedround-Evaluation"
-"""On an update: what the global model was found to be like before training."""
+"""On an update: the participant's evaluation of the global model, before training."""
 TROUBLE = "Fedround-Trouble"
-"""On a heartbeat: what keeps the participant from the aggregator, one line for people."""
+"""On a heartbeat: why the participant cannot reach the aggregator, one line for operators."""
 PHASE = "Fedround-Phase"
-"""On a heartbeat in a round: what the participant does, one of `PHASES`."""
+"""On a heartbeat in a round: the participant's phase, one of `PHASES`."""
 PHASES = ("downloading", "evaluating", "training", "uploading", "retrying")
 
 MAX_METRICS = 2048
-"""Bytes of a `Fedround-Metrics` header."""
+"""Maximum number of bytes of a `Fedround-Metrics` header."""
 MAX_FIGURES = 20
 MAX_FIGURE_NAME = 64
-"""How many figures are in it, and how many characters, all of them printable, are in the name of each."""
+"""Maximum number of metrics in it, and of characters in a name. All characters are printable."""
 MAX_SHARDS = 10_000
-"""Shards that a coordinator gives out at most."""
+"""Maximum number of shards that a coordinator assigns."""
 MAX_REASON = 200
-"""Characters of a reason that one peer gives another."""
+"""Maximum number of characters of a reason that one peer sends another."""
 MAX_HOLD = 25.0
-"""Seconds for which a heartbeat is held at the most."""
+"""Maximum seconds for which the coordinator holds a heartbeat."""
 MAX_PROBLEM = 2048
-"""Bytes of the problem with which a participant leaves."""
+"""Maximum number of bytes of the body with which a participant leaves."""
 DRAIN_SECONDS = 2.0
 DRAIN_BYTES = 64 << 20
-"""How much a server reads on and discards after a refusal, so that the reason arrives."""
+"""Limits on what a server reads and discards after a refusal, so that the client receives the reason."""
 MIN_RATE = 10_000
-"""Bytes per second below which an upload is given up ..."""
+"""Minimum rate of an upload, in bytes per second, ..."""
 MIN_RATE_WINDOW = 30.0
-"""... over so many seconds."""
+"""... averaged over this many seconds. Slower ones are aborted."""
 
 SPEAKS_TLS = "this port speaks TLS: use https://"
-"""What a port with TLS answers to plain HTTP."""
+"""The response of a TLS port to plain HTTP."""
 
 Scalar = str | int | float | bool
 """A value of the round configuration."""
@@ -107,19 +107,19 @@ class RendezVous:
 
 
 Shard = tuple[int, int]
-"""Index, from 0, and number of the parts that a data set is split into."""
+"""Index of a shard, from 0, and number of shards of the data set."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a registration says about shards."""
+    """The shard headers of a registration."""
 
     count: int
-    """The number of shards, 2 or more: a data set in one part is not split."""
+    """Number of shards, at least 2."""
     index: int | None = None
-    """The participant's shard; where it `asks`, the one that it had before."""
+    """Index of the participant's shard. If it `asks`, of its previous shard."""
     asks: bool = False
-    """The participant trains whichever shard the coordinator gives it."""
+    """Whether the participant asks the coordinator for a shard."""
 
     def headers(self) -> dict[str, str]:
         own = {} if self.index is None else {SHARD: f"{self.index}/{self.count}"}
@@ -127,7 +127,7 @@ class Claim:
 
     @classmethod
     def decode(cls, headers: Mapping[str, str]) -> Self | None:
-        """Anything that is no claim is none: the participant trains all the same."""
+        """Return None for missing or invalid headers: the participant trains without a shard."""
         own, asked = _SHARD.fullmatch(headers.get(SHARD, "")), _COUNT.fullmatch(headers.get(SHARDS, ""))
         index, count = (int(own[1]), int(own[2])) if own else (None, 0)
         if asked:
@@ -143,15 +143,15 @@ class Run:
     id: str
     name: str
     rounds: int = 0
-    """The number of its last round plus 1; 0: the run does not end."""
+    """Number of its last round plus 1. 0: no limit."""
     config: Mapping[str, Scalar] = field(default_factory=dict)
-    """The round configuration: what the coordinator tells training code."""
+    """Round configuration: values for training code."""
     evaluate: bool = False
-    """Evaluate the global model before training."""
+    """Whether to evaluate the global model before training."""
     train: bool = True
-    """Train, and not only evaluate."""
+    """Whether to train, or only to evaluate."""
     shard: Shard | None = None
-    """The shard to train on, for a participant that asked for one."""
+    """Shard to train on, for a participant that asked for one."""
 
     @classmethod
     def decode(cls, data: object) -> Self | None:
@@ -168,13 +168,13 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class StartTraining:
-    """Where and with which token to fetch the model and deliver the update; both None when the order was refused."""
+    """A training request: URL and token to download the model and upload the update. Both are None if it was refused."""
 
     url: str | None
     token: str | None
     traceparent: str | None = None
     tracelink: str | None = None
-    """As `traceparent`, of a round with too many participants for one trace: the own one is only linked to it."""
+    """Like `traceparent`, if a round has too many participants for one trace. The participant's trace only links to it."""
     run: Run | None = None
 
     def encode(self) -> bytes:
@@ -196,7 +196,7 @@ class StartTraining:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """`round` is set exactly when `state` is ROUND. The rest are additions, sent to who asked with `Prefer`."""
+    """The response to a heartbeat. `round` is set only if `state` is ROUND. Clients that send `Prefer` get the other fields."""
 
     state: HeartbeatState
     round: int | None = None
@@ -205,7 +205,7 @@ class Heartbeat:
     traceparent: str | None = None
     tracelink: str | None = None
     counted: int | None = None
-    """The last round in which this participant's update was counted."""
+    """Last round in which this participant's update was counted."""
     run: Run | None = None
 
     def encode(self) -> bytes:
@@ -236,7 +236,7 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A refusal's body (RFC 9457)."""
+    """The body of a refusal (RFC 9457)."""
 
     status: int
     title: str
@@ -250,7 +250,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Departure:
-    """The body of a participant's DELETE (RFC 9457): why it leaves, one line for people. Empty where it did not fail."""
+    """The body of a participant's DELETE (RFC 9457). `reason` says why it leaves, in one line. Empty: it did not fail."""
 
     reason: str = ""
 
@@ -259,7 +259,7 @@ class Departure:
 
     @classmethod
     def decode(cls, body: bytes) -> Self:
-        """Anything but a reason is none: a participant may leave whatever it says."""
+        """Return an empty reason if the body is invalid: a participant may always leave."""
         try:
             return cls(one_line(_str(_load(body), "detail")))
         except BadAnswer:
@@ -267,12 +267,12 @@ class Departure:
 
 
 def one_line(text: str) -> str:
-    """Return `text` as a peer may send it to be shown: printable characters, 200 at most."""
+    """Return text of a peer for display: printable, at most 200 characters."""
     return "".join(c if c.isprintable() else " " for c in text)[:MAX_REASON].strip()
 
 
 def parse_id(text: str) -> str | None:
-    """The canonical form of a UUID, as tolerant as 0.8 (upper case, no dashes, `urn:uuid:`); None when it is none."""
+    """Return the canonical form of a UUID, or None. As tolerant as 0.8: upper case, no dashes, `urn:uuid:`."""
     try:
         return str(UUID(text)) if text.isascii() else None
     except ValueError:
@@ -280,22 +280,22 @@ def parse_id(text: str) -> str | None:
 
 
 def parse_name(text: str | None) -> str | None:
-    """A participant's name, or None where it is missing or not `[a-z0-9.-]{1,63}`."""
+    """Return a participant's name, or None if it is missing or not `[a-z0-9.-]{1,63}`."""
     return text if text is not None and _NAME.fullmatch(text) else None
 
 
 def clean_name(text: str) -> str:
-    """The nearest valid participant name, for host names with capitals or underscores."""
+    """Return the nearest valid name of a participant, for host names with capitals or underscores."""
     return re.sub(r"[^a-z0-9.-]", "-", text.lower())[:63] or "participant"
 
 
 def is_url(text: object) -> bool:
-    """Whether somebody could be asked there."""
+    """Return whether this is an http or https URL with a host."""
     return isinstance(text, str) and re.match(r"https?://[^/?#]", text) is not None
 
 
 def parse_prefer_wait(value: str | None) -> float | None:
-    """The seconds of `Prefer: wait=N` (RFC 7240), or None where the header asks for no wait."""
+    """Return the seconds of `Prefer: wait=N` (RFC 7240), or None without a `wait`."""
     for preference in (value or "").split(","):
         name, _, argument = preference.partition("=")
         argument = argument.partition(";")[0].strip().strip('"')
@@ -327,14 +327,14 @@ def _load(body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         data = None
     if not isinstance(data, dict):
-        # Few enough characters that no id or token of a cut answer is among them.
+        # Too few characters to contain an id or token.
         start = body[:24].decode(errors="replace")
         raise BadAnswer(f"the answer is no JSON object but begins with {start!r}: is this URL a coordinator?")
     return data
 
 
 def _ok(data: dict[str, Any]) -> bool:
-    # Some other service's object must not be taken for a refusal: it would end a participant.
+    # The response of another service must not count as a refusal: it would end the participant.
     if not isinstance(data.get("ok"), bool):
         raise BadAnswer("the answer's 'ok' is neither true nor false: is this URL a coordinator?")
     return data["ok"] is True

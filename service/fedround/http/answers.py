@@ -1,11 +1,9 @@
-"""What the head and the body of an HTTP answer mean: the answer that was asked for, or one of our errors. No I/O.
+"""Classify an HTTP response: the expected one, or one of our errors. No I/O.
 
-The rules:
-
-1. 429 and 503 ask to come back later; other 5xx are a peer that cannot answer now.
-2. A refusal is the peer's own if it has a body of `application/problem+json`, one of our headers, no body at all, or the text that
-   0.8 gives a 405. A 413 without body is none: 0.8 never says so, proxies do.
-3. Everything else comes from something in between: a proxy, a log-in page, another service. No verdict on what was asked.
+1. 429 and 503 ask the client to retry later. Other 5xx mean that the peer is unavailable.
+2. A refusal comes from the peer itself if it has a body of `application/problem+json`, one of our headers, no body at all, or the
+   text that 0.8 sends with a 405. A 413 without a body comes from a proxy: 0.8 never sends one.
+3. Everything else comes from an intermediary: a proxy, a login page, another service. It says nothing about the request.
 """
 
 import json
@@ -22,13 +20,13 @@ from fedround.errors import BadAnswer, Busy, Intercepted, Refused, Unreachable
 
 _OURS = ("fedround-", wire.PREFERENCE_APPLIED.lower())
 _NOT_ALLOWED = b"HTTP method not allowed"
-"""0.8's word for a 405."""
+"""The body of a 405 response of 0.8."""
 TOO_LARGE = 413
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The request. `where`: method, address and template of the path, for messages; `sent`: bytes of its body."""
+    """The request. `where` is its method, address and path template, for messages. `sent` is the size of its body in bytes."""
 
     where: str
     url: str
@@ -37,14 +35,14 @@ class Asked:
 
 
 def check(asked: Asked, status: int, headers: Mapping[str, str], body: bytes, accept: Collection[int]) -> None:
-    """Raise the `ExchangeError` that an answer means; return if it is one of `accept`.
+    """Raise the `ExchangeError` that a response stands for. Return if its status is in `accept`.
 
     Args:
-        asked: the request.
-        status: of the answer.
-        headers: of the answer; their names may have any case.
-        body: of a refusal; `b""` where it could not be read.
-        accept: the statuses that were asked for.
+        asked: The request.
+        status: Status of the response.
+        headers: Headers of the response, with names in any case.
+        body: Body of a refusal, or `b""` if it could not be read.
+        accept: Expected statuses.
     """
     where = asked.where
     kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
@@ -61,9 +59,9 @@ def check(asked: Asked, status: int, headers: Mapping[str, str], body: bytes, ac
     if status not in accept:
         raise BadAnswer(f"an unexpected {status}")
     if status < 300 and kind == "text/html":
-        raise Intercepted("an HTML page: is there a log-in or a proxy in between?")
+        raise Intercepted("an HTML page: is there a login page or a proxy in between?")
     if headers.get("Content-Encoding", "identity") != "identity":
-        raise BadAnswer("a compressed answer, which we did not ask for")
+        raise BadAnswer("a compressed response, although the request did not accept one")
 
 
 def _redirect(asked: Asked, location: str) -> str:
@@ -90,7 +88,7 @@ def _refusal(status: int, kind: str, sent: int) -> str:
 
 
 def _page(kind: str) -> str:
-    return ": a page of a proxy, which does not reach the service behind it" if kind == "text/html" else ""
+    return ": an HTML page of a proxy that cannot reach the service behind it" if kind == "text/html" else ""
 
 
 def _retry_after(value: str) -> float:

@@ -1,4 +1,4 @@
-"""What the HTTP apps have in common: their outside (`Front`), refusals as problem+json, bodies that are not copied."""
+"""Common parts of the HTTP apps: authentication (`Front`), refusals as problem+json, bodies that are sent without a copy."""
 
 import asyncio
 import base64
@@ -37,31 +37,31 @@ from fedround.http.tls import CLIENT, Client
 from fedround.http.tokens import OPEN, Admitting
 
 SLICE = 512 << 10
-"""Bytes of a large body that are handed over at once: asyncio before Python 3.12 copies what the socket does not take."""
+"""Bytes of a large body per write. asyncio before Python 3.12 copies what the socket does not take."""
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE"))
 OTHER = "_OTHER"
-"""As OpenTelemetry calls methods that are not known."""
+"""OpenTelemetry's name for unknown methods."""
 RETRY_AFTER = "5"
-"""Seconds after which one may come back to a full spool."""
+"""Seconds after which a client may retry when the spool is full."""
 
 
 NO_HEADERS: Mapping[str, str] = {}
 
 
 def problem(status: int, detail: str = "", headers: Mapping[str, str] | None = None) -> Response:
-    """A refusal with its reason (RFC 9457)."""
+    """Return a refusal with its reason (RFC 9457)."""
     body = Problem(status, HTTPStatus(status).phrase, detail)
     return Response(body.encode(), status, headers, media_type=body.media_type)
 
 
 class Served(Protocol):
-    """One request as whoever traces sees it."""
+    """One request, as the tracer sees it."""
 
     def answered(self, route: str, status: int | None, /) -> None: ...
 
 
 Trace = Callable[[str, str, Mapping[str, str]], AbstractContextManager[Served]]
-"""Is given the method, the path and the headers of a request, and surrounds it."""
+"""Makes a span around a request, from its method, path and headers."""
 
 
 def application(
@@ -74,11 +74,16 @@ def application(
     observe: Observer | None = None,
     trace: Trace | None = None,
 ) -> ASGIApp:
-    """A whole app: `routes`, our errors and Starlette's own refusals as problems, a `Front` outside.
+    """Return an app with these routes behind a `Front`. Our errors and Starlette's become problem responses.
 
-    `whose` names the tokens in refusals. Pages from `origins` may read the answers; "*" stands for every page, as with 0.8.
-    `headers` are on every answer that does not set them itself.
-    `observe` is told of each request, `trace` surrounds it.
+    Args:
+        routes: The endpoints.
+        tokens: Tokens that clients need.
+        whose: What refusals call these tokens.
+        origins: Web origins whose pages may read the responses. "*" stands for every origin, as in 0.8.
+        headers: Headers of every response that does not set them itself.
+        observe: Receives an event for each request.
+        trace: Makes a span around each request.
     """
     app = Starlette(routes=routes, exception_handlers=dict.fromkeys((HTTPException, ClientDisconnect, FedroundError), _refusal))
     app.router.redirect_slashes = False
@@ -87,9 +92,9 @@ def application(
 
 
 def bearer(headers: Headers, tokens: Admitting, *, basic: bool = False) -> str | None:
-    """The name of who may come in: of the token's owner, or "" where it has none; None: a token is needed, and this is none.
+    """Return the name of the token's owner, "" if the token has none, or None if the request lacks a valid token.
 
-    `basic`: as the password of HTTP Basic too, for people with browsers.
+    With `basic`, the password of HTTP Basic is accepted too, for browsers.
     """
     if not tokens.needed:
         return ""
@@ -105,28 +110,29 @@ def bearer(headers: Headers, tokens: Admitting, *, basic: bool = False) -> str |
 
 
 def unauthorized(headers: Headers, *, basic: bool = False, whose: str = "participant's token") -> Response:
-    """The refusal of a request with these headers. `whose` names the token that it lacks."""
+    """Return the refusal of a request with these headers. `whose` names the missing token."""
     challenge = 'Basic realm="fedround"' if basic else "Bearer"
     reason = f"this token is not known here: send the {whose}" if "authorization" in headers else f"send the {whose} here"
     return problem(401, f"{reason} as `Authorization: Bearer`", {"WWW-Authenticate": challenge})
 
 
 def check_admitted(request: Request) -> None:
-    """Raise `Unauthorized` if the token of a request was revoked while the request was under way."""
+    """Raise `Unauthorized` if the token of a request was revoked during the request."""
     if not request.state.admitted():
         raise Unauthorized("the token was revoked during this request")
 
 
 def identity(client: Client | None, headers: Headers, tokens: Admitting, *, whose: str = "participant's token") -> str | Response:
-    """The proved name behind a request, "" where nothing proves one; or why it is refused.
+    """Return the name that a request proves, "" if it proves none, or the response that refuses the request.
 
-    A port that asks for certificates wants one from each client, or a token of its own; with both, they have to agree.
+    If the port requests client certificates, each client needs a certificate or an individual token. If it has both, their names
+    must match.
     """
     named = bearer(headers, tokens)
     if client is None or (client.name is None and named):
         return unauthorized(headers, whose=whose) if named is None else named
     if client.name is None:
-        return problem(401, "a client certificate is needed here" + (", or a token of your own" if tokens.needed else ""))
+        return problem(401, "this port requires a client certificate" + (", or an individual token" if tokens.needed else ""))
     if not client.name:
         return problem(403, "the client certificate names no participant: a DNS name or the common name of [a-z0-9.-]{1,63}")
     if named is None and "authorization" in headers:
@@ -137,12 +143,13 @@ def identity(client: Client | None, headers: Headers, tokens: Admitting, *, whos
 
 
 class Front:
-    """The outside of an app: tolerates a trailing slash, asks for a token, lets a refusal arrive, lets pages of `origins` read.
+    """The outermost layer of an app: trailing slashes, authentication, CORS, and refusals that reach the client.
 
-    Whose certificate or token it was is the request's `state.owner`; `check_admitted` finds out later whether that still holds.
+    `state.owner` of a request is the name that its certificate or token proves. `check_admitted` checks later that it still does.
 
-    A refusal may come before the body was read. To close then resets the connection, and many who send would never see the answer:
-    so first read on and discard, up to a bound. (To answer first would not do: `requests`, say, reads nothing while it writes.)
+    The app may refuse a request before it has read the body. If it closed the connection then, TCP would reset it, and many clients
+    would never see the response. So `Front` reads and discards the rest of the body first, up to a bound. To respond first would
+    not help: `requests`, for example, reads nothing while it writes.
     """
 
     def __init__(self, app: ASGIApp, tokens: Admitting, *, whose: str, origins: Iterable[str], headers: Mapping[str, str]) -> None:
@@ -181,7 +188,7 @@ class Front:
 
 
 class _Observed:
-    """Tells of each request."""
+    """An app around another one that observes and traces each request."""
 
     def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute], observe: Observer, trace: Trace | None) -> None:
         self._app = app
@@ -217,13 +224,13 @@ class _Observed:
 
 
 def method(scope: Scope) -> str:
-    """The method of a request; `OTHER` for what somebody made up."""
+    """Return the method of a request, or `OTHER` if HTTP does not define it."""
     name: str = scope["method"]
     return name if name in METHODS else OTHER
 
 
 class _Body:
-    """The body of a request, and how much of it was read."""
+    """The body of a request, and how much of it is read."""
 
     def __init__(self, headers: Headers, receive: Receive) -> None:
         self._receive = receive
@@ -237,7 +244,7 @@ class _Body:
         return message
 
     async def drained(self) -> bool:
-        """Read what is left; False if that is more than the bound, or if the peer sends nothing before our `100 Continue`."""
+        """Discard the rest of the body, up to a bound. Return whether it ended. A peer that awaits `100 Continue` sends none."""
         left = DRAIN_BYTES
         with suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_SECONDS):
@@ -247,22 +254,22 @@ class _Body:
 
 
 async def whole(request: Request, most: int) -> bytearray:
-    """The body of a request. Raises `TooLarge` where it has more than `most` bytes."""
+    """Return the body of a request. Raise `TooLarge` if it has more than `most` bytes."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > most:
-            raise TooLarge(f"such a request has {most} bytes at most")
+            raise TooLarge(f"the body of this request may have at most {most} bytes")
     return body
 
 
 def is_number(text: str) -> bool:
-    """Whether a parameter is a whole number of a reasonable size."""
+    """Return whether a parameter is a whole number of at most 18 digits."""
     return text.isascii() and text.isdigit() and len(text) <= 18
 
 
 class Slices(Response):
-    """An answer made of `buffers` (contiguous, of bytes), which are sent in slices and never copied."""
+    """A response made of contiguous buffers of bytes, which are sent in slices and never copied."""
 
     def __init__(self, buffers: Iterable[bytes | memoryview], *, headers: Mapping[str, str], media_type: str) -> None:
         self._buffers = [memoryview(buffer) for buffer in buffers]
@@ -283,7 +290,7 @@ async def _refusal(request: Request, error: Exception) -> Response:
         case HTTPException():
             return problem(error.status_code, headers=error.headers)
         case ClientDisconnect():
-            return problem(400, "the body ended before it was whole")
+            return problem(400, "the request body is incomplete")
         case Unauthorized():
             return problem(error.status, str(error), {"WWW-Authenticate": "Bearer"})
         case Busy():

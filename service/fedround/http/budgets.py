@@ -1,13 +1,13 @@
-"""The budgets of a server's ports: how many connections each keeps, which one it closes for a newcomer, how often one may ask.
+"""Limits of a server's ports: the number of connections, which one to close for a new one, and the rate of requests.
 
 1. A port keeps a bounded number of connections, and a bounded number of those from one address.
-2. A connection is new until the head of its first request is whole, busy while it has a request under way, and else idle.
-3. At a limit, a newcomer takes the place of another connection: the one that has been new for longest, else idle for longest.
-   At the limit of an address, that is another connection from the same address.
-4. A busy connection never gives way. Where all are busy, the newcomer is closed.
-5. A bucket holds up to `burst` requests and refills with `rate` requests a second. Whoever finds it empty is refused.
-6. Ports share the process's descriptors. A quarter stays for files and for connections that the process makes itself. Each port
-   for operators has its own small part, which nobody else can use up.
+2. A connection is *new* until the head of its first request is complete, *busy* while it serves a request, and otherwise *idle*.
+3. At a limit, a new connection replaces another one: the one that has been new for the longest time, or else idle for the longest
+   time. At the limit of an address, it replaces a connection from the same address.
+4. A busy connection is never replaced. If all are busy, the port closes the new connection.
+5. A bucket holds up to `burst` requests and refills at `rate` requests per second. A request that finds it empty is refused.
+6. Ports share the file descriptors of the process. A quarter is reserved for files and outgoing connections. Each ops port has its
+   own small share, which other ports cannot use up.
 
 This is a core: no I/O, no clock.
 """
@@ -24,22 +24,22 @@ PortKind = Literal["public", "internal", "ops"]
 Reason = Literal["port_limit", "address_limit"]
 
 MOST = 4096
-"""Connections that a port keeps where no setting says otherwise."""
+"""Default maximum number of connections of a port."""
 MOST_OPS = 100
-"""Connections that a port for operators keeps."""
+"""Maximum number of connections of an ops port."""
 ADDRESS_SHARE = 0.75
-"""The share of a port's connections that one address may have where no setting says otherwise."""
+"""Default maximum share of a port's connections that one address may have."""
 
 
 class Limits(NamedTuple):
-    """How many connections a port keeps, and how many of those may come from one address."""
+    """Maximum number of connections of a port, and of one address among them."""
 
     port: int
     address: int
 
 
 class Wanted(NamedTuple):
-    """A port and its settings; 0 stands for what follows from the descriptors."""
+    """A port and its settings. 0: the limit follows from the number of file descriptors."""
 
     kind: PortKind
     port: int = 0
@@ -47,7 +47,7 @@ class Wanted(NamedTuple):
 
 
 def share_out(descriptors: int, wanted: Sequence[Wanted]) -> list[Limits]:
-    """Return the limits of each port of a process that may have so many descriptors open."""
+    """Return the limits of each port of a process that may open this many file descriptors."""
     operators = max(min(MOST_OPS, descriptors // 10), 1)
     others = sum(port.kind != "ops" for port in wanted)
     free = descriptors - descriptors // 4 - operators * (len(wanted) - others)
@@ -61,7 +61,7 @@ def share_out(descriptors: int, wanted: Sequence[Wanted]) -> list[Limits]:
 
 
 def network(address: str) -> str:
-    """Return what counts as one address: of IPv6 the network of 64 bits, which one customer has to itself."""
+    """Return what counts as one address. For IPv6, that is the /64 network, which belongs to one customer."""
     if ":" not in address:
         return address
     found = ipaddress.IPv6Address(address.partition("%")[0])
@@ -70,7 +70,7 @@ def network(address: str) -> str:
 
 @dataclass(slots=True)
 class _Crowd(Generic[K]):
-    """Connections that share a limit; those that may give way in the order in which they do."""
+    """Connections that share a limit. Those that may be replaced are in the order of their replacement."""
 
     count: int = 0
     new: dict[K, None] = field(default_factory=dict)
@@ -93,7 +93,7 @@ class Connections(Generic[K]):
         return self._all.count
 
     def opened(self, key: K, address: str) -> tuple[K, Reason] | None:
-        """Take note of a new connection. Returns the one that has to be closed, perhaps itself, which is already forgotten."""
+        """Add a new connection. Return the connection to close, if any, and why. It may be the new one; it is already removed."""
         limits, own = self._limits, self._of.get(address)
         full: Reason
         if own is not None and own.count >= limits.address < limits.port:
@@ -111,19 +111,19 @@ class Connections(Generic[K]):
         return victim, full
 
     def busy(self, key: K) -> None:
-        """A request of the connection is under way."""
+        """Record that a request of the connection has begun."""
         for crowd in self._crowds(key):
             crowd.new.pop(key, None)
             crowd.idle.pop(key, None)
 
     def idle(self, key: K) -> None:
-        """The last request of the connection was answered."""
+        """Record that the last request of the connection has its response."""
         self.busy(key)
         for crowd in self._crowds(key):
             crowd.idle[key] = None
 
     def closed(self, key: K) -> None:
-        """The connection is no more."""
+        """Remove a connection."""
         self.busy(key)
         for crowd in self._crowds(key):
             crowd.count -= 1
@@ -144,12 +144,12 @@ class Connections(Generic[K]):
 
 
 class Buckets(Generic[K]):
-    """Token buckets by key. The table is bounded: it forgets the key that was used least recently, which then has a full bucket.
+    """Token buckets by key. The table is bounded: it drops the least recently used key, whose next bucket is full.
 
     Args:
-        rate: Requests a second.
-        burst: Requests at once.
-        most: Keys in the table.
+        rate: Requests per second.
+        burst: Size of a bucket, in requests.
+        most: Maximum number of keys.
     """
 
     def __init__(self, rate: float, burst: float, most: int) -> None:
@@ -159,7 +159,7 @@ class Buckets(Generic[K]):
         self._levels: OrderedDict[K, tuple[float, float]] = OrderedDict()
 
     def take(self, key: K, now: float) -> bool:
-        """Take one request from a bucket. Returns whether there was one."""
+        """Take one request from a bucket. Return False if the bucket is empty. `now` is in seconds."""
         level, since = self._levels.pop(key, (self._burst, now))
         level = min(level + (now - since) * self._rate, self._burst)
         taken = level >= 1

@@ -1,7 +1,7 @@
 """Deadlines of whole exchanges, for httpcore's connections. The only file that imports httpcore.
 
-httpx's time-outs are those of one read or one write. A head that drips byte by byte, or an endless row of `103 Early Hints`, never
-exceeds one. So each read and write here gets what is left of the deadline of the exchange that its thread carries out.
+A time-out of httpx limits one read or one write. A head that arrives byte by byte, or an endless series of `103 Early Hints`, never
+exceeds it. So here each read and write gets the time that is left until the deadline of its thread's exchange.
 """
 
 import ssl
@@ -16,14 +16,14 @@ import httpcore
 from fedround.common.wire import MIN_RATE
 
 PIECE = 64 << 10
-"""Bytes that are written at a time: httpcore repeats a write, with its whole time-out, for as long as any byte is taken."""
+"""Bytes per write. httpcore restarts the time-out of a write whenever the socket takes a byte."""
 
 
 class Deadline:
-    """Each step of an exchange has `seconds`.
+    """The deadline of the current step of an exchange. Each step has `seconds`.
 
-    Steps are: to connect and send a head, to send a body, to receive a head, to receive a body. A body at the minimum rate or above
-    has `seconds` again and again.
+    The steps are: connect and send the head, send the body, receive the head, receive the body. The deadline of a body moves on
+    as long as the body keeps the minimum rate.
     """
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -32,18 +32,18 @@ class Deadline:
         self.next_step()
 
     def next_step(self) -> None:
-        """The step is over: a body was sent, or the head of the answer is here."""
+        """Start the deadline of the next step."""
         self._until = self._clock() + self._seconds
         self._moved = 0
 
     def moved(self, count: int) -> None:
-        """So many bytes of a body were sent or received."""
+        """Record that `count` bytes of a body were sent or received."""
         self._moved += count
         if self._moved >= MIN_RATE * self._seconds:
             self.next_step()
 
     def left(self, most: float | None = None) -> float:
-        """Seconds that are left, `most` at most."""
+        """Return the seconds that are left, at most `most`."""
         left = self._until - self._clock()
         return left if most is None else min(left, most)
 
@@ -57,7 +57,7 @@ _running = _Running()
 
 @contextmanager
 def within(seconds: float) -> Iterator[Deadline]:
-    """Carry out an exchange on this thread, each step of which has so many seconds."""
+    """Limit each step of the exchange of this thread to `seconds`."""
     deadline = _running.deadline = Deadline(seconds)
     try:
         yield deadline
@@ -66,13 +66,13 @@ def within(seconds: float) -> Iterator[Deadline]:
 
 
 def moved(count: int) -> None:
-    """See `Deadline.moved`, of the exchange under way."""
+    """Call `Deadline.moved` for the exchange of this thread."""
     if _running.deadline is not None:
         _running.deadline.moved(count)
 
 
 def next_step() -> None:
-    """See `Deadline.next_step`, of the exchange under way."""
+    """Call `Deadline.next_step` for the exchange of this thread."""
     if _running.deadline is not None:
         _running.deadline.next_step()
 
@@ -87,7 +87,7 @@ def _left(timeout: float | None, over: type[httpcore.TimeoutException]) -> float
 
 
 class Backend(httpcore.NetworkBackend):
-    """httpcore's own, with streams that keep the deadline."""
+    """httpcore's backend, with streams that respect the deadline."""
 
     def __init__(self) -> None:
         self._backend = httpcore.SyncBackend()

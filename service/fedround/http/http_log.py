@@ -1,4 +1,4 @@
-"""What HTTP leaves in the logs: xain-sdk 0.8's lines for requests, and other libraries' lines without ids and tokens."""
+"""HTTP in the logs: the request lines of xain-sdk 0.8, and the lines of other libraries without ids and tokens."""
 
 import logging
 from typing import TYPE_CHECKING
@@ -10,23 +10,23 @@ if TYPE_CHECKING:
 
 REQUESTS = logging.getLogger("xain-sdk.http")
 FOREIGN = ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.http2", "httpcore.proxy", "httpcore.socks")
-"""Every logger of httpx: a logger's filters see only what is logged on that very logger, not on those below it."""
+"""Every logger of httpx and httpcore. A logger's filters do not see the records of its child loggers."""
 
 
 def log_requests(enabled: bool) -> None:
-    """Log requests and answers as xain-sdk 0.8 does: one line each at INFO, their headers at DEBUG; and no other library's."""
+    """Log requests and responses as xain-sdk 0.8 does: one line each at INFO, headers at DEBUG. Silence httpx's own lines."""
     REQUESTS.disabled = not enabled
     for name in ("httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING if enabled else logging.NOTSET)
 
 
 def request(request: "httpx.Request") -> None:
-    """To be called with each request (an httpx event hook)."""
+    """Log a request (an httpx event hook)."""
     _log(logging.INFO, f">>> {request.method} {request.url}", request.headers)
 
 
 def response(response: "httpx.Response") -> None:
-    """To be called with each answer (an httpx event hook)."""
+    """Log a response (an httpx event hook)."""
     level = logging.INFO if response.is_success else logging.WARNING
     _log(level, f"<<< {response.request.method} {response.url} [{response.status_code}]", response.headers)
 

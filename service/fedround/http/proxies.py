@@ -1,14 +1,12 @@
-"""Which proxy the environment's variables name for a URL, as people write them for curl and others. No I/O.
+"""The proxy for a URL, from the environment variables that curl and other tools use. No I/O.
 
-The rules:
-
-1. What is on this machine (`localhost`, 127.0.0.0/8, ::1) needs no proxy.
-2. `NO_PROXY` lists hosts that need none either, separated by commas or blanks. An item is `*`, a host, a pattern with `*`, an
-   address, or a network. A host stands for those below it too, with or without a dot or `*.` before it. An IPv6 address may have
-   brackets. An item with a port means that port only. An item that is none of these fits nothing.
-3. Else the proxy is that of `HTTP_PROXY` or `HTTPS_PROXY`, by the URL's scheme, or else of `ALL_PROXY`. Its scheme may be missing.
-4. A name in lower case beats the same in upper case. Empty is not set. `HTTP_PROXY` does not count where `REQUEST_METHOD` is set:
-   clients of a CGI script can set it by a header.
+1. Hosts on this machine (`localhost`, 127.0.0.0/8, ::1) need no proxy.
+2. `NO_PROXY` lists other hosts that need none, separated by commas or spaces. An item is `*`, a host, a pattern with `*`, an IP
+   address, or a network. A host includes its subdomains, with or without a leading dot or `*.`. An IPv6 address may have brackets.
+   An item with a port applies to that port only. Any other item matches nothing.
+3. Otherwise `HTTP_PROXY` or `HTTPS_PROXY` applies, by the URL's scheme, or else `ALL_PROXY`. The proxy's scheme may be missing.
+4. A lower-case variable takes precedence over its upper-case form. An empty one counts as unset. `HTTP_PROXY` is ignored if
+   `REQUEST_METHOD` is set: clients of a CGI script can set it with a header.
 """
 
 import re
@@ -19,26 +17,26 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 VARIABLES = frozenset({"http_proxy", "https_proxy", "all_proxy", "no_proxy", "request_method"})
-"""Those that matter, in lower case."""
+"""Names of the variables, in lower case."""
 _PORTS = {"http": 80, "https": 443}
 _VALID = re.compile(r"(https?|socks5h?)://([^/@\s]*@)?(\[[0-9a-f:.]+\]|[^][/@:\s]+)(:[0-9]{1,5})?/?", re.IGNORECASE)
 _PORT = re.compile(r"(\[.*\]|[^:]*):([0-9]{1,5})")
 
 
 class Proxy(NamedTuple):
-    """`variable` names it, for messages. Its `url` may hold a password."""
+    """A proxy, and the variable that names it, for messages. The `url` may contain a password."""
 
     variable: str
     url: str
 
     @property
     def is_valid(self) -> bool:
-        """Whether the URL is one of a proxy of a known kind."""
+        """Whether the URL is valid and its scheme is supported."""
         return _VALID.fullmatch(self.url) is not None
 
 
 def proxy_for(url: str, environ: Mapping[str, str]) -> Proxy | None:
-    """Return the proxy through which `url` is asked; None: directly."""
+    """Return the proxy for requests to `url`, or None if they need none."""
     asked = urlsplit(url)
     host = (asked.hostname or "").rstrip(".")
     found = _named(asked.scheme, environ) or _named("all", environ)

@@ -1,4 +1,4 @@
-"""The books of an aggregator in another process: `RemoteBooks`, the coordinator's side of the aggregator's internal port."""
+"""The coordinator's client of the aggregator's internal port: `RemoteBooks`."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -12,21 +12,21 @@ from fedround.http.tls import Context
 T = TypeVar("T")
 
 CLOSE_TIMEOUT = 120.0
-"""Seconds: closing makes the new model, which may be big."""
+"""Seconds. Closing a round makes the new model, which may be large."""
 LEDGER_TIMEOUT = 30.0
-"""Seconds: the aggregator holds its answer for 20 s."""
+"""Seconds. The aggregator holds its response for up to 20 s."""
 MAX_ANSWER = 64 << 20
-"""Bytes: an answer may name every participant."""
+"""Bytes. A response may name every participant."""
 
 
 class RemoteBooks:
     """`Books` over HTTP.
 
     Args:
-        url: the aggregator's internal port.
-        secret: gives the internal secret as it is now.
-        tls: what it is asked with, where the URL is https.
-        trace: see `fedround.http.client.Options`.
+        url: URL of the aggregator's internal port.
+        secret: Returns the current internal secret.
+        tls: TLS context for an https URL.
+        trace: See `fedround.http.client.Options`.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class RemoteBooks:
         self._peer = AsyncPeer(url, token=secret, tls=tls, trace=trace)
 
     async def aclose(self) -> None:
-        """Close the connections. (`close` is the books' own.)"""
+        """Close the connections. (`close` closes a round.)"""
         await self._peer.aclose()
 
     async def open(self, call: Open) -> None:
@@ -77,4 +77,4 @@ def _decoded(body: bytes, decode: Callable[[Any], T]) -> T:
     try:
         return decode(json.loads(body))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise BadAnswer("the books gave no answer of theirs: is this URL an aggregator's internal port?") from error
+        raise BadAnswer("unexpected response: is this URL an aggregator's internal port?") from error

@@ -1,4 +1,4 @@
-"""Serving: uvicorn's servers in one event loop, what each connection may do. The only file that imports uvicorn."""
+"""The HTTP servers: uvicorn in one event loop, with limits on each connection. The only file that imports uvicorn."""
 
 import asyncio
 import errno
@@ -29,34 +29,42 @@ from fedround.http.tls_transport import HANDSHAKE, STALE, TlsTransport
 LOG = logging.getLogger(__name__)
 
 KEEP_ALIVE = 75
-"""Seconds for which an idle connection is kept."""
+"""Seconds before an idle connection is closed."""
 HEAD_TIMEOUT = 30
-"""Seconds within which the head of a request has to be whole, from the connection's beginning or from its first byte."""
+"""Seconds in which the head of a request must arrive, from the start of the connection or from the head's first byte."""
 MAX_HEAD = 32 << 10
-"""Bytes that may come without being body, or the end of a head."""
+"""Maximum number of bytes of a head, of trailers, or between two pieces of a body."""
 MAX_HEADERS = 100
-"""Header fields of one request, its trailers included."""
+"""Maximum number of header fields of a request, including trailers."""
 AHEAD = 4
-"""Pipelined requests that wait for their turn on one connection. Reading pauses until there is room for another."""
+"""Maximum number of pipelined requests that wait on a connection. Reading pauses while there are as many."""
 END_OF_HEAD = b"\r\n\r\n"
 GRACE = 5
-"""Seconds that running requests have to end when a server stops."""
+"""Seconds that running requests have to finish when a server stops."""
 STALL = 60
-"""Seconds after which a peer that takes nothing of an answer is cut off: it would keep a whole model in memory."""
+"""Seconds after which a peer that reads nothing of a response is disconnected: it would keep a whole model in memory."""
 BACKLOG = 2048
 REFUSALS_EVERY = 60.0
-"""Seconds between two log lines with the same reason for refused connections of a port."""
+"""Minimum seconds between two log lines with the same reason for refused connections of a port."""
 BACKLOG_OPS = 100
-"""Of a port for operators. asyncio, which serves those of a participant, accepts as many at once before it counts them."""
+"""Backlog of an ops port. asyncio accepts up to this many connections in one step, before they are counted."""
 
 
 @dataclass
 class Endpoint:
-    """An app and where it is served. `setting` is the variable that holds the port, for messages; port 0 is any free one.
+    """An app and its address.
 
-    `last`: it is served until all others have ended, for operators who want to see them end. `kind` names the port in metrics.
-    `limits`: how many connections it keeps, and how many from one address; 0 stands for what follows from the descriptors.
-    `tls`: what it serves TLS with. `known`: for which participant a request is (see `throttle`).
+    Attributes:
+        app: The ASGI app.
+        host: IP address to bind.
+        port: Port to bind. 0: any free port.
+        setting: Variable that holds the port, for messages.
+        last: Whether this endpoint stops after all others, so that operators can watch the shutdown.
+        tls: TLS context. None: no TLS.
+        kind: Name of the port in metrics.
+        limits: Maximum number of connections, and of those from one address. 0: derived from the limit of open files.
+        observe: Receives events about connections.
+        known: Returns the participant that a request is for (see `throttle`).
     """
 
     app: ASGIApp
@@ -76,19 +84,18 @@ class Endpoint:
         return BACKLOG_OPS if self.kind == "ops" else BACKLOG
 
     def bind(self) -> socket.socket:
-        """Take the port; from now on `port` is the real one, and who connects waits. Raises `ConfigurationError`."""
+        """Bind and listen. Clients that connect now wait. Sets `port` to the real port. Raises `ConfigurationError`."""
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         try:
-            both = self.host == "::" and socket.has_dualstack_ipv6()  # IPv4 too
+            both = self.host == "::" and socket.has_dualstack_ipv6()
             bound = socket.create_server((self.host, self.port), family=family, backlog=self.backlog, dualstack_ipv6=both)
         except OSError as error:
-            # The number's text: behind it, Python repeats the address.
-            told = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-            reason = f"cannot listen on {self.host}: {told}"
+            text = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+            reason = f"cannot listen on {self.host}: {text}"
             if error.errno in (errno.EADDRINUSE, errno.EACCES):
-                reason += "; choose another port, or 0 for any free one"
+                reason += "; choose another port, or 0 for any free port"
             raise ConfigurationError(f"{self.setting}={self.port}: {reason}") from error
-        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; connections have it from the socket that accepts them
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # on Linux; accepted connections inherit it
             bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALL * 1000)
         self.port = bound.getsockname()[1]
         return bound
@@ -96,9 +103,12 @@ class Endpoint:
 
 @asynccontextmanager
 async def serving(*endpoints: Endpoint, grace: int = GRACE) -> AsyncIterator[None]:
-    """Serve within the block. All ports are taken before the first request is served; raises `ConfigurationError` if one cannot be.
+    """Serve within the block. All ports are bound before the first request is served.
 
-    At the end idle connections are closed, and running requests have `grace` seconds before they are answered with 503.
+    At the end, idle connections are closed. Running requests have `grace` seconds; those that are left get a 503.
+
+    Raises:
+        ConfigurationError: A port cannot be bound.
     """
     async with AsyncExitStack() as stack:
         sockets = [stack.enter_context(endpoint.bind()) for endpoint in endpoints]
@@ -124,7 +134,7 @@ def _descriptors() -> int:
 
 
 class _Port:
-    """What all connections of a port share: its budget, and who is told of them."""
+    """The state that all connections of a port share: their limits, and the observer."""
 
     def __init__(self, endpoint: Endpoint, limits: Limits) -> None:
         self.connections = Connections["_Protocol"](limits)
@@ -143,7 +153,7 @@ class _Port:
         self._changed()
 
     def refused(self, reason: str) -> None:
-        """Log why the port does not talk with a client, each reason once a minute."""
+        """Log why the port refuses a connection, each reason at most once a minute."""
         now = time.monotonic()
         if now >= self._silent_until.get(reason, now):
             self._silent_until[reason] = now + REFUSALS_EVERY
@@ -157,9 +167,10 @@ class _Port:
 
 
 class _Flow(FlowControl):
-    """uvicorn's, in which every request that waits for its body resumes reading: not while enough has been read ahead.
+    """uvicorn's flow control, which keeps reading paused while enough has been read ahead.
 
-    Nor from a peer that reads nothing: even TLS alone has answers to what such a peer sends.
+    In uvicorn, every request that waits for its body resumes reading. Reading also stays paused while the peer reads nothing: TLS
+    alone makes a peer's input produce output.
     """
 
     full = False
@@ -170,28 +181,28 @@ class _Flow(FlowControl):
 
 
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's protocol with bounds on the size, the time and the number of what a peer sends.
+    """uvicorn's protocol with limits on the size, the duration and the number of requests.
 
-    - A peer that sends headers, trailers or chunk sizes without an end is cut off.
-    - A peer that has no request under way must finish the head of its next request within `HEAD_TIMEOUT`. A peer that has sent
-      nothing since the last answer is idle: uvicorn closes its connection after `KEEP_ALIVE`.
-    - A peer that takes an answer more slowly than the minimum rate of uploads is cut off: it would keep a model in memory.
-    - A peer that pipelines waits. uvicorn makes a task's worth of objects of every head that it parses, and one read may carry
-      thousands of heads. So the parser gets one head at a time, and none while `AHEAD` requests wait. More than `MAX_HEAD` bytes
-      that wait behind those are not kept: the connection is cut.
-    - A connection ends with the answer to a request whose body nobody has read to its end.
-    - The port closes connections for newcomers as `budgets` has it.
+    - It disconnects a peer that sends endless headers, trailers or chunk sizes.
+    - Without a running request, a peer must finish the head of its next request within `HEAD_TIMEOUT`. A peer that has sent nothing
+      since the last response is idle: uvicorn closes its connection after `KEEP_ALIVE`.
+    - It disconnects a peer that reads a response more slowly than the minimum rate of uploads: it would keep a model in memory.
+    - Pipelined requests wait. uvicorn creates many objects for each head that it parses, and one read may contain thousands of
+      heads. So the parser gets one head at a time, and none while `AHEAD` requests wait. If more than `MAX_HEAD` bytes wait behind
+      those, it disconnects the peer.
+    - A connection ends after the response to a request whose body was not read completely.
+    - The port closes connections in favour of new ones by the rules of `budgets`.
     """
 
     port: _Port
     _size = 0
-    """Of what has come since the last end of a head, or piece of a body."""
+    """Bytes received since the last end of a head or piece of a body."""
     _head = 0
-    """Of the header fields of the newest request."""
+    """Bytes of the header fields of the newest request."""
     _body = 0
-    """Bytes that the body of the newest request still lacks, if it has announced its length."""
+    """Bytes that are missing from the body of the newest request, if it has a `Content-Length`."""
     _unread = b""
-    """What has come and was not parsed, from `_at` on."""
+    """Received bytes. Those from `_at` on are not parsed yet."""
     _at = 0
     _running: RequestResponseCycle | None = None
     _timer: asyncio.TimerHandle | None = None
@@ -204,13 +215,13 @@ class _Protocol(HttpToolsProtocol):
         self.port.opened(self, network(self.client[0] if self.client else ""))
 
     def cut(self, reason: str) -> None:
-        """Close the connection at once. What was not sent yet is lost."""
+        """Close the connection immediately. Unsent data is lost."""
         self.port.was_cut(reason)
         self._hang_up()
         self.transport.abort()
 
     def _hang_up(self) -> None:
-        """Tell the request that runs: uvicorn tells the newest one, which may wait behind it."""
+        """Disconnect the running request. uvicorn disconnects only the newest one, which may wait behind it."""
         if self._running is not None:
             self._running.disconnected = True
             self._running.message_event.set()
@@ -227,9 +238,9 @@ class _Protocol(HttpToolsProtocol):
         self._hang_up()
         self._head_is_whole()
         self._is_taken()
-        self._unset_keepalive_if_required()  # uvicorn leaves it after a reset, and it would hold all this for another 75 s
+        self._unset_keepalive_if_required()  # uvicorn keeps the timer after a reset, and with it this object for another 75 s
         for cycle, _ in self.pipeline:
-            cycle.on_response = _nothing  # they never run, and would live until the garbage is collected
+            cycle.on_response = _nothing  # they never run, and would stay in memory until a garbage collection
         self.pipeline.clear()
         if self.scope is not None:
             self.scope.pop(GIVES_WAY, None)  # type: ignore[misc]  # a key of ours
@@ -238,7 +249,7 @@ class _Protocol(HttpToolsProtocol):
         self.port.closed(self)
 
     def data_received(self, data: bytes) -> None:
-        if self.scope is None and self.scheme == "http" and data[0] == HANDSHAKE:  # its first bytes
+        if self.scope is None and self.scheme == "http" and data[0] == HANDSHAKE:  # the first bytes
             self.port.refused("a client speaks TLS, and this port does not")
             self.send_400_response("this port does not speak TLS: use http://")
             return
@@ -246,7 +257,7 @@ class _Protocol(HttpToolsProtocol):
         self._parse()
 
     def _parse(self) -> None:
-        """Parse what has come, in pieces that end where a head may end, for as long as another request has room."""
+        """Parse received bytes, in pieces that end where a head may end, while another request may wait."""
         while self._at < len(self._unread) and len(self.pipeline) < AHEAD and not self.transport.is_closing():
             start, end = self._at, self._unread.find(END_OF_HEAD, self._at + self._body)
             self._at = len(self._unread) if end < 0 else end + len(END_OF_HEAD)
@@ -284,7 +295,7 @@ class _Protocol(HttpToolsProtocol):
         self.port.connections.busy(self)
         super().on_headers_complete()
         if self.transport.get_extra_info(STALE):
-            self.cycle.keep_alive = False  # this request is answered, and the next one comes with a handshake
+            self.cycle.keep_alive = False  # the next request needs a new handshake
 
     def on_body(self, body: bytes) -> None:
         self._size = 0
@@ -344,42 +355,42 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 _answering_when_cancelled(Throttle(endpoint.app, endpoint.kind, endpoint.observe, known=endpoint.known)),
-                access_log=False,  # its lines hold the paths, and with them ids and tokens
+                access_log=False,  # its lines contain paths, and with them ids and tokens
                 backlog=endpoint.backlog,
                 http=partial(_connection, endpoint, _Port(endpoint, limits)),  # type: ignore[arg-type]  # uvicorn calls it
                 interface="asgi3",
                 lifespan="off",
                 log_config=None,
-                log_level=logging.ERROR,  # its warnings are of peers that send nonsense, as often as they like
+                log_level=logging.ERROR,  # peers cause its warnings with invalid requests, as often as they like
                 proxy_headers=False,
                 server_header=False,
                 timeout_graceful_shutdown=grace,
                 timeout_keep_alive=KEEP_ALIVE,
-                workers=1,  # or it reads WEB_CONCURRENCY, which is meant for others
+                workers=1,  # otherwise it reads WEB_CONCURRENCY, which is not meant for it
                 ws="none",
             )
         )
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        # The signals belong to the process, which has several servers.
+        # The process handles signals, because it has several servers.
         yield
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
         if self.server_state.tasks:
-            # They were cancelled: here they get their turn to say so.
+            # They were cancelled: let them send their response.
             await asyncio.wait(self.server_state.tasks, timeout=1)
 
 
 def _answering_when_cancelled(app: ASGIApp) -> ASGIApp:
-    """Nobody but the stopping server cancels a request: its peer is told to come again, and uvicorn logs no traceback."""
+    """Respond to a cancelled request with 503, without a traceback. Only a stopping server cancels requests."""
 
     async def outermost(scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await app(scope, receive, send)
         except asyncio.CancelledError:
-            with suppress(RuntimeError):  # the answer has begun already: the connection will be closed on it
+            with suppress(RuntimeError):  # the response has begun: the connection will be closed
                 await send(_STOPPING)
                 await send({"type": "http.response.body"})
 

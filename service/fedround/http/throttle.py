@@ -1,10 +1,10 @@
-"""How often one may ask: an ASGI app around another one, which refuses or delays requests beyond the rates of `budgets`.
+"""Rate limiting: an ASGI app around another one, which delays or refuses requests beyond the rates of `budgets`.
 
-1. A request on behalf of a known participant counts for this participant, at its address. All others count for their address: those
-   without a known id, registrations, and those of operators.
-2. A request beyond the rate is refused with 429, after `DELAY`: a client that waits for each answer slows down.
-3. Probes beyond the rate are delayed but never refused: an orchestrator kills what does not answer them.
-4. Only so many requests are delayed at a time. Beyond that refusals are immediate, and end the connection.
+1. A request of a known participant counts for this participant at its address. Every other request counts for its address:
+   those without a known id, registrations, and those of operators.
+2. A request beyond the rate gets a 429 after `DELAY`. A client that waits for each response slows down.
+3. Probes beyond the rate are delayed but never refused: an orchestrator kills a container that does not respond to them.
+4. At most `MOST_DELAYED` requests are delayed at a time. Further refusals are immediate and end the connection.
 """
 
 import asyncio
@@ -18,30 +18,38 @@ from fedround.http import asgi
 from fedround.http.budgets import Buckets, PortKind, network
 
 RATE, BURST = 100.0, 1000.0
-"""Requests a second, and at once, of one address that names no known participant."""
+"""Requests per second, and bucket size, of one address, for requests without a known participant."""
 KNOWN_RATE, KNOWN_BURST = 50.0, 100.0
-"""The same of a known participant, in one attempt of a round."""
+"""The same for a known participant in one attempt of a round."""
 TABLE = 4096
-"""Addresses, and participants, that are remembered."""
+"""Maximum number of addresses, and of participants, with a bucket."""
 DELAY = 1.0
-"""Seconds before a refusal. `Retry-After` asks for as many again."""
+"""Seconds before a refusal, and in its `Retry-After`."""
 MOST_DELAYED = 1000
-"""Requests that are delayed at a time."""
+"""Maximum number of requests that are delayed at a time."""
 GIVES_WAY = "fedround.gives_way"
-"""What a scope may have: called when the request's connection may be closed for a newcomer, although the request is under way."""
+"""Key of a callback in a scope. Called when a new connection may replace this one, although its request is running."""
 PROBES = frozenset(("/livez", "/readyz"))
 
 EXEMPT = object()
 Known = Callable[[Scope], Hashable | None]
-"""Says for which known participant a request is, and in which attempt. None: for none. `EXEMPT`: it does not count."""
+"""Returns the known participant of a request, and its attempt. None: no known participant. `EXEMPT`: do not count it."""
 
 
 def nobody(scope: Scope) -> None:
-    """No participant is known here."""
+    """Return None: this port knows no participants."""
 
 
 class Throttle:
-    """`app` on the port `kind`. `observe` is told of each request that was refused or delayed; `clock` gives monotonic seconds."""
+    """An ASGI app that limits the rate of requests to another one.
+
+    Args:
+        app: The app behind it.
+        kind: The port, for metrics.
+        observe: Receives an event for each request that is delayed or refused.
+        known: Returns the participant that a request is for.
+        clock: Returns monotonic seconds.
+    """
 
     def __init__(
         self,

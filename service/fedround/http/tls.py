@@ -1,4 +1,4 @@
-"""TLS: contexts that follow their files, the names in certificates, and what a failed handshake means. Imports no HTTP library."""
+"""TLS: contexts that reload their files, names in certificates, and explanations of failed handshakes. No HTTP library."""
 
 import logging
 import re
@@ -23,13 +23,13 @@ File = str | PathLike[str]
 Make = Callable[[], ssl.SSLContext]
 
 CLIENT = "fedround.client"
-"""What a connection's `Client` is called where the transport and the scope of a request tell more about it."""
+"""Key of a connection's `Client` in the extra info of its transport and in the extensions of a scope."""
 RETRY = 1.0
-"""Seconds between two attempts to read files that could not be used."""
+"""Seconds between two attempts to reload invalid files."""
 DIAGNOSIS = 2.0
-"""Seconds for a second handshake that only asks which names a certificate has."""
+"""Time-out in seconds of a second handshake that only reads the names of a certificate."""
 MISMATCH = (62, 64)
-"""OpenSSL's verification errors: the certificate is for another host name, or for another address."""
+"""OpenSSL's verification errors for a certificate of another host name or another IP address."""
 _PRIVATE_KEY = re.compile(rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----")
 _CERTIFICATE = re.compile(rb"-----BEGIN (?:TRUSTED |X509 )?CERTIFICATE-----")
 
@@ -43,24 +43,24 @@ class Names(NamedTuple):
 
     @classmethod
     def of(cls, prefix: str, *, server: bool = False) -> Self:
-        """Those that begin with `prefix`, such as `COORDINATOR_INTERNAL`."""
+        """Return the names that begin with `prefix`, such as `COORDINATOR_INTERNAL`."""
         return cls(*(f"{prefix}_TLS_{file}_FILE" for file in ("CERT", "KEY", "CLIENT_CA" if server else "CA")))
 
 
 class Context(ssl.SSLContext):
-    """A context that `make` makes, and makes again when one of `files` has changed.
+    """A TLS context that reloads when one of its files changes.
 
-    Each handshake and each request looks at the files. A connection that was made with former ones ends with its next answer: no
-    request is lost, and what is not accepted any more is soon not used any more.
+    Each handshake and each request checks the files. A connection with the previous files ends after its next response: no request
+    is lost, and a replaced certificate is soon out of use.
 
-    If the new files cannot be used, the former context stays in force, and the log says why: a certificate and its key are often
-    replaced one after the other.
+    If the new files are invalid, the previous context stays active and the reason is logged: operators often replace a certificate
+    and its key one after the other.
 
     Args:
-        names: The settings that name the files.
-        make: Makes it of the files. Raises `ConfigurationError`.
-        files: Those that are looked at.
-        names_clients: Whether clients are known by the names in their certificates.
+        names: Settings that name the files.
+        make: Makes a context from the files. Raises `ConfigurationError`.
+        files: Files to check for changes.
+        names_clients: Whether the names in their certificates identify clients.
     """
 
     def __new__(cls, *_args: object, **_options: object) -> Self:
@@ -76,7 +76,7 @@ class Context(ssl.SSLContext):
         self._current = make()
 
     def current(self) -> ssl.SSLContext:
-        """The context for the next handshake."""
+        """Return the context for the next handshake, reloaded if the files changed."""
         stamps, now = self._stamps(), time.monotonic()
         if stamps != self._seen and (stamps != self._tried or now >= self._again):
             known, self._tried, self._again = stamps == self._tried, stamps, now + RETRY
@@ -84,10 +84,10 @@ class Context(ssl.SSLContext):
                 self._current = self._make()
             except ConfigurationError as error:
                 if not known:
-                    LOG.error("%s; the former certificates stay in force", error)
+                    LOG.error("%s; the previous certificates stay active", error)
             else:
                 self._seen = stamps
-                LOG.info("%s: read again, for new connections", ", ".join(str(file) for file in self._files))
+                LOG.info("certificates reloaded, for new connections: %s", ", ".join(str(file) for file in self._files))
         return self._current
 
     def wrap_bio(self, *args: Any, **kwargs: Any) -> ssl.SSLObject:
@@ -109,13 +109,13 @@ class Context(ssl.SSLContext):
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """A client on a port that asks for certificates. `name`: None without a certificate, "" if that names no participant."""
+    """A client of a port that requests certificates. `name` is None without one, "" if it does not name a participant."""
 
     name: str | None
 
 
 class Misnamed(ssl.SSLCertVerificationError):
-    """The certificate is for other `names` than the one that was asked for."""
+    """The server's certificate is valid for `names` only, not for the host of the URL."""
 
     def __init__(self, error: ssl.SSLCertVerificationError, names: Sequence[str]) -> None:
         super().__init__(*error.args)
@@ -133,15 +133,15 @@ def server(
     needed: bool = True,
     names_clients: bool = False,
 ) -> Context | None:
-    """What a port serves with; None where no file is set.
+    """Return the TLS context of a port, or None if no file is set.
 
     Args:
-        prefix: That of the settings, for messages.
-        cert: The certificate and what it is signed by, PEM.
-        key: Its private key, PEM; None: it is in the same file.
-        client_ca: The authorities whose certificates clients are asked for, PEM; None: nobody is asked.
-        needed: A client without a certificate is refused.
-        names_clients: Clients are known by the names in their certificates, where these are asked for.
+        prefix: Prefix of the settings, for messages.
+        cert: Certificate and its chain, in PEM.
+        key: Private key, in PEM. None: it is in the same file.
+        client_ca: CA certificates for client certificates, in PEM. None: the port does not request client certificates.
+        needed: Whether to refuse clients without a certificate.
+        names_clients: Whether the names in client certificates identify the clients.
     """
     names = Names.of(prefix, server=True)
     if cert is None:
@@ -151,7 +151,7 @@ def server(
     def make() -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        # A resumed session is one whose certificate nobody has looked at again.
+        # A resumed session would skip the verification of the certificate.
         context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
         context.num_tickets = 0
         context.set_alpn_protocols(["http/1.1"])
@@ -166,7 +166,7 @@ def server(
 
 
 def public(settings: "PlatformSettings") -> Context | None:
-    """What a service's port for participants serves with. A token of its own stands in for a participant's certificate."""
+    """Return the TLS context of a participants' port. With a tokens file, a token may replace a client certificate."""
     return server(
         settings.prefix,
         settings.tls_cert_file,
@@ -178,19 +178,19 @@ def public(settings: "PlatformSettings") -> Context | None:
 
 
 def operators(settings: "PlatformSettings") -> Context | None:
-    """What a service's port for operators serves with: probes and browsers have no certificates."""
+    """Return the TLS context of an ops port. It requests no client certificates: probes and browsers have none."""
     return server(settings.prefix, settings.tls_cert_file, settings.tls_key_file)
 
 
 def client(names: Names, ca: File | None, cert: File | None, key: File | None, *, base: Make) -> Context:
-    """What is asked with.
+    """Return the TLS context of a client.
 
     Args:
-        names: The settings, for messages.
-        ca: Authorities that are trusted beside those of `base`, PEM.
-        cert: The certificate that is shown to a server that asks for one, PEM.
-        key: Its private key, PEM; None: it is in the same file.
-        base: Makes a context with the usual authorities.
+        names: Settings, for messages.
+        ca: CA certificates to trust in addition to those of `base`, in PEM.
+        cert: Client certificate for servers that request one, in PEM.
+        key: Private key, in PEM. None: it is in the same file.
+        base: Makes a context with the public CAs.
     """
     if cert is None:
         _unused(names.cert, {names.key: key})
@@ -209,7 +209,7 @@ def client(names: Names, ca: File | None, cert: File | None, key: File | None, *
 
 
 def only(settings: Names, file: File, *, check_hostname: bool = True) -> ssl.SSLContext:
-    """A context for a client that trusts what the file has, authorities or a server's own certificate, and nothing else."""
+    """Return a client's context that trusts only the certificates in a file: CAs, or the certificate of a server."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = check_hostname
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
@@ -221,21 +221,21 @@ def only(settings: Names, file: File, *, check_hostname: bool = True) -> ssl.SSL
 
 
 def names(certificate: Mapping[str, Any]) -> list[str]:
-    """All names of a certificate (as `getpeercert` returns it): alternative names first, then common names."""
+    """Return all names of a certificate (as `getpeercert` returns it): alternative names first, then common names."""
     alternative = [value for _, value in certificate.get("subjectAltName", ())]
     common = [value for part in certificate.get("subject", ()) for kind, value in part if kind == "commonName"]
     return [*alternative, *common]
 
 
 def client_name(certificate: Mapping[str, Any]) -> str:
-    """The name that a certificate proves: the first DNS name that is a participant's name, else the common name; else ""."""
+    """Return the participant's name in a certificate: the first valid DNS name, else the common name, else ""."""
     dns = [value for kind, value in certificate.get("subjectAltName", ()) if kind == "DNS"]
     common = [value for part in certificate.get("subject", ()) for kind, value in part if kind == "commonName"]
     return next((name for name in [*dns, *common] if parse_name(name) is not None), "")
 
 
 def _shown(context: ssl.SSLContext, address: tuple[Any, ...]) -> list[str]:
-    """The names of the certificate that a server shows: the handshake that failed does not tell them."""
+    """Return the names of a server's certificate. A failed handshake does not contain them."""
     import socket
 
     asking = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -251,7 +251,7 @@ def _shown(context: ssl.SSLContext, address: tuple[Any, ...]) -> list[str]:
 
 
 def explained(error: BaseException, settings: Names) -> str:
-    """What has failed in a TLS handshake, and what mends it; "" if `error` has nothing to do with TLS."""
+    """Return why a TLS handshake failed and how to fix it, or "" if `error` is not about TLS."""
     found: BaseException | None = error
     while found is not None and not isinstance(found, ssl.SSLError):
         found = found.__cause__ or found.__context__
@@ -269,16 +269,16 @@ def _untrusted(error: ssl.SSLCertVerificationError, settings: Names) -> str:
         case 62 | 64:
             shown = error.names if isinstance(error, Misnamed) else []
             return (f"it is valid for {', '.join(shown[:10])}; " if shown else "") + "use a name of the certificate in the URL"
-    return f"if an authority of your own signed it, set {settings.ca}"
+    return f"if a private CA signed it, set {settings.ca}"
 
 
 def _refused(error: ssl.SSLError, settings: Names) -> str:
     reason = error.reason or ""
     match reason:
         case "WRONG_VERSION_NUMBER":
-            return "that port does not speak TLS: write http:// in the URL"
+            return "that port does not speak TLS: use http:// in the URL"
         case "TLSV13_ALERT_CERTIFICATE_REQUIRED" | "SSLV3_ALERT_HANDSHAKE_FAILURE" | "TLSV1_ALERT_HANDSHAKE_FAILURE":
-            return f"the server asks for a certificate: set {settings.cert}"
+            return f"the server requires a client certificate: set {settings.cert}"
         case _ if "_ALERT_" in reason and re.search("CERTIFICATE|UNKNOWN_CA", reason):
             return f"the server does not accept the certificate of {settings.cert}"
     return ""
@@ -298,7 +298,7 @@ def _load_pair(context: ssl.SSLContext, settings: Names, cert: File, key: File |
             context.load_cert_chain(cert, key, password=_no_password)
         except ssl.SSLError as error:
             if error.reason == "KEY_VALUES_MISMATCH":
-                raise ConfigurationError(f"{settings.key}: {key or cert}: the key does not fit the certificate {cert}") from error
+                raise ConfigurationError(f"{settings.key}: {key or cert}: the key does not match the certificate {cert}") from error
             raise
         except _EncryptedKey as error:
             remedy = f"decrypt it: openssl pkey -in {key or cert} -out FILE"
@@ -312,7 +312,7 @@ class _EncryptedKey(Exception):
 
 
 def _no_password() -> str:
-    """Nobody is there to be asked for one."""
+    """Raise: a service cannot prompt for a password."""
     raise _EncryptedKey
 
 
@@ -343,7 +343,7 @@ def _unused(cert: str, others: Mapping[str, File | None]) -> None:
 
 
 def _flaw(cert: File, key: File | None, *, server: bool) -> str:
-    """Why peers will refuse a certificate, such as "certificate has expired"; found by a handshake with itself."""
+    """Return why peers will refuse a certificate, such as "certificate has expired", or "". It makes a handshake with itself."""
     ends = {}
     for protocol, judges in {ssl.PROTOCOL_TLS_SERVER: not server, ssl.PROTOCOL_TLS_CLIENT: server}.items():
         ends[protocol] = context = ssl.SSLContext(protocol)
@@ -367,7 +367,7 @@ def _flaw(cert: File, key: File | None, *, server: bool) -> str:
 
 
 def _stamp(file: Path) -> tuple[int, int, int] | None:
-    # Kubernetes replaces the file of a Secret by way of a link: another inode, perhaps of the same size and second.
+    # Kubernetes replaces a Secret's file through a symbolic link: the inode changes, size and time perhaps not.
     try:
         found = file.stat()
     except OSError:

@@ -1,7 +1,7 @@
 """TLS between a socket's transport and a server's protocol: `TlsTransport`.
 
-asyncio's own starts the protocol after the handshake, sends no alert when that fails, and cannot answer a client that speaks
-plain HTTP. With this one the protocol has its connection from the beginning, so its limits and time-outs hold for handshakes too.
+asyncio's TLS starts the protocol after the handshake, sends no alert if that fails, and cannot respond to a client that speaks
+plain HTTP. Here the protocol has its connection from the start, so its limits and time-outs apply to handshakes too.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ HANDSHAKE = 0x16
 """The first byte of a TLS connection (RFC 8446, section 5.1)."""
 PIECE = 256 << 10
 STALE = "fedround.stale"
-"""`get_extra_info` of it: whether the files that the handshake was made with have been replaced."""
+"""Key of the transport's extra info: whether the certificate files were replaced since the handshake."""
 
 _BODY = Problem(400, "Bad Request", SPEAKS_TLS).encode()
 _PLAIN = (
@@ -33,13 +33,13 @@ class _State(Enum):
     HANDSHAKE = auto()
     OPEN = auto()
     CLOSED = auto()
-    """Nothing is passed on any more; what still comes is discarded until the peer has read why."""
+    """Input is discarded until the peer has read why."""
 
 
 class TlsTransport(asyncio.Transport, asyncio.Protocol):
-    """Below it a socket's transport, whose protocol it is; above it `app`, whose transport it is.
+    """The protocol of a socket's transport, and the transport of `app`.
 
-    `refused` is called with the reason when there is no handshake.
+    `refused` is called with the reason if a handshake fails or does not begin.
     """
 
     def __init__(self, app: asyncio.Protocol, context: Context, refused: Callable[[str], None]) -> None:
@@ -60,7 +60,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._state = _State.CLOSED
         self._app.connection_lost(exc)
-        self._app = asyncio.Protocol()  # the two refer to each other, and would live until the garbage is collected
+        self._app = asyncio.Protocol()  # breaks a reference cycle, which would stay in memory until a garbage collection
 
     def data_received(self, data: bytes) -> None:
         if self._state is _State.CLOSED:
@@ -101,7 +101,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         except ssl.SSLError as error:
             self._flush()  # an alert
             why = getattr(error, "verify_message", "") or (error.reason or "error").lower().replace("_", " ")
-            self._refuse(f"a handshake has failed: {why}")
+            self._refuse(f"TLS handshake failed: {why}")
             return False
         self._flush()
         self._state = _State.OPEN
@@ -110,7 +110,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         return True
 
     def _refuse(self, reason: str) -> None:
-        """Close, after the peer has had time to read why: to close what was not read would reset the connection."""
+        """Close after the peer had time to read why. Closing with unread input would reset the connection."""
         self._state = _State.CLOSED
         self._refused(reason)
         if self._raw.can_write_eof():
@@ -128,7 +128,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             pass
         except ssl.SSLError:
             ended = True
-        self._flush()  # the answer to a change of keys
+        self._flush()  # the response to a key update
         if pieces:
             self._app.data_received(b"".join(pieces))
         if ended:

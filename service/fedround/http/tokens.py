@@ -1,4 +1,4 @@
-"""Who is let in: a client with the token that all share, or with one of those in a file, which says whose each of them is."""
+"""Bearer tokens: one that all participants share, or individual ones from a file with their owners' names."""
 
 import hmac
 import logging
@@ -18,15 +18,15 @@ from fedround.errors import ConfigurationError
 LOG = logging.getLogger(__name__)
 
 MAX_FILE = 16 << 20
-"""Bytes of a file of tokens."""
+"""Maximum size of a tokens file in bytes."""
 SETTLED = 1.0
-"""Seconds without a change after which a file counts as finished although its last line has no newline."""
+"""Seconds without a change after which a file counts as complete, even if its last line has no newline."""
 TICK = 0.1
-"""Seconds within which a second change of a file may leave its time stamps as they are."""
+"""Seconds in which a second change of a file may not change its time stamps."""
 
 
 class Admitting(Protocol):
-    """Knows tokens."""
+    """A check of bearer tokens."""
 
     @property
     def needed(self) -> bool:
@@ -34,7 +34,7 @@ class Admitting(Protocol):
         ...
 
     def owner(self, given: str) -> str | None:
-        """The name of the token's owner, "" where it has none; None for a token that is not known."""
+        """Return the name of the token's owner, "" if it has none, or None for an unknown token."""
         ...
 
 
@@ -44,19 +44,19 @@ _Stamp = tuple[int, int, int, int]
 
 
 class Tokens:
-    """Tokens by whom they belong to. Compared are digests under a key of this process: the time it takes tells nothing of a token.
+    """Bearer tokens and their owners. It compares keyed digests, so that its timing reveals nothing about a token.
 
-    The file has `NAME TOKEN` on each line; blank lines and lines that begin with # do not count. A name may have several tokens.
-    The file is read again when it has changed, as a whole or not at all: see `_content`. What cannot be used then is logged once,
-    the former tokens hold, and a failed read is repeated at the next request.
+    The file has `NAME TOKEN` on each line. Blank lines and lines that begin with # are ignored. A name may have several tokens.
+    The file is reloaded when it changes, completely or not at all. If it is invalid then, the error is logged once, the previous
+    tokens stay active, and the next request reads it again.
 
     Args:
-        shared: The token of all.
-        file: The file.
-        never: A token that no participant may have: the operators'.
+        shared: Token that all participants share.
+        file: The tokens file.
+        never: Token that no participant may have: the operators' token.
 
     Raises:
-        ConfigurationError: The file cannot be read, or a line is wrong. No message repeats a token.
+        ConfigurationError: The file cannot be read, or a line is invalid. No message contains a token.
     """
 
     def __init__(self, shared: str | None = None, file: Path | None = None, *, never: str | None = None) -> None:
@@ -65,7 +65,7 @@ class Tokens:
         self._never = None if never is None else self._digest(never)
         self._file = file
         self._seen: _Stamp | None = None
-        """Of what was read and settled; None: read the file again at the next request."""
+        """Stamp of the complete file that was read. None: read the file again at the next request."""
         self._complaint = ""
         self._names: Mapping[bytes, str] = self._shared
         if file is not None:
@@ -77,7 +77,7 @@ class Tokens:
         return self._file is not None or bool(self._shared)
 
     def owner(self, given: str) -> str | None:
-        """The name of the participant whose token that is; "" for the shared one, None for none of them."""
+        """Return the name of the token's owner, "" for the shared token, or None for an unknown token."""
         if self._file is not None:
             self._look(self._file)
         return self._names.get(self._digest(given))
@@ -94,21 +94,21 @@ class Tokens:
         except (OSError, ConfigurationError) as error:
             complaint = str(error) if isinstance(error, ConfigurationError) else _unreadable(file, error)
             if complaint != self._complaint:
-                LOG.error("%s; the former tokens hold", complaint)
+                LOG.error("%s; the previous tokens stay active", complaint)
             self._complaint = complaint
         else:
             self._complaint = ""
             if self._names != before:
-                LOG.info("%s has changed: there are %d tokens", file, len(self._names))
+                LOG.info("reloaded %s: %d tokens", file, len(self._names))
 
     def _read(self, file: Path) -> None:
-        """Replace what is known by what the file says. Raises `ConfigurationError`, and changes no name then."""
+        """Replace the tokens by those of the file. Raises `ConfigurationError`, and then keeps the previous tokens."""
         try:
             found, content = _content(file)
         except OSError as error:
             raise ConfigurationError(_unreadable(file, error)) from error
         age = _age(found)
-        # What a later change could hide behind the same stamp is read again; so is what may be half of a file.
+        # Read the file again if a later change could leave the stamp as it is, or if the file may be incomplete.
         whole = content.endswith(b"\n") or age > SETTLED
         self._seen = _stamp(found) if whole and age > TICK else None
         names = self._parsed(file, content)
@@ -117,59 +117,59 @@ class Tokens:
 
     def _parsed(self, file: Path, content: bytes) -> Mapping[bytes, str]:
         names = dict(self._shared)
-        # Notepad begins a file with a mark; other ends of lines than these two are characters that no token has.
+        # Notepad begins a file with a byte order mark.
         for number, line in enumerate(content.decode("utf-8-sig", errors="replace").split("\n"), 1):
             line = line.strip(" \t\r")
             if not line or line.startswith("#"):
                 continue
             match = _LINE.fullmatch(line)
             if match is None or parse_name(match[1]) is None:
-                raise ConfigurationError(f"{file}, line {number}: write a participant's name, a blank, and its token")
+                raise ConfigurationError(f"{file}, line {number}: write a participant's name, a space, and its token")
             name, digest = match[1], self._digest(match[2])
             if digest == self._never:
                 raise ConfigurationError(f"{file}, line {number}: the token of {name} is the operators' token")
             if names.setdefault(digest, name) != name:
-                raise ConfigurationError(f"{file}, line {number}: the token of {name} is somebody else's, too")
+                raise ConfigurationError(f"{file}, line {number}: the token of {name} also belongs to another participant")
         return names
 
 
 def _content(file: Path) -> tuple[os.stat_result, bytes]:
-    """The state and the content of a file that did not change in between. Raises `OSError` or `ConfigurationError`."""
-    # A pipe in its place shall block nobody.
+    """Return the state and the content of a file that did not change meanwhile. Raises `OSError` or `ConfigurationError`."""
+    # If the file is a pipe, opening it must not block.
     with open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as opened:
         before = os.fstat(opened.fileno())
         if not stat.S_ISREG(before.st_mode):
-            raise ConfigurationError(f"the file of tokens {file} is not a regular file")
+            raise ConfigurationError(f"the tokens file {file} is not a regular file")
         content = opened.read(MAX_FILE + 1)
         if len(content) > MAX_FILE:
-            raise ConfigurationError(f"the file of tokens {file} has more than {MAX_FILE} bytes")
+            raise ConfigurationError(f"the tokens file {file} has more than {MAX_FILE} bytes")
         if _stamp(before) != _stamp(os.fstat(opened.fileno())) or len(content) != before.st_size:
-            raise ConfigurationError(f"the file of tokens {file} is being written")
+            raise ConfigurationError(f"the tokens file {file} is being written")
     return before, content
 
 
 def _stamp(found: os.stat_result) -> _Stamp:
-    # Kubernetes replaces the file of a Secret by way of a link: another inode, perhaps of the same size and second.
+    # Kubernetes replaces a Secret's file through a symbolic link: the inode changes, size and time perhaps not.
     return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
 
 
 def _age(found: os.stat_result) -> float:
-    """Seconds since the last change. A clock that was set back, or that of a file server, must not make it new for ever."""
+    """Return the seconds since the last change, also if a clock is wrong: a file must not stay new for ever."""
     return abs(time.time() - found.st_ctime)
 
 
 def _unreadable(file: Path, error: OSError) -> str:
-    return f"the file of tokens {file} cannot be read: {error.strerror}"
+    return f"the tokens file {file} cannot be read: {error.strerror}"
 
 
 OPEN = Tokens()
-"""Everybody is let in."""
+"""No client needs a token."""
 
 
 def guard(settings: PlatformSettings) -> Tokens:
-    """The tokens that a service's settings name. Warns where other machines need none."""
+    """Return the tokens of a service's settings. Warn if clients on other machines need none."""
     tokens = Tokens(reveal(settings.token), settings.tokens_file, never=reveal(settings.ops_token))
     if not (tokens.needed or is_loopback(settings.bind)):
         name = settings.prefix
-        LOG.warning("whoever reaches the %s may take part: set %s_TOKEN or %s_TOKENS_FILE", name.lower(), name, name)
+        LOG.warning("any client that reaches the %s may take part: set %s_TOKEN or %s_TOKENS_FILE", name.lower(), name, name)
     return tokens

@@ -1,6 +1,6 @@
-"""What weights are like, and what training changed in them: figures, computed block by block without a copy of the model.
+"""Statistics of weights and of their changes, computed block by block without a copy of the model.
 
-Of named tensors they are about the floats. What cannot be averaged there is a constant of the model, and left out.
+Of named tensors, they cover those with floats. Elements that cannot be averaged are constants of the model, and left out.
 """
 
 import math
@@ -31,7 +31,9 @@ def statistics(weights: Weights) -> Statistics:
             difference, total = block_mean - mean, count + values.size
             centred = values - block_mean
             deviations += float(np.square(centred, out=centred).sum())
-            deviations += difference * count * values.size / total * difference  # in this order 0 for the first, however large
+            deviations += (
+                difference * count * values.size / total * difference
+            )  # this order gives 0 for the first block, even if its mean is large
             mean, count = mean + difference * values.size / total, total
             least, largest = min(least, float(values.min())), max(largest, float(values.max()))
             sizes = np.abs(values, out=centred)
@@ -40,7 +42,7 @@ def statistics(weights: Weights) -> Statistics:
     few = tuple(float(weight) for array in arrays for weight in array.flat) if size <= FEW else ()
     if not count:
         return Statistics(size, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0 if named else size, tuple(decades), few, size if named else 0)
-    # The sum of squares is that of the deviations and of the mean: nothing cancels there.
+    # The sum of squares from deviations and mean avoids cancellation.
     norm = math.sqrt(deviations + count * mean * mean)
     stddev, nonfinite, constants = math.sqrt(deviations / count), *((0, size - count) if named else (size - count, 0))
     return Statistics(size, mean, stddev, least, largest, absolute, norm, nonfinite, tuple(decades), few, constants)
@@ -54,7 +56,7 @@ def norm(weights: Weights) -> float:
 
 
 def change(before: Sequence[Array], after: Sequence[Array], former: Sequence[Array] | None = None) -> Change:
-    """Return what became of the global model `before`, which came from `former`: arrays of the same shapes; in float64."""
+    """Return the change from the global model `before` to `after`, in float64. `former` is the model before `before`."""
     square, product, moved = 0.0, 0.0, 0.0
     with np.errstate(over="ignore", invalid="ignore"):
         for a, b, c in zip(*map(_float64_blocks, (before, after, before if former is None else former)), strict=True):
@@ -65,7 +67,7 @@ def change(before: Sequence[Array], after: Sequence[Array], former: Sequence[Arr
 
 
 def measured(weights: Weights) -> list[Array]:
-    """Return the arrays that figures are about."""
+    """Return the arrays that the statistics cover."""
     if not isinstance(weights, Mapping):
         return [weights]
     return [weights[spec.name] for spec in Layout.of(weights).measured]

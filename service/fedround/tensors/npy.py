@@ -1,4 +1,4 @@
-"""The header of an `.npy` file: one array. Nothing here unpickles, and nothing is allocated because a header claims it."""
+"""The header of an `.npy` file, which contains one array. This module never unpickles, nor allocates what a header claims."""
 
 import ast
 import io
@@ -14,21 +14,21 @@ from fedround.errors import WeightsError, WrongWeights
 
 MAGIC = b"\x93NUMPY"
 MAX_DIMENSIONS = 32
-"""NumPy's iterators take no more, in any of its versions."""
+"""Maximum number of dimensions of NumPy's iterators, in all versions."""
 MAX_PREFIX = 10_012
-"""Bytes within which the header ends."""
+"""Maximum number of bytes before the data."""
 
 _LENGTH_BYTES = {1: 2, 2: 4, 3: 4}
 _MAX_HEADER = MAX_PREFIX - 12
 _KINDS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
 _DESCRS = {order + kind for order in ("", "<", ">", "=", "|") for kind in _KINDS}
 _PYTHON_2 = re.compile(rb"(?<=\d)L(?=[,)])")
-"""NumPy under Python 2 wrote lengths as `3L`."""
+"""Lengths as NumPy on Python 2 wrote them: `3L`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The header of a file whose data begins at `offset`."""
+    """The header of a file. The data begins at byte `offset`."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
@@ -40,7 +40,7 @@ def parse_header(prefix: bytes | bytearray | memoryview) -> Header:
     """Return the header at the beginning of `prefix`, of `.npy` version 1.0 to 3.0.
 
     Raises:
-        WeightsError: It is no such header, or one whose data would have to be unpickled or is of a dtype that cannot be averaged.
+        WeightsError: The header is invalid, its data is pickled, or its dtype cannot be averaged.
     """
     view = memoryview(prefix)
     if bytes(view[:6]) != MAGIC:
@@ -77,20 +77,20 @@ def encode_header(array: np.ndarray[Any, np.dtype[Any]]) -> bytes:
     return header.getvalue()
 
 
-@lru_cache(maxsize=16)  # the header of a training's model is the same each time, and takes longer to read than a small model
+@lru_cache(maxsize=16)  # all models of a training have the same header, and parsing it takes longer than reading a small model
 def _literal(text: bytes) -> dict[str, Any]:
     try:
         fields = ast.literal_eval(_PYTHON_2.sub(b"", text).decode().strip())
-        repr(fields)  # a number of more digits than Python prints fails here, and not in a message about it
+        repr(fields)  # a number with too many digits for Python to print fails here, not in an error message
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         fields = None
     if not isinstance(fields, dict) or fields.keys() != {"descr", "fortran_order", "shape"}:
-        raise WeightsError("the .npy header is no dictionary of descr, fortran_order and shape; write it with numpy.save")
+        raise WeightsError("the .npy header is not a dictionary of descr, fortran_order and shape; write the file with numpy.save")
     return fields
 
 
 def _dtype(descr: object) -> np.dtype[Any]:
-    # The dtypes that are known, by their names: what else numpy makes of a string from a stranger does not matter then.
+    # Compare with known names: NumPy must not interpret a string from a peer.
     if not isinstance(descr, str) or descr not in _DESCRS:
         why = " (objects are pickled, which is never accepted)" if isinstance(descr, str) and "O" in descr else ""
         raise WeightsError(
@@ -101,9 +101,9 @@ def _dtype(descr: object) -> np.dtype[Any]:
 
 
 def check_shape(shape: object) -> tuple[int, ...]:
-    """Return `shape`. Raises `WeightsError` where an array cannot have it, and `WrongWeights` where a model cannot."""
+    """Return `shape`. Raises `WeightsError` if it is not a shape, and `WrongWeights` if a model cannot have it."""
     if not isinstance(shape, tuple) or not all(type(length) is int and 0 <= length < 2**63 for length in shape):
-        raise WeightsError(f"the .npy header's shape {str(shape)[:40]!r} is none")
+        raise WeightsError(f"the .npy header's shape {str(shape)[:40]!r} is invalid")
     if len(shape) > MAX_DIMENSIONS:
         raise WrongWeights(f"weights have {MAX_DIMENSIONS} dimensions at most, but these have {len(shape)}")
     if 0 in shape:

@@ -4,8 +4,8 @@
     header    {"__metadata__": {str: str}, NAME: {"dtype": "F32", "shape": [2, 3], "data_offsets": [begin, end]}, ...}
     data      the tensors, in C order and little-endian, without gaps
 
-The header is written as the `safetensors` package writes it: wide dtypes first, then by name, padded with spaces to 8 bytes.
-Nothing here touches the data, and nothing is allocated because a header claims it.
+The order of tensors is that of the `safetensors` package: wide dtypes first, then by name. Spaces pad the header to 8 bytes. This
+module never touches the data, nor allocates what a header claims.
 """
 
 import json
@@ -41,7 +41,7 @@ _NUMPY = {
     "U8": "|u1",
     "BOOL": "|b1",
 }
-"""The dtypes of tensors in the order in which they are written. NumPy itself has no bfloat16."""
+"""The dtypes of tensors, in the order of the file. NumPy itself has no bfloat16."""
 CODES = tuple(_NUMPY)
 _CODE_OF = {numpy: code for code, numpy in _NUMPY.items() if numpy}
 _ORDER = {code: position for position, code in enumerate(CODES)}
@@ -49,7 +49,7 @@ _ORDER = {code: position for position, code in enumerate(CODES)}
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor of a header. Its data begins `begin` bytes behind the header."""
+    """A tensor of a header. Its data begins `begin` bytes after the header."""
 
     name: str
     code: str
@@ -67,22 +67,22 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The header of a file whose data begins at `offset` and is `nbytes` long."""
+    """The header of a file. The data begins at byte `offset` and has `nbytes` bytes."""
 
     tensors: tuple[Tensor, ...]
-    """In the order of their data."""
+    """The tensors, in the order of their data."""
     metadata: Mapping[str, str]
     offset: int
     nbytes: int
 
 
 def is_safetensors(prefix: bytes | bytearray | memoryview) -> bool:
-    """Return whether a file that begins with `prefix`, 9 bytes or more, can be one: no `.npy` file can."""
+    """Return whether a file that begins with `prefix`, at least 9 bytes, may be safetensors. An `.npy` file is not."""
     return bytes(prefix[LENGTH_BYTES : LENGTH_BYTES + 1]) == b"{"
 
 
 def header_size(prefix: bytes | bytearray | memoryview) -> int:
-    """Return the bytes before the data. Raises `WeightsError` where `prefix`, 8 bytes or more, announces too many."""
+    """Return the number of bytes before the data, from `prefix`, at least 8 bytes. Raises `WeightsError` if it is too large."""
     length = int.from_bytes(prefix[:LENGTH_BYTES], "little")
     if length > MAX_HEADER:
         raise WeightsError(f"the safetensors header announces {length} bytes of itself; {MAX_HEADER} are allowed")
@@ -93,8 +93,8 @@ def parse_header(prefix: bytes | bytearray | memoryview) -> Header:
     """Return the header at the beginning of `prefix`.
 
     Raises:
-        WeightsError: It is no header of safetensors.
-        WrongWeights: The file ends within it, or a tensor is one that cannot be averaged.
+        WeightsError: The header is invalid.
+        WrongWeights: The file ends within the header, or a tensor cannot be averaged.
     """
     view = memoryview(prefix)
     offset = header_size(view[:LENGTH_BYTES])
@@ -112,7 +112,7 @@ def parse_header(prefix: bytes | bytearray | memoryview) -> Header:
 
 
 def encode_header(tensors: Iterable[Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    """Return the header for `tensors`, whose data lies in this order. See `ordered`."""
+    """Return the header for `tensors`, whose data follows in this order. See `ordered`."""
     fields: dict[str, Any] = {METADATA: dict(sorted(metadata.items()))} if metadata else {}
     begin = 0
     for tensor in tensors:
@@ -127,12 +127,12 @@ def encode_header(tensors: Iterable[Tensor], metadata: Mapping[str, str] | None 
 
 
 def ordered(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Return the tensors in the order in which their data is written: so each tensor is aligned."""
+    """Return the tensors in the order of the file, which aligns each of them."""
     return sorted(tensors, key=lambda tensor: (_ORDER[tensor.code], tensor.name))
 
 
 def tensor_of(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Tensor:
-    """Return the tensor of an array. Raises `WrongWeights` where it cannot be one."""
+    """Return the tensor for an array. Raises `WrongWeights` if name, dtype or shape is not supported."""
     code = "BF16" if dtype.name == "bfloat16" else _CODE_OF.get(dtype.newbyteorder("<").str)
     if code is None:
         why = " (objects are pickled, which is never accepted)" if dtype.hasobject else ""
@@ -143,7 +143,7 @@ def tensor_of(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Tensor
 
 
 def dtype_of(code: str) -> np.dtype[Any]:
-    """Return the NumPy dtype, little-endian. Raises `ConfigurationError` where bfloat16 needs a package that is missing."""
+    """Return the NumPy dtype, little-endian. Raises `ConfigurationError` if bfloat16 lacks the package `ml_dtypes`."""
     if code != "BF16":
         return np.dtype(_NUMPY[code])
     try:
@@ -167,10 +167,10 @@ def _fields(text: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(text, object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
-        why = str(error) if isinstance(error, _DuplicateName) else "it is no JSON"
+        why = str(error) if isinstance(error, _DuplicateName) else "it is not JSON"
         raise WeightsError(f"the safetensors header cannot be read: {why}") from None
     if not isinstance(fields, dict):
-        raise WeightsError("the safetensors header is no JSON object")
+        raise WeightsError("the safetensors header is not a JSON object")
     return fields
 
 
@@ -188,7 +188,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _metadata(value: object) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise WeightsError(f"the {METADATA} of a safetensors header is an object of strings")
+        raise WeightsError(f"the {METADATA} of a safetensors header must be an object of strings")
     return value
 
 
@@ -215,11 +215,11 @@ def _check_name(name: str) -> None:
     try:
         name.encode()
     except UnicodeEncodeError:
-        raise WrongWeights(f"{shown(name)}: the name of a tensor is Unicode text") from None
+        raise WrongWeights(f"{shown(name)}: the name of a tensor must be valid Unicode") from None
 
 
 def _check_shape(name: str, shape: tuple[Any, ...]) -> None:
     if not all(type(length) is int and 0 <= length < 2**63 for length in shape) or math.prod(shape) >= 2**60:
-        raise WeightsError(f"{shown(name)}: the shape is no list of lengths")
+        raise WeightsError(f"{shown(name)}: the shape is not a list of lengths")
     if len(shape) > MAX_DIMENSIONS:
         raise WrongWeights(f"{shown(name)}: tensors have {MAX_DIMENSIONS} dimensions at most, but this one has {len(shape)}")

@@ -1,7 +1,8 @@
-"""The values of weights: looked at block by block, and which of them can be averaged.
+"""Checks of the values of weights, block by block: which of them can be averaged?
 
-A value that is NaN, infinite or beyond `LARGEST_WEIGHT` is unfit. In a named tensor the round's model may have the same value at
-the same place: then it is a constant, such as the `-inf` of a mask, and stays.
+1. A value that is NaN, infinite or beyond `LARGEST_WEIGHT` is *unfit*.
+2. If a named tensor of the round's model has the same unfit value at the same place, it is a *constant*, such as the `-inf` of a
+   mask. An update may contain it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,19 +15,19 @@ from fedround.tensors.safetensors import shown
 from fedround.tensors.weights import Array, Weights
 
 BLOCK = 1 << 16
-"""Elements that are worked on at once: they stay in the processor's cache."""
+"""Elements of a block, which fits the processor's cache."""
 
 
 def widened(block: Array) -> Array:
-    """Return numbers that NumPy computes with: bfloat16 as float32."""
+    """Return the block in a dtype that NumPy can compute with: bfloat16 as float32."""
     return block if block.dtype.kind in "fiub" else block.astype(np.float32)
 
 
 def unfit(block: Array) -> Array | None:
-    """Return which elements are unfit; None where all can be averaged."""
+    """Return a mask of unfit elements, or None if all can be averaged."""
     if block.dtype.itemsize == 2:
-        block = block.astype(np.float32)  # in float16 itself a minimum takes six times as long
-    # One look at both ends sees it all: NaN passes through min and max, and no comparison with it is true.
+        block = block.astype(np.float32)  # the minimum of float16 takes six times as long
+    # Minimum and maximum are sufficient: they are NaN if any element is, and comparisons with NaN are false.
     if not block.size or (block.min() >= -LARGEST_WEIGHT and block.max() <= LARGEST_WEIGHT):
         return None
     with np.errstate(invalid="ignore"):
@@ -41,7 +42,7 @@ def without_unfit(block: Array) -> Array:
 
 
 class Flaws:
-    """Counts the elements of a tensor that are unfit and no constants."""
+    """A count of the elements of a tensor that are unfit and not constants."""
 
     def __init__(self, name: str = "", count: int = 0) -> None:
         self._name = name
@@ -49,7 +50,7 @@ class Flaws:
         self._found = [0, 0, 0]
 
     def look(self, block: Array, before: Array | None = None) -> Array | None:
-        """Look at a block, and at the model's `before`. Return which elements are unfit, constants or not; None: none is."""
+        """Check a block against the model's block `before`. Return a mask of unfit elements, with constants, or None."""
         mask = unfit(block)
         if mask is None:
             return None
@@ -62,7 +63,7 @@ class Flaws:
         return mask
 
     def check(self) -> None:
-        """Raises `NotFinite` where an element cannot be averaged, and is no constant."""
+        """Raise `NotFinite` if an element is unfit and not a constant."""
         kinds = ("NaN", "infinity", f"magnitudes above {LARGEST_WEIGHT:g}")
         what = " and ".join(f"{kind} in {n}" for kind, n in zip(kinds, self._found, strict=True) if n)
         if what:
@@ -70,14 +71,14 @@ class Flaws:
 
 
 def check_values(weights: Weights, constants: Mapping[str, Array] | None = None) -> None:
-    """Look at all weights, block by block.
+    """Check all weights of an update, block by block.
 
     Args:
-        weights: Of a participant's update.
-        constants: The tensors of the round's model that have elements which cannot be averaged.
+        weights: Weights of a participant's update.
+        constants: The tensors of the round's model that have unfit elements.
 
     Raises:
-        NotFinite: A weight is NaN, infinite, or too large, and no constant. The message names the tensor.
+        NotFinite: A weight is NaN, infinite or too large, and not a constant. The message names the tensor.
     """
     for name, array in tensors_of(weights):
         if name and array.dtype.kind in "iub":
@@ -91,18 +92,18 @@ def check_values(weights: Weights, constants: Mapping[str, Array] | None = None)
 
 
 def constants_of(weights: Mapping[str, Array]) -> dict[str, Array]:
-    """Return copies of the tensors that have elements which cannot be averaged."""
+    """Return copies of the tensors that have unfit elements."""
     floats = {name: array for name, array in weights.items() if array.dtype.kind not in "iub"}
     return {name: a.copy() for name, a in floats.items() if any(unfit(block) is not None for _, block in blocks_of(a))}
 
 
 def tensors_of(weights: Weights) -> Iterator[tuple[str, Array]]:
-    """Return the arrays with their names: one array has the empty name."""
+    """Yield the arrays with their names. A single array has the empty name."""
     yield from weights.items() if isinstance(weights, Mapping) else (("", weights),)
 
 
 def blocks_of(array: Array) -> Iterator[tuple[int, Array]]:
-    """Return 1-D blocks of at most `BLOCK` elements, in the order in which they lie, and where each begins."""
+    """Yield 1-D blocks of at most `BLOCK` elements, in memory order, each with its start."""
     flat = array.reshape(-1, order="A")
     for start in range(0, flat.size, BLOCK):
         yield start, widened(flat[start : start + BLOCK])

@@ -1,8 +1,8 @@
 """Weights as bytes and back, without copies.
 
-The weights of a model are one array, which travels as `.npy`, or named tensors, which travel as safetensors. An update is a sample
-count of 4 bytes, big-endian, and weights. `decode` returns writable views of the buffer that received a model; `encode_update`
-returns a short prefix and the arrays' own memory. Nothing here unpickles.
+The weights of a model are one array, sent as `.npy`, or named tensors, sent as safetensors. An update is the number of samples (4
+bytes, big-endian), followed by the weights. `decode` returns writable views of the buffer that received a model. `encode_update`
+returns a short prefix and the memory of the arrays. This module never unpickles.
 """
 
 import math
@@ -27,16 +27,16 @@ Weights = Array | Mapping[str, Array]
 
 SAMPLES_BYTES = 4
 FIRST_BYTES = 16
-"""Bytes of weights that say how long their header is. See `header_size`."""
+"""Bytes at the start of weights that determine the size of their header. See `header_size`."""
 _SLACK = 4096
-"""Bytes by which the header of somebody else's safetensors may be longer than ours."""
+"""Bytes by which a safetensors header of another library may be longer than ours."""
 _LISTED = 3
-"""Tensors that a message names."""
+"""Maximum number of tensors that a message names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """A tensor of a model: its dtype, little-endian, and its shape. One array has no name."""
+    """A tensor of a model: little-endian dtype, shape and name. The name of a single array is empty."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
@@ -52,17 +52,17 @@ class Spec:
 
     @property
     def floating(self) -> bool:
-        """Whether it has floats, bfloat16 included, and not integers or booleans."""
+        """Whether its dtype is a float type, including bfloat16."""
         return self.dtype.kind not in "iub"
 
     @property
     def averaged(self) -> bool:
-        """Whether a strategy computes it. Booleans must be the same in all updates instead."""
+        """Whether a strategy averages it. Booleans must be equal in all updates instead."""
         return self.dtype.kind != "b" and self.count > 0
 
     @property
     def result(self) -> np.dtype[Any]:
-        """The dtype in which a strategy returns it: what NumPy has no floats for is rounded afterwards."""
+        """The dtype in which a strategy returns it. Integers and bfloat16 are rounded afterwards."""
         return self.dtype if self.dtype.kind == "f" else np.dtype("<f8")
 
     def __str__(self) -> str:
@@ -71,11 +71,11 @@ class Spec:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What the weights of a training look like: its tensors, in the order in which they lie in our files."""
+    """The structure of the weights of a training: its tensors, in the order of our files."""
 
     tensors: tuple[Spec, ...]
     named: bool = False
-    """Whether they are named tensors, and not one array."""
+    """Whether the weights are named tensors, not one array."""
 
     @classmethod
     def of(cls, weights: Weights) -> "Layout":
@@ -94,7 +94,7 @@ class Layout:
 
     @property
     def count(self) -> int:
-        """All elements."""
+        """Number of elements."""
         return sum(spec.count for spec in self.tensors)
 
     @property
@@ -103,22 +103,22 @@ class Layout:
 
     @property
     def measured(self) -> tuple[Spec, ...]:
-        """The tensors that norms and statistics are about: the floats, for a counter says nothing about training."""
+        """The tensors that norms and statistics cover: floats. Integers, such as counters, do not describe training."""
         return tuple(spec for spec in self.tensors if spec.floating and spec.count) or tuple(s for s in self.tensors if s.averaged)
 
     @property
     def dtype(self) -> str:
-        """The names of its dtypes."""
+        """Names of the dtypes."""
         return ", ".join(dict.fromkeys(spec.dtype.name for spec in self.tensors))
 
     @property
     def largest_update(self) -> int:
-        """Bytes of the largest update of such a model. No dtype of an update in one array is wider than the model's own."""
+        """Maximum size of an update of this model in bytes. No dtype of an update in one array is wider than the model's."""
         header = len(encode_header(self)) + _SLACK if self.named else npy.MAX_PREFIX
         return SAMPLES_BYTES + header + self.nbytes
 
     def check(self, other: "Layout") -> None:
-        """Raises `WrongWeights` unless `other`, of an update, is the same; it says what differs."""
+        """Raise `WrongWeights` with the differences unless the layout of an update, `other`, is equal."""
         if self != other:
             raise WrongWeights("; ".join(_differences(self, other)))
 
@@ -149,14 +149,14 @@ def _differences(model: Layout, update: Layout) -> Iterator[str]:
 
 
 def result_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the dtype of a global model in one array: f2 and f4 stay, everything else becomes float64 (as 0.8 does)."""
+    """Return the dtype of a global model in one array: float16 and float32 stay, all others become float64 (as in 0.8)."""
     little = dtype.newbyteorder("<")
     return little if little.str in ("<f2", "<f4") else np.dtype("<f8")
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a tensor lies, from the beginning of the weights on, and how."""
+    """The position of a tensor from the start of the weights, and its memory order."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
@@ -168,34 +168,34 @@ class Place:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def array(self, memory: Any, start: int = 0) -> Array:
-        """Return a view of `memory`, in which the weights begin at `start`."""
+        """Return a view of `memory`, in which the weights begin at byte `start`."""
         return np.ndarray(self.shape, self.dtype, memory, start + self.offset, order="F" if self.fortran else "C")
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What the header of weights says: their layout, and where each tensor lies, in the same order."""
+    """A parsed header of weights: their layout, and the place of each tensor, in the same order."""
 
     layout: Layout
     places: tuple[Place, ...]
     size: int
-    """Bytes of header and data."""
+    """Size of header and data in bytes."""
     metadata: Mapping[str, str]
 
     def check_size(self, size: int) -> None:
-        """Raises `WrongWeights` unless `size` bytes are just the header and its data."""
+        """Raise `WrongWeights` unless header and data have `size` bytes."""
         if size != self.size:
             data = sum(place.nbytes for place in self.places)
             raise WrongWeights(f"the header announces {data} bytes of weights, but {size - self.size + data} follow it")
 
 
 def header_size(first: bytes | bytearray | memoryview) -> int:
-    """Return within how many bytes the header ends, given the first `FIRST_BYTES`. Raises `WeightsError`."""
+    """Return the maximum size of the header in bytes, given the first `FIRST_BYTES`. Raises `WeightsError`."""
     return safetensors.header_size(first) if safetensors.is_safetensors(first) else npy.MAX_PREFIX
 
 
 def parse_head(prefix: bytes | bytearray | memoryview) -> Head:
-    """Return what a header of either kind says. Raises `WeightsError`."""
+    """Parse a header of either format. Raises `WeightsError`."""
     if not safetensors.is_safetensors(prefix):
         header = npy.parse_header(prefix)
         place = Place(header.dtype, header.shape, header.offset, header.fortran)
@@ -214,10 +214,10 @@ def encode_header(layout: Layout, metadata: Mapping[str, str] | None = None) -> 
 
 
 def view(buffer: "Buffer") -> Weights:
-    """Return the weights in `buffer`, just as they lie there: perhaps read-only, not aligned, of the other byte order.
+    """Return views of the weights in `buffer`. They may be read-only, unaligned, or of the other byte order.
 
     Raises:
-        WeightsError: `buffer` holds no weights, or not exactly one model.
+        WeightsError: `buffer` does not contain exactly one model.
     """
     data = memoryview(buffer).cast("B")
     head = parse_head(data[: header_size(data[:FIRST_BYTES])])
@@ -227,7 +227,7 @@ def view(buffer: "Buffer") -> Weights:
         return arrays[0]
     names = [spec.name for spec in head.layout.tensors]
     found = dict(zip(names, arrays, strict=True))
-    # Of a list of arrays the names are numbers: "2" comes before "10".
+    # The names of a list of arrays are numbers: "2" comes before "10".
     return {name: found[name] for name in sorted(names, key=int)} if all(map(_is_index, names)) else found
 
 
@@ -238,10 +238,10 @@ def _is_index(name: str) -> bool:
 def decode(buffer: "Buffer") -> Any:
     """Return the weights in `buffer`: an array or a dict of named arrays, writable and in native byte order.
 
-    They are views where they can be, and else copies. Views keep the dtype, the shape and the order that the header has.
+    The arrays are views if possible, else copies. They have the dtype, shape and memory order of the header.
 
     Raises:
-        WeightsError: `buffer` holds no weights, or not exactly one model.
+        WeightsError: `buffer` does not contain exactly one model.
     """
     weights = view(buffer)
     return {name: _usable(array) for name, array in weights.items()} if isinstance(weights, Mapping) else _usable(weights)
@@ -255,14 +255,14 @@ def _usable(array: Array) -> Array:
 
 
 def encode_model(weights: Weights, metadata: Mapping[str, str] | None = None) -> list[memoryview]:
-    """Return a file's bytes: a header, and the arrays' own memory (a copy's, where it is not contiguous).
+    """Return the bytes of a model file: the header, and the memory of the arrays (copies of those that are not contiguous).
 
     Args:
-        weights: One array, of which the bytes are those of `numpy.save`, or named tensors.
-        metadata: For the header of named tensors.
+        weights: One array, encoded like `numpy.save`, or named tensors.
+        metadata: Metadata for the header of named tensors.
 
     Raises:
-        WeightsError: A dtype, a shape or a name is none of weights.
+        WeightsError: A dtype, a shape or a name is not supported.
     """
     if isinstance(weights, Mapping):
         layout = Layout.of(weights)
@@ -275,7 +275,7 @@ def encode_model(weights: Weights, metadata: Mapping[str, str] | None = None) ->
 
 
 def _runs(arrays: Sequence[Array]) -> Iterator[memoryview]:
-    """Return the memory of the arrays: in one piece those that lie behind each other, like the views that `decode` returns."""
+    """Yield the memory of the arrays. Adjacent arrays, such as the views that `decode` returns, are one piece."""
     runs: list[tuple[Any, int, int]] = []
     for array in arrays:
         memory, start = _memory(array), _address(array)
@@ -294,7 +294,7 @@ def _address(array: Array) -> int:
 
 
 def _memory(array: Array) -> Any:
-    """Return the object that has the memory of which the array is a view, or bytes of its own."""
+    """Return the buffer that contains the array, if it is a view of one, else the bytes of the array."""
     base: Any = array
     while isinstance(base, np.ndarray) and base.base is not None:
         base = base.base
@@ -302,15 +302,15 @@ def _memory(array: Array) -> Any:
 
 
 def encode_update(samples: int, weights: Weights) -> list[memoryview]:
-    """Return an update's bytes: the sample count (0 to 2**32 - 1) with the header, then the arrays' own memory."""
+    """Return the bytes of an update: the number of samples (0 to 2**32 - 1) and the header, then the memory of the arrays."""
     if not 0 <= samples < 2 ** (8 * SAMPLES_BYTES):
-        raise WrongWeights(f"a sample count is a number from 0 to 2**32 - 1, not {samples}")
+        raise WrongWeights(f"the number of samples must be from 0 to 2**32 - 1, not {samples}")
     header, *data = encode_model(weights)
     return [memoryview(samples.to_bytes(SAMPLES_BYTES, "big") + bytes(header)), *data]
 
 
 def view_update(parts: Sequence[memoryview]) -> tuple[int, Weights | None]:
-    """Return the sample count of an encoded update, and views of its weights: None where they are not ours, or not in one piece."""
+    """Return the number of samples of an encoded update, and views of its weights, or None if it has another format."""
     prefix = b"".join(part[: SAMPLES_BYTES + FIRST_BYTES] for part in parts[:2])
     samples = int.from_bytes(prefix[:SAMPLES_BYTES], "big")
     try:
@@ -337,7 +337,7 @@ def _found(place: Place, parts: Sequence[memoryview]) -> Array | None:
 
 
 def flatten(arrays: Sequence[Array]) -> Array:
-    """Return all weights of a list of arrays as one flat array, of the dtype that holds them all.
+    """Return all weights of a list of arrays as one 1-D array, of their common dtype.
 
     Not for mappings: `Update(samples, weights=mapping)` keeps each tensor's name and dtype.
     """
@@ -352,16 +352,16 @@ def flatten(arrays: Sequence[Array]) -> Array:
 
 
 def unflatten(flat: Array, like: Sequence[Array]) -> list[Array]:
-    """Return the reverse of `flatten`: arrays of the shapes and dtypes of `like`, views of `flat` where the dtype is the same.
+    """Undo `flatten`: return arrays with the shapes and dtypes of `like`. They are views of `flat` if the dtype is equal.
 
     Raises:
-        WrongWeights: `flat` has another number of weights than `like`.
+        WrongWeights: `flat` and `like` have different numbers of weights.
     """
     if isinstance(like, Mapping):
         warnings.warn("unflatten() is for lists of arrays; a mapping needs none: train_round gets one back", stacklevel=2)
         like = list(like.values())
     sizes = [array.size for array in like]
     if flat.size != sum(sizes):
-        raise WrongWeights(f"the model has {sum(sizes)} weights, but {flat.size} came")
+        raise WrongWeights(f"expected {sum(sizes)} weights, but got {flat.size}")
     parts = np.split(flat.reshape(-1), np.cumsum(sizes)[:-1])
     return [part.reshape(array.shape).astype(array.dtype, copy=False) for part, array in zip(parts, like, strict=True)]

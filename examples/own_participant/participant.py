@@ -1,4 +1,4 @@
-"""A participant of one's own: learns how power follows from temperature and wind, from rows that stay where they are."""
+"""A custom participant: learns how power depends on temperature and wind, from rows that stay in the silo."""
 
 import numpy as np
 
@@ -9,8 +9,8 @@ class Power(fedround.NumPyParticipant):
     """Linear regression by gradient steps on every row of its shard.
 
     Args:
-        path: A CSV file with a header; the last column is what is predicted.
-        steps: Of the gradient, in a round.
+        path: A CSV file with a header. The last column is the target.
+        steps: Number of gradient steps in a round.
     """
 
     def __init__(self, *, path: str, steps: int = 10) -> None:

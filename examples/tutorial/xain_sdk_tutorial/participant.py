@@ -1,4 +1,4 @@
-"""A first participant, written with the API of xain-sdk 0.8, which fedround understands."""
+"""A participant with the API of xain-sdk 0.8, which fedround runs unchanged."""
 
 import argparse
 import logging
@@ -15,17 +15,17 @@ SIZE = 5
 
 
 class Participant(xain_sdk.ParticipantABC):
-    """Instead of training, it picks a number: none of the model's five weights is ever larger than in the round before."""
+    """A participant that picks a random number in place of training. The model's five weights never grow."""
 
     def __init__(self, upper_bound: float) -> None:
         self.upper_bound = upper_bound
 
     def deserialize_training_input(self, data: bytes) -> np.ndarray | None:
-        """What came from the aggregator as an array: nothing at all, before the first round has been aggregated."""
+        """Return the global model as an array, or None before the first round is aggregated."""
         return np.load(BytesIO(data), allow_pickle=False) if data else None
 
     def train_round(self, global_weights: np.ndarray | None) -> tuple[int, np.ndarray]:
-        """One sample, and five equal weights between 0 and the global model's."""
+        """Return one sample, and five equal weights between 0 and those of the global model."""
         if global_weights is not None:
             LOG.info("global weights: %s", global_weights)
             self.upper_bound = global_weights[0]
@@ -34,7 +34,7 @@ class Participant(xain_sdk.ParticipantABC):
         return 1, local_weights
 
     def serialize_training_result(self, training_result: tuple[int, np.ndarray]) -> bytes:
-        """The format of the platform's default aggregator: the number of samples in 4 bytes, then what numpy.save writes."""
+        """Return the number of samples in 4 bytes, then the array as numpy.save writes it."""
         samples, weights = training_result
         writer = BytesIO()
         writer.write(samples.to_bytes(4, "big"))
@@ -43,11 +43,11 @@ class Participant(xain_sdk.ParticipantABC):
 
 
 def main() -> None:
-    """Take part in the training of the platform on this machine."""
+    """Train on the platform on this machine."""
     logging.basicConfig(format="%(asctime)s %(levelname)-8s %(message)s", level=logging.INFO)
     parser = argparse.ArgumentParser(description="run a participant")
-    parser.add_argument("--upper-bound", required=True, type=float, help="the largest number that the first round may pick")
-    parser.add_argument("--coordinator-url", default="http://localhost:8081", help="where the coordinator is [%(default)s]")
+    parser.add_argument("--upper-bound", required=True, type=float, help="largest number that the first round may pick")
+    parser.add_argument("--coordinator-url", default="http://localhost:8081", help="URL of the coordinator [%(default)s]")
     arguments = parser.parse_args()
     xain_sdk.configure_logging(log_http_requests=True)
     xain_sdk.run_participant(Participant(arguments.upper_bound), arguments.coordinator_url)

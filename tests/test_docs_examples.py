@@ -29,7 +29,7 @@ from fedround.participant import lane, moves, work
 from fedround.tensors import npy, safetensors, weights
 
 DOCS = Path(__file__).parent.parent / "docs"
-PROTOCOL = (DOCS / "protocol.md").read_text()
+PROTOCOL = (DOCS / "reference" / "protocol.md").read_text()
 STRATEGIES = (DOCS / "guides" / "strategies.md").read_text()
 WIRE = {value for name, value in vars(wire).items() if name.isupper() and isinstance(value, str)}
 """Paths and headers."""
@@ -187,10 +187,10 @@ LIMITS: dict[str, list[float]] = {
     "HTTP servers: the head of a request": [serve.HEAD_TIMEOUT, serve.MAX_HEAD / KIB, serve.MAX_HEADERS],
     "HTTP servers: pipelined requests that wait on one connection": [serve.AHEAD, serve.MAX_HEAD / KIB],
     "HTTP servers: the rate at which an answer is taken": [wire.MIN_RATE, wire.MIN_RATE_WINDOW],
-    "HTTP servers: an answer that nobody takes": [serve.STALL],
+    "HTTP servers: an answer that the client does not read": [serve.STALL],
     "HTTP servers: running requests at a stop": [serve.GRACE],
     "upload: rate": [wire.MIN_RATE, wire.MIN_RATE_WINDOW],
-    "upload: with one token, at once": [ledger.MOST_AT_ONCE],
+    "upload: with one token, at the same time": [ledger.MOST_AT_ONCE],
     "upload: in memory, more goes to the spool": [spool.IN_MEMORY / MIB],
     "upload: its answer waits for the coordinator": [aggregator_service.PATIENCE],
     "after a refusal": [wire.DRAIN_SECONDS, wire.DRAIN_BYTES / MIB],
@@ -198,7 +198,7 @@ LIMITS: dict[str, list[float]] = {
     "`.npy` header": [npy.MAX_PREFIX - 12],
     "safetensors header, name": [safetensors.MAX_HEADER >> 20, safetensors.MAX_NAME],
     "`Fedround-Metrics`": [wire.MAX_METRICS, wire.MAX_FIGURES, wire.MAX_FIGURE_NAME],
-    "figures that a round remembers": [wire.MAX_FIGURES],
+    "metrics of training that a round keeps": [wire.MAX_FIGURES],
     "an update is offered again, unconfirmed": [work.MAX_CONFIRMS],
     "an order is made again, its token dead": [work.MAX_DEAD_TOKENS],
     "books: the ledger waits for an entry": [aggregator_service.HOLD],

@@ -12,7 +12,7 @@ from support.processes import Process, running, two_services
 from support.tools import tool
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGE = (DOCS / "operations.md").read_text()
+PAGE = (DOCS / "reference" / "metrics.md").read_text()
 HEALTH = (DOCS / "reference" / "health.md").read_text()
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 SERVICES = {

@@ -1,6 +1,6 @@
-"""Write the generated tables of docs/: settings, exit codes, metrics. With `--check`, list those that are out of date.
+"""Write the tables of docs/reference that come from the code: settings, exit codes, metrics. `--check` reports old ones.
 
-docs/settings.md is made as a whole; the other pages have blocks between comments.
+The page of settings is written as a whole; the other pages have blocks between comments.
 """
 
 import re
@@ -34,26 +34,37 @@ HEAD = """\
 
 <!-- Made by tools/docs.py from service/fedround/common/settings.py: `.venv/bin/python tools/docs.py` -->
 
-Every setting is a variable and a flag of its command. The flag beats the variable, the variable beats the file of `-c`,
-the file beats the default. An empty variable counts as not set. `fedround COMMAND --help` shows the same,
-`fedround COMMAND --show-settings` those in force and who set each of them, secrets masked.
+Every setting is an environment variable and a flag. A flag takes precedence over the variable, the variable over the file of `-c`,
+and the file over the default. An empty variable counts as not set.
 
-- duration: `500ms`, `30s`, `2m`, `1h`, or plain seconds
-- size: `512MiB`, `1GiB`, `10MB`, or plain bytes
-- secret: better in a file than on a command line, which others on the machine can read
+| command | shows |
+| --- | --- |
+| `fedround COMMAND --help` | all settings of a command |
+| `fedround COMMAND --show-settings` | the effective settings, and where each value comes from; secrets are masked |
 
-A setting that is wrong ends the process with 78 and a message that names all that is wrong. A variable that begins like
-these and is none of them is warned of. `fedround platform` reads the variables of coordinator and aggregator; its flags
-are theirs with the service's name before it: `--coordinator-rounds`, `--aggregator-port`.
+| type | examples |
+| --- | --- |
+| duration | `500ms`, `30s`, `2m`, `1h`, or plain seconds |
+| size | `512MiB`, `1GiB`, `10MB`, or plain bytes |
+| secret | Use a variable or a file, because other users of the machine can read command lines. |
+
+An invalid setting ends the process with [exit code 78](exit-codes.md) and a message that names all invalid settings. An unknown
+variable with one of the prefixes below is logged as a warning.
+
+`fedround platform` reads the variables of coordinator and aggregator. Its flags have the service's name in front:
+`--coordinator-rounds`, `--aggregator-port`.
 """
 
 TAIL = """
 ## Files of XAIN FL 0.8
 
-`fedround coordinator -c FILE` and `fedround aggregator -c FILE` read the TOML files of XAIN FL 0.8: `[federated_learning]`,
-`aggregator_url`, `[api] bind_address` and `[aggregation.python]`. Its classes `weighted_average` and `model_sum` become the
-strategies of these names, any other becomes `module:Class`. `[rpc]`, `[metric_store]`, `[logging]` and `log_level` are
-accepted and ignored with a warning: coordinator and aggregator find each other by `COORDINATOR_AGGREGATOR_INTERNAL_URL`.
+`fedround coordinator -c FILE` and `fedround aggregator -c FILE` read the TOML files of XAIN FL 0.8.
+
+| in the file | effect |
+| --- | --- |
+| `[federated_learning]`, `aggregator_url`, `[api] bind_address` | as in 0.8 |
+| `[aggregation.python]` | `weighted_average` and `model_sum` select these strategies, any other class `module:Class` |
+| `[rpc]`, `[metric_store]`, `[logging]`, `log_level` | ignored with a warning: see `COORDINATOR_AGGREGATOR_INTERNAL_URL` |
 """
 
 MEMBER = events.Contribution("anna", 1, 0.1, {"loss": 0.5})
@@ -81,7 +92,7 @@ def table(cls: type[Settings]) -> str:
 
 
 def settings(_: str) -> str:
-    """Return the content of docs/settings.md."""
+    """Return the page of all settings."""
     return HEAD + "".join(table(cls) for cls in SERVICES) + TAIL
 
 
@@ -128,9 +139,9 @@ def filled(text: str) -> str:
 
 
 def pages() -> Iterator[tuple[Path, str]]:
-    """Yield each page with its content."""
-    for name, make in {"settings.md": settings, "operations.md": filled, "reference/exit-codes.md": filled}.items():
-        page = ROOT / "docs" / name
+    """Each page with what belongs into it."""
+    for name, make in {"settings.md": settings, "metrics.md": filled, "exit-codes.md": filled}.items():
+        page = ROOT / "docs" / "reference" / name
         yield page, make(page.read_text())
 
 

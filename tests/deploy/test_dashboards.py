@@ -38,7 +38,7 @@ MEASURED_BY_PARTICIPANTS = "Measured by participants that are scraped or push"
 
 def documented() -> set[str]:
     """The metrics of all three services."""
-    return set(re.findall(r"^\| `(\w+)` \| \w+ \|", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE))
+    return set(re.findall(r"^\| `(\w+)` \| \w+ \|", (ROOT / "docs" / "reference" / "metrics.md").read_text(), re.MULTILINE))
 
 
 def made_by_code() -> set[str]:

@@ -1,7 +1,9 @@
 """The rules: Prometheus takes them, every alert fires when it should and only then, and somebody finds its runbook."""
 
 import re
+import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +12,8 @@ from support.prometheus import DEPLOY, RULES
 from support.tools import tool
 
 CASES = DEPLOY / "prometheus" / "tests" / "alerts.yml"
-TABLE = re.findall(r"^\| `(\w+)`[^|]*\| [^|]+ \| [\d-]+ min \|$", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE)
+PAGE = (ROOT / "docs" / "guides" / "alerts.md").read_text()
+TABLE = re.findall(r"^\| `(\w+)`[^|]*\| [^|]+ \| [\d-]+ min \|$", PAGE, re.MULTILINE)
 """The alerts that the documentation lists."""
 BLOCKS = re.findall(r"- alert: (\w+)\n(.*?)(?=\n\n|\Z)", RULES_TEXT, re.DOTALL)
 
@@ -18,6 +21,16 @@ BLOCKS = re.findall(r"- alert: (\w+)\n(.*?)(?=\n\n|\Z)", RULES_TEXT, re.DOTALL)
 def test_promtool_takes_the_rules() -> None:
     done = subprocess.run([tool("promtool"), "check", "rules", *RULES], capture_output=True, text=True, check=False)
     assert (done.returncode, "FAILED" in done.stdout) == (0, False), done.stderr
+
+
+def test_promtool_takes_the_scrapes_of_the_guide(tmp_path: Path) -> None:
+    block = re.search(r"```yaml\n(.*?)```", (ROOT / "docs" / "guides" / "monitoring.md").read_text(), re.DOTALL)
+    assert block is not None
+    config = tmp_path / "prometheus.yml"
+    config.write_text(block[1])
+    shutil.copytree(DEPLOY / "prometheus" / "rules", tmp_path / "rules")
+    done = subprocess.run([tool("promtool"), "check", "config", config], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.count("rules found")) == (0, len(RULES)), done.stdout + done.stderr
 
 
 @pytest.mark.timeout(300)  # hours of rules in 40 s, on a core to itself

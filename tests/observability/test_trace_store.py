@@ -135,7 +135,7 @@ def test_requests_of_a_round_have_the_attributes_of_opentelemetry(method: str, s
 def test_every_span_that_the_docs_name_is_in_the_store_and_nothing_there_is_secret(seen: Seen) -> None:
     services = [f"fedround-{name}" for name in ("coordinator", "aggregator", "participant")]
     spans = [span for service in services for trace in seen.jaeger.search(service=service, limit=1000) for span in trace]
-    page = (DEPLOY.parent / "docs" / "operations.md").read_text().partition("## Traces")[2].partition("\n## ")[0]
+    page = (DEPLOY.parent / "docs" / "reference" / "spans.md").read_text().partition("\n## ")[0]
     named = set(re.findall(r"^\| `([\w.]+)` \|", page, re.MULTILINE)) - {"confirm"}  # a platform of ours confirms at once
     assert named == {span.name for span in spans if " " not in span.name} - {"epoch"}
     runs = {span.attributes["fedround.run.id"] for span in spans if "fedround.run.id" in span.attributes}

@@ -1,4 +1,4 @@
-"""The settings of the three services. One definition each: it makes the variables, the flags, their help and docs/settings.md.
+"""The settings of the three services. One definition each makes the variable, the flag, its help and its row in the reference.
 
 They are plain frozen values: only `sources.load` knows where they come from. Nothing is read at import.
 """

@@ -1,4 +1,4 @@
-"""Write the tables of docs/reference that come from the code: settings, exit codes, metrics. `--check` reports old ones.
+"""Write the tables of docs/reference that come from the code: settings, exit codes, endpoints, metrics. `--check` reports old ones.
 
 The page of settings is written as a whole; the other pages have blocks between comments.
 """
@@ -19,10 +19,12 @@ from fedround.coordinator.plan import Plan
 from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.silos import Silos
 from fedround.coordinator.status import by_name, status
+from fedround.observability import endpoints
 from fedround.observability.metrics.aggregator import AggregatorMetrics
 from fedround.observability.metrics.base import Metrics
 from fedround.observability.metrics.coordinator import CoordinatorMetrics
 from fedround.observability.metrics.participant import ParticipantMetrics
+from fedround.observability.openapi import Operation
 from fedround.tensors import measures
 from generated import ROOT, main
 
@@ -122,6 +124,20 @@ def metrics(kind: type[Metrics]) -> str:
     return "".join(rows)
 
 
+def operations() -> str:
+    """Return a table of all HTTP endpoints."""
+
+    def row(operation: Operation, service: str) -> str:
+        whose = "participants" if operation.access == "participant" else "operators"
+        return f"| `{operation.method.upper()} {operation.path}` | {service} | {whose} | {operation.summary} |\n"
+
+    rows = ["| request | service | port for | what it does |\n| --- | --- | --- | --- |\n"]
+    rows += [row(operation, "all") for operation in endpoints.COMMON]
+    for api in (endpoints.COORDINATOR, endpoints.AGGREGATOR):
+        rows += [row(operation, api.service) for operation in api.operations if operation not in endpoints.COMMON]
+    return "".join(rows)
+
+
 def kinds() -> tuple[type[Metrics], ...]:
     """Return the metrics of each service."""
     return ParticipantMetrics, CoordinatorMetrics, AggregatorMetrics
@@ -131,6 +147,7 @@ def filled(text: str) -> str:
     """Return a page with updated blocks."""
     blocks = {
         "exit codes": exit_codes(),
+        "endpoints": operations(),
         "metrics of participants": metrics(ParticipantMetrics),
         "metrics of the coordinator": metrics(CoordinatorMetrics),
         "metrics of the aggregator": metrics(AggregatorMetrics),
@@ -140,7 +157,7 @@ def filled(text: str) -> str:
 
 def pages() -> Iterator[tuple[Path, str]]:
     """Each page with what belongs into it."""
-    for name, make in {"settings.md": settings, "metrics.md": filled, "exit-codes.md": filled}.items():
+    for name, make in {"settings.md": settings, "http.md": filled, "metrics.md": filled, "exit-codes.md": filled}.items():
         page = ROOT / "docs" / "reference" / name
         yield page, make(page.read_text())
 

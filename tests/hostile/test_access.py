@@ -21,8 +21,8 @@ pytestmark = pytest.mark.timeout(180)  # other tests use the two cores, too
 OPS_TOKEN = "token-of-the-operators"
 TOKENS = {"silo-0": "token-of-silo-0", "silo-1": "token-of-silo-1", "silo-2": "token-of-silo-2"}
 SHOWN = {
-    "COORDINATOR_OPS_PORT": ["/", "/status", "/metrics", "/events"],
-    "AGGREGATOR_OPS_PORT": ["/status", "/metrics", "/model"],
+    "COORDINATOR_OPS_PORT": ["/", "/status", "/metrics", "/openapi.json", "/events"],
+    "AGGREGATOR_OPS_PORT": ["/status", "/metrics", "/openapi.json", "/model"],
 }
 
 

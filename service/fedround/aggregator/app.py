@@ -55,7 +55,7 @@ from fedround.http import asgi, serve, tls
 from fedround.http.serve import Endpoint
 from fedround.http.throttle import EXEMPT
 from fedround.http.tokens import OPEN, Admitting, guard
-from fedround.observability import ops
+from fedround.observability import endpoints, ops
 from fedround.observability.health import Health, tended
 from fedround.observability.metrics.aggregator import AggregatorMetrics
 from fedround.observability.pushes import exporting
@@ -362,7 +362,7 @@ def ops_endpoint(settings: AggregatorSettings, service: AggregatorService, healt
     service.faults = lambda: health.reasons
     access = ops.access(settings)
     routes = [operators.model_route(service, access), operators.rollback_route(service, access)]
-    app = ops.app(health, service.status, scrape=telemetry.scrape, routes=routes, access=access)
+    app = ops.app(health, service.status, scrape=telemetry.scrape, routes=routes, access=access, api=endpoints.AGGREGATOR)
     return Endpoint(
         app,
         host=settings.bind,

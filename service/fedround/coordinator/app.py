@@ -39,7 +39,7 @@ from fedround.http.remote_books import RemoteBooks
 from fedround.http.serve import Endpoint
 from fedround.http.tls import Names
 from fedround.http.tokens import OPEN, Admitting, guard
-from fedround.observability import ops
+from fedround.observability import endpoints, ops
 from fedround.observability.health import Health, tended
 from fedround.observability.metrics.coordinator import CoordinatorMetrics
 from fedround.observability.pushes import exporting
@@ -266,7 +266,7 @@ def ops_endpoint(settings: CoordinatorSettings, service: CoordinatorService, hea
     telemetry.show(lambda: service.status() | service.by_name(settings.metrics_participants))
     access = ops.access(settings)
     routes = [*page.routes(health, status, access), *operators.routes(service, access)]
-    app = ops.app(health, status, scrape=telemetry.scrape, routes=routes, access=access)
+    app = ops.app(health, status, scrape=telemetry.scrape, routes=routes, access=access, api=endpoints.COORDINATOR)
     return Endpoint(
         app,
         host=settings.bind,

@@ -16,7 +16,9 @@ from fedround.common.settings import ParticipantSettings, PlatformSettings, reve
 from fedround.http import asgi
 from fedround.http.throttle import EXEMPT
 from fedround.http.tokens import Tokens
+from fedround.observability import endpoints
 from fedround.observability.health import Health
+from fedround.observability.openapi import Api
 from fedround.observability.shared import Shared
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -91,10 +93,12 @@ def app(
     scrape: Scrape | None = None,
     routes: Sequence[BaseRoute] = (),
     access: Access = OPEN,
+    api: Api = endpoints.PARTICIPANT,
 ) -> ASGIApp:
     """`/livez`, `/readyz` (200, or 503 with the reasons), `/status` (what `status` returns, as JSON), `/metrics`, and `routes`.
 
-    The probes are open. `access` guards `/status` and `/metrics`; `routes` guard themselves by `Access.route`.
+    `/openapi.json` describes `api`: all endpoints of the service. The probes are open. `access` guards the others; `routes` guard
+    themselves by `Access.route`.
     """
 
     async def livez(request: Request) -> Response:
@@ -119,8 +123,12 @@ def app(
         body, content_type = scrape(request.headers.get("accept", ""))
         return Response(body, headers={"Content-Type": content_type})
 
+    async def description(request: Request) -> Response:
+        return Response(api.json, media_type="application/json")
+
     probes = [Route("/livez", livez), Route("/readyz", readyz)]
-    shown = [access.route("/status", show_status, private=False), access.route("/metrics", metrics, private=False)]
+    readable = {"/status": show_status, "/metrics": metrics, endpoints.PATH: description}
+    shown = [access.route(path, endpoint, private=False) for path, endpoint in readable.items()]
     return asgi.application([*probes, *shown, *routes], headers=HEADERS)
 
 

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,49 @@ def test_each_test_that_the_threat_model_names_is_there() -> None:
 def test_each_fault_that_is_tried_has_its_row_and_its_figures() -> None:
     page = (ROOT / "docs" / "explanation" / "faults.md").read_text()
     assert sorted(rows(page)) == sorted(faults())
+
+
+# Questions
+
+
+QUESTIONS: dict[str, str] = tomllib.loads((ROOT / "tools" / "questions.toml").read_text())
+DOCS = ROOT / "docs"
+FIRST_SCREEN = 40
+"""Lines of a page that a reader sees without scrolling."""
+
+
+def toctrees(page: Path) -> set[Path]:
+    """The pages that the toctrees of a page list."""
+    found = set()
+    for tree in re.findall(r"^```\{toctree\}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        entries = [line for line in tree.splitlines() if line and not line.startswith(":")]
+        for entry in entries:
+            here = DOCS / entry[1:] if entry.startswith("/") else page.parent / entry
+            found |= set(here.parent.glob(f"{here.name}.md"))
+    return found
+
+
+def slug(heading: str) -> str:
+    """The anchor of a heading, as GitHub makes it."""
+    return re.sub(r"[^\w -]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_question_is_answered_two_clicks_from_the_front_page(question: str) -> None:
+    name, _, anchor = QUESTIONS[question].partition("#")
+    page = DOCS / name
+    sections = toctrees(DOCS / "index.md")
+    assert page in {found for section in sections for found in toctrees(section)}
+    text = re.sub(r"^(`{3,}).*?^\1$", lambda block: "\n" * block[0].count("\n"), page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    lines = text.splitlines()
+    (at,) = (k for k, line in enumerate(lines) if line.startswith("#") and slug(line.lstrip("#")) == anchor)
+    below = next(line for line in page.read_text().splitlines()[at + 1 :] if line)
+    assert not below.startswith("#"), "the heading has an answer below it"
+    assert at < FIRST_SCREEN or lines[at].startswith("## "), "the answer is on the first screen, or in the page's contents"
+
+
+def test_every_page_belongs_to_a_section() -> None:
+    assert {page.name for page in DOCS.glob("*.md")} <= {"index.md", "architecture.md"}
+    sections = toctrees(DOCS / "index.md")
+    listed = [page for section in sections for page in toctrees(section) - {section} if page.parent != DOCS]
+    assert sorted(listed) == sorted(set(DOCS.glob("*/*.md")) - sections), "each page is in one toctree"

@@ -34,7 +34,7 @@ BLOCK = re.compile(r"(<!-- made by tools/docs.py: ([a-z ]+) -->\n)(.*?)(<!-- end
 HEAD = """\
 # Settings
 
-<!-- Made by tools/docs.py from service/fedround/common/settings.py: `.venv/bin/python tools/docs.py` -->
+<!-- Made by tools/docs.py from service/fedround/common/settings/: `.venv/bin/python tools/docs.py` -->
 
 Every setting is an environment variable and a flag. A flag takes precedence over the variable, the variable over the file of `-c`,
 and the file over the default. An empty variable counts as not set.

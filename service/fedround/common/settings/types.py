@@ -1,0 +1,141 @@
+"""Types of settings that have a spelling of their own: durations, sizes, URLs, names, secrets. Each has a parser and a title."""
+
+import ipaddress
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import unquote, urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+
+from fedround.http.hosts import PATTERN
+
+_SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
+_BYTES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+LONGEST = 10**9
+"""Seconds; no clock of the system waits for much longer."""
+LOCAL_SERIES = '{source="local"}'
+"""With which a pattern ends that means series of the local model."""
+
+
+def parse_duration(value: object) -> float:
+    """Seconds, from `500ms`, `30s`, `2m`, `1h` or plain seconds."""
+    match = re.fullmatch(r"(\d+\.?\d*) *(ms|s|m|h|)", str(value).strip())
+    seconds = math.inf if match is None else float(match[1]) * _SECONDS[match[2]]
+    if seconds > LONGEST:
+        raise ValueError(f"write a duration as 500ms, 30s, 2m, 1h or in plain seconds, {LONGEST} at most")
+    return seconds
+
+
+def parse_size(value: object) -> int:
+    """Bytes, from `512MiB`, `1GiB`, `10MB` or plain bytes."""
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d*)?) *([kMGT]|[KMGT]i|)B?", str(value).strip())
+    if match is None:
+        raise ValueError("write a size as 512MiB, 1GiB, 10MB or in plain bytes")
+    return int(float(match[1]) * _BYTES[match[2]])
+
+
+def _url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0 or parts.query or parts.fragment:
+        raise ValueError("write a URL as http://host:port or https://host")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("credentials do not belong in a URL, which is logged and shown: set the token instead")
+    return value.rstrip("/")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether who listens there is reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def importable(value: str | None, example: str = "MyClass") -> str | None:
+    if value is not None and re.fullmatch(r"[\w.]+:[\w.]+", value) is None:
+        raise ValueError(f"write it as my_package.my_module:{example}")
+    return value
+
+
+def _function(value: str | None) -> str | None:
+    return importable(value, "my_function")
+
+
+def reveal(secret: SecretStr | None) -> str | None:
+    """The secret itself, for who sends or compares it."""
+    return None if secret is None else secret.get_secret_value()
+
+
+def _sendable(value: SecretStr | None) -> SecretStr | None:
+    if value is not None and not re.fullmatch(r"[!-~]+", value.get_secret_value()):
+        raise ValueError("a secret is sent in a header: one or more visible ASCII characters, no blanks")
+    return value
+
+
+def _origins(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    found = tuple(filter(None, (origin.strip() for origin in value.split(","))))
+    if not all(re.fullmatch(r"\*|https?://[a-z0-9.:\[\]-]+", origin) for origin in found):
+        raise ValueError("write origins as browsers send them, in lower case and without a path: https://fl.example.org")
+    return found
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _listed(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _patterns(value: tuple[str, ...]) -> tuple[str, ...]:
+    if wrong := [each for each in value if not re.fullmatch(r"[\w.:*?-]+", each.removesuffix(LOCAL_SERIES), re.ASCII)]:
+        raise ValueError(f"{wrong[0]!r} is no pattern: write names with * and ?, such as fedround_*,process_*")
+    return value
+
+
+def _hosts(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    hosts = tuple(filter(None, re.split(r"[\s,]+", value.strip().lower())))
+    if not all(PATTERN.fullmatch(host) for host in hosts):
+        raise ValueError("write host names with commas between them, such as agg.example.org,*.example.net")
+    return hosts
+
+
+def header_fields(text: str) -> Iterator[tuple[str, str]]:
+    """The header fields of a list as OpenTelemetry writes it. Raises `ValueError`."""
+    for field in text.split(","):
+        name, _, value = field.strip().partition("=")
+        value = unquote(value.strip())
+        if not re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", name.strip(), re.ASCII) or not re.fullmatch(r"[ -~]+", value):
+            raise ValueError("write header fields as name=value with commas between them, such as Authorization=Bearer%20abc")
+        yield name.strip(), value
+
+
+def _headers(value: SecretStr | None) -> SecretStr | None:
+    if value is not None:
+        tuple(header_fields(value.get_secret_value()))
+    return value
+
+
+App = Annotated[str | None, AfterValidator(importable), Field(title="module:app")]
+Function = Annotated[str | None, AfterValidator(_function), Field(title="module:function")]
+Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0, title="duration")]
+Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0, title="size")]
+Url = Annotated[str, AfterValidator(_url), Field(title="url")]
+Place = Annotated[Path | None, Field(title="path")]
+Number = Annotated[int, Field(title="number", le=2**32)]
+Port = Annotated[int, Field(ge=0, le=65535, title="port")]
+Origins = Annotated[tuple[str, ...], BeforeValidator(_origins), Field(title="origins")]
+Secret = Annotated[SecretStr | None, AfterValidator(_sendable), Field(title="secret")]
+HeaderFields = Annotated[SecretStr | None, AfterValidator(_headers), Field(title="secret")]
+Patterns = Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_patterns), Field(title="patterns")]
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed), Field(title="names")]
+Hosts = Annotated[tuple[str, ...], BeforeValidator(_hosts), Field(title="hosts")]
+LogFormat = Annotated[Literal["text", "json"], BeforeValidator(_lower), Field(title="text|json")]
+LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower), Field(title="debug|info|warning|error")]

@@ -23,8 +23,7 @@ from fedround.coordinator import app as coordinator_app
 from fedround.coordinator import attempt, plan, presence, reliability
 from fedround.coordinator import service as coordinator_service
 from fedround.events import Observers
-from fedround.http import asgi, remote_books, serve
-from fedround.http import client as http
+from fedround.http import asgi, client, exchange, remote_books, serve, transport
 from fedround.participant import lane, moves, work
 from fedround.tensors import npy, safetensors, weights
 
@@ -175,13 +174,13 @@ LIMITS: dict[str, list[float]] = {
     "participants whose failures are remembered": [reliability.MOST_RECORDS],
     "upload: beyond the round's deadline": [plan.GRACE],
     "hold of a heartbeat": [wire.MAX_HOLD, coordinator_service.HOLD_RATIO],
-    "participant: connecting": [http.CONNECT_TIMEOUT],
-    "participant: a small answer": [http.ANSWER_TIMEOUT, http.MAX_ANSWER / KIB],
-    "participant: the answer to a heartbeat, held for up to N": [http.HOLD_MARGIN],
+    "participant: connecting": [transport.CONNECT_TIMEOUT],
+    "participant: a small answer": [exchange.ANSWER_TIMEOUT, transport.MAX_ANSWER / KIB],
+    "participant: the answer to a heartbeat, held for up to N": [client.HOLD_MARGIN],
     "participant: the head of a transfer's answer, and each part of a body that 10000 bytes a second make in that time": [
-        http.TRANSFER_TIMEOUT
+        client.TRANSFER_TIMEOUT
     ],
-    "participant: an idle connection is used again": [http.KEEPALIVE],
+    "participant: an idle connection is used again": [transport.KEEPALIVE],
     "participant: `Retry-After`": [lane.RETRY_AFTER_MAX],
     "HTTP servers: an idle connection is kept": [serve.KEEP_ALIVE],
     "HTTP servers: the head of a request": [serve.HEAD_TIMEOUT, serve.MAX_HEAD / KIB, serve.MAX_HEADERS],
@@ -202,7 +201,7 @@ LIMITS: dict[str, list[float]] = {
     "an update is offered again, unconfirmed": [work.MAX_CONFIRMS],
     "an order is made again, its token dead": [work.MAX_DEAD_TOKENS],
     "books: the ledger waits for an entry": [aggregator_service.HOLD],
-    "books: an answer, of `close`, of `ledger`": [http.ANSWER_TIMEOUT, remote_books.CLOSE_TIMEOUT, remote_books.LEDGER_TIMEOUT],
+    "books: an answer, of `close`, of `ledger`": [exchange.ANSWER_TIMEOUT, remote_books.CLOSE_TIMEOUT, remote_books.LEDGER_TIMEOUT],
     "books: a call, an answer": [aggregator_app.MAX_CALL / MIB, remote_books.MAX_ANSWER / MIB],
     "books: delays between attempts": [coordinator_service.RETRY_FIRST, coordinator_service.RETRY_MOST],
 }

@@ -38,9 +38,10 @@ from fedround.errors import (
     Unreachable,
 )
 from fedround.events import ExchangeEnded, Fact
-from fedround.http import client as http
-from fedround.http import deadlines, http_log
-from fedround.http.client import AggregatorClient, AsyncPeer, CoordinatorClient, Options, fetch_model
+from fedround.http import deadlines, http_log, transport
+from fedround.http.client import AggregatorClient, CoordinatorClient, Download, fetch_model
+from fedround.http.exchange import Options
+from fedround.http.peer import AsyncPeer
 from support.peer import Peer, Reply, answer, chunked
 
 ID = "3f1c9a52-7a84-4a0e-9d4a-1b1f0c8d2e61"
@@ -66,7 +67,7 @@ def rendez_vous(peer: Peer | str, **options: Unpack[Options]) -> RendezVous:
         return client.rendez_vous("ada")
 
 
-def download(peer: Peer | str, *, etag: str | None = None, max_model_size: int = 64 * MIB) -> http.Download:
+def download(peer: Peer | str, *, etag: str | None = None, max_model_size: int = 64 * MIB) -> Download:
     with aggregator(max_model_size) as client:
         return client.download(peer if isinstance(peer, str) else peer.url, ID, TOKEN, etag=etag)
 
@@ -272,7 +273,7 @@ def test_a_refusal_stands_without_the_rest_of_its_reason() -> None:
         (answer("200 OK", b"\x1f\x8b", Content_Encoding="gzip"), "compressed"),
         (answer("200 OK", b"hello"), "hello"),
         (answer("200 OK", b'{"id":"7","ok":true}'), "no UUID"),
-        (answer("200 OK", b"x" * (http.MAX_ANSWER + 1)), "more than"),
+        (answer("200 OK", b"x" * (transport.MAX_ANSWER + 1)), "more than"),
     ],
 )
 def test_an_answer_that_is_not_the_protocols_is_a_bad_answer(reply: bytes, text: str) -> None:
@@ -455,8 +456,8 @@ def test_every_exception_of_httpx_has_its_place() -> None:
     ours = (httpx.StreamError, httpx.HTTPStatusError)
     bases = {httpx.HTTPError, httpx.RequestError}
     found = {kind for kind in vars(httpx).values() if isinstance(kind, type) and issubclass(kind, Exception)}
-    assert {kind for kind in found - bases if not issubclass(kind, (*http.FOREIGN, *ours))} == set()
-    assert set(http.FOREIGN) - found == {OSError, UnicodeError}
+    assert {kind for kind in found - bases if not issubclass(kind, (*transport.FOREIGN, *ours))} == set()
+    assert set(transport.FOREIGN) - found == {OSError, UnicodeError}
 
 
 # Downloads
@@ -483,14 +484,14 @@ def test_a_model_of_unannounced_size_is_received_too() -> None:
 @pytest.mark.parametrize("reply", [answer("200 OK"), chunked()])
 def test_before_the_first_aggregation_the_model_is_empty(reply: bytes) -> None:
     with Peer(reply) as peer:
-        assert download(peer) == http.Download(memoryview(b""), None)
+        assert download(peer) == Download(memoryview(b""), None)
 
 
 def test_a_model_that_did_not_change_is_not_sent_again() -> None:
     not_modified = b'HTTP/1.1 304 Not Modified\r\nETag: "4"\r\n\r\n'
     with Peer(not_modified, not_modified) as peer, aggregator() as client:
         for _ in range(2):
-            assert client.download(peer.url, ID, TOKEN, etag='"4"') == http.Download(None, '"4"')
+            assert client.download(peer.url, ID, TOKEN, etag='"4"') == Download(None, '"4"')
     assert peer.requests[0].headers["if-none-match"] == '"4"'
     assert len(peer.connections) == 1
 
@@ -503,7 +504,7 @@ def test_a_model_above_the_limit_is_not_received(reply: bytes) -> None:
 
 def test_a_model_of_just_the_limit_is_received() -> None:
     with Peer(answer("200 OK", b"12345678")) as peer:
-        assert download(peer, max_model_size=8) == http.Download(memoryview(b"12345678"), None)
+        assert download(peer, max_model_size=8) == Download(memoryview(b"12345678"), None)
 
 
 def test_a_model_that_is_cut_short_is_unreachable() -> None:
@@ -601,7 +602,7 @@ def test_an_upload_follows_a_download_on_the_same_connection() -> None:
 
 
 def test_an_upload_gets_a_new_connection_when_the_old_one_has_been_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "KEEPALIVE", 0.0)
+    monkeypatch.setattr(transport, "KEEPALIVE", 0.0)
     with Peer(answer("200 OK"), answer("200 OK")) as peer, aggregator() as client:
         client.download(peer.url, ID, TOKEN)
         client.upload(peer.url, ID, TOKEN, [b"update"])
@@ -610,7 +611,7 @@ def test_an_upload_gets_a_new_connection_when_the_old_one_has_been_idle(monkeypa
 
 def test_an_idle_connection_is_used_again_for_four_seconds() -> None:
     """Servers close theirs after 5 s (uvicorn, Node.js) and more."""
-    assert http.KEEPALIVE == 4
+    assert transport.KEEPALIVE == 4
 
 
 def test_a_connection_that_the_peer_has_closed_is_not_used_again() -> None:
@@ -636,7 +637,7 @@ def test_a_transfer_can_be_cut_from_another_thread_and_the_next_one_is_whole() -
         go_on.set()
         with pytest.raises(Aborted):
             cut.result()
-        assert client.download(peer.url, ID, TOKEN) == http.Download(memoryview(b"model"), None)
+        assert client.download(peer.url, ID, TOKEN) == Download(memoryview(b"model"), None)
 
 
 def test_an_upload_can_be_cut_from_another_thread() -> None:
@@ -840,7 +841,7 @@ def _here(resolve: Any, name: str, host: Any, *others: Any, **options: Any) -> A
 
 
 def test_a_socks_proxy_that_is_needed_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "find_spec", lambda _name: None)
+    monkeypatch.setattr(transport, "find_spec", lambda _name: None)
     monkeypatch.setenv("ALL_PROXY", "socks5://proxy")
     with pytest.raises(ConfigurationError, match=r"^ALL_PROXY: .*pip install 'httpx\[socks\]'$"):
         CoordinatorClient("http://coordinator")
@@ -851,7 +852,7 @@ def test_a_socks_proxy_that_is_needed_says_what_to_install(monkeypatch: pytest.M
 
 
 def test_authorities_that_cannot_be_read_are_a_configuration_error_where_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    http._default_tls.cache_clear()
+    transport._default_tls.cache_clear()
     monkeypatch.setenv("SSL_CERT_FILE", "/nope")
     CoordinatorClient("http://coordinator").close()
     with pytest.raises(ConfigurationError, match=r"^SSL_CERT_FILE: /nope: No such file"):

@@ -27,7 +27,7 @@ from fedround.common.settings import AggregatorSettings, CoordinatorSettings
 from fedround.coordinator import app as coordinator_app
 from fedround.errors import ConfigurationError, RoundFailed
 from fedround.events import Fact
-from fedround.http.client import InMemory
+from fedround.http.transport import InMemory
 from fedround.participant import moves as m
 from fedround.participant.abc import shared_tensors
 from fedround.participant.run import Participant, connected, fulfil

@@ -34,11 +34,11 @@ from fedround.coordinator.service import CoordinatorService
 from fedround.errors import ConfigurationError
 from fedround.events import Fact, Observer
 from fedround.http import asgi, serve, tls
-from fedround.http.client import tls as client_tls
 from fedround.http.remote_books import RemoteBooks
 from fedround.http.serve import Endpoint
 from fedround.http.tls import Names
 from fedround.http.tokens import OPEN, Admitting, guard
+from fedround.http.transport import tls as client_tls
 from fedround.observability import endpoints, ops
 from fedround.observability.health import Health, tended
 from fedround.observability.metrics.coordinator import CoordinatorMetrics

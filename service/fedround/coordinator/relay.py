@@ -23,7 +23,7 @@ from fedround.coordinator.backlog import Backlog, Waiting
 from fedround.errors import BadTelemetry, ExchangeError, TooLarge, TooSlow
 from fedround.events import Observer, TelemetryForwarded, TelemetryReceived
 from fedround.http import asgi
-from fedround.http.client import AsyncPeer
+from fedround.http.peer import AsyncPeer
 
 LOG = logging.getLogger(__name__)
 

@@ -6,7 +6,8 @@ from typing import Any, TypeVar
 
 from fedround.common.books import Admission, Closed, Difference, Open, Page, Verdict, admissions_to_json, page_from_json
 from fedround.errors import BadAnswer, Refused, UnknownAttempt
-from fedround.http.client import ANSWER_TIMEOUT, AsyncPeer, Query, Trace
+from fedround.http.exchange import ANSWER_TIMEOUT, Trace
+from fedround.http.peer import AsyncPeer, Query
 from fedround.http.tls import Context
 
 T = TypeVar("T")
@@ -26,7 +27,7 @@ class RemoteBooks:
         url: URL of the aggregator's internal port.
         secret: Returns the current internal secret.
         tls: TLS context for an https URL.
-        trace: See `fedround.http.client.Options`.
+        trace: See `fedround.http.exchange.Options`.
     """
 
     def __init__(

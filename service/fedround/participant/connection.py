@@ -7,8 +7,12 @@ from functools import partial
 from urllib.parse import urlsplit
 
 from fedround.events import Observer
-from fedround.http import client as http
 from fedround.http import hosts
+from fedround.http.bodies import Room
+from fedround.http.client import AggregatorClient, CoordinatorClient
+from fedround.http.exchange import Options, Trace
+from fedround.http.transport import Transport
+from fedround.http.transport import tls as client_tls
 from fedround.participant.lifecycle import Lifecycle
 from fedround.participant.peers import Trainer
 from fedround.participant.round import Shard
@@ -24,10 +28,10 @@ def connected(
     terms: Terms,
     observe: Observer,
     *,
-    room: Callable[[], http.Room] | None = None,
-    transport: http.Transport | None = None,
+    room: Callable[[], Room] | None = None,
+    transport: Transport | None = None,
     pod_index: int | None = None,
-    trace: http.Trace | None = None,
+    trace: Trace | None = None,
     beat: Callable[[float], None] = lambda _within: None,
     doing: Callable[[], str] = str,
 ) -> Iterator[Runtime]:
@@ -49,13 +53,13 @@ def connected(
         ConfigurationError: A URL, a certificate or a proxy cannot be used.
     """
     own = None if terms.shard is None else Shard(*terms.shard)
-    tls = http.tls(terms.tls_ca_file, terms.tls_cert_file, terms.tls_key_file)
+    tls = client_tls(terms.tls_ca_file, terms.tls_cert_file, terms.tls_key_file)
     allow = [*terms.aggregator_allow, *filter(None, [urlsplit(terms.aggregator_url or "").hostname])]
-    trusting = http.Options(trusted=partial(hosts.trusted, coordinator_url=coordinator_url, allow=allow))
-    both = http.Options(token=terms.token, tls=tls, observe=observe, transport=transport, trace=trace)
+    trusting = Options(trusted=partial(hosts.trusted, coordinator_url=coordinator_url, allow=allow))
+    both = Options(token=terms.token, tls=tls, observe=observe, transport=transport, trace=trace)
     with (
-        closing(http.CoordinatorClient(coordinator_url, **both)) as coordinator,
-        closing(http.AggregatorClient(max_model_size=terms.max_model_size, room=room, **both | trusting)) as aggregator,
+        closing(CoordinatorClient(coordinator_url, **both)) as coordinator,
+        closing(AggregatorClient(max_model_size=terms.max_model_size, room=room, **both | trusting)) as aggregator,
     ):
         yield Runtime(
             trainer,

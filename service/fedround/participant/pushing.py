@@ -5,7 +5,9 @@ from contextlib import closing, contextmanager
 from fnmatch import fnmatchcase
 
 from fedround.common.settings import LOCAL_SERIES, ParticipantSettings, Push, reveal
-from fedround.http import client as http
+from fedround.http.client import CoordinatorClient
+from fedround.http.exchange import Options
+from fedround.http.transport import tls as client_tls
 from fedround.observability.relay import Relay
 
 TIMEOUT = 5.0
@@ -38,8 +40,8 @@ def relaying(settings: ParticipantSettings) -> Iterator[Relay | None]:
     if settings.push is not Push.COORDINATOR:
         yield None
         return
-    tls = http.tls(settings.tls_ca_file, settings.tls_cert_file, settings.tls_key_file)
-    options = http.Options(token=reveal(settings.token), tls=tls, timeout=TIMEOUT)
-    with closing(http.CoordinatorClient(settings.coordinator_url, **options)) as coordinator:
+    tls = client_tls(settings.tls_ca_file, settings.tls_cert_file, settings.tls_key_file)
+    options = Options(token=reveal(settings.token), tls=tls, timeout=TIMEOUT)
+    with closing(CoordinatorClient(settings.coordinator_url, **options)) as coordinator:
         allowed = Allowed(settings.push_allow)
         yield Relay(coordinator.push, allowed.series, allowed.scope)

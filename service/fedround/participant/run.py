@@ -11,7 +11,8 @@ from typing import Any, Unpack
 
 from fedround.errors import ConfigurationError
 from fedround.events import Observers
-from fedround.http import client as http
+from fedround.http.exchange import Trace
+from fedround.http.transport import Transport
 from fedround.observability.logs import LogObserver
 from fedround.participant import connection
 from fedround.participant import moves as m
@@ -106,8 +107,8 @@ def connected(
     coordinator_url: str,
     terms: Terms,
     *,
-    transport: http.Transport | None = None,
-    trace: http.Trace | None = None,
+    transport: Transport | None = None,
+    trace: Trace | None = None,
     measure: bool = False,
 ) -> Iterator[Runtime]:
     """A participant that is ready to run, with its connections open. `measure`: tell observers of the weights, too."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from fedround.common.settings import AfterFinish, Isolation, ParticipantSettings, reveal
 from fedround.events import Observer
-from fedround.http import client as http
+from fedround.http.bodies import Room
 from fedround.observability.health import Health
 from fedround.observability.metrics.participant import ParticipantMetrics
 from fedround.observability.pushes import exporting
@@ -37,7 +37,7 @@ class Host(Trainer, Protocol):
     """What trains, as a service has it: it may still be starting."""
 
     @property
-    def room(self) -> Callable[[], http.Room] | None:
+    def room(self) -> Callable[[], Room] | None:
         """Makes what it takes a model in; None: this process's own memory."""
         ...
 

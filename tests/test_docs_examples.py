@@ -16,6 +16,8 @@ from fedround import errors
 from fedround.aggregator import app as aggregator_app
 from fedround.aggregator import ledger, operators, spool, strategies
 from fedround.aggregator import service as aggregator_service
+from fedround.aggregator.build import build
+from fedround.aggregator.internal import MAX_CALL, internal
 from fedround.common import wire
 from fedround.common.books import Books, Outcome, Verdict
 from fedround.common.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings
@@ -99,9 +101,9 @@ def requests(routes: Iterable[object]) -> Iterator[str]:
 
 
 def test_the_requests_are_the_routes_of_the_apps() -> None:
-    aggregator = aggregator_app.build(AggregatorSettings(), Observers())
+    aggregator = build(AggregatorSettings(), Observers())
     coordinator = coordinator_app.build(CoordinatorSettings(), aggregator, Observers())
-    apps = coordinator_app.public(coordinator), aggregator_app.public(aggregator), aggregator_app.internal(aggregator)
+    apps = coordinator_app.public(coordinator), aggregator_app.public(aggregator), internal(aggregator)
     served = {request for app in apps for request in requests(inner(app).routes)}
     served |= set(requests([operators.model_route(aggregator), operators.rollback_route(aggregator)]))
     assert set(re.findall(r"^\| `([A-Z]+ /[^`]*)`", PROTOCOL, re.MULTILINE)) == served
@@ -150,12 +152,12 @@ MESSAGES: dict[str, type[wire.RendezVous | wire.Heartbeat | wire.StartTraining]]
 
 
 def test_the_calls_of_the_books_are_answered_as_told() -> None:
-    aggregator = aggregator_app.build(AggregatorSettings(), Observers())
+    aggregator = build(AggregatorSettings(), Observers())
     calls = section(PROTOCOL, "The books")
     told = re.findall(r"^(GET|POST) (\S+)(?: (\{.*))?\n(\{.*)$", calls, re.MULTILINE)
 
     async def main() -> None:
-        transport = httpx.ASGITransport(aggregator_app.internal(aggregator))
+        transport = httpx.ASGITransport(internal(aggregator))
         async with httpx.AsyncClient(transport=transport, base_url="http://books") as peer:
             for method, path, body, expected in told:
                 answer = await peer.request(method, path, content=body, headers={"Content-Type": "application/json"})
@@ -202,7 +204,7 @@ LIMITS: dict[str, list[float]] = {
     "an order is made again, its token dead": [work.MAX_DEAD_TOKENS],
     "books: the ledger waits for an entry": [aggregator_service.HOLD],
     "books: an answer, of `close`, of `ledger`": [exchange.ANSWER_TIMEOUT, remote_books.CLOSE_TIMEOUT, remote_books.LEDGER_TIMEOUT],
-    "books: a call, an answer": [aggregator_app.MAX_CALL / MIB, remote_books.MAX_ANSWER / MIB],
+    "books: a call, an answer": [MAX_CALL / MIB, remote_books.MAX_ANSWER / MIB],
     "books: delays between attempts": [coordinator_service.RETRY_FIRST, coordinator_service.RETRY_MOST],
 }
 

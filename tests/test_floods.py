@@ -8,6 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from fedround import platform
+from fedround.aggregator.build import build
 from fedround.common.settings import AggregatorSettings, CoordinatorSettings
 from fedround.http import throttle
 from support.sockets import Answer, connected
@@ -87,7 +88,7 @@ def test_the_coordinators_calls_of_the_books_are_not_counted() -> None:
     async def main() -> None:
         settings = AggregatorSettings(internal_port=0, internal_secret=SecretStr("geheim"))
         telemetry = Telemetry(AggregatorMetrics)
-        endpoint = app.internal_endpoint(settings, app.build(settings, telemetry.observe), telemetry)
+        endpoint = app.internal_endpoint(settings, build(settings, telemetry.observe), telemetry)
         async with serving(endpoint):
             path = "/books/ledger?after=nonsense"
             assert await flood(endpoint.port, path) == {401, 429}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fedround.aggregator import app as aggregator_app
 from fedround.aggregator import operators
+from fedround.aggregator.build import build
 from fedround.aggregator.service import AggregatorService
 from fedround.common import durable, process
 from fedround.common.durable import Disk
@@ -65,7 +66,7 @@ async def serving(
     health, others = (Health(), Health()), tuple(observers)
     of_aggregator = Telemetry(AggregatorMetrics, [operators.readiness(health[1]), *others], traces)
     of_coordinator = Telemetry(CoordinatorMetrics, [coordinator_app.readiness(health[0]), *others], traces)
-    books = aggregator_app.build(aggregator, of_aggregator.observe, disks[1])
+    books = build(aggregator, of_aggregator.observe, disks[1])
     service = coordinator_app.build(coordinator, books, of_coordinator.observe, disks[0], of_coordinator.round_context)
     async with relaying(coordinator, of_coordinator.observe) as relay:
         platform = Platform(

@@ -23,6 +23,7 @@ from typing import Any, Unpack
 
 from fedround import events
 from fedround.aggregator import app as aggregator_app
+from fedround.aggregator.build import build
 from fedround.common.settings import AggregatorSettings, CoordinatorSettings
 from fedround.coordinator import app as coordinator_app
 from fedround.errors import ConfigurationError, RoundFailed
@@ -67,7 +68,7 @@ class Platform:
         """The completed rounds."""
         self._settings = coordinator
         self._complete = False
-        self._aggregator = aggregator_app.build(aggregator, self._observe)
+        self._aggregator = build(aggregator, self._observe)
         self._coordinator = coordinator_app.build(coordinator, self._aggregator, self._observe)
         self._loop: Future[asyncio.AbstractEventLoop] = Future()
         self._runtimes: set[Runtime] = set()

@@ -20,6 +20,8 @@ import numpy as np
 import pytest
 
 from fedround.aggregator import app, operators
+from fedround.aggregator.build import build
+from fedround.aggregator.internal import internal
 from fedround.aggregator.running import Folded
 from fedround.aggregator.service import AggregatorService
 from fedround.aggregator.spool import Spool
@@ -482,7 +484,7 @@ def test_a_reader_that_hangs_up_in_the_middle_of_a_model_harms_nobody() -> None:
 @asynccontextmanager
 async def remote(service: AggregatorService, *, secret: str | None = None, sent: str | None = None) -> AsyncIterator[RemoteBooks]:
     tokens = OPEN if secret is None else SecretHolder(lambda: secret)
-    endpoint = Endpoint(app.internal(service, tokens=tokens), host="127.0.0.1", port=0, setting="PORT")
+    endpoint = Endpoint(internal(service, tokens=tokens), host="127.0.0.1", port=0, setting="PORT")
     async with serving(endpoint):
         books = RemoteBooks(f"http://127.0.0.1:{endpoint.port}", secret=lambda: sent)
         try:
@@ -529,7 +531,7 @@ def test_a_server_with_an_open_long_poll_stops_at_once() -> None:
         service = make(patience=60.0)
         await open_round(service)
         async with AsyncExitStack() as after, asyncio.timeout(4):  # the poll would last for a minute, the grace is 5 s
-            endpoint = Endpoint(app.internal(service), host="127.0.0.1", port=0, setting="PORT")
+            endpoint = Endpoint(internal(service), host="127.0.0.1", port=0, setting="PORT")
             async with serving(endpoint), asyncio.TaskGroup() as tasks:
                 upload = tasks.create_task(service.deliver(ANNA, TOKEN[ANNA], only(GOOD)))
                 incarnation = (await service.ledger("another", 0)).incarnation
@@ -563,7 +565,7 @@ def test_a_web_page_on_the_same_machine_cannot_call_the_books(headers: Mapping[s
 
     async def main() -> None:
         service = make()
-        transport = httpx.ASGITransport(app.internal(service))
+        transport = httpx.ASGITransport(internal(service))
         opened = json.dumps({"attempt": "a", "round": 0, "admissions": [], "forget": []}).encode()
         async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
             answer = await client.post("/books/open", content=opened, headers=headers)
@@ -589,7 +591,7 @@ def test_a_web_page_on_the_same_machine_cannot_call_the_books(headers: Mapping[s
 )
 def test_what_is_no_call_of_the_books_changes_nothing(method: str, address: str, body: bytes, status: int) -> None:
     async def main() -> None:
-        transport = httpx.ASGITransport(app.internal(make()))
+        transport = httpx.ASGITransport(internal(make()))
         async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
             answer = await client.request(method, address, content=body, headers=JSON)
             assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
@@ -601,7 +603,7 @@ def test_a_call_of_the_books_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(app, "MAX_CALL", 100)
 
     async def main() -> None:
-        transport = httpx.ASGITransport(app.internal(make()))
+        transport = httpx.ASGITransport(internal(make()))
         async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
             assert (await client.post("/books/open", content=bytes(101), headers=JSON)).status_code == 413
 
@@ -723,7 +725,7 @@ def settings(**values: Any) -> AggregatorSettings:
 )
 def test_settings_that_cannot_work_are_told_at_the_start(values: Mapping[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        app.build(settings(**values), Observers())
+        build(settings(**values), Observers())
 
 
 class Longest:
@@ -741,7 +743,7 @@ def test_models_of_bytes_are_kept_and_served_and_a_strategy_of_arrays_does_not_t
     given = settings(strategy=f"{__name__}:Longest")
 
     async def train() -> None:
-        service = app.build(given, Observers(), disk)
+        service = build(given, Observers(), disk)
         await open_round(service, round=3)
         await service.deliver(ANNA, TOKEN[ANNA], only(bytes(4) + b"a model"))
         with pytest.raises(WrongWeights):
@@ -749,7 +751,7 @@ def test_models_of_bytes_are_kept_and_served_and_a_strategy_of_arrays_does_not_t
         assert await service.close("attempt-0", [ANNA]) == Closed(parameters=0)
 
     asyncio.run(train())
-    again = app.build(given, Observers(), disk)
+    again = build(given, Observers(), disk)
     assert again.status()["model"] == {"round": 3, "parameters": 0, "dtype": "uint8"}
     answer = ask_ops(again, "/model")
     assert answer.content == b"a model"
@@ -757,7 +759,7 @@ def test_models_of_bytes_are_kept_and_served_and_a_strategy_of_arrays_does_not_t
     with pytest.raises(
         ConfigurationError, match="AGGREGATOR_STRATEGY=median: the model of round 3 in AGGREGATOR_DATA_DIR is of another"
     ):
-        app.build(settings(strategy="median"), Observers(), disk)
+        build(settings(strategy="median"), Observers(), disk)
 
 
 def test_training_begins_with_the_initial_model_and_goes_on_from_the_newest(tmp_path: Path) -> None:
@@ -765,20 +767,20 @@ def test_training_begins_with_the_initial_model_and_goes_on_from_the_newest(tmp_
     np.save(initial, np.array([5.0, 6.0], "<f4"))
     disk = Directory(tmp_path)
     given = settings(initial_model=initial)
-    first = app.build(given, Observers(), disk).model
+    first = build(given, Observers(), disk).model
     assert first is not None
     assert (first.round, list(first.tensors[0])) == (None, [5, 6])
     trained(3, store=ModelStore(disk))
-    again = app.build(given, Observers(), disk).model
+    again = build(given, Observers(), disk).model
     assert again is not None
     assert (again.round, list(again.tensors[0])) == (3, [3, 2])
 
 
 def test_an_initial_model_that_is_too_large_is_told_at_the_start(tmp_path: Path) -> None:
     np.save(file := tmp_path / "initial.npy", np.ones(1000, "|i1"))
-    app.build(settings(initial_model=file, max_model_size=8000), Observers())
+    build(settings(initial_model=file, max_model_size=8000), Observers())
     with pytest.raises(ConfigurationError, match=r"AGGREGATOR_INITIAL_MODEL=.*more than 7999 bytes \(AGGREGATOR_MAX_MODEL_SIZE\)"):
-        app.build(settings(initial_model=file, max_model_size=7999), Observers())
+        build(settings(initial_model=file, max_model_size=7999), Observers())
 
 
 @pytest.mark.parametrize(("content", "message"), [(None, "No such file"), (b"nonsense", "neither an .npy array nor safetensors")])
@@ -787,7 +789,7 @@ def test_an_initial_model_that_is_none_is_told_at_the_start(tmp_path: Path, cont
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(ConfigurationError, match=f"AGGREGATOR_INITIAL_MODEL=.*: .*{message}"):
-        app.build(settings(initial_model=file), Observers())
+        build(settings(initial_model=file), Observers())
 
 
 @pytest.mark.parametrize("kind", ["spool", "data"])

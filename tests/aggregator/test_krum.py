@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import fedround
 from fedround import testing
-from fedround.aggregator import app, running
+from fedround.aggregator import running
+from fedround.aggregator.build import build
 from fedround.aggregator.robust import Krum, MultiKrum
 from fedround.aggregator.strategies import ROBUST, UNWEIGHTED, Median
 from fedround.common.settings import AggregatorSettings
@@ -182,7 +183,7 @@ def test_more_than_can_be_trusted_are_not_kept() -> None:
 )
 def test_options_that_cannot_work_are_told_at_the_start(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=f"AGGREGATOR_STRATEGY_OPTIONS: {name} does not take them: .*{message}"):
-        app.build(AggregatorSettings(strategy=name, strategy_options=options), Observers())
+        build(AggregatorSettings(strategy=name, strategy_options=options), Observers())
 
 
 def test_they_bound_each_update_and_do_not_weigh() -> None:

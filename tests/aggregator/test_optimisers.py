@@ -13,7 +13,7 @@ import pytest
 
 import fedround
 from fedround import testing
-from fedround.aggregator import app
+from fedround.aggregator.build import build
 from fedround.aggregator.optimisers import FedAdagrad, FedAdam, FedAvgM, FedYogi, ServerOptimiser
 from fedround.common.durable import Directory
 from fedround.common.settings import AggregatorSettings
@@ -250,7 +250,7 @@ def test_a_step_beyond_the_dtype_loses_the_round_and_not_the_state() -> None:
 )
 def test_options_that_cannot_work_are_told_at_the_start(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=f"AGGREGATOR_STRATEGY_OPTIONS: {name} does not take them: .*{message}"):
-        app.build(AggregatorSettings(strategy=name, strategy_options=options), Observers())
+        build(AggregatorSettings(strategy=name, strategy_options=options), Observers())
 
 
 @pytest.mark.parametrize("optimiser", [FedAvgM, FedAdagrad, FedAdam, FedYogi])

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 from hypothesis import strategies as st
 
-from fedround.aggregator.app import internal
+from fedround.aggregator.internal import internal
 from fedround.aggregator.store import ModelStore
 from fedround.aggregator.updates import UpdateReader
 from fedround.common import wire

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fedround.aggregator import app
+from fedround.aggregator.build import build
 from fedround.aggregator.running import Folded, Running
 from fedround.aggregator.service import AggregatorService
 from fedround.aggregator.spool import Spool
@@ -42,7 +42,7 @@ def service(
 def built(strategy: str, disk: Disk | None = None, *, observer: Observer | None = None, **options: Any) -> AggregatorService:
     """Return the service that the settings make, for tests in which no coordinator acknowledges anything."""
     settings = AggregatorSettings(strategy=strategy, strategy_options=options, max_update_ratio=0.0)
-    aggregator = app.build(settings, observer or Observers(), disk)
+    aggregator = build(settings, observer or Observers(), disk)
     aggregator._patience = 0.0
     return aggregator
 

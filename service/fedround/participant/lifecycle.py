@@ -6,27 +6,26 @@ The rules (`work.py` has those of a round's exchanges):
 
 1. One exchange with the coordinator (register, heartbeat) is under way at a time. The participant repeats a failed one after a
    jittered delay, for ever, or until `give_up_after`.
-2. `reject`, at any time: the participant registers again, at once the first time, then after growing delays. It throws away what it
-   trained for the old id.
+2. `reject`, at any time: the participant drops what it trained, and registers again: immediately, then after growing delays.
 3. `round` is a training request. The participant keeps what it trained until a later round, `reject` or `finish`.
-4. Another request, or `stand_by`, while training: the coordinator gave the round to others. The participant cancels the training.
+4. Another request, or `stand_by`, while training: the coordinator reassigned the round. The participant cancels the training.
 5. User code gets one model at a time; the next is not fetched while it is busy with a cancelled round. User code that does not
    return within `cancel_timeout` after it was cancelled is killed.
 6. User code failed, or the global model is larger than allowed: the participant leaves, says why, and registers again after 1, 2,
-   4, ... seconds. After `max_failures` consecutive failures it exits. After a round that failed otherwise it registers at once.
+   4, ... seconds. After `max_failures` consecutive failures it exits. After a round that failed otherwise it registers immediately.
 7. `finish`: the participant exits, or asks now and then whether training goes on. It never sends the old id's heartbeat again: that
    ends a 0.8 coordinator.
 8. Asked to stop: the participant finishes the round if there is time, else gives it up; then it leaves and exits. It waits
-   `LEAVE_TIMEOUT` for an id that is on its way. Asked twice, it exits at once.
-9. An answer for an id or order of before is *late*, and changes nothing. An answer to what was not asked is an illegal move.
+   `LEAVE_TIMEOUT` for an id that is on its way. Asked twice, it exits immediately.
+9. An answer for a former id or request is *late*, and changes nothing. An answer that nothing asked for is an illegal move.
 
 A 0.8 coordinator (its `round` brings no token) needs more care:
 
-10. It does not close a round while a selected id has not delivered. So a participant whose user code failed trains again under the
-    same id. A participant that gives up a round *forfeits* it: it uploads an empty body, and 0.8 ignores the id for this round. A
-    selected participant that is asked to stop gets a token first, to forfeit with.
-11. It panics when an id times out in the round that it delivered to. So a participant that is asked to stop after an upload goes on
-    with heartbeats until a later round, `reject` or `finish`, for as long as it might have finished a round.
+10. It closes no round before every selected id has delivered. So a participant whose code failed trains again under the same id.
+    One that gives up a round *forfeits* it: it uploads an empty body, and 0.8 ignores the id for this round. A selected
+    participant that is asked to stop gets a token first, to forfeit with.
+11. It panics when an id times out in the round that it delivered to. So after an upload, a stopping participant sends heartbeats
+    until a later round, `reject` or `finish`, for as long as it might have finished a round.
 """
 
 import math
@@ -43,13 +42,13 @@ from fedround.participant.moves import Outcome, Reason, State
 from fedround.participant.work import Ended, Kept, Step, Work
 
 LEAVE_TIMEOUT = 2.0
-"""Seconds that the id to leave with may take to come, and that the platform may take to hear of it."""
+"""Seconds to wait for the id to leave with, and seconds for the request that leaves."""
 ASK_FINISHED = 30.0
-"""Seconds between two questions whether a finished training goes on."""
+"""Seconds between two checks whether a finished training continues."""
 
 
 class Lifecycle:
-    """See the rules above. It begins with a `TimerFired`. `random` gives numbers from 0 up to 1."""
+    """Follows the rules above. The first event is `TimerFired`. `random` returns numbers from 0 up to 1."""
 
     def __init__(self, policy: m.Policy, random: Callable[[], float]) -> None:
         self.draining = False
@@ -59,11 +58,11 @@ class Lifecycle:
         self._id: str | None = None
         self._finished = False
         self._old = False
-        """The coordinator is one of 0.8, as far as is known."""
+        """Whether the coordinator speaks only 0.8, as far as is known."""
         self._work: Work | None = None
         self._kept: Kept | None = None
         self._busy: int | None = None
-        """The serial of the order that user code works on."""
+        """The serial of the training request that user code works on."""
         self._kill_at = math.inf
         self._orders = count(1)
         self._failures = Failures(random)
@@ -89,18 +88,18 @@ class Lifecycle:
         return None if self._work is None else self._work.order.round
 
     def next_deadline(self) -> float:
-        """When `TimerFired` is due, if nothing else happens before."""
+        """Return when `TimerFired` is due, if nothing else happens before."""
         due = min(self._stop_by, self._contact.give_up_at, self._contact.due, self._kill_at)
         work = self._work
         return due if work is None else min(due, work.deadline, math.inf if self._blocked(work) else work.lane.due)
 
     def take_facts(self) -> list[events.Fact]:
-        """What happened since the last call, in order."""
+        """Return the facts since the last call, in order."""
         facts, self._facts[:] = self._facts[:], []
         return facts
 
     def step(self, event: m.Event, now: float) -> tuple[m.Command, ...]:
-        """What to do after `event`, at `now` in monotonic seconds. Raises `IllegalMove`, and then nothing has changed."""
+        """Return the commands after `event`, at `now` in monotonic seconds. Raises `IllegalMove`, and then changes nothing."""
         if self.exited or not self._is_current(event):
             return ()
         self._take(event, now)
@@ -112,7 +111,7 @@ class Lifecycle:
         return commands
 
     def _is_current(self, event: m.Event) -> bool:
-        """False for what comes late."""
+        """Return False for a late event."""
         match event:
             case m.TimerFired() | m.StopRequested():
                 return True
@@ -194,7 +193,7 @@ class Lifecycle:
             self._exit(Reason.STOPPED)
 
     def _follow(self, answer: wire.Heartbeat, now: float) -> None:
-        """Do what the coordinator says to a participant that works on nothing."""
+        """Follow an answer while there is no work."""
         selected = answer.state is HeartbeatState.ROUND
         if answer.state is HeartbeatState.FINISH:
             self._finish(now)
@@ -245,7 +244,7 @@ class Lifecycle:
                 self._abandon_and_exit("asked to stop", now)
 
     def _settled(self, work: Work, ended: Ended, now: float) -> None:
-        """The round ended otherwise than by a heartbeat."""
+        """End a round for another reason than a heartbeat."""
         if ended.outcome is Outcome.REFUSED:
             self._throw_away()
         if ended.outcome is Outcome.FAILED:
@@ -274,8 +273,6 @@ class Lifecycle:
         if answer.state is HeartbeatState.FINISH:
             self._finished = True
             self._contact.end()
-
-    # Ends
 
     def _end(self, work: Work, ended: Ended, now: float) -> None:
         if work.confirming and work.sent_at is not None:
@@ -325,7 +322,7 @@ class Lifecycle:
             self._work.resume(work, again_at)
 
     def _fail(self, work: Work, reason: str, now: float, again_at: float) -> None:
-        # Code that is told to come to an end may well raise: that is no failure.
+        # Code that is asked to stop may raise: that is not a failure.
         self._end(work, Ended(Outcome.ABANDONED if self.draining else Outcome.FAILED, reason), now)
         self._forfeit(work)
         if self.draining:
@@ -371,8 +368,6 @@ class Lifecycle:
             self._exit(Reason.GAVE_UP)
         elif (work := self._work) is not None and work.deadline <= now and (ended := work.overdue(now)):
             self._settled(work, ended, now)
-
-    # How it is done
 
     def _start_what_is_due(self, now: float) -> None:
         work = self._work

@@ -1,7 +1,6 @@
-"""The coordinator at work: does what `Rounds` asks of the books, tells what happened, holds heartbeats. It decides nothing."""
+"""The coordinator's service: it answers participants, calls the books as `Rounds` asks, and emits facts. It decides nothing."""
 
 import asyncio
-import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -17,6 +16,7 @@ from fedround.common.backoff import delays
 from fedround.common.books import Admit, Books, Call, Open, carry_out
 from fedround.common.wire import MAX_HOLD, Heartbeat, HeartbeatState, RendezVous, StartTraining
 from fedround.coordinator.archive import Archive
+from fedround.coordinator.holds import Holds
 from fedround.coordinator.plan import Memory
 from fedround.coordinator.recorder import Recorder
 from fedround.coordinator.rounds import Rounds
@@ -26,8 +26,6 @@ from fedround.coordinator.status import by_name, status
 from fedround.coordinator.wanted import Wanted
 from fedround.errors import ExchangeError, UnknownAttempt
 from fedround.events import Observer
-
-LOG = logging.getLogger(__name__)
 
 RETRY_FIRST = 0.1
 RETRY_MOST = 1.0
@@ -39,7 +37,7 @@ WORTH_KEEPING = (
     events.TrainingCompleted,
     events.RolledBack,
 )
-"""Facts after which the memory is written down at once; after a round, when what is written is older than ..."""
+"""Facts after which the memory is written down immediately; after a round, when what is written is older than ..."""
 STALE = 1.0
 """... so many seconds."""
 TURN = 1.0
@@ -47,7 +45,7 @@ TURN = 1.0
 STOOD_STILL = 2.0
 """... so many did not run meanwhile."""
 HOLD_RATIO = 0.9
-"""Part of the heartbeat time-out for which a heartbeat is held at most: nobody shall be silent for too long because of us."""
+"""Longest hold of a heartbeat as a share of the heartbeat time-out, so that a hold never causes a time-out."""
 
 
 async def never() -> None:
@@ -56,17 +54,17 @@ async def never() -> None:
 
 
 class CoordinatorService:
-    """What participants ask for, answered by `rounds`; what `rounds` asks for, answered by `books`. For one event loop.
+    """Answers participants from `rounds`, and carries out the calls of `rounds` at `books`. For one event loop.
 
     Args:
-        rounds: The core. Nobody else may use it.
+        rounds: The core. Only this service may use it.
         books: The aggregator's.
-        aggregator_url: Where participants are sent.
-        observer: Told of every fact, in order.
-        trace: Gives the fields that tell of the open round's trace, for participants that are ours.
-        keep: Writes down what shall be known after a restart; raises `OSError`.
-        archive: Where all runs and rounds are kept.
-        clock: Gives monotonic seconds.
+        aggregator_url: The URL that participants are sent to.
+        observer: Receives every fact, in order.
+        trace: Returns the fields of a training request that name the open round's trace.
+        keep: Persists what must survive a restart; raises `OSError`.
+        archive: Holds all runs and rounds.
+        clock: Returns monotonic seconds.
     """
 
     def __init__(
@@ -91,7 +89,7 @@ class CoordinatorService:
         self._recorder = Recorder(self._archive, rounds)
         self._silos = Silos(rounds.present)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="fedround-memory")
-        """One thread: what is older is never written over what is newer."""
+        """One thread, so that older state never overwrites newer state."""
         self._trace = trace
         self._clock = clock
         self._kick = asyncio.Event()
@@ -103,18 +101,17 @@ class CoordinatorService:
         self._poll: asyncio.Timeout | None = None
         """Of the ledger."""
         self._best: int | None = None
-        """The round of the best model, as the aggregator was told."""
+        """The round of the best model that the aggregator knows."""
         self._ended = False
         self._wanted = Wanted(rounds.plan.goal)
         self._delays: Iterator[float] | None = None
-        """Of the outage that goes on; None while there is none."""
-        self._holds: dict[str, asyncio.Timeout] = {}
+        """Delays of the current outage; None without one."""
         self._faults: tuple[str, ...] = ()
-        """Of the aggregator, as far as it could say."""
-        self._longest_hold = min(MAX_HOLD, HOLD_RATIO * rounds.plan.heartbeat_timeout)
+        """Faults that the aggregator reports."""
+        self._holds = Holds(min(MAX_HOLD, HOLD_RATIO * rounds.plan.heartbeat_timeout))
 
     async def run(self) -> None:
-        """Work until cancelled. Then every held heartbeat is answered, and none is held any more."""
+        """Work until cancelled. Then answer every held heartbeat, and hold no more."""
         self._observer(events.RunEntered(self._rounds.run.id, self._rounds.run.name))
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -122,8 +119,7 @@ class CoordinatorService:
                 tasks.create_task(self._follow_rounds())
                 tasks.create_task(self._keep_up())
         finally:
-            self._longest_hold = 0.0
-            self._end_holds()
+            self._holds.close()
             await self._write_down_or_tell()
             self._writer.shutdown(wait=False)
             self._ended = True
@@ -170,35 +166,25 @@ class CoordinatorService:
         phase: str = "",
         hung_up: Callable[[], Awaitable[object]] = never,
     ) -> Heartbeat:
-        """What the participant shall do, with every addition to the protocol.
+        """Return the answer to a heartbeat, with every addition to the protocol.
 
-        An answer that would be `stand_by` is held until it is another one, for up to `wait` seconds, and no longer than until the
-        next heartbeat of the same id, or until `hung_up()` returns. `trouble`: what keeps the participant from the aggregator.
-        `phase`: what it does in a round (`wire.PHASES`). Raises `Busy` or `NoSeat`.
+        The answer `stand_by` is held for up to `wait` seconds: until there is another answer, until the next heartbeat of the same
+        id, or until `hung_up()` returns. `trouble`: why the participant cannot reach the aggregator. `phase`: its phase of the
+        round (`wire.PHASES`). Raises `Busy` or `NoSeat`.
         """
-        self._end_hold(id)
-        # Only one who waits asks for an answer to be held.
+        self._holds.release(id)
+        # An idle participant asks for its answer to be held.
         answer = self._answer(id, idle=wait > 0)
         self._rounds.present.trouble(id, trouble)
         if self._rounds.attempt is not None:
             self._rounds.attempt.report(id, phase, self._clock())
-        wait = min(wait, self._longest_hold)
+        wait = self._holds.allowed(wait)
         if wait <= 0 or answer.state is not HeartbeatState.STAND_BY:
             return answer
-        # One object and one timer for each of thousands: to end a hold is to say that its time is over.
-        hold = self._holds[id] = asyncio.timeout(wait)
-        try:
-            async with hold:
-                await hung_up()
-            return answer
-        except TimeoutError:
-            return self._answer(id, idle=True, held=True)
-        finally:
-            if self._holds.get(id) is hold:
-                del self._holds[id]
+        return self._answer(id, idle=True, held=True) if await self._holds.hold(id, wait, hung_up) else answer
 
     def start_training(self, id: str) -> StartTraining:
-        """Where to go with which token. It was admitted before the participant was told of the round, so nobody has to be asked."""
+        """Return the aggregator's URL and the token, which the books admitted before the participant heard of the round."""
         token = self._rounds.start_training(id)
         if token is None:
             return StartTraining(None, None)
@@ -206,13 +192,13 @@ class CoordinatorService:
         return StartTraining(self.aggregator_url, token, **(self._told(id) if seat is not None and seat.extended else {}))
 
     def leave(self, id: str, failure: str = "") -> None:
-        """Remove a participant that leaves, for a `failure` if there is one. An unknown one is gone already."""
+        """Remove a participant that leaves, for a `failure` if there is one. Ignore an unknown id."""
         self._rounds.leave(self._clock(), id, failure)
         self._changed()
 
     @property
     def current(self) -> Run:
-        """The run that goes on, or was completed last."""
+        """The current run, or the last one."""
         return self._rounds.run
 
     async def runs(self) -> list[dict[str, Any]]:
@@ -223,7 +209,7 @@ class CoordinatorService:
     async def history(self, run: str) -> str | None:
         """Return a run and its rounds as JSON; None if no run has that name or id."""
         await self._bring_up_to_date()
-        # A long history takes a while: not on the event loop, which answers heartbeats.
+        # A long history takes a while, and the event loop answers heartbeats.
         return await asyncio.to_thread(self._archive.history, run)
 
     async def _bring_up_to_date(self) -> None:
@@ -231,11 +217,11 @@ class CoordinatorService:
             await self._write_down_or_tell()
 
     def status(self) -> dict[str, Any]:
-        """The state as JSON-able data, ids cut."""
+        """Return the state as JSON-able data with short ids."""
         return status(self._rounds, self._clock(), self._silos, reachable=self._reachable.is_set(), faults=self._faults)
 
     def by_name(self, most: int) -> dict[str, Any]:
-        """Return what metrics show of at most so many participants by name."""
+        """Return what the metrics show of at most `most` participants, by name."""
         return by_name(self._rounds, self._silos, self._clock(), time.time(), most)
 
     def _answer(self, id: str, *, idle: bool, held: bool = False) -> Heartbeat:
@@ -247,22 +233,13 @@ class CoordinatorService:
         return answer if answer.token is None else replace(answer, url=self.aggregator_url, **self._told(id))
 
     def _told(self, id: str) -> Mapping[str, Any]:
-        """Return what a training request says to a participant of ours."""
+        """Return the additions to a training request."""
         rounds, attempt = self._rounds, self._rounds.attempt
         member = attempt.members.get(id) if attempt else None
         asked = {"evaluate": member is not None and member.evaluates, "train": attempt is None or attempt.train}
         shard = member.shard if member and member.asks else None
         config = config_of(rounds.plan.config, rounds.round - rounds.run.first)
         return {**self._trace(), "run": wire.Run(rounds.run.id, rounds.run.name, rounds.end, config, **asked, shard=shard)}
-
-    def _end_hold(self, id: str) -> None:
-        hold = self._holds.pop(id, None)
-        if hold is not None and not hold.expired():
-            hold.reschedule(0.0)
-
-    def _end_holds(self) -> None:
-        for id in tuple(self._holds):
-            self._end_hold(id)
 
     # What happens
 
@@ -271,17 +248,17 @@ class CoordinatorService:
         self._kick.set()
 
     def _tell(self) -> bool:
-        """Tell what happened; False where nothing did."""
+        """Emit the facts since the last call. Return False if there were none."""
         facts = self._rounds.take_facts()
         for fact in facts:
             match fact:
                 case events.Selected(ids=ids):
                     for id in ids:
-                        self._end_hold(id)
+                        self._holds.release(id)
                 case events.ParticipantGone(id=id) | events.ParticipantDoubted(id=id):
-                    self._end_hold(id)
+                    self._holds.release(id)
                 case events.TrainingCompleted():
-                    self._end_holds()
+                    self._holds.release_all()
                 case events.Evaluated() | events.ServerEvaluated():
                     self._tell_of_best(fact)
             self._observer(fact)
@@ -292,14 +269,14 @@ class CoordinatorService:
         return bool(facts)
 
     def _tell_of_best(self, fact: events.Evaluated | events.ServerEvaluated) -> None:
-        """Have the aggregator know the best model, and operators a metric that there is not."""
+        """Report the best model to the aggregator, and check that the wanted metric exists."""
         best = self._rounds.best
         if best is not None and best.round != self._best and self._poll is not None:
             self._poll.reschedule(0.0)
         self._wanted.evaluated(fact)
 
     async def _keep_up(self) -> None:
-        """Keep the memory on disk. Of rounds that are quick it may be behind: which are over, the books know."""
+        """Keep the memory on disk. It may lag behind quick rounds: the books know which are over."""
         while True:
             await self._news.wait()
             if not await self._write_down_or_tell():
@@ -314,7 +291,7 @@ class CoordinatorService:
         return True
 
     async def _write_down(self) -> None:
-        """Have the memory on disk as it is now. Raises `OSError`, and leaves it to `_keep_up` to tell so and to try again."""
+        """Write the current memory to disk. Raises `OSError`; `_keep_up` then tries again."""
         self._news.clear()
         memory, began = self._rounds.memory, time.perf_counter()
         self._stale_from = self._clock() + STALE
@@ -338,7 +315,7 @@ class CoordinatorService:
     async def _follow_ledger(self) -> None:
         while True:
             try:
-                # In an outage ask like one who knows nothing, and is answered at once: we want to know when it is over.
+                # In an outage, ask without an incarnation: the answer comes immediately, and shows that the outage is over.
                 await self._read_ledger(self._rounds.incarnation if self._delays is None else "")
             except ExchangeError as error:
                 await self._unreachable("ledger", error)
@@ -350,7 +327,7 @@ class CoordinatorService:
                 self._best = self._rounds.best.round if self._rounds.best else None
                 page = await self._books.ledger(incarnation, self._rounds.after, self._best)
         except TimeoutError:
-            return  # to ask again, like one who knows nothing
+            return  # the next call asks again
         finally:
             self._poll = None
         self._reached()
@@ -372,7 +349,7 @@ class CoordinatorService:
                 await self._idle(now)
                 continue
             if isinstance(call, Open | Admit):
-                # Ahead: who may be told that its update was counted is known to have a part, whenever we die.
+                # Before the call: after a crash we must know every participant whose update may have been counted.
                 try:
                     await self._write_down()
                 except OSError:
@@ -381,7 +358,7 @@ class CoordinatorService:
             try:
                 await self._carry_out(call)
             except ExchangeError as error:
-                # Not the same call again: what is due may have changed by then.
+                # Do not repeat this call: another one may be due by then.
                 await self._unreachable(type(call).__name__.lower(), error)
 
     async def _idle(self, since: float) -> None:
@@ -409,7 +386,7 @@ class CoordinatorService:
             self._observer(events.BooksReached())
 
     async def _unreachable(self, operation: str, error: ExchangeError) -> None:
-        """Tell of an outage once; wait until it is time to try again, or until the other of the two loops has reached the books."""
+        """Report an outage once. Wait until the next try is due, or until the other loop has reached the books."""
         self._reachable.clear()
         if self._delays is None:
             self._delays = delays(random, first=RETRY_FIRST, most=RETRY_MOST, spread=0.5)

@@ -1,1 +1,1 @@
-"""Commands that query running services."""
+"""The commands of the command line."""

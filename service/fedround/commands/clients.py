@@ -1,0 +1,157 @@
+"""The commands that ask running services: for their status, their models, their runs."""
+
+import json
+import sys
+from argparse import ArgumentParser, ArgumentTypeError
+from pathlib import Path
+
+from fedround.commands import asking, view
+from fedround.commands.exits import Arguments, Exit, Run
+from fedround.common.text import printable
+from fedround.errors import FedroundError, Unauthorized
+
+LONGEST_ROLLBACK = 120.0
+"""Seconds: the aggregator reads a model, which may be large, and may have to finish another one first."""
+
+
+def model(parser: ArgumentParser) -> Run:
+    """Fetch the global model, or write the one that a class begins with."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--from", dest="url", metavar="URL", help="fetch it from this aggregator's ops port")
+    source.add_argument("--init", dest="cls", metavar="module:Class", help="write what `initial_weights` of this class returns")
+    source.add_argument("--flower", dest="app", metavar="module:app", help="write what this Flower app's client begins with")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the .npy or .safetensors file to write")
+    parser.add_argument(
+        "--round", type=_round, metavar="N", help="with --from: the round whose model it is, or best; by default the last"
+    )
+    parser.add_argument(
+        "--options", default="{}", metavar="JSON", help="keyword arguments for the class, or run config for the app"
+    )
+    asking.add_ca_file(parser)
+    asking.add_token(parser)
+
+    def run(arguments: Arguments) -> int:
+        from fedround.commands import model
+
+        output: Path = arguments["output"]
+        if (name := arguments["cls"] or arguments["app"]) is not None:
+            print(model.init(name, arguments["options"], output, flower=arguments["app"] is not None))
+        else:
+            print(model.fetch(arguments["url"], output, arguments["round"], arguments["token"], arguments["ca_file"]))
+        return Exit.OK
+
+    return run
+
+
+def _round(text: str) -> str:
+    if text != "best" and not (text.isascii() and text.isdecimal()):
+        raise ArgumentTypeError(f"{text!r} is neither the number of a round nor best")
+    return text
+
+
+def rollback(parser: ArgumentParser) -> Run:
+    """Make a former global model the newest, and continue training from it."""
+    parser.add_argument("--from", dest="url", required=True, metavar="URL", help="the aggregator's ops port")
+    parser.add_argument("--round", type=int, required=True, metavar="N", help="the round whose model becomes the newest")
+    asking.add_ca_file(parser)
+    asking.add_token(parser)
+
+    def run(arguments: Arguments) -> int:
+        from fedround.common.wire import one_line
+
+        target = asking.Target(arguments["url"], "aggregator", ca_file=arguments["ca_file"])
+        token = asking.token(arguments["token"], target.service)
+        status, answer = target.ask("/rollback", token, document={"round": arguments["round"]}, within=LONGEST_ROLLBACK)
+        match status, asking.decoded(answer):
+            case 200, {"round": int(number), "removed": list(removed)}:
+                later = f"removed the models of {len(removed)} later rounds" if removed else "there was no later model"
+                print(f"the model of round {number} is the newest; {later}; training continues with round {number + 1}")
+                return Exit.OK
+            case Unauthorized.status, _:
+                raise FedroundError(f"refused with {status}: {asking.missing(target.service)}")
+            case _, {"title": str(title), "detail": str(detail)} if detail:
+                raise FedroundError(f"refused with {status} {one_line(title)}: {one_line(detail)}")
+        raise FedroundError(f"refused with {status}: is this the aggregator's ops port, by default 9082?")
+
+    return run
+
+
+def runs(parser: ArgumentParser) -> Run:
+    """List the runs of a platform."""
+    _of_coordinator(parser)
+
+    def run(arguments: Arguments) -> int:
+        from fedround.commands import history
+
+        print(history.runs(arguments["url"], arguments["token"], arguments["ca_file"]))
+        return Exit.OK
+
+    return run
+
+
+def history(parser: ArgumentParser) -> Run:
+    """Write the rounds of a run to a file: who, how long, metrics, statistics of the model."""
+    _of_coordinator(parser)
+    parser.add_argument("--run", metavar="NAME", help="name or id of the run; by default the current one")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the .csv or .json file to write")
+
+    def run(arguments: Arguments) -> int:
+        from fedround.commands import history
+
+        print(history.history(arguments["url"], arguments["run"], arguments["output"], arguments["token"], arguments["ca_file"]))
+        return Exit.OK
+
+    return run
+
+
+def _of_coordinator(parser: ArgumentParser) -> None:
+    parser.add_argument("--from", dest="url", required=True, metavar="URL", help="the coordinator's ops port")
+    asking.add_ca_file(parser)
+    asking.add_token(parser)
+
+
+def status(parser: ArgumentParser) -> Run:
+    """Show what a service is doing."""
+    asking.add_service(parser)
+    asking.add_token(parser)
+    parser.add_argument("--output", choices=["text", "json"], help="by default text on a terminal, and JSON elsewhere")
+
+    def run(arguments: Arguments) -> int:
+        try:
+            target = asking.target(arguments["service"], arguments["url"], arguments["ca_file"], parser.prog)
+            status, answer = target.ask("/status", asking.token(arguments["token"], target.service))
+        except FedroundError as error:
+            print(printable(str(error)), file=sys.stderr)
+            return Exit.FAILED
+        found = asking.decoded(answer)
+        if status == Unauthorized.status:
+            print(f"refused with {status}: {asking.missing(target.service)}", file=sys.stderr)
+            return Exit.FAILED
+        if status != 200 or found is None:
+            print(asking.foreign("/status", status), file=sys.stderr)
+            return Exit.FAILED
+        as_text = arguments["output"] == "text" or (arguments["output"] is None and sys.stdout.isatty())
+        print("\n".join(view.lines(found)) if as_text else json.dumps(found))
+        return Exit.OK
+
+    return run
+
+
+def healthcheck(parser: ArgumentParser) -> Run:
+    """Exit with 0 when a service is ready, with 1 when it is not; say why."""
+    asking.add_service(parser)
+
+    def run(arguments: Arguments) -> int:
+        try:
+            status, answer = asking.target(arguments["service"], arguments["url"], arguments["ca_file"], parser.prog).ask("/readyz")
+        except FedroundError as error:
+            print(printable(str(error)))
+            return Exit.FAILED
+        match asking.decoded(answer):
+            case {"ready": bool(ready), "reasons": [*reasons]}:
+                print("ready" if ready else printable(f"not ready: {', '.join(map(str, reasons))}"))
+                return Exit.OK if ready else Exit.FAILED
+        print(asking.foreign("/readyz", status))
+        return Exit.FAILED
+
+    return run

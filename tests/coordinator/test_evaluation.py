@@ -213,7 +213,7 @@ def test_a_goal_that_is_reached_ends_the_run_with_its_reason() -> None:
     training = Training(plan)
     training.end()
     assert training.completed == TrainingCompleted(3, "value >= 1: 1 in round 1")
-    best = training.rounds.best
+    best = training.rounds.ending.best
     assert best is not None
     assert (best.round, best.value) == (2, 2), "the final model was evaluated, too"
     assert training.rounds.memory.stopped == "value >= 1: 1 in round 1"
@@ -267,8 +267,8 @@ def test_training_ends_whenever_the_aggregator_evaluates_and_nothing_is_judged_t
     assert len(set(rounds)) == len(rounds)
     late = any(isinstance(fact, FinalNotEvaluated) for fact in training.facts)
     assert not (late and 1 in rounds)
-    if training.rounds.best is not None:
-        assert training.rounds.best.value == training.rounds.best.round + 100.0
+    if training.rounds.ending.best is not None:
+        assert training.rounds.ending.best.value == training.rounds.ending.best.round + 100.0
     # What comes after the end is shown, too.
     training.evaluate(1)
     assert training.rounds.complete
@@ -346,8 +346,8 @@ def test_the_end_waits_no_longer_than_the_time_out_and_a_late_result_is_still_sh
         training.evaluate(1)
     assert [fact.round for fact in training.by_server] == [0, 1]
     assert [dict(past.server) for past in training.rounds.history] == [{"value": 100.0}, {"value": 101.0}]
-    assert training.rounds.best is not None
-    assert training.rounds.best.round == 1
+    assert training.rounds.ending.best is not None
+    assert training.rounds.ending.best.round == 1
 
 
 def test_an_aggregator_without_a_function_is_not_waited_for() -> None:
@@ -366,11 +366,11 @@ def test_an_evaluation_that_failed_may_succeed_after_a_restart_of_the_aggregator
     training = Training(SERVER, function="my:function")
     trained(training, 1)
     training.evaluate(0)
-    assert (training.rounds.server.problem, training.rounds.server.evaluated) == ("it failed", 0)
+    assert (training.rounds.ending.server.problem, training.rounds.ending.server.evaluated) == ("it failed", 0)
     training.lose(0)
     training.evaluate(1)
     assert [fact.round for fact in training.by_server] == [0]
-    assert training.rounds.server.problem == ""
+    assert training.rounds.ending.server.problem == ""
 
 
 def test_the_model_that_a_run_began_with_is_evaluated_once_and_only_for_that_run() -> None:
@@ -380,7 +380,7 @@ def test_the_model_that_a_run_began_with_is_evaluated_once_and_only_for_that_run
         training.rounds.recorded(0.0, replace(page, evaluations=(ServerEvaluation(None, run, 1, {"value": 1.0}),)))
     facts = [fact for fact in training.rounds.take_facts() if isinstance(fact, ServerEvaluated)]
     assert facts == [ServerEvaluated(None, 1, (("value", 1.0),))]
-    assert training.rounds.best is None
+    assert training.rounds.ending.best is None
 
 
 def test_participants_cannot_pass_for_the_aggregator() -> None:
@@ -395,9 +395,9 @@ def test_rounds_that_are_rolled_back_are_evaluated_anew() -> None:
     trained(training, 3)
     for _ in range(2):
         training.evaluate(1)
-    assert training.rounds.server.evaluated == 2
+    assert training.rounds.ending.server.evaluated == 2
     training.ledger = Ledger("after the rollback", Newest(0, 1))
     training.schedule.roll_back(0)
     training.rounds.recorded(training.now, replace(training.ledger.page("", 0), generation=1, evaluator="my:function"))
-    assert training.rounds.server.evaluated == 0
-    assert training.rounds.best is None, "it was the model of round 2"
+    assert training.rounds.ending.server.evaluated == 0
+    assert training.rounds.ending.best is None, "it was the model of round 2"

@@ -44,7 +44,7 @@ def evaluated(attempt: Attempt) -> Evaluated | None:
 
 
 class ServerSide:
-    """What is known of the evaluations by the aggregator's own function. See rule 17 of `rounds.py`.
+    """What is known of the evaluations by the aggregator's own function. See rule 3 of `ending.py`.
 
     Args:
         evaluated: The newest round whose evaluation is over, as far as that was known before a restart.

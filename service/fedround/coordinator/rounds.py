@@ -33,18 +33,13 @@ The rules:
 14. An attempt may have a *quorum* of those that it selects (`Plan.enough`), never below the required of rule 3. Once so many are
    counted, nobody new is selected, and what is outstanding has the quorum's grace. Then the coordinator revokes it, and waits for
    no update that is still arriving. A participant that loses its part this way is *late*, which is no failure.
-15. Participants that can evaluate the model that an attempt begins with, before they train (`evaluation.py`). After the last round
-   of a run an attempt without training evaluates the final model; training is complete when it is closed, or nobody can.
-16. An evaluation may say that the run stops early (`goal.py`): then the round that brought it is the run's last. One by the
-   aggregator comes at any time: then the round that is open is the last, and no other attempt of it begins.
-17. The aggregator may evaluate models with a function of its own, and skip models. Training is complete only when its evaluation of
-   the final model is known to be over, too, or has not come within `evaluate_timeout`. Rounds never wait for it.
-18. Participants may share a data set that is split into shards. One for which there is no shard stands by: it is not selected, and
+15. Participants that can evaluate the model that an attempt begins with, before they train (`evaluation.py`). `ending.py` has the
+   rules of a run's end.
+16. Participants may share a data set that is split into shards. One for which there is no shard stands by: it is not selected, and
    does not count towards `min_clients`. (`shards.py`)
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
 from uuid import UUID
@@ -68,16 +63,14 @@ from fedround.common.books import (
 )
 from fedround.common.wire import Claim, Heartbeat, HeartbeatState
 from fedround.coordinator.attempt import LATE, Attempt, Member, State
-from fedround.coordinator.evaluation import ServerSide, draw, evaluated
-from fedround.coordinator.goal import judged
+from fedround.coordinator.ending import Ending
+from fedround.coordinator.evaluation import evaluated
 from fedround.coordinator.history import History
 from fedround.coordinator.plan import NOTHING, Memory, Plan
 from fedround.coordinator.presence import Presence
-from fedround.coordinator.reliability import Reliability
 from fedround.coordinator.run import Run
 from fedround.coordinator.seats import Participant, who
-from fedround.coordinator.selection import choose
-from fedround.coordinator.shards import Shards
+from fedround.coordinator.selection import Selection
 from fedround.coordinator.trouble import Trouble
 from fedround.errors import Busy, IllegalMove
 
@@ -95,24 +88,16 @@ class Rounds:
         """The number of the last ledger entry that was read."""
         self.history = History(memory.history)
         self.present = Presence(plan.heartbeat_timeout, plan.shared_seats)
-        self.reliability, self.trouble = Reliability(), Trouble()
-        self.shards = Shards()
+        self._selection = Selection(plan, self.present, rng)
+        self.reliability, self.shards = self._selection.reliability, self._selection.shards
+        self.trouble = Trouble()
         self.attempt: Attempt | None = None
         self._generation, self._rng = memory.generation, rng
-        self.best, self.stopped = memory.best, memory.stopped if plan.goal.stops else ""
-        """The best model of the run, and why the run stopped early; empty where it did not."""
-        self._final = memory.final and self._trained
-        """The final model has still to be evaluated."""
-        self.server = ServerSide(memory.evaluated, awaited=memory.awaited and self._trained)
-        self._ending = self._final or self.server.awaited
-        """No round is left, but training is not complete."""
-        self._stop = ""
-        """Why the run stops once no attempt is open."""
+        self.ending = Ending(plan, memory, self._done)
         self._gone: list[str] = []
         self._facts: list[events.Fact] = []
         self._unsettled = bool(memory.participants)
-        self._quorum_raised = 0
-        """It is not known yet who of an attempt that is gone has a part in the next."""
+        """Whether it is unknown who of a former attempt has a part in the next."""
         for known in memory.participants:
             self.present.restore(now, known)
 
@@ -120,17 +105,19 @@ class Rounds:
     def memory(self) -> Memory:
         """What is worth knowing after a restart. When training is complete, no participant: those that heard `finish` are gone."""
         known = () if self.complete else tuple(p.known(self._owed(p)) for p in self.present)
-        progress, stops = (self.round, known, tuple(self.history), self._generation, self.run), bool(self._stop)
-        end = self._final or stops, self.best, self.stopped or self._stop, self.server.awaited or stops
-        return Memory(*progress, *end, self.server.evaluated)
+        return Memory(self.round, known, tuple(self.history), self._generation, self.run, *self.ending.memory)
 
     @property
     def complete(self) -> bool:
-        return self._trained and not self._ending
+        return self.ending.complete(self._done)
+
+    @property
+    def _done(self) -> int:
+        return self.round - self.run.first
 
     @property
     def _trained(self) -> bool:
-        return bool(self.stopped) or 0 < self.plan.rounds <= self.round - self.run.first
+        return self.ending.trained(self._done)
 
     @property
     def end(self) -> int:
@@ -160,7 +147,7 @@ class Rounds:
         """
         if self.complete:
             return None
-        id = self._uuid()
+        id = self._selection.uuid()
         identity = who(id, name, owner, extended=extended)
         seats = self.present.seats(identity)
         for old in seats[: max(len(seats) - self.plan.seats + 1, 0)] if owner else ():
@@ -229,14 +216,14 @@ class Rounds:
         self.present.spare(now)
         if self.attempt is not None:
             self.attempt.postpone(seconds)
-        self.server.until += seconds
+        self.ending.server.until += seconds
         self._facts.append(events.StoodStill(seconds))
 
     def next_deadline(self) -> float:
         """Return when `tick` has something to do next, if nothing else happens before; `math.inf`: never."""
-        due = [self.present.next_expiry(), self.server.until if self.server.awaited else math.inf]
+        due = [self.present.next_expiry(), self.ending.server.until if self.ending.server.awaited else math.inf]
         if self.attempt is None:
-            begins = self._final if self._trained else self._able >= self.plan.min_clients
+            begins = self.ending.final if self._trained else self._able >= self.plan.min_clients
             due.append(self.trouble.not_before if begins else math.inf)
         elif self.attempt.opened and not self.attempt.lost:
             due.append(self.attempt.next_deadline())
@@ -286,7 +273,7 @@ class Rounds:
 
     def recorded(self, now: float, page: Page) -> None:
         """A page of the ledger was read."""
-        self.server.read(page)
+        self.ending.server.read(page)
         if page.incarnation != self.incarnation:
             known, self.incarnation, self.after = self.incarnation, page.incarnation, 0
             before, self._generation = self._generation, page.generation
@@ -328,100 +315,45 @@ class Rounds:
     def _settle(self, now: float) -> None:
         """Begin, widen or drop the attempt, as the rules 2, 3 and 5 say."""
         attempt = self.attempt
-        self._read_server()
+        self._facts += self.ending.read_server(self.round, self.run, self.history)
         if self.complete or (attempt is not None and attempt.lost):
             return
-        if self._stop and attempt is not None and not attempt.outstanding and len(attempt.counted) < self.plan.required:
+        if self.ending.stop and attempt is not None and not attempt.outstanding and len(attempt.counted) < self.plan.required:
             self._drop(now, attempt, "the run stops, and nobody delivers")
-        if self._stop and self.attempt is None:
-            self.stopped = self._stop
-            self._train_no_more()
+        if self.ending.stop and self.attempt is None:
+            self.ending.begin(self.round - 1, self.ending.stop)
         if self._trained:
             self._settle_final(now)
             return
         if attempt is None and len(self.present) >= self.plan.min_clients:
-            self._share()
+            self._selection.share(self.round)
             self._facts += self.shards.changed(self.present)
         if self._able < self.plan.min_clients:
             self._unsettled = False
             return
         if attempt is None:
             if now >= self.trouble.not_before:
-                self.attempt = Attempt(self._uuid(), self.round, begun=now)
-                self._choose(self.attempt)
-                self._set_quorum(self.attempt)
+                self.attempt = Attempt(self._selection.uuid(), self.round, begun=now)
+                self._selection.select(self.attempt, self.run.first)
+                if (raised := self._selection.set_quorum(self.attempt)) is not None:
+                    self._facts.append(raised)
             return
         expected = len(attempt.counted) + attempt.outstanding
-        if expected >= self.plan.required or self._choose(attempt) or attempt.outstanding:
+        if expected >= self.plan.required or self._selection.select(attempt, self.run.first) or attempt.outstanding:
             return
         why, reasons = attempt.why_too_few(self.plan.required, self.plan.round_timeout)
         self._drop(now, attempt, why, timed_out="deadline" in reasons, lasting=not reasons.isdisjoint(("refused", "failed")))
 
-    def _set_quorum(self, attempt: Attempt) -> None:
-        present, selected = len(self.present), attempt.outstanding
-        attempt.quorum = self.plan.enough(present, selected)
-        asked = self.plan.asked(present, selected)
-        if asked is None or not asked < selected <= self.plan.required:
-            return
-        self._quorum_raised += 1
-        if self._quorum_raised == 2:  # The first round may begin before all participants have joined.
-            self._facts.append(events.QuorumRaised(attempt.round, asked, selected, self.plan.min_clients))
-
     @property
     def _able(self) -> int:
-        """How many are present and, before an attempt, do not stand by."""
-        return len(self.present) - (self.shards.standing_by if self.attempt is None else 0)
-
-    def _share(self) -> set[str]:
-        """Assign shards before an attempt. Return the ids of those that have nothing to train."""
-        return self.shards.assign(self.present, self.present, self._sits_out)
-
-    def _sits_out(self, participant: Participant) -> bool:
-        return self.reliability.sits_out(participant.judged, self.round)
+        return self._selection.able(open=self.attempt is not None)
 
     def _settle_final(self, now: float) -> None:
-        """Begin the evaluation of the final model, or do without, as the rules 15 and 17 say."""
-        if self._final and self.attempt is None and now >= self.trouble.not_before:
-            idle, ratio = self._share(), self.plan.evaluate_ratio if self.plan.evaluate_every else 0.0
-            if able := draw(self._rng, ratio, [p for p in self.present if p.id not in idle]):
-                self.attempt = Attempt(self._uuid(), self.round, begun=now, train=False)
-                self._take(self.attempt, able, able)
-            else:
-                self._final = False
-        if self.server.awaited and self.server.settle(now, self.round - 1, self.plan.evaluate_timeout):
-            self._facts.append(events.FinalNotEvaluated(self.round - 1, self.plan.evaluate_timeout))
-        if not (self._final or self.server.awaited):
-            self._ending = False
-            self._facts.append(events.TrainingCompleted(self.round - self.run.first, self.stopped))
-
-    def _train_no_more(self) -> None:
-        """The run's last round is over: its final model is evaluated next."""
-        self._ending = self._final = True
-        self._stop = ""
-        self.server.end(self.round - 1)
-
-    def _read_server(self) -> None:
-        """Judge what is new of the aggregator's evaluations."""
-        for found in self.server.news(self.round, self.run.name, self.history):
-            self._facts.append(found)
-            self.history.evaluated_by_server(found)
-            if found.round is not None and found.round >= self.run.first:
-                self.best, reason = judged(self.plan.goal, self.best, found)
-                self._stop = self._stop or ("" if self._trained else reason)
-
-    def _choose(self, attempt: Attempt) -> bool:
-        """Select more participants; False when there are none."""
-        chosen = choose(attempt, self.present, self.plan, self._sits_out, self._rng, self.shards)
-        due = self.plan.evaluates(attempt.round - self.run.first)
-        self._take(attempt, chosen, draw(self._rng, self.plan.evaluate_ratio, chosen) if due else ())
-        return bool(chosen)
-
-    def _take(self, attempt: Attempt, chosen: Sequence[Participant], evaluating: Sequence[Participant]) -> None:
-        for p in chosen:
-            p.known_to_books = True
-            member = Member.of(p, self._uuid())
-            member.evaluates = p in evaluating
-            attempt.move(member, State.CHOSEN)
+        """Begin the evaluation of the final model, or complete training, as `ending.py` says."""
+        if self.ending.final and self.attempt is None and now >= self.trouble.not_before:
+            self.attempt = self._selection.select_to_evaluate(now, self.round)
+            self.ending.final = self.attempt is not None
+        self._facts += self.ending.settle(now, self.round, self.run.first)
 
     def _admitted(self, now: float, attempt: Attempt, call: Open | Admit) -> None:
         if ids := attempt.admitted(call.admissions, now, self.plan.round_timeout):
@@ -465,12 +397,10 @@ class Rounds:
         if (found := evaluated(attempt)) is not None:
             self._facts.append(found)
             self.history.evaluated(found)
-            if found.round is not None and found.round >= self.run.first:
-                self.best, reason = judged(self.plan.goal, self.best, found)
-                self.stopped = self.stopped or reason
+            self.ending.evaluated(found, self.run.first)
         if not attempt.train:
             self._end(now)
-            self._final = False
+            self.ending.final = False
             return
         fact = attempt.completed(now, closed)
         self._facts.append(fact)
@@ -481,9 +411,9 @@ class Rounds:
     def _go_on(self, now: float, round: int) -> None:
         self._end(now)
         self.trouble, self.round = Trouble(), round
-        self._ending = self._final = self.server.awaited = False
+        self.ending.go_on()
         if self._trained:
-            self._train_no_more()
+            self.ending.begin(round - 1)
 
     def _end(self, now: float) -> None:
         if self.attempt is not None:
@@ -510,9 +440,7 @@ class Rounds:
         self._facts.append(events.RolledBack(self.round, newest.round))
         self.reliability.rolled_back(self.round - newest.round - 1)
         self.run = replace(self.run, first=min(self.run.first, newest.round + 1))
-        self.best = None if self.best is None or self.best.round > newest.round else self.best
-        self.stopped = self._stop = ""
-        self.server.roll_back(newest.round)
+        self.ending.roll_back(newest.round)
         self._go_on(now, newest.round + 1)
         self.history.rolled_back(newest.round)
         self.present.rolled_back(newest.round)
@@ -541,6 +469,3 @@ class Rounds:
             self._facts += self.reliability.failed(now, participant.who, participant.name, self.round, detail)
         if self.attempt is not None:
             self.attempt.left(participant.id, now, self.plan.grace, reason, detail)
-
-    def _uuid(self) -> str:
-        return str(UUID(int=self._rng.getrandbits(128), version=4))

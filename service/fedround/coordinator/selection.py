@@ -1,36 +1,96 @@
-"""Whom an attempt of a round selects. Part of the coordinator's core: no I/O, no clock."""
+"""Which participants an attempt of a round selects. Part of the coordinator's core: no I/O, no clock."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from random import Random
+from uuid import UUID
 
 from fedround.coordinator.attempt import Attempt, Member, State
+from fedround.coordinator.evaluation import draw
 from fedround.coordinator.plan import Plan
 from fedround.coordinator.presence import PROBE, Presence
+from fedround.coordinator.reliability import Reliability
 from fedround.coordinator.seats import Participant, Who
 from fedround.coordinator.shards import Shards
+from fedround.events import QuorumRaised
 
 
-def choose(
-    attempt: Attempt, present: Presence, plan: Plan, sits_out: Callable[[Participant], bool], rng: Random, shards: Shards
-) -> list[Participant]:
-    """Draw up to the wanted number: first those who are owed it, and those who sit out only as far as too few are left."""
-    waiting = list(_waiting(attempt, present, plan))
-    idle = shards.assign(present, waiting, sits_out, attempt.members.values())
-    waiting = [p for p in waiting if p.id not in idle]
-    expected = len(attempt.counted) + attempt.outstanding
-    chosen = [p for p in waiting if p.owed == attempt.round]
-    others = [p for p in waiting if p.owed != attempt.round]
-    reliable = [p for p in others if not sits_out(p)]
-    sitting_out = [p for p in others if sits_out(p)]
-    wanted = max(plan.selected(len(present) - len(idle)), plan.required) - expected
-    chosen += _draw(rng, reliable, wanted - len(chosen))
-    chosen += _draw(rng, sitting_out, plan.required - expected - len(chosen))
-    return chosen
+class Selection:
+    """Selects participants at random, and gives them shards. It follows the rules 2, 3, 8, 10, 14 and 16 of `rounds.py`."""
+
+    def __init__(self, plan: Plan, present: Presence, rng: Random) -> None:
+        self.reliability, self.shards = Reliability(), Shards()
+        self._plan, self._present, self._rng = plan, present, rng
+        self._quorum_raised = 0
+
+    def uuid(self) -> str:
+        return str(UUID(int=self._rng.getrandbits(128), version=4))
+
+    def able(self, *, open: bool) -> int:
+        """Return how many are present and, unless an attempt is `open`, do not stand by."""
+        return len(self._present) - (0 if open else self.shards.standing_by)
+
+    def share(self, round: int) -> set[str]:
+        """Assign shards before an attempt. Return the ids of those that have nothing to train."""
+        return self.shards.assign(self._present, self._present, lambda p: self._sits_out(p, round))
+
+    def select(self, attempt: Attempt, first: int) -> bool:
+        """Select more participants for an attempt. Return False if there are none. `first` is the run's first round."""
+        chosen = self._choose(attempt)
+        due = self._plan.evaluates(attempt.round - first)
+        self._take(attempt, chosen, draw(self._rng, self._plan.evaluate_ratio, chosen) if due else ())
+        return bool(chosen)
+
+    def select_to_evaluate(self, now: float, round: int) -> Attempt | None:
+        """Return an attempt without training, for participants that evaluate the final model; None if none can."""
+        idle, ratio = self.share(round), self._plan.evaluate_ratio if self._plan.evaluate_every else 0.0
+        able = draw(self._rng, ratio, [p for p in self._present if p.id not in idle])
+        if not able:
+            return None
+        attempt = Attempt(self.uuid(), round, begun=now, train=False)
+        self._take(attempt, able, able)
+        return attempt
+
+    def set_quorum(self, attempt: Attempt) -> QuorumRaised | None:
+        """Set the quorum of a new attempt. Return a fact the second time that `min_clients` makes the quorum ineffective."""
+        present, selected = len(self._present), attempt.outstanding
+        attempt.quorum = self._plan.enough(present, selected)
+        asked = self._plan.asked(present, selected)
+        if asked is None or not asked < selected <= self._plan.required:
+            return None
+        self._quorum_raised += 1
+        # The first round may begin before all participants have joined.
+        return QuorumRaised(attempt.round, asked, selected, self._plan.min_clients) if self._quorum_raised == 2 else None
+
+    def _sits_out(self, participant: Participant, round: int) -> bool:
+        return self.reliability.sits_out(participant.judged, round)
+
+    def _take(self, attempt: Attempt, chosen: Sequence[Participant], evaluating: Sequence[Participant]) -> None:
+        for p in chosen:
+            p.known_to_books = True
+            member = Member.of(p, self.uuid())
+            member.evaluates = p in evaluating
+            attempt.move(member, State.CHOSEN)
+
+    def _choose(self, attempt: Attempt) -> list[Participant]:
+        """Draw up to the wanted number: first those that are owed it; those that sit out only if too few others are left."""
+        plan, present = self._plan, self._present
+        waiting = list(_waiting(attempt, present, plan))
+        idle = self.shards.assign(present, waiting, lambda p: self._sits_out(p, attempt.round), attempt.members.values())
+        waiting = [p for p in waiting if p.id not in idle]
+        expected = len(attempt.counted) + attempt.outstanding
+        chosen = [p for p in waiting if p.owed == attempt.round]
+        others = [p for p in waiting if p.owed != attempt.round]
+        reliable = [p for p in others if not self._sits_out(p, attempt.round)]
+        sitting_out = [p for p in others if self._sits_out(p, attempt.round)]
+        wanted = max(plan.selected(len(present) - len(idle)), plan.required) - expected
+        chosen += _draw(self._rng, reliable, wanted - len(chosen))
+        chosen += _draw(self._rng, sitting_out, plan.required - expected - len(chosen))
+        return chosen
 
 
 def _waiting(attempt: Attempt, present: Presence, plan: Plan) -> Iterator[Participant]:
-    """Those without a part in the attempt, of whom no former life may have been counted in it."""
+    """Yield those without a part in the attempt, if no former registration of theirs may have been counted in it."""
     parts: dict[Who, list[Member]] = defaultdict(list)
     for member in attempt.members.values():
         if member.state is not State.IGNORED:

@@ -270,7 +270,7 @@ class CoordinatorService:
 
     def _tell_of_best(self, fact: events.Evaluated | events.ServerEvaluated) -> None:
         """Report the best model to the aggregator, and check that the wanted metric exists."""
-        best = self._rounds.best
+        best = self._rounds.ending.best
         if best is not None and best.round != self._best and self._poll is not None:
             self._poll.reschedule(0.0)
         self._wanted.evaluated(fact)
@@ -324,7 +324,7 @@ class CoordinatorService:
         poll = self._poll = asyncio.timeout(None)
         try:
             async with poll:
-                self._best = self._rounds.best.round if self._rounds.best else None
+                self._best = self._rounds.ending.best.round if self._rounds.ending.best else None
                 page = await self._books.ledger(incarnation, self._rounds.after, self._best)
         except TimeoutError:
             return  # the next call asks again

@@ -26,7 +26,7 @@ def status(
         "state": _state(rounds, reachable),
         "run": asdict(rounds.run),
         "best": _best(rounds),
-        "stopped": rounds.stopped,
+        "stopped": rounds.ending.stopped,
         "server_evaluation": _server(rounds),
         "round": rounds.round,
         "rounds": rounds.end,
@@ -71,12 +71,12 @@ def status(
 
 
 def _best(rounds: Rounds) -> dict[str, Any] | None:
-    best, metric = rounds.best, rounds.plan.goal.metric
+    best, metric = rounds.ending.best, rounds.plan.goal.metric
     return {"metric": metric, "round": best.round, "value": best.value} if best is not None and metric else None
 
 
 def _server(rounds: Rounds) -> dict[str, Any] | None:
-    server = rounds.server
+    server = rounds.ending.server
     if not server.function:
         return None
     return {"function": server.function, "round": server.evaluated if server.evaluated >= 0 else None, "problem": server.problem}
@@ -168,7 +168,7 @@ def _state(rounds: Rounds, reachable: bool) -> str:
         return "complete"
     if rounds.attempt is not None and not rounds.attempt.train:
         return "evaluating the final model"
-    if rounds.attempt is None and rounds.server.awaited:
+    if rounds.attempt is None and rounds.ending.server.awaited:
         return "waiting for the aggregator's evaluation of the final model"
     standing_by = coverage(rounds.present).standing_by if rounds.attempt is None else 0
     if (able := len(rounds.present) - standing_by) < rounds.plan.min_clients:

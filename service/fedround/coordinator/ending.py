@@ -1,0 +1,95 @@
+"""How a run ends: why it stops, and what is still to be evaluated. Part of the coordinator's core: no I/O, no clock.
+
+The rules:
+
+1. The run has no more rounds after its last one, or after it stopped early. Then its final model is evaluated. Training is complete
+   when that is over.
+2. Participants evaluate the final model in an attempt without training. It is over when that attempt is closed, or when no
+   participant can evaluate.
+3. The aggregator evaluates the final model if it has a function for that. It is over when the ledger shows it, or after
+   `evaluate_timeout`. Rounds never wait for it.
+4. An evaluation may stop the run early (`goal.py`). If participants made it, the round that brought it is the last. If the
+   aggregator made it, the round that is open is the last, and no other attempt of it begins.
+5. After a rollback the run continues, even if training was complete.
+"""
+
+from fedround.coordinator.evaluation import ServerSide
+from fedround.coordinator.goal import Best, judged
+from fedround.coordinator.history import History
+from fedround.coordinator.plan import Memory, Plan
+from fedround.coordinator.run import Run
+from fedround.events import Evaluated, Fact, FinalNotEvaluated, ServerEvaluated, TrainingCompleted
+
+
+class Ending:
+    """See the rules above. `done` is the number of completed rounds of the run."""
+
+    def __init__(self, plan: Plan, memory: Memory, done: int) -> None:
+        self._plan = plan
+        self.best, self.stopped = memory.best, memory.stopped if plan.goal.stops else ""
+        """The best model of the run, and why the run stopped early; empty if it did not."""
+        self.stop = ""
+        """Why the run stops as soon as no attempt is open."""
+        self.final = memory.final and self.trained(done)
+        """Whether participants have still to evaluate the final model."""
+        self.server = ServerSide(memory.evaluated, awaited=memory.awaited and self.trained(done))
+        self._open = self.final or self.server.awaited
+
+    @property
+    def memory(self) -> tuple[bool, Best | None, str, bool, int]:
+        """The last fields of `Memory`."""
+        stops = bool(self.stop)
+        return self.final or stops, self.best, self.stopped or self.stop, self.server.awaited or stops, self.server.evaluated
+
+    def trained(self, done: int) -> bool:
+        """Return whether the run has no more rounds."""
+        return bool(self.stopped) or 0 < self._plan.rounds <= done
+
+    def complete(self, done: int) -> bool:
+        """Return whether training is complete."""
+        return self.trained(done) and not self._open
+
+    def begin(self, final: int, reason: str = "") -> None:
+        """The run's last round is over, for a `reason` if it stops early: the model of round `final` is evaluated next."""
+        self.stopped, self.stop = reason or self.stopped, ""
+        self._open = self.final = True
+        self.server.end(final)
+
+    def settle(self, now: float, round: int, first: int) -> list[Fact]:
+        """Complete training if nothing is left to evaluate. `round` would be the next, `first` was the run's first."""
+        facts: list[Fact] = []
+        if self.server.awaited and self.server.settle(now, round - 1, self._plan.evaluate_timeout):
+            facts.append(FinalNotEvaluated(round - 1, self._plan.evaluate_timeout))
+        if not (self.final or self.server.awaited):
+            self._open = False
+            facts.append(TrainingCompleted(round - first, self.stopped))
+        return facts
+
+    def evaluated(self, found: Evaluated, first: int) -> None:
+        """Participants evaluated a model."""
+        self.stopped = self.stopped or self._judge(found, first)
+
+    def read_server(self, round: int, run: Run, history: History) -> list[ServerEvaluated]:
+        """Return the new evaluations by the aggregator, and judge them."""
+        news = self.server.news(round, run.name, history)
+        for found in news:
+            history.evaluated_by_server(found)
+            reason = self._judge(found, run.first)
+            self.stop = self.stop or ("" if self.trained(round - run.first) else reason)
+        return news
+
+    def go_on(self) -> None:
+        """Another round begins."""
+        self._open = self.final = self.server.awaited = False
+
+    def roll_back(self, newest: int) -> None:
+        """The model of round `newest` is the newest again."""
+        self.best = None if self.best is None or self.best.round > newest else self.best
+        self.stopped = self.stop = ""
+        self.server.roll_back(newest)
+
+    def _judge(self, found: Evaluated | ServerEvaluated, first: int) -> str:
+        if found.round is None or found.round < first:
+            return ""
+        self.best, reason = judged(self._plan.goal, self.best, found)
+        return reason

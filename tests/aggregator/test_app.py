@@ -600,7 +600,7 @@ def test_what_is_no_call_of_the_books_changes_nothing(method: str, address: str,
 
 
 def test_a_call_of_the_books_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "MAX_CALL", 100)
+    monkeypatch.setattr("fedround.aggregator.internal.MAX_CALL", 100)
 
     async def main() -> None:
         transport = httpx.ASGITransport(internal(make()))

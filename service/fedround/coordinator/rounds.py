@@ -2,47 +2,36 @@
 
 The rules:
 
-1. A registration is *present* from its first heartbeat on. Without one for the heartbeat time-out it is removed, unless this
-   process was suspended; a participant that leaves is removed at once. Rounds count from 0.
-2. With at least `min_clients` present an *attempt* of the round begins: it selects ceil(ratio x present) of them at random, and
+1. With at least `min_clients` present an *attempt* of the round begins: it selects ceil(ratio x present) of them at random, and
    ceil(overselect x as many) more if they are there. The answer `round` goes only to those whose tokens the books have admitted.
-3. Required are max(1, floor(ratio x min_clients)) updates. While counted and outstanding are fewer, others are selected. With
+2. Required are max(1, floor(ratio x min_clients)) updates. While counted and outstanding are fewer, others are selected. With
    fewer than `min_clients` present nobody new is selected, but the round goes on with those that have it.
-4. An outstanding right ends (deadline, silence, departure, replacement) only by `Revoke`, and stays outstanding until the books
+3. An outstanding right ends (deadline, silence, departure, replacement) only by `Revoke`, and stays outstanding until the books
    have answered. An update that is arriving then has `GRACE` seconds at most. The ledger's entries alone say what was counted.
-5. Nobody outstanding and enough counted: `Close`. Nobody outstanding, too few counted and nobody left to select: the attempt has
+4. Nobody outstanding and enough counted: `Close`. Nobody outstanding, too few counted and nobody left to select: the attempt has
    failed, as one that the books lost. The next one begins after a pause, which doubles while the reason does not pass by itself.
    Participants whose part was not revoked are selected again: they may have been told that their update was counted.
-6. `pending` is the one call to the books that is due. It follows from the state alone: a call without an answer is made again,
+5. `pending` is the one call to the books that is due. It follows from the state alone: a call without an answer is made again,
    and an answer for an attempt that is over changes nothing.
-7. After the last round of the run every heartbeat is answered with `finish`. Rounds are numbered on from run to run.
-8. A seat belongs to the proved identity that registered it: requests of any other are forbidden. An identity has `seats` seats;
-   one more registration replaces its oldest. Of one identity no more than `seats` have a part in an attempt, counted ones
-   included. All participants without a proved identity share `shared_seats`.
-9. A registration under the name of seats that have no owner puts these in doubt: one that sends no heartbeat within `PROBE`
-   seconds is replaced. Until the former life of a participant is revoked or proves that they are two, the new one gets no part in
-   the attempt.
-10. A participant that fails twice in a row (deadline, silence, a refused update, a departure for a failure) sits out 1 round,
-   then 2, 4 ... It is selected all the same where too few others are left. A counted update ends that. (`reliability.py`)
-11. `Memory` is what survives a restart: it begins a new attempt of the round. A round whose model the books have is over. Until
+6. After the last round of the run every heartbeat is answered with `finish`. Rounds are numbered on from run to run.
+7. `Memory` is what survives a restart: it begins a new attempt of the round. A round whose model the books have is over. Until
    it is known whether a participant of the attempt before has its part in the next, it has to ask again (`Busy`): after
    `stand_by` it would throw away what it is training.
-12. What is remembered of completed rounds (`history.py`) is for people: nothing follows from it.
-13. A page of a later *generation* says that an operator has made a former model the newest. Every round after it is void, and the
+8. What is remembered of completed rounds (`history.py`) is for people: nothing follows from it.
+9. A page of a later *generation* says that an operator has made a former model the newest. Every round after it is void, and the
    one behind it is next, even if training was complete. A coordinator that remembers no generation adopts that of the page.
-14. An attempt may have a *quorum* of those that it selects (`Plan.enough`), never below the required of rule 3. Once so many are
+10. An attempt may have a *quorum* of those that it selects (`Plan.enough`), never below the required of rule 2. Once so many are
    counted, nobody new is selected, and what is outstanding has the quorum's grace. Then the coordinator revokes it, and waits for
    no update that is still arriving. A participant that loses its part this way is *late*, which is no failure.
-15. Participants that can evaluate the model that an attempt begins with, before they train (`evaluation.py`). `ending.py` has the
+11. Participants that can evaluate the model that an attempt begins with, before they train (`evaluation.py`). `ending.py` has the
    rules of a run's end.
-16. Participants may share a data set that is split into shards. One for which there is no shard stands by: it is not selected, and
+12. Participants may share a data set that is split into shards. One for which there is no shard stands by: it is not selected, and
    does not count towards `min_clients`. (`shards.py`)
 """
 
 import math
 from dataclasses import replace
 from random import Random
-from uuid import UUID
 
 from fedround import events
 from fedround.common import books
@@ -61,45 +50,30 @@ from fedround.common.books import (
     Revoke,
     Verdict,
 )
-from fedround.common.wire import Claim, Heartbeat, HeartbeatState
 from fedround.coordinator.attempt import LATE, Attempt, Member, State
 from fedround.coordinator.ending import Ending
 from fedround.coordinator.evaluation import evaluated
 from fedround.coordinator.history import History
 from fedround.coordinator.plan import NOTHING, Memory, Plan
-from fedround.coordinator.presence import Presence
-from fedround.coordinator.run import Run
-from fedround.coordinator.seats import Participant, who
-from fedround.coordinator.selection import Selection
+from fedround.coordinator.registrations import Registrations
+from fedround.coordinator.seats import Participant
 from fedround.coordinator.trouble import Trouble
-from fedround.errors import Busy, IllegalMove
+from fedround.errors import IllegalMove
 
 
-class Rounds:
+class Rounds(Registrations):
     """See the rules above. Every method takes `now`, monotonic seconds, first. `memory` is of the life before."""
 
     def __init__(self, plan: Plan, rng: Random, now: float = 0.0, memory: Memory = NOTHING) -> None:
-        self.plan = plan
-        self.run = memory.run or Run(str(UUID(int=rng.getrandbits(128), version=4)), "default")
-        self.round = memory.round
+        super().__init__(plan, rng, now, memory)
         self.incarnation = ""
         """Of the books, as far as their ledger was read; empty before its first page."""
         self.after = 0
         """The number of the last ledger entry that was read."""
         self.history = History(memory.history)
-        self.present = Presence(plan.heartbeat_timeout, plan.shared_seats)
-        self._selection = Selection(plan, self.present, rng)
-        self.reliability, self.shards = self._selection.reliability, self._selection.shards
         self.trouble = Trouble()
-        self.attempt: Attempt | None = None
-        self._generation, self._rng = memory.generation, rng
+        self._generation = memory.generation
         self.ending = Ending(plan, memory, self._done)
-        self._gone: list[str] = []
-        self._facts: list[events.Fact] = []
-        self._unsettled = bool(memory.participants)
-        """Whether it is unknown who of a former attempt has a part in the next."""
-        for known in memory.participants:
-            self.present.restore(now, known)
 
     @property
     def memory(self) -> Memory:
@@ -123,80 +97,6 @@ class Rounds:
     def end(self) -> int:
         """The number of the run's last round plus 1; 0: it does not end."""
         return self.plan.rounds and self.run.first + self.plan.rounds
-
-    # What participants say
-
-    def join(
-        self,
-        now: float,
-        name: str,
-        ordinal: int | None = None,
-        *,
-        extended: bool = False,
-        owner: str = "",
-        evaluates: bool = False,
-        claim: Claim | None = None,
-    ) -> Participant | None:
-        """Register a participant; None once training is complete.
-
-        `ordinal` is the one it held before, given back if it is free; `owner` its proved identity, empty where it proves none;
-        `claim` what it says about shards.
-
-        Raises:
-            NoSeat: The seats of those without a proved identity are taken.
-        """
-        if self.complete:
-            return None
-        id = self._selection.uuid()
-        identity = who(id, name, owner, extended=extended)
-        seats = self.present.seats(identity)
-        for old in seats[: max(len(seats) - self.plan.seats + 1, 0)] if owner else ():
-            self._remove(now, old, "replaced")
-            ordinal = old.ordinal if ordinal is None else ordinal
-        self.present.doubt(now, identity)
-        self._probe(now)
-        participant = self.present.add(now, id, name, ordinal, extended=extended, owner=owner)
-        participant.evaluates = evaluates
-        participant.claims(claim)
-        self._settle(now)
-        return participant
-
-    def heartbeat(self, now: float, id: str, *, idle: bool = False, held: bool = False) -> Heartbeat:
-        """Re-arm the participant's time-out and say what it shall do; for ROUND with its token.
-
-        `idle`: it trains nothing. `held`: no heartbeat comes now, but the answer to one that was held goes out.
-
-        Raises:
-            Busy: It shall ask again.
-            NoSeat: It is its first heartbeat, and the seats of those without a proved identity are taken.
-        """
-        participant = self.present.find(id)
-        if participant is not None:
-            self._hear(now, participant, held=held)
-        if self.complete:
-            return Heartbeat(HeartbeatState.FINISH)
-        if participant is None:
-            return Heartbeat(HeartbeatState.REJECT)
-        member = self.attempt.told(id) if self.attempt else None
-        if self.attempt is None or member is None:
-            if self._unsettled and participant.extended and not idle:
-                raise Busy("the round begins anew in a moment", retry_after=1.0)
-            return Heartbeat(HeartbeatState.STAND_BY, counted=participant.counted)
-        return Heartbeat(HeartbeatState.ROUND, self.attempt.round, token=member.token, counted=participant.counted)
-
-    def start_training(self, id: str) -> str | None:
-        """Return the token of a selected participant, the same one however often it asks; None for everybody else."""
-        member = self.attempt.told(id) if self.attempt else None
-        return None if member is None or id not in self.present else member.token
-
-    def leave(self, now: float, id: str, failure: str = "") -> bool:
-        """Remove a participant that leaves, for a `failure` if there is one; False when nobody knows it."""
-        participant = self.present.find(id)
-        if participant is None:
-            return False
-        self._remove(now, participant, "failed" if failure else "left", failure)
-        self._settle(now)
-        return True
 
     def tick(self, now: float) -> None:
         """Let time pass: remove those that time out, and revoke what is beyond its deadline."""
@@ -302,18 +202,8 @@ class Rounds:
 
     # How it is done
 
-    def _hear(self, now: float, participant: Participant, *, held: bool) -> None:
-        if held:
-            self.present.answered(now, participant)
-        elif self.present.beat(now, participant):
-            self._facts.append(events.ParticipantJoined(participant.id, participant.name))
-            self._settle(now)
-
-    def _probe(self, now: float) -> None:
-        self._facts += [events.ParticipantDoubted(p.id, p.name) for p in self.present.probe(now)]
-
     def _settle(self, now: float) -> None:
-        """Begin, widen or drop the attempt, as the rules 2, 3 and 5 say."""
+        """Begin, widen or drop the attempt, as the rules 1, 2 and 4 say."""
         attempt = self.attempt
         self._facts += self.ending.read_server(self.round, self.run, self.history)
         if self.complete or (attempt is not None and attempt.lost):
@@ -457,15 +347,3 @@ class Rounds:
         """Of which round it is asked again, should the attempt end now: one with a part may have been told that it was counted."""
         member = self.attempt.members.get(participant.id) if self.attempt else None
         return participant.owed if member is None or member.state is State.IGNORED else self.round
-
-    def _remove(self, now: float, participant: Participant, reason: str, detail: str = "") -> None:
-        self.present.remove(now, participant, missed=reason == "silent")
-        if not participant.heard:
-            return
-        if participant.known_to_books:
-            self._gone.append(participant.id)
-        self._facts.append(events.ParticipantGone(participant.id, participant.name, reason, detail))
-        if reason == "failed":
-            self._facts += self.reliability.failed(now, participant.who, participant.name, self.round, detail)
-        if self.attempt is not None:
-            self.attempt.left(participant.id, now, self.plan.grace, reason, detail)

@@ -16,7 +16,7 @@ from fedround.events import QuorumRaised
 
 
 class Selection:
-    """Selects participants at random, and gives them shards. It follows the rules 2, 3, 8, 10, 14 and 16 of `rounds.py`."""
+    """Selects participants at random, and gives them shards. See the rules of `rounds.py` and `registrations.py`."""
 
     def __init__(self, plan: Plan, present: Presence, rng: Random) -> None:
         self.reliability, self.shards = Reliability(), Shards()

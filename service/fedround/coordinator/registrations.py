@@ -2,16 +2,15 @@
 
 The rules (`rounds.py` has those of rounds):
 
-1. A registration is *present* from its first heartbeat on. Without one for the heartbeat time-out it is removed, unless this
-   process was suspended; a participant that leaves is removed at once. Rounds count from 0.
-2. A seat belongs to the proved identity that registered it: requests of any other are forbidden. An identity has `seats` seats;
-   one more registration replaces its oldest. Of one identity no more than `seats` have a part in an attempt, counted ones
-   included. All participants without a proved identity share `shared_seats`.
-3. A registration under the name of seats that have no owner puts these in doubt: one that sends no heartbeat within `PROBE`
-   seconds is replaced. Until the former life of a participant is revoked or proves that they are two, the new one gets no part in
-   the attempt.
-4. A participant that fails twice in a row (deadline, silence, a refused update, a departure for a failure) sits out 1 round,
-   then 2, 4 ... It is selected all the same where too few others are left. A counted update ends that. (`reliability.py`)
+1. A participant is *present* from its first heartbeat on. It is removed after the heartbeat time-out, unless this process was
+   suspended, and immediately when it leaves.
+2. A seat belongs to the proved identity that registered it: requests of any other are forbidden. An identity has `seats` seats,
+   and one more registration replaces the oldest. At most `seats` participants of an identity have a part in an attempt, counted
+   ones included. All participants without a proved identity share `shared_seats`.
+3. A registration under the name of seats without an owner puts these in doubt: one that sends no heartbeat within `PROBE` seconds
+   is replaced. The new participant gets no part in the attempt until the former one is revoked, or proves that they are two.
+4. A participant that fails twice in a row (deadline, time-out, refused update, departure for a failure) sits out 1 round, then 2,
+   4 ... It is selected all the same if too few others are left. A counted update ends that (`reliability.py`).
 """
 
 from abc import ABC, abstractmethod
@@ -73,8 +72,7 @@ class Registrations(ABC):
     ) -> Participant | None:
         """Register a participant; None once training is complete.
 
-        `ordinal` is the one it held before, given back if it is free; `owner` its proved identity, empty where it proves none;
-        `claim` what it says about shards.
+        `ordinal`: its former one, which it gets again if it is free. `owner`: its proved identity, or empty. `claim`: its shard.
 
         Raises:
             NoSeat: The seats of those without a proved identity are taken.
@@ -96,13 +94,13 @@ class Registrations(ABC):
         return participant
 
     def heartbeat(self, now: float, id: str, *, idle: bool = False, held: bool = False) -> Heartbeat:
-        """Re-arm the participant's time-out and say what it shall do; for ROUND with its token.
+        """Restart the participant's time-out, and return the answer; for ROUND with its token.
 
-        `idle`: it trains nothing. `held`: no heartbeat comes now, but the answer to one that was held goes out.
+        `idle`: it trains nothing. `held`: this answers a held heartbeat, and no new one has come.
 
         Raises:
-            Busy: It shall ask again.
-            NoSeat: It is its first heartbeat, and the seats of those without a proved identity are taken.
+            Busy: The participant must ask again.
+            NoSeat: On the first heartbeat: the seats of those without a proved identity are taken.
         """
         participant = self.present.find(id)
         if participant is not None:
@@ -114,17 +112,17 @@ class Registrations(ABC):
         member = self.attempt.told(id) if self.attempt else None
         if self.attempt is None or member is None:
             if self._unsettled and participant.extended and not idle:
-                raise Busy("the round begins anew in a moment", retry_after=1.0)
+                raise Busy("the round is about to restart", retry_after=1.0)
             return Heartbeat(HeartbeatState.STAND_BY, counted=participant.counted)
         return Heartbeat(HeartbeatState.ROUND, self.attempt.round, token=member.token, counted=participant.counted)
 
     def start_training(self, id: str) -> str | None:
-        """Return the token of a selected participant, the same one however often it asks; None for everybody else."""
+        """Return the token of a selected participant, each time the same; None for others."""
         member = self.attempt.told(id) if self.attempt else None
         return None if member is None or id not in self.present else member.token
 
     def leave(self, now: float, id: str, failure: str = "") -> bool:
-        """Remove a participant that leaves, for a `failure` if there is one; False when nobody knows it."""
+        """Remove a participant that leaves, for a `failure` if there is one. Return False for an unknown id."""
         participant = self.present.find(id)
         if participant is None:
             return False

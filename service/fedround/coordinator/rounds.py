@@ -1,32 +1,31 @@
-"""The coordinator's core: who is selected, what was counted, and which call to the books is due. No I/O, no clock.
+"""The coordinator's core: when a round begins and ends, and which call to the books is due. No I/O, no clock.
 
-The rules:
+The rules (`registrations.py` has those of participants, `ending.py` those of a run's end):
 
-1. With at least `min_clients` present an *attempt* of the round begins: it selects ceil(ratio x present) of them at random, and
-   ceil(overselect x as many) more if they are there. The answer `round` goes only to those whose tokens the books have admitted.
-2. Required are max(1, floor(ratio x min_clients)) updates. While counted and outstanding are fewer, others are selected. With
-   fewer than `min_clients` present nobody new is selected, but the round goes on with those that have it.
-3. An outstanding right ends (deadline, silence, departure, replacement) only by `Revoke`, and stays outstanding until the books
-   have answered. An update that is arriving then has `GRACE` seconds at most. The ledger's entries alone say what was counted.
-4. Nobody outstanding and enough counted: `Close`. Nobody outstanding, too few counted and nobody left to select: the attempt has
-   failed, as one that the books lost. The next one begins after a pause, which doubles while the reason does not pass by itself.
-   Participants whose part was not revoked are selected again: they may have been told that their update was counted.
-5. `pending` is the one call to the books that is due. It follows from the state alone: a call without an answer is made again,
-   and an answer for an attempt that is over changes nothing.
-6. After the last round of the run every heartbeat is answered with `finish`. Rounds are numbered on from run to run.
-7. `Memory` is what survives a restart: it begins a new attempt of the round. A round whose model the books have is over. Until
-   it is known whether a participant of the attempt before has its part in the next, it has to ask again (`Busy`): after
-   `stand_by` it would throw away what it is training.
-8. What is remembered of completed rounds (`history.py`) is for people: nothing follows from it.
-9. A page of a later *generation* says that an operator has made a former model the newest. Every round after it is void, and the
-   one behind it is next, even if training was complete. A coordinator that remembers no generation adopts that of the page.
-10. An attempt may have a *quorum* of those that it selects (`Plan.enough`), never below the required of rule 2. Once so many are
-   counted, nobody new is selected, and what is outstanding has the quorum's grace. Then the coordinator revokes it, and waits for
-   no update that is still arriving. A participant that loses its part this way is *late*, which is no failure.
-11. Participants that can evaluate the model that an attempt begins with, before they train (`evaluation.py`). `ending.py` has the
-   rules of a run's end.
-12. Participants may share a data set that is split into shards. One for which there is no shard stands by: it is not selected, and
-   does not count towards `min_clients`. (`shards.py`)
+1. With at least `min_clients` present, an *attempt* of the round begins. It selects ceil(ratio x present) of them at random, and
+   ceil(overselect x as many) more if there are enough. A participant hears `round` only after the books admitted its token.
+2. A round needs max(1, floor(ratio x min_clients)) updates. While fewer are counted or outstanding, more participants are
+   selected. With fewer than `min_clients` present, no more are selected, and the round goes on with those that it has.
+3. A participant loses its upload permission (deadline, time-out, departure, replacement) only by `Revoke`, and stays outstanding
+   until the books answer. An update that is arriving gets at most `GRACE` seconds. Only the ledger says what was counted.
+4. If none is outstanding and enough are counted, `Close` is due. If too few are counted and no more can be selected, the attempt
+   has failed, as one that the books lost. The next attempt begins after a pause, which doubles while the reason lasts. Participants
+   whose part was not revoked are selected again: they may have heard that their update was counted.
+5. `pending` is the one call to the books that is due. It follows from the state alone. A call without an answer is repeated, and
+   an answer for a former attempt changes nothing.
+6. After the last round of the run, every heartbeat is answered with `finish`. Round numbers go on from run to run.
+7. `Memory` survives a restart, and a new attempt of the round begins. A round is over if the books have its model. Until it is
+   known who has a part in the new attempt, heartbeats are answered with `Busy`: after `stand_by`, a participant of the former
+   attempt would drop what it is training.
+8. The history of completed rounds (`history.py`) is for users: no decision depends on it.
+9. A page of a later *generation* means that an operator made a former model the newest. Every round after it is void, and the one
+   behind it is next, even if training was complete. A coordinator that remembers no generation adopts that of the page.
+10. An attempt may have a *quorum* of those that it selects (`Plan.enough`), never below the number of rule 2. When so many are
+    counted, no more are selected, and the others get the quorum's grace. Then the coordinator revokes them, without waiting for
+    updates that are arriving. A participant that loses its part this way is *late*, which is not a failure.
+11. Participants that can evaluate do so with the model that an attempt begins with, before they train (`evaluation.py`).
+12. Participants may share a data set that is split into shards. One without a shard stands by: it is not selected, and does not
+    count towards `min_clients` (`shards.py`).
 """
 
 import math
@@ -62,12 +61,12 @@ from fedround.errors import IllegalMove
 
 
 class Rounds(Registrations):
-    """See the rules above. Every method takes `now`, monotonic seconds, first. `memory` is of the life before."""
+    """Follows the rules above. `now` is monotonic seconds. `memory` comes from before the restart."""
 
     def __init__(self, plan: Plan, rng: Random, now: float = 0.0, memory: Memory = NOTHING) -> None:
         super().__init__(plan, rng, now, memory)
         self.incarnation = ""
-        """Of the books, as far as their ledger was read; empty before its first page."""
+        """The incarnation of the ledger that was read last; empty before its first page."""
         self.after = 0
         """The number of the last ledger entry that was read."""
         self.history = History(memory.history)
@@ -77,7 +76,7 @@ class Rounds(Registrations):
 
     @property
     def memory(self) -> Memory:
-        """What is worth knowing after a restart. When training is complete, no participant: those that heard `finish` are gone."""
+        """What must survive a restart. Once training is complete it has no participants: those that heard `finish` have left."""
         known = () if self.complete else tuple(p.known(self._owed(p)) for p in self.present)
         return Memory(self.round, known, tuple(self.history), self._generation, self.run, *self.ending.memory)
 
@@ -99,7 +98,7 @@ class Rounds(Registrations):
         return self.plan.rounds and self.run.first + self.plan.rounds
 
     def tick(self, now: float) -> None:
-        """Let time pass: remove those that time out, and revoke what is beyond its deadline."""
+        """Remove participants that timed out, and revoke what is beyond its deadline."""
         self.present.drop_unheard(now)
         for participant in self.present.silent(now):
             # Those that heard `finish` have no reason to send another heartbeat.
@@ -112,7 +111,7 @@ class Rounds(Registrations):
         self._settle(now)
 
     def stood_still(self, now: float, seconds: float) -> None:
-        """The process was suspended: neither time-outs nor deadlines ran meanwhile. To be called before `tick`."""
+        """Extend time-outs and deadlines, because the process was suspended. Call this before `tick`."""
         self.present.spare(now)
         if self.attempt is not None:
             self.attempt.postpone(seconds)
@@ -160,13 +159,13 @@ class Rounds(Registrations):
             case Close(), Closed():
                 self._completed(now, attempt, answer)
             case Close(), Difference():
-                self._drop(now, attempt, "the ledger holds other updates than the coordinator was told of")
+                self._drop(now, attempt, "the ledger has other updates than the coordinator expected")
             case _:
                 raise IllegalMove(type(call).__name__, type(answer).__name__)
         self._settle(now)
 
     def lost(self, attempt: str) -> None:
-        """The books do not know this attempt any more. The next page of the ledger says which life they are in now, and why."""
+        """The books lost this attempt. The next page of the ledger has their new incarnation, and the reason."""
         if self.attempt is not None and self.attempt.id == attempt:
             self.incarnation = ""
             self.attempt.lost = self._unsettled = True
@@ -193,14 +192,10 @@ class Rounds(Registrations):
         self.history.measured(page.measured)
         self._settle(now)
 
-    # What observers and operators are told
-
     def take_facts(self) -> list[events.Fact]:
         """Return what happened since the last call, in order."""
         facts, self._facts = self._facts, []
         return facts
-
-    # How it is done
 
     def _settle(self, now: float) -> None:
         """Begin, widen or drop the attempt, as the rules 1, 2 and 4 say."""
@@ -209,7 +204,7 @@ class Rounds(Registrations):
         if self.complete or (attempt is not None and attempt.lost):
             return
         if self.ending.stop and attempt is not None and not attempt.outstanding and len(attempt.counted) < self.plan.required:
-            self._drop(now, attempt, "the run stops, and nobody delivers")
+            self._drop(now, attempt, "the run stops, and no update is outstanding")
         if self.ending.stop and self.attempt is None:
             self.ending.begin(self.round - 1, self.ending.stop)
         if self._trained:
@@ -316,7 +311,7 @@ class Rounds(Registrations):
             self._facts.append(events.ModelsLost(self.round - 1, None if newest is None else newest.round))
 
     def _catch_up(self, now: float, newest: Newest) -> None:
-        """A model was made of the round, but we were not told: the aggregator or we ourselves died in between."""
+        """Complete the round of a model whose `Closed` never arrived, because one of the two services restarted."""
         if newest.run not in ("", self.run.name):  # this run begins behind the run of that model
             self.run = replace(self.run, first=newest.round + 1)
         if self.attempt is not None and self.attempt.opened and self.attempt.round == newest.round:
@@ -344,6 +339,6 @@ class Rounds(Registrations):
         self._end(now)
 
     def _owed(self, participant: Participant) -> int | None:
-        """Of which round it is asked again, should the attempt end now: one with a part may have been told that it was counted."""
+        """The round to ask it for again if the attempt ends now: it may have heard that its update was counted."""
         member = self.attempt.members.get(participant.id) if self.attempt else None
         return participant.owed if member is None or member.state is State.IGNORED else self.round

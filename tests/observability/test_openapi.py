@@ -13,6 +13,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from fedround.aggregator import app as aggregator_app
+from fedround.aggregator.build import build
 from fedround.common import wire
 from fedround.common.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings
 from fedround.coordinator import app as coordinator_app
@@ -37,11 +38,11 @@ def apps(service: str, **settings: Any) -> tuple[ASGIApp, ASGIApp | None]:
         return ops.app(Health(), dict, scrape=Telemetry(ParticipantMetrics).scrape, access=ops.access(silo)), None
     if service == "aggregator":
         of_aggregator = AggregatorSettings(**settings)
-        aggregator = aggregator_app.build(of_aggregator, Observers())
+        aggregator = build(of_aggregator, Observers())
         telemetry = Telemetry(AggregatorMetrics)
         return aggregator_app.ops_endpoint(of_aggregator, aggregator, Health(), telemetry).app, aggregator_app.public(aggregator)
     of_coordinator = CoordinatorSettings(**settings)
-    books = aggregator_app.build(AggregatorSettings(), Observers())
+    books = build(AggregatorSettings(), Observers())
     coordinator = coordinator_app.build(of_coordinator, books, Observers())
     telemetry = Telemetry(CoordinatorMetrics)
     return coordinator_app.ops_endpoint(of_coordinator, coordinator, Health(), telemetry).app, coordinator_app.public(coordinator)

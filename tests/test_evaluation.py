@@ -168,7 +168,7 @@ def test_the_best_model_is_kept_and_training_stops_where_it_gets_no_better(tmp_p
     with running("platform", COORDINATOR_ROUNDS="50", **goal, **directories) as platform:
         with running("participant", **silo(platform, peak=3)) as participant:
             assert participant.wait() == 0
-        platform.said("training complete after 7 rounds, stopped early: no better peak in 3 evaluations than 0 in round 2")
+        platform.said(r"training complete after 7 rounds, stopped early: no better peak than 0 \(round 2\) in 3 evaluations")
         status = platform.status("COORDINATOR_OPS_PORT")
         assert (status["state"], status["best"]) == ("complete", {"metric": "peak", "round": 2, "value": 0.0})
         until(lambda: platform.status("AGGREGATOR_OPS_PORT")["models"] == [2, 5, 6])
@@ -192,7 +192,7 @@ def test_training_stops_when_it_is_good_enough(tmp_path: Path) -> None:
         with running("participant", **silo(platform)) as participant:
             assert participant.wait() == 0
         platform.said("training complete after 4 rounds, stopped early: weight >= 3: 3 in round 2")
-        platform.said("COORDINATOR_BEST_BY: no evaluation has the metric accuracy; there are: weight, peak")
+        platform.said("COORDINATOR_BEST_BY: no evaluation has the metric accuracy; available: weight, peak")
         assert platform.status("COORDINATOR_OPS_PORT")["best"] is None
         with platform.open("AGGREGATOR_OPS_PORT", "/model") as answer:
             assert len(answer.read()) > 0

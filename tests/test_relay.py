@@ -97,7 +97,7 @@ def test_a_collector_that_hangs_or_is_away_delays_no_training_and_no_heartbeat(c
             assert platform.end() == 0
             assert time.monotonic() - began < 6
             if collector == "is away":
-                assert [platform.log.count(f"the collector takes no {signal}") for signal in ("metrics", "traces")] == [1, 1]
+                assert [platform.log.count(f"cannot forward {signal} to") for signal in ("metrics", "traces")] == [1, 1]
         answers.set()
 
 

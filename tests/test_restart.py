@@ -42,7 +42,7 @@ def test_training_goes_on_where_it_was(tmp_path: Path, when: int) -> None:
         futures = [train(pool, platform, p, name=f"silo-{p.k}") for p in participants]
         killed.wait()
         with running("platform", **platform.ports, **settings) as again:
-            again.said(r"^back in round \d, with 2 participants")
+            again.said(r"^resumed after a restart: round \d, 2 known participants")
             for future in futures:
                 future.result()
             assert global_model(again) == [float(ROUNDS)] * PARTICIPANTS

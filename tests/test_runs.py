@@ -159,7 +159,7 @@ def test_an_archive_that_is_none_or_of_a_later_version_is_not_touched(tmp_path: 
     file = tmp_path / "coordinator" / "history.sqlite"
     with closing(sqlite3.connect(file)) as database:
         database.execute("PRAGMA user_version = 9")
-    for content, complaint in ((file.read_bytes(), "it is of version 9"), (b"nonsense" * 1000, "it is no database")):
+    for content, complaint in ((file.read_bytes(), "it has format 9"), (b"nonsense" * 1000, "it is not an SQLite database")):
         file.write_bytes(content)
         done = fedround("platform", **directories(tmp_path))
         assert complaint in done.stderr

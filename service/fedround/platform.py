@@ -1,4 +1,4 @@
-"""Coordinator and aggregator in one process: the books are asked by plain calls, and there is no internal port."""
+"""Coordinator and aggregator in one process. The coordinator calls the aggregator directly, without an internal port."""
 
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -34,7 +34,7 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Platform:
-    """Both services at work, and the endpoints, which know the ports that they got."""
+    """Both running services, and their endpoints with the ports that they got."""
 
     coordinator: CoordinatorService
     aggregator: AggregatorService
@@ -60,8 +60,15 @@ async def serving(
 ) -> AsyncIterator[Platform]:
     """Serve both within the block. Raises `ConfigurationError`.
 
-    Where nobody said how participants reach the aggregator they are sent to the port that it got. `disks`: the coordinator's and
-    the aggregator's. `show` is given the telemetry of each.
+    By default, participants reach the aggregator at localhost and the port that it got.
+
+    Args:
+        coordinator: Settings of the coordinator.
+        aggregator: Settings of the aggregator.
+        observers: Receive the facts of both.
+        disks: The data directories of the coordinator and of the aggregator.
+        traces: Exports the spans of both.
+        show: Called with each service's name and telemetry.
     """
     health, others = (Health(), Health()), tuple(observers)
     of_aggregator = Telemetry(AggregatorMetrics, [operators.readiness(health[1]), *others], traces)
@@ -86,14 +93,14 @@ async def serving(
             checks = aggregator_app.keep_checking(aggregator, health[1])
             async with tended(health[0], service.run()), tended(health[1], checks, books.models.begin()):
                 yield platform
-            # Now nobody acknowledges updates any more: who waits for that is answered.
+            # The coordinator no longer acknowledges updates, so respond to uploads that wait for it.
             books.stop()
 
 
 def run(coordinator: CoordinatorSettings, aggregator: AggregatorSettings) -> None:
     """Serve until SIGTERM or SIGINT. Raises `ConfigurationError`."""
     if coordinator.data_dir and aggregator.data_dir and coordinator.data_dir.resolve() == aggregator.data_dir.resolve():
-        raise ConfigurationError("COORDINATOR_DATA_DIR and AGGREGATOR_DATA_DIR are the same: each service needs one of its own")
+        raise ConfigurationError("COORDINATOR_DATA_DIR and AGGREGATOR_DATA_DIR are the same: give each service its own directory")
     with (
         durable.held(coordinator.data_dir, "COORDINATOR_DATA_DIR") as rounds,
         durable.held(aggregator.data_dir, "AGGREGATOR_DATA_DIR") as models,

@@ -367,8 +367,8 @@ def test_who_is_back_after_the_last_round_says_so(rounds: int, told: bool, caplo
 
     caplog.set_level(logging.INFO)
     asyncio.run(main())
-    more = "to continue it raise COORDINATOR_ROUNDS, to begin another run set another COORDINATOR_RUN_NAME"
-    complete = f"run default was complete before, after 3 rounds: {more}"
+    more = "to continue it, raise COORDINATOR_ROUNDS; to start another run, change COORDINATOR_RUN_NAME"
+    complete = f"run default is already complete, after 3 rounds: {more}"
     assert (complete in caplog.messages) is told
 
 
@@ -389,7 +389,7 @@ def test_a_coordinator_is_ready_once_it_has_reached_the_aggregator_and_as_long_a
         service = app.build(settings, books, telemetry.observe)
         operators = httpx.ASGITransport(app.ops_endpoint(settings, service, health, telemetry).app)
         async with httpx.AsyncClient(transport=operators, base_url="http://ops") as http:
-            assert (await http.get("/readyz")).json()["reasons"] == ["the aggregator was not reached yet"]
+            assert (await http.get("/readyz")).json()["reasons"] == ["the aggregator has not been reached yet"]
             async with asyncio.TaskGroup() as tasks:
                 work = tasks.create_task(service.run())
                 await changed.wait()
@@ -417,7 +417,7 @@ def test_a_coordinator_whose_round_fails_for_a_lasting_reason_is_not_ready_and_s
         ready(events.AttemptDropped(4, UNKNOWN, 1, "anna: its update was refused", failures=failures))
         assert health.reasons == []
     ready(events.AttemptDropped(4, UNKNOWN, 1, "anna: its update was refused", failures=3))
-    assert health.reasons == ["round 4 has failed 3 times, now because anna: its update was refused"]
+    assert health.reasons == ["round 4 has failed 3 times: anna: its update was refused"]
     ready(events.RoundCompleted(4, UNKNOWN, (), 0, 0, 0, 1.0, ()))
     assert health.reasons == []
 

@@ -36,7 +36,7 @@ def test_the_best_model_is_that_with_the_best_value(largest: bool, values: tuple
 
 def test_patience_ends_with_the_last_evaluation_that_is_not_better() -> None:
     _, reasons = follow(Goal("a", patience=2), 1, 0, 2, 1, 2)
-    assert reasons == ["", "", "", "", "no better a in 2 evaluations than 2 in round 2"]
+    assert reasons == ["", "", "", "", "no better a than 2 (round 2) in 2 evaluations"]
 
 
 @pytest.mark.parametrize(

@@ -242,8 +242,8 @@ def test_a_collector_that_comes_back_gets_what_waited(tmp_path: Path, caplog: py
     run(main)
     lines = [record.message for record in caplog.records if record.name == relay.__name__]
     assert [line.partition(":")[0] for line in lines] == [
-        "the collector takes no metrics, and is tried again",
-        "the collector takes metrics again",
+        "cannot forward metrics to the collector; retrying",
+        "the collector accepts metrics again",
     ], "one line for an outage, one for its end"
 
 
@@ -284,7 +284,7 @@ def test_a_message_that_the_collector_refuses_does_not_cost_those_of_others(
             collector.hangs.set()
             assert sorted(await r.forwarded(5)) == [False, False, True, True, True]
             assert collector.names() == {"anna": 3}
-            assert caplog.text.count("the collector refuses metrics, for example of berta: it answers 400") == 1
+            assert caplog.text.count("the collector rejects metrics, for example from berta: status 400") == 1
 
     run(main)
 

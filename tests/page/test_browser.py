@@ -81,15 +81,15 @@ def test_the_page_follows_training_and_outlives_a_restart_of_the_coordinator(win
     settings = {"COORDINATOR_ROUNDS": "0", "COORDINATOR_DATA_DIR": str(tmp_path / "c"), "AGGREGATOR_DATA_DIR": str(tmp_path / "a")}
     with running("platform", **settings) as platform:
         shown(window, ops(platform))
-        assert "Nobody has joined" in window.text("#participants")
-        assert "No round is completed yet." in window.text("#rounds")
+        assert "No participant has joined" in window.text("#participants")
+        assert "No round has completed yet." in window.text("#rounds")
         assert "waiting for participants" in window.text("#state")
         with running("participant", **silo(platform, "anna", tmp_path / "mood")):
             until(says(window, "#state", "training"), 20)
             until(says(window, "#participants", "anna"), 20)
             until(lambda: window.run("return document.querySelectorAll('#rounds tbody tr').length") >= 3, 20)
             until(lambda: window.run(CURVES) == 2, 20)
-            assert "of 1 updates delivered" in window.text("#progress"), "a bar, without an end of training too"
+            assert "of 1 updates counted" in window.text("#progress"), "a bar, without an end of training too"
             for choice, names in (("figures", ["loss"]), ("weights", ["mean", "stddev", "min", "max", "l2_norm"])):
                 assert window.run("return [...document.getElementById(arguments[0]).options].map(o => o.value)", choice) == names
             platform.kill()
@@ -113,8 +113,8 @@ def test_who_opens_the_page_after_a_restart_sees_the_rounds_before(window: Brows
     with running("platform", **kept | {"COORDINATOR_ROUNDS": "9"}) as platform:
         shown(window, ops(platform))
         until(says(window, "#training", "3 of 9"), 10)
-        assert "Rounds before the coordinator's start are not remembered." in window.text("#rounds")
-        assert "Nobody has joined since the coordinator's start." in window.text("#participants")
+        assert "No round has completed since the coordinator started." in window.text("#rounds")
+        assert "No participant has joined since the coordinator started." in window.text("#participants")
         with running("participant", **silo(platform, "anna", tmp_path / "mood")) as anna:
             until(says(window, "#participants", "anna"), 20)
             anna.end()
@@ -214,7 +214,7 @@ def test_a_page_too_many_says_so_until_another_is_closed(window: Browser, axe: s
         window.open(ops(platform))
         window.run("window.mark = true")
         until(says(window, "#state", "too many pages are open"), 10)
-        assert "has not told anything yet" in window.text("body")
+        assert "Waiting for the coordinator's status" in window.text("body")
         assert violations(window, axe) == [], "loading"
         others.close()
         until(says(window, "#state", "waiting for participants"), WITHIN)
@@ -265,7 +265,7 @@ def test_it_is_paused_and_goes_on_by_keyboard(window: Browser, axe: str, tmp_pat
         assert window.run("return getComputedStyle(document.activeElement).outlineStyle") == "solid", "the focus is seen"
         window.press(SPACE)
         assert window.run(pressed) == "true"
-        assert "paused; this is of" in window.text("#state")
+        assert "paused; data from" in window.text("#state")
         text, number = window.text("main"), completed(platform)
         until(lambda: completed(platform) > number + 5)
         assert window.text("main") == text
@@ -352,7 +352,7 @@ def test_thousands_cost_little_and_are_found_by_name_or_state(window: Browser, a
         assert window.text("#participants tbody th") == "silo-2999"
         assert violations(window, axe) == []
         window.press("x")
-        assert "Nobody has such a name or state." in window.text("#participants")
+        assert "No participant has this name or state." in window.text("#participants")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -48,9 +48,9 @@ from fedround.observability.telemetry import INSTANCE, Telemetry
 LOG = logging.getLogger(__name__)
 
 MOST_FAILURES = 3
-"""Attempts of a round that fail for lasting reasons before the coordinator is not ready."""
+"""Number of attempts of a round that may fail for lasting reasons before the coordinator is not ready."""
 ANONYMOUS = "participant"
-"""What one is called that does not say its name."""
+"""Name of a participant that sends none."""
 
 
 # For participants
@@ -65,10 +65,10 @@ def public(
     trace: asgi.Trace | None = None,
     relay: Relay | None = None,
 ) -> ASGIApp:
-    """What participants talk to. Who uses none of the additions gets the very bytes of 0.8.
+    """Return the participants' app. A participant that uses no additions to the protocol gets exactly the bytes of 0.8.
 
-    `tokens`, `origins`, `observe` and `trace`: see `asgi.application`. A participant with a token of its own has the name
-    of the token's owner. `relay` takes telemetry.
+    `tokens`, `origins`, `observe` and `trace`: see `asgi.application`. The owner of a token gives its participant the name.
+    `relay` receives telemetry.
     """
 
     async def rendez_vous(request: Request, _: str) -> Response:
@@ -86,9 +86,9 @@ def public(
 
     async def heartbeat(request: Request, id: str) -> Response:
         wait = wire.parse_prefer_wait(request.headers.get(wire.PREFER))
-        told = {"trouble": wire.one_line(request.headers.get(wire.TROUBLE, "")), "phase": request.headers.get(wire.PHASE, "")}
-        answer = await service.heartbeat(id, wait=wait or 0.0, **told, hung_up=partial(_hung_up, request.receive))
-        asgi.check_admitted(request)  # it may have been held for long
+        reported = {"trouble": wire.one_line(request.headers.get(wire.TROUBLE, "")), "phase": request.headers.get(wire.PHASE, "")}
+        answer = await service.heartbeat(id, wait=wait or 0.0, **reported, hung_up=partial(_hung_up, request.receive))
+        asgi.check_admitted(request)  # the token may have been revoked while the request was held
         if wait is None:
             return _json(Heartbeat(answer.state, answer.round))
         return _json(answer, {wire.PREFERENCE_APPLIED: f"wait={wait:.0f}"})
@@ -116,7 +116,7 @@ def _route(path: str, method: str, handler: Callable[[Request, str], Awaitable[R
         if id is None:
             return Response(status_code=404)
         if request.method == "HEAD":
-            # A safe method (RFC 9110, section 9.2.1): who only looks shall not become a participant, nor count as heard of.
+            # HEAD is safe (RFC 9110, section 9.2.1): it must neither register a participant nor count as a heartbeat.
             return Response(media_type="application/json")
         service.authorize(id, request.state.owner)
         return await handler(request, id)
@@ -129,7 +129,7 @@ def _json(answer: RendezVous | Heartbeat | StartTraining, headers: dict[str, str
 
 
 async def _failure(request: Request) -> str:
-    """Why a participant leaves, where its request says so: never a reason to keep it."""
+    """Return why a participant leaves; empty if its request gives no valid reason. It may leave in any case."""
     body = bytearray()
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != Problem.media_type:
         return ""
@@ -165,7 +165,7 @@ def build(
     disk: Disk | None = None,
     trace: Callable[[], Mapping[str, str]] = dict,
 ) -> CoordinatorService:
-    """The service as the settings want it, with what `disk` knows of its life before. Raises `DataDamaged`."""
+    """Return the service for the settings, with the state that `disk` holds. Raises `DataDamaged`."""
     plan = Plan(
         rounds=settings.rounds,
         participants_ratio=settings.participants_ratio,
@@ -184,13 +184,13 @@ def build(
         overselect=settings.overselect,
     )
     memory = entered(store.load(disk) if disk else Memory(), settings.run_name)
-    # Its random numbers become tokens: nobody may guess the next one.
+    # Its random numbers become tokens, so they must be unpredictable.
     rounds = Rounds(plan, SystemRandom(), time.monotonic(), memory)
     if memory.participants:
-        LOG.info("back in round %d, with %d participants known from before", memory.round, len(memory.participants))
+        LOG.info("resumed after a restart: round %d, %d known participants", memory.round, len(memory.participants))
     if rounds.complete:
-        more = "to continue it raise COORDINATOR_ROUNDS, to begin another run set another COORDINATOR_RUN_NAME"
-        LOG.info("run %s was complete before, after %d rounds: %s", settings.run_name, plan.rounds, more)
+        more = "to continue it, raise COORDINATOR_ROUNDS; to start another run, change COORDINATOR_RUN_NAME"
+        LOG.info("run %s is already complete, after %d rounds: %s", settings.run_name, plan.rounds, more)
     archive = Archive(disk.path if isinstance(disk, Directory) else None)
     known: Any = {"archive": archive, "keep": partial(store.save, disk) if disk else None}
     archive.check(rounds.run)
@@ -199,13 +199,13 @@ def build(
 
 def _goal(settings: CoordinatorSettings) -> Goal:
     if settings.patience and settings.best_by is None:
-        raise ConfigurationError("COORDINATOR_PATIENCE needs COORDINATOR_BEST_BY: which model is the best?")
+        raise ConfigurationError("COORDINATOR_PATIENCE needs COORDINATOR_BEST_BY, the metric that says which model is the best")
     metric, largest = settings.best_by or ("", True)
     return Goal(metric, largest, settings.patience, Stop(*settings.stop_when) if settings.stop_when else None)
 
 
 def entered(memory: Memory, name: str) -> Memory:
-    """Return the memory with the run of that name: the one that it knows, or a new one behind it, in which all register anew."""
+    """Return the memory with the run of that name. A new run continues the round numbers; all participants register again."""
     if memory.run is not None and memory.run.name == name:
         return memory
     run = Run(str(uuid4()), name, memory.round if memory.run else 0, time.time())
@@ -217,8 +217,8 @@ def entered(memory: Memory, name: str) -> Memory:
 
 
 def readiness(health: Health) -> Observer:
-    """Return an observer by which the coordinator is ready while it reaches the aggregator, can write, and its rounds can end."""
-    health.fault("aggregator", "the aggregator was not reached yet")
+    """Return an observer that sets readiness: ready while the aggregator is reachable, writes succeed and rounds complete."""
+    health.fault("aggregator", "the aggregator has not been reached yet")
 
     def observer(fact: Fact) -> None:
         match fact:
@@ -227,7 +227,7 @@ def readiness(health: Health) -> Observer:
             case events.BooksReached():
                 health.fine("aggregator")
             case events.AttemptDropped(failures=failures) if failures >= MOST_FAILURES:
-                health.fault("round", f"round {fact.round} has failed {failures} times, now because {fact.reason}")
+                health.fault("round", f"round {fact.round} has failed {failures} times: {fact.reason}")
             case events.RoundCompleted() | events.TrainingCompleted():
                 health.fine("round")
             case events.NotKept(what, reason):
@@ -241,9 +241,9 @@ def readiness(health: Health) -> Observer:
 def public_endpoint(
     settings: CoordinatorSettings, service: CoordinatorService, telemetry: Telemetry, relay: Relay | None = None
 ) -> Endpoint:
-    """Where participants are served."""
-    told: Any = {"observe": telemetry.observe, "trace": telemetry.server}
-    app = public(service, tokens=guard(settings), origins=settings.cors_origins, relay=relay, **told)
+    """Return the endpoint for participants."""
+    observed: Any = {"observe": telemetry.observe, "trace": telemetry.server}
+    app = public(service, tokens=guard(settings), origins=settings.cors_origins, relay=relay, **observed)
     return Endpoint(
         app,
         host=settings.bind,
@@ -258,7 +258,7 @@ def public_endpoint(
 
 
 def ops_endpoint(settings: CoordinatorSettings, service: CoordinatorService, health: Health, telemetry: Telemetry) -> Endpoint:
-    """Where operators are served."""
+    """Return the endpoint for operators."""
 
     def status() -> Mapping[str, object]:
         return service.status() | {"warnings": telemetry.log.warnings}

@@ -1,6 +1,6 @@
 """The archive: every run and every completed round, in an SQLite database in the data directory, or in memory.
 
-Rounds depend on nothing that is here. What a coordinator that is killed has not written yet is missing: the last second at most.
+Training does not depend on the archive. If the coordinator is killed, the archive lacks the last second at most.
 """
 
 import json
@@ -29,35 +29,35 @@ Document = Mapping[str, Any]
 
 
 class Archive:
-    """The runs and rounds of a data directory; without a `path`, those of this process. For any thread.
+    """The runs and rounds of a data directory; without a `path`, those of this process. Thread-safe.
 
     Raises:
-        DataDamaged: The file is no such database, or one of a later version.
+        DataDamaged: The file is not an archive, or has the format of a later version.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self._lock = threading.Lock()
         try:
-            if path is not None:  # SQLite would let other users read it; its write-ahead log gets the same mode
+            if path is not None:  # SQLite would create a file that other users can read; its log gets the same mode
                 os.close(os.open(path / NAME, os.O_RDWR | os.O_CREAT, 0o600))
             self._database = sqlite3.connect(path / NAME if path else ":memory:", check_same_thread=False, isolation_level=None)
             found: int = self._database.execute("PRAGMA user_version").fetchone()[0]
             if found not in (0, FORMAT):
-                raise DataDamaged(NAME, f"it is of version {found}, and this is fedround for version {FORMAT}")
-            # One process holds the directory. So the log needs no shared memory, which network file systems lack.
+                raise DataDamaged(NAME, f"it has format {found}, but this version reads format {FORMAT}")
+            # Only this process uses the directory, so the log needs no shared memory, which network file systems lack.
             self._database.executescript("PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;")
             self._database.executescript(f"{_SCHEMA} PRAGMA user_version = {FORMAT};")
         except (OSError, sqlite3.OperationalError) as error:
             raise ConfigurationError(f"COORDINATOR_DATA_DIR: {NAME} cannot be used: {error}") from error
         except sqlite3.DatabaseError as error:
-            raise DataDamaged(NAME, f"it is no database: {error}") from error
+            raise DataDamaged(NAME, f"it is not an SQLite database: {error}") from error
 
     def close(self) -> None:
         self._database.close()
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """In the block write all or nothing. Raises `OSError`."""
+        """Write all changes of the block in one transaction, or none of them. Raises `OSError`."""
         with self._lock:
             try:
                 self._database.execute("BEGIN IMMEDIATE")
@@ -75,7 +75,7 @@ class Archive:
     # Within `writing`
 
     def enter(self, run: Run, document: Document) -> None:
-        """Begin a run, or go on with it, with what is known of it now. Any other one that has not ended ends."""
+        """Begin a run, or update its document. End all other runs."""
         known = self._database.execute("SELECT document FROM runs WHERE id = ?", (run.id,)).fetchone()
         merged = json.dumps({"strategy": "", **(json.loads(known[0]) if known else {}), **document})
         self._database.execute(
@@ -88,36 +88,36 @@ class Archive:
         )
 
     def end(self, run: Run, at: float, reason: str) -> None:
-        """The run has ended, at `at` in Unix time."""
+        """End a run at `at`, in Unix time."""
         self._database.execute(
             "UPDATE runs SET ended = ?, reason = ?, first = ? WHERE id = ? AND ended IS NULL", (at, reason, run.first, run.id)
         )
 
     def add(self, run: Run, round: int, document: Document) -> None:
-        """A round was completed: its run has not ended."""
+        """Add a completed round. Its run is open again if it had ended."""
         self._database.execute("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?)", (round, run.id, json.dumps(document)))
         self._database.execute("UPDATE runs SET ended = NULL, reason = NULL, first = ? WHERE id = ?", (run.first, run.id))
 
     def amend(self, round: int, document: Document) -> None:
-        """More is known of a round."""
+        """Add to the document of a round."""
         row = self._database.execute("SELECT document FROM rounds WHERE round = ?", (round,)).fetchone()
         if row is not None:
             merged = json.dumps({**json.loads(row[0]), **document})
             self._database.execute("UPDATE rounds SET document = ? WHERE round = ?", (merged, round))
 
     def roll_back(self, newest: int) -> None:
-        """All rounds after `newest` are void."""
+        """Delete all rounds after `newest`."""
         self._database.execute("DELETE FROM rounds WHERE round > ?", (newest,))
 
     # Reading
 
     def check(self, run: Run) -> None:
-        """Raises `ConfigurationError` where a former run has the name of this one."""
+        """Check that no former run has this name. Raises `ConfigurationError`."""
         if self._rows("SELECT 1 FROM runs WHERE name = ? AND id != ?", (run.name, run.id)):
             raise ConfigurationError(f"COORDINATOR_RUN_NAME: run {run.name} has ended, and names are used once: choose another")
 
     def runs(self, name: str | None = None) -> list[dict[str, Any]]:
-        """Return all runs, the oldest first; with a `name`, the one of that name or id."""
+        """Return all runs, oldest first; with a `name`, only the run with that name or id."""
         rows = self._rows(
             "SELECT id, name, first, started, ended, reason, document, (SELECT count(*) FROM rounds WHERE run = id) FROM runs "
             "WHERE ?1 IS NULL OR ?1 IN (id, name) ORDER BY started, rowid",
@@ -129,7 +129,7 @@ class Archive:
         ]
 
     def history(self, name: str) -> str | None:
-        """Return the run of that name or id and its rounds, the first first, as JSON; None if there is no such run."""
+        """Return the run with that name or id and its rounds in order, as JSON; None if there is no such run."""
         for run in self.runs(name):
             rows = self._rows("SELECT round, document FROM rounds WHERE run = ? ORDER BY round", (run["id"],))
             return json.dumps({"run": run, "rounds": [{"round": round, **json.loads(document)} for round, document in rows]})

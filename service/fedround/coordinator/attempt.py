@@ -1,4 +1,4 @@
-"""One attempt of a round: who takes part, and how far each has come. Part of the coordinator's core: no I/O, no clock."""
+"""One attempt of a round: its members and the state of each. Part of the coordinator's core: no I/O, no clock."""
 
 import math
 from collections.abc import Iterable
@@ -13,15 +13,15 @@ from fedround.coordinator.seats import Participant, Who
 from fedround.events import Contribution, Revoked, RoundCompleted
 
 ASK_AGAIN = 1.0
-"""Seconds until a right whose update is being received is revoked again."""
+"""Seconds between two revocations while the aggregator receives the update."""
 LATE = "late"
-"""The reason of those that lost their part because the quorum was counted without them. It is no failure."""
+"""The reason of members that the quorum was counted without. This is not a failure."""
 MOST_SHOWN = 5
-"""Participants that the reason of a failed attempt names."""
+"""Maximum number of participants that the reason of a failed attempt names."""
 
 
 class State(Enum):
-    """A participant's part in the open attempt. One without a part is waiting."""
+    """The state of a member of the open attempt. A participant that is not a member is waiting."""
 
     CHOSEN = "chosen"
     SELECTED = "selected"
@@ -35,7 +35,7 @@ OUTSTANDING = (State.CHOSEN, State.SELECTED, State.REVOKING)
 
 @dataclass(slots=True)
 class Member:
-    """A participant's part. It outlives the participant's seat: what was counted stays counted."""
+    """A participant's part in an attempt. It outlives the participant's seat: a counted update stays counted."""
 
     id: str
     name: str
@@ -45,29 +45,29 @@ class Member:
     state: State = State.CHOSEN
     deadline: float = math.inf
     ask_at: float = 0.0
-    """When its right is revoked, or revoked again."""
+    """Time of the next revocation of its upload permission."""
     give_up: float = math.inf
-    """Until when an update that is arriving may take, once the right is to be revoked."""
+    """Time until which an update that is arriving may complete, once the permission is to be revoked."""
     reason: str = ""
-    """Why it lost the part, or is to lose it."""
+    """Why it lost the part, or will lose it."""
     detail: str = ""
-    """The same for people, where there is more to say."""
+    """More about the reason, for operators."""
     evaluates: bool = False
-    """It is asked to evaluate the global model."""
+    """Whether it evaluates the global model."""
     shard: Shard | None = None
     """The shard that it trains."""
     asks: bool = False
-    """It trains whichever shard it is given."""
+    """Whether the coordinator assigned its shard."""
     entry: Entry | None = None
     selected_at: float = math.inf
     seconds: float = 0.0
-    """From then until its update was counted."""
+    """Seconds from the selection until its update was counted."""
     reported: str = ""
-    """What it does, in its own words (`wire.PHASES`); empty where it does not say."""
+    """The phase that it reports (`wire.PHASES`); empty if it reports none."""
     reported_at: float = 0.0
-    """When it first said so."""
+    """When it first reported this phase."""
     lost_at: float = 0.0
-    """When it lost the part, or its right was first to be revoked."""
+    """When it lost the part, or its permission was first to be revoked."""
 
     @classmethod
     def of(cls, seat: Participant, token: str) -> "Member":
@@ -76,20 +76,20 @@ class Member:
 
 @dataclass(slots=True)
 class Attempt:
-    """The members by id, and by state in the order in which they came to it."""
+    """An attempt, with its members by id, and by state in the order in which they entered the state."""
 
     id: str
     round: int
     begun: float
     train: bool = True
-    """Whether its members train: else they only evaluate the final model."""
+    """Whether its members train; otherwise they only evaluate the final model."""
     quorum: int | None = None
-    """Counted updates after which the others have the grace, and no more. None: it waits for all."""
+    """Number of counted updates after which the other members have only the grace. None: the attempt waits for all."""
     closes: float = math.inf
-    """When that grace ends; never before the quorum is counted."""
+    """When the grace ends; infinite until the quorum is counted."""
     opened: bool = False
     lost: bool = False
-    """The books do not know it any more. Their next page says why."""
+    """Whether the books have lost the attempt. Their next page gives the reason."""
     members: dict[str, Member] = field(default_factory=dict)
     by_state: dict[State, dict[str, Member]] = field(default_factory=lambda: {state: {} for state in State})
     _deadlines: list[tuple[float, str]] = field(default_factory=list)
@@ -109,7 +109,7 @@ class Attempt:
         return self.by_state[State.DONE]
 
     def told(self, id: str) -> Member | None:
-        """Return the part of a participant that hears `round`."""
+        """Return the member whose heartbeats are answered with `round`; None for all others."""
         member = None if self.lost else self.members.get(id)
         return member if member is not None and member.state in (State.SELECTED, State.REVOKING) else None
 
@@ -128,7 +128,7 @@ class Attempt:
         return None
 
     def admitted(self, admissions: Iterable[Admission], now: float, timeout: float) -> tuple[str, ...]:
-        """The books have admitted these. Return the ids of those that are now selected."""
+        """Select the members that the books have admitted. Return their ids."""
         members = [self.members[a.id] for a in admissions]
         selected = [m for m in members if m.state is State.CHOSEN]
         for member in selected:
@@ -138,86 +138,86 @@ class Attempt:
         return tuple(member.id for member in selected)
 
     def report(self, id: str, phase: str, now: float) -> None:
-        """Note what a selected participant says that it does. What is none of `PHASES` says nothing."""
+        """Note the phase that a selected participant reports. Ignore values that are not in `PHASES`."""
         member = self.told(id)
         if member is not None and phase in PHASES and phase != member.reported:
             member.reported, member.reported_at = phase, now
 
     def deliver(self, member: Member, entry: Entry, now: float) -> None:
-        """The update of this one was counted."""
+        """Note that the member's update was counted."""
         member.entry, member.seconds = entry, now - member.selected_at
         self.move(member, State.DONE)
 
     def take_back(self, member: Member, now: float, grace: float, reason: str, detail: str = "") -> None:
-        """Have the right revoked. An update that is arriving has `grace` seconds."""
+        """Begin to revoke the member's permission. An update that is arriving has `grace` seconds."""
         member.reason, member.detail, member.lost_at = reason, detail, now
         member.ask_at, member.give_up = now, min(now + grace, max(self.closes, now))
         self.move(member, State.REVOKING)
 
     def left(self, id: str, now: float, grace: float, reason: str, detail: str) -> None:
-        """A participant is gone: have its right revoked, unless it has none."""
+        """Begin to revoke the permission of a participant that is gone, if it has one."""
         member = self.members.get(id)
         if member is not None and member.state in (State.CHOSEN, State.SELECTED):
             self.take_back(member, now, grace, reason, detail)
 
     def await_entry(self, member: Member) -> None:
-        """It was counted before it was revoked. Its entry is on the way, and tells the samples and metrics too."""
+        """Wait for the entry of an update that was counted before the revocation. It holds the samples and metrics."""
         member.deadline = math.inf
         self.move(member, State.SELECTED)
 
     def arriving(self, member: Member, now: float) -> None:
-        """The books are receiving its update: they are asked again, for the last time when its grace is over."""
+        """Schedule the next revocation, as the books are receiving the update. The last one follows when its grace is over."""
         member.ask_at = min(now + ASK_AGAIN, max(member.give_up, now))
 
     def ignore(self, member: Member) -> Revoked:
-        """The part of this one is over without an update. Say what became of it."""
+        """End the part of a member without an update. Return the fact."""
         self.move(member, State.IGNORED)
         seconds = max(member.lost_at - member.selected_at, 0.0)
         why = member.reason, member.name, member.detail
         return Revoked(self.round, member.id, *why, seconds, member.reported or "selected")
 
     def expire(self, now: float, grace: float) -> None:
-        """Have the rights of the selected revoked whose deadline is over."""
+        """Begin to revoke the permissions of selected members whose deadline has passed."""
         while self._deadlines and self._deadlines[0][0] <= now:
             member = self.members[heappop(self._deadlines)[1]]
             if member.state is State.SELECTED and member.deadline <= now:
                 self.take_back(member, now, grace, LATE if member.deadline == self.closes else "deadline")
 
     def check_quorum(self, now: float, grace: float) -> None:
-        """Once the quorum is counted, let nothing that is outstanding take longer than the grace."""
+        """Once the quorum is counted, limit all outstanding members to the grace."""
         if self.quorum is None or len(self.counted) < self.quorum or self.closes < math.inf:
             return
         self.closes = now + grace
         for member in self.by_state[State.SELECTED].values():
-            if member.deadline < math.inf:  # else it was counted, and its entry is on the way
+            if member.deadline < math.inf:  # otherwise it was counted, and its entry is on the way
                 self._set_deadline(member, min(member.deadline, self.closes))
         for member in self.by_state[State.REVOKING].values():
             member.give_up = min(member.give_up, self.closes)
             member.ask_at = min(member.ask_at, member.give_up)
 
     def postpone(self, seconds: float) -> None:
-        """Move all deadlines."""
+        """Extend all deadlines."""
         self.closes += seconds
         for member in self.by_state[State.SELECTED].values():
             self._set_deadline(member, member.deadline + seconds)
 
     def next_deadline(self) -> float:
-        """Return a time not later than the next deadline or revocation; `math.inf`: there is none."""
+        """Return a time not later than the next deadline or revocation; `math.inf` if there is none."""
         due = [member.ask_at for member in self.by_state[State.REVOKING].values()]
         return min(due + [deadline for deadline, _ in self._deadlines[:1]], default=math.inf)
 
     def why_too_few(self, required: int, timeout: float) -> tuple[str, set[str]]:
-        """Say why fewer than `required` delivered: to people, and as the reasons for which parts were lost."""
+        """Return why fewer than `required` updates were counted: a text for operators, and the set of the members' reasons."""
         lost = self.by_state[State.IGNORED].values()
         ended = list(dict.fromkeys(f"{member.name}: {member.detail or member.reason}" for member in lost))
         shown = "; ".join(ended[:MOST_SHOWN]) + (f"; and {len(ended) - MOST_SHOWN} more" if len(ended) > MOST_SHOWN else "")
         reasons = {member.reason for member in lost}
         advice = "is COORDINATOR_ROUND_TIMEOUT shorter than training takes?"
         late = f" within {timeout:g} s: {advice}" if "deadline" in reasons else ":"
-        return f"too few delivered ({len(self.counted)} of {required}){late} {shown or 'nobody else is present'}", reasons
+        return f"too few delivered ({len(self.counted)} of {required}){late} {shown or 'no other participant is present'}", reasons
 
     def completed(self, now: float, closed: Closed) -> RoundCompleted:
-        """Say what became of it."""
+        """Return the fact that the round is complete."""
         known = [(member, member.entry) for member in self.counted.values() if member.entry is not None]
         entries = [entry for _, entry in known]
         lost = self.by_state[State.IGNORED].values()

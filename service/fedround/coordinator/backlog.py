@@ -1,11 +1,11 @@
-"""Telemetry of participants that waits for the operators' collector, and how much of it each participant may send.
+"""The queue of participants' telemetry for the operators' collector, and its limits. A core: no I/O, no clock.
 
-1. A participant pushes one message at a time to each path, and so many a second.
-2. Within an hour its metrics have so many series. A message that would be beyond is refused as a whole.
-3. What waits is bounded: for all together, and for each participant to a part of that. What does not fit is refused.
-4. A batch is what waits for one path, up to a size. OTLP messages that are written one after the other are one message.
+The rules:
 
-This is a core: no I/O, no clock.
+1. A participant sends one message at a time to each path, and at most `RATE` messages a second.
+2. Its metrics have at most `MOST_SERIES` series within `WINDOW`. A message that exceeds this is refused as a whole.
+3. The queue is bounded, in total and for each participant. A message that does not fit is refused.
+4. A batch holds messages for one path, up to `MOST_BATCH` bytes. Concatenated OTLP messages are one valid OTLP message.
 """
 
 from collections import Counter, OrderedDict, deque
@@ -16,19 +16,19 @@ from typing import NamedTuple
 from fedround.http.budgets import Buckets
 
 RATE, BURST = 2.0, 20.0
-"""Messages a second, and at once, of a participant to one path."""
+"""Messages a second, and in a burst, from one participant to one path."""
 MOST_SERIES = 2000
-"""Series of a participant within `WINDOW` seconds."""
+"""Maximum number of series from one participant within `WINDOW` seconds."""
 WINDOW = 3600.0
 MOST_BYTES, MOST_OF_ONE = 16 << 20, 2 << 20
-"""Bytes that wait, and those of one participant among them."""
+"""Maximum bytes in the queue, and those from one participant."""
 MOST_BATCH = 1 << 20
 TABLE = 4096
-"""Participants that are remembered."""
+"""Maximum number of participants whose limits are remembered."""
 
 
 class Waiting(NamedTuple):
-    """A message of a participant."""
+    """A message from a participant."""
 
     name: str
     message: bytes
@@ -36,14 +36,14 @@ class Waiting(NamedTuple):
 
 @dataclass(slots=True)
 class _Seen:
-    """The series of a participant since a time."""
+    """The series that a participant has sent since a time."""
 
     since: float
     series: dict[int, int] = field(default_factory=dict)
 
 
 class Backlog:
-    """What waits."""
+    """The queue."""
 
     def __init__(self) -> None:
         self._rates = Buckets[tuple[str, str]](RATE, BURST, 2 * TABLE)
@@ -54,11 +54,11 @@ class Backlog:
 
     @property
     def size(self) -> int:
-        """Bytes that wait."""
+        """Bytes in the queue."""
         return self._bytes.total()
 
     def begin(self, path: str, name: str, now: float) -> bool:
-        """Begin to receive a message. Returns whether that is in time; then `end` has to follow."""
+        """Begin to receive a message. Return whether the limits allow it; if so, the caller must call `end`."""
         key = path, name
         if key in self._under_way or not self._rates.take(key, now):
             return False
@@ -66,11 +66,11 @@ class Backlog:
         return True
 
     def end(self, path: str, name: str) -> None:
-        """The message was received, or was not."""
+        """End the reception of a message, successful or not."""
         self._under_way.discard((path, name))
 
     def know(self, name: str, series: Mapping[int, int], now: float) -> bool:
-        """Take note of the series of a participant. Returns whether they are few enough."""
+        """Note the series of a participant. Return whether it stays within `MOST_SERIES`."""
         seen = self._seen.pop(name, None)
         if seen is None or now - seen.since >= WINDOW:
             seen = _Seen(now)
@@ -84,7 +84,7 @@ class Backlog:
         return True
 
     def add(self, path: str, name: str, message: bytes) -> bool:
-        """Have a message wait. Returns whether there is room."""
+        """Add a message to the queue. Return whether there was room."""
         if self._bytes[name] + len(message) > MOST_OF_ONE or self.size + len(message) > MOST_BYTES:
             return False
         self._waiting.setdefault(path, deque()).append(Waiting(name, message))
@@ -92,7 +92,7 @@ class Backlog:
         return True
 
     def batch(self, path: str) -> Sequence[Waiting]:
-        """Take what is to be sent next to a path; empty where nothing waits."""
+        """Remove and return the next batch for a path; empty if nothing waits."""
         waiting = self._waiting.get(path, deque())
         taken: list[Waiting] = []
         size = 0

@@ -1,4 +1,4 @@
-"""Evaluations of global models: which participants evaluate, and what they find. Part of the coordinator's core: no I/O, no clock.
+"""Evaluations of global models: which participants evaluate, and the results. Part of the coordinator's core: no I/O, no clock.
 
 Participants evaluate the model that an attempt begins with, before they train on it. After the last round of a run an attempt
 without training evaluates the final model. The aggregator may evaluate models too, at its own pace.
@@ -16,13 +16,13 @@ from fedround.events import Contribution, Evaluated, ServerEvaluated
 
 
 def draw(rng: Random, ratio: float, seats: Iterable[Participant]) -> list[Participant]:
-    """Return the share `ratio` of those that can evaluate models, rounded up."""
+    """Draw the share `ratio` of the participants that can evaluate models, rounded up."""
     able = [seat for seat in seats if seat.evaluates]
     return rng.sample(able, math.ceil(ratio * len(able) - 1e-9))
 
 
 def evaluated(attempt: Attempt) -> Evaluated | None:
-    """Say how its model was evaluated; None where nobody did."""
+    """Return how participants evaluated the attempt's model; None if none of them did."""
     members = attempt.counted.values()
     found = [(member, member.entry.evaluation) for member in members if member.entry and member.entry.evaluation]
     if not found:
@@ -44,32 +44,32 @@ def evaluated(attempt: Attempt) -> Evaluated | None:
 
 
 class ServerSide:
-    """What is known of the evaluations by the aggregator's own function. See rule 3 of `ending.py`.
+    """The evaluations by the aggregator's function. See rule 3 of `ending.py`.
 
     Args:
-        evaluated: The newest round whose evaluation is over, as far as that was known before a restart.
-        awaited: Whether the end of the run waits for that of the final model.
+        evaluated: The newest round whose evaluation was known to be over before a restart.
+        awaited: Whether the end of the run waits for the evaluation of the final model.
     """
 
     def __init__(self, evaluated: int, *, awaited: bool) -> None:
         self.function = ""
-        """What it is called; empty: the aggregator evaluates nothing, as far as is known."""
+        """Name of the function; empty if the aggregator is not known to have one."""
         self.evaluated = evaluated
         self.awaited = awaited
         self.problem = ""
-        """Why the last evaluation failed, for people."""
+        """Why the last evaluation failed, for operators."""
         self.until = math.inf
         """When the end of the run stops waiting, in monotonic seconds."""
         self._page: tuple[ServerEvaluation, ...] = ()
         self._initial_known = False
 
     def read(self, page: Page) -> None:
-        """A page of the ledger was read."""
+        """Note a page of the ledger."""
         self.function, self._page = page.evaluator, page.evaluations
         self.awaited = self.awaited and bool(page.evaluator)
 
     def news(self, round: int, run: str, history: History) -> list[ServerEvaluated]:
-        """Return what the last page tells of rounds before `round` that was not known. A model may be done before its round."""
+        """Return the new evaluations on the last page, of rounds before `round`. A model may be evaluated before its round ends."""
         facts = []
         for found in self._page:
             ahead = found.round is not None and found.round >= round
@@ -88,16 +88,16 @@ class ServerSide:
         return found.round > self.evaluated or (bool(found.metrics) and history.lacks_server(found.round))
 
     def end(self, final: int) -> None:
-        """The run has trained the model of round `final`, its last."""
+        """Note that the run has trained the model of round `final`, its last."""
         self.awaited, self.until = bool(self.function) and self.evaluated < final, math.inf
 
     def settle(self, now: float, final: int, timeout: float) -> bool:
-        """Stop waiting once the evaluation of the final model is over. Return whether that took too long."""
+        """Stop waiting once the final model is evaluated, or `timeout` has passed. Return whether it timed out."""
         self.until = now + timeout if self.until == math.inf else self.until
         late = self.evaluated < final and now >= self.until
         self.awaited = self.evaluated < final and not late
         return late
 
     def roll_back(self, newest: int) -> None:
-        """The rounds after `newest` are void: their numbers come again."""
+        """Forget the rounds after `newest`: their numbers will be used again."""
         self.evaluated = min(self.evaluated, newest)

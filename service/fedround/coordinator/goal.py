@@ -1,4 +1,4 @@
-"""What a training is to reach: which model is the best, and when it may stop. Part of the coordinator's core: no I/O, no clock."""
+"""The goal of a run: which model is the best, and when the run stops early. Part of the coordinator's core: no I/O, no clock."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ COMPARISONS = {">=": ge, "<=": le, ">": gt, "<": lt}
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Stop when a metric of the global model compares so with a value."""
+    """A condition on a metric of the global model that stops the run."""
 
     metric: str
     comparison: str
@@ -26,17 +26,17 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """`metric` of evaluations says which model is the best: that with the `largest` value, or with the smallest."""
+    """The best model is the one with the largest `metric`, or with the smallest if `largest` is false."""
 
     metric: str = ""
     largest: bool = True
     patience: int = 0
-    """Stop after so many evaluated models in a row that are not better than the best; 0: never."""
+    """Stop after this many consecutive evaluated models that are not better than the best; 0: never."""
     stop: Stop | None = None
 
     @property
     def metrics(self) -> dict[str, str]:
-        """The metrics that it needs, by the setting that names them."""
+        """The metrics that the goal needs, by the setting that names them."""
         named = {"COORDINATOR_BEST_BY": self.metric, "COORDINATOR_STOP_WHEN": self.stop.metric if self.stop else ""}
         return {setting: metric for setting, metric in named.items() if metric}
 
@@ -52,24 +52,24 @@ class Best:
     round: int
     value: float
     worse: int = 0
-    """Evaluated models since then."""
+    """Number of models evaluated since then."""
 
 
 SERVER = "server_"
-"""Prefix of the metrics of the aggregator's evaluations, as goals name them."""
+"""Prefix with which goals name the metrics of the aggregator's evaluations."""
 
 
 def comparable(fact: Evaluated | ServerEvaluated) -> dict[str, float]:
-    """Return the metrics by the names that goals use. A participant's metric cannot pass for one of the aggregator."""
+    """Return the metrics by the names that goals use. Participants cannot report metrics with the aggregator's prefix."""
     if isinstance(fact, ServerEvaluated):
         return {SERVER + name: value for name, value in fact.figures}
     return {name: value for name, value in fact.figures if not name.startswith(SERVER)}
 
 
 def judged(goal: Goal, best: Best | None, fact: Evaluated | ServerEvaluated) -> tuple[Best | None, str]:
-    """Return the best model, now that one more was evaluated, and why training is to stop; empty: it goes on.
+    """Return the best model after one more evaluation, and why the run is to stop; empty if it continues.
 
-    Of equal models the first is the best.
+    The first of equal models is the best.
     """
     metrics, reason = comparable(fact), ""
     if goal.stop is not None and goal.stop.reached(metrics):
@@ -81,5 +81,5 @@ def judged(goal: Goal, best: Best | None, fact: Evaluated | ServerEvaluated) -> 
         return Best(fact.round, value), reason
     best = Best(best.round, best.value, best.worse + 1)
     if goal.patience and best.worse >= goal.patience:
-        reason = reason or f"no better {goal.metric} in {best.worse} evaluations than {best.value:g} in round {best.round}"
+        reason = reason or f"no better {goal.metric} than {best.value:g} (round {best.round}) in {best.worse} evaluations"
     return best, reason

@@ -1,4 +1,4 @@
-"""The last completed rounds, for people: nothing follows from them. Part of the coordinator's core: no I/O, no clock."""
+"""The last completed rounds, for display only: no decision uses them. Part of the coordinator's core: no I/O, no clock."""
 
 import math
 from collections import Counter, deque
@@ -11,12 +11,12 @@ from fedround.common.wire import MAX_FIGURES
 from fedround.events import Evaluated, RoundCompleted, ServerEvaluated
 
 MOST = 50
-"""Rounds that are remembered."""
+"""Maximum number of rounds in the history."""
 
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """What is remembered of a completed round: see `events.RoundCompleted`. `weights`: what its model is like, once known."""
+    """A completed round: see `events.RoundCompleted`. `weights` are the statistics of its model, once they are known."""
 
     round: int
     seconds: float
@@ -27,17 +27,17 @@ class Past:
     figures: Mapping[str, float]
     weights: Mapping[str, float] = field(default_factory=dict)
     rollbacks: int = 0
-    """How often training went back to the model of this round."""
+    """Number of rollbacks to the model of this round."""
     evaluation: Mapping[str, float] = field(default_factory=dict)
-    """The sample-weighted means of how participants evaluated its model."""
+    """Sample-weighted means of the participants' evaluations of its model."""
     server: Mapping[str, float] = field(default_factory=dict)
-    """How the aggregator's own function evaluated its model."""
+    """The evaluation of its model by the aggregator's function."""
     late: int = 0
-    """How many lost the round because its quorum was counted without them. They are not in `dropped`."""
+    """Number of members that the quorum was counted without. They are not in `dropped`."""
 
 
 class History:
-    """The rounds in their order. `before`: those of the life before."""
+    """The rounds in order. `before` are those from before a restart."""
 
     def __init__(self, before: Iterable[Past] = ()) -> None:
         self._rounds = deque(before, maxlen=MOST)
@@ -46,7 +46,7 @@ class History:
         return iter(self._rounds)
 
     def completed(self, fact: RoundCompleted) -> None:
-        """Remember it, and forget the oldest."""
+        """Add a round, and drop the oldest one beyond `MOST`."""
         self._rounds.append(
             Past(
                 fact.round,
@@ -61,21 +61,21 @@ class History:
         )
 
     def rolled_back(self, newest: int) -> None:
-        """Forget the rounds after `newest`, and note there that training went back to its model."""
+        """Drop the rounds after `newest`, and count a rollback to that round."""
         kept = [past for past in self._rounds if past.round <= newest]
         self._rounds.clear()
         self._rounds.extend(replace(past, rollbacks=past.rollbacks + (past.round == newest)) for past in kept)
 
     def evaluated(self, fact: Evaluated) -> None:
-        """Participants evaluated a model: in the round after its own."""
+        """Add the participants' evaluation of a model, which comes in the round after its own."""
         self._amend(fact.round, evaluation=dict(fact.figures))
 
     def evaluated_by_server(self, fact: ServerEvaluated) -> None:
-        """The aggregator evaluated a model: at any time after its round."""
+        """Add the aggregator's evaluation of a model, which comes at any time after its round."""
         self._amend(fact.round, server=dict(fact.figures))
 
     def lacks_server(self, round: int | None) -> bool:
-        """Return whether it has the round, but no evaluation of its model by the aggregator."""
+        """Return whether the history has the round, but not the aggregator's evaluation of its model."""
         return any(past.round == round and not past.server for past in self._rounds)
 
     def _amend(self, round: int | None, **known: Any) -> None:
@@ -84,7 +84,7 @@ class History:
                 self._rounds[index] = replace(past, **known)
 
     def measured(self, models: Iterable[Measured]) -> None:
-        """The figures of a round's model arrive late, and more than once; they may be of a round that is not remembered."""
+        """Add the statistics of models. They arrive late and repeatedly, and their round may be gone from the history."""
         for model in models:
             for index, past in enumerate(self._rounds):
                 if past.round == model.round and not past.weights:
@@ -92,12 +92,12 @@ class History:
 
 
 def weighted_means(entries: Sequence[tuple[int, Mapping[str, float]]]) -> tuple[tuple[str, float], ...]:
-    """Return the sample-weighted mean of each metric over those that reported it; the plain mean where all sample counts are 0.
+    """Return the sample-weighted mean of each metric over the entries that have it; the plain mean if all sample counts are 0.
+
+    The metrics in most entries come first, up to `MAX_FIGURES`: a client that invents names cannot displace common metrics.
 
     Args:
-        entries: The samples and the metrics of each.
-
-    Of the figures that most have reported: whoever makes up names does not hide those of the others.
+        entries: The number of samples and the metrics of each entry.
     """
     names = Counter(name for _, metrics in entries for name in metrics)
     means = []

@@ -1,4 +1,4 @@
-"""What operators ask of a coordinator beside its status: its runs, and their rounds."""
+"""The routes of the operations port for the runs and their rounds."""
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -11,7 +11,7 @@ from fedround.observability import ops
 
 
 def routes(service: CoordinatorService, access: ops.Access = ops.OPEN) -> list[Route]:
-    """`/runs`, and `/history?run=NAME`, without a name that of the current run."""
+    """Return the routes `/runs` and `/history?run=NAME`; the default is the current run."""
 
     async def runs(request: Request) -> Response:
         return JSONResponse({"runs": await service.runs()})
@@ -19,7 +19,7 @@ def routes(service: CoordinatorService, access: ops.Access = ops.OPEN) -> list[R
     async def history(request: Request) -> Response:
         found = await service.history(request.query_params.get("run") or service.current.id)
         if found is None:
-            return asgi.problem(404, "there is no run of that name or id: GET /runs lists them")
+            return asgi.problem(404, "no run has this name or id: GET /runs lists all runs")
         return Response(found, media_type="application/json")
 
     return [access.route(RUNS, runs), access.route(HISTORY, history)]

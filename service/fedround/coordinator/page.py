@@ -1,4 +1,4 @@
-"""The page of the federation on the coordinator's ops port: one HTML file, kept live by server-sent events of the status."""
+"""The coordinator's page on its operations port: one HTML file, updated by server-sent events with the status."""
 
 import asyncio
 import base64
@@ -20,27 +20,28 @@ from fedround.observability.shared import Shared
 EVERY = 1.0
 """Seconds between two events."""
 MANY = 500
-"""With more participants than that, events come as many times more seldom, but ..."""
+"""Number of participants above which the interval between events grows in proportion."""
 SELDOM = 10.0
-"""... at least so often: a page that hears nothing for longer believes that the connection is lost."""
+"""Maximum seconds between two events: after a longer pause, a page considers the connection lost."""
 MAX_STREAMS = 50
+"""Maximum number of open pages."""
 POLICY = "; ".join(
     [
         *("default-src 'none'", "style-src {style}", "script-src {script}", "connect-src 'self'", "img-src data:"),
         *("base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"),
     ]
 )
-"""What a browser may do for the page: run its one script and its one style, which their digests name, and nothing else."""
+"""Content Security Policy: the browser may use only the page's own script and style, which their digests identify."""
 
 
 def routes(health: Health, status: Callable[[], Mapping[str, object]], access: ops.Access = ops.OPEN) -> list[Route]:
-    """`/` and `/events`, for those whom `access` lets in."""
+    """Return the routes `/` and `/events`, protected by `access`."""
     page = files(__package__).joinpath("page.html").read_bytes()
     policy = POLICY.format(style=_digest(page, b"style"), script=_digest(page, b"script"))
     streams = 0
 
     def render() -> tuple[str, float]:
-        """The event of this moment, and the seconds until the next."""
+        """Return the current event, and the seconds until the next."""
         now = status()
         event = f"data: {json.dumps({'reasons': health.reasons, **now})}\n\n"
         return event, min(EVERY * max(1.0, _participants(now) / MANY), SELDOM)
@@ -52,13 +53,13 @@ def routes(health: Health, status: Callable[[], Mapping[str, object]], access: o
 
     async def events(request: Request) -> Response:
         if streams >= MAX_STREAMS:
-            return asgi.problem(503, "too many pages are open", {"Retry-After": "10"})
-        # nginx would keep events back until it has a buffer full of them.
-        return Stream(told(), headers={"X-Accel-Buffering": "no"}, media_type="text/event-stream")
+            return asgi.problem(503, "too many pages are open: close some", {"Retry-After": "10"})
+        # Otherwise nginx holds events back until its buffer is full.
+        return Stream(sent(), headers={"X-Accel-Buffering": "no"}, media_type="text/event-stream")
 
     class Stream(StreamingResponse):
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-            # From here on, and not from its first event: of many that are asked for at once none has come that far.
+            # Count here, not at the first event: many simultaneous requests would all pass the check before their first event.
             nonlocal streams
             streams += 1
             try:
@@ -66,20 +67,20 @@ def routes(health: Health, status: Callable[[], Mapping[str, object]], access: o
             finally:
                 streams -= 1
 
-    async def told() -> AsyncIterator[str]:
-        # Soon, since a restart takes seconds: the browser asks again so many milliseconds after a stream has ended.
+    async def sent() -> AsyncIterator[str]:
+        # Milliseconds until the browser reconnects after the stream ends; short, since a restart takes only seconds.
         yield "retry: 1000\n\n"
         while not health.stopping:
             event, pause = rendered()
             yield event
             await asyncio.sleep(pause)
 
-    # No Basic challenge for events: a browser would show its dialog over the page again and again. The page reloads itself instead.
+    # No Basic challenge for events: the browser would show its dialog repeatedly over the page. The page reloads itself instead.
     return [access.route("/", show), access.route("/events", events, basic=False)]
 
 
 def _digest(page: bytes, tag: bytes) -> str:
-    """The one element of that tag in the page, as a policy names its content."""
+    """Return the digest of the content of the page's only element with this tag, as the policy names it."""
     content = page.partition(b"<%s>" % tag)[2].partition(b"</%s>" % tag)[0]
     return f"'sha256-{base64.b64encode(hashlib.sha256(content).digest()).decode()}'"
 

@@ -1,4 +1,4 @@
-"""Has the archive written: what happened since then waits here."""
+"""The recorder: collects facts for the archive until they are written."""
 
 import time
 from collections import deque
@@ -15,11 +15,11 @@ from fedround.coordinator.rounds import Rounds
 from fedround.events import Fact
 
 REMEMBERED = 10
-"""Rounds of which the archive is known to have what their models are like."""
+"""Number of rounds whose model statistics are known to be in the archive."""
 
 
 class Recorder:
-    """Writes to `archive` what becomes of `rounds`."""
+    """Writes the history of `rounds` to `archive`."""
 
     def __init__(self, archive: Archive, rounds: Rounds) -> None:
         self._archive = archive
@@ -30,7 +30,7 @@ class Recorder:
         self._enter()
 
     def fact(self, fact: Fact) -> None:
-        """Note what happened."""
+        """Note a fact."""
         run, now = self._rounds.run, time.time()
         match fact:
             case events.RoundCompleted():
@@ -44,14 +44,14 @@ class Recorder:
             case events.ServerEvaluated(int(round)):
                 self._waiting.append(partial(self._archive.amend, round, {"server": _server(fact)}))
             case events.RolledBack(newest=newest):
-                self._measured.clear()  # these numbers come again
+                self._measured.clear()  # the numbers of these rounds are used again
                 self._waiting.append(partial(self._archive.roll_back, newest))
             case events.TrainingCompleted():
                 reason = f"complete, stopped early: {fact.reason}" if fact.reason else "complete"
                 self._waiting.append(partial(self._archive.end, run, now, reason))
 
     def page(self, page: Page) -> bool:
-        """Note what a page of the ledger says of models; True when that is news."""
+        """Note the statistics of models on a page of the ledger. Return whether there are new ones."""
         news = [measured for measured in page.measured if measured.round not in self._measured]
         for measured in news:
             self._measured.append(measured.round)
@@ -63,7 +63,7 @@ class Recorder:
         return bool(news)
 
     def write(self) -> None:
-        """Write what waits, all of it or nothing. For one thread at a time, which may be another one. Raises `OSError`."""
+        """Write all waiting entries in one transaction. One thread at a time may call it. Raises `OSError`."""
         entries = self._waiting[:]
         if entries:
             with self._archive.writing():
@@ -77,7 +77,7 @@ class Recorder:
 
 
 def _document(fact: events.RoundCompleted, now: float) -> Mapping[str, Any]:
-    """Return a completed round as the archive has it. `now` is in Unix time."""
+    """Return the archive's document of a completed round. `now` is in Unix time."""
     return {
         "ended": now,
         "seconds": fact.seconds,
@@ -94,7 +94,7 @@ def _document(fact: events.RoundCompleted, now: float) -> Mapping[str, Any]:
 
 
 def _evaluation(fact: events.Evaluated) -> Mapping[str, Any]:
-    """Return an evaluation as the archive has it: the means, the range, and each participant's own."""
+    """Return the archive's document of an evaluation: the means, the range, and each participant's metrics."""
     return {
         "samples": fact.samples,
         "metrics": dict(fact.figures),
@@ -105,5 +105,5 @@ def _evaluation(fact: events.Evaluated) -> Mapping[str, Any]:
 
 
 def _server(fact: events.ServerEvaluated) -> Mapping[str, Any]:
-    """Return an evaluation by the aggregator as the archive has it."""
+    """Return the archive's document of an evaluation by the aggregator."""
     return {"samples": fact.samples, "metrics": dict(fact.figures)}

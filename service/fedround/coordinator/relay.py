@@ -1,6 +1,6 @@
-"""Passes on the telemetry of participants to the operators' collector, so that a silo needs no way out but that to its coordinator.
+"""The relay: forwards participants' telemetry to the operators' collector, so that silos need to reach only the coordinator.
 
-Nothing else waits for it: it has a task, a connection and time-outs of its own.
+It has its own task, connection and time-outs, so a slow collector delays nothing else.
 """
 
 import asyncio
@@ -28,25 +28,25 @@ from fedround.http.peer import AsyncPeer
 LOG = logging.getLogger(__name__)
 
 BODY_SECONDS = 10.0
-"""Seconds within which a message has to arrive."""
+"""Time-out for receiving a message."""
 ANSWER_SECONDS = 10.0
-"""Seconds for the collector's answer."""
+"""Time-out for the collector's response."""
 RETRY_FOR = 60.0
-"""Seconds for which a batch is sent again to a collector that is away."""
+"""Seconds for which the relay retries a batch while the collector is unavailable."""
 LAST_SECONDS = 2.0
-"""Seconds for what waits when the coordinator ends."""
+"""Seconds to forward the queue when the coordinator stops."""
 COMPLAIN_EVERY = 60.0
-"""Seconds between two log lines about what a collector refuses."""
+"""Seconds between two log lines about rejected telemetry."""
 RETRY_LATER = {429, 502, 503, 504}
-"""Answers of a collector that wants the same batch later (OTLP over HTTP)."""
+"""Status codes after which OTLP over HTTP sends the batch again later."""
 SIGNALS = {wire.OTLP_METRICS: "metrics", wire.OTLP_TRACES: "traces"}
 
 Post = Callable[[str, bytes], Awaitable[int]]
-"""Sends a message to a path of the collector. Returns the status of its answer. Raises `ExchangeError`."""
+"""Sends a message to a path of the collector. Returns the status code. Raises `ExchangeError`."""
 
 
 class Answer(Enum):
-    """What a collector says to a batch."""
+    """The collector's response to a batch."""
 
     ARRIVED = auto()
     REFUSED = auto()
@@ -57,9 +57,9 @@ class Relay:
     """Receives telemetry on the participants' port and forwards it. For one event loop.
 
     Args:
-        post: Reaches the collector.
-        observe: Is told of each message that came, and of each that was sent on or dropped.
-        clock: Gives monotonic seconds.
+        post: Sends a message to the collector.
+        observe: Receives a fact for each message that was received, forwarded or dropped.
+        clock: Returns monotonic seconds.
     """
 
     def __init__(self, post: Post, observe: Observer, clock: Callable[[], float] = time.monotonic) -> None:
@@ -69,14 +69,14 @@ class Relay:
         self._backlog = Backlog()
         self._news = {path: asyncio.Event() for path in wire.OTLP}
         self._away: set[str] = set()
-        """Paths that the collector does not serve now."""
+        """Paths at which the collector is unavailable now."""
         self._complain_from = -math.inf
 
     async def receive(self, path: str, request: Request) -> Response:
-        """Take a message of the participant whose identity the request proves."""
+        """Receive a message from the participant whose identity the request proves."""
         name: str = request.state.owner
         if not name:
-            reason = "telemetry needs a proved name: a token of your own (COORDINATOR_TOKENS_FILE) or a client certificate"
+            reason = "telemetry needs an identity: a token of COORDINATOR_TOKENS_FILE or a client certificate"
             return asgi.problem(403, reason)
         if not self._backlog.begin(path, name, self._clock()):
             return self._refuse(path, "throttled", 429, "too many messages: push less often")
@@ -88,7 +88,7 @@ class Relay:
         finally:
             self._backlog.end(path, name)
         if not accepted:
-            return self._refuse(path, "full", 503, "too much waits for the collector")
+            return self._refuse(path, "full", 503, "the telemetry queue is full: try again later")
         self._observe(TelemetryReceived(SIGNALS[path], "accepted"))
         return Response(media_type=wire.PROTOBUF)
 
@@ -97,7 +97,7 @@ class Relay:
         return asgi.problem(status, reason, {"Retry-After": "5"})
 
     async def _accept(self, path: str, name: str, request: Request) -> bool:
-        from fedround.observability import stamping  # where nobody relays, nothing of OpenTelemetry is imported
+        from fedround.observability import stamping  # imports OpenTelemetry, which other coordinators do not need
 
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != wire.PROTOBUF:
@@ -115,14 +115,14 @@ class Relay:
         message, series = await asyncio.to_thread(stamp)
         asgi.check_admitted(request)
         if not self._backlog.know(name, series, self._clock()):
-            raise BadTelemetry("too many series within an hour: labels with ever new values?")
+            raise BadTelemetry("too many series within an hour: use labels with few values")
         if not self._backlog.add(path, name, message):
             return False
         self._news[path].set()
         return True
 
     async def run(self) -> None:
-        """Forward until cancelled; then what waits has `LAST_SECONDS`. Metrics and traces do not wait for each other."""
+        """Forward until cancelled, then flush the queue for `LAST_SECONDS`. Metrics and traces are independent of each other."""
         async with asyncio.TaskGroup() as tasks:
             for path in wire.OTLP:
                 tasks.create_task(self._follow(path))
@@ -139,23 +139,23 @@ class Relay:
             with suppress(TimeoutError):
                 async with asyncio.timeout(LAST_SECONDS):
                     while batch := self._backlog.batch(path):
-                        self._told(path, batch, arrived=await self._send(path, batch) is Answer.ARRIVED)
+                        self._report(path, batch, arrived=await self._send(path, batch) is Answer.ARRIVED)
 
     async def _forward(self, path: str, batch: Sequence[Waiting]) -> None:
         until = self._clock() + RETRY_FOR
         for delay in delays(random, first=0.5, most=10.0, spread=0.5):
             match await self._send(path, batch):
                 case Answer.ARRIVED:
-                    self._told(path, batch, arrived=True)
+                    self._report(path, batch, arrived=True)
                     return
                 case Answer.REFUSED if len(batch) > 1:
-                    for each in batch:  # one that the collector does not like must not cost those of others
+                    for each in batch:  # a rejected message must not cost the other participants theirs
                         await self._forward(path, [each])
                     return
                 case Answer.AWAY if self._clock() < until:
                     await asyncio.sleep(delay)
                 case _:
-                    self._told(path, batch, arrived=False)
+                    self._report(path, batch, arrived=False)
                     return
 
     async def _send(self, path: str, batch: Sequence[Waiting]) -> Answer:
@@ -164,34 +164,34 @@ class Relay:
         except ExchangeError as error:
             return self._failed(path, str(error))
         if status in RETRY_LATER:
-            return self._failed(path, f"it answers {status}")
+            return self._failed(path, f"status {status}")
         if path in self._away:
             self._away.discard(path)
-            LOG.info("the collector takes %s again", SIGNALS[path])
+            LOG.info("the collector accepts %s again", SIGNALS[path])
         if 200 <= status < 300:
             return Answer.ARRIVED
         if len(batch) == 1 and self._clock() >= self._complain_from:
             self._complain_from = self._clock() + COMPLAIN_EVERY
-            LOG.warning("the collector refuses %s, for example of %s: it answers %d", SIGNALS[path], batch[0].name, status)
+            LOG.warning("the collector rejects %s, for example from %s: status %d", SIGNALS[path], batch[0].name, status)
         return Answer.REFUSED
 
     def _failed(self, path: str, reason: str) -> Answer:
         if path not in self._away:
             self._away.add(path)
-            LOG.warning("the collector takes no %s, and is tried again: %s", SIGNALS[path], reason)
+            LOG.warning("cannot forward %s to the collector; retrying: %s", SIGNALS[path], reason)
         return Answer.AWAY
 
-    def _told(self, path: str, batch: Sequence[Waiting], *, arrived: bool) -> None:
+    def _report(self, path: str, batch: Sequence[Waiting], *, arrived: bool) -> None:
         self._observe(TelemetryForwarded(SIGNALS[path], len(batch), arrived))
 
 
 def routes(relay: Relay | None) -> list[Route]:
-    """The routes for telemetry; without a relay, they say so."""
+    """Return the routes for telemetry. Without a relay, they respond with 404."""
 
     def route(path: str) -> Route:
         async def endpoint(request: Request) -> Response:
             if relay is None:
-                return asgi.problem(404, "this coordinator passes no telemetry on: its COORDINATOR_OTLP_ENDPOINT is not set")
+                return asgi.problem(404, "this coordinator forwards no telemetry: its COORDINATOR_OTLP_ENDPOINT is not set")
             return await relay.receive(path, request)
 
         return Route(path, endpoint, methods=["POST"])
@@ -201,7 +201,7 @@ def routes(relay: Relay | None) -> list[Route]:
 
 @asynccontextmanager
 async def relaying(settings: CoordinatorSettings, observe: Observer) -> AsyncIterator[Relay | None]:
-    """Forward within the block, where the settings name a collector. Raises `ConfigurationError`."""
+    """Forward within the block if the settings name a collector. Raises `ConfigurationError`."""
     if settings.otlp_endpoint is None:
         yield None
         return

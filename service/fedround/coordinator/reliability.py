@@ -1,7 +1,7 @@
-"""Who failed to deliver, how often in a row, and who sits out because of it. Part of the coordinator's core: no I/O, no clock.
+"""Consecutive failures of participants, and who sits out because of them. Part of the coordinator's core: no I/O, no clock.
 
-Failures count against the proved identity. Without one they count against the name, which anybody may use; so a seat that has
-delivered an update answers for itself alone (`Participant.judged`).
+A failure counts against the proved identity. Without one it counts against the name, which any client may use. So a seat with a
+counted update is judged by its own failures alone (`Participant.judged`).
 """
 
 from collections.abc import Iterator
@@ -13,9 +13,9 @@ from fedround.events import SatOut
 TOLERATED = 1
 """Consecutive failures without a consequence. After the next one a participant sits out 1 round, then 2, then 4 ..."""
 MOST_SAT_OUT = 32
-"""... and this many at most."""
+"""Maximum number of rounds that a participant sits out."""
 MOST_RECORDS = 1000
-"""Participants whose failures are remembered: clients may invent names."""
+"""Maximum number of records, as clients may invent names."""
 
 
 @dataclass(slots=True)
@@ -24,16 +24,16 @@ class Record:
 
     name: str
     failures: int = 0
-    """In a row; a counted update ends them."""
+    """Number of consecutive failures; a counted update resets it."""
     until: int = 0
-    """The first round that it does not sit out."""
+    """The first round that the participant does not sit out."""
     reason: str = ""
-    """Of the last failure, for people."""
+    """Reason of the last failure, for operators."""
     at: float = 0.0
 
 
 class Reliability:
-    """The records of those that failed, the longest ago first."""
+    """The records of participants that failed, the least recent failure first."""
 
     def __init__(self) -> None:
         self._records: dict[Who, Record] = {}
@@ -45,7 +45,7 @@ class Reliability:
         return self._records.get(who)
 
     def failed(self, now: float, who: Who, name: str, round: int, reason: str) -> list[SatOut]:
-        """Note a failure in `round`. Return the fact that the participant sits out rounds, where it does."""
+        """Note a failure in `round`. Return a fact if the participant sits out rounds because of it."""
         record = self._records[who] = self._records.pop(who, Record(name))
         record.failures += 1
         record.reason, record.at = reason, now
@@ -57,12 +57,12 @@ class Reliability:
         return [SatOut(round, name, record.failures, rounds, reason)] if rounds else []
 
     def rolled_back(self, rounds: int) -> None:
-        """So many rounds come once more: they do not prolong what is still to be sat out."""
+        """Note a rollback of this many rounds: it does not change how many rounds participants still sit out."""
         for record in self:
             record.until = max(0, record.until - rounds)
 
     def counted(self, who: Who) -> None:
-        """An update of it was counted."""
+        """Note a counted update: it resets the failures."""
         if (record := self._records.get(who)) is not None:
             record.failures = record.until = 0
 

@@ -1,4 +1,4 @@
-"""Runs: one training each, by name. Part of the coordinator's core: no I/O, no clock."""
+"""Runs and their configuration. Part of the coordinator's core: no I/O, no clock."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from fedround.common.wire import Scalar
 
 Value = Scalar | Mapping[int, Scalar]
 Config = Mapping[str, Value]
-"""The round configuration: each value is for all rounds, or a schedule, which gives values from rounds of the run on."""
+"""The round configuration: each value applies to all rounds, or is a schedule of values by the round from which each applies."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run. Its rounds are numbered on from those of the run before: a number names one model."""
+    """A run. Its rounds continue the numbers of the run before, so that a number identifies one model."""
 
     id: str
     name: str
@@ -23,7 +23,7 @@ class Run:
 
 
 def config_of(config: Config, round: int) -> dict[str, Scalar]:
-    """Return the configuration of a round, counted from the run's first. A schedule has no value before its first round."""
+    """Return the configuration of a round, which counts from the run's first. A schedule has no value before its first round."""
     found: dict[str, Scalar] = {}
     for name, value in config.items():
         if isinstance(value, Mapping):

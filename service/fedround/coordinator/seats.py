@@ -1,4 +1,4 @@
-"""A seat: what is known of one registration; and the ordinals that seats hold. Part of the coordinator's core: no I/O, no clock."""
+"""The seats of participants, and the ordinals that seats hold. Part of the coordinator's core: no I/O, no clock."""
 
 import math
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from fedround.common.wire import Claim, Shard
 
 Who = tuple[str, str]
-"""Whom failures count against, and by whom a former life is recognised."""
+"""The identity that failures count against, and that identifies a participant across restarts."""
 
 
 def who(id: str, name: str, owner: str, *, extended: bool) -> Who:
-    """Return the proved identity, else the name; a participant of 0.8 gives no name and is known by its id alone."""
+    """Return the proved identity, or else the name. A 0.8 participant sends no name and has only its id."""
     if owner:
         return "owner", owner
     return ("name", name) if extended else ("id", id)
@@ -18,7 +18,7 @@ def who(id: str, name: str, owner: str, *, extended: bool) -> Who:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is worth knowing of a seat after a restart."""
+    """The part of a seat that survives a restart."""
 
     id: str
     name: str
@@ -31,7 +31,7 @@ class Known:
     counted_rounds: int = 0
     evaluates: bool = False
     shards: int = 0
-    """The number of shards that it said; 0: none."""
+    """Number of shards in its claim; 0: no claim."""
     shard: int | None = None
     asks: bool = False
 
@@ -47,49 +47,49 @@ class Participant:
     id: str
     name: str
     owner: str
-    """The proved identity that registered it, which alone may act for it; empty: every client that is let in."""
+    """The proved identity that registered it, which alone may act for it; empty: any client that is let in."""
     extended: bool
-    """It is one of ours, and understands our additions to the protocol."""
+    """Whether the participant understands fedround's additions to the protocol."""
     ordinal: int | None
-    """The lowest number that no other seat held when it got it; None before the first heartbeat of a participant of 0.8."""
+    """The lowest free number when it was assigned; None before the first heartbeat of a 0.8 participant."""
     joined: float
     seen: float
-    """When it last sent a heartbeat, or got the answer to one."""
+    """When it last sent a heartbeat, or received the response to one."""
     expires: float
     heard: bool = False
-    """It has sent a heartbeat, in this life of the coordinator or the one before."""
+    """Whether it has ever sent a heartbeat, including before a restart of the coordinator."""
     beat: float = -math.inf
     """When it last sent a heartbeat."""
     free_since: float = 0.0
     """When its last part in an attempt ended."""
     pause: float = 0.0
-    """Seconds from its last answer to its last heartbeat."""
+    """Seconds from its last response to its last heartbeat."""
     probed: float = -math.inf
-    """When it last had to prove that it lives."""
+    """When its last probe began."""
     probe_at: float = math.inf
-    """When it has to do so next."""
+    """When its next probe begins."""
     gone_at: float = math.inf
     """When it is removed, unless it sends a heartbeat before."""
     trouble: str = ""
-    """What keeps it from the aggregator, for people."""
+    """Why it cannot reach the aggregator, for operators."""
     counted: int | None = None
     """The last round in which its update was counted."""
     delivered: bool = False
-    """An update of this seat was counted, in this life of the coordinator."""
+    """Whether an update of this seat was counted since the coordinator started."""
     owed: int | None = None
-    """The round for which it is asked again: it had a part in a lost attempt, and may have been told that it was counted."""
+    """The round that selects it again: it had a part in a lost attempt, and may have learned that its update was counted."""
     selected_rounds: int = 0
     """Number of completed rounds that selected it, since it joined."""
     counted_rounds: int = 0
     """Number of those that counted its update."""
     evaluates: bool = False
-    """It can evaluate models."""
+    """Whether it can evaluate models."""
     known_to_books: bool = False
-    """It was selected at least once: when it is gone, the books are told to forget it."""
+    """Whether it was ever selected. If so, the books must forget it when it is gone."""
     claim: Claim | None = None
-    """What it said about shards."""
+    """Its claim about shards; None: it uses none."""
     index: int | None = None
-    """The index of the shard that it holds."""
+    """Index of the shard that it holds."""
 
     @property
     def who(self) -> Who:
@@ -97,7 +97,7 @@ class Participant:
 
     @property
     def judged(self) -> Who:
-        """Whom its failures count against: itself once it has delivered, since anybody may use a name that nobody proves."""
+        """The identity that its failures count against: its id once it has delivered, as any client may use an unproved name."""
         return ("id", self.id) if self.delivered and not self.owner else self.who
 
     @property
@@ -107,11 +107,11 @@ class Participant:
 
     @property
     def asks(self) -> bool:
-        """It trains whichever shard it is given."""
+        """Whether the coordinator assigns its shard."""
         return self.claim is not None and self.claim.asks
 
     def claims(self, claim: Claim | None) -> None:
-        """Note what it says about shards."""
+        """Set its claim about shards."""
         self.claim, self.index = claim, None if claim is None or claim.asks else claim.index
 
     def known(self, owed: int | None) -> Known:
@@ -120,7 +120,7 @@ class Participant:
         return Known(*seat, self.selected_rounds, self.counted_rounds, self.evaluates, *shard)
 
     def rolled_back(self, newest: int) -> None:
-        """Training goes on behind round `newest`: nothing is owed or counted beyond the round that comes now."""
+        """Note a rollback to the model of round `newest`: discard what concerns later rounds."""
         if self.counted is not None and self.counted > newest:
             self.counted = newest
         if self.owed != newest + 1:

@@ -1,18 +1,18 @@
-"""Who trains which part of a split data set. Part of the coordinator's core: no I/O, no clock.
+"""The assignment of a data set's shards to participants. Part of the coordinator's core: no I/O, no clock.
 
 The rules:
 
-1. A participant that registers says which shard it has (*fixed*), or asks for one, or neither. Those that say the same number of
-   shards share one data set. What follows is about them.
-2. A participant that asks keeps its shard as long as it is present. It loses the shard only as rules 4 and 5 say.
-3. Shards change only before participants are selected. A free shard goes to a participant that asks and has none: the lowest shard
-   first, the participant that has been there longest first; one that had that shard in a former life goes before.
+1. A participant registers with a *fixed* shard, asks for a shard, or does neither. Participants that name the same number of
+   shards share one data set. The other rules apply to these.
+2. A participant that asks keeps its shard while it is present. It loses the shard only by rules 4 and 5.
+3. Shards change only before a selection. A free shard goes to a participant that asks and has none: the lowest shard first, the
+   longest present participant first. A participant that had this shard before its restart has priority.
    Once every shard has a participant, the others *stand by*: they are not selected, and do not count towards `min_clients`.
-4. The participant with a fixed shard goes before the one that asked. If two participants have the same fixed shard, both train it,
-   and `Coverage` warns.
+4. A fixed shard has priority over an assigned one. If two participants have the same fixed shard, both train it, and `Coverage`
+   warns.
 5. A participant that sits out, or that lost its part in the open attempt, gives its shard to one that stands by, if there is one.
-6. In an attempt a participant that asks is selected only with a shard that nobody else trains in this attempt, or has trained.
-   So whoever is selected in the place of another one trains the shard of that one.
+6. An attempt selects a participant that asks only with a shard that no other participant trains or has trained in this attempt.
+   So a replacement trains the shard of the participant that it replaces.
 """
 
 from collections import Counter, defaultdict
@@ -25,14 +25,14 @@ from fedround.coordinator.seats import Participant
 from fedround.events import ShardsChanged
 
 SHOWN = 10
-"""Shards that a warning names."""
+"""Maximum number of shards that a warning names."""
 
 SitsOut = Callable[[Participant], bool]
 
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """How many participants hold each shard. Of several numbers of shards: the one that most participants say."""
+    """How participants cover the shards. If they disagree on the number of shards, the most common one applies."""
 
     count: int = 0
     """The number of shards; 0: no participant has one."""
@@ -41,25 +41,25 @@ class Coverage:
     doubled: tuple[int, ...] = ()
     """Shards with two participants or more."""
     standing_by: int = 0
-    """Participants for which there is no shard."""
+    """Number of participants without a shard."""
     other_counts: tuple[int, ...] = ()
-    """What other participants say that the number of shards is."""
+    """Other numbers of shards that participants name."""
 
     @property
     def warning(self) -> str:
-        """What is wrong, for people; empty where nothing is."""
+        """The problem, for operators; empty if there is none."""
         missing, doubled = (f"{_named(shards)} of {self.count}" for shards in (self.missing, self.doubled))
         counts = ", ".join(map(str, (self.count, *self.other_counts)))
         wrong = [
-            f"no participant holds {missing}: what is in it is not trained on" if self.missing else "",
-            f"more than one participant holds {doubled}: what is in it counts twice" if self.doubled else "",
-            f"participants disagree on the number of shards ({counts}): see PARTICIPANT_SHARDS" if self.other_counts else "",
+            f"no participant holds {missing}: training leaves out its data" if self.missing else "",
+            f"more than one participant holds {doubled}: its data counts more than once" if self.doubled else "",
+            f"participants disagree on the number of shards ({counts}): correct PARTICIPANT_SHARDS" if self.other_counts else "",
         ]
         return "; ".join(filter(None, wrong))
 
 
 def coverage(present: Presence) -> Coverage:
-    """Say how the shards are held."""
+    """Return how the present participants cover the shards."""
     groups = _groups(present)
     if not groups:
         return Coverage()
@@ -75,19 +75,19 @@ def coverage(present: Presence) -> Coverage:
 
 
 class Shards:
-    """The shards, and what was said of them."""
+    """Assigns the shards, and reports changes."""
 
     def __init__(self) -> None:
         self.standing_by = 0
-        """Participants for which there was no shard when shards were assigned last."""
-        self._told = Coverage()
+        """Number of participants without a shard at the last assignment."""
+        self._reported = Coverage()
 
     def assign(
         self, present: Presence, waiting: Iterable[Participant], sits_out: SitsOut, members: Iterable[Member] = ()
     ) -> set[str]:
-        """Give shards to those that ask, as the rules say. Return the ids of those that have nothing to train now.
+        """Assign shards by the rules. Return the ids of the participants that cannot train now.
 
-        `waiting` are those that can be selected, `members` those of the open attempt.
+        `waiting` are the participants that can be selected, `members` those of the open attempt.
         """
         idle: set[str] = set()
         for count, group in _groups(present).items():
@@ -98,10 +98,10 @@ class Shards:
         return idle
 
     def changed(self, present: Presence) -> list[ShardsChanged]:
-        """Return the fact that the shards are held in another way than it said last, where they are."""
-        now, told = coverage(present), self._told
-        self._told = now
-        if now == told or not now.count:
+        """Return a fact if the coverage has changed since the last call."""
+        now, reported = coverage(present), self._reported
+        self._reported = now
+        if now == reported or not now.count:
             return []
         return [ShardsChanged(now.count, len(now.missing), len(now.doubled), now.standing_by, now.warning)]
 
@@ -109,9 +109,9 @@ class Shards:
 def _assign(
     count: int, group: Sequence[Participant], here: Sequence[Participant], trained: Mapping[int, bool], sits_out: SitsOut
 ) -> set[str]:
-    """Assign the shards of the `group` that says `count`, to those that can be selected (`here`).
+    """Assign the shards of the `group` that names `count` shards to those that can be selected (`here`).
 
-    `trained`: by members of the attempt, and whether such a member asked for its shard.
+    `trained` has the shards of the attempt's members, and whether the member asked for its shard.
     """
     fixed = [p for p in here if not p.asks]
     able, resting = ([p for p in here if p.asks and sits_out(p) is out] for out in (False, True))
@@ -127,7 +127,7 @@ def _assign(
         take(p, p.index)
     for p in able:
         take(p, p.claim.index if p.claim else None)
-    idle_holders = {p.index for p in group if p.id not in takes}  # who cannot train it now
+    idle_holders = {p.index for p in group if p.id not in takes}  # their holders cannot train them now
     spare = iter(sorted(free, key=lambda index: (index in idle_holders, index)))
     for p in able:
         if p.id not in takes:
@@ -142,7 +142,7 @@ def _assign(
 
 
 def _hold(group: Sequence[Participant], takes: Mapping[str, int]) -> None:
-    """Have each hold what it takes. Those that take nothing keep their shard unless another one holds it now."""
+    """Give each participant the shard that it takes. The others keep theirs unless another participant holds it now."""
     for p in group:
         p.index = takes.get(p.id, p.index)
     holders = Counter(p.index for p in group)
@@ -152,14 +152,14 @@ def _hold(group: Sequence[Participant], takes: Mapping[str, int]) -> None:
 
 
 def _beyond(count: int, group: Sequence[Participant]) -> int:
-    """Return how many more ask for a shard than there are shards for them."""
+    """Return the number of participants that ask for a shard and find none free."""
     return max(sum(p.asks for p in group) - count + len({p.index for p in group if not p.asks}), 0)
 
 
 def _groups(present: Presence) -> dict[int, list[Participant]]:
-    """Those that have to do with shards, by the number of shards that they say."""
+    """Return the participants that use shards, by the number of shards that they name."""
     groups: dict[int, list[Participant]] = defaultdict(list)
-    for p in present if present.sharing else ():  # of thousands that have not: at once
+    for p in present if present.sharing else ():  # fast for thousands of participants without shards
         if p.claim is not None:
             groups[p.claim.count].append(p)
     return groups

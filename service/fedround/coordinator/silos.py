@@ -1,15 +1,15 @@
-"""What operators see of each participant by its name, across its registrations. Part of the coordinator's core: no I/O, no clock.
+"""The state of each silo by name, across its registrations, for operators. Part of the coordinator's core: no I/O, no clock.
 
 The rules:
 
-1. A *silo* is a name. Participants of the same name share their silo: its counters count for all of them, and its phase is that of
-   the participant that has been at work for longest, so that one that hangs stays visible.
-2. A silo that no participant has any more is forgotten after `KEPT` seconds, earlier if there are more than `MOST_GONE`.
-3. A failure is what makes a participant sit out (`reliability.py`): a missed deadline, a refused update, a restart or a time-out in
-   a round, or a departure for a failure. A participant that is late, or leaves because it is stopped, has not failed.
-4. The next counted update ends the consecutive failures.
-5. If there are more silos than may be shown, those with a problem come first. Of these, the ones that were counted once come
-   before the others: clients can invent names, but not counted updates.
+1. A *silo* is a name. Participants with the same name share one silo: its counters include all of them, and its phase is that of
+   the participant that has been at work for longest, so that a hung participant stays visible.
+2. A silo without participants is forgotten after `KEPT` seconds, or earlier if there are more than `MOST_GONE`.
+3. A failure is an event that can make a participant sit out (`reliability.py`): a missed deadline, a refused update, a restart or
+   a time-out in a round, or a departure because of a failure. Being late and stopping on request are not failures.
+4. The next counted update resets the consecutive failures.
+5. If there are too many silos to show, those with a problem come first. Of these, silos with a counted update come before the
+   others: clients can invent names, but not counted updates.
 """
 
 from collections import Counter
@@ -28,13 +28,13 @@ from fedround.events import Fact
 KEPT = 3600.0
 """Seconds for which a silo is shown after its last participant is gone."""
 MOST_GONE = 1000
-"""Silos without a participant that are remembered: clients can invent names."""
+"""Maximum number of silos without a participant, as clients can invent names."""
 REASONS = ("deadline", "failed", "refused", "replaced", "silent")
 """Why participants fail: see `events.Revoked`."""
 
 
 class Phase(StrEnum):
-    """What a participant does. Those between SELECTED and COUNTED it reports itself, unless it is one of 0.8."""
+    """The phase of a participant. It reports the phases between SELECTED and COUNTED itself; a 0.8 participant reports none."""
 
     WAITING = "waiting"
     RESTING = "resting"
@@ -47,7 +47,7 @@ class Phase(StrEnum):
     COUNTED = "counted"
     REVOKED = "revoked"
     MISSING = "missing"
-    """The last participant with this name timed out, or left for a failure."""
+    """The last participant with this name timed out, or left because of a failure."""
     GONE = "gone"
 
 
@@ -65,40 +65,40 @@ class Failure:
     round: int | None = None
     phase: str = ""
     seconds: float | None = None
-    """From the selection until the participant lost the round."""
+    """Seconds from the selection until the participant lost the round."""
 
 
 @dataclass(slots=True)
 class Silo:
-    """What is known of one name. Times are monotonic seconds."""
+    """The state of one silo. Times are monotonic seconds."""
 
     name: str
     seats: dict[str, Participant] = field(default_factory=dict)
-    """Those that are present, by id."""
+    """The present participants, by id."""
     seen: float = 0.0
-    """The last contact of the one that went last."""
+    """Last contact with the participant that left last."""
     gone_at: float = 0.0
     lost: bool = False
-    """The one that went last timed out or failed."""
+    """Whether the participant that left last timed out or failed."""
     counted: int | None = None
     """The last round in which an update was counted."""
     rounds: int = 0
-    """Updates in completed rounds."""
+    """Number of updates in completed rounds."""
     seconds: float | None = None
-    """How long the last of these took, from the selection on."""
+    """Seconds that the last of these took, from the selection on."""
     dominated: int = 0
-    """Rounds of three updates or more in which it had more than half of all samples."""
+    """Number of rounds with three or more updates in which the silo had more than half of all samples."""
     consecutive: int = 0
     """Failures since the last counted update."""
     missed: int = 0
-    """Deadlines missed since then."""
+    """Deadlines missed since the last counted update."""
     failures: Counter[str] = field(default_factory=Counter)
-    """By reason."""
+    """Number of failures by reason."""
     late: int = 0
     failure: Failure | None = None
     training: Mapping[str, float] = field(default_factory=dict)
     evaluation: Mapping[str, float] = field(default_factory=dict)
-    """The metrics of the last completed round that has some."""
+    """The metrics of the last round that has some."""
 
     @property
     def troubled(self) -> bool:
@@ -107,19 +107,19 @@ class Silo:
 
 
 class Silos:
-    """The silos by name. It follows the facts of the rounds whose `present` participants these are."""
+    """The silos by name. They follow the facts of the rounds that have these `present` participants."""
 
     def __init__(self, present: Presence) -> None:
         self._present = present
         self._here: dict[str, Silo] = {}
         self._gone: dict[str, Silo] = {}
-        """The one that went first comes first."""
+        """In the order in which their last participants left."""
         self._by_id: dict[str, Silo] = {}
         for seat in present:
             self._joined(seat)
 
     def note(self, now: float, fact: Fact) -> None:
-        """Take note of what happened."""
+        """Note a fact."""
         match fact:
             case events.ParticipantJoined(id) if (seat := self._present.get(id)) is not None:
                 self._joined(seat)
@@ -149,7 +149,7 @@ class Silos:
         return self._here.get(name) or self._gone.get(name)
 
     def shown(self, now: float, most: int) -> tuple[list[Silo], int]:
-        """Return at most so many silos by name, as rule 5 says, and how many are left out."""
+        """Return at most `most` silos by rule 5, sorted by name, and the number of omitted silos."""
         while self._gone and (oldest := next(iter(self._gone.values()))).gone_at + KEPT < now:
             del self._gone[oldest.name]
         silos = [*self._here.values(), *self._gone.values()]
@@ -179,7 +179,7 @@ class Silos:
         match failure.reason:
             case "late":
                 silo.late += 1
-            case "failed":  # it was counted when the participant left
+            case "failed":  # the failure was counted when the participant left
                 silo.failure = failure
             case "deadline" | "refused" | "replaced" | "silent":
                 silo.missed += failure.reason == "deadline"
@@ -193,7 +193,7 @@ class Silos:
 
 
 def phase(seat: Participant, attempt: Attempt | None, reliability: Reliability, round: int) -> tuple[Phase, float]:
-    """Return what a participant that is present does, and since when."""
+    """Return the phase of a present participant, and when it began."""
     member = attempt.members.get(seat.id) if attempt else None
     if attempt is None or member is None:
         resting = reliability.sits_out(seat.judged, round)

@@ -1,4 +1,4 @@
-"""What `/status` tells of the rounds: JSON-able data, ids cut."""
+"""The content of `/status` about the rounds, as JSON-able data with shortened ids."""
 
 from collections import Counter
 from collections.abc import Container, Iterable
@@ -14,13 +14,16 @@ from fedround.coordinator.shards import coverage
 from fedround.coordinator.silos import AT_WORK, REASONS, Failure, Phase, Silo, Silos, phase
 
 MOST_FAILURES = 50
-"""Participants whose last failures are shown."""
+"""Maximum number of participants whose last failures are shown."""
 
 
 def status(
     rounds: Rounds, now: float, silos: Silos | None = None, *, reachable: bool = True, faults: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """The state of the training at `now`, monotonic seconds. `reachable`: the aggregator; what it lacks is in `faults`."""
+    """Return the state of the training at `now`, in monotonic seconds.
+
+    `reachable` is whether the coordinator reaches the aggregator; `faults` are the aggregator's problems.
+    """
     attempt = rounds.attempt
     return {
         "state": _state(rounds, reachable),
@@ -83,19 +86,19 @@ def _server(rounds: Rounds) -> dict[str, Any] | None:
 
 
 def _shards(rounds: Rounds) -> dict[str, Any] | None:
-    """How the shards are held; None where no participant has one."""
+    """Return how the shards are covered; None if no participant has one."""
     now = coverage(rounds.present)
     return {**asdict(now), "warning": now.warning} if now.count else None
 
 
 def _shard(p: Participant, attempt: Attempt | None) -> Shard | None:
-    """The shard that a participant trains, or else holds for the next round; None where it did not say that it uses one."""
+    """Return the shard that a participant trains, or else holds for the next round; None if it uses none."""
     member = attempt.members.get(p.id) if attempt else None
     return member.shard if member is not None and member.state is not State.IGNORED else p.shard
 
 
 def by_name(rounds: Rounds, silos: Silos, now: float, unix: float, most: int) -> dict[str, Any]:
-    """What metrics show of at most so many silos, by the metrics' names. The others are `omitted`. `unix`: now, in Unix time."""
+    """Return the values for the metrics of at most `most` silos, and how many are `omitted`. `unix` is now, in Unix time."""
     shown, omitted = silos.shown(now, most)
     names = Counter(name for silo in shown for name in {**silo.training, **silo.evaluation})
     common = {name for name, _ in names.most_common(MAX_FIGURES)}

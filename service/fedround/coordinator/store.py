@@ -1,4 +1,4 @@
-"""What a coordinator keeps: the round, who is known by which id, and the last rounds. Not the attempt: a restart begins another."""
+"""The state that survives a restart: the round, the participants' ids, the last rounds. A restart begins a new attempt."""
 
 import math
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ NAME = "rounds.json"
 
 
 def load(disk: Disk) -> Memory:
-    """What was kept; of nothing, where there is nothing. Raises `DataDamaged`."""
+    """Return the state on disk; an empty one if there is none. Raises `DataDamaged`."""
     document: Any = durable.load(disk, NAME)
     if document is None:
         durable.check_own(disk, NAME)
@@ -39,11 +39,11 @@ def load(disk: Disk) -> Memory:
             _whole(document.get("evaluated", -1) + 1) - 1,
         )
     except (AttributeError, TypeError, KeyError) as error:
-        raise DataDamaged(NAME, f"it lacks something, or has something that does not belong there: {error}") from error
+        raise DataDamaged(NAME, f"a field is missing, unknown or invalid: {error}") from error
 
 
 def save(disk: Disk, memory: Memory) -> None:
-    """Keep it. Raises `OSError`."""
+    """Write the state to disk. Raises `OSError`."""
     lists = {"participants": _plain(memory.participants), "history": _plain(memory.history)}
     run: dict[str, Any] = {"run": memory.run and asdict(memory.run), "final": memory.final, "stopped": memory.stopped}
     run |= {"best": memory.best and asdict(memory.best), "awaited": memory.awaited, "evaluated": memory.evaluated}
@@ -51,7 +51,7 @@ def save(disk: Disk, memory: Memory) -> None:
 
 
 def _plain(entries: Iterable[Known | Past]) -> list[dict[str, Any]]:
-    # Of thousands, in every round: `asdict` would copy each value.
+    # There may be thousands of entries in every round, and `asdict` would copy each value.
     return [{field.name: getattr(entry, field.name) for field in fields(entry)} for entry in entries]
 
 
@@ -62,7 +62,7 @@ def _run(data: dict[str, Any] | None) -> Run | None:
     _whole(run.first)
     started: Any = run.started
     if not all(isinstance(text, str) for text in (run.id, run.name)) or type(started) not in (int, float):
-        raise TypeError("a run that is none")
+        raise TypeError("a run has fields of the wrong type")
     return run
 
 
@@ -71,21 +71,21 @@ def _best(data: dict[str, Any] | None) -> Best | None:
         return None
     best = Best(**data)
     if type(best.value) not in (int, float) or not math.isfinite(best.value):
-        raise TypeError("a best model whose value is no finite number")
+        raise TypeError("the best model's value is not a finite number")
     _whole(best.round), _whole(best.worse)
     return best
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError("a text that is none")
+        raise TypeError("a text is not a string")
     return value
 
 
 def _known(data: dict[str, Any]) -> Known:
     known = Known(**data)
     if not all(isinstance(text, str) for text in (known.id, known.name, known.owner)):
-        raise TypeError("a participant with a text that is none")
+        raise TypeError("a participant's id, name or owner is not a string")
     for number in (known.ordinal, known.counted, known.owed, known.shard):
         if number is not None:
             _whole(number)
@@ -99,13 +99,13 @@ def _past(data: dict[str, Any]) -> Past:
     for number in (past.round, past.counted, past.dropped, past.samples, past.parameters, past.rollbacks, past.late):
         _whole(number)
     if type(past.seconds) not in (int, float) or not math.isfinite(past.seconds):
-        raise TypeError("a round with a duration that is none")
+        raise TypeError("a round's duration is not a finite number")
     if any(figures(values) != values for values in (past.figures, past.weights, past.evaluation, past.server)):
-        raise TypeError("a round with values that are no finite numbers")
+        raise TypeError("a round's values are not finite numbers")
     return past
 
 
 def _whole(value: Any) -> int:
     if type(value) is not int or not 0 <= value <= durable.LARGEST:
-        raise TypeError("a number that is no whole number, or is too large")
+        raise TypeError(f"{value!r:.40} is not an integer from 0 to {durable.LARGEST}")
     return value

@@ -1,22 +1,22 @@
-"""The failed attempts of a round: why, how many, and when the next may begin. Part of the coordinator's core: no I/O, no clock."""
+"""The failed attempts of a round, and the pause before the next. Part of the coordinator's core: no I/O, no clock."""
 
 import math
 from dataclasses import dataclass
 
 PAUSE = 1.0
-"""Seconds between a failed attempt and the next."""
+"""Seconds between a failed attempt and the next. They double with each further attempt that fails for a lasting reason."""
 MOST_PAUSE = 60.0
-"""The same once many have failed for reasons that do not pass by themselves: the pause doubles with each."""
+"""Maximum seconds between two attempts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """What became of the attempts since the last completed round."""
+    """The failed attempts since the last completed round."""
 
     lasting: int = 0
-    """How many failed for reasons that do not pass by themselves, such as refused updates."""
+    """Number of attempts that failed for a lasting reason, such as refused updates."""
     reason: str = ""
-    """Why the last one failed, for people; empty where none did."""
+    """Why the last attempt failed, for operators; empty if none failed."""
     not_before: float = -math.inf
     """When the next attempt may begin, in monotonic seconds."""
 

@@ -1,4 +1,4 @@
-"""Warns of metrics that a goal names and nobody reports."""
+"""Warnings about metrics that a goal names but no evaluation has."""
 
 import logging
 
@@ -16,17 +16,17 @@ class Wanted:
         self._metrics = dict(goal.metrics)
 
     def evaluated(self, fact: Evaluated | ServerEvaluated) -> None:
-        """A model was evaluated, with these metrics."""
+        """Check the metrics of an evaluation."""
         metrics, server = comparable(fact), isinstance(fact, ServerEvaluated)
         for setting, metric in tuple(self._metrics.items()):
             if metric not in metrics and metric.startswith(SERVER) == server:
-                self._warn(setting, f"no evaluation has the metric {metric}; there are: {', '.join(metrics) or 'none'}")
+                self._warn(setting, f"no evaluation has the metric {metric}; available: {', '.join(metrics) or 'none'}")
 
     def read(self, page: Page) -> None:
-        """A page of the ledger was read: it says whether the aggregator evaluates models."""
+        """Check a page of the ledger, which shows whether the aggregator evaluates models."""
         for setting, metric in tuple(self._metrics.items()):
             if metric.startswith(SERVER) and not page.evaluator:
-                self._warn(setting, f"there is no {metric}: the aggregator has no function that evaluates (AGGREGATOR_EVALUATE)")
+                self._warn(setting, f"no evaluation has the metric {metric}: set AGGREGATOR_EVALUATE at the aggregator")
 
     def _warn(self, setting: str, problem: str) -> None:
         del self._metrics[setting]

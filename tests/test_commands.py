@@ -47,7 +47,7 @@ def test_a_participant_trains_with_the_platform_and_the_model_can_be_fetched(pla
 
     former = fedround("model", "--round", "0", "--from", platform.url("AGGREGATOR_OPS_PORT"), "-o", "former.npy")
     assert former.returncode == 1
-    assert "that model is not kept" in former.stderr
+    assert "no model of this round is stored" in former.stderr
 
     files = sorted(directory.iterdir())
     for place in ("no/such/model.npy", "mine.py/model.npy", ".", "x" * 255):

@@ -215,7 +215,7 @@ def test_a_full_disk_removes_the_oldest_models_but_never_the_newest_two(caplog: 
     kept = ModelStore(disk, keep=10)
     assert kept.rounds[-1] == 19
     assert len(kept.rounds) > 2
-    assert "the disk is full: the model of round 0 is removed early" in caplog.text
+    assert "the disk is full: removed the model of round 0 early" in caplog.text
     disk.room = 0
     for _ in range(3):
         with pytest.raises(OSError, match="No space left"):

@@ -198,7 +198,7 @@ def test_training_stops_when_it_is_good_enough(tmp_path: Path) -> None:
             assert len(answer.read()) > 0
         done = command("model", "--from", platform.url("AGGREGATOR_OPS_PORT"), "--round", "best", "-o", str(tmp_path / "best.npy"))
         assert done.returncode == 1
-        assert "no model is known as the best: set COORDINATOR_BEST_BY and AGGREGATOR_DATA_DIR" in done.stderr
+        assert "no best model is known: set COORDINATOR_BEST_BY and AGGREGATOR_DATA_DIR" in done.stderr
 
 
 def test_a_class_with_a_format_of_its_own_says_that_it_evaluates() -> None:

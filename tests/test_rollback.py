@@ -109,7 +109,7 @@ def test_a_rollback_that_is_refused_changes_nothing_and_says_why(tmp_path: Path)
     ):
         take_part(pool, platform, KnownAnswer(0), KnownAnswer(1))
         for done, why in [
-            (roll_back(platform, 5), "refused with 404 Not Found: that model is not kept"),
+            (roll_back(platform, 5), "refused with 404 Not Found: no model of this round is stored"),
             (roll_back(platform, -1), "refused with 400 Bad Request"),
             (roll_back(platform, 1, token="another"), "refused with 401: give the operators' token"),
             (fedround("rollback", "--from", platform.url("COORDINATOR_PORT"), "--round", "1"), "is this the aggregator's ops port"),

@@ -134,7 +134,7 @@ def test_a_function_that_fails_is_named_and_costs_no_round() -> None:
     with running("platform", COORDINATOR_ROUNDS="3", **evaluating("failing"), **goal) as platform:
         with silo(platform) as participant:
             assert participant.wait() == 0
-        what = "AGGREGATOR_EVALUATE=support.examiner:failing: model of round 2 is not evaluated: ValueError: no test set for 3.0"
+        what = "AGGREGATOR_EVALUATE=support.examiner:failing: evaluation of the model of round 2 failed: ValueError: no test set"
         platform.said(re.escape(what))
         status = platform.status("COORDINATOR_OPS_PORT")
         assert (status["state"], status["best"]) == ("complete", None)
@@ -172,7 +172,7 @@ def test_a_goal_without_a_function_is_told_once() -> None:
         ("support.examiner", "write it as my_package.my_module:my_function"),
         ("support.examiner:frist", "support.examiner has no frist: did you mean first?"),
         ("support.nobody:first", "there is no module support.nobody"),
-        ("support.examiner:GATE", "support.examiner:GATE is no function"),
+        ("support.examiner:GATE", "support.examiner:GATE is not a function"),
         ("support.examiner:two", "support.examiner:two is called with the weights of a model alone"),
         ("support.examiner:later", "support.examiner:later is a coroutine function"),
     ],

@@ -205,7 +205,7 @@ def test_nothing_is_allocated_because_a_header_claims_it() -> None:
 
 
 def test_an_update_shorter_than_its_sample_count_is_refused() -> None:
-    with pytest.raises(WrongWeights, match="sample count of 4 bytes, but 3 came"):
+    with pytest.raises(WrongWeights, match="sample count of 4 bytes, but this one has 3 bytes"):
         UpdateReader(bytes(3), 3)
 
 

@@ -249,7 +249,7 @@ def test_an_update_for_a_round_that_is_over_is_told_so() -> None:
             assert answer.json() == {
                 "title": "Conflict",
                 "status": 409,
-                "detail": "the round of this token is over, or was given to others",
+                "detail": "the round of this token is over, or was reassigned to other participants",
             }
             await assert_the_others_go_on(service, client)
 
@@ -263,7 +263,7 @@ OBJECTS = b"\0\0\0\1" + npy(np.array([{}], object))
 @pytest.mark.parametrize(
     ("body", "status", "detail"),
     [
-        pytest.param(b"", 422, "begins with a sample count of 4 bytes, but 0 came", id="empty"),
+        pytest.param(b"", 422, "begins with a sample count of 4 bytes, but this one has 0 bytes", id="empty"),
         pytest.param(GOOD[:50], 422, "ends within its header", id="cut within the header"),
         pytest.param(GOOD[:-1], 422, "announces 8 bytes of weights, but 7 follow", id="cut within the weights"),
         pytest.param(GOOD + b"!", 422, "announces 8 bytes of weights, but 9 follow", id="too long"),
@@ -339,7 +339,7 @@ def test_a_full_spool_asks_to_come_again(tmp_path: Path) -> None:
             large = b"\0\0\0\1" + npy(np.zeros(1 << 19, "<f4"))
             answer = await client.post(path(ANNA), content=large)
             assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
-            assert "cannot be kept" in answer.json()["detail"]
+            assert "cannot write the update to the spool directory" in answer.json()["detail"]
             (tmp_path / "gone").mkdir()
             assert (await client.post(path(ANNA), content=large)).headers["fedround-update"] == "counted"
 
@@ -499,7 +499,7 @@ def test_the_books_are_the_same_over_the_internal_port() -> None:
         async with remote(service) as books:
             await books.open(Open("attempt-0", 0, (Admission(ANNA, TOKEN[ANNA]),), ("somebody-gone",)))
             await books.admit("attempt-0", [Admission(BERT, TOKEN[BERT])])
-            await service.deliver(ANNA, TOKEN[ANNA], only(GOOD), figures={"loss": 0.5})
+            await service.deliver(ANNA, TOKEN[ANNA], only(GOOD), metrics={"loss": 0.5})
             page = await books.ledger("another", 0)
             assert page.entries == (Entry(1, "attempt-0", ANNA, Outcome.COUNTED, 1, {"loss": 0.5}),)
             assert await books.revoke("attempt-0", ANNA) is Verdict.COUNTED
@@ -649,10 +649,10 @@ def test_the_model_of_a_former_round_can_be_fetched_while_it_is_kept(tmp_path: P
         assert (answer.status_code, answer.headers["etag"]) == (200, f'"{round}"')
         assert list(np.load(BytesIO(answer.content))) == [round, 2]
     for address, status, detail in [
-        ("/model?round=0", 404, "`/status` names the rounds whose models are"),
-        ("/model?round=-1", 400, "`round` is the number of a round"),
-        (f"/model?round={'9' * 5000}", 400, "`round` is the number of a round"),
-        ("/model?round=\u0661", 400, "`round` is the number of a round"),
+        ("/model?round=0", 404, "`/status` lists the rounds with one"),
+        ("/model?round=-1", 400, "`round` must be the number of a round"),
+        (f"/model?round={'9' * 5000}", 400, "`round` must be the number of a round"),
+        ("/model?round=\u0661", 400, "`round` must be the number of a round"),
     ]:
         answer = ask_ops(service, address)
         assert (answer.status_code, detail in answer.json()["detail"]) == (status, True)
@@ -687,7 +687,7 @@ def test_a_model_that_was_never_kept_is_none_that_waits_for_ever(tmp_path: Path)
 def test_before_the_first_round_there_is_no_model_to_fetch() -> None:
     answer = ask_ops(make(), "/model")
     assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
-    assert "before the first round" in answer.json()["detail"]
+    assert "there is no global model yet" in answer.json()["detail"]
 
 
 def test_the_model_is_given_to_who_has_the_token_also_as_a_password() -> None:
@@ -719,7 +719,10 @@ def settings(**values: Any) -> AggregatorSettings:
         ({"spool_dir": "/nowhere"}, "AGGREGATOR_SPOOL_DIR"),
         ({"strategy": "unheard_of"}, "AGGREGATOR_STRATEGY"),
         ({"strategy_options": '{"no": "such"}'}, "AGGREGATOR_STRATEGY_OPTIONS: weighted_average does not take them"),
-        ({"strategy": "trimmed_mean", "strategy_options": '{"trim": 0.5}'}, "does not take them: trim, .* is from 0 to below 0.5"),
+        (
+            {"strategy": "trimmed_mean", "strategy_options": '{"trim": 0.5}'},
+            "does not take them: trim .* must be at least 0 and less than 0.5",
+        ),
         ({"strategy": "builtins:str"}, "builtins:str has neither `fold` and `result` nor `combine`"),
     ],
 )

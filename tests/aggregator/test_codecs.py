@@ -37,5 +37,5 @@ def test_an_opaque_update_is_a_sample_count_and_what_follows() -> None:
 
 @pytest.mark.parametrize("size", [0, 3, 4])
 def test_an_opaque_update_has_something_after_the_sample_count(size: int) -> None:
-    with pytest.raises(WrongWeights, match=f"a sample count of 4 bytes and a model, but {size} bytes came"):
+    with pytest.raises(WrongWeights, match=f"a sample count of 4 bytes and a model, but this one has {size} bytes"):
         OpaqueUpdate(bytearray(size), size)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import fedround
 from fedround.aggregator.codecs import Model, model_of
-from fedround.aggregator.evaluation import MOST_WAITING, TOLD, Candidate, Schedule
+from fedround.aggregator.evaluation import MOST_WAITING, REMEMBERED, Candidate, Schedule
 from fedround.aggregator.evaluator import Evaluator
 from fedround.aggregator.store import ModelStore
 from fedround.common.books import ServerEvaluation
@@ -103,7 +103,7 @@ def test_whatever_happens_little_is_held_and_the_newest_model_comes_to_its_turn(
             case "roll back":
                 round = max(round - 2, -1)
                 schedule.roll_back(round)
-        assert len(schedule.rounds) <= 1 + MOST_WAITING + TOLD
+        assert len(schedule.rounds) <= 1 + MOST_WAITING + REMEMBERED
     schedule.submit(candidate(round + 1, f"run {run}"))
     for _ in range(1 + MOST_WAITING):
         if schedule.running or schedule.begin():
@@ -209,7 +209,7 @@ def test_a_failure_names_the_function_and_the_round(
         ("my:function", 3, reason),
         ("my:function", 4, reason),
     ]
-    assert f"AGGREGATOR_EVALUATE=my:function: model of round 4 is not evaluated: {reason}" in caplog.text
+    assert f"AGGREGATOR_EVALUATE=my:function: evaluation of the model of round 4 failed: {reason}" in caplog.text
     assert sum(bool(record.exc_info) for record in caplog.records) == ("Error: no" in reason or "Exit" in reason)
 
 

@@ -159,7 +159,7 @@ def test_liars_that_agree_do_no_harm_as_long_as_they_are_no_more_than_was_said()
 
 def test_a_round_with_too_few_updates_is_refused_with_the_setting_that_helps() -> None:
     says = (
-        r"AGGREGATOR_STRATEGY_OPTIONS: with byzantine=1 a round needs 5 updates or more, but this one has 4: "
+        r"AGGREGATOR_STRATEGY_OPTIONS: with byzantine=1 a round needs at least 5 updates, but this one has 4: "
         "raise COORDINATOR_MIN_CLIENTS"
     )
     with testing.platform(min_clients=4, strategy="krum") as p, pytest.raises(RoundFailed, match=says):
@@ -167,17 +167,17 @@ def test_a_round_with_too_few_updates_is_refused_with_the_setting_that_helps() -
 
 
 def test_more_than_can_be_trusted_are_not_kept() -> None:
-    with pytest.raises(ConfigurationError, match="with byzantine=1, keep=5 a round needs 6 updates or more, but this one has 5"):
+    with pytest.raises(ConfigurationError, match="with byzantine=1, keep=5 a round needs at least 6 updates, but this one has 5"):
         MultiKrum(F8, keep=5).choose([1] * 5, np.zeros((5, 5)))
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("krum", {"byzantine": -1}, "byzantine is a whole number from 0, not -1"),
-        ("krum", {"byzantine": 0.5}, "byzantine is a whole number"),
-        ("krum", {"byzantine": True}, "byzantine is a whole number"),
-        ("multi_krum", {"keep": 0}, "keep is a whole number from 1, not 0"),
+        ("krum", {"byzantine": -1}, "byzantine must be a whole number of at least 0, not -1"),
+        ("krum", {"byzantine": 0.5}, "byzantine must be a whole number"),
+        ("krum", {"byzantine": True}, "byzantine must be a whole number"),
+        ("multi_krum", {"keep": 0}, "keep must be a whole number of at least 1, not 0"),
         ("krum", {"keep": 1}, "unexpected keyword argument 'keep'"),
     ],
 )
@@ -221,4 +221,4 @@ def test_a_choice_of_something_else_than_updates_loses_the_round(chosen: Any, ca
         assert aggregator.model is None
 
     asyncio.run(main())
-    assert "no model can be made of it" in caplog.text
+    assert "cannot make a model" in caplog.text

@@ -152,7 +152,7 @@ def test_who_overlaps_uploads_holds_no_round_for_ever() -> None:
     ledger = a_ledger("a")
     first, second = ledger.begin("a", "token-a"), ledger.begin("a", "token-a")
     assert ledger.revoke("attempt-1", "a", 30.0) is Verdict.RECEIVING
-    with pytest.raises(Late, match="only what was on its way"):
+    with pytest.raises(Late, match="only uploads that had already begun"):
         ledger.begin("a", "token-a")
     ledger.abort(first)
     assert ledger.revoke("attempt-1", "a", 30.0) is Verdict.RECEIVING

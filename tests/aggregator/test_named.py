@@ -165,7 +165,7 @@ def test_a_message_names_the_tensors_that_are_wrong(update: Any, message: str) -
 
 def test_booleans_that_differ_are_refused_and_named() -> None:
     silos = [Returns({"w": np.ones(1), "mask": np.array(mask)}) for mask in ([True, False], [True, True])]
-    with pytest.raises(FedroundError, match="mask: 1 of 2 booleans are not those of the others"):
+    with pytest.raises(FedroundError, match="mask: 1 of 2 booleans differ from those of the others"):
         trained(*silos)
 
 

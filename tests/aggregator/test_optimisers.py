@@ -214,12 +214,12 @@ def test_the_state_of_another_optimiser_is_not_taken_for_its_own(other: str, cap
         np.testing.assert_array_equal(await train(changed, 3, update), await train(fresh, 3, update))
 
     asyncio.run(main())
-    assert "begins with an empty state: the state behind the model of round 2 is of another" in caplog.text
+    assert "begins with an empty state: the state of the model of round 2 does not fit" in caplog.text
     assert "m (float32 of shape (2,)), rounds (int64 of shape ()), v (float32 of shape (2,))" in caplog.text
 
 
 def test_a_counter_has_no_state() -> None:
-    with pytest.raises(ValueError, match=r"it has m \(float64 of shape \(1,\)\), and FedAdam keeps nothing"):
+    with pytest.raises(ValueError, match=r"it has m \(float64 of shape \(1,\)\), but FedAdam needs nothing"):
         FedAdam(Spec(np.dtype("<i8"), (1,))).begin(np.zeros(1, "<i8"), {"m": np.zeros(1)})
 
 
@@ -238,13 +238,13 @@ def test_a_step_beyond_the_dtype_loses_the_round_and_not_the_state() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("fedavgm", {"server_momentum": 1.0}, "server_momentum is from 0 to below 1, not 1.0"),
-        ("fedavgm", {"server_learning_rate": 0}, "server_learning_rate is a positive number, not 0"),
-        ("fedadam", {"beta_1": -0.1}, "beta_1 is from 0"),
-        ("fedadam", {"beta_2": float("nan")}, "beta_2 is from 0"),
-        ("fedadam", {"bias_correction": "false"}, "bias_correction is true or false, not 'false'"),
-        ("fedyogi", {"eta": float("inf")}, "eta is a positive number"),
-        ("fedadagrad", {"tau": 0}, "tau is a positive number"),
+        ("fedavgm", {"server_momentum": 1.0}, "server_momentum must be at least 0 and less than 1, not 1.0"),
+        ("fedavgm", {"server_learning_rate": 0}, "server_learning_rate must be a positive number, not 0"),
+        ("fedadam", {"beta_1": -0.1}, "beta_1 must be at least 0"),
+        ("fedadam", {"beta_2": float("nan")}, "beta_2 must be at least 0"),
+        ("fedadam", {"bias_correction": "false"}, "bias_correction must be true or false, not 'false'"),
+        ("fedyogi", {"eta": float("inf")}, "eta must be a positive number"),
+        ("fedadagrad", {"tau": 0}, "tau must be a positive number"),
         ("fedadagrad", {"beta_1": 0.9}, "unexpected keyword argument 'beta_1'"),
     ],
 )

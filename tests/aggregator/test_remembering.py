@@ -396,9 +396,9 @@ def test_a_round_that_is_lost_changes_nothing_that_is_remembered() -> None:
         ({"": np.zeros(2)}, "the name ''"),
         ({"a/b": np.zeros(2)}, "the name 'a/b'"),
         ({"m": [1.0, 2.0]}, "m in the state of the strategy is a list instead of an array"),
-        ({"m": np.array([object()])}, "the state of the strategy cannot be kept: w/m: dtype object"),
-        ({"m": np.array(["text"])}, "the state of the strategy cannot be kept"),
-        ({"m" * 600: np.zeros(2)}, "the state of the strategy cannot be kept"),
+        ({"m": np.array([object()])}, "cannot store the state of the strategy: w/m: dtype object"),
+        ({"m": np.array(["text"])}, "cannot store the state of the strategy"),
+        ({"m" * 600: np.zeros(2)}, "cannot store the state of the strategy"),
         ({"m": np.zeros(0)}, "hold no weights"),
     ],
 )
@@ -433,14 +433,14 @@ def test_a_state_that_is_no_method_is_told(caplog: pytest.LogCaptureFixture) -> 
             await train(build(Unmethodical), 0, (1, array(1)))
 
     asyncio.run(main())
-    assert "the strategy has `begin`, but its `state` is no method" in caplog.text
+    assert "the strategy has `begin`, but its `state` is not a method" in caplog.text
 
 
 def test_a_strategy_that_cannot_begin_with_its_own_state_loses_the_round(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         aggregator = build(Forgetful)
         await train(aggregator, 0, (1, array(1)))
-        with pytest.raises(Late, match="the round begins anew"):
+        with pytest.raises(Late, match="the round restarts"):
             await train(aggregator, 1, (1, array(2)))
         assert "nothing but trouble" in (await aggregator.ledger("", 0)).lost
         assert state(aggregator) == {"": {"total": [1.0]}}
@@ -468,7 +468,7 @@ def test_too_little_memory_is_no_reason_to_forget() -> None:
 
 
 def test_a_file_of_a_state_is_of_named_tensors() -> None:
-    with pytest.raises(WrongWeights, match="the state of a strategy is named tensors"):
+    with pytest.raises(WrongWeights, match="the state of a strategy must be named tensors"):
         State.read(memoryview(b"".join(encode_update(1, array(1))))[4:])
 
 

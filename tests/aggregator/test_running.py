@@ -138,7 +138,7 @@ def test_a_few_updates_cannot_pull_the_model_out_of_the_range_of_the_others(stra
 
 @pytest.mark.parametrize("trim", [-0.1, 0.5, np.nan])
 def test_there_must_be_something_left(trim: float) -> None:
-    with pytest.raises(ValueError, match=r"from 0 to below 0\.5"):
+    with pytest.raises(ValueError, match=r"at least 0 and less than 0\.5"):
         TrimmedMean(LITTLE, trim=trim)
 
 
@@ -179,5 +179,5 @@ def test_bytes_for_which_there_is_no_room_leave_the_others_as_they_are() -> None
 def test_a_model_of_no_bytes_is_none() -> None:
     collected = CollectedBytes(Joined(), SPOOL)
     collected.add(opaque(0, b"weighs nothing"))
-    with pytest.raises(WrongWeights, match="no bytes"):
+    with pytest.raises(WrongWeights, match="empty model"):
         next(collected.results())

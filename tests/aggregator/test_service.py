@@ -82,7 +82,7 @@ def test_an_entry_says_what_was_folded_in_the_order_of_folding() -> None:
     async def main() -> None:
         aggregator = service()
         await open_round(aggregator)
-        await send(aggregator, BERT, update(100_000_000, 1.0), figures={"loss": 0.5})
+        await send(aggregator, BERT, update(100_000_000, 1.0), metrics={"loss": 0.5})
         await send(aggregator, ANNA, update(0, 1.0))
         first, second = await entries(aggregator)
         assert (first.seq, first.attempt, first.id, first.samples, first.metrics) == (
@@ -212,7 +212,9 @@ def test_an_update_for_a_round_that_is_over_is_late() -> None:
         for id in (BERT, CARL):
             with pytest.raises(Late):
                 await deliver(aggregator, id, 1.0)
-        assert facts[-1] == UpdateReceived(CARL, "late", 0, "the round of this token is over, or was given to others")
+        assert facts[-1] == UpdateReceived(
+            CARL, "late", 0, "the round of this token is over, or was reassigned to other participants"
+        )
 
     asyncio.run(main())
 
@@ -308,7 +310,7 @@ def test_an_upload_that_cannot_be_an_update_of_the_model_is_refused_before_it_is
         aggregator = service()
         await with_a_model(aggregator, 1.0, 2.0)
         unread = stream(b"more")
-        with pytest.raises(TooLarge, match="more than the 10024 bytes that an update of this training's model can have"):
+        with pytest.raises(TooLarge, match="more than 10024 bytes, the largest update that this training's model allows"):
             await aggregator.deliver(ANNA, f"{ANNA} 1", unread, length=10_025)
         assert [chunk async for chunk in unread] == [b"more"]
         assert await aggregator.revoke("attempt-1", ANNA) is Verdict.REVOKED  # nobody waits for it any more
@@ -348,7 +350,7 @@ def test_until_there_is_a_model_the_first_update_says_what_the_others_must_look_
         aggregator = service()
         await open_round(aggregator)
         await deliver(aggregator, ANNA, 1.0, 2.0)
-        assert "no model yet: the first update decides that the training is of float32 weights of shape (2,)" in caplog.text
+        assert "no model yet: the first update sets the layout of the training: float32 weights of shape (2,)" in caplog.text
         with pytest.raises(
             WrongWeights, match=r"these are float32 .* of shape \(3,\), but the global model has float32 .* of shape \(2,\)"
         ):
@@ -447,7 +449,7 @@ def test_a_fold_that_fails_loses_the_sum_and_the_round_begins_anew(caplog: pytes
             # It was folded, but the coordinator does not know yet, and never will.
             tasks.create_task(is_late(deliver(aggregator, BERT, 1.0)))
             await aggregator.ledger(incarnation, 0)
-            with pytest.raises(Late, match="the round begins anew"):
+            with pytest.raises(Late, match="the round restarts"):
                 await deliver(aggregator, ANNA, 13.0)
         with pytest.raises(UnknownAttempt):
             await aggregator.close("attempt-0", [BERT])
@@ -458,7 +460,7 @@ def test_a_fold_that_fails_loses_the_sum_and_the_round_begins_anew(caplog: pytes
         assert weights(aggregator) == [1.0]
 
     asyncio.run(main())
-    assert "an update cannot be folded" in caplog.text
+    assert "cannot add an update" in caplog.text
     assert "MemoryError" in caplog.text
 
 
@@ -474,7 +476,7 @@ def test_an_update_that_cannot_be_kept_beside_the_others_may_come_again_and_they
         await deliver(aggregator, BERT, 9.0)
         with files_of_at_most(8), pytest.raises(SpoolFull, match="File too large"):
             await deliver(aggregator, CARL, 3.0)
-        assert facts[-1] == UploadFailed(CARL, "the update cannot be kept until it is whole: File too large")
+        assert facts[-1] == UploadFailed(CARL, "cannot write the update to the spool directory: File too large")
         assert await deliver(aggregator, CARL, 3.0) is UpdateOutcome.COUNTED
         assert await aggregator.close("attempt-0", [ANNA, BERT, CARL]) == Closed(parameters=1)
         assert weights(aggregator) == [3.0]
@@ -497,7 +499,7 @@ def test_a_result_that_cannot_be_made_is_a_lost_sum_and_the_coordinator_is_told(
         assert aggregator.model is None
 
     asyncio.run(main())
-    assert "no model can be made of it" in caplog.text
+    assert "cannot make a model" in caplog.text
 
 
 class Gate:
@@ -578,9 +580,7 @@ def test_what_is_small_on_its_way_makes_no_model_that_is_larger_than_allowed(dty
         if fits:
             await deliver(aggregator, ANNA, *weights, dtype=dtype)
         else:
-            with pytest.raises(
-                TooLarge, match=r"the model that it makes has more than 1048576 bytes \(AGGREGATOR_MAX_MODEL_SIZE\)"
-            ):
+            with pytest.raises(TooLarge, match=r"the resulting model has more than 1048576 bytes \(AGGREGATOR_MAX_MODEL_SIZE\)"):
                 await deliver(aggregator, ANNA, *weights, dtype=dtype)
         assert await counted(aggregator) == ([ANNA] if fits else [])
 

@@ -126,5 +126,5 @@ def test_a_spool_that_runs_full_in_the_middle_says_so(tmp_path: Path) -> None:
 
 def test_a_spool_directory_that_cannot_be_used_is_told_at_the_start(tmp_path: Path) -> None:
     Spool(tmp_path, max_size=1).check()
-    with pytest.raises(ConfigurationError, match="AGGREGATOR_SPOOL_DIR: no file can be made there"):
+    with pytest.raises(ConfigurationError, match="AGGREGATOR_SPOOL_DIR: cannot create a file there"):
         Spool(tmp_path / "gone", max_size=1).check()

@@ -105,11 +105,11 @@ def test_strategies_are_found_by_name_and_by_class() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("mean", "is one of fedadagrad, .*, model_sum, multi_krum, trimmed_mean, weighted_average, or module:Class"),
-        (":Mode", "there is no strategy ':Mode'"),
+        ("mean", "expected one of fedadagrad, .*, model_sum, multi_krum, trimmed_mean, weighted_average, or module:Class"),
+        (":Mode", "unknown strategy ':Mode'"),
         (".relative:Mode", "or module:Class"),
         ("no_such_module:Mode", "No module named 'no_such_module'; is it installed"),
-        ("os:sep", "os:sep is no class"),
+        ("os:sep", "os:sep is not a class"),
         ("fedround.aggregator.strategies:Mode", "has no attribute 'Mode'"),
     ],
 )

@@ -202,7 +202,7 @@ def test_a_round_that_fails_for_a_lasting_reason_is_tried_again_more_and_more_ra
 
 def test_why_a_sum_was_lost_is_in_the_reason_and_a_restart_of_the_aggregator_is_no_lasting_one() -> None:
     table = Table(Plan(), present=1)
-    for life, lost, failures in [("a", "", 0), ("b", "no model can be made of it: it overflows", 1), ("c", "", 1)]:
+    for life, lost, failures in [("a", "", 0), ("b", "cannot make a model: it overflows", 1), ("c", "", 1)]:
         attempt = table.open().attempt
         if life == "b":  # a call meets it before the ledger's page is read
             table.rounds.lost(attempt)

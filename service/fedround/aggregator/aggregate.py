@@ -1,6 +1,6 @@
-"""The running aggregate of an attempt: checks updates, adds them, makes the model. No event loop: it is called on threads.
+"""The running aggregate of an attempt: checks updates, adds them, makes the model. It runs on threads, without an event loop.
 
-One call of `open`, `admit`, `fold` and `result` at a time, in the order of the ledger; `check` at any time.
+Call `open`, `admit`, `fold` and `result` one at a time, in the order of the ledger. Call `check` at any time.
 """
 
 import logging
@@ -25,11 +25,11 @@ LOG = logging.getLogger(__name__)
 
 
 class Spoilt(Exception):
-    """Part of an update may be in the sum. `__cause__` is why the rest is not."""
+    """The sum is unusable: it may contain part of an update. `__cause__` is the error."""
 
 
 class Checked(NamedTuple):
-    """An update that was read whole once, and its figures."""
+    """An update that was checked completely, with its sample count and change."""
 
     update: Update
     figures: Figures
@@ -47,44 +47,44 @@ class Aggregate:
         self._layout: Layout | None = None
         self._sum: Running | None = None
         self._fixed: Mapping[str, Array] = {}
-        """What is not averaged: of the model, or of the first update."""
+        """Tensors that are not averaged, from the model or the first update."""
 
     def open(self, model: Model | None, ids: Iterable[str]) -> None:
-        """Begin an attempt to train on `model`, with these participants."""
+        """Begin an attempt to train `model` with these participants."""
         self._model, self._layout, self._sum = model, model.layout if model else self._always, None
         self._fixed = model.fixed if model else {}
         self._guard.open(ids)
 
     def admit(self, ids: Iterable[str]) -> None:
-        """More participants may deliver."""
+        """Admit more participants."""
         self._guard.admit(ids)
 
     def drop(self) -> None:
-        """Throw the sum away, and let go of the state that the attempt began with."""
+        """Discard the sum, and release the state that the attempt began with."""
         self._sum = None
         self._model = self._model and replace(self._model, state=State())
 
     def roll_back(self, lessons: Iterable[Figures]) -> None:
-        """Throw the sum away, and what later rounds taught; `lessons` are of those that are left."""
+        """Discard the sum and the lessons of later rounds. `lessons` are those of the remaining rounds."""
         self.drop()
         self._guard.roll_back(lessons)
 
     @property
     def empty(self) -> bool:
-        """There is no sum."""
+        """Whether there is no sum."""
         return self._sum is None
 
     @property
     def largest_update(self) -> int | None:
-        """Bytes; None where an update may have any size: the first of all, and what is no array."""
+        """Maximum size of an update in bytes. None: no limit, for the first update and for opaque formats."""
         return None if self._layout is None or self._layout is OPAQUE else self._layout.largest_update
 
     def read(self, round: int | None, data: memoryview, state: memoryview | None = None) -> Model:
-        """Return the model in a file, with the state in another. Raises `WeightsError`."""
+        """Return the model in `data`, with the state in `state`. Raises `WeightsError`."""
         return read_model(round, data, self._always, state)
 
     def check(self, received: Received) -> Checked:
-        """Read an update whole, once. Raises `WeightsError` where it is none for this training, and `SpoolFull`."""
+        """Check an update completely. Raises `WeightsError` if it does not fit this training, and `SpoolFull`."""
         model = self._model
         try:
             make = OpaqueUpdate if self._always is OPAQUE else UpdateReader
@@ -97,21 +97,21 @@ class Aggregate:
         except (OSError, MemoryError) as error:
             raise SpoolFull(f"the update cannot be read now: {error}") from error
         except Exception as error:
-            LOG.exception("an update cannot be read, and is refused")
+            LOG.exception("refused an update that cannot be read")
             raise WrongWeights("these weights cannot be read") from error
 
     def fold(self, id: str, checked: Checked) -> None:
         """Add an update to the sum.
 
         Raises:
-            WeightsError, SpoolFull: Nothing of it was added.
-            Spoilt: The sum is of no use any more.
+            WeightsError, SpoolFull: Nothing was added.
+            Spoilt: The sum is unusable.
         """
         update, figures = checked
         first, layout = self._layout is None, self._layout or update.layout
         layout.check(update.layout)
-        # An update of small integers makes a model of float64.
-        self._spool.check_size(layout.nbytes, "the model that it makes has ")
+        # The model may be larger than the update: small integers make a model of float64.
+        self._spool.check_size(layout.nbytes, "the resulting model has ")
         fixed = update.fixed() if first else self._fixed
         update.check_booleans(fixed)
         self._guard.check(id, figures, self._norm)
@@ -124,10 +124,10 @@ class Aggregate:
         except Exception as error:
             if watched.begun or isinstance(error, MemoryError):
                 raise Spoilt from error
-            LOG.exception("the strategy does not take an update, which is refused")
-            raise WrongWeights(f"the strategy does not take this update: {error}") from error
+            LOG.exception("refused an update that the strategy cannot add")
+            raise WrongWeights(f"the strategy cannot add this update: {error}") from error
         if first:
-            LOG.info("no model yet: the first update decides that the training is of %s", layout)
+            LOG.info("no model yet: the first update sets the layout of the training: %s", layout)
         self._sum, self._layout, self._fixed = total, layout, fixed
         self._guard.count(id, figures)
 
@@ -140,10 +140,10 @@ class Aggregate:
         return running
 
     def result(self, round: int, run: Run = NO_RUN) -> Model:
-        """Make the model of a round. Whatever it raises: the sum is of no use any more."""
+        """Return the model of a round. After any exception the sum is unusable."""
         assert self._sum is not None and self._layout is not None  # noqa: S101 PT018 an update was folded
         if (odd := self._guard.close(self._norm)) is not None:
-            raise Implausible(f"the update of {short(odd.id)} stands out from the others: {odd.reason}")
+            raise Implausible(f"the update of {short(odd.id)} differs too much from the others: {odd.reason}")
         results = self._sum.results()
         if self._layout is OPAQUE:
             model = opaque_model(round, next(results))
@@ -153,12 +153,12 @@ class Aggregate:
 
     @property
     def lesson(self) -> Figures:
-        """What the guard learned from the attempt whose result was made last."""
+        """The guard's lesson from the attempt that produced the last result."""
         return self._guard.newest
 
     @property
     def dominant(self) -> Dominant | None:
-        """The update that has more than half of all samples of the attempt."""
+        """The update with more than half of the attempt's samples."""
         return self._guard.dominant()
 
     def _norm(self) -> float:
@@ -166,7 +166,7 @@ class Aggregate:
 
 
 class _Watched:
-    """An update that remembers whether anybody has begun to read its weights."""
+    """An update that records whether the strategy has begun to read its weights."""
 
     def __init__(self, update: Update) -> None:
         self._update = update
@@ -184,7 +184,7 @@ class _Watched:
 
 
 def outcome(error: NotAdmitted | Forbidden | Late | WeightsError) -> str:
-    """The word by which metrics call a refusal."""
+    """Return the metrics' label of a refusal."""
     match error:
         case NotAdmitted() | Forbidden():
             return "unauthorized"

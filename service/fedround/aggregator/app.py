@@ -71,7 +71,7 @@ def public(
             _body(request),
             owner=request.state.owner,
             length=int(length) if length.isdecimal() else None,
-            figures=_figures(id, request.headers.get(wire.METRICS)),
+            metrics=_figures(id, request.headers.get(wire.METRICS)),
             evaluation=_evaluation(request.headers.get(wire.EVALUATION)),
         )
         return Response(headers={wire.UPDATE_OUTCOME: outcome})

@@ -1,4 +1,4 @@
-"""Strategies that add updates up as they come: sums and averages. A protocol core: no I/O."""
+"""Strategies that add each update to a sum: sums and averages. A protocol core: no I/O."""
 
 from collections.abc import Iterable
 
@@ -11,17 +11,19 @@ from fedround.tensors.weights import Array, Spec
 class Sums:
     """Element-wise sums of scaled updates.
 
-    Of float64 the rounding errors are summed too (Neumaier, ZAMM 54, 1974): n terms are as in twice the precision, that is, their
-    sum is exact to the last bit or two, and beyond that to (n * 2**-53)**2 of the sum of their magnitudes (Ogita, Rump and Oishi,
-    SIAM J. Sci. Comput. 26, 2005), which shows only where all but n**2 * 2**-54 of them cancels. float16 and float32 are exact
-    enough in a plain float64 sum: each of its errors is 2**-29 of their own last bit. Memory: 8 bytes an element, 16 for float64
-    and integers.
+    For float64, the rounding errors are summed too (Neumaier, ZAMM 54, 1974). The sum of n terms is then as exact as in twice the
+    precision: to the last bit or two, plus (n * 2**-53)**2 of the sum of their magnitudes (Ogita, Rump and Oishi, SIAM J. Sci.
+    Comput. 26, 2005). That part matters only if all but n**2 * 2**-54 of the sum cancels.
+
+    For float16 and float32, a plain float64 sum is exact enough: each error is 2**-29 of their last bit.
+
+    Memory: 8 bytes an element, 16 for float64 and integers.
     """
 
     def __init__(self, spec: Spec) -> None:
         self._count = spec.count
         self._sums = np.zeros(spec.count)
-        # bfloat16, which NumPy has no kind for, is exact enough, too.
+        # bfloat16, whose NumPy kind is not "f", needs no errors either.
         self._errors = np.zeros(spec.count) if spec.dtype.itemsize == 8 or spec.dtype.kind in "iu" else None
 
     def clear(self) -> None:
@@ -43,7 +45,7 @@ class Sums:
 
     @staticmethod
     def _add_exactly(sums: Array, errors: Array, term: Array, total: Array, a: Array, b: Array) -> None:
-        # Knuth's TwoSum: `total` and the error of that addition together are exactly `sums + term`.
+        # Knuth's TwoSum: `total` plus the error `a` is exactly `sums + term`.
         np.add(sums, term, out=total)
         np.subtract(total, sums, out=a)
         np.subtract(total, a, out=b)
@@ -54,7 +56,7 @@ class Sums:
         sums[:] = total
 
     def over(self, divisor: int) -> Array:
-        """Return the sums over `divisor` in float64; uses up the sums."""
+        """Return the sums divided by `divisor`, in float64. It consumes the sums."""
         if self._errors is not None:
             self._sums += self._errors
             self._errors = None
@@ -64,9 +66,9 @@ class Sums:
 
 
 class WeightedAverage:
-    """The mean of the updates, each weighing as much as it has samples (McMahan et al., AISTATS 2017).
+    """The mean of the updates, weighted by their samples (McMahan et al., AISTATS 2017).
 
-    An update of 0 samples weighs nothing, unless all have 0: then the result is their plain mean, as in 0.8.
+    An update with 0 samples has no weight. If all have 0, the result is their plain mean, as in 0.8.
     """
 
     def __init__(self, spec: Spec) -> None:
@@ -95,7 +97,7 @@ class WeightedAverage:
 
 
 class ModelSum:
-    """The plain sum of the updates; sample counts do not matter (0.8's `model_sum`)."""
+    """The plain sum of the updates, whatever their sample counts (0.8's `model_sum`)."""
 
     def __init__(self, spec: Spec) -> None:
         self._spec = spec
@@ -109,6 +111,6 @@ class ModelSum:
 
 
 def rounded(numbers: Array, spec: Spec) -> Array:
-    """Return float64 `numbers` in the dtype `spec.result`; what that cannot hold becomes infinite."""
+    """Return float64 `numbers` in the dtype `spec.result`. Numbers beyond its range become infinite."""
     with np.errstate(over="ignore"):
         return numbers.astype(spec.result, copy=False)

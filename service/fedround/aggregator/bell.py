@@ -1,4 +1,4 @@
-"""A bell: wakes coroutines that wait for a condition, whenever it may have become true."""
+"""A bell: wakes the coroutines that wait for a condition when it may have become true."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from contextlib import suppress
 
 
 class Bell:
-    """Wakes those who wait at this moment."""
+    """Wakes all coroutines that are waiting."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
@@ -16,7 +16,7 @@ class Bell:
         self._event = asyncio.Event()
 
     async def wait(self, condition: Callable[[], bool], seconds: float) -> None:
-        """Until `condition` is true after a ring, or is so already; for `seconds` at most."""
+        """Wait until `condition` is true, for at most `seconds`. It is checked now and after each ring."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while not condition():

@@ -1,4 +1,4 @@
-"""What updates and models are made of: weights, or bytes that only a strategy and its participants understand."""
+"""The contents of updates and models: weights, or bytes that only a strategy and its participants understand."""
 
 import io
 import zlib
@@ -28,23 +28,23 @@ from fedround.tensors.weights import (
 )
 
 OPAQUE = Layout((Spec(np.dtype(np.uint8), ()),))
-"""Of bytes: any number of them."""
+"""The layout of a custom format: any number of bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A global model, ready to be served. It never changes: whoever is still sending it keeps it alive."""
+    """A global model, ready to be served. It never changes, and responses that send it keep it alive."""
 
     round: int | None
-    """None: training begins with it."""
+    """The round that made it. None: the initial model."""
     layout: Layout
     tensors: tuple[Array, ...]
-    """In the order of the layout, C-contiguous. Of `OPAQUE`: its bytes."""
+    """C-contiguous arrays in the order of the layout; for `OPAQUE`, one array of its bytes."""
     buffers: tuple[memoryview, ...]
-    """What is sent: the header, if it has one, and the tensors' own memory."""
+    """The file's content: the header, if it has one, and the tensors' memory."""
     etag: str
     state: State = field(default_factory=State)
-    """What the strategy keeps for the next round."""
+    """The strategy's state for the next round."""
 
     @property
     def weights(self) -> Weights:
@@ -55,23 +55,23 @@ class Model:
 
     @property
     def fixed(self) -> Mapping[str, Array]:
-        """The tensors that are no floats, by name."""
+        """The tensors with other dtypes than floats, by name."""
         named = zip(self.layout.tensors, self.tensors, strict=True)
         return {spec.name: array for spec, array in named if self.layout.named and not spec.floating}
 
     @property
     def parameters(self) -> int:
-        """How many weights it has; 0 where nobody can tell."""
+        """Number of weights; 0 for a custom format."""
         return 0 if self.layout is OPAQUE else self.layout.count
 
     @property
     def suffix(self) -> str:
-        """Of a file of it."""
+        """The suffix of its file."""
         return suffix_of(self.buffers[0])
 
 
 class Update(Protocol):
-    """One that was received whole. See `UpdateReader`."""
+    """An update that was received completely. See `UpdateReader`."""
 
     samples: int
     layout: Layout
@@ -86,14 +86,14 @@ class Update(Protocol):
 
 
 def suffix_of(content: bytes | memoryview) -> str:
-    """Return how the name of a model's file ends, given its first bytes."""
+    """Return the suffix of a model's file, given its first bytes."""
     if bytes(content[:6]) == MAGIC:
         return ".npy"
     return ".safetensors" if is_safetensors(content) else ".bin"
 
 
 def model_of(round: int | None, weights: Weights, metadata: Mapping[str, str] = {}) -> Model:
-    """Return the model of a round: `weights` are in the order of their layout, C-contiguous. `metadata`: for named tensors."""
+    """Return the model of a round. `weights` are C-contiguous, in the order of their layout; named tensors carry `metadata`."""
     layout = Layout.of(weights)
     tensors = tuple(weights.values()) if isinstance(weights, Mapping) else (weights,)
     header, *data = encode_model(weights, {**_metadata(round), **metadata})
@@ -101,13 +101,13 @@ def model_of(round: int | None, weights: Weights, metadata: Mapping[str, str] = 
 
 
 def read_model(round: int | None, data: memoryview, layout: Layout | None = None, state: memoryview | None = None) -> Model:
-    """Return the model in a file: of bytes where `layout` is `OPAQUE`, else of either kind. Raises `WeightsError`.
+    """Return the model in a file. Raises `WeightsError`.
 
     Args:
-        round: Which one; None: training begins with it.
-        data: The file.
-        layout: `OPAQUE`, or nothing that matters.
-        state: The file of its state.
+        round: The round that made it. None: the initial model.
+        data: The content of the file.
+        layout: `OPAQUE` for a custom format. All other values are ignored: the file has its layout.
+        state: The content of the file with its state.
     """
     model = opaque_model(round, data) if layout is OPAQUE else _read(round, data)
     return model if state is None else replace(model, state=State.read(state))
@@ -117,20 +117,20 @@ def _read(round: int | None, data: memoryview) -> Model:
     weights = decode(data)
     found = Layout.of(weights)
     if not isinstance(weights, Mapping):
-        # In C order, like what a strategy makes, so that updates are compared with it block by block.
+        # In C order like a strategy's result, so that updates can be compared with it block by block.
         return model_of(round, np.ascontiguousarray(weights, found.tensors[0].dtype))
     kept = parse_head(data[: header_size(data[:FIRST_BYTES])]).metadata
     return model_of(round, {spec.name: weights[spec.name] for spec in found.tensors}, kept)
 
 
 def opaque_model(round: int | None, data: Array | memoryview) -> Model:
-    """Return a model of a format that only a strategy and its participants understand."""
+    """Return a model in a format that only a strategy and its participants understand."""
     array = np.frombuffer(data, np.uint8)
     return Model(round, OPAQUE, (array,), (array.data,), _etag(round, [array.data]))
 
 
 def _metadata(round: int | None) -> dict[str, str]:
-    # "pt" is what libraries of PyTorch look for; others do not mind.
+    # PyTorch libraries look for "pt"; others ignore it.
     return {"format": "pt"} | ({} if round is None else {"fedround.round": str(round)})
 
 
@@ -142,23 +142,23 @@ def _etag(round: int | None, data: Sequence[memoryview]) -> str:
 
 
 class OpaqueUpdate:
-    """A sample count, and bytes. See `UpdateReader`."""
+    """An update in a custom format: a sample count, and bytes. See `UpdateReader`."""
 
     layout = OPAQUE
 
     def __init__(self, source: bytearray | FileIO, size: int) -> None:
         if size <= SAMPLES_BYTES:
-            raise WrongWeights(f"an update is a sample count of {SAMPLES_BYTES} bytes and a model, but {size} bytes came")
+            raise WrongWeights(f"an update is a sample count of {SAMPLES_BYTES} bytes and a model, but this one has {size} bytes")
         self._file = source if isinstance(source, FileIO) else io.BytesIO(source)
         self._file.seek(0)
         self.samples = int.from_bytes(self._file.read(SAMPLES_BYTES), "big")
 
     def check(self, model: Model | None = None) -> float:
-        """Nothing could be wrong, and nobody can tell what has changed."""
+        """Return 0.0: the content of a custom format can neither be checked nor compared."""
         return 0.0
 
     def check_booleans(self, fixed: Mapping[str, Array]) -> None:
-        """There are none."""
+        """Do nothing: there are no booleans."""
 
     def fixed(self) -> Mapping[str, Array]:
         return {}

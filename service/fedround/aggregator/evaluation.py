@@ -1,11 +1,11 @@
-"""Which models a function at the aggregator evaluates, and when. A core: no I/O, no clock.
+"""The schedule of evaluations by the aggregator's function. A core: no I/O, no clock.
 
 The rules:
 
-1. One model is evaluated at a time.
-2. Of each run one model waits: the newest. A newer one takes its place, and the older one is skipped. So the final model of a run
+1. The function evaluates one model at a time.
+2. One model of each run waits: the newest. A newer one replaces it, and the older one is skipped. So the final model of a run
    is evaluated even if the next run begins meanwhile. Models of at most `MOST_WAITING` runs wait; those of older runs are skipped.
-3. A rollback voids later models: they do not wait any more, and what is found out about one of them is thrown away.
+3. A rollback removes later models from the queue and discards their results.
 4. The last results are remembered. A model that has one, or is being evaluated, is not evaluated again.
 """
 
@@ -16,13 +16,13 @@ from typing import Any
 from fedround.common.books import ServerEvaluation
 
 MOST_WAITING = 2
-TOLD = 3
-"""Results that are remembered."""
+REMEMBERED = 3
+"""Number of results that are remembered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A model of a run. `round` is None for the one that the run began with."""
+    """A model of a run. `round` is None for the run's initial model."""
 
     round: int | None
     run: str
@@ -34,11 +34,11 @@ class Schedule:
 
     def __init__(self) -> None:
         self.running: Candidate | None = None
-        self.results: deque[ServerEvaluation] = deque(maxlen=TOLD)
+        self.results: deque[ServerEvaluation] = deque(maxlen=REMEMBERED)
         self._void = False
-        """The model that is being evaluated was rolled back."""
+        """Whether a rollback has removed the model that is being evaluated."""
         self._waiting: dict[str, Candidate] = {}
-        """By run, the oldest first."""
+        """By run, oldest first."""
 
     @property
     def waiting(self) -> list[Candidate]:
@@ -46,13 +46,13 @@ class Schedule:
 
     @property
     def rounds(self) -> frozenset[int]:
-        """The rounds whose models may turn out to be the best, and so must be kept."""
+        """The rounds whose models must be kept, as they may turn out to be the best."""
         unknown = [*self._waiting.values(), *([self.running] if self.running else [])]
         rounds = [one.round for one in unknown] + [result.round for result in self.results]
         return frozenset(round for round in rounds if round is not None)
 
     def submit(self, new: Candidate) -> list[Candidate]:
-        """Have a model evaluated. Return those that are skipped because of it."""
+        """Queue a model for evaluation. Return the models that are skipped because of it."""
         if new.round is not None and new.round in self._known():
             return []
         former = self._waiting.pop(new.run, None)
@@ -63,23 +63,23 @@ class Schedule:
         return skipped
 
     def begin(self) -> Candidate | None:
-        """Return the model to evaluate now; None where one is being evaluated, or none waits."""
+        """Return the model to evaluate now; None if one is being evaluated, or none waits."""
         if self.running is not None or not self._waiting:
             return None
         self.running = self._waiting.pop(next(iter(self._waiting)))
         return self.running
 
     def ended(self, result: ServerEvaluation) -> bool:
-        """The evaluation that was running is over. Return whether its result counts."""
+        """End the running evaluation. Return whether its result counts."""
         void, self.running, self._void = self._void, None, False
         if not void:
             self.results.append(result)
         return not void
 
     def roll_back(self, newest: int) -> None:
-        """The models after that of round `newest` are void."""
+        """Discard the models of all rounds after `newest`."""
         self._waiting = {run: one for run, one in self._waiting.items() if not _after(newest, one.round)}
-        self.results = deque((result for result in self.results if not _after(newest, result.round)), TOLD)
+        self.results = deque((result for result in self.results if not _after(newest, result.round)), REMEMBERED)
         self._void = self._void or (self.running is not None and _after(newest, self.running.round))
 
     def _known(self) -> set[int | None]:

@@ -1,4 +1,4 @@
-"""Has a function of the user's evaluate global models, on a thread of its own that nothing waits for."""
+"""The evaluator: calls the user's function on global models, on its own thread that nothing waits for."""
 
 import asyncio
 import inspect
@@ -30,19 +30,19 @@ SETTING = "AGGREGATOR_EVALUATE"
 
 
 class Evaluator:
-    """Evaluates models, for one event loop. No failure of the function reaches whoever submits a model.
+    """Evaluates models, for one event loop. Failures of the function do not reach the caller of `submit`.
 
     Args:
         function: Takes a model's weights, read-only, and returns an evaluation: see `fedround.common.evaluation.read`.
-        name: What the function is called, for people.
-        observer: Told of every fact.
+        name: Name of the function in logs and in the status.
+        observer: Receives every fact.
     """
 
     def __init__(self, function: Callable[[Any], Any], name: str, observer: Observer | None = None) -> None:
         self.name = name
         self.schedule = Schedule()
         self.on_result: Callable[[], None] = lambda: None
-        """Is called on the event loop when there is one more result."""
+        """Called on the event loop after each result."""
         self._function = function
         self._observer = observer or Observers()
         self._work: SimpleQueue[Candidate] = SimpleQueue()
@@ -50,17 +50,17 @@ class Evaluator:
         self._what = f"{SETTING}={name}"
         self._began = 0.0
         self._reason = ""
-        """Of the last failure."""
+        """Reason of the last failure."""
 
     def submit(self, model: Model, run: str) -> None:
-        """Evaluate a model of a run, unless newer ones come before its turn."""
-        stateless = replace(model, state=State())  # what the strategy keeps is not held for that long
+        """Queue a model of a run for evaluation. A newer model may replace it."""
+        stateless = replace(model, state=State())  # release the strategy's state early
         for skipped in self.schedule.submit(Candidate(model.round, run, stateless)):
             self._observer(events.EvaluationSkipped(skipped.round))
         self._begin()
 
     def status(self) -> dict[str, object]:
-        """The state as JSON-able data."""
+        """Return the state as JSON-able data."""
         running, last = self.schedule.running, self.schedule.results[-1] if self.schedule.results else None
         seconds = round(time.monotonic() - self._began, 3)
         return {
@@ -77,7 +77,7 @@ class Evaluator:
             return
         self._began = time.monotonic()
         if self._thread is None:
-            # A daemon, and no executor's: nobody waits for a function that never returns, not even the interpreter.
+            # A daemon thread, not an executor's: even the interpreter's exit must not wait for a function that never returns.
             arguments = (asyncio.get_running_loop(),)
             self._thread = threading.Thread(target=self._run, args=arguments, name="fedround-evaluate", daemon=True)
             self._thread.start()
@@ -89,7 +89,7 @@ class Evaluator:
             self.on_result()
         self._begin()
 
-    # On its thread
+    # On the evaluator's thread
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         while True:
@@ -98,7 +98,7 @@ class Evaluator:
                 loop.call_soon_threadsafe(self._ended, *found)
 
     def _evaluated(self, candidate: Candidate) -> tuple[ServerEvaluation, Fact]:
-        """Return what became of an evaluation. No reference to the model outlives this call."""
+        """Evaluate a model. No reference to the model outlives this call."""
         began, round, run = time.perf_counter(), candidate.round, candidate.run
         try:
             returned = self._function(_read_only(candidate.model.weights))
@@ -112,7 +112,7 @@ class Evaluator:
         except Exception as error:  # noqa: BLE001 what it returned may raise anything
             return self._failed(candidate, f"{described(error)}; {evaluation.HOW}", seconds)
         if dropped:
-            LOG.warning("%s: model of round %s: dropped, because not finite: %s", self._what, round, ", ".join(dropped))
+            LOG.warning("%s: model of round %s: dropped metrics that are not finite: %s", self._what, round, ", ".join(dropped))
         fact = events.ModelEvaluated(self.name, round, samples, tuple(metrics.items()), seconds, tuple(dropped))
         return ServerEvaluation(round, run, samples, metrics), fact
 
@@ -120,9 +120,9 @@ class Evaluator:
         self, candidate: Candidate, why: str, seconds: float, error: BaseException | None = None
     ) -> tuple[ServerEvaluation, Fact]:
         round, reason = candidate.round, one_line(why)
-        trace = None if reason == self._reason else error  # each round may fail for the same reason
+        trace = None if reason == self._reason else error  # log the traceback once if each round fails for the same reason
         self._reason = reason
-        LOG.warning("%s: model of round %s is not evaluated: %s", self._what, round, reason, exc_info=trace)
+        LOG.warning("%s: evaluation of the model of round %s failed: %s", self._what, round, reason, exc_info=trace)
         return ServerEvaluation(round, candidate.run, reason=reason), events.EvaluationFailed(self.name, round, reason, seconds)
 
 
@@ -130,7 +130,7 @@ def load(name: str, observer: Observer) -> Evaluator:
     """Return the evaluator for the function `module:function`.
 
     Raises:
-        ConfigurationError: There is no such function, it takes other arguments than one, or its module raised.
+        ConfigurationError: The function is missing, or cannot be called with one argument, or its module raised an error.
     """
     try:
         function = find(name, f"{SETTING} (--evaluate)")
@@ -140,14 +140,14 @@ def load(name: str, observer: Observer) -> Evaluator:
         module = name.partition(":")[0]
         raise ConfigurationError(f"{SETTING}: {module} cannot be imported: {described(error)}") from error
     if not callable(function) or isinstance(function, type):
-        raise ConfigurationError(f"{SETTING}: {name} is no function")
+        raise ConfigurationError(f"{SETTING}: {name} is not a function")
     with suppress(ValueError):  # a builtin has no signature
         try:
             inspect.signature(function).bind(None)
         except TypeError as error:
-            raise ConfigurationError(f"{SETTING}: {name} is called with the weights of a model alone: {error}") from error
+            raise ConfigurationError(f"{SETTING}: {name} must accept one argument, the weights of a model: {error}") from error
     if inspect.iscoroutinefunction(function):
-        raise ConfigurationError(f"{SETTING}: {name} is a coroutine function: write it with def, it has a thread of its own")
+        raise ConfigurationError(f"{SETTING}: {name} is a coroutine function: write it with def, it runs on its own thread")
     return Evaluator(function, name, observer)
 
 

@@ -1,20 +1,20 @@
-"""Which updates are plausible, by their figures: no single update may end a training. A protocol core: no I/O, no clock.
+"""The guard: refuses implausible updates, so that no single update can ruin a training. A protocol core: no I/O, no clock.
 
-The figures of an update are its sample count and its *change*: the L2 norm of its difference from the round's model, or of the
-weights themselves where there is no model yet. Updates in a format that only the strategy understands have no change.
+The guard knows two values of an update: its sample count and its *change*. The change is the L2 norm of the difference from the
+round's model, or of the weights if there is no model yet. Updates in a custom format have no change.
 
 The rules:
 
-1. A sample count above `Limits.samples` and a change above `Limits.change` are refused.
-2. Each attempt teaches a *lesson*: the median of the changes and the second largest of the sample counts that it counted. Of fewer
-   than three updates nobody can tell which one is odd: they teach the largest. Zeros teach nothing.
-3. An update whose change or sample count is above `Limits.ratio` times the largest of the last `ROUNDS` lessons is refused.
-   A change that is not larger than the model itself never is: training that has converged moves by noise.
-4. While there is no lesson, the updates of an attempt are compared with each other at its end. Where one of three or more exceeds
-   the attempt's own lesson as in rule 3, the attempt is void. Its lesson stays, so the odd update is refused when it comes again.
-5. If rule 3 refuses more than half of the participants that an attempt admitted, then it is the training that has changed, and not
-   a participant: the next attempt begins without lessons.
-6. Sample counts matter only to a strategy that weighs by them: for others rules 2 to 4 look at the changes alone.
+1. The guard refuses an update with more samples than `Limits.samples` or a change above `Limits.change`.
+2. Each attempt yields a *lesson*: the median of the counted changes and the second largest of the counted sample counts. With
+   fewer than three updates an outlier cannot be recognised, so the lesson has the largest values. Zeros are ignored.
+3. The guard refuses an update whose change or sample count exceeds `Limits.ratio` times the largest of the last `ROUNDS` lessons.
+   It never refuses a change that is not larger than the model itself: after convergence, changes are small noise.
+4. Without a lesson, the guard compares the updates of an attempt with each other at its end. If one of three or more exceeds the
+   attempt's own lesson as in rule 3, the attempt is void. Its lesson stays, so the outlier is refused in the next attempt.
+5. If rule 3 refuses more than half of the participants that an attempt admitted, the training has changed rather than a
+   participant: the next attempt begins without lessons.
+6. Strategies that do not weight by samples ignore sample counts: rules 2 to 4 then apply to the changes alone.
 """
 
 import math
@@ -26,40 +26,42 @@ from statistics import median
 from fedround.errors import Implausible
 
 ROUNDS = 10
-"""Lessons that are remembered."""
+"""Number of lessons that are remembered."""
 FEW = 3
-"""Updates from which on one can be told from the others."""
+"""Minimum number of updates in which an outlier can be recognised."""
 RATIO, SAMPLES = 100.0, 100_000_000
 """The defaults of `Limits.ratio` and `Limits.samples`."""
 
 Norm = Callable[[], float]
-"""Computes the L2 norm of the round's model; 0 where there is none."""
+"""Returns the L2 norm of the round's model; 0 if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What an operator allows. `ratio` 0 turns the rules 3 to 5 off."""
+    """The limits that an operator sets. A `ratio` of 0 turns rules 3 to 5 off."""
 
     change: float = math.inf
     ratio: float = RATIO
     samples: int = SAMPLES
     weighted: bool = True
-    """Whether the strategy weighs updates by their sample counts."""
+    """Whether the strategy weights updates by their sample counts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
+    """The sample count and the change of an update."""
+
     samples: int
     change: float = 0.0
 
 
 NOTHING = Figures(0)
-"""The lesson that nothing is known."""
+"""An empty lesson."""
 
 
 @dataclass(frozen=True, slots=True)
 class Odd:
-    """An update that stands out from the others of its attempt, and why."""
+    """An outlier among the updates of its attempt, and why it is one."""
 
     id: str
     reason: str
@@ -74,7 +76,7 @@ class Dominant:
 
 
 class Guard:
-    """See the rules above. For one attempt after the other; `lessons` are of the rounds before, oldest first."""
+    """See the rules above. It handles one attempt after another; `lessons` are of earlier rounds, oldest first."""
 
     def __init__(self, limits: Limits = Limits(), lessons: Iterable[Figures] = ()) -> None:
         self._limits = limits
@@ -84,7 +86,7 @@ class Guard:
         self._counted: dict[str, Figures] = {}
 
     def roll_back(self, lessons: Iterable[Figures]) -> None:
-        """Replace what was learned by the lessons of the rounds that are left."""
+        """Replace all lessons by those of the remaining rounds."""
         self._lessons = deque(lessons, maxlen=ROUNDS)
 
     def open(self, ids: Iterable[str]) -> None:
@@ -113,11 +115,11 @@ class Guard:
             raise Implausible(reason)
 
     def count(self, id: str, figures: Figures) -> None:
-        """Take note of an update that was counted."""
+        """Note a counted update."""
         self._counted[id] = figures
 
     def close(self, norm: Norm) -> Odd | None:
-        """End the attempt and learn from it. Returns the update because of which it is void."""
+        """End the attempt and add its lesson. Return the outlier that voids the attempt, if there is one."""
         lesson, first = self._lesson(), not any(lesson.change or lesson.samples for lesson in self._lessons)
         self._lessons.append(lesson)
         if first and len(self._counted) >= FEW:
@@ -132,7 +134,7 @@ class Guard:
         return self._lessons[-1]
 
     def dominant(self) -> Dominant | None:
-        """The update that outweighs all others together, where there are enough of them for that to be odd."""
+        """Return the update that outweighs all others together; None if there is none, or with fewer than `FEW` updates."""
         total = sum(figures.samples for figures in self._counted.values())
         if not self._limits.weighted or len(self._counted) < FEW or not total:
             return None
@@ -147,7 +149,7 @@ class Guard:
         return Figures(samples[0 if few else 1], max(changes) if few else median(changes))
 
     def _excess(self, figures: Figures, lesson: Figures, norm: Norm) -> str:
-        """Why an update is out of proportion to a lesson; empty if it is not."""
+        """Return why an update exceeds a lesson; empty if it does not."""
         ratio = self._limits.ratio
         most, change = ratio * lesson.samples, ratio * lesson.change
         if self._limits.weighted and 0 < most < figures.samples:

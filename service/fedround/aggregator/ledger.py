@@ -1,17 +1,19 @@
-"""The ledger: who may deliver an update, and which updates were counted, in which order. A protocol core: no I/O, no clock.
+"""The ledger: the upload permissions, and the counted updates in order. A protocol core: no I/O, no clock.
+
+The code calls an upload permission a *right*.
 
 The rules:
 
-1. One attempt of a round is open at a time. Opening another ends it: what it counted is void. An ended attempt never comes back.
-2. A *right* is one id's newest token. It is admitted once; then it is counted, or it is over (revoked, refused, its attempt ended).
-   If it has an owner, no other identity may use it: neither read, nor deliver, nor repeat.
-3. An update is counted when its right is admitted at the moment of counting, and a right is counted at most once: an entry.
-   Whoever counts has folded in the same step (`countable`, fold, `count`, with nothing in between), so the entries are the sum.
-4. A counted token stays good for reading, and for a repeat that is read and thrown away, until its id uses a newer one or is
-   forgotten: xain-sdk 0.8.0 may train and deliver once more with it, even when it is selected again, and ends where it is refused.
-5. A right is not revoked while an update is being received for it that can be whole in time: within the coordinator's patience, at
-   its rate so far. Once a revocation was asked for, no other update begins; one that cannot be whole in time is cut.
-6. A round whose model there is is over: no attempt of it is opened.
+1. One attempt of a round is open at a time. Opening another attempt ends it and voids its updates. An ended attempt stays ended.
+2. A right belongs to one id and its newest token. It is admitted once. Then it is counted, or it is over: revoked, refused, or its
+   attempt has ended. Only the right's owner, if it has one, may use it to read, deliver or repeat.
+3. An update is counted only while its right is admitted, and at most once. Counting it makes an entry. The caller folds in the
+   same step (`countable`, fold, `count`, with nothing in between), so the entries always match the sum.
+4. A counted token stays valid for reading, and for a repeat that is received and discarded, until its id uses a newer token or is
+   forgotten. xain-sdk 0.8.0 may train and deliver again with it, even when it is selected again, and exits if it is refused.
+5. The ledger does not revoke a right while it receives an update that can complete in time: within the coordinator's patience, at
+   its rate so far. After a revocation request, no other upload begins, and an upload that cannot complete in time is cut.
+6. A round whose model exists is over: no attempt of it is opened.
 7. Entries are numbered from 1 within an incarnation, and kept until they are acknowledged. Losing the sum begins a new incarnation.
 """
 
@@ -25,17 +27,17 @@ from fedround.common.books import Admission, Difference, Entry, Evaluation, Newe
 from fedround.common.wire import one_line
 from fedround.errors import Busy, Forbidden, IllegalMove, Late, NotAdmitted, UnknownAttempt
 
-OVER = "the round is over, or was given to others"
+OVER = "the round is over, or was reassigned to other participants"
 MEASURED = 1.0
 """Seconds after which the rate of an upload is known."""
 MOST_AT_ONCE = 4
-"""Uploads for one right: a participant sends one, and again when its connection is lost without our knowing."""
+"""Maximum number of simultaneous uploads for one right. A retry may begin before the aggregator notices a lost connection."""
 REMEMBERED_ATTEMPTS = 64
-"""How many ended attempts are known as ended: a call for one of them that was long on its way must not open it again."""
+"""Number of ended attempts that are remembered, so that a delayed call cannot open one of them again."""
 
 
 class State(Enum):
-    """What may still be done with a right."""
+    """The state of a right."""
 
     ADMITTED = "admitted"
     COUNTED = "counted"
@@ -44,32 +46,34 @@ class State(Enum):
 
 @dataclass(slots=True)
 class Right:
+    """An upload permission."""
+
     id: str
     token: str
     owner: str = ""
-    """The proved identity that alone may use it; empty: everybody that bears the token."""
+    """The proved identity that alone may use it; empty: any client with the token."""
     former: str | None = None
-    """The token that this one replaced: late, rather than unknown."""
+    """The token that this one replaced. A request with it is late, rather than unknown."""
     counted_before: "Right | None" = None
-    """The right that was counted last, as long as this one has not been used."""
+    """The right that was counted last, until this one is used."""
     state: State = State.ADMITTED
     receiving: list["Receipt"] = field(default_factory=list)
-    asked_back: bool = False
+    revoking: bool = False
 
 
 @dataclass(slots=True)
 class Receipt:
-    """One upload, from its first byte to its end by `abort`, `count` or `refuse`."""
+    """An upload, from its first byte to its end by `abort`, `count` or `refuse`."""
 
     right: Right
     repeated: bool
-    """Its update was counted before it began: read it, throw it away, and say so."""
+    """Whether its update was counted before it began. If so, receive and discard it, and report the repeat."""
     began: float = 0.0
     """In monotonic seconds."""
     length: int | None = None
-    """Bytes that were announced."""
+    """Announced size in bytes."""
     received: int = 0
-    """Bytes that have come."""
+    """Bytes received so far."""
     ended: bool = False
 
     @property
@@ -77,7 +81,7 @@ class Receipt:
         return self.right.id
 
     def left(self, now: float) -> float:
-        """Return how many seconds it still takes at its rate so far; 0 where nobody can tell."""
+        """Return the remaining seconds at its rate so far; 0 if they are unknown."""
         seconds = now - self.began
         if self.length is None or seconds < MEASURED:
             return 0.0
@@ -91,12 +95,12 @@ class Attempt:
     round: int
     closed: bool = False
     counted: dict[str, int] = field(default_factory=dict)
-    """Samples by id, in the order of folding."""
+    """Samples by id, in the order in which the updates were folded."""
     revoked: set[str] = field(default_factory=set)
 
 
 class Ledger:
-    """See the rules above. `incarnation` names the life of the sum, `newest` the model that is there."""
+    """See the rules above. `incarnation` identifies the sum, `newest` the newest model."""
 
     def __init__(self, incarnation: str, newest: Newest | None = None) -> None:
         self.incarnation = incarnation
@@ -112,7 +116,7 @@ class Ledger:
     # The coordinator's calls
 
     def open(self, attempt: str, round: int, admissions: Sequence[Admission], forget: Sequence[str] = ()) -> bool:
-        """Begin an attempt; True when it is a new one, with a new sum. Raises `UnknownAttempt` when it, or its round, is over."""
+        """Open an attempt. Return whether it is new, with a new sum. Raises `UnknownAttempt` if it or its round is over."""
         new = self.attempt is None or self.attempt.id != attempt
         if attempt in self._ended or (new and self.newest is not None and self.newest.round >= round):
             raise UnknownAttempt(attempt)
@@ -125,7 +129,7 @@ class Ledger:
         return new
 
     def admit(self, attempt: str, admissions: Sequence[Admission]) -> None:
-        """Give each id its token. A repeat changes nothing. Raises `UnknownAttempt`."""
+        """Admit each id with its token. A repeated call changes nothing. Raises `UnknownAttempt`."""
         current = self._current(attempt)
         if current.closed:
             return
@@ -145,7 +149,7 @@ class Ledger:
             self._rights[admission.id] = new
 
     def revoke(self, attempt: str, id: str, patience: float = 0.0, now: float = 0.0) -> Verdict:
-        """Take an id's right back, unless its update was counted, or can be whole within `patience` seconds.
+        """Revoke an id's right, unless its update was counted or can complete within `patience` seconds.
 
         Raises `UnknownAttempt`.
         """
@@ -155,14 +159,14 @@ class Ledger:
         right = self._rights.get(id)
         if right is not None and right.state is State.ADMITTED:
             if patience > 0 and any(receipt.left(now) <= patience for receipt in right.receiving):
-                right.asked_back = True
+                right.revoking = True
                 return Verdict.RECEIVING
             right.state = State.OVER
         current.revoked.add(id)
         return Verdict.REVOKED
 
     def close(self, attempt: str, ids: Sequence[str]) -> Difference | None:
-        """Close the attempt if exactly `ids` were counted; the second time that changes nothing. Raises `UnknownAttempt`."""
+        """Close the attempt if exactly `ids` were counted. A repeated call changes nothing. Raises `UnknownAttempt`."""
         current = self._current(attempt)
         expected, counted = frozenset(ids), frozenset(current.counted)
         if expected != counted:
@@ -172,7 +176,7 @@ class Ledger:
         return None
 
     def page(self, incarnation: str, after: int) -> Page:
-        """The entries behind number `after`; those up to it are acknowledged, if `incarnation` is this one."""
+        """Return the entries after number `after`. If `incarnation` is the current one, this acknowledges the others."""
         if incarnation != self.incarnation:
             after = 0
         self.acknowledged = max(self.acknowledged, min(after, self._seq))
@@ -187,43 +191,43 @@ class Ledger:
         self._right(id, token, owner)
 
     def knows(self, id: str, token: str) -> bool:
-        """Whether a participant was given this token, for a round that is open or the one before."""
+        """Return whether a participant has this token for the open round or the one before."""
         right = self._rights.get(id)
         before = right.counted_before if right else None
         return right is not None and token in (right.token, right.former, before.token if before else None)
 
     def begin(self, id: str, token: str, owner: str = "", *, now: float = 0.0, length: int | None = None) -> Receipt:
-        """Begin an upload by `owner` of `length` bytes.
+        """Begin an upload of `length` bytes by `owner`.
 
-        Raises as `check_read`, and `Busy` where too many of one right are under way.
+        Raises the errors of `check_read`, and `Busy` if the right has too many uploads under way.
         """
         right = self._right(id, token, owner)
-        if right.asked_back and right.state is State.ADMITTED:
-            raise Late("the time for it is over: only what was on its way is waited for")
+        if right.revoking and right.state is State.ADMITTED:
+            raise Late("the upload permission is being revoked: only uploads that had already begun are accepted")
         if len(right.receiving) >= MOST_AT_ONCE:
-            raise Busy("so many uploads of one participant at once are too many", retry_after=5.0)
+            raise Busy("too many simultaneous uploads of one participant", retry_after=5.0)
         receipt = Receipt(right, repeated=right.state is State.COUNTED, began=now, length=length)
         right.receiving.append(receipt)
         return receipt
 
     def took(self, receipt: Receipt, size: int) -> None:
-        """So many more bytes of it have come. Raises `Late`: its right is over, nobody waits for the rest."""
+        """Note `size` more received bytes. Raises `Late` if the right is over: do not receive the rest."""
         receipt.received += size
         if receipt.right.state is State.OVER:
             raise Late(OVER)
 
     def abort(self, receipt: Receipt) -> None:
-        """The upload ended without an update: cut, too slow, or a repeat."""
+        """End an upload without an update: cut, too slow, or a repeat."""
         self._end(receipt, "abort")
 
     def countable(self, receipt: Receipt) -> bool:
-        """True: fold it, then `count` it. False: it was counted meanwhile. Raises `Late`."""
+        """Return whether to fold and then `count` the update; False: it was counted meanwhile. Raises `Late`."""
         if receipt.right.state is State.OVER:
             raise Late(OVER)
         return receipt.right.state is State.ADMITTED
 
     def count(self, receipt: Receipt, samples: int, metrics: Mapping[str, float], evaluation: Evaluation | None = None) -> Entry:
-        """Enter an update that was just folded."""
+        """Enter the update that was just folded."""
         if self.attempt is None or receipt.right.state is not State.ADMITTED:
             raise IllegalMove(receipt.right.state, "count")
         self._end(receipt, "count")
@@ -232,7 +236,7 @@ class Ledger:
         return self._enter(Outcome.COUNTED, self.attempt, receipt.id, samples, metrics, evaluation=evaluation)
 
     def refuse(self, receipt: Receipt, reason: str = "") -> None:
-        """End the right of an update that is not valid; its entry tells the coordinator the `reason`."""
+        """End the right of an invalid update. The entry gives the coordinator the `reason`."""
         self._end(receipt, "refuse")
         if self.attempt is not None and receipt.right.state is State.ADMITTED:
             receipt.right.state = State.OVER
@@ -240,7 +244,7 @@ class Ledger:
             self._enter(Outcome.REFUSED, self.attempt, receipt.id, 0, {}, one_line(reason))
 
     def lose(self, incarnation: str, reason: str = "") -> None:
-        """Lose the sum, and with it the attempt and all entries. The coordinator is told the `reason`."""
+        """Discard the sum, the attempt and all entries. The next page gives the coordinator the `reason`."""
         self._end_attempt()
         self.attempt = None
         self._entries.clear()
@@ -266,7 +270,7 @@ class Ledger:
         if before is not None:
             return before
         if token == right.former or right.state is State.OVER:
-            raise Late("the round of this token is over, or was given to others")
+            raise Late("the round of this token is over, or was reassigned to other participants")
         right.counted_before = None
         return right
 

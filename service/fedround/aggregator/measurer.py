@@ -1,4 +1,4 @@
-"""Measures models for people: what it cannot measure, or what it finds, never keeps the service from its work."""
+"""The measurer: computes the statistics of models, for observers only. Its failures and results do not affect training."""
 
 import asyncio
 import hashlib
@@ -15,21 +15,21 @@ from fedround.tensors.measures import statistics
 
 LOG = logging.getLogger(__name__)
 
-TOLD = 3
-"""Models of which a page of the ledger says what they are like: quick rounds may have one page for several."""
+REPORTED = 3
+"""Number of models whose statistics a page of the ledger reports, as one page may cover several short rounds."""
 
 
 class Measurer:
-    """Tells `observer` of each model that it measures."""
+    """Measures models, and sends `observer` a fact about each."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
-        self._newest: deque[Measured] = deque(maxlen=TOLD)
+        self._newest: deque[Measured] = deque(maxlen=REPORTED)
         self._rollbacks = 0
 
     @property
     def newest(self) -> Sequence[Measured]:
-        """What the last models are like."""
+        """The statistics of the last models."""
         return tuple(self._newest)
 
     async def measure(self, model: Model) -> None:
@@ -40,20 +40,20 @@ class Measurer:
         try:
             found, digest = await asyncio.to_thread(_measured, model)
         except Exception:
-            LOG.exception("the weights of the model of round %s cannot be measured", model.round)
+            LOG.exception("failed to measure the weights of the model of round %s", model.round)
             return
         if rollbacks != self._rollbacks:
-            return  # it may be of a round that is void
+            return  # the rollback may have removed its round
         self._observer(WeightsMeasured(model.round or 0, "global", sum(map(len, model.buffers)), found))
         if model.round is not None:
-            # The next page tells of it. It is worth no page of its own: that would be one more exchange in every round.
+            # The next page reports it. A separate page would cost one more request in every round.
             finite = {name: value for name, value in found.figures.items() if math.isfinite(value)}
             self._newest.append(Measured(model.round, finite, digest))
 
     def forget(self, newest: int) -> None:
-        """Forget the models of all rounds after `newest`, and what is being measured."""
+        """Discard the statistics of all rounds after `newest`, and the measurement that is running."""
         self._rollbacks += 1
-        self._newest = deque((measured for measured in self._newest if measured.round <= newest), TOLD)
+        self._newest = deque((measured for measured in self._newest if measured.round <= newest), REPORTED)
 
 
 def _measured(model: Model) -> tuple[Statistics, str]:

@@ -1,4 +1,4 @@
-"""The global models: the newest one, those that are kept, and what is found out about them."""
+"""The global models: the newest, the stored ones, their statistics and evaluations."""
 
 import asyncio
 import time
@@ -19,15 +19,15 @@ from fedround.events import NotKept, Observer, WasKept
 
 
 class Models:
-    """For one event loop.
+    """The global models. For one event loop.
 
     Args:
-        newest: What training begins with, or went on to before a restart.
-        initial: Reads what a new run begins with; raises `ConfigurationError`. None: a new run begins with the newest model.
-        store: Where models are kept; None: nowhere.
-        evaluator: Evaluates each model, if it has the time; None: nobody does.
-        observer: Told of every fact.
-        steps: Runs what nobody waits for.
+        newest: The initial model, or the newest one from before a restart.
+        initial: Reads the initial model of a new run; raises `ConfigurationError`. None: a new run begins with the newest model.
+        store: Stores models on disk; None: models stay in memory only.
+        evaluator: Evaluates models, as far as it has time; None: the aggregator evaluates none.
+        observer: Receives every fact.
+        steps: Runs background steps.
     """
 
     def __init__(
@@ -44,9 +44,9 @@ class Models:
         self._initial = initial
         self.store = store
         self.run = store.run if store else NO_RUN
-        """Of the attempt that is open, or of the newest model."""
+        """The run of the open attempt, or of the newest model."""
         self.news = False
-        """There is an evaluation that no page has told of."""
+        """Whether there is an evaluation that no page has reported."""
         self._observer = observer
         self._steps = steps
         self._measurer = Measurer(observer)
@@ -54,28 +54,28 @@ class Models:
 
     @property
     def trained(self) -> Newest | None:
-        """What the coordinator is told of the newest model; None where it was not trained."""
+        """The newest model as the coordinator sees it; None if it was not trained."""
         if self.newest is None or self.newest.round is None:
             return None
         return Newest(self.newest.round, self.newest.parameters, self.run.name)
 
     @property
     def rounds(self) -> Sequence[int]:
-        """The rounds whose models are kept."""
+        """The rounds whose models are stored."""
         return self.store.rounds if self.store else ()
 
     @property
     def best(self) -> int | None:
-        """The round whose model is the best of the current run; None where none is kept as that."""
+        """The round with the best model of the current run; None if none is stored as the best."""
         return self.store.best if self.store else None
 
     @property
     def evaluating(self) -> bool:
-        """A model is being evaluated."""
+        """Whether a model is being evaluated."""
         return self._evaluator is not None and self._evaluator.schedule.running is not None
 
     def status(self) -> dict[str, object]:
-        """The state as JSON-able data."""
+        """Return the state as JSON-able data."""
         model = self.newest
         return {
             "models": list(self.rounds),
@@ -84,32 +84,32 @@ class Models:
         }
 
     def on_news(self, ring: Callable[[], None]) -> None:
-        """Have `ring` called when there is news for the coordinator."""
+        """Call `ring` when there is news for the coordinator."""
 
-        def told() -> None:
+        def on_result() -> None:
             self._hold()
             self.news = True
             ring()
 
         if self._evaluator is not None:
-            self._evaluator.on_result = told
+            self._evaluator.on_result = on_result
 
     async def begin(self) -> None:
-        """Look at the model that was there from the start: nobody knows whether it was evaluated."""
+        """Evaluate and measure the model from before a restart, as its evaluation may not have ended."""
         if self.newest is not None:
             if self.newest.round is not None:
                 self._evaluate(self.newest)
             await self._measurer.measure(self.newest)
 
     async def read_initial(self) -> Model | None:
-        """Return what a new run begins with; None: the newest model. Raises `Busy` where it cannot be read now."""
+        """Return the initial model of a new run; None: the newest model. Raises `Busy` if it cannot be read now."""
         try:
             return await asyncio.to_thread(self._initial) if self._initial else None
         except ConfigurationError as error:
             raise Busy(str(error), retry_after=1.0) from error
 
     def enter(self, run: Run, *, begins: bool, initial: Model | None) -> None:
-        """From now on models belong to this run, which `begins` now, with `initial` if there is one, and without a state."""
+        """Switch to a run. If it `begins` now, start with `initial` or the newest model, without a strategy's state."""
         self.run = run
         if begins and initial is not None:
             self.newest = initial
@@ -123,10 +123,10 @@ class Models:
         """Make a model the newest."""
         self.newest = model
         self._evaluate(model)
-        self._steps.start(self._measurer.measure(model))  # nobody waits for it
+        self._steps.start(self._measurer.measure(model))
 
     async def keep(self, model: Model, lesson: Figures) -> None:
-        """Keep a model on disk. Raises `Busy` where that is not possible now."""
+        """Store a model on disk. Raises `Busy` if that fails."""
         if self.store is None or model.round is None:
             return
         began = time.perf_counter()
@@ -139,7 +139,7 @@ class Models:
         self._observer(WasKept(time.perf_counter() - began))
 
     async def mark_best(self, round: int) -> None:
-        """Keep the model of a round as the best of its run."""
+        """Mark the model of a round as the best of its run."""
         if self.store is None:
             return
         try:
@@ -148,13 +148,13 @@ class Models:
             self._observer(NotKept(f"that the model of round {round} is the best", str(error)))
 
     def read(self, round: int, read: Callable[[int, memoryview, memoryview | None], Model]) -> Model:
-        """Return a kept model, which `read` makes of its files. Raises `DataDamaged`, and what `read` raises."""
-        assert self.store is not None  # noqa: S101 it is kept
+        """Return a stored model, which `read` makes of its files. Raises `DataDamaged`, and the errors of `read`."""
+        assert self.store is not None  # noqa: S101 the model is stored
         return read(round, self.store.read(round), self.store.read_state(round))
 
     async def roll_back(self, round: int) -> Sequence[Figures]:
-        """Remove the models of all rounds after `round`; return the lessons of the others. Raises `Busy` where that fails."""
-        assert self.store is not None  # noqa: S101 there is a model to go back to
+        """Remove the models of all rounds after `round`. Return the lessons of the others. Raises `Busy` if that fails."""
+        assert self.store is not None  # noqa: S101 the model is stored
         try:
             await asyncio.to_thread(self.store.roll_back, round)
         except OSError as error:
@@ -165,7 +165,7 @@ class Models:
         return self.store.lessons
 
     async def kept(self, round: int | None) -> Sequence[bytes | memoryview] | None:
-        """Return a model's file, of None the initial one; None where it is not kept. Raises `DataDamaged`."""
+        """Return the file of a round's model, or of the initial one; None if it is not stored. Raises `DataDamaged`."""
         if self.newest is not None and self.newest.round == round:
             return self.newest.buffers
         if self.store is None or round is None or round not in self.store.rounds:
@@ -173,12 +173,12 @@ class Models:
         try:
             return [await asyncio.to_thread(self.store.read, round)]
         except DataDamaged:
-            if round not in self.store.rounds:  # a newer one has taken its place meanwhile
+            if round not in self.store.rounds:  # a newer one has replaced it meanwhile
                 return None
             raise
 
     def described(self, page: Page) -> Page:
-        """Return a page of the ledger with all that is known of models."""
+        """Return a page of the ledger with the statistics and evaluations of models."""
         self.news = False
         page = replace(page, measured=tuple(self._measurer.newest), generation=self.store.generation if self.store else 0)
         if self._evaluator is None:

@@ -1,13 +1,13 @@
-"""Server optimisers: strategies that take a step from the round's model along the weighted average. A protocol core: no I/O.
+"""Server optimisers: strategies that move the round's model towards the weighted average. A protocol core: no I/O.
 
-The *pseudo-gradient* is `average - model`: the direction in which the participants want to go. Each optimiser makes a step of it
-and of what it remembers from former rounds. Sources: Reddi et al., "Adaptive Federated Optimization", ICLR 2021, algorithm 2; Hsu
-et al., "Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification", 2019.
+The *pseudo-gradient* is `average - model`. Each optimiser computes its step from the pseudo-gradient and its state. Sources:
+Reddi et al., "Adaptive Federated Optimization", ICLR 2021, algorithm 2; Hsu et al., "Measuring the Effects of Non-Identical Data
+Distribution for Federated Visual Classification", 2019.
 
-Only floats are optimised: integers, such as counters, get the average. So does every tensor in the first round of a training that
-begins without a model. The arithmetic is float64. The state is float64 for a tensor of float64, and float32 for all others.
+Only float tensors are optimised. Integers, such as counters, get the average, and so does every tensor in the first round of a
+training that begins without a model. The arithmetic is float64. The state is float64 for float64 tensors, and float32 for others.
 
-Memory, beside the sums of the weighted average: the state, and while a result is made the new state too.
+Memory in addition to the sums of the weighted average: the state, and while a result is computed also the new state.
 """
 
 from abc import ABC, abstractmethod
@@ -22,14 +22,14 @@ from fedround.tensors.values import BLOCK
 from fedround.tensors.weights import Array, Spec
 
 Fields = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
-"""The arrays of a state: their dtypes and shapes."""
+"""The dtype and shape of each array of a state."""
 
 
 class ServerOptimiser(WeightedAverage, ABC):
-    """What the optimisers have in common: the state, and blocks of it."""
+    """The base of the optimisers: keeps the state, and steps block by block."""
 
     PER_WEIGHT: ClassVar[tuple[str, ...]]
-    """Names of the arrays of the state that have a number for each weight. They begin at 0."""
+    """Names of the state's arrays with a number for each weight. They begin at 0."""
 
     def __init__(self, spec: Spec) -> None:
         super().__init__(spec)
@@ -38,10 +38,10 @@ class ServerOptimiser(WeightedAverage, ABC):
         self._after: dict[str, Array] = {}
 
     def begin(self, model: Array | None, state: Mapping[str, Array]) -> None:
-        """See `strategies.Remembering`. Raises `ValueError` where the state is that of another strategy."""
+        """See `strategies.Remembering`. Raises `ValueError` if another strategy made the state."""
         found, expected = {name: (array.dtype, array.shape) for name, array in state.items()}, self._fields()
         if found and found != expected:
-            raise ValueError(f"it has {_shown(found)}, and {type(self).__name__} keeps {_shown(expected)}")
+            raise ValueError(f"it has {_shown(found)}, but {type(self).__name__} needs {_shown(expected)}")
         self._model, self._before = model, state
 
     def state(self) -> Mapping[str, Array]:
@@ -54,13 +54,13 @@ class ServerOptimiser(WeightedAverage, ABC):
         if self._model is not None and self._spec.floating:
             self._after = {name: np.zeros(shape, dtype) for name, (dtype, shape) in self._fields().items()}
             self._begin_step()
-            with np.errstate(over="ignore", invalid="ignore"):  # a model that is not finite is refused, and the state with it
+            with np.errstate(over="ignore", invalid="ignore"):  # later checks refuse a model that is not finite, with its state
                 for start in range(0, average.size, BLOCK):
                     self._step_block(average, self._model, slice(start, start + BLOCK))
         return rounded(average, self._spec)
 
     def _step_block(self, average: Array, before: Array, part: slice) -> None:
-        """Replace a block of the average by that of the new model."""
+        """Replace a block of the average by the new model's block."""
         model = before[part].astype(np.float64)
         numbers = [(self._before or self._after)[name][part].astype(np.float64) for name in self.PER_WEIGHT]
         average[part] = model + self._step(average[part] - model, *numbers)
@@ -68,11 +68,11 @@ class ServerOptimiser(WeightedAverage, ABC):
             self._after[name][part] = array
 
     def _begin_step(self) -> None:
-        """Do what is done once for all blocks. `_after` has zeros."""
+        """Prepare the step for all blocks. The arrays of `_after` are 0."""
 
     @abstractmethod
     def _step(self, gradient: Array, /, *numbers: Array) -> Array:
-        """Return the step for a block of the pseudo-gradient, and change the blocks of `PER_WEIGHT` in place."""
+        """Return the step for a block of the pseudo-gradient, and update the blocks of `PER_WEIGHT` in place."""
 
     def _fields(self) -> Fields:
         if not self._spec.floating:
@@ -82,13 +82,13 @@ class ServerOptimiser(WeightedAverage, ABC):
 
 
 class FedAvgM(ServerOptimiser):
-    """FedAvg with server momentum (Hsu et al. 2019): `momentum = server_momentum * momentum + gradient`, a step along it.
+    """FedAvg with server momentum (Hsu et al. 2019): it steps along `momentum = server_momentum * momentum + gradient`.
 
     Memory: 4 bytes a weight, 8 for float64.
 
     Args:
-        spec: Of the tensor.
-        server_learning_rate: The length of a step; 1, as Hsu et al. and Flower have it.
+        spec: Spec of the tensor.
+        server_learning_rate: The factor of each step; 1 as in Hsu et al. and Flower.
         server_momentum: From 0, the plain average, to below 1. 0.9 as in Hsu et al.; Flower's default is 0.
     """
 
@@ -107,14 +107,14 @@ class FedAvgM(ServerOptimiser):
 
 
 class FedAdagrad(ServerOptimiser):
-    """Adagrad without momentum (Reddi et al. 2021): a weight that has moved much takes smaller steps.
+    """Adagrad without momentum (Reddi et al. 2021): weights with large past gradients take smaller steps.
 
     Memory: 4 bytes a weight, 8 for float64.
 
     Args:
-        spec: Of the tensor.
+        spec: Spec of the tensor.
         eta: The server's learning rate; 0.1 as in Flower 1.42.
-        tau: What is added to the square root of `v`: the smaller, the more adaptive. 0.001 as in the paper and in Flower.
+        tau: Added to the square root of `v`: the smaller, the more adaptive. 0.001 as in the paper and in Flower.
     """
 
     PER_WEIGHT = ("v",)
@@ -130,16 +130,16 @@ class FedAdagrad(ServerOptimiser):
 
 
 class FedYogi(ServerOptimiser):
-    """Yogi (Reddi et al. 2021): like FedAdam, but `v` changes by no more than the newest gradient, whatever it was.
+    """Yogi (Reddi et al. 2021): like FedAdam, but only the newest gradient determines how far `v` moves.
 
     Memory: 8 bytes a weight, 16 for float64.
 
     Args:
-        spec: Of the tensor.
+        spec: Spec of the tensor.
         eta: The server's learning rate; 0.01 as in Flower 1.42.
-        beta_1: How much of `m`, the mean of the gradients, remains in a round; 0.9 as in the paper.
-        beta_2: How much of `v`, the mean of their squares, remains in a round; 0.99 as in the paper.
-        tau: What is added to the square root of `v`: the smaller, the more adaptive. 0.001 as in the paper and in Flower.
+        beta_1: Decay of `m`, the mean of the gradients, in each round; 0.9 as in the paper.
+        beta_2: Decay of `v`, the mean of their squares, in each round; 0.99 as in the paper.
+        tau: Added to the square root of `v`: the smaller, the more adaptive. 0.001 as in the paper and in Flower.
     """
 
     PER_WEIGHT = ("m", "v")
@@ -161,18 +161,18 @@ class FedYogi(ServerOptimiser):
 
 
 class FedAdam(FedYogi):
-    """Adam (Reddi et al. 2021): a step along the mean of the gradients, over the root of the mean of their squares.
+    """Adam (Reddi et al. 2021): the step is the mean of the gradients, divided by the root of the mean of their squares.
 
     Memory: 8 bytes a weight, 16 for float64.
 
     Args:
-        spec: Of the tensor.
+        spec: Spec of the tensor.
         eta: The server's learning rate; 0.1 as in Flower 1.42.
-        beta_1: How much of `m`, the mean of the gradients, remains in a round; 0.9 as in the paper.
-        beta_2: How much of `v`, the mean of their squares, remains in a round; 0.99 as in the paper.
-        tau: What is added to the square root of `v`: the smaller, the more adaptive. 0.001 as in the paper and in Flower.
-        bias_correction: Correct both means for having begun at 0 (Kingma and Ba, "Adam", ICLR 2015, section 2). The paper does not;
-            Flower does, with an exponent that is larger by one.
+        beta_1: Decay of `m`, the mean of the gradients, in each round; 0.9 as in the paper.
+        beta_2: Decay of `v`, the mean of their squares, in each round; 0.99 as in the paper.
+        tau: Added to the square root of `v`: the smaller, the more adaptive. 0.001 as in the paper and in Flower.
+        bias_correction: Correct both means for their start at 0 (Kingma and Ba, "Adam", ICLR 2015, section 2). The paper does
+            not; Flower does, with an exponent that is larger by one.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class FedAdam(FedYogi):
     ) -> None:
         super().__init__(spec, eta=eta, beta_1=beta_1, beta_2=beta_2, tau=tau)
         if not isinstance(bias_correction, bool):
-            raise ValueError(f"bias_correction is true or false, not {bias_correction!r}")
+            raise ValueError(f"bias_correction must be true or false, not {bias_correction!r}")
         self._correct = bias_correction
 
     def _begin_step(self) -> None:
@@ -215,13 +215,13 @@ def _adaptive(eta: float, direction: Array, v: Array, tau: float) -> Array:
 
 def _positive(name: str, value: float) -> float:
     if not 0 < value < float("inf"):
-        raise ValueError(f"{name} is a positive number, not {value}")
+        raise ValueError(f"{name} must be a positive number, not {value}")
     return value
 
 
 def _decay(name: str, value: float) -> float:
     if not 0 <= value < 1:
-        raise ValueError(f"{name} is from 0 to below 1, not {value}")
+        raise ValueError(f"{name} must be at least 0 and less than 1, not {value}")
     return value
 
 

@@ -1,6 +1,6 @@
-"""Gives strategies the round's model and their state, and takes the new state from them.
+"""The memory of strategies: passes them the round's model and their state, and takes their new state.
 
-A strategy takes part if it has the method `begin` (see `strategies.Remembering`); all others are left alone.
+It applies to strategies with the method `begin` (see `strategies.Remembering`).
 """
 
 import logging
@@ -20,24 +20,24 @@ LOG = logging.getLogger(__name__)
 
 
 class Memory:
-    """The state of the strategies of one attempt. `names` are those of their tensors."""
+    """The state of one attempt's strategies. `names` are the names of their tensors."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
         self._taken: dict[str, dict[str, Array]] = {}
 
     def begin(self, strategies: Sequence[Any], model: Model | None, tensors: Sequence[Any]) -> None:
-        """Begin the attempt. Where a state that was read from a file does not fit, all begin with an empty one.
+        """Begin the attempt. If a state from a file does not fit, all strategies begin with an empty one.
 
         Args:
             strategies: One for each name.
-            model: The round's.
-            tensors: What each strategy sees of it.
+            model: The round's model.
+            tensors: The part of the model that each strategy sees.
         """
         state = model.state if model else State()
         if not any(hasattr(strategy, "begin") for strategy in strategies):
             if state.tensors:
-                LOG.warning("this strategy keeps no state: the state behind the model of %s is not used", _round(model))
+                LOG.warning("this strategy keeps no state: ignored the state of the model of %s", _round(model))
             return
         try:
             self._begin(strategies, tensors, state)
@@ -47,7 +47,7 @@ class Memory:
             if not state.restored:
                 raise
             LOG.warning(
-                "this strategy begins with an empty state: the state behind the model of %s is of another: %s", _round(model), error
+                "this strategy begins with an empty state: the state of the model of %s does not fit: %s", _round(model), error
             )
             self._begin(strategies, tensors, State())
 
@@ -57,23 +57,23 @@ class Memory:
                 strategy.begin(tensor, state.tensors.get(name, {}))
 
     def take(self, name: str, strategy: Any) -> None:
-        """Take the state of a strategy that has made its result. Raises `WrongWeights` where it cannot be kept."""
+        """Take the state of a strategy after its result. Raises `WrongWeights` if it cannot be stored."""
         if not hasattr(strategy, "begin") or not hasattr(strategy, "state"):
             return
         if not callable(strategy.state):
-            raise WrongWeights(f"{shown(name)}: the strategy has `begin`, but its `state` is no method")
+            raise WrongWeights(f"{shown(name)}: the strategy has `begin`, but its `state` is not a method")
         if arrays := checked(name, strategy.state()):
             self._taken[name] = arrays
 
     def state(self) -> State:
-        """Return all that was taken. Raises `WrongWeights` where it fits into no file."""
+        """Return the state of all strategies. Raises `WrongWeights` if it does not fit into a file."""
         return State.of(self._taken)
 
 
 def seen(layout: Layout, model: Model | None) -> list[Array | None]:
-    """Return the tensors of a model that are averaged as strategies see them: flat, read-only, with the numbers of updates.
+    """Return the averaged tensors of a model as strategies see them: flat and read-only, with the same values as in updates.
 
-    They are views. Copied are bfloat16, which becomes float32, and tensors with constants, which become 0 as in updates.
+    They are views, with two exceptions: bfloat16 is copied to float32, and in tensors with constants a copy has 0 for these.
     """
     averaged = [number for number, spec in enumerate(layout.tensors) if spec.averaged]
     return [None if model is None else _seen(model.tensors[number]) for number in averaged]

@@ -1,4 +1,4 @@
-"""Make a global model of what the strategies return: rounded once, with what is not averaged."""
+"""The global model from the strategies' results: rounded once, with the tensors that are not averaged."""
 
 from collections.abc import Iterator, Mapping
 
@@ -18,12 +18,12 @@ def assembled(
     """Return the model of a round.
 
     Args:
-        round: Which one.
-        layout: Of the training.
+        round: The number of the round.
+        layout: The layout of the training.
         results: Each averaged tensor, flat, in the dtype `Spec.result`.
-        before: The round's model, whose constants stay. See `fedround.tensors.values`.
-        fixed: Tensors that are no floats: of that model, or of the first update.
-        run: That it belongs to, for its metadata.
+        before: The model that the round began with, whose constants stay. See `fedround.tensors.values`.
+        fixed: The tensors with other dtypes than floats, from that model or the first update.
+        run: The run of the round, for the metadata.
 
     Raises:
         WrongWeights: A result has the wrong size, is not finite, or does not fit into its dtype.
@@ -45,12 +45,12 @@ def assembled(
         elif spec.count:
             flat[:] = fixed[spec.name].reshape(-1)
         tensors[spec.name] = tensor
-    next(results, None)  # let it tidy up
+    next(results, None)  # lets the generator release its resources
     return model_of(round, tensors, metadata)
 
 
 def _checked(result: Array, spec: Spec) -> Array:
-    """Return `result`. Raises `WrongWeights` unless all of it is finite, and of the right size."""
+    """Return `result`. Raises `WrongWeights` if it has the wrong size or a value that is not finite."""
     where = f"{shown(spec.name)}: " if spec.name else ""
     if result.shape != (spec.count,):
         raise WrongWeights(f"{where}the strategy returned shape {result.shape} instead of {(spec.count,)}")
@@ -61,7 +61,7 @@ def _checked(result: Array, spec: Spec) -> Array:
 
 
 def _store(result: Array, out: Array, fixed: Array | None) -> None:
-    """Round a result into `out`, to nearest even: what its dtype cannot hold becomes its largest number."""
+    """Round a result into `out`, to nearest even. Integers are clipped to the range of their dtype."""
     for start in range(0, result.size, BLOCK):
         block, part = result[start : start + BLOCK], out[start : start + BLOCK]
         if out.dtype.kind == "f":
@@ -75,20 +75,20 @@ def _store(result: Array, out: Array, fixed: Array | None) -> None:
 def _store_integers(block: Array, out: Array, fixed: Array | None) -> None:
     limits = np.iinfo(out.dtype)
     rounded = np.rint(block)
-    # As floats these limits may be just beyond the range of the integers.
+    # As floats, these limits may lie just beyond the range of the integers.
     large, small = rounded >= float(limits.max), rounded <= float(limits.min)
     rounded[large | small] = 0
     out[:] = rounded.astype(out.dtype)
     out[large], out[small] = limits.max, limits.min
-    if fixed is not None:  # float64 has no place for all digits of an integer that nobody has changed
+    if fixed is not None:  # float64 may lack digits of a large integer, so copy unchanged ones
         np.copyto(out, fixed, where=rounded == fixed.astype(np.float64))
 
 
 def bfloat16_bits(numbers: Array) -> Array:
     """Return the bits of float64 `numbers` as bfloat16, rounded once, to nearest even.
 
-    float32 in between is rounded to odd: so the second rounding cannot undo a difference that the first has lost
-    (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", IEEE Trans. Computers 57, 2008).
+    The intermediate float32 is rounded to odd, which makes the second rounding correct (Boldo and Melquiond, "Emulation of FMA
+    and correctly rounded sums", IEEE Trans. Computers 57, 2008).
     """
     with np.errstate(over="ignore"):
         single = numbers.astype(np.float32)

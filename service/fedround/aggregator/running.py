@@ -1,7 +1,7 @@
-"""Running aggregates: what the strategies have of the updates that were counted so far.
+"""Running aggregates: the state of an attempt's strategies after the updates counted so far.
 
-`Folded` has a strategy for each tensor, which adds up. For strategies that need all updates at once, `Collected` and
-`CollectedBytes` keep the updates of an attempt in a file of the spool.
+`Folded` adds each update with a strategy for each tensor. For strategies that need all updates together, `Collected` and
+`CollectedBytes` collect the updates of an attempt in a file of the spool.
 """
 
 import mmap
@@ -23,16 +23,16 @@ from fedround.errors import WrongWeights
 from fedround.tensors.weights import Array, Layout, Spec
 
 AT_ONCE = 1 << 21
-"""Weights of all updates together that are combined at once: 16 MB of float64."""
+"""Number of weights, over all updates, in a block to combine: 16 MB of float64."""
 COLUMNS = 1 << 12
-"""Weights of each update that are compared at once: they stay in the processor's cache."""
+"""Number of weights of each update in a block to compare: it fits into the processor's cache."""
 
 
 class Running(Protocol):
     """The running aggregate of an attempt."""
 
     def begin(self, model: Model | None) -> None:
-        """Give the strategies the round's model, and the state behind it. Called once, before the first update."""
+        """Pass the round's model and its state to the strategies. Called once, before the first update."""
         ...
 
     def add(self, update: Update) -> None:
@@ -40,16 +40,16 @@ class Running(Protocol):
         ...
 
     def results(self) -> Iterator[Array]:
-        """Return each tensor that is averaged, flat, in the dtype `Spec.result`. Called once, at the end: it uses this up."""
+        """Yield each averaged tensor, flat, in the dtype `Spec.result`. Called once, at the end: it consumes the aggregate."""
         ...
 
     def state(self) -> State:
-        """Return what the strategies keep for the next round. Called once, after all results."""
+        """Return the strategies' state for the next round. Called once, after all results."""
         ...
 
 
 class Folded:
-    """A strategy for each tensor. In memory there is what the strategies keep."""
+    """A strategy for each tensor. It uses only the memory of the strategies."""
 
     def __init__(self, layout: Layout, make: Callable[[Spec], Strategy]) -> None:
         self._layout = layout
@@ -68,7 +68,7 @@ class Folded:
             strategy.fold(update.samples, blocks)
 
     def results(self) -> Iterator[Array]:
-        """See `Running.results`. The sums of a tensor are gone when the next one is asked for."""
+        """See `Running.results`. Asking for the next tensor releases the sums of the one before."""
         self._strategies.reverse()
         for spec in self._specs:
             yield self._result(spec, self._strategies.pop())
@@ -80,18 +80,18 @@ class Folded:
 
 
 class _Updates:
-    """Their sample counts and their file. What raises `SpoolFull` leaves those that were added before as they are."""
+    """The sample counts and the file of collected updates. `SpoolFull` leaves earlier updates intact."""
 
     def __init__(self, spool: Spool) -> None:
         self.samples: list[int] = []
         self.ends = [0]
-        """Of each in the file, in bytes, and where the first begins."""
+        """Byte offsets in the file: the start of the first update, then the end of each."""
         self.file = spool.create()
-        # An attempt that is given up is just forgotten, and its file with it.
+        # Garbage collection of an abandoned attempt closes its file.
         self.close = weakref.finalize(self, self.file.close)
 
     def add(self, samples: int, blocks: Iterable[Array]) -> None:
-        end = self.file.seek(self.ends[-1])  # over what an update that did not fit has left there
+        end = self.file.seek(self.ends[-1])  # overwrites the rest of an update that did not fit
         for block in blocks:
             write(self.file, block.view(np.uint8).data)
             end += block.nbytes
@@ -104,15 +104,15 @@ class _Tensor(NamedTuple):
 
     spec: Spec
     dtype: np.dtype[Any]
-    """In the file."""
+    """Its dtype in the file."""
     offset: int
-    """Where it begins in an update, in bytes."""
+    """Its byte offset in an update."""
 
 
 class Collected:
     """All updates, for a strategy that combines them.
 
-    On disk there is every update, bfloat16 as float32; in memory a tensor of the result, and a block of each update.
+    The file holds every update, with bfloat16 as float32. Memory holds one tensor of the result, and a block of each update.
     """
 
     def __init__(self, layout: Layout, make: Callable[[Spec], Combining], spool: Spool) -> None:
@@ -128,12 +128,12 @@ class Collected:
         self._memory.begin(self._strategies, model, seen(self._layout, model))
 
     def add(self, update: Update) -> None:
-        """See `Running.add`. Raises `SpoolFull`, and then nothing has happened."""
+        """See `Running.add`. Raises `SpoolFull`, and then changes nothing."""
         tensors = zip(update.tensors(), self._tensors, strict=True)
         self._updates.add(update.samples, (block.astype(t.dtype, copy=False) for blocks, t in tensors for block in blocks))
 
     def results(self) -> Iterator[Array]:
-        """See `Running.results`. Raises `WrongWeights` where the strategy returns something else than a block, or than updates."""
+        """See `Running.results`. Raises `WrongWeights` if the strategy returns a wrong shape or chooses invalid updates."""
         chosen = self._chosen()
         for tensor, strategy in zip(self._tensors, self._strategies, strict=True):
             result = self._combined(strategy, tensor, chosen)
@@ -142,23 +142,23 @@ class Collected:
         self._updates.close()
 
     def _chosen(self) -> Sequence[int]:
-        """Return which updates are combined."""
-        everybody = range(len(self._updates.samples))
-        strategy: Any = next(iter(self._strategies), None)
-        if not hasattr(strategy, "choose"):  # there is none where all tensors are booleans
-            return everybody
+        """Return the positions of the updates to combine."""
+        everyone = range(len(self._updates.samples))
+        strategy: Any = next(iter(self._strategies), None)  # None if all tensors are booleans
+        if not hasattr(strategy, "choose"):
+            return everyone
         chosen: Sequence[int] = [index(one) for one in strategy.choose(self._updates.samples, self._distances())]
-        if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(everybody):
-            raise WrongWeights(f"the strategy chose {chosen} of {len(everybody)} updates, which are no positions of some of them")
+        if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(everyone):
+            raise WrongWeights(f"the strategy chose {chosen} of {len(everyone)} updates: choose different positions from 0 on")
         return chosen
 
     def _distances(self) -> Array:
-        """Return the L2 distances between the updates. All are read once."""
-        everybody, measured = range(len(self._updates.samples)), frozenset(self._layout.measured)
-        squares = np.zeros((len(everybody), len(everybody)))
+        """Return the L2 distances between the updates. It reads all updates once."""
+        everyone, measured = range(len(self._updates.samples)), frozenset(self._layout.measured)
+        squares = np.zeros((len(everyone), len(everyone)))
         for tensor in self._tensors:
             if tensor.spec in measured:
-                for _, rows in self._blocks(tensor, everybody):
+                for _, rows in self._blocks(tensor, everyone):
                     _add_squares(squares, rows)
         return np.sqrt(squares + squares.T)
 
@@ -175,7 +175,7 @@ class Collected:
         return result
 
     def _blocks(self, tensor: _Tensor, chosen: Sequence[int]) -> Iterator[tuple[int, Array]]:
-        """Return blocks of the tensor in these updates, float64 of shape (updates, elements), and where each begins."""
+        """Yield the start of each block of the tensor, and the block: float64 of shape (updates, elements)."""
         width = max(1, AT_ONCE // len(chosen))
         for start in range(0, tensor.spec.count, width):
             row = np.empty(min(width, tensor.spec.count - start), tensor.dtype)
@@ -191,7 +191,7 @@ def _tensors(layout: Layout) -> Iterator[_Tensor]:
     offset = 0
     for spec in layout.tensors:
         if spec.averaged:
-            # An update of one array may be of integers, which make a model of float64.
+            # An update of one integer array makes a model of float64.
             dtype = np.dtype("<f4") if spec.dtype.name == "bfloat16" else spec.dtype
             yield _Tensor(spec, dtype, offset)
             offset += spec.count * dtype.itemsize
@@ -200,7 +200,7 @@ def _tensors(layout: Layout) -> Iterator[_Tensor]:
 def _add_squares(squares: Array, rows: Array) -> None:
     """Add the square of the distance between rows i and j to `squares[i, j]`, for i < j.
 
-    Of differences, not of products: where one update is very large, products lose the distances between the others.
+    It uses differences, not products: if one update is very large, products lose the distances between the others.
     """
     for start in range(0, rows.shape[1], COLUMNS):
         part = rows[:, start : start + COLUMNS]
@@ -210,7 +210,7 @@ def _add_squares(squares: Array, rows: Array) -> None:
 
 
 class CollectedBytes:
-    """All updates, for a strategy of a format of its own: the blocks, and the result, are bytes."""
+    """All updates, for a strategy with a custom format: the blocks and the result are bytes."""
 
     def __init__(self, strategy: CombiningBytes, spool: Spool) -> None:
         self._strategy = strategy
@@ -223,17 +223,17 @@ class CollectedBytes:
         self._memory.begin([self._strategy], model, [model and model.tensors[0].data.toreadonly()])
 
     def add(self, update: Update) -> None:
-        """See `Running.add`. Raises `SpoolFull`, and then nothing has happened."""
+        """See `Running.add`. Raises `SpoolFull`, and then changes nothing."""
         self._updates.add(update.samples, (block for blocks in update.tensors() for block in blocks))
 
     def results(self) -> Iterator[Array]:
-        """See `Running.results`. Raises `WrongWeights` where the strategy returns nothing."""
-        # The map is not closed: the strategy may have kept a view of it.
+        """See `Running.results`. Raises `WrongWeights` if the strategy returns no bytes."""
+        # Do not close the map: the strategy may have kept a view of it.
         whole = memoryview(mmap.mmap(self._updates.file.fileno(), 0, access=mmap.ACCESS_READ))
         views = [whole[begin:end] for begin, end in pairwise(self._updates.ends)]
         result = np.frombuffer(bytes(self._strategy.combine(self._updates.samples, views)), np.uint8)
         if not result.size:
-            raise WrongWeights("the strategy made a model of no bytes")
+            raise WrongWeights("the strategy returned an empty model")
         self._memory.take("", self._strategy)
         self._updates.close()
         yield result

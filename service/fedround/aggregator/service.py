@@ -1,4 +1,4 @@
-"""The aggregator at work: receives updates, folds them, serves the result. The ledger alone decides what is counted."""
+"""The aggregator: receives updates, folds them, serves the model. The ledger alone decides which updates are counted."""
 
 import asyncio
 import logging
@@ -48,27 +48,27 @@ from fedround.tensors.weights import Layout
 LOG = logging.getLogger(__name__)
 
 HOLD = 20.0
-"""Seconds for which a call of `ledger` waits for an entry."""
+"""Maximum seconds that `ledger` waits for an entry."""
 PATIENCE = 2.0
-"""Seconds for which an upload's answer waits until the coordinator knows."""
+"""Maximum seconds that the response to an upload waits for the coordinator's acknowledgement."""
 
 
 class AggregatorService:
-    """The books (`fedround.common.books.Books`), and for the participants `read` and `deliver`. For one event loop.
+    """The books (`fedround.common.books.Books`), and `read` and `deliver` for participants. For one event loop.
 
     Args:
-        begin: Begins the running aggregate of an attempt, given what its updates look like.
-        spool: Where updates are received.
-        layout: What every model looks like; None: what training begins with decides, else the first update.
-        model: What training begins with, or went on to before a restart.
-        initial: Reads what a new run begins with; raises `ConfigurationError`. None: a new run begins with the newest model.
-        store: Where models are kept; None: nowhere.
-        evaluator: Evaluates each model, if it has the time; None: nobody does.
-        guard: Says which updates are plausible.
-        observer: Told of every fact.
-        strategy: What it is called, for people.
-        hold: Seconds for which `ledger` waits for an entry.
-        patience: Seconds for which `deliver` waits until the coordinator has acknowledged the entry.
+        begin: Begins the running aggregate of an attempt, for the layout of its updates.
+        spool: Receives updates.
+        layout: The layout of every model; None: that of the initial model, or else of the first update.
+        model: The initial model, or the newest one from before a restart.
+        initial: Reads the initial model of a new run; raises `ConfigurationError`. None: a new run begins with the newest model.
+        store: Stores models on disk; None: models stay in memory only.
+        evaluator: Evaluates models, as far as it has time; None: the aggregator evaluates none.
+        guard: Refuses implausible updates.
+        observer: Receives every fact.
+        strategy: Name of the strategy, for operators.
+        hold: Maximum seconds that `ledger` waits for an entry.
+        patience: Maximum seconds that `deliver` waits until the coordinator has acknowledged the entry.
     """
 
     def __init__(
@@ -97,26 +97,26 @@ class AggregatorService:
         self.models = Models(model, initial, store, evaluator, observer=self._observer, steps=self._steps)
         self._ledger = Ledger(str(uuid4()), self.models.trained)
         self.faults: Callable[[], Sequence[str]] = tuple
-        """Says why the process is not ready, for the coordinator to show."""
+        """Returns why the process is not ready, for the coordinator's status."""
         self._unkept: Model | None = None
-        """The result of the attempt that is being closed, until it is kept."""
-        # Held for a whole step: what the ledger was asked first must still be true when it is told of the result.
+        """The result of the attempt that is being closed, until it is stored."""
+        # Held for a whole step: the ledger's first answer must still be true when it enters the result.
         self._step = asyncio.Lock()
         self._entered = Bell()
         self.models.on_news(self._entered.ring)
         self._acknowledged = Bell()
         self._train = True
-        """The attempt that is open takes updates, and not only evaluations."""
+        """Whether the open attempt accepts updates, and not only evaluations."""
         self._receiving = 0
         self._stopping = False
 
     @property
     def model(self) -> Model | None:
-        """The newest global model; None before the first."""
+        """The newest global model; None if there is none yet."""
         return self.models.newest
 
     def status(self) -> dict[str, object]:
-        """The state as JSON-able data, ids cut."""
+        """Return the state as JSON-able data with shortened ids."""
         attempt = self._ledger.attempt
         return {
             "state": "closed" if attempt is None or attempt.closed else "open",
@@ -128,7 +128,7 @@ class AggregatorService:
         }
 
     def stop(self) -> None:
-        """End every wait, now and from now on, so that none keeps a server from stopping."""
+        """End every current and future wait, so that none delays the server's shutdown."""
         self._stopping = True
         self._entered.ring()
         self._acknowledged.ring()
@@ -136,7 +136,7 @@ class AggregatorService:
     # The books
 
     async def open(self, call: Open) -> None:
-        """See `Books.open`. Raises `Busy` where the initial model cannot be read."""
+        """See `Books.open`. Raises `Busy` if the initial model cannot be read."""
         async with self._step:
             begins = call.run.name != "" and self.models.run.name not in ("", call.run.name)
             initial = await self.models.read_initial() if begins else None
@@ -146,12 +146,12 @@ class AggregatorService:
                 self._aggregate.open(self.model, (admission.id for admission in call.admissions))
 
     def _enter(self, run: Run, begins: bool, initial: Model | None) -> None:
-        """The attempt belongs to this run, which `begins` now, with `initial` if there is such a model, and without a state."""
+        """Switch to the attempt's run. If it `begins` now, start with `initial` or the newest model, without a strategy's state."""
         if run in (self.models.run, NO_RUN):
             return
         self._observer(RunEntered(run.id, run.name))
         if begins:
-            self._aggregate.roll_back(())  # what other models have taught says nothing of these
+            self._aggregate.roll_back(())  # lessons from other models do not apply to this run
         self.models.enter(run, begins=begins, initial=initial)
 
     async def admit(self, attempt: str, admissions: Sequence[Admission]) -> None:
@@ -166,11 +166,11 @@ class AggregatorService:
             return self._ledger.revoke(attempt, id, patience, time.monotonic())
 
     async def close(self, attempt: str, ids: Sequence[str]) -> Closed | Difference:
-        """See `Books.close`. A result that cannot be made is a lost sum, `UnknownAttempt`; one that is not kept yet is `Busy`."""
+        """See `Books.close`. Raises `UnknownAttempt` if no result can be made, and `Busy` if it cannot be stored now."""
         return await self._steps.to_its_end(self._close(attempt, ids))
 
     async def ledger(self, incarnation: str, after: int, best: int | None = None) -> Page:
-        """See `Books.ledger`. Raises `Busy` where there is nothing to tell and the service stops."""
+        """See `Books.ledger`. Raises `Busy` if the service stops and there is no entry."""
         if self.models.rounds and best not in (None, self.models.best):
             await self._steps.to_its_end(self._mark_best(best))
         self._ledger.page(incarnation, after)
@@ -183,7 +183,7 @@ class AggregatorService:
         await self._entered.wait(news, self._hold)
         page = self._ledger.page(incarnation, after)
         if self._stopping and not page.entries:
-            raise Busy("the aggregator stops", retry_after=1.0)
+            raise Busy("the aggregator is stopping", retry_after=1.0)
         return replace(self.models.described(page), faults=tuple(self.faults()), strategy=self._strategy)
 
     async def _mark_best(self, round: int) -> None:
@@ -205,7 +205,7 @@ class AggregatorService:
         try:
             model = await asyncio.to_thread(self._aggregate.result, attempt.round, self.models.run)
         except Exception as error:
-            self._lose("no model can be made of it", error)
+            self._lose("cannot make a model", error)
             raise UnknownAttempt(attempt.id) from error
         self._unkept = model
         self._aggregate.drop()
@@ -214,7 +214,7 @@ class AggregatorService:
             self._observer(Dominated(attempt.round, dominant.id, dominant.share))
 
     async def _publish(self, model: Model) -> None:
-        """Serve the model, once it is kept: whoever has seen it shall not find another after a restart."""
+        """Store the model, then serve it: a served model must survive a restart."""
         await self.models.keep(model, self._aggregate.lesson)
         self._serve(model)
 
@@ -224,13 +224,15 @@ class AggregatorService:
         self._ledger.newest = self.models.trained
 
     async def roll_back(self, round: int) -> Sequence[int] | None:
-        """Make the model of a round the newest. The open attempt is void.
+        """Make the model of a round the newest, and void the open attempt.
 
         Returns:
-            The rounds whose models are removed; None where that model is not kept.
+            The rounds whose models were removed; None if the round's model is not stored.
 
         Raises:
-            DataDamaged, WeightsError, Busy: It cannot be read, is none of this strategy, or cannot be made the newest now.
+            DataDamaged: The model cannot be read.
+            WeightsError: It does not fit the strategy.
+            Busy: It cannot be made the newest now.
         """
         return await self._steps.to_its_end(self._roll_back(round))
 
@@ -243,18 +245,18 @@ class AggregatorService:
             lessons = await self.models.roll_back(round)
             self._aggregate.roll_back(lessons)
             self._serve(model)
-            self._begin_anew()
+            self._start_over()
             self._observer(ModelsRolledBack(round, len(removed)))
             return removed
 
     # The participants' exchanges
 
     def known(self, id: str, token: str) -> tuple[str, str] | None:
-        """The key of a participant in a round; None for others."""
+        """Return the key of a participant with a part in a round; None for others."""
         return (id, token) if self._ledger.knows(id, token) else None
 
     def read(self, id: str, token: str, owner: str = "") -> Model | None:
-        """The global model, for the proved identity `owner`; None before the first. Raises `NotAdmitted`, `Forbidden` or `Late`."""
+        """Return the global model for `owner`; None if there is none yet. Raises `NotAdmitted`, `Forbidden` or `Late`."""
         self._ledger.check_read(id, token, owner)
         return self.model
 
@@ -266,30 +268,30 @@ class AggregatorService:
         *,
         owner: str = "",
         length: int | None = None,
-        figures: Mapping[str, float] | None = None,
+        metrics: Mapping[str, float] | None = None,
         evaluation: tuple[int, Mapping[str, float]] | None = None,
     ) -> UpdateOutcome:
-        """Receive an update, check it, count it, and wait until the coordinator knows.
+        """Receive an update, check it, count it, and wait until the coordinator has acknowledged it.
 
         Args:
-            id: Whose it is.
-            token: The token that was admitted for it.
+            id: Id of the participant.
+            token: The token that was admitted for this id.
             chunks: The body.
-            owner: The proved identity of the request, empty where it proves none.
-            length: Its size in bytes, where that was announced.
-            figures: What the participant reports with it.
-            evaluation: Samples and metrics of its evaluation of the global model.
+            owner: The proved identity of the request; empty if it proves none.
+            length: The announced size in bytes, if there is one.
+            metrics: The metrics of training that the participant reports.
+            evaluation: Samples and metrics of the participant's evaluation of the global model.
 
         Raises:
-            NotAdmitted, Forbidden, Late, WeightsError, TooSlow, SpoolFull, Busy: It was not counted.
-            What reading `chunks` raises: likewise.
+            NotAdmitted, Forbidden, Late, WeightsError, TooSlow, SpoolFull, Busy: The update was not counted.
+            Errors of reading `chunks`: The update was not counted.
         """
         incarnation = self._ledger.incarnation
         self._receiving += 1
         try:
             receipt = self._ledger.begin(id, token, owner, now=time.monotonic(), length=length)
             received = await self._receive(receipt, chunks, length)
-            entry = await self._steps.to_its_end(self._settle(receipt, received, figures or {}, evaluation))
+            entry = await self._steps.to_its_end(self._settle(receipt, received, metrics or {}, evaluation))
         except (NotAdmitted, Forbidden, Late, WeightsError) as error:
             self._observer(UpdateReceived(id, outcome(error), length or 0, str(error)))
             raise
@@ -324,10 +326,10 @@ class AggregatorService:
         self,
         receipt: Receipt,
         received: Received,
-        figures: Mapping[str, float],
+        metrics: Mapping[str, float],
         reported: tuple[int, Mapping[str, float]] | None,
     ) -> Entry | None:
-        """Check an update, fold it and enter it; None where one of the same right was counted before."""
+        """Check an update, fold it and enter it. Return None if the right was already counted."""
         evaluation = None if reported is None else Evaluation(self.model.round if self.model else None, *reported)
         try:
             checked = None if receipt.repeated or not self._train else await asyncio.to_thread(self._aggregate.check, received)
@@ -337,9 +339,9 @@ class AggregatorService:
                 if checked is not None:
                     await self._fold(receipt.id, checked)
                 elif received.size:
-                    raise WrongWeights("training is over: only evaluations are taken, without an update")
+                    raise WrongWeights("training is over: this attempt accepts evaluations only, without an update")
                 samples = checked.figures.samples if checked else 0
-                entry = self._ledger.count(receipt, samples, figures, evaluation)
+                entry = self._ledger.count(receipt, samples, metrics, evaluation)
         except WeightsError as error:
             await self._refuse(receipt, str(error))
             raise
@@ -357,8 +359,8 @@ class AggregatorService:
         try:
             await asyncio.to_thread(self._aggregate.fold, id, checked)
         except Spoilt as spoilt:
-            self._lose("an update cannot be folded", spoilt.__cause__ or spoilt)
-            raise Late("the round begins anew: the aggregator has lost what it had collected") from spoilt
+            self._lose("cannot add an update", spoilt.__cause__ or spoilt)
+            raise Late("the round restarts: the aggregator has lost its updates") from spoilt
 
     async def _refuse(self, receipt: Receipt, reason: str) -> None:
         async with self._step:
@@ -371,14 +373,14 @@ class AggregatorService:
 
         await self._acknowledged.wait(known, self._patience)
         if self._ledger.incarnation != incarnation:
-            raise Late("the round begins anew: the aggregator has lost what it had collected")
+            raise Late("the round restarts: the aggregator has lost its updates")
 
     def _lose(self, reason: str, error: BaseException) -> None:
         trace = None if isinstance(error, FedroundError) else error
-        LOG.error("the sum is lost and the round begins anew: %s: %s", reason, error, exc_info=trace)
-        self._begin_anew(f"{reason}: {error}")
+        LOG.error("lost the updates of this round, which restarts: %s: %s", reason, error, exc_info=trace)
+        self._start_over(f"{reason}: {error}")
 
-    def _begin_anew(self, reason: str = "") -> None:
+    def _start_over(self, reason: str = "") -> None:
         self._ledger.lose(str(uuid4()), reason)
         self._aggregate.drop()
         self._entered.ring()

@@ -1,4 +1,4 @@
-"""Receives the body of an upload: a small one in memory, a large one in a file without a name. It looks at nothing in it."""
+"""The spool: receives the bodies of uploads, small ones in memory and large ones in unnamed files. It does not parse them."""
 
 import asyncio
 import tempfile
@@ -12,14 +12,14 @@ from fedround.common.wire import MIN_RATE, MIN_RATE_WINDOW
 from fedround.errors import ConfigurationError, SpoolFull, TooLarge, TooSlow
 
 IN_MEMORY = 1 << 20
-"""Bytes up to which a body stays in memory, and beyond which they are written out together."""
+"""Maximum bytes of a body that stays in memory. Larger bodies are written to a file in batches of this size."""
 BLOCK = 4096
-"""Bytes of which a disk has at least one free if it has any."""
+"""Block size of a disk, in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A body that has arrived whole. Whoever was given it calls `discard`."""
+    """A body that was received completely. Its owner must call `discard`."""
 
     source: bytearray | FileIO
     size: int
@@ -30,9 +30,9 @@ class Received:
 
 
 class Spool:
-    """Where bodies wait until they are whole.
+    """Receives bodies of at most `max_size` bytes.
 
-    `max_size` is in bytes. An upload has to bring `window` seconds' worth of `min_rate` bytes per second within every `window`.
+    Every `window` seconds an upload must deliver at least `min_rate` bytes per second.
     """
 
     def __init__(
@@ -44,16 +44,16 @@ class Spool:
         self._window = window
 
     def check(self) -> None:
-        """Raises `ConfigurationError` where no file can be made."""
+        """Check that the directory is writable. Raises `ConfigurationError`."""
         try:
             check_writable(self._directory)
         except OSError as error:
-            raise ConfigurationError(f"AGGREGATOR_SPOOL_DIR: no file can be made there: {error}") from error
+            raise ConfigurationError(f"AGGREGATOR_SPOOL_DIR: cannot create a file there: {error}") from error
 
     async def receive(self, chunks: AsyncIterator[bytes], length: int | None = None, *, most: int | None = None) -> Received:
-        """Read `chunks` to their end. `length` is what the peer announced, `most` the largest body that can be of use, in bytes.
+        """Read `chunks` to their end. `length` is the announced size, and `most` the largest acceptable size, in bytes.
 
-        Raises `TooLarge`, `TooSlow`, `SpoolFull`, and what reading `chunks` raises; nothing is left behind then.
+        Raises `TooLarge`, `TooSlow`, `SpoolFull`, and the errors of reading `chunks`. Then it leaves no file behind.
         """
         self._check_body(length or 0, most)
         batch = await self._batch(chunks, 0, most)
@@ -72,7 +72,7 @@ class Spool:
         return Received(file, size)
 
     async def _batch(self, chunks: AsyncIterator[bytes], before: int, most: int | None) -> bytearray:
-        """The next bytes, just more than `IN_MEMORY`, or all that are left; `before` them so many have come."""
+        """Read just more than `IN_MEMORY` bytes, or all that are left. `before` is the number of bytes already read."""
         batch, milestone = bytearray(), 0.0
         clock = asyncio.get_running_loop().time
         try:
@@ -92,21 +92,21 @@ class Spool:
     def _check_body(self, size: int, most: int | None) -> None:
         self.check_size(size)
         if most is not None and size > most:
-            raise TooLarge(f"more than the {most} bytes that an update of this training's model can have")
+            raise TooLarge(f"more than {most} bytes, the largest update that this training's model allows")
 
     def check_size(self, size: int, of: str = "") -> None:
-        """Raises `TooLarge`."""
+        """Check a size in bytes. Raises `TooLarge`."""
         if size > self._max_size:
             raise TooLarge(f"{of}more than {self._max_size} bytes (AGGREGATOR_MAX_MODEL_SIZE)")
 
     def create(self) -> FileIO:
-        """A file without a name. Raises `SpoolFull`."""
+        """Create an unnamed file. Raises `SpoolFull`."""
         with _full_when_failing():
             return _nameless(self._directory)
 
 
 def check_writable(directory: Path | None) -> None:
-    """Raises `OSError` where no file can be made, or nothing be written into it: a full disk still takes empty ones."""
+    """Check that a file can be created and written, as a full disk still accepts empty files. Raises `OSError`."""
     with _nameless(directory) as file:
         file.write(bytes(BLOCK))
 
@@ -116,14 +116,14 @@ def _nameless(directory: Path | None) -> FileIO:
 
 
 def write(file: FileIO, data: memoryview) -> None:
-    """All of `data`, which are bytes. Raises `SpoolFull`."""
+    """Write all bytes of `data`. Raises `SpoolFull`."""
     with _full_when_failing():
         while data:
             data = data[file.write(data) :]
 
 
 def _close(file: FileIO) -> None:
-    # To free the pages of a large file takes a while, and nobody waits for it.
+    # Freeing the pages of a large file takes a while, so do not block the event loop.
     asyncio.get_running_loop().run_in_executor(None, file.close)
 
 
@@ -132,4 +132,4 @@ def _full_when_failing() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise SpoolFull(f"the update cannot be kept until it is whole: {error.strerror}") from error
+        raise SpoolFull(f"cannot write the update to the spool directory: {error.strerror}") from error

@@ -1,7 +1,7 @@
-"""The state of strategies: what they keep from one round to the next, as named arrays for each tensor of the model.
+"""The state that strategies keep from one round to the next: named arrays for each tensor of the model.
 
-A state belongs to the model that was made with it. Its file is safetensors: the array `m` of the tensor `layer.weight` is called
-`layer.weight/m`, and `/m` where the model is one array.
+A state belongs to the model that was made with it. Its file is safetensors. It names the array `m` of the tensor `layer.weight`
+`layer.weight/m`, and just `/m` if the model is one array.
 """
 
 from collections.abc import Mapping
@@ -17,18 +17,18 @@ from fedround.tensors.weights import Array, decode, encode_model
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The state behind a model."""
+    """The strategies' state that belongs to a model."""
 
     tensors: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
-    """Read-only arrays by the name of their tensor, and by their own."""
+    """Read-only arrays by the name of the tensor and the name of the array."""
     buffers: tuple[memoryview, ...] = ()
-    """The file: a header, and the arrays' own memory. Empty where there is no state."""
+    """The file's content: a header, and the arrays' memory. Empty if there is no state."""
     restored: bool = False
     """Whether it was read from a file, which another strategy may have written."""
 
     @classmethod
     def of(cls, tensors: Mapping[str, Mapping[str, Array]]) -> "State":
-        """Return the state of arrays that were `checked`. Raises `WrongWeights` where they fit into no file."""
+        """Return the state of `checked` arrays. Raises `WrongWeights` if they do not fit into a file."""
         named = {f"{tensor}/{name}": array for tensor, arrays in tensors.items() for name, array in arrays.items()}
         return cls(tensors, tuple(encode_model(named))) if named else cls()
 
@@ -37,7 +37,7 @@ class State:
         """Return the state in a file. Raises `WeightsError`."""
         found = decode(data)
         if not isinstance(found, Mapping):
-            raise WrongWeights("the state of a strategy is named tensors")
+            raise WrongWeights("the state of a strategy must be named tensors")
         tensors: dict[str, dict[str, Array]] = {}
         for path, array in found.items():
             tensor, _, name = path.rpartition("/")
@@ -46,7 +46,7 @@ class State:
 
 
 def checked(tensor: str, found: object) -> dict[str, Array]:
-    """Return what `state()` of a tensor's strategy returned, read-only. Raises `WrongWeights` unless it can be kept in a file."""
+    """Return the result of a strategy's `state()` as read-only arrays. Raises `WrongWeights` if a file cannot store it."""
     where = f"{shown(tensor)}: " if tensor else ""
     if not isinstance(found, Mapping):
         raise WrongWeights(f"{where}state() of the strategy returned {_kind(found)} instead of a mapping of names to arrays")
@@ -59,7 +59,7 @@ def checked(tensor: str, found: object) -> dict[str, Array]:
         try:
             dtype = safetensors.tensor_of(f"{tensor}/{name}", value.dtype, value.shape).dtype
         except WrongWeights as error:
-            raise WrongWeights(f"the state of the strategy cannot be kept: {error}") from error
+            raise WrongWeights(f"cannot store the state of the strategy: {error}") from error
         arrays[name] = _read_only(np.asarray(value, dtype, order="C"))
     return arrays
 

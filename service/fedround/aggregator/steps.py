@@ -1,4 +1,4 @@
-"""Steps that run as a whole, whoever is cancelled meanwhile."""
+"""Steps that run to completion even if their caller is cancelled."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -8,18 +8,18 @@ T = TypeVar("T")
 
 
 class Steps:
-    """The steps that are running. For one event loop."""
+    """The running steps. For one event loop."""
 
     def __init__(self) -> None:
         self._running: set[asyncio.Task[Any]] = set()
 
     async def to_its_end(self, step: Coroutine[Any, Any, T]) -> T:
-        """Run `step` as a whole, even if the caller is cancelled meanwhile."""
+        """Run `step` to completion, even if the caller is cancelled."""
         return await asyncio.shield(self.start(step))
 
     def start(self, step: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Start `step`, for which nobody waits."""
+        """Start `step` in the background."""
         task = asyncio.create_task(step)
-        self._running.add(task)  # the event loop itself would let it be collected as garbage
+        self._running.add(task)  # the event loop has only weak references to tasks
         task.add_done_callback(self._running.discard)
         return task

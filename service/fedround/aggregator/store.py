@@ -1,8 +1,8 @@
-"""The global models that are kept: the newest, and a few before it, with a list that says which there are.
+"""The model store: the newest global model and a few before it, and their list `models.json`.
 
-`models.json` is the truth: it names every model with its size and checksum, and the state that its strategy keeps beside it, if
-there is one. Both are written before the list names them and removed when the list has forgotten them: whatever the moment of a
-crash, each model of the list is whole and has its own state. Where models are there and the list is not, nothing is touched.
+The list names every model, and its strategy's state if there is one, with size and checksum. The store writes both files before
+the list names them, and removes them after the list has dropped them. So after a crash at any moment, each listed model is complete
+and has its state. If there are models but no list, the store changes nothing.
 """
 
 import errno
@@ -30,7 +30,7 @@ STATE = ".state.safetensors"
 OURS = re.compile(r"round-\d{6,}(\.npy|(\.state)?\.safetensors|\.bin)")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SAFE = 2
-"""The newest models, which are kept even where the disk has no room for another."""
+"""Number of newest models that the store keeps even on a full disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +42,15 @@ class Kept:
     checksum: str
     samples: int = 0
     change: float = 0.0
-    """Both of the lesson of its round; see `guards`."""
+    """Samples and change are the lesson of its round: see `guards`."""
     suffix: str = ".npy"
     run: str = ""
     run_id: str = ""
-    """Of the run that it was trained in; empty where that is not known."""
+    """Name and id of the run that trained it; empty if unknown."""
     best: bool = False
-    """It is the best of its run, and kept however old it is."""
+    """Whether it is the best of its run. If so, it is kept regardless of its age."""
     state_size: int = 0
-    """0: its strategy keeps no state. Then the list says nothing of it, and former versions read the list too."""
+    """0: there is no state. The list then omits the fields of the state, so that former versions can read it."""
     state_checksum: str = ""
 
     @property
@@ -63,17 +63,17 @@ class Kept:
 
     @property
     def names(self) -> Sequence[str]:
-        """Its files."""
+        """The names of its files."""
         return [self.name, self.state] if self.state_size else [self.name]
 
     def entry(self) -> dict[str, Any]:
-        """Of the list."""
+        """Return its entry in the list."""
         fields = asdict(self)
         return fields if self.state_size else {name: fields[name] for name in fields if not name.startswith("state_")}
 
 
 class ModelStore:
-    """The models of the last `keep` rounds. Raises `DataDamaged` where its list cannot be read."""
+    """The models of the last `keep` rounds. Raises `DataDamaged` if the list cannot be read."""
 
     def __init__(self, disk: Disk, *, keep: int = 10) -> None:
         self._disk = disk
@@ -83,19 +83,19 @@ class ModelStore:
         if not self._listed:
             durable.check_own(disk, LIST, OURS)
         self.generation, self._kept = _parsed(document) if self._listed else (0, [])
-        """How often the newest models were discarded by `roll_back`."""
+        """Number of rollbacks."""
         self.held: frozenset[int] = frozenset()
-        """Rounds whose models are kept for longer, since they may turn out to be the best."""
+        """Rounds whose models are kept longer, as they may turn out to be the best."""
         self._sweep()
 
     @property
     def rounds(self) -> Sequence[int]:
-        """The rounds whose models are there, oldest first."""
+        """The rounds whose models are stored, oldest first."""
         return [kept.round for kept in self._kept]
 
     @property
     def lessons(self) -> Sequence[Figures]:
-        """What was learned from the rounds whose models are there, oldest first."""
+        """The lessons of the rounds whose models are stored, oldest first."""
         return [Figures(kept.samples, kept.change) for kept in self._kept]
 
     @property
@@ -104,12 +104,12 @@ class ModelStore:
         return Run(self._kept[-1].run_id, self._kept[-1].run) if self._kept else NO_RUN
 
     def read(self, round: int) -> memoryview:
-        """The bytes of a model that is kept, writable. Raises `DataDamaged`."""
+        """Return the bytes of a stored model, writable. Raises `DataDamaged`."""
         kept = self._find(round)
         return self._read(kept.name, kept.size, kept.checksum)
 
     def read_state(self, round: int) -> memoryview | None:
-        """The bytes of the state beside that model; None where there is none. Raises `DataDamaged`."""
+        """Return the bytes of the model's state; None if there is none. Raises `DataDamaged`."""
         kept = self._find(round)
         return self._read(kept.state, kept.state_size, kept.state_checksum) if kept.state_size else None
 
@@ -138,15 +138,15 @@ class ModelStore:
         run: Run = NO_RUN,
         state: Sequence[bytes | memoryview] = (),
     ) -> None:
-        """Keep the model of a round, which from then on is the newest, with its state. Raises `OSError`, and keeps what it had.
+        """Store the model of a round with its state, and make it the newest. Raises `OSError`, and then keeps the former models.
 
-        On a full disk the oldest models make room.
+        On a full disk, it removes the oldest models.
         """
         new = Kept(round, _size(parts), _checksum(parts), lesson.samples, lesson.change, suffix, run.name, run.id)
         if state:
             new = replace(new, state_size=_size(state), state_checksum=_checksum(state))
         if not self._listed:
-            self._write(self._kept)  # before there is a model: else a crash in between would leave one without a list
+            self._write(self._kept)  # write the list first: a crash must not leave a model without a list
         while True:
             try:
                 if state:
@@ -162,41 +162,41 @@ class ModelStore:
 
     @property
     def best(self) -> int | None:
-        """The round of the best model of the newest run; None where none is marked."""
+        """The round of the best model of the newest run; None if none is marked."""
         return next((kept.round for kept in self._kept if kept.best and kept.run == self.run.name), None)
 
     def mark_best(self, round: int) -> None:
-        """The model of a round, if it is kept, is the best of its run. Raises `OSError`, and changes nothing."""
+        """Mark the model of a round, if it is stored, as the best of its run. Raises `OSError`, and then changes nothing."""
         marked = next((kept for kept in self._kept if kept.round == round), None)
         if marked is not None:
             self._write([replace(kept, best=kept.round == round) if kept.run == marked.run else kept for kept in self._kept])
 
     def roll_back(self, round: int) -> None:
-        """Make the model of a round the newest, and remove all later ones. Raises `OSError`, and changes nothing."""
+        """Make the model of a round the newest, and remove all later ones. Raises `OSError`, and then changes nothing."""
         self._write([kept for kept in self._kept if kept.round <= round], self.generation + 1)
 
     def _retire(self) -> None:
         oldest = next((kept for kept in self._kept[:-SAFE] if not (kept.best or kept.round in self.held)), self._kept[0])
         rest = [kept for kept in self._kept if kept is not oldest]
-        LOG.warning("the disk is full: the model of round %d is removed early", oldest.round)
+        LOG.warning("the disk is full: removed the model of round %d early", oldest.round)
         try:
             self._write(rest)
         except OSError:
-            # No room even for the list. Until it is written it names a model that is gone, but not one of the newest.
+            # There is no room even for the list. Until it is written, it names a removed model, but not one of the newest.
             for name in oldest.names:
                 self._disk.remove(name)
             self._kept = rest
             self._write(rest)
 
     def _write(self, kept: list[Kept], generation: int | None = None) -> None:
-        """Replace the list, and remove what it does not name any more."""
+        """Replace the list, and remove the files that it no longer names."""
         generation = self.generation if generation is None else generation
         durable.save(self._disk, LIST, {"generation": generation, "models": [one.entry() for one in kept]})
         self.generation, self._kept, self._listed = generation, kept, True
         self._sweep()
 
     def _sweep(self) -> None:
-        """Remove the models that the list does not name; what somebody else has put here is not ours to remove."""
+        """Remove the models that the list does not name, but no other files."""
         named = {name for kept in self._kept for name in kept.names}
         for name in self._disk.names():
             if OURS.fullmatch(name) and name not in named:
@@ -224,14 +224,14 @@ def _parsed(document: Any) -> tuple[int, list[Kept]]:
             if all(former.round < later.round for former, later in pairwise(kept)):
                 return generation, kept
             raise DataDamaged(LIST, "its models are not in the order of their rounds")
-    raise DataDamaged(LIST, "it is no list of models")
+    raise DataDamaged(LIST, "it is not a list of models")
 
 
 def _kept(entry: Any) -> Kept:
     try:
         kept = Kept(**entry)
     except TypeError as error:
-        raise DataDamaged(LIST, f"it has an entry that is none: {error}") from error
+        raise DataDamaged(LIST, f"it has an invalid entry: {error}") from error
     for name, value in asdict(kept).items():
         match name, value:
             case "best", bool():
@@ -244,5 +244,5 @@ def _kept(entry: Any) -> Kept:
                 continue
             case (("round" | "size" | "samples" | "state_size"), int()) if 0 <= value <= durable.LARGEST:
                 continue
-        raise DataDamaged(LIST, f"it has an entry whose {name} is none")
+        raise DataDamaged(LIST, f"it has an entry with an invalid {name}")
     return kept

@@ -1,9 +1,9 @@
-"""How updates become a global model: strategies. A protocol core: no I/O.
+"""Strategies: they combine updates into a global model. A protocol core: no I/O.
 
-Some fold each update into sums as it comes (`Strategy`), some combine all of them at the end (`Combining`, for which `running.py`
-keeps them). A strategy computes one tensor of one attempt; its `Spec` says which. Updates are checked before they are folded; an
-exception from `fold` all the same leaves the sums unusable, and the attempt is lost. The bits of the result depend on the order of
-folding alone, which the ledger keeps.
+A `Strategy` folds each update into sums as it arrives. A `Combining` strategy combines all updates at the end; `running.py`
+collects them. A strategy object computes one tensor, described by its `Spec`, of one attempt. The aggregator checks updates before
+it folds them. An exception from `fold` still makes the sums unusable, and the attempt is lost. The exact bits of the result depend
+only on the order of folding, which the ledger records.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -44,26 +44,26 @@ __all__ = [
 
 
 class Strategy(Protocol):
-    """What the aggregator asks of a strategy. It is made with the `Spec` of a tensor, and the options of the settings."""
+    """A strategy that folds updates. Its constructor takes the `Spec` of a tensor, and the options of the settings."""
 
     def fold(self, samples: int, blocks: Iterable[Array]) -> None:
-        """Add an update: its sample count, and the tensor in 1-D blocks of at most `BLOCK` elements, good until the next one."""
+        """Add an update: its sample count, and the tensor in 1-D blocks of at most `BLOCK` elements, each valid until the next."""
         ...
 
     def result(self) -> Array:
-        """Return the tensor of the global model, flat and finite, of the dtype `spec.result`. Called once, at the end."""
+        """Return the tensor of the global model: flat, finite, with dtype `spec.result`. Called once, at the end."""
         ...
 
 
 class Combining(Protocol):
-    """A strategy that needs all updates at once, block by block. It too is made with the `Spec` of a tensor and the options."""
+    """A strategy that combines all updates block by block. Its constructor takes the same arguments as that of `Strategy`."""
 
     def combine(self, samples: Sequence[int], updates: Array) -> Array:
         """Return a block of the tensor of the global model.
 
         Args:
             samples: The sample count of each update, in the order of the ledger.
-            updates: That block of each, float64 of shape (updates, elements). It may be overwritten.
+            updates: The block of each update, float64 of shape (updates, elements). The strategy may overwrite it.
 
         Returns:
             A finite number for each element.
@@ -72,65 +72,65 @@ class Combining(Protocol):
 
 
 class Choosing(Combining, Protocol):
-    """A combining strategy that first chooses whole updates: `combine` is given these alone."""
+    """A combining strategy that first chooses whole updates: `combine` receives only these."""
 
     def choose(self, samples: Sequence[int], distances: Array) -> Sequence[int]:
-        """Return which updates are combined, by their positions.
+        """Return the positions of the updates to combine.
 
-        Called once in an attempt, before `combine`, on the strategy of the first tensor: the choice is that for all tensors.
+        Called once in an attempt, before `combine`, on the strategy of the first tensor. The choice applies to all tensors.
 
         Args:
             samples: The sample count of each update, in the order of the ledger.
-            distances: The L2 distance between each two updates over all their floats, float64 of shape (updates, updates). Where
-                there are no floats, over the integers.
+            distances: The L2 distance between each two updates over all their floats, float64 of shape (updates, updates). If
+                there are no floats, the distance over the integers.
         """
         ...
 
 
 class Remembering(Protocol):
-    """What a strategy of any kind may have in addition, to see the round's model and to remember something until the next round.
+    """Optional methods for any strategy: `begin` receives the round's model, and `state` persists arrays until the next round.
 
-    A round that fails, or is tried again, changes nothing: the next attempt begins with the same model and the same state.
+    A failed attempt changes nothing: the next attempt begins with the same model and the same state.
     """
 
     def begin(self, model: Array | None, state: Mapping[str, Array]) -> None:
-        """Begin the attempt. Called once, before anything is folded or combined.
+        """Begin the attempt. Called once, before the first `fold` or `combine`.
 
-        Where this raises an error for a state that was kept over a restart, by another strategy perhaps, it is called a second
-        time with an empty state. Any other error loses the attempt.
+        A state from before a restart may be that of another strategy. If `begin` raises an error for it, the aggregator calls
+        `begin` again with an empty state. Any other error loses the attempt.
 
         Args:
-            model: The tensor of the round's model, flat and read-only, with the same numbers as in updates: bfloat16 is float32.
-                None where there is no model yet. For `CombiningBytes` a read-only memoryview of the model.
-            state: What `state` returned after the round that made this model; the arrays are read-only. Empty at first.
+            model: The tensor of the round's model, flat and read-only, with the same values as in updates: bfloat16 is float32.
+                None if there is no model yet. For `CombiningBytes`, a read-only memoryview of the model.
+            state: The arrays that `state` returned after the round that made this model, read-only. Empty at first.
         """
         ...
 
     def state(self) -> Mapping[str, Array]:
-        """Return what is to be remembered: named arrays of any shape. Called once, after the result.
+        """Return the state to keep: named arrays of any shape. Called once, after the result.
 
-        They are kept, in memory and beside the model on disk, as long as the model is. Their dtypes are those of tensors.
+        The aggregator keeps them in memory and on disk as long as the model. Their dtypes must be those that tensors may have.
         """
         ...
 
 
 class CombiningBytes(Protocol):
-    """A strategy for a format that only it and the participants understand. It is made like the others; the `Spec` says nothing."""
+    """A strategy for a custom format. Its constructor takes the same arguments as that of `Strategy`; ignore the `Spec`."""
 
     codec: Literal["bytes"]
 
     def combine(self, samples: Sequence[int], updates: Sequence[memoryview]) -> "Buffer":
-        """The global model: at least one byte.
+        """Return the global model: at least one byte.
 
         Args:
             samples: The sample count of each update, in the order of the ledger.
-            updates: What followed the count in each: at least one byte, read-only.
+            updates: The content of each update after its sample count: at least one byte, read-only.
         """
         ...
 
 
 StrategyFactory = Callable[..., Strategy | Combining | CombiningBytes]
-"""Makes a strategy for a tensor and an attempt, from its `Spec` and the options of the settings as keyword arguments."""
+"""Returns a strategy for a tensor and an attempt, given the tensor's `Spec` and the options as keyword arguments."""
 
 STRATEGIES: Mapping[str, StrategyFactory] = {
     "weighted_average": WeightedAverage,
@@ -147,23 +147,23 @@ STRATEGIES: Mapping[str, StrategyFactory] = {
 
 
 ROBUST = frozenset({"median", "trimmed_mean", "krum", "multi_krum"})
-"""Those that bound the influence of each update themselves."""
+"""Strategies that limit the influence of each update."""
 UNWEIGHTED = ROBUST | {"model_sum"}
-"""Those to which the sample counts of updates do not matter."""
+"""Strategies that ignore the sample counts of updates."""
 
 
 def load_strategy(name: str) -> StrategyFactory:
-    """The strategy of that name, or the class that `module:Class` names.
+    """Return the strategy with that name, or the class that `module:Class` names.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: There is no such strategy, or it cannot be imported.
     """
     if name in STRATEGIES:
         return STRATEGIES[name]
     module, _, attribute = name.partition(":")
     known = ", ".join(sorted(STRATEGIES))
     if not all(part.isidentifier() for part in (*module.split("."), attribute)):
-        raise ConfigurationError(f"there is no strategy {name!r}: AGGREGATOR_STRATEGY is one of {known}, or module:Class")
+        raise ConfigurationError(f"AGGREGATOR_STRATEGY: unknown strategy {name!r}: expected one of {known}, or module:Class")
     try:
         factory: StrategyFactory = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
@@ -171,5 +171,5 @@ def load_strategy(name: str) -> StrategyFactory:
             f"AGGREGATOR_STRATEGY: {name} cannot be imported: {error}; is it installed, or on PYTHONPATH?"
         ) from error
     if not callable(factory):
-        raise ConfigurationError(f"AGGREGATOR_STRATEGY: {name} is no class")
+        raise ConfigurationError(f"AGGREGATOR_STRATEGY: {name} is not a class")
     return factory

@@ -1,4 +1,4 @@
-"""Reads an update that was received whole, in memory or in a file: block by block, never as a whole."""
+"""The reader of received updates, from memory or a file: it reads block by block, never the whole update."""
 
 import io
 import math
@@ -17,19 +17,19 @@ from fedround.tensors.weights import FIRST_BYTES, SAMPLES_BYTES, Array, Layout, 
 
 
 class UpdateReader:
-    """An update of `size` bytes.
+    """A received update.
 
     Args:
-        source: What was received.
-        size: Its bytes.
+        source: The bytes or the file.
+        size: Size in bytes.
 
     Raises:
-        WeightsError: It is no update.
+        WeightsError: It is not a valid update.
     """
 
     def __init__(self, source: bytes | bytearray | FileIO, size: int) -> None:
         if size < SAMPLES_BYTES:
-            raise WrongWeights(f"an update begins with a sample count of {SAMPLES_BYTES} bytes, but {size} came")
+            raise WrongWeights(f"an update begins with a sample count of {SAMPLES_BYTES} bytes, but this one has {size} bytes")
         self._file = source if isinstance(source, FileIO) else io.BytesIO(source)
         self._file.seek(0)
         first = self._file.read(SAMPLES_BYTES + FIRST_BYTES)
@@ -41,13 +41,13 @@ class UpdateReader:
         self._places = tuple(zip(head.layout.tensors, head.places, strict=True))
 
     def check(self, model: Model | None = None) -> float:
-        """Read all weights once. Return the L2 norm of what they change in the floats of `model`, or of them without one.
+        """Check all weights in one pass. Return the L2 norm of the change of the floats, or of the floats without a `model`.
 
         Args:
-            model: The round's, of the same layout.
+            model: The round's model, with the same layout.
 
         Raises:
-            NotFinite: A weight cannot be averaged, and is no constant of the model.
+            NotFinite: A weight cannot be averaged, and is not a constant of the model.
             WrongWeights: Booleans differ from those of the model.
         """
         square, measured = 0.0, frozenset(self.layout.measured)
@@ -79,7 +79,7 @@ class UpdateReader:
         return square
 
     def check_booleans(self, fixed: Mapping[str, Array]) -> None:
-        """Raises `WrongWeights` where the booleans are not those of `fixed`, whose other tensors do not matter."""
+        """Check that the booleans equal those of `fixed`, whose other tensors are ignored. Raises `WrongWeights`."""
         for spec, place in self._places:
             if spec.dtype.kind == "b" and spec.count:
                 wanted, start, differ = fixed[spec.name].reshape(-1), 0, 0
@@ -87,19 +87,19 @@ class UpdateReader:
                     differ += int(np.count_nonzero(block != wanted[start : start + block.size]))
                     start += block.size
                 if differ:
-                    raise WrongWeights(f"{shown(spec.name)}: {differ} of {spec.count} booleans are not those of the others")
+                    raise WrongWeights(f"{shown(spec.name)}: {differ} of {spec.count} booleans differ from those of the others")
 
     def tensors(self) -> Iterator[Iterator[Array]]:
-        """Return, for each tensor that is averaged, its weights in C order: 1-D blocks of at most `BLOCK` elements.
+        """Yield the weights of each averaged tensor in C order, in 1-D blocks of at most `BLOCK` elements.
 
-        bfloat16 comes as float32. A constant that cannot be averaged is 0. A block is good until the next one.
+        bfloat16 is converted to float32. Constants that cannot be averaged are 0. A block is valid until the next.
         """
         for spec, place in self._places:
             if spec.averaged:
                 yield map(without_unfit, self._blocks(place)) if spec.name and spec.floating else self._blocks(place)
 
     def fixed(self) -> dict[str, Array]:
-        """Return copies of the tensors that are no floats."""
+        """Return copies of the tensors with other dtypes than floats."""
         return {
             spec.name: np.concatenate([block.copy() for block in self._blocks(place)] or [np.empty(0, spec.dtype)])
             for spec, place in self._places
@@ -127,10 +127,10 @@ class UpdateReader:
 
 
 def fill(block: Array, file: FileIO | io.BytesIO) -> None:
-    """Read a whole 1-D array from where `file` stands. Raises `WrongWeights` where that is shorter."""
+    """Fill a 1-D array from the current position of `file`. Raises `WrongWeights` if the file is too short."""
     wanted = block.view(np.uint8).data
     while wanted:
         read = file.readinto(wanted)
         if not read:
-            raise WrongWeights("the spooled update is shorter than it was")
+            raise WrongWeights("the spooled update was truncated")
         wanted = wanted[read:]

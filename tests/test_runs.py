@@ -136,7 +136,7 @@ def test_runs_and_their_rounds_can_be_had_as_files(tmp_path: Path) -> None:
         assert len(digest) > 0
         missing = fedround("history", *url, "--run", "nobody", "-o", str(tmp_path / "y.csv"))
         assert missing.returncode == 1
-        assert "there is no run of that name or id" in missing.stderr
+        assert "no run has this name or id" in missing.stderr
         wrong = fedround("history", *url, "-o", str(tmp_path / "y.txt"))
         assert "must end in .csv or .json" in wrong.stderr
         elsewhere = fedround("runs", "--from", platform.url("AGGREGATOR_OPS_PORT"))

@@ -118,7 +118,7 @@ def test_who_opens_the_page_after_a_restart_sees_the_rounds_before(window: Brows
         with running("participant", **silo(platform, "anna", tmp_path / "mood")) as anna:
             until(says(window, "#participants", "anna"), 20)
             anna.end()
-        until(says(window, "#participants", "Everybody who joined is gone."), 20)
+        until(says(window, "#participants", "All participants have left."), 20)
 
 
 def test_the_curves_of_a_former_run_are_laid_over_those_of_this_one(window: Browser, axe: str, tmp_path: Path) -> None:

@@ -299,7 +299,7 @@ def test_a_flower_app_takes_the_place_of_a_class() -> None:
     )
     assert "PARTICIPANT_CLASS (--class): is not set. Required, unless a Flower app is set." in problems(ParticipantSettings, url)
     both = problems(ParticipantSettings, NEEDED | {"PARTICIPANT_FLOWER": "package.client_app:app"})
-    assert "PARTICIPANT_CLASS (--class): PARTICIPANT_FLOWER (--flower) is set too: which of them is meant?" in both
+    assert "PARTICIPANT_CLASS (--class): PARTICIPANT_FLOWER (--flower) is set too: set only one of them" in both
     assert "PARTICIPANT_FLOWER (--flower): write it as" in problems(ParticipantSettings, url | {"PARTICIPANT_FLOWER": "app"})
 
 

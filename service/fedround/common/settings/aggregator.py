@@ -70,7 +70,7 @@ class AggregatorSettings(PlatformSettings):
     @field_validator("internal_bind")
     @classmethod
     def _guarded(cls, value: str, info: ValidationInfo) -> str:
-        # What was itself refused is absent: that is told already.
+        # A field that is itself invalid is absent here, and reported already.
         secrets = [info.data.get(name, ...) for name in ("internal_secret", "internal_secret_file")]
         if not is_loopback(value) and secrets == [None, None]:
             raise ValueError("off loopback the internal port needs FEDROUND_INTERNAL_SECRET, or ..._FILE")

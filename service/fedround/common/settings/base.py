@@ -1,4 +1,4 @@
-"""What the settings of all services have in common."""
+"""The base of all settings: the class, and its rows in help and documentation."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
@@ -10,7 +10,7 @@ from fedround.common.settings.types import LogFormat, LogLevel
 
 
 def setting(default: Any, description: str, **constraints: Any) -> Any:
-    """A field; its default is what a person would write, and is parsed like what a person wrote."""
+    """Return a field. Its default is written and parsed like a value of the user."""
     return Field(default, description=description, validate_default=True, **constraints)
 
 
@@ -21,7 +21,7 @@ def for_operators_only(value: SecretStr | None, info: ValidationInfo) -> SecretS
 
 
 class Row(NamedTuple):
-    """One setting, as help and documentation show it."""
+    """A setting in help and documentation."""
 
     name: str
     variable: str
@@ -30,12 +30,12 @@ class Row(NamedTuple):
     description: str
 
     def flag(self, *, long: bool = False) -> str:
-        """`--port`, or where two services' settings meet, `--coordinator-port`."""
+        """Return the flag: `--port`, or with `long`, for commands of two services, `--coordinator-port`."""
         return "--" + (self.variable.lower() if long else self.name.rstrip("_")).replace("_", "-")
 
 
 class Settings(BaseSettings):
-    """What the three have in common. Frozen; made from keyword arguments, they read nothing else."""
+    """Settings of all services. They are frozen, and read only their keyword arguments."""
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -48,19 +48,19 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The arguments alone: the other sources are `load`'s, which is told the environment and names both ways to set a thing."""
+        """Use only the arguments. `load` reads the other sources, and names variable and flag in its messages."""
         return (init_settings,)
 
     prefix: ClassVar[str]
     file_keys: ClassVar[Mapping[str, str]] = {}
-    """The field for a key of a 0.8 file."""
+    """Fields by the keys of a 0.8 file."""
 
     log_format: LogFormat = setting("text", "Format of log lines: plain text, or one JSON object per line.")
     log_level: LogLevel = setting("info", "Minimum level of log lines.")
 
     @classmethod
     def rows(cls) -> Iterator[Row]:
-        """Every setting, first those that only this service has; a secret is followed by the file that may hold it."""
+        """Yield all settings, those of this service first. After each secret comes the setting of its file."""
         for name, field in sorted(cls.model_fields.items(), key=lambda item: item[0] not in cls.__annotations__):
             prefix = "FEDROUND" if name.startswith("internal_secret") else cls.prefix
             variable = f"{prefix}_{name.rstrip('_').upper()}"

@@ -118,5 +118,5 @@ class CoordinatorSettings(PlatformSettings):
 
     @property
     def otlp_header_fields(self) -> dict[str, str]:
-        """The header fields for the collector."""
+        """The header fields for the OTLP collector."""
         return dict(header_fields(self.otlp_headers.get_secret_value())) if self.otlp_headers else {}

@@ -30,14 +30,14 @@ from fedround.common.wire import clean_name, parse_name
 
 
 class Isolation(StrEnum):
-    """Where a participant's own code runs."""
+    """Where a participant's code runs."""
 
     PROCESS = "process"
     THREAD = "thread"
 
 
 class Push(StrEnum):
-    """Where a participant pushes its telemetry, beside what the `OTEL_*` variables say."""
+    """Where a participant pushes telemetry, in addition to the `OTEL_*` variables."""
 
     NONE = "none"
     COORDINATOR = "coordinator"
@@ -75,7 +75,7 @@ def _class(value: str | None, info: ValidationInfo) -> str | None:
     if value is None and flower is None:
         raise PydanticCustomError("missing", "is not set")
     if value is not None and flower is not None:
-        raise ValueError("PARTICIPANT_FLOWER (--flower) is set too: which of them is meant?")
+        raise ValueError("PARTICIPANT_FLOWER (--flower) is set too: set only one of them")
     return value if value is None else importable(value)
 
 
@@ -179,7 +179,7 @@ class ParticipantSettings(Settings):
 
     @property
     def made_from(self) -> tuple[str, dict[str, Any]]:
-        """The class to make, and its keyword arguments."""
+        """The class of the participant, and its keyword arguments."""
         return (self.class_, self.options) if self.class_ is not None else flower_app(self.flower or "", self.options)
 
 

@@ -9,7 +9,7 @@ from fedround.common.settings.types import Number, Origins, Place, Secret
 
 
 class PlatformSettings(Settings):
-    """What coordinator and aggregator have in common."""
+    """Settings of coordinator and aggregator."""
 
     token: Secret = setting(
         None, "Bearer token that all participants share. Unset, without other credentials: participants need none."
@@ -43,7 +43,7 @@ class PlatformSettings(Settings):
     @classmethod
     def _either(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         if value is not None and info.data.get("internal_secret") is not None:
-            raise ValueError("the secret itself is set too: which of them is meant?")
+            raise ValueError("the secret itself is set too: set only one of them")
         return value
 
     bind: str = setting("0.0.0.0", "IP address of the participants' port and the ops port.")  # noqa: S104 a service in a container
@@ -65,5 +65,5 @@ class PlatformSettings(Settings):
 
     @property
     def limits(self) -> tuple[int, int]:
-        """How many connections a port may have, and one address of them; 0 is not said."""
+        """Maximum number of connections of a port, and of one address. 0: derived from the limit of open files."""
         return self.max_connections, self.max_connections_per_address

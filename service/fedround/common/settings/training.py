@@ -11,9 +11,9 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from fedround.common.wire import MAX_FIGURE_NAME
 
 MOST_CONFIGURED, MOST_CONFIG_BYTES = 50, 4096
-"""Names, and bytes of JSON, of the round configuration."""
+"""Maximum number of names, and of bytes of JSON, in the round configuration."""
 MOST_NESTED = 32
-"""Levels of a JSON object."""
+"""Maximum depth of a JSON object."""
 _OBJECT = """write one as '{"epochs": 3}', in a shell between single quotes"""
 
 
@@ -30,7 +30,7 @@ def _json_object(value: object) -> object:
 
 
 def _depth(value: object) -> int:
-    """How many objects and lists lie within each other; counted no further than is allowed."""
+    """Return the depth of nested objects and lists, at most `MOST_NESTED` + 1."""
     level, depth = [value], 0
     while depth <= MOST_NESTED and (level := [each for each in level if isinstance(each, dict | list)]):
         depth += 1
@@ -47,7 +47,7 @@ def _round_config(value: object) -> object:
 
 
 def _configured(name: str, value: object) -> object:
-    """A number, a text or a boolean; or a schedule: what it is from which round of the run on."""
+    """Return a number, a text or a boolean, or a schedule: values by the first round in which they apply."""
     if not (0 < len(name) <= MAX_FIGURE_NAME and name.isprintable()):
         raise ValueError(f"a name has 1 to {MAX_FIGURE_NAME} printable characters")
     schedule = value if isinstance(value, Mapping) else {"0": value}
@@ -62,12 +62,12 @@ def _configured(name: str, value: object) -> object:
 
 
 def _best_by(value: object) -> object:
-    """The metric, and whether its largest value is the best."""
+    """Return the metric, and whether its largest value is the best."""
     if not isinstance(value, str):
         return value
     metric, _, end = value.rpartition(":")
     if not metric or end not in ("max", "min"):
-        raise ValueError("write a metric and which end is better, such as accuracy:max or loss:min")
+        raise ValueError("write a metric and :max or :min, for example accuracy:max or loss:min")
     return metric, end == "max"
 
 

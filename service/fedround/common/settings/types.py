@@ -1,4 +1,4 @@
-"""Types of settings that have a spelling of their own: durations, sizes, URLs, names, secrets. Each has a parser and a title."""
+"""Types of settings with their own syntax: durations, sizes, URLs, names, secrets. Each has a parser and a title."""
 
 import ipaddress
 import math
@@ -15,13 +15,13 @@ from fedround.http.hosts import PATTERN
 _SECONDS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
 _BYTES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 LONGEST = 10**9
-"""Seconds; no clock of the system waits for much longer."""
+"""Maximum duration in seconds, about the limit of system timers."""
 LOCAL_SERIES = '{source="local"}'
-"""With which a pattern ends that means series of the local model."""
+"""Suffix of a pattern for series of the local model."""
 
 
 def parse_duration(value: object) -> float:
-    """Seconds, from `500ms`, `30s`, `2m`, `1h` or plain seconds."""
+    """Return seconds, from `500ms`, `30s`, `2m`, `1h` or plain seconds."""
     match = re.fullmatch(r"(\d+\.?\d*) *(ms|s|m|h|)", str(value).strip())
     seconds = math.inf if match is None else float(match[1]) * _SECONDS[match[2]]
     if seconds > LONGEST:
@@ -30,7 +30,7 @@ def parse_duration(value: object) -> float:
 
 
 def parse_size(value: object) -> int:
-    """Bytes, from `512MiB`, `1GiB`, `10MB` or plain bytes."""
+    """Return bytes, from `512MiB`, `1GiB`, `10MB` or plain bytes."""
     match = re.fullmatch(r"(\d{1,15}(?:\.\d*)?) *([kMGT]|[KMGT]i|)B?", str(value).strip())
     if match is None:
         raise ValueError("write a size as 512MiB, 1GiB, 10MB or in plain bytes")
@@ -47,7 +47,7 @@ def _url(value: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether who listens there is reached from this machine alone."""
+    """Return whether only this machine can reach an address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -65,7 +65,7 @@ def _function(value: str | None) -> str | None:
 
 
 def reveal(secret: SecretStr | None) -> str | None:
-    """The secret itself, for who sends or compares it."""
+    """Return the plain secret."""
     return None if secret is None else secret.get_secret_value()
 
 
@@ -108,7 +108,7 @@ def _hosts(value: object) -> object:
 
 
 def header_fields(text: str) -> Iterator[tuple[str, str]]:
-    """The header fields of a list as OpenTelemetry writes it. Raises `ValueError`."""
+    """Yield the header fields of a list in OpenTelemetry's syntax. Raises `ValueError`."""
     for field in text.split(","):
         name, _, value = field.strip().partition("=")
         value = unquote(value.strip())

@@ -67,7 +67,8 @@ class Ending:
 
     def evaluated(self, found: Evaluated, first: int) -> None:
         """Participants evaluated a model."""
-        self.stopped = self.stopped or self._judge(found, first)
+        reason = self._judge(found, first)
+        self.stopped = self.stopped or reason
 
     def read_server(self, round: int, run: Run, history: History) -> list[ServerEvaluated]:
         """Return the new evaluations by the aggregator, and judge them."""

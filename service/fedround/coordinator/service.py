@@ -241,8 +241,6 @@ class CoordinatorService:
         config = config_of(rounds.plan.config, rounds.round - rounds.run.first)
         return {**self._trace(), "run": wire.Run(rounds.run.id, rounds.run.name, rounds.end, config, **asked, shard=shard)}
 
-    # What happens
-
     def _changed(self) -> None:
         self._tell()
         self._kick.set()

@@ -14,7 +14,7 @@ from fedround.observability.metrics.weights import SOURCES, Weights
 
 
 class AggregatorMetrics(Metrics):
-    """Of an aggregator."""
+    """The metrics of an aggregator."""
 
     prefix = "fedround_aggregator_"
 
@@ -22,33 +22,43 @@ class AggregatorMetrics(Metrics):
         super().__init__(registry, **options)
         outcomes = ["accepted", "repeated", "unauthorized", "late", "invalid", "implausible", "too_large"]
         make = self.make
-        self._updates = make(Counter, "updates_total", "Updates that were delivered.", {"outcome": outcomes})
-        self._size = make(Histogram, "update_bytes", "The size of updates that were counted.", buckets=SIZE)
+        self._updates = make(Counter, "updates_total", "Number of received updates, by outcome.", {"outcome": outcomes})
+        self._size = make(Histogram, "update_bytes", "Size of counted updates, in bytes.", buckets=SIZE)
         self._aggregation = make(
-            Histogram, "aggregation_duration_seconds", "To make the global model of a round's sum.", buckets=WORK
+            Histogram,
+            "aggregation_duration_seconds",
+            "Time to compute the global model from the aggregate, in seconds.",
+            buckets=WORK,
         )
         self._checkpoint = make(
-            Histogram, "checkpoint_duration_seconds", "To write a model to the data directory, flushed to the disk.", buckets=WORK
+            Histogram,
+            "checkpoint_duration_seconds",
+            "Time to write a model to the data directory and flush it to disk, in seconds.",
+            buckets=WORK,
         )
         self._not_kept = make(Counter, *NOT_KEPT)
-        self._uploads = make(Gauge, "uploads_in_progress", "Updates that are being received.")
+        self._uploads = make(Gauge, "uploads_in_progress", "Number of updates that are being received.")
         self._dominated = make(
-            Counter, "dominated_rounds_total", "Rounds of three or more updates of which one had more than half of all samples."
+            Counter,
+            "dominated_rounds_total",
+            "Number of completed rounds with three or more updates in which one update had more than half of all samples.",
         )
         self._evaluations = Evaluations(self)
-        self._usable = make(Gauge, "model_usable", "1 unless the newest model has weights that nobody can train on.")
+        self._usable = make(
+            Gauge, "model_usable", "1 if the newest model can be trained; 0 if it has NaN, infinite or extremely large weights."
+        )
         self._usable.set(1)
         self._weights = Weights(self, SOURCES[:1], values=SOURCES[:1])
         self._requests = Requests(self)
         self._connections = Connections(self, "public", "internal", "ops")
 
     def show(self, status: Callable[[], Mapping[str, Any]]) -> None:
-        """Make gauges of what `status` tells, at each scrape."""
+        """Set the gauges from `status` at each scrape."""
         self._uploads.set_function(lambda: status()["receiving"])
         self._evaluations.status = status
 
     def __call__(self, fact: Fact) -> None:
-        """Take note of `fact`."""
+        """Update the metrics from `fact`."""
         match fact:
             case events.UpdateReceived():
                 self._updates.labels(fact.outcome).inc()

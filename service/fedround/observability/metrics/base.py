@@ -1,7 +1,7 @@
-"""What the Prometheus metrics of all services have in common. This package alone imports prometheus_client.
+"""The base class of all services' Prometheus metrics. Only this package imports prometheus_client.
 
-Labels come from closed sets: never an id, a URL, a token or a round's number. What is known from the start begins at 0, so that a
-rate is right from the first scrape on. Every class makes its metrics in a registry of its own, or in `registry`.
+Label values come from closed sets: never an id, a URL, a token or a round number. Series with known labels start at 0, so that
+`rate()` is correct from the first scrape. Each class registers its metrics in its own registry, or in `registry`.
 """
 
 import os
@@ -23,33 +23,33 @@ from fedround.events import Fact
 from fedround.observability.shared import Shared
 
 Labels = Mapping[str, Sequence[str]]
-"""The names of labels, and the values that are known from the start."""
+"""Names of labels, and their values that are known from the start."""
 NO_LABELS: Labels = {}
 M = TypeVar("M", Counter, Gauge, Histogram)
 
 MULTIPROC = "PROMETHEUS_MULTIPROC_DIR"
 REVISION = "FEDROUND_REVISION"
-"""The variable in which an image tells which commit it was built from."""
+"""The environment variable with the commit that an image was built from."""
 
 WORK = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 1800, 3600)
 ROUND = (*WORK, 7200, 14400, 43200)
 SIZE = tuple(10.0**power for power in range(2, 11))
-NOT_KEPT = ("checkpoint_failures_total", "Times that the data directory could not be written; it is tried again every second.")
+NOT_KEPT = ("checkpoint_failures_total", "Number of failed writes to the data directory. The service retries every second.")
 
 
 def _check_directory(environ: Mapping[str, str]) -> None:
-    """prometheus_client keeps values in files where this variable names a directory; the first metric would fail without it."""
+    """Check the directory that prometheus_client writes its values to, if the variable names one. The first metric would fail."""
     directory = environ.get(MULTIPROC)
     if directory is not None and not os.access(directory, os.W_OK | os.X_OK):
-        raise ConfigurationError(f"{MULTIPROC}: {directory}: is no directory that can be written to; fedround does not need it")
+        raise ConfigurationError(f"{MULTIPROC}: {directory}: is not a writable directory; unset it, fedround does not need it")
 
 
 class Metrics:
-    """What the metrics of all services have in common.
+    """The metrics of a service.
 
     Args:
-        registry: Where the metrics are registered; by default a registry of their own.
-        exemplar: Gives the labels of an exemplar for what is observed now, or None.
+        registry: Where the metrics are registered. Default: a new registry.
+        exemplar: Returns the labels of the current exemplar, or None.
     """
 
     prefix = "fedround_"
@@ -63,34 +63,36 @@ class Metrics:
         self.registry = registry or CollectorRegistry()
         self._exemplar = exemplar
         self._scrapes: dict[str, Shared[bytes]] = {}
-        self._run = Gauge("fedround_run_info", "Run that the rounds belong to.", ("run", "run_id"), registry=self.registry)
+        self._run = Gauge("fedround_run_info", "Name and id of the current run.", ("run", "run_id"), registry=self.registry)
         build = {"version": version("fedround"), "revision": os.environ.get(REVISION, ""), "python": platform.python_version()}
-        Info("fedround_build", "What is running.", registry=self.registry).info(build)
+        Info("fedround_build", "Version of fedround, commit of its image, and version of Python.", registry=self.registry).info(
+            build
+        )
         for collector in self.of_process:
             collector(registry=self.registry)
         outcomes = {"signal": ("metrics", "traces"), "outcome": ("arrived", "failed")}
-        help = "Number of OTLP requests that this process made, by whether the receiver accepted them."
+        help = "Number of OTLP requests that this process sent, by whether the receiver accepted them."
         self._pushes = self.make(Counter, "telemetry_pushes_total", help, outcomes, prefix="fedround_")
 
     def __call__(self, fact: Fact) -> None:
-        """Take note of `fact`."""
+        """Update the metrics from `fact`."""
         raise NotImplementedError
 
     def entered(self, id: str, name: str) -> None:
-        """Show the run that rounds belong to from now on."""
+        """Show this run as the current one."""
         self._run.clear()
         if id:
             self._run.labels(name, id).set(1)
 
     def sent(self, fact: events.TelemetrySent) -> None:
-        """Count what was pushed."""
+        """Count a push."""
         self._pushes.labels(fact.signal, "arrived" if fact.arrived else "failed").inc()
 
     def show(self, status: Callable[[], Mapping[str, Any]]) -> None:
-        """Make gauges of what `status` tells, at each scrape."""
+        """Set the gauges from `status` at each scrape."""
 
     def scrape(self, accept: str) -> tuple[bytes, str]:
-        """All metrics in the format that an `Accept` header asks for, and its content type."""
+        """Return all metrics in the format that an `Accept` header asks for, and the content type."""
         encode, content_type = choose_encoder(accept)
         if content_type not in self._scrapes:
             self._scrapes[content_type] = Shared(partial(encode, self.registry))
@@ -106,5 +108,5 @@ class Metrics:
         return metric
 
     def observe(self, histogram: Histogram, amount: float) -> None:
-        """Add `amount` to `histogram`, with the exemplar of this moment."""
+        """Add `amount` to `histogram`, with the current exemplar."""
         histogram.observe(amount, self._exemplar())

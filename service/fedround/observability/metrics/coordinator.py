@@ -17,7 +17,7 @@ from fedround.observability.metrics.silos import families
 
 
 class CoordinatorMetrics(Metrics):
-    """Of a coordinator."""
+    """The metrics of a coordinator."""
 
     prefix = "fedround_coordinator_"
 
@@ -25,26 +25,35 @@ class CoordinatorMetrics(Metrics):
         super().__init__(registry, **options)
         make = self.make
         self._rounds = make(
-            Counter, "rounds_total", "Attempts of rounds that ended.", {"outcome": ["completed", "failed", "timed_out"]}
+            Counter,
+            "rounds_total",
+            "Number of attempts of rounds that ended, by outcome.",
+            {"outcome": ["completed", "failed", "timed_out"]},
         )
-        self._duration = make(Histogram, "round_duration_seconds", "Of rounds that were completed.", buckets=ROUND)
-        self._selected = make(Counter, "selected_total", "Participants that were told of a round.")
+        self._duration = make(
+            Histogram,
+            "round_duration_seconds",
+            "Time from the start of the successful attempt to the end of the round, in seconds.",
+            buckets=ROUND,
+        )
+        self._selected = make(Counter, "selected_total", "Number of times that a participant was selected for a round.")
         self._dropped = make(
             Counter,
             "dropped_total",
-            "Participants that fell silent, left or were replaced, and parts in rounds that ended at the deadline or were late for "
-            "the quorum.",
+            "Number of times that a participant left or lost its part in a round. silent: it missed its heartbeats. deadline: it "
+            "missed the round's deadline. late: the round closed by its quorum. failed: it left because of a failure. "
+            "replaced: it registered again.",
             {"reason": ["silent", "deadline", "late", "left", "failed", "replaced"]},
         )
         self._sat_out = make(
-            Counter, "sit_outs_total", "Number of times that a participant had to sit out after failures in a row."
+            Counter, "sit_outs_total", "Number of times that a participant had to sit out rounds after consecutive failures."
         )
         self._not_kept = make(Counter, *NOT_KEPT)
         signals = ("metrics", "traces")
         self._received = make(
             Counter,
             "relay_messages_total",
-            "Number of messages with telemetry from participants. refused: invalid. throttled: too many. full: the queue is.",
+            "Number of telemetry messages from participants. refused: invalid. throttled: too many. full: the queue was full.",
             {"signal": signals, "outcome": ("accepted", "refused", "throttled", "full")},
         )
         self._forwarded = make(
@@ -57,11 +66,11 @@ class CoordinatorMetrics(Metrics):
         self._connections = Connections(self, "public", "ops")
 
     def show(self, status: Callable[[], Mapping[str, Any]]) -> None:
-        """Make gauges of what `status` tells, at each scrape."""
+        """Set the gauges from `status` at each scrape."""
         self.registry.register(CoordinatorState(self.prefix, status))
 
     def __call__(self, fact: Fact) -> None:
-        """Take note of `fact`."""
+        """Update the metrics from `fact`."""
         match fact:
             case events.RoundCompleted():
                 self._rounds.labels("completed").inc()
@@ -93,7 +102,7 @@ class CoordinatorMetrics(Metrics):
 
 
 class CoordinatorState(Collector):
-    """What a coordinator's status says in numbers."""
+    """The numbers in a coordinator's status."""
 
     def __init__(self, prefix: str, status: Callable[[], Mapping[str, Any]]) -> None:
         self._prefix = prefix
@@ -102,33 +111,55 @@ class CoordinatorState(Collector):
         self._since = 0.0
 
     def collect(self) -> Iterator[Metric]:
-        """The state at this moment."""
+        """Return the current values."""
         status = self._status()
         if status["round"] != self._round:
             self._round, self._since = status["round"], time.time()
         state: str = status["state"]
         gauges = (
-            ("round", "The round that is open or comes next, counted from 0.", status["round"]),
-            ("rounds_configured", "Rounds of the whole training; 0: it does not end.", status["rounds"]),
-            ("round_since_timestamp_seconds", "When a scrape first saw this round.", self._since),
-            ("round_timeout_seconds", "How long the selected have to deliver.", status["round_timeout"]),
-            ("aggregator_reachable", "1 while the aggregator answers.", status["aggregator_reachable"]),
-            ("participants_missing", "Who fell silent in the last hour and has not come back.", len(status["missing"])),
-            ("participants_sitting_out", "Participants that sit out the round, after failures in a row.", status["sitting_out"]),
-            ("round_failed_attempts", "Attempts of the round that failed for lasting reasons.", status["failed_attempts"]),
-            ("waiting_for_participants", "1 while there are too few to begin.", state.startswith("waiting for participants")),
-            ("training_complete", "1 after the last round.", state == "complete"),
+            ("round", "Number of the current or next round, counted from 0.", status["round"]),
+            ("rounds_configured", "Number of rounds of the training; 0: no limit.", status["rounds"]),
+            ("round_since_timestamp_seconds", "Time of the first scrape in this round, in Unix time.", self._since),
+            (
+                "round_timeout_seconds",
+                "Time that selected participants have to upload their updates, in seconds.",
+                status["round_timeout"],
+            ),
+            ("aggregator_reachable", "1 if the aggregator responds, 0 if not.", status["aggregator_reachable"]),
+            (
+                "participants_missing",
+                "Number of participants that timed out in the last hour and have not returned.",
+                len(status["missing"]),
+            ),
+            (
+                "participants_sitting_out",
+                "Number of participants that sit out the current round after consecutive failures.",
+                status["sitting_out"],
+            ),
+            (
+                "round_failed_attempts",
+                "Number of attempts of the current round that failed for permanent reasons.",
+                status["failed_attempts"],
+            ),
+            (
+                "waiting_for_participants",
+                "1 while there are too few participants to start a round.",
+                state.startswith("waiting for participants"),
+            ),
+            ("training_complete", "1 if training is complete, 0 if not.", state == "complete"),
         )
         for name, help, value in gauges:
             yield GaugeMetricFamily(self._prefix + name, help, value=value)
         parts = Counts(p["state"] for p in status["participants"])
-        family = GaugeMetricFamily(self._prefix + "participants", "Who is present, by their part in the round.", labels=["state"])
+        family = GaugeMetricFamily(
+            self._prefix + "participants", "Number of present participants, by their part in the round.", labels=["state"]
+        )
         for part in ("waiting", "chosen", "selected", "revoking", "done", "ignored"):
             family.add_metric([part], parts[part])
         yield family
         shards = status["shards"] or {"count": 0, "missing": (), "doubled": ()}
         missing, doubled = len(shards["missing"]), len(shards["doubled"])
-        help = "Shards of a data set that participants share: held by one of them, by several (doubled), or by none (missing)."
+        help = "Number of shards of the shared data set: held by one participant, by several (doubled), or by none (missing)."
         family = GaugeMetricFamily(self._prefix + "shards", help, labels=["state"])
         for part, value in (("held", shards["count"] - missing - doubled), ("doubled", doubled), ("missing", missing)):
             family.add_metric([part], value)

@@ -1,4 +1,4 @@
-"""The metrics of the function by which an aggregator evaluates models."""
+"""The metrics of the aggregator's evaluation function."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from fedround.observability.metrics.base import WORK, Metrics
 
 
 class Evaluations(Collector):
-    """What the function found out last, how often, and how long it has been at work. `status`: the aggregator's."""
+    """The results, the outcomes and the duration of evaluations. `status` returns the aggregator's status."""
 
     def __init__(self, metrics: Metrics) -> None:
         self.status: Callable[[], Mapping[str, Any]] = dict
@@ -22,12 +22,12 @@ class Evaluations(Collector):
         self._outcomes = metrics.make(
             Counter,
             "evaluations_total",
-            "Models that came to the function of AGGREGATOR_EVALUATE. incomplete: a metric was not finite. skipped: a newer model "
-            "came first, or the function returned None.",
+            "Number of models that AGGREGATOR_EVALUATE was to evaluate. incomplete: a metric was not finite. skipped: a newer "
+            "model came first, or the function returned None.",
             {"outcome": ["succeeded", "incomplete", "failed", "skipped"]},
         )
         self._duration = metrics.make(
-            Histogram, "evaluation_duration_seconds", "Time to evaluate a model, failures too.", buckets=WORK
+            Histogram, "evaluation_duration_seconds", "Time to evaluate a model, in seconds, including failures.", buckets=WORK
         )
         metrics.registry.register(self)
 
@@ -44,7 +44,7 @@ class Evaluations(Collector):
                 self._outcomes.labels("skipped").inc()
 
     def collect(self) -> Iterator[Metric]:
-        """Each family; without a sample before there is one to show."""
+        """Return all families. A family without a value has no samples."""
         prefix, found = self._metrics.prefix, self._newest
         running = (self.status().get("evaluation") or {}).get("evaluating")
         metric = GaugeMetricFamily(
@@ -55,11 +55,11 @@ class Evaluations(Collector):
         yield metric
         yield GaugeMetricFamily(
             prefix + "evaluation_round",
-            "Round of that model; -1: the run began with it.",
+            "Round of the last evaluated model; -1: the initial model.",
             value=None if found is None else -1 if found.round is None else found.round,
         )
         yield GaugeMetricFamily(
             prefix + "evaluation_running_seconds",
-            "Time for which the function has been at work on a model; 0: it is not.",
+            "Time since the current evaluation began, in seconds; 0: no evaluation is running.",
             value=running["seconds"] if running else 0,
         )

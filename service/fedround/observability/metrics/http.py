@@ -10,12 +10,12 @@ from fedround.events import Fact
 from fedround.observability.metrics.base import Metrics
 
 MAX_FAILURES = 16
-"""How many kinds of answers and failures of exchanges become series, beside those that are known."""
+"""Number of kinds of responses and failures that become series, besides the known ones."""
 OTHER = "_OTHER"
 
 REQUEST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30)
 _ASKED = (0.01, 0.1, 0.5, 2.5, 30)
-"""Few buckets: a federation has many participants. The last bound is above the longest heartbeat that is held."""
+"""Few buckets: a federation has many participants. The last bound is longer than any long poll."""
 _TRANSFERRED = (1e6, 1e8)
 _ALWAYS = (
     ("GET", wire.RENDEZ_VOUS, "200"),
@@ -28,7 +28,7 @@ PATHS = tuple(dict.fromkeys(path for _, path, _ in (*_ALWAYS, *_SOMETIMES)))
 
 
 class Exchanges:
-    """What a participant asks over HTTP, failed attempts too. The names are OpenTelemetry's."""
+    """The metrics of a participant's HTTP requests, failed ones included. The names are OpenTelemetry's."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -36,7 +36,7 @@ class Exchanges:
         self._duration = metrics.make(
             Histogram,
             "http_client_request_duration_seconds",
-            "Requests, until the answer was read; those that failed too.",
+            "Time from sending a request to reading its response, in seconds, including failed requests.",
             labels,
             prefix="",
             buckets=_ASKED,
@@ -45,9 +45,9 @@ class Exchanges:
             self._duration.labels(*exchange, "")
         self._failures: set[tuple[str, str, str, str]] = set()
         sizes: Any = {"labels": {"url_template": [wire.UPDATE]}, "prefix": "", "buckets": _TRANSFERRED}
-        self._sent = metrics.make(Histogram, "http_client_request_body_size_bytes", "Sizes of updates that were sent.", **sizes)
+        self._sent = metrics.make(Histogram, "http_client_request_body_size_bytes", "Size of sent updates, in bytes.", **sizes)
         self._received = metrics.make(
-            Histogram, "http_client_response_body_size_bytes", "Sizes of responses to downloads and uploads.", **sizes
+            Histogram, "http_client_response_body_size_bytes", "Size of responses to downloads and uploads, in bytes.", **sizes
         )
 
     def ended(self, fact: events.ExchangeEnded) -> None:
@@ -58,7 +58,7 @@ class Exchanges:
             self._received.labels(fact.path).observe(fact.received)
 
     def _kind(self, fact: events.ExchangeEnded) -> tuple[str, str, str, str]:
-        """By the status of a whole answer, else by the error; both would say the same twice."""
+        """Return the labels: the status of a complete response, otherwise the error."""
         answered = fact.error is None or (fact.status or 0) >= 400
         kind = (fact.method, fact.path, _text(fact.status) if answered else "", "" if answered else fact.error or "")
         if kind[:3] not in (*_ALWAYS, *_SOMETIMES) and kind not in self._failures:
@@ -69,7 +69,7 @@ class Exchanges:
 
 
 class Requests:
-    """What a server was asked; probes and scrapes are not told of. The name is OpenTelemetry's."""
+    """The metrics of requests to a server, except probes and scrapes. The name is OpenTelemetry's."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -77,7 +77,7 @@ class Requests:
         self._duration = metrics.make(
             Histogram,
             "http_server_request_duration_seconds",
-            "Requests, until the answer was sent; without a status: cut off.",
+            "Time from receiving a request to sending its response, in seconds. Without a status: the connection was cut.",
             labels,
             prefix="",
             buckets=REQUEST,
@@ -88,7 +88,7 @@ class Requests:
 
 
 class Connections:
-    """The connections to a service's ports."""
+    """The metrics of the connections to a service's ports."""
 
     def __init__(self, metrics: Metrics, *ports: str) -> None:
         self._open = metrics.make(
@@ -97,8 +97,8 @@ class Connections:
         self._cut = metrics.make(
             Counter,
             "http_connections_closed_total",
-            "Number of connections that a port closed to protect itself. port_limit, address_limit: too many of them. head: the "
-            "head of a request was too long or too slow. pipeline: too many requests ahead. slow: an answer was read too slowly.",
+            "Number of connections that a port closed to protect itself. port_limit, address_limit: too many connections. head: a "
+            "request's header was too long or too slow. pipeline: too many pipelined requests. slow: a client read too slowly.",
             {"port": ports, "reason": ("port_limit", "address_limit", "head", "pipeline", "slow")},
             prefix="fedround_",
         )
@@ -106,7 +106,7 @@ class Connections:
         self._throttled = metrics.make(
             Counter,
             "http_requests_throttled_total",
-            "Number of requests that a port refused with 429, or delayed, because the client sends too many.",
+            "Number of requests that a port rejected with 429, or delayed, because the client sends too many.",
             {"port": ports},
             prefix="fedround_",
         )

@@ -12,9 +12,9 @@ from fedround.observability.metrics.http import PATHS, Connections, Exchanges
 from fedround.observability.metrics.weights import SOURCES, Change, Weights
 
 MAX_REPORTED = 20
-"""How many names of what user code reports become series."""
+"""Number of reported metrics that become series."""
 _ROUND = (0.1, 0.5, 2.5, 10, 30, 120, 600, 3600, 43200)
-"""Few buckets: a federation has many participants, and each of them has many phases."""
+"""Few buckets: a federation has many participants with many phases each."""
 
 
 class ParticipantMetrics(Metrics):
@@ -22,11 +22,11 @@ class ParticipantMetrics(Metrics):
 
     Args:
         name: The participant's name, as the coordinator shows it.
-        local_values: Show the single weights of a small local model, too, which are the silo's own.
+        local_values: Whether to show each weight of a small local model. These are the silo's private data.
     """
 
     prefix = "fedround_participant_"
-    of_process = (ProcessCollector,)  # garbage is collected where the training runs, in another process
+    of_process = (ProcessCollector,)  # no GC metrics: training, and its garbage collection, runs in another process
 
     def __init__(
         self, registry: CollectorRegistry | None = None, *, name: str = "", local_values: bool = False, **options: Any
@@ -37,48 +37,54 @@ class ParticipantMetrics(Metrics):
         outcomes = {"outcome": ["completed", "evaluated", "unconfirmed", "failed", "refused", "abandoned"]}
         phases = {"phase": ["download", "decode", "train", "encode", "check", "upload"]}
         make = self.make
-        self._state = Enum(f"{self.prefix}state", "What it is doing.", states=states, registry=self.registry)
-        self._joined = make(Counter, "rounds_joined_total", "Orders to train that it accepted.")
-        self._rounds = make(Counter, "rounds_total", "Rounds that ended for it.", outcomes)
-        self._round = make(Gauge, "round_number", "The newest round that it was asked for, counted from 0.")
-        self._in_progress = make(Gauge, "round_in_progress", "1 from an order until the end of its round.")
+        self._state = Enum(f"{self.prefix}state", "Current state of this participant.", states=states, registry=self.registry)
+        self._joined = make(Counter, "rounds_joined_total", "Number of rounds this participant joined.")
+        self._rounds = make(Counter, "rounds_total", "Number of rounds that ended for this participant, by outcome.", outcomes)
+        self._round = make(Gauge, "round_number", "Number of the newest round this participant joined, counted from 0.")
+        self._in_progress = make(Gauge, "round_in_progress", "1 while this participant takes part in a round.")
         self._completed = make(
-            Gauge, "last_round_completed_timestamp_seconds", "When an update of its was last counted, in Unix time; 0: never."
+            Gauge, "last_round_completed_timestamp_seconds", "Time at which an update was last counted, in Unix time; 0: never."
         )
         always = {"outcome": ["completed"]}
-        self._duration = make(Histogram, "round_duration_seconds", "From an order to its end.", always, buckets=_ROUND)
+        self._duration = make(
+            Histogram, "round_duration_seconds", "Time from selection to the end of the round, in seconds.", always, buckets=_ROUND
+        )
         self._phase = make(
             Histogram,
             "round_phase_duration_seconds",
-            "The phases of a round; each try of a transfer is one.",
+            "Time in each phase of a round, in seconds. Each attempt of a transfer is a phase.",
             phases,
             buckets=_ROUND,
         )
         self._retries = make(
-            Counter, "retries_total", "Exchanges that are tried again.", {"url_template": PATHS, "reason": ["unreachable"]}
+            Counter, "retries_total", "Number of retried requests.", {"url_template": PATHS, "reason": ["unreachable"]}
         )
-        self._reachable = make(Gauge, "coordinator_reachable", "1 while the coordinator answers.")
-        self._contact = make(Gauge, "coordinator_last_contact_timestamp_seconds", "Its last answer, in Unix time; 0: none yet.")
+        self._reachable = make(Gauge, "coordinator_reachable", "1 if the coordinator responds, 0 if not.")
+        self._contact = make(
+            Gauge,
+            "coordinator_last_contact_timestamp_seconds",
+            "Time of the coordinator's last response, in Unix time; 0: none yet.",
+        )
         self._registrations = make(
-            Counter, "registrations_total", "Ids that it was given.", {"reason": ["start", "rejected", "round_failed"]}
+            Counter, "registrations_total", "Number of registrations, by reason.", {"reason": ["start", "rejected", "round_failed"]}
         )
-        self._reported = make(Gauge, "training_metric", "What the training code reports, the newest of each name.", {"name": []})
+        self._reported = make(Gauge, "training_metric", "Last value of each metric that the training code reports.", {"name": []})
         self._names: set[str] = set()
         self._exchanges = Exchanges(self)
         self._weights = Weights(self, SOURCES, values=SOURCES if local_values else SOURCES[:1])
         self._change = Change(self)
         self._connections = Connections(self, "ops")
-        self._samples = make(Counter, "trained_samples_total", "Samples that its updates were trained on.")
-        self._worker = make(Gauge, "worker_up", "1 while the training code can run: its process has made the participant.")
+        self._samples = make(Counter, "trained_samples_total", "Number of samples that updates were trained on.")
+        self._worker = make(Gauge, "worker_up", "1 if the training process is ready, 0 if not.")
         self._worker_ends = make(
             Counter,
             "worker_restarts_total",
-            "Restarts of the process that the training code runs in, by why the former one ended.",
+            "Number of restarts of the training process, by the reason why the previous one ended.",
             {"reason": ["exited", "killed", "crashed", "cancelled", "unusable", "lost"]},
         )
 
     def __call__(self, fact: Fact) -> None:
-        """Take note of `fact`."""
+        """Update the metrics from `fact`."""
         match fact:
             case events.StateChanged():
                 self._state.state("draining" if fact.draining and fact.state != "stopped" else fact.state)

@@ -1,4 +1,4 @@
-"""The metrics of a coordinator about each participant, by its name."""
+"""The coordinator's metrics of each participant, by name."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,19 +6,24 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 _FAMILIES: tuple[tuple[type[GaugeMetricFamily | CounterMetricFamily], str, str, str], ...] = (
-    (GaugeMetricFamily, "up", "", "1 while a participant with this name is present, 0 for one hour after the last one left."),
+    (GaugeMetricFamily, "up", "", "1 if a participant with this name is present, 0 for one hour after the last one left."),
     (GaugeMetricFamily, "seats", "", "Number of present participants with this name. They share its series."),
     (GaugeMetricFamily, "last_contact_timestamp_seconds", "", "Time of the last contact, in Unix time."),
     (GaugeMetricFamily, "phase", "phase", "1 for the current phase, 0 for all others."),
     (GaugeMetricFamily, "phase_started_timestamp_seconds", "", "Time at which the current phase began, in Unix time."),
     (GaugeMetricFamily, "last_counted_round", "", "Last round in which an update was counted."),
     (CounterMetricFamily, "rounds_counted", "", "Number of completed rounds that counted an update."),
-    (GaugeMetricFamily, "round_duration_seconds", "", "Time from the selection until the update counted, in the last such round."),
+    (
+        GaugeMetricFamily,
+        "round_duration_seconds",
+        "",
+        "Time from selection to the counted update, in seconds, in the last round that counted one.",
+    ),
     (
         CounterMetricFamily,
         "dominated_rounds",
         "",
-        "Number of completed rounds with three or more updates in which this one had more than half of all samples.",
+        "Number of completed rounds with three or more updates in which this participant had more than half of all samples.",
     ),
     (CounterMetricFamily, "failures", "reason", "Number of failures, by reason."),
     (
@@ -28,7 +33,7 @@ _FAMILIES: tuple[tuple[type[GaugeMetricFamily | CounterMetricFamily], str, str, 
         "Number of failures since the last counted update, with the reason of the last one. No series without a failure.",
     ),
     (GaugeMetricFamily, "missed_deadlines", "", "Number of missed deadlines since the last counted update."),
-    (CounterMetricFamily, "late", "", "Number of rounds that closed by their quorum before this participant delivered."),
+    (CounterMetricFamily, "late", "", "Number of rounds that closed by their quorum before the participant's update was counted."),
     (GaugeMetricFamily, "shard", "", "Index of the shard of the data that the participant trains on, counted from 0."),
     (GaugeMetricFamily, "training_metric", "name", "Metrics of training in the last completed round that counted an update."),
     (GaugeMetricFamily, "evaluation_metric", "name", "Metrics of the last evaluation of a global model."),
@@ -36,7 +41,7 @@ _FAMILIES: tuple[tuple[type[GaugeMetricFamily | CounterMetricFamily], str, str, 
 
 
 def families(prefix: str, status: Mapping[str, Any]) -> Iterator[Metric]:
-    """Return all families, without samples where no participant is shown. `status`: see `coordinator.status.by_name`."""
+    """Return all families; without participants they have no samples. `status`: see `coordinator.status.by_name`."""
     for kind, name, label, help in _FAMILIES:
         family = kind(f"{prefix}participant_{name}", help, labels=["participant", label] if label else ["participant"])
         for silo in status["silos"]:
@@ -49,6 +54,6 @@ def families(prefix: str, status: Mapping[str, Any]) -> Iterator[Metric]:
         yield family
     yield GaugeMetricFamily(
         f"{prefix}participants_omitted",
-        "Number of participants without series of their own: see COORDINATOR_METRICS_PARTICIPANTS.",
+        "Number of participants without their own series because of COORDINATOR_METRICS_PARTICIPANTS.",
         value=status["omitted"],
     )

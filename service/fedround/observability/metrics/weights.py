@@ -1,4 +1,4 @@
-"""The metrics of weights: of models, and of what training changed."""
+"""The metrics of a model's weights, and of how training changed them."""
 
 from collections.abc import Iterator, Sequence
 
@@ -13,23 +13,23 @@ from fedround.tensors.figures import DECADES, Statistics
 
 SOURCES = ("global", "local")
 _FIGURES = {
-    "mean": "The mean of the weights.",
-    "stddev": "Their standard deviation.",
-    "min": "The least of them.",
-    "max": "The largest of them.",
-    "l2_norm": "Their L2 norm.",
+    "mean": "Mean of the weights.",
+    "stddev": "Standard deviation of the weights.",
+    "min": "Smallest weight.",
+    "max": "Largest weight.",
+    "l2_norm": "L2 norm of the weights.",
 }
 
 
 class Weights(Collector):
-    """The newest weights of each source; one by one only those of the sources in `values`."""
+    """The metrics of the newest weights of each source. Only sources in `values` show each weight."""
 
     def __init__(self, metrics: Metrics, sources: Sequence[str], *, values: Sequence[str]) -> None:
         self._prefix = metrics.prefix
         self._values = values
         self._newest: dict[str, events.WeightsMeasured] = {}
         self._nonfinite = metrics.make(
-            Counter, "nonfinite_weights_total", "Weights that were NaN or infinite.", {"source": sources}
+            Counter, "nonfinite_weights_total", "Number of weights that were NaN or infinite.", {"source": sources}
         )
         metrics.registry.register(self)
 
@@ -38,12 +38,12 @@ class Weights(Collector):
         self._nonfinite.labels(fact.source).inc(fact.statistics.nonfinite)
 
     def collect(self) -> Iterator[Metric]:
-        """Each family, without a sample before there is one to show."""
+        """Return all families. A family without a value has no samples."""
         newest = {source: fact.statistics for source, fact in self._newest.copy().items()}
         model = self._newest.get("global")
         count, size = (model.statistics.count, model.size) if model else (None, None)
-        yield GaugeMetricFamily(self._prefix + "model_parameters", "Weights of the global model.", value=count)
-        yield GaugeMetricFamily(self._prefix + "model_bytes", "Bytes of the global model, as they travel.", value=size)
+        yield GaugeMetricFamily(self._prefix + "model_parameters", "Number of weights of the global model.", value=count)
+        yield GaugeMetricFamily(self._prefix + "model_bytes", "Size of the serialized global model, in bytes.", value=size)
         for name, help in _FIGURES.items():
             family = GaugeMetricFamily(f"{self._prefix}weight_{name}", help, labels=["source"])
             for source, found in newest.items():
@@ -51,11 +51,11 @@ class Weights(Collector):
             yield family
         one_by_one = GaugeMetricFamily(
             self._prefix + "weight_value",
-            "The weights of a model of at most 32, one by one; those of a local model only where PARTICIPANT_OPS_TOKEN is set.",
+            "Each weight of a model with at most 32 weights. Local models only if PARTICIPANT_OPS_TOKEN is set.",
             labels=["index", "source"],
         )
         absolute = GaugeHistogramMetricFamily(
-            self._prefix + "weights", "Absolute values of the weights, by powers of ten.", labels=["source"]
+            self._prefix + "weights", "Absolute values of the weights, in buckets by powers of ten.", labels=["source"]
         )
         for source, found in newest.items():
             for index, value in enumerate(found.values if source in self._values else ()):
@@ -66,7 +66,7 @@ class Weights(Collector):
 
 
 class Change(Collector):
-    """What the newest update changed; without a sample where that is not known."""
+    """The metrics of the newest update's change to the model. Without samples if it is not known."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._prefix = metrics.prefix
@@ -74,17 +74,17 @@ class Change(Collector):
         metrics.registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
-        """Both families."""
+        """Return both families."""
         norm, cosine = (self.newest.l2_norm, self.newest.cosine_similarity) if self.newest else (None, None)
         yield GaugeMetricFamily(
             self._prefix + "update_l2_norm",
-            "The L2 norm of what training changed, in the newest update; above 1 MiB an estimate.",
+            "L2 norm of the newest update's change to the global model. An estimate for models above 1 MiB.",
             value=norm,
         )
         yield GaugeMetricFamily(
             self._prefix + "update_cosine_similarity",
-            "The cosine between what training changed and the last change of the global model, 1: along, -1: against; above 1 MiB "
-            "an estimate.",
+            "Cosine of the newest update's change and the last change of the global model. 1: same direction, -1: opposite. An "
+            "estimate for models above 1 MiB.",
             value=cosine,
         )
 

@@ -259,7 +259,10 @@ class Ops(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         status, body = {
             "/status": (200, b'{"path": "/status"}'),
-            "/readyz": (503, b'{"ready": false, "reasons": ["no contact with the coordinator: refused", "it stops"]}\n'),
+            "/readyz": (
+                503,
+                b'{"ready": false, "reasons": ["no contact with the coordinator: refused", "the process is stopping"]}\n',
+            ),
             "/fine/readyz": (200, b'{"ready": true, "reasons": []}\n'),
             "/welcome/status": (200, b"<html>welcome</html>"),
             "/a/list/status": (200, b"[]"),
@@ -338,7 +341,7 @@ def test_status_is_for_people_where_they_look(
 
 def test_healthcheck_fails_with_the_reason_where_a_service_is_not_ready(ops: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["healthcheck", "--from", f"{ops}/"]) == 1
-    assert capsys.readouterr() == ("not ready: no contact with the coordinator: refused, it stops\n", "")
+    assert capsys.readouterr() == ("not ready: no contact with the coordinator: refused, the process is stopping\n", "")
 
 
 def test_healthcheck_says_that_a_service_is_ready(ops: str, capsys: pytest.CaptureFixture[str]) -> None:

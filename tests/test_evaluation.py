@@ -153,7 +153,7 @@ def test_a_platform_that_is_killed_evaluates_the_final_model_when_it_is_back(tmp
     with running("platform", **settings) as platform, running("participant", **silo(platform, slow=2)) as participant:
         platform.said("round 1 completed")
         until(lambda: platform.status("COORDINATOR_OPS_PORT")["state"] == "evaluating the final model")
-        participant.said("evaluates the final model")
+        participant.said("evaluating the final model")
         platform.kill()
         with running("platform", **settings, **platform.ports) as again:
             assert participant.wait() == 0

@@ -147,7 +147,7 @@ def test_a_service_that_is_told_to_stop_is_not_ready_while_it_still_serves(tmp_p
                 participant.send(signal.SIGTERM)
                 participant.said("draining")
                 status, answer = participant.probe("/readyz")
-                assert (status, answer["reasons"][-1]) == (503, "it stops")
+                assert (status, answer["reasons"][-1]) == (503, "the process is stopping")
                 assert participant.probe("/livez")[0] == 200
                 assert participant.probe("/status")[1]["draining"] is True
             assert participant.wait() == 0
@@ -167,7 +167,7 @@ def test_an_aggregator_that_is_told_to_stop_is_not_ready_while_an_upload_goes_on
             assert upload.recv(100).startswith(b"HTTP/1.1 100 ")
             aggregator.send(signal.SIGTERM)
             aggregator.said("^stopping")
-            assert aggregator.probe("/readyz") == (503, {"ready": False, "reasons": ["it stops"]})
+            assert aggregator.probe("/readyz") == (503, {"ready": False, "reasons": ["the process is stopping"]})
             assert aggregator.probe("/livez")[0] == 200
             upload.sendall(b"hello")
             assert upload.recv(100).startswith(b"HTTP/1.1 415 ")
@@ -209,7 +209,7 @@ def test_code_that_never_rests_costs_no_heartbeat() -> None:
         # A client that asks that often may get a status that is a quarter of a second old.
         until(lambda: [round["counted"] for round in platform.status("COORDINATOR_OPS_PORT")["last_rounds"]] == [1])
         assert platform.end() == 0
-        assert "is gone" not in platform.log
+        assert "timed out" not in platform.log
 
 
 # What is logged

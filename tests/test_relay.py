@@ -116,7 +116,7 @@ def test_telemetry_takes_the_proxy_of_the_participant(tokens: dict[str, str]) ->
     with receiving() as (url, receiver), running("platform", COORDINATOR_OTLP_ENDPOINT=url, **tokens) as platform:
         dead = {"HTTP_PROXY": "http://127.0.0.1:9", "PARTICIPANT_COORDINATOR_URL": "http://coordinator.invalid:80"}
         with running("participant", **silo(platform, "anna") | dead) as anna:
-            anna.said("cannot push to the coordinator, and tries again: POST coordinator.invalid:80")
+            anna.said("cannot push to the coordinator; retrying: POST coordinator.invalid:80")
         assert not receiver.requests
 
 

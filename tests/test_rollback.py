@@ -126,4 +126,4 @@ def test_a_rollback_that_is_refused_changes_nothing_and_says_why(tmp_path: Path)
 def test_without_an_operators_token_nobody_rolls_back(tmp_path: Path) -> None:
     with running("platform", **kept_in(tmp_path)) as platform:
         done = roll_back(platform, 0)
-        assert (done.returncode, "closed to everybody: set AGGREGATOR_OPS_TOKEN" in done.stderr) == (1, True)
+        assert (done.returncode, "this endpoint is closed: set AGGREGATOR_OPS_TOKEN" in done.stderr) == (1, True)

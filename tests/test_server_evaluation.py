@@ -149,7 +149,7 @@ def test_a_function_that_never_returns_keeps_neither_a_round_nor_the_end_nor_the
     with running("platform", **settings) as platform:
         with silo(platform) as participant:
             assert participant.wait() == 0
-        platform.said("the aggregator has not evaluated the final model, of round 2, within 1 s: the run ends without")
+        platform.said("the aggregator did not evaluate the final model within 1 s; the run ends without it: round 2")
         assert platform.status("AGGREGATOR_OPS_PORT")["evaluation"]["evaluating"]["round"] == 0
         assert platform.end() == 0
 

@@ -120,7 +120,7 @@ def books(f: Federation, rounds: int) -> str:
     outcomes = Counter(match[1] for match in f.aggregator.lines(UPDATE.pattern))
     trained = sum(len(journal.read_text().splitlines()) for journal in f.journals)
     again = sum(1 for member in f.participants for _ in member.lines("asked for the same update again"))
-    attempts = rounds + sum(1 for _ in f.coordinator.lines("is tried again in")) + len(f.coordinator.lives) - 1
+    attempts = rounds + sum(1 for _ in f.coordinator.lines("restarts in")) + len(f.coordinator.lives) - 1
     twice = sum(number - 1 for number in completed.values())
     if counted < COUNT * len(completed):
         raise Broken(f"{len(completed)} rounds were completed with {counted} updates in all")

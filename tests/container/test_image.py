@@ -106,7 +106,7 @@ def test_a_participant_trains_hardened_and_stops_in_mid_round_within_its_drain()
             docker("stop", "--time", "40", participant)
             assert inspect(participant)["State"]["ExitCode"] == 0
             assert "round 0 completed" in docker("logs", participant)
-            until(lambda: "is gone: left" in docker("logs", platform))
+            until(lambda: ") left" in docker("logs", platform))
     finally:
         docker("network", "rm", "fedround-hardened")
 

@@ -123,7 +123,12 @@ def test_a_message_arrives_at_the_collector_under_the_name_of_its_token(tmp_path
         (b"abc", {"Content-Encoding": "gzip"}, 400, "gzip"),
         (bytes(MAX_BYTES + 1), {}, 413, "bytes at most"),
         (gzip.compress(bytes(50 << 20)), {"Content-Encoding": "gzip"}, 413, "decompressed"),
-        (metrics().SerializeToString().replace(b"participant_round", b"coordinator_round"), {}, 400, "no metric of a participant"),
+        (
+            metrics().SerializeToString().replace(b"participant_round", b"coordinator_round"),
+            {},
+            400,
+            "not a metric of a participant",
+        ),
         (b"", {"Authorization": "Bearer nobody"}, 401, "token"),
     ],
 )

@@ -38,16 +38,16 @@ def test_a_contact_that_stays_lost_is_told_every_five_minutes_and_how_long_it_wa
         clock.now = 1000.0 + second
         told += [(second, line[1]) for line in [contacts.line(lost)] if line]
     assert told[:3] == [
-        (0, f"no contact with the {peer} (refused), trying again"),
-        (300, f"no contact with the {peer} for 5 min (refused), trying again"),
-        (600, f"no contact with the {peer} for 10 min (refused), trying again"),
+        (0, f"no contact with the {peer}: refused; retrying"),
+        (300, f"no contact with the {peer} for 5 min: refused; retrying"),
+        (600, f"no contact with the {peer} for 10 min: refused; retrying"),
     ]
-    assert told[12] == (3600, f"no contact with the {peer} for 1 h (refused), trying again")
+    assert told[12] == (3600, f"no contact with the {peer} for 1 h: refused; retrying")
     assert len(told) == 13
     clock.now += 31
     assert contacts.line(made) == (logging.INFO, f"in contact with the {peer} after 1 h 2 min without")
     assert contacts.line(made) is None
-    assert contacts.line(lost) == (logging.WARNING, f"no contact with the {peer} (refused), trying again")
+    assert contacts.line(lost) == (logging.WARNING, f"no contact with the {peer}: refused; retrying")
 
 
 @pytest.mark.parametrize(
@@ -69,6 +69,4 @@ def test_the_log_repeats_it_and_remembers_it(caplog: pytest.LogCaptureFixture) -
         log(events.ContactLost("refused"))
         clock.now += 299
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
-    assert [warning["text"] for warning in log.warnings][
-        1
-    ] == "no contact with the coordinator for 9 min 58 s (refused), trying again"
+    assert [warning["text"] for warning in log.warnings][1] == "no contact with the coordinator for 9 min 58 s: refused; retrying"

@@ -126,9 +126,9 @@ def test_transfers_that_fail_are_told_once_and_so_is_that_they_go_on(log: pytest
     )
     failed = events.ExchangeEnded("GET", wire.UPDATE, None, "ConnectError", 0.1, 0, 0)
     assert told(log, sent, failed, lost, failed, lost, sent, sent, lost) == [
-        ("WARNING", "no contact with the aggregator (GET there/{id}/{token}: refused), trying again"),
+        ("WARNING", "no contact with the aggregator: GET there/{id}/{token}: refused; retrying"),
         ("INFO", "in contact with the aggregator"),
-        ("WARNING", "no contact with the aggregator (GET there/{id}/{token}: refused), trying again"),
+        ("WARNING", "no contact with the aggregator: GET there/{id}/{token}: refused; retrying"),
     ]
 
 
@@ -145,7 +145,7 @@ def test_a_lost_contact_is_told_once_and_so_is_its_return(log: pytest.LogCapture
     )
     assert told(log, made, made, lost, retrying, lost, retrying, made, made) == [
         ("INFO", "in contact with the coordinator"),
-        ("WARNING", "no contact with the coordinator (refused), trying again"),
+        ("WARNING", "no contact with the coordinator: refused; retrying"),
         ("INFO", "in contact with the coordinator"),
     ]
 
@@ -153,7 +153,7 @@ def test_a_lost_contact_is_told_once_and_so_is_its_return(log: pytest.LogCapture
 def test_so_it_is_between_coordinator_and_aggregator(log: pytest.LogCaptureFixture) -> None:
     trouble, again = events.BooksUnreachable("open", "refused"), events.BooksUnreachable("close", "time-out")
     assert told(log, trouble, again, events.BooksReached()) == [
-        ("WARNING", "no contact with the aggregator (refused), trying again"),
+        ("WARNING", "no contact with the aggregator: refused; retrying"),
         ("INFO", "in contact with the aggregator"),
     ]
 
@@ -173,16 +173,16 @@ def test_what_an_operator_must_look_at_is_a_warning(log: pytest.LogCaptureFixtur
     )
     assert [level for level, _ in lines] == ["WARNING"] * 8
     assert lines[0][1] == "round 1 failed after 0.50 s: ValueError in train_round"
-    assert [text.partition(": ")[2] for _, text in lines[-3:]] == [
-        "its newest is that of round 1, and training goes on from there",
-        "it has none, and training goes on from there",
-        "nobody is taken for silent because of that",
+    assert [text.rpartition(": ")[2] for _, text in lines[-3:]] == [
+        "training continues from the model of round 1",
+        "training continues without a model",
+        "this process was suspended for 17.2 s; heartbeat time-outs were extended",
     ]
 
 
 def test_a_late_participant_is_no_warning(log: pytest.LogCaptureFixture) -> None:
     assert told(log, events.Revoked(1, ID, "late", "anna")) == [
-        ("INFO", "round 1: anna (12345678) was late: the quorum was counted without it")
+        ("INFO", "round 1: participant anna (12345678) was late: the round closed by its quorum")
     ]
 
 
@@ -193,8 +193,8 @@ def test_the_last_warnings_are_remembered_with_their_times() -> None:
         log(events.ParticipantGone(ID, "anna", "left"))
     log(events.NotKept("who takes part", f"no room for {ID}"))
     assert len(log.warnings) == WARNINGS
-    assert log.warnings[0]["text"] == "round 2: taken from anna (12345678) after 60.0 s (training): deadline"
-    assert log.warnings[-1]["text"] == "who takes part cannot be kept in the data directory, trying again: no room for 12345678"
+    assert log.warnings[0]["text"] == "round 2: dropped participant anna (12345678) after 60.0 s (training): deadline"
+    assert log.warnings[-1]["text"] == "who takes part cannot be kept in the data directory; retrying: no room for 12345678"
     assert all(began - 1 <= warning["time"] <= time.time() + 1 for warning in log.warnings)
 
 
@@ -338,7 +338,7 @@ def test_a_limit_that_is_reached_again_and_again_makes_one_line_a_minute(
     lines = [(record.levelname, record.getMessage()) for record in log.records if record.levelno >= logging.INFO]
     throttled = "public port: clients send too many requests; requests refused since the last such line: 1"
     assert [line for level, line in lines if level == "WARNING"] == [line + "1", throttled, line + "3"]
-    assert dict(lines)["INFO"].startswith("ops port: the head of a request was too long or too slow; ")
+    assert dict(lines)["INFO"].startswith("ops port: a request's header was too long or too slow; ")
 
 
 @pytest.mark.parametrize(
@@ -377,4 +377,4 @@ observe(events.Registered("12345678-aaaa", "start"))
 observe(events.ContactLost("so"))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=50)
-    assert done.stderr == "no contact with the coordinator (so), trying again\n"
+    assert done.stderr == "no contact with the coordinator: so; retrying\n"

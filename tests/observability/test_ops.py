@@ -97,7 +97,7 @@ def test_a_tended_service_is_alive_while_its_loop_turns_and_unready_from_the_end
             clock.now += 16
             assert not health.alive
         assert cancelled.is_set()
-        assert health.reasons == ["it stops"]
+        assert health.reasons == ["the process is stopping"]
 
     asyncio.run(main())
 

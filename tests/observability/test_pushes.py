@@ -207,4 +207,4 @@ def test_a_push_that_fails_for_another_reason_is_not_the_last(caplog: pytest.Log
     push.stop()
     push.join(10)
     assert told[-1], "the last one had nothing to complain of"
-    assert "metrics are not pushed this time: no metrics now" in caplog.text
+    assert "failed to push metrics: no metrics now" in caplog.text

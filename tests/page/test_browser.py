@@ -170,7 +170,7 @@ def test_what_is_wrong_shows_within_30_seconds(window: Browser, axe: str, tmp_pa
         took["paused, missing"] = until(says(window, "#participants tbody tr", "missing"), WITHIN)
         assert window.text("#participants tbody th") == "three", "whom to look for comes first"
         assert "gone for" in window.text("#participants .number.late")
-        assert "is gone: silent" in window.text("#warnings")
+        assert "timed out" in window.text("#warnings")
         assert violations(window, axe) == [], "missing"
         three.send(signal.SIGCONT)
         until(lambda: "missing" not in window.text("#participants"), WITHIN)

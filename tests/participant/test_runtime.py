@@ -429,7 +429,7 @@ except fedround.CoordinatorUnreachable:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "gave up\n"
     (line,) = done.stderr.splitlines()
-    assert line.startswith("no contact with the coordinator (")
+    assert line.startswith("no contact with the coordinator: ")
 
 
 def test_a_lost_transfer_is_told_with_what_is_likely_to_mend_it_unless_the_round_ends_by_it() -> None:

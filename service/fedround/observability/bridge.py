@@ -1,10 +1,10 @@
-"""Prometheus metrics as OpenTelemetry's: the same names, labels and values, so that queries work on pushed and scraped data.
+"""Converts Prometheus metrics to OpenTelemetry, with the same names, labels and values: queries work on pushed and scraped data.
 
-1. A counter is a monotonic sum, a histogram is a histogram. All else is gauges: information, state sets, histograms of gauges.
-2. A metric has the name that a scrape shows, with `_total`, `_info` or `_bucket`, and no unit. So a receiver that appends suffixes
-   by type and unit finds nothing to append.
-3. A delta is the difference to what arrived last. What did not arrive is part of the next delta.
-4. An exemplar is sent once.
+1. A counter becomes a monotonic sum, a histogram stays one. Info metrics, state sets and gauge histograms become gauges.
+2. A metric has the name that a scrape shows, with `_total`, `_info` or `_bucket`, and no unit. A receiver that appends suffixes by
+   type and unit has nothing to append.
+3. A delta is the difference from the values that arrived last. The next delta includes what did not arrive.
+4. Each exemplar is sent once.
 
 No I/O, no clock.
 """
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 
 Labels = Mapping[str, str]
 Allow = Callable[[str, Labels], bool]
-"""Whether the series of a metric with these labels is sent."""
+"""Returns whether to send a metric's series with these labels."""
 
 
 class Temporality(NamedTuple):
-    """Of sums and of histograms."""
+    """The temporality of sums and of histograms."""
 
     sums: AggregationTemporality
     histograms: AggregationTemporality
@@ -54,12 +54,12 @@ PREFERENCES: Mapping[str, Temporality] = {
     "delta": Temporality(AggregationTemporality.DELTA, AggregationTemporality.DELTA),
     "lowmemory": Temporality(AggregationTemporality.CUMULATIVE, AggregationTemporality.DELTA),
 }
-"""By `OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE`; our counters are observed ones, for they are read when they are sent."""
+"""By value of `OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE`. Our counters are observable: they are read for each push."""
 
 
 @dataclass
 class _Buckets:
-    """A histogram of one labelset: `counts` are cumulative, with `+Inf` at the end."""
+    """A histogram with one set of labels. `counts` are cumulative, with `+Inf` at the end."""
 
     labels: Labels
     bounds: list[float] = field(default_factory=list)
@@ -69,13 +69,13 @@ class _Buckets:
 
 
 class Bridge:
-    """Makes `MetricsData` of the families of a registry.
+    """Converts the metric families of a registry to `MetricsData`.
 
     Args:
-        resource: Whose metrics they are.
-        start: The time from which they count. All times are nanoseconds since 1970.
-        temporality: Whether values are since `start`, or since the last ones that arrived.
-        allow: Which series are sent; by default all.
+        resource: The service that the metrics describe.
+        start: Time from which counters count. All times are Unix time in nanoseconds.
+        temporality: Whether values count from `start`, or from the last ones that arrived.
+        allow: Decides which series are sent. Default: all.
     """
 
     def __init__(
@@ -91,13 +91,13 @@ class Bridge:
         self._newest: dict[object, list[float]] = {}
 
     def data(self, families: "Iterable[Family]", now: int) -> MetricsData:
-        """Return what is to be sent at `now`."""
+        """Return the data to send at `now`."""
         self._now, self._newest = now, {}
         metrics = [metric for family in families for metric in self._metrics(family) if metric.data.data_points]
         return MetricsData([ResourceMetrics(self._resource, [ScopeMetrics(self._scope, metrics, "")], "")])
 
     def arrived(self) -> None:
-        """The newest data arrived: deltas begin there."""
+        """Note that the newest data arrived: the next deltas begin there."""
         self._arrived, self._since = self._newest, self._now
         self._exemplars_until = self._now
 
@@ -150,7 +150,7 @@ class Bridge:
             sum=total,
             bucket_counts=[int(count) for count in counts],
             explicit_bounds=found.bounds[:-1],
-            min=None,  # type: ignore[arg-type]  # not known, which the message allows
+            min=None,  # type: ignore[arg-type]  # unknown, which OTLP allows
             max=None,  # type: ignore[arg-type]
             exemplars=[example for example in map(_exemplar, found.examples) if example.time_unix_nano > self._exemplars_until],
         )

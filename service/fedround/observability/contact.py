@@ -1,4 +1,4 @@
-"""What a log tells of contacts that are lost and made again. No I/O; the clock is an argument."""
+"""Log lines about lost and restored contact with peers. No I/O; the clock is an argument."""
 
 import logging
 from collections.abc import Callable
@@ -8,30 +8,30 @@ from fedround.common import wire
 from fedround.events import Fact
 
 REPEAT = 300.0
-"""Seconds between two lines about one contact that stays lost."""
+"""Seconds between two lines while contact stays lost."""
 BRIEF = 1.0
-"""Seconds: a contact that was lost for less is back without a word about how long."""
+"""Seconds: the line about restored contact omits a shorter outage's duration."""
 
 
 class Contacts:
-    """The peers by name, and since when each has not answered.
+    """The peers by name, and since when each has not responded.
 
     The rules:
 
-    1. A contact that is lost is told at once, then every `REPEAT` seconds with how long it has lasted. Each attempt in between is
-       silent.
-    2. A contact that is made is told once, with how long it was lost.
-    3. Transfers are told only when one was lost before: the first is no news.
+    1. Lost contact makes a line immediately, and then one every `REPEAT` seconds with the duration. Attempts in between make none.
+    2. Restored contact makes one line, with the duration of the outage.
+    3. A successful transfer makes a line only after a failed one.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._lost: dict[str, float | None] = {}
-        """Since when, by peer; None while there is contact."""
-        self._told: dict[str, float] = {}
+        """Start of the outage, by peer; None while there is contact."""
+        self._logged: dict[str, float] = {}
+        """Time of the last line about lost contact, by peer."""
 
     def line(self, fact: Fact) -> tuple[int, str] | None:
-        """Return the level and the text of the line about `fact`, if there is one."""
+        """Return the level and the text of the line about `fact`, or None."""
         match fact:
             case events.ContactLost(reason):
                 return self._is_lost("coordinator", reason)
@@ -48,12 +48,12 @@ class Contacts:
     def _is_lost(self, peer: str, reason: str) -> tuple[int, str] | None:
         now, since = self._clock(), self._lost.get(peer)
         if since is None:
-            self._lost[peer] = self._told[peer] = now
-            return logging.WARNING, f"no contact with the {peer} ({reason}), trying again"
-        if now < self._told[peer] + REPEAT:
+            self._lost[peer] = self._logged[peer] = now
+            return logging.WARNING, f"no contact with the {peer}: {reason}; retrying"
+        if now < self._logged[peer] + REPEAT:
             return None
-        self._told[peer] = now
-        return logging.WARNING, f"no contact with the {peer} for {_span(now - since)} ({reason}), trying again"
+        self._logged[peer] = now
+        return logging.WARNING, f"no contact with the {peer} for {_span(now - since)}: {reason}; retrying"
 
     def _is_made(self, peer: str) -> tuple[int, str] | None:
         since = self._lost.get(peer)
@@ -65,7 +65,7 @@ class Contacts:
 
 
 def _span(seconds: float) -> str:
-    """A duration as people say it: two units at most."""
+    """Return a duration with at most two units, such as `1 h 2 min`."""
     for size, unit, smaller, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if seconds >= size:
             rest = int(seconds % size // smaller)

@@ -1,4 +1,4 @@
-"""What a service tells its ops port about itself: why it is not ready, and that its loop turns. No I/O; safe from two threads."""
+"""The health of a service: why it is not ready, and whether its event loop makes progress. No I/O; safe from two threads."""
 
 import asyncio
 import math
@@ -7,15 +7,18 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 
 BEAT = 1.0
-"""Seconds between two beats of an event loop."""
+"""Seconds between two signs of life of an event loop."""
 PATIENCE = 15.0
-"""Seconds for which it may stand still and is alive all the same."""
+"""Seconds for which an event loop may be blocked before the service counts as not alive."""
+
+
+STOPPING = "the process is stopping"
 
 
 class Health:
-    """Ready when no topic has a fault; alive while `beat` comes as often as it said.
+    """Ready while no topic has a fault; alive while each call of `beat` comes within the time that the previous one announced.
 
-    A topic is a short word for one condition of being ready (`coordinator`, `data directory`).
+    A topic names one condition of readiness (`coordinator`, `data directory`).
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -26,17 +29,17 @@ class Health:
         self.stopping = False
 
     def fault(self, topic: str, reason: str) -> None:
-        """Not ready, because of `reason`, until the topic is `fine`."""
+        """Make the service not ready because of `reason`, until `fine` is called for the topic."""
         self._faults[topic] = reason
         self._fresh_until.pop(topic, None)
 
     def fine(self, topic: str, *, within: float = math.inf) -> None:
-        """No fault here; if nothing more is heard of the topic for `within` seconds, that is one."""
+        """Clear the topic's fault. It becomes one again if `fine` is not called within `within` seconds."""
         self._fresh_until[topic] = self._clock() + within
         self._faults.pop(topic, None)
 
     def beat(self, *, within: float) -> None:
-        """The loop turns, and will again within so many seconds."""
+        """Note that the loop makes progress, and will again within `within` seconds."""
         self._beat_due = self._clock() + within
 
     @property
@@ -44,13 +47,13 @@ class Health:
         return self._clock() <= self._beat_due
 
     def stop(self) -> None:
-        """Not ready any more, whatever is fine."""
+        """Make the service not ready for good."""
         self.stopping = True
-        self.fault("process", "it stops")
+        self.fault("process", STOPPING)
 
     @property
     def reasons(self) -> list[str]:
-        """Why the service is not ready; empty when it is."""
+        """Why the service is not ready; empty if it is ready."""
         now = self._clock()
         stale = [f"no news of the {topic}" for topic, until in self._fresh_until.copy().items() if until < now]
         return [*self._faults.copy().values(), *stale]
@@ -58,7 +61,7 @@ class Health:
 
 @asynccontextmanager
 async def tended(health: Health, *chores: Coroutine[object, object, object]) -> AsyncIterator[None]:
-    """Within the block: do the chores, and beat with the event loop. From its end on: not ready, and the chores are cancelled."""
+    """Run the chores and report the event loop's progress within the block. At its end the service is not ready any more."""
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(chore) for chore in (_keep_beating(health), *chores)]
         try:

@@ -1,4 +1,4 @@
-"""The observer that turns facts into log lines, and the formats of these lines. Only the command line calls `configure`."""
+"""The observer that logs facts, and the formats of its log lines. Only the command line calls `configure`."""
 
 import json
 import logging
@@ -18,16 +18,16 @@ from fedround.observability.contact import Contacts
 
 LOG = logging.getLogger("fedround")
 
-# Their lines hold whole URLs, and with them ids and tokens.
+# These libraries log whole URLs, which contain ids and tokens.
 QUIET = ("httpcore", "httpx", "uvicorn")
 
 WARNINGS = 20
-"""How many of the last warnings are remembered."""
+"""Number of warnings to keep."""
 QUIET_FOR = 60.0
-"""Seconds between two lines about the same limit of a port."""
+"""Seconds between two lines about the same limit or the same full disk."""
 
 _CONTEXT: dict[str, str] = {}
-"""Fields of every line of this process: see `describe`."""
+"""Fields of every JSON line of this process: see `describe`."""
 
 _COLOURS = {"DEBUG": "\x1b[2m", "WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31m"}
 
@@ -35,12 +35,12 @@ _Line = tuple[int, str]
 
 
 class LogObserver:
-    """One line for each change that an operator should know of at INFO and above; what passes in between at DEBUG.
+    """Logs what an operator should know at INFO and above, and all other facts at DEBUG.
 
     Args:
-        keep: Whether the root logger's level and handlers, as they are now, stay those of our log, whatever the participant's own
-            code makes of them. For a service that runs this code in its own process.
-        clock: Gives monotonic seconds.
+        keep: Whether to keep the root logger's current level and handlers for our log, even if training code changes them. For a
+            service that runs training code in its own process.
+        clock: Returns monotonic seconds.
     """
 
     def __init__(self, *, keep: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
@@ -54,11 +54,11 @@ class LogObserver:
 
     @property
     def warnings(self) -> list[dict[str, Any]]:
-        """The last lines at WARNING and above, as JSON-able data: `time` in seconds since 1970, and `text`."""
+        """The last lines at WARNING and above, as JSON-able data: `time` in Unix seconds, and `text`."""
         return [{"time": round(when, 3), "text": text} for when, text in self._warnings.copy()]
 
     def __call__(self, fact: Fact) -> None:
-        """Log what `fact` has to say."""
+        """Log `fact`."""
         self._restore()
         match fact:
             case events.RunEntered(run, name) | events.OrderAccepted(run_id=run, run_name=name) if run:
@@ -74,7 +74,7 @@ class LogObserver:
             LOG.debug("%s", _fields(fact), extra={"fact": fact})
 
     def _is_repeated(self, fact: Fact) -> bool:
-        """A full disk is tried again every second, and told once a minute."""
+        """Return whether a line would repeat one: a service retries a full disk every second, and logs it once a minute."""
         now = self._clock()
         match fact:
             case events.WasKept():
@@ -86,7 +86,7 @@ class LogObserver:
         return False
 
     def _restore(self) -> None:
-        """Undo what `logging.config` does: it disables all loggers that it does not name, and replaces the root's handlers."""
+        """Undo `logging.config`, which disables all loggers that it does not name and replaces the root logger's handlers."""
         if LOG.disabled:
             for name, logger in LOG.manager.loggerDict.items():
                 if name.partition(".")[0] == LOG.name and isinstance(logger, logging.Logger):
@@ -96,10 +96,10 @@ class LogObserver:
             LOG.setLevel(self._level)
 
     def _limit_line(self, fact: Fact) -> _Line | None:
-        """At once, then once a minute: peers decide how often a limit is reached."""
+        """Return a line immediately, then once a minute: peers decide how often they reach a limit."""
         match fact:
             case events.ConnectionCut(port, reason):
-                level = logging.INFO if reason == "head" else logging.WARNING  # browsers, too, leave connections unused
+                level = logging.INFO if reason == "head" else logging.WARNING  # browsers leave connections unused too
                 what = f"{_CUT.get(reason, reason)}; connections closed"
             case events.RequestThrottled(port):
                 level, what = logging.WARNING, "clients send too many requests; requests refused"
@@ -116,9 +116,9 @@ class LogObserver:
 _CUT = {
     "port_limit": "the limit of connections is reached",
     "address_limit": "the limit of connections from one address is reached",
-    "head": "the head of a request was too long or too slow",
-    "pipeline": "a client sent too many requests ahead of their answers",
-    "slow": "a client read its answer too slowly",
+    "head": "a request's header was too long or too slow",
+    "pipeline": "a client pipelined too many requests",
+    "slow": "a client read a response too slowly",
 }
 
 
@@ -130,13 +130,13 @@ def _participant_line(fact: Fact) -> _Line | None:
         case events.Registered(id, reason):
             return logging.INFO, f"registered as {short(id)}" + ("" if reason == "start" else f" ({reason})")
         case events.OrderAccepted(number, train=False):
-            return logging.INFO, f"evaluates the final model, after {number} rounds"
+            return logging.INFO, f"evaluating the final model, after {number} rounds"
         case events.OrderAccepted(number, repeated):
             return logging.INFO, f"round {number}: " + ("asked for the same update again" if repeated else "selected")
         case events.ShardTaken(index, count):
-            return logging.INFO, f"trains on shard {index}/{count}"
+            return logging.INFO, f"training on shard {index}/{count}"
         case events.RoundEnded(_, "evaluated", seconds):
-            return logging.INFO, f"the final model was evaluated after {seconds:.2f} s"
+            return logging.INFO, f"evaluated the final model in {seconds:.2f} s"
         case events.RoundEnded(number, outcome, seconds, reason):
             level = logging.WARNING if outcome in ("failed", "refused") else logging.INFO
             return level, f"round {number} {outcome} after {seconds:.2f} s" + (f": {reason}" if reason else "")
@@ -152,17 +152,18 @@ def _platform_line(fact: Fact) -> _Line | None:
         case events.RunEntered(id, name):
             return logging.INFO, f"run {name} ({short(id)})"
         case events.ParticipantJoined(id, name):
-            return logging.INFO, f"{name} joined as {short(id)}"
+            return logging.INFO, f"participant {name} joined as {short(id)}"
         case events.ParticipantGone(id, name, "failed", detail):
             return logging.WARNING, f"participant {name} ({short(id)}) left because of a failure: {detail}"
         case events.ParticipantGone(id, name, "replaced"):
             return logging.INFO, f"participant {name} ({short(id)}) was replaced by a newer registration"
-        case events.ParticipantGone(id, name, reason):
-            level = logging.WARNING if reason == "silent" else logging.INFO
-            return level, f"{name} ({short(id)}) is gone: {reason}"
+        case events.ParticipantGone(id, name, "silent"):
+            return logging.WARNING, f"participant {name} ({short(id)}) timed out: it missed its heartbeats"
+        case events.ParticipantGone(id, name):
+            return logging.INFO, f"participant {name} ({short(id)}) left"
         case events.SatOut(number, name, failures, rounds, reason):
             many = "1 round" if rounds == 1 else f"{rounds} rounds"
-            return logging.WARNING, f"participant {name} sits out {many} after {failures} failures in a row: {reason}"
+            return logging.WARNING, f"participant {name} sits out {many} after {failures} consecutive failures: {reason}"
         case events.QuorumRaised(number, asked, selected, min_clients):
             return logging.WARNING, (
                 f"round {number} waits for all {selected} participants, although the quorum is {asked}: lower "
@@ -174,20 +175,20 @@ def _platform_line(fact: Fact) -> _Line | None:
             more = f"; {standing_by} participants stand by" if standing_by else ""
             return logging.INFO, f"each of the {count} shards has one participant{more}"
         case events.Selected(_, ids, False):
-            return logging.INFO, f"{len(ids)} evaluate the final model"
+            return logging.INFO, f"{len(ids)} participants evaluate the final model"
         case events.Selected(number, ids):
-            return logging.INFO, f"round {number}: {len(ids)} selected"
+            return logging.INFO, f"round {number}: {len(ids)} participants selected"
         case events.Revoked(number, id, "late", name):
-            return logging.INFO, f"round {number}: {name} ({short(id)}) was late: the quorum was counted without it"
+            return logging.INFO, f"round {number}: participant {name} ({short(id)}) was late: the round closed by its quorum"
         case events.Revoked(number, id, reason, name, detail, seconds, phase):
             return (
                 logging.WARNING,
-                f"round {number}: taken from {name} ({short(id)}) after {seconds:.1f} s ({phase}): {detail or reason}",
+                f"round {number}: dropped participant {name} ({short(id)}) after {seconds:.1f} s ({phase}): {detail or reason}",
             )
         case events.AttemptDropped(number, _, counted, reason, _, _, pause):
-            return logging.WARNING, f"round {number} is tried again in {pause:g} s, {counted} counted updates are void: {reason}"
+            return logging.WARNING, f"round {number} restarts in {pause:g} s; {counted} counted updates discarded: {reason}"
         case events.RoundCompleted(number, _, ids, dropped, samples, parameters, seconds, figures, late=late):
-            told = [
+            parts = [
                 f"{len(ids)} updates",
                 f"{dropped} dropped" if dropped else "",
                 f"{late} late" if late else "",
@@ -195,7 +196,7 @@ def _platform_line(fact: Fact) -> _Line | None:
                 f"{parameters} parameters" if parameters else "",
                 _figures(figures),
             ]
-            return logging.INFO, f"round {number} completed in {seconds:.2f} s: " + ", ".join(filter(None, told))
+            return logging.INFO, f"round {number} completed in {seconds:.2f} s: " + ", ".join(filter(None, parts))
         case events.Evaluated(number, _, figures, lowest, highest, members):
             low, high = dict(lowest), dict(highest)
             means = " ".join(f"{name}={value:.6g} ({low[name]:.6g} to {high[name]:.6g})" for name, value in figures)
@@ -205,22 +206,22 @@ def _platform_line(fact: Fact) -> _Line | None:
         case events.FinalNotEvaluated(number, seconds):
             return (
                 logging.WARNING,
-                f"the aggregator has not evaluated the final model, of round {number}, within {seconds:g} s: the run ends without",
+                f"the aggregator did not evaluate the final model within {seconds:g} s; the run ends without it: round {number}",
             )
         case events.ModelEvaluated(function, number, _, figures, seconds):
             return logging.INFO, f"{_model(number)} evaluated by {function} in {seconds:.3f} s: {_figures(figures)}"
         case events.ModelsLost(number, newest):
-            there = "it has none" if newest is None else f"its newest is that of round {newest}"
-            return logging.WARNING, f"the aggregator has lost the model of round {number}: {there}, and training goes on from there"
+            there = "without a model" if newest is None else f"from the model of round {newest}"
+            return logging.WARNING, f"the aggregator has lost the model of round {number}: training continues {there}"
         case events.ModelsRolledBack(number, removed):
             return (
                 logging.WARNING,
-                f"rolled back: round {number}'s model is the newest, {removed} later models are removed",
+                f"rolled back: the model of round {number} is the newest, {removed} later models removed",
             )
         case events.RolledBack(number, newest):
             return logging.WARNING, f"rolled back in round {number}: training continues from the model of round {newest}"
         case events.StoodStill(seconds):
-            return logging.WARNING, f"stood still for {seconds:.1f} s: nobody is taken for silent because of that"
+            return logging.WARNING, f"this process was suspended for {seconds:.1f} s; heartbeat time-outs were extended"
         case events.TrainingCompleted(rounds, reason):
             return logging.INFO, f"training complete after {rounds} rounds" + (f", stopped early: {reason}" if reason else "")
         case events.UpdateReceived(id, outcome, size, reason) if outcome != "accepted":
@@ -229,9 +230,9 @@ def _platform_line(fact: Fact) -> _Line | None:
         case events.Dominated(number, id, share):
             return logging.WARNING, f"round {number}: one update has {share:.1%} of all samples, that of {short(id)}"
         case events.UploadFailed(id, reason):
-            return logging.WARNING, f"update of {short(id)} did not arrive: {reason}"
+            return logging.WARNING, f"update of {short(id)} did not arrive completely: {reason}"
         case events.NotKept(what, reason):
-            return logging.ERROR, f"{what} cannot be kept in the data directory, trying again: {reason}"
+            return logging.ERROR, f"{what} cannot be kept in the data directory; retrying: {reason}"
         case events.Aggregated(number, updates, parameters, seconds):
             what = f"{parameters} parameters" if parameters else "a model"
             return logging.INFO, f"round {number}: {what} aggregated from {updates} updates in {seconds:.3f} s"
@@ -247,7 +248,7 @@ def _figures(figures: tuple[tuple[str, float], ...]) -> str:
 
 
 def _fields(fact: Fact) -> dict[str, Any]:
-    """A fact for machines: ids cut, many ids only counted."""
+    """Return a fact's fields for JSON: ids are shortened, and a list of ids becomes a number."""
     line: dict[str, Any] = {"event": type(fact).__name__}
     for field in fields(fact):
         value = getattr(fact, field.name)
@@ -259,7 +260,7 @@ def _fields(fact: Fact) -> dict[str, Any]:
             case "run_id" | "run_name":
                 continue  # in every line
             case "members":
-                continue  # a line for each would be one for each participant: `fedround history` has them
+                continue  # too long for a line, with one entry for each participant: `fedround history` has them
             case "figures":
                 line["figures"] = dict(value)
             case _:
@@ -268,7 +269,7 @@ def _fields(fact: Fact) -> dict[str, Any]:
 
 
 class TextFormatter(logging.Formatter):
-    """For people: time, level, message; on a terminal in colours."""
+    """A text line: time, level, message; coloured on a terminal."""
 
     default_msec_format = "%s.%03d"
 
@@ -277,34 +278,34 @@ class TextFormatter(logging.Formatter):
         self._colours = colours
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 logging's
-        """The line, with the id of the trace that it belongs to."""
+        """Return the line with the id of its trace."""
         ids: dict[str, str] | None = getattr(record, "trace", None)
         record.message = printable(record.message)
         return super().formatMessage(record) + (f" trace_id={ids['trace_id']}" if ids else "")
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, and behind it the traceback where there is one."""
-        if record.exc_text:  # another formatter's
+        """Return the line, followed by its traceback if it has one."""
+        if record.exc_text:  # another formatter has set it
             record.exc_text = None if record.exc_info else indented(record.exc_text)
-        # Another process formatted `traceback`.
+        # The worker process formatted `traceback`.
         line = redact("\n".join(filter(None, (super().format(record), indented(getattr(record, "traceback", ""))))))
         colour = _COLOURS.get(record.levelname, "") if self._colours else ""
         return f"{colour}{line}\x1b[0m" if colour else line
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 logging's
-        """The traceback, indented."""
+        """Return the traceback, indented."""
         return indented(super().formatException(ei))
 
     def formatStack(self, stack_info: str) -> str:  # noqa: N802 logging's
-        """The stack, indented."""
+        """Return the stack, indented."""
         return indented(super().formatStack(stack_info))
 
 
 class JsonFormatter(logging.Formatter):
-    """For machines: one JSON object a line, with printable texts; only a traceback has several lines."""
+    """One JSON object a line. Texts are printable; only a traceback has several lines."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line; what a fact has to say is in fields of their own."""
+        """Return the line. A fact's values are separate fields."""
         fact = getattr(record, "fact", None)
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
@@ -316,15 +317,15 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = indented(self.formatException(record.exc_info))
-        elif trace := getattr(record, "traceback", ""):  # another process formatted it
+        elif trace := getattr(record, "traceback", ""):  # the worker process formatted it
             line["exception"] = indented(trace)
         text = redact(json.dumps(line, default=str))
-        # Ids of runs are no secrets, and names of participants are names, whatever they look like.
+        # The context is not redacted: ids of runs and names of participants are not secrets.
         return f"{{{json.dumps(_CONTEXT)[1:-1]}, {text[1:]}" if _CONTEXT else text
 
 
 def configure(format: Literal["text", "json"], level: str, **fields: str) -> None:
-    """Send everything from `level` on to stderr, with `fields` in every JSON line. It replaces what was configured before."""
+    """Log to stderr from `level` up, with `fields` in every JSON line. Replaces any previous configuration."""
     _CONTEXT.clear()
     describe(**fields)
     handler = logging.StreamHandler()
@@ -337,12 +338,12 @@ def configure(format: Literal["text", "json"], level: str, **fields: str) -> Non
 
 
 def describe(**fields: str) -> None:
-    """From now on every JSON line has these fields."""
+    """Add these fields to every JSON line from now on."""
     _CONTEXT.update({name: printable(value) for name, value in fields.items()})
 
 
 def correlate(ids: Callable[[], dict[str, str] | None]) -> None:
-    """From now on lines bear the ids that `ids` gives: those of the span that is under way, if there is one."""
+    """Add the ids that `ids` returns, those of the current span if there is one, to every line from now on."""
 
     def note(record: logging.LogRecord) -> bool:
         record.trace = ids()

@@ -1,6 +1,6 @@
-"""The ops app of every service: is it alive, is it ready, what is it doing. What else one shows there comes as further routes.
+"""The app on the operations port of every service: health, status and metrics. Services add their own routes.
 
-It also decides who may read what (`Access`). A participant's token opens nothing here.
+`Access` decides who may read what. A participant's token opens nothing here.
 """
 
 import json
@@ -23,7 +23,7 @@ from fedround.observability.shared import Shared
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 Scrape = Callable[[str], tuple[bytes, str]]
-"""Gives all metrics in the format that an `Accept` header asks for, and its content type."""
+"""Returns all metrics in the format that an `Accept` header asks for, and the content type."""
 
 HEADERS = {
     "Cache-Control": "no-store",
@@ -31,16 +31,16 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-"""What every answer tells a browser: keep nothing, load nothing, show it in no other page, guess no type."""
+"""Headers of every response, for browsers: do not cache, load nothing, allow no framing, guess no content type."""
 
 
 class Access:
-    """Who may read the endpoints of one ops port.
+    """Who may use the endpoints of one operations port.
 
     Args:
         token: The operators' token. None: no endpoint requires a token.
-        variable: The setting that holds it.
-        closed: Close private endpoints while there is no operators' token, because participants prove who they are.
+        variable: The setting with that token, for error messages.
+        closed: Whether private endpoints are closed while there is no operators' token, because participants authenticate.
     """
 
     def __init__(self, token: str | None = None, variable: str = "", *, closed: bool = False) -> None:
@@ -49,20 +49,20 @@ class Access:
         self._closed = closed
 
     def route(self, path: str, endpoint: Endpoint, *, private: bool = True, basic: bool = True, method: str = "GET") -> Route:
-        """A route that only operators may use. What changes something is never open: it needs the token, as a bearer token.
+        """Return a route for operators only. A route that changes something always requires the token, as a bearer token.
 
         Args:
-            path: Its path.
-            endpoint: What answers an operator.
-            private: Whether it is closed where participants need tokens and operators have none.
+            path: The path.
+            endpoint: Handles the requests of operators.
+            private: Whether the route is closed if participants need tokens and operators have none.
             basic: Whether a browser may ask for the token as a password.
-            method: The one method that it has.
+            method: The only method of the route.
         """
 
         async def guarded(request: Request) -> Response:
             changes = method not in ("GET", "HEAD")
             if (changes or (private and self._closed)) and not self._tokens.needed:
-                return asgi.problem(403, f"closed to everybody: set {self._variable}, and send that token")
+                return asgi.problem(403, f"this endpoint is closed: set {self._variable}, and send that token")
             if asgi.bearer(request.headers, self._tokens, basic=not changes) is None:
                 return asgi.unauthorized(request.headers, basic=basic, whose=f"operators' token ({self._variable})")
             return await endpoint(request)
@@ -70,17 +70,17 @@ class Access:
         return Route(path, guarded, methods=[method])
 
     def known(self, scope: Scope) -> Hashable | None:
-        """Let operators with the token ask as often as they like (see `fedround.http.throttle`)."""
+        """Exempt operators with the token from throttling (see `fedround.http.throttle`)."""
         proved = self._tokens.needed and asgi.bearer(Headers(scope=scope), self._tokens, basic=True) is not None
         return EXEMPT if proved else None
 
 
 OPEN = Access()
-"""Everybody may read everything."""
+"""Access without a token."""
 
 
 def access(settings: PlatformSettings | ParticipantSettings) -> Access:
-    """The access that a service's settings describe."""
+    """Return the access that a service's settings describe."""
     proofs = ("token", "tokens_file", "tls_client_ca_file") if isinstance(settings, PlatformSettings) else ()
     closed = any(getattr(settings, name) is not None for name in proofs)
     return Access(reveal(settings.ops_token), f"{settings.prefix}_OPS_TOKEN", closed=closed)
@@ -95,10 +95,10 @@ def app(
     access: Access = OPEN,
     api: Api = endpoints.PARTICIPANT,
 ) -> ASGIApp:
-    """`/livez`, `/readyz` (200, or 503 with the reasons), `/status` (what `status` returns, as JSON), `/metrics`, and `routes`.
+    """Return the app: `/livez`, `/readyz` (200, or 503 with the reasons), `/status`, `/metrics`, and `routes`.
 
-    `/openapi.json` describes `api`: all endpoints of the service. The probes are open. `access` guards the others; `routes` guard
-    themselves by `Access.route`.
+    `/openapi.json` describes `api`: all endpoints of the service. The probes are open. `access` protects the others; `routes` come
+    from `Access.route`.
     """
 
     async def livez(request: Request) -> Response:
@@ -119,7 +119,7 @@ def app(
 
     async def metrics(request: Request) -> Response:
         if scrape is None:
-            return asgi.problem(404, "this service keeps no metrics")
+            return asgi.problem(404, "this service has no metrics")
         body, content_type = scrape(request.headers.get("accept", ""))
         return Response(body, headers={"Content-Type": content_type})
 

@@ -1,6 +1,6 @@
-"""What sends traces and metrics by OTLP: the exporters that `OTEL_*` variables name, and those that use a participant's connection.
+"""Exporters of traces and metrics: those that `OTEL_*` variables name, and those that push through the coordinator.
 
-Imported only where something is sent.
+Imported only if something is exported.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,15 +20,15 @@ from fedround.errors import ConfigurationError
 from fedround.observability.bridge import CUMULATIVE, PREFERENCES, Temporality
 
 Send = Callable[[str, bytes], bool]
-"""Sends a message to a path. Returns whether it arrived."""
+"""Sends a message to a path, and returns whether it arrived."""
 Tell = Callable[[str, bool], None]
-"""Is told whether data of a signal arrived."""
+"""Receives a signal's name, and whether its data arrived."""
 
 
 def resource(service: str, instance: str, *, part: bool = False) -> Resource:
-    """Return whose telemetry it is: of which service, which one of its kind, and what `OTEL_RESOURCE_ATTRIBUTES` says.
+    """Return the resource: service, instance, and what `OTEL_RESOURCE_ATTRIBUTES` sets.
 
-    `part`: other services in this process get the same variables, and shall have another name all the same.
+    `part`: the process has several services, so a name from the variables gets the service as a suffix.
     """
     own = {"service.name": f"fedround-{service}", "service.version": version("fedround"), "service.instance.id": instance}
     own |= {"fedround.participant": instance} if service == "participant" else {}
@@ -39,10 +39,10 @@ def resource(service: str, instance: str, *, part: bool = False) -> Resource:
 
 
 def exporters(environ: Mapping[str, str], signal: Literal["traces", "metrics"] = "traces") -> list[Any]:
-    """Return those that `OTEL_<signal>_EXPORTER` names; of OTLP the protocol that the variables name, http/protobuf by default.
+    """Return the exporters that `OTEL_<signal>_EXPORTER` names. The default protocol of OTLP is http/protobuf.
 
     Raises:
-        ConfigurationError: One of them is not installed, or cannot be made.
+        ConfigurationError: An exporter is not installed, or cannot be created.
     """
     variable, own = f"OTEL_{signal.upper()}_EXPORTER", f"OTEL_EXPORTER_OTLP_{signal.upper()}_PROTOCOL"
     protocol = environ.get(own) or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "http/protobuf"
@@ -63,12 +63,12 @@ def exporters(environ: Mapping[str, str], signal: Literal["traces", "metrics"] =
         try:
             found.append(known[0].load()())
         except Exception as error:
-            raise ConfigurationError(f"{variable}: the exporter {name} cannot be made: {error}") from error
+            raise ConfigurationError(f"{variable}: cannot create the exporter {name}: {error}") from error
     return found
 
 
 def _check(variable: str, value: str, protocol: str) -> None:
-    """Check what the exporter would find only when it exports."""
+    """Check what an exporter would only notice when it exports."""
     if variable.endswith("_ENDPOINT") and protocol == "http/protobuf" and not wire.is_url(value):
         raise ConfigurationError(f"{variable}: is no URL: write http://host:4318")
     if variable.endswith(("_CERTIFICATE", "_CLIENT_KEY")):
@@ -79,7 +79,7 @@ def _check(variable: str, value: str, protocol: str) -> None:
 
 
 def temporality(environ: Mapping[str, str]) -> Temporality:
-    """Return what the variables want. Raises `ConfigurationError`."""
+    """Return the temporality that the variables set. Raises `ConfigurationError`."""
     name = "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION"
     if environ.get(name, "").strip() not in ("", "explicit_bucket_histogram"):
         raise ConfigurationError(f"{name}: {environ[name]}: only explicit_bucket_histogram is possible")
@@ -91,12 +91,12 @@ def temporality(environ: Mapping[str, str]) -> Temporality:
 
 
 def succeeded(exporter: Any, data: MetricsData) -> bool:
-    """Export metrics. Returns whether they arrived."""
+    """Export metrics, and return whether they arrived."""
     return bool(exporter.export(data) is MetricExportResult.SUCCESS)
 
 
 class Told(SpanExporter):
-    """An exporter of which `tell` learns what became of each batch."""
+    """An exporter that reports the outcome of each batch to `tell`."""
 
     def __init__(self, exporter: SpanExporter, tell: Tell) -> None:
         self._exporter = exporter
@@ -114,7 +114,7 @@ class Told(SpanExporter):
 
 
 class Spans(SpanExporter):
-    """Sends spans by `send`. `allow` says which: it is given the name of the instrumentation scope that made a span."""
+    """Sends spans with `send`. `allow` decides by the name of a span's instrumentation scope whether it is sent."""
 
     def __init__(self, send: Send, allow: Callable[[str], bool]) -> None:
         self._send = send
@@ -128,15 +128,15 @@ class Spans(SpanExporter):
 
 
 class Points:
-    """Sends metrics by `send`."""
+    """Sends metrics with `send`."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
 
     def export(self, data: MetricsData) -> MetricExportResult:
-        """Send them, as the SDK's exporters do."""
+        """Send metrics, as the SDK's exporters do."""
         arrived = self._send(wire.OTLP_METRICS, encode_metrics(data).SerializeToString())
         return MetricExportResult.SUCCESS if arrived else MetricExportResult.FAILURE
 
     def shutdown(self) -> None:
-        """Nothing is kept."""
+        """Do nothing: no data is buffered."""

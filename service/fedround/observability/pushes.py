@@ -1,6 +1,6 @@
-"""Metrics that a process pushes, as the `OTEL_*` variables say, and its traces beside them. See `fedround.observability.bridge`.
+"""Pushes metrics, and traces beside them, as the `OTEL_*` variables say. See `fedround.observability.bridge`.
 
-Each receiver has a thread of its own: one that is slow or away delays nothing else.
+Each receiver has a separate thread, so a slow or unreachable one delays nothing else.
 """
 
 import asyncio
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 INTERVAL = 60_000
-"""Milliseconds between two pushes where `OTEL_METRIC_EXPORT_INTERVAL` is not set, as the specification wants it; ..."""
+"""Milliseconds between two pushes if `OTEL_METRIC_EXPORT_INTERVAL` is not set: the specification's default."""
 RELAY_INTERVAL = 15_000
-"""... and to the coordinator: as often as Prometheus would scrape."""
+"""Default milliseconds between two pushes to the coordinator: a usual scrape interval of Prometheus."""
 FLUSH = 2.0
-"""Seconds for the last push and the last spans, together."""
+"""Seconds for the last push and the last spans together."""
 COLLECT = 5.0
-"""Seconds within which an event loop has to show its metrics."""
+"""Seconds within which an event loop must return its metrics."""
 KNOWN = ("otlp", "prometheus", "none")
 
 
 class Shown(Protocol):
-    """What a service shows to operators (`Telemetry`)."""
+    """The telemetry of a service (`Telemetry`)."""
 
     @property
     def own(self) -> "Metrics": ...
@@ -50,14 +50,14 @@ class Shown(Protocol):
 
 
 class Push:
-    """One registry on its way to one receiver.
+    """Pushes one registry to one receiver.
 
     Args:
-        collect: Gives its families.
-        bridge: Turns them into data.
+        collect: Returns the registry's metric families.
+        bridge: Converts the families to OpenTelemetry data.
         exporter: Sends the data.
-        seconds: Between two pushes.
-        tell: Is told whether each push arrived.
+        seconds: Seconds between two pushes.
+        tell: Receives the signal, and whether each push arrived.
     """
 
     def __init__(
@@ -74,19 +74,19 @@ class Push:
         self._seconds = seconds
         self._tell = tell
         self._loop = _running_loop()
-        """What a service shows changes on its event loop, and is read there."""
+        """The service's event loop. Metrics change on it, so they are read on it."""
         self._stopped = threading.Event()
         self._last: Any = []
         self._thread = threading.Thread(target=self._run, name="fedround-metrics", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Push once more, and end. To be called where the metrics may be read."""
+        """Push once more, and end. Call it on the thread that the metrics change on."""
         self._last = self._collected()
         self._stopped.set()
 
     def join(self, within: float) -> None:
-        """Wait for the end."""
+        """Wait until the last push has ended, at most `within` seconds."""
         self._thread.join(within)
 
     def _run(self) -> None:
@@ -100,8 +100,8 @@ class Push:
 
         try:
             arrived = succeeded(self._exporter, self._bridge.data(collect(), time.time_ns()))
-        except Exception as error:  # noqa: BLE001 the next push may succeed, and no thread ends in silence
-            LOG.warning("metrics are not pushed this time: %s", redact(str(error)) or type(error).__name__)
+        except Exception as error:  # noqa: BLE001 the next push may succeed
+            LOG.warning("failed to push metrics: %s", redact(str(error)) or type(error).__name__)
             arrived = False
         if arrived:
             self._bridge.arrived()
@@ -111,7 +111,7 @@ class Push:
         return list(self._collect())
 
     def _on_loop(self, loop: asyncio.AbstractEventLoop) -> Any:
-        """Raises `TimeoutError` where the loop does not turn, or turns no more."""
+        """Collect on the event loop. Raises `TimeoutError` if it is blocked, or has ended."""
         found: Future[Any] = Future()
         with suppress(RuntimeError):  # it was closed
             loop.call_soon_threadsafe(lambda: found.set_result(self._collected()))
@@ -126,7 +126,7 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 class Exports:
-    """What a process sends. `tracing`: its spans, None where nobody wants any."""
+    """The telemetry that a process exports. `tracing`: its spans; None: it makes none."""
 
     tracing: "Tracing | None" = None
 
@@ -138,7 +138,7 @@ class Exports:
         self._observe: Callable[[Fact], None] | None = None
 
     def show(self, service: str, shown: Shown) -> None:
-        """Push the metrics of one service from now on. The first one counts what is sent. Raises `ConfigurationError`."""
+        """Push one service's metrics from now on. The first service counts all pushes. Raises `ConfigurationError`."""
         self._observe = self._observe or shown.observe
         to_otlp = pushed(os.environ)
         if not to_otlp and self._relay is None:
@@ -160,17 +160,17 @@ class Exports:
         self._pushes.append(Push(collect, bridge, exporter, seconds, self.tell))
 
     def tell(self, signal: str, arrived: bool) -> None:
-        """Take note of whether data of a signal arrived."""
+        """Report whether data of a signal arrived."""
         if self._observe is not None:
             self._observe(TelemetrySent(signal, arrived))
 
     def stop(self) -> None:
-        """Begin the last push of each."""
+        """Start the last push of each."""
         for push in self._pushes:
             push.stop()
 
     def join(self, within: float) -> None:
-        """Wait for the last pushes, for so many seconds together."""
+        """Wait for the last pushes, at most `within` seconds altogether."""
         until = time.monotonic() + within
         for push in self._pushes:
             push.join(max(until - time.monotonic(), 0.0))
@@ -178,9 +178,9 @@ class Exports:
 
 @contextmanager
 def exporting(service: str, instance: str, *, heartbeats: bool = True, relay: Relay | None = None) -> Iterator[Exports]:
-    """What this process sends, as the `OTEL_*` variables say; nothing is imported where nobody wants any.
+    """Export this process's telemetry as the `OTEL_*` variables say. Without an exporter nothing is imported.
 
-    At the end what was not sent yet has `FLUSH` seconds. Raises `ConfigurationError`.
+    At the end unsent data has `FLUSH` seconds. Raises `ConfigurationError`.
     """
     relay = None if disabled(os.environ) else relay
     exports = Exports(service, instance, relay)
@@ -197,7 +197,7 @@ def exporting(service: str, instance: str, *, heartbeats: bool = True, relay: Re
 
 
 def pushed(environ: Mapping[str, str]) -> bool:
-    """Whether metrics are to be pushed by OTLP. Raises `ConfigurationError`."""
+    """Return whether to push metrics by OTLP. Raises `ConfigurationError`."""
     value = environ.get("OTEL_METRICS_EXPORTER", "")
     names = [name.strip().lower() for name in value.split(",") if name.strip()]
     if unknown := [name for name in names if name not in KNOWN]:

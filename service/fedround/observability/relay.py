@@ -1,4 +1,4 @@
-"""How a participant pushes traces and metrics through its coordinator: what it sends, and by which connection."""
+"""A participant's pushes of traces and metrics through its coordinator: what it sends, and over which connection."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -11,12 +11,12 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Relay:
-    """A participant's way to its coordinator.
+    """A participant's connection for telemetry to its coordinator.
 
     Args:
         post: Sends a message to a path. Raises `ExchangeError`.
-        allow: Whether a series may leave the silo: by the name of its metric and its labels.
-        allow_scope: Whether the spans of an instrumentation scope may.
+        allow: Returns whether a series may leave the silo, by its metric's name and its labels.
+        allow_scope: Returns whether the spans of an instrumentation scope may leave the silo.
     """
 
     post: Callable[[str, bytes], None]
@@ -24,7 +24,7 @@ class Relay:
     allow_scope: Callable[[str], bool]
 
     def sender(self) -> Callable[[str, bytes], bool]:
-        """Return `post` for one signal: it logs when an outage begins and when it ends, and raises nothing."""
+        """Return a function that sends one signal's messages. It raises nothing, and logs the start and the end of an outage."""
         failing = False
 
         def send(path: str, body: bytes) -> bool:
@@ -33,11 +33,11 @@ class Relay:
                 self.post(path, body)
             except ExchangeError as error:
                 if not failing:
-                    LOG.warning("cannot push to the coordinator, and tries again: %s", error)
+                    LOG.warning("cannot push to the coordinator; retrying: %s", error)
                 failing = True
                 return False
             if failing:
-                LOG.info("pushes to the coordinator again: %s", path)
+                LOG.info("pushing to the coordinator again: %s", path)
             failing = False
             return True
 

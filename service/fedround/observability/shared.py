@@ -1,4 +1,4 @@
-"""Renderings that all who ask share: a crowd of operators' pages, or of strangers, costs no more than a few of them."""
+"""A rendering that all requests share, so that many open pages, or many unauthenticated clients, cost no more than a few."""
 
 import time
 from collections.abc import Callable
@@ -9,11 +9,11 @@ from fedround.http.budgets import Buckets
 T = TypeVar("T")
 
 RATE, BURST = 4.0, 8.0
-"""Renderings a second, and at once. Beyond that the last one is given again: it is a quarter of a second old at most."""
+"""Renderings per second, and in a burst. Beyond that, requests get the last one, which is at most a quarter of a second old."""
 
 
 class Shared(Generic[T]):
-    """What `render` returns, made at most `RATE` times a second. `clock` gives monotonic seconds."""
+    """The result of `render`, called at most `RATE` times a second. `clock` returns monotonic seconds."""
 
     def __init__(self, render: Callable[[], T], clock: Callable[[], float] = time.monotonic) -> None:
         self._render = render
@@ -22,7 +22,7 @@ class Shared(Generic[T]):
         self._last: list[T] = []
 
     def __call__(self) -> T:
-        """Return a rendering that is a quarter of a second old at most."""
+        """Return a rendering that is at most a quarter of a second old."""
         if self._bucket.take(None, self._clock()) or not self._last:
             self._last[:] = [self._render()]
         return self._last[0]

@@ -1,11 +1,11 @@
-"""Checks telemetry from participants (OTLP), and puts the proved name of its sender on it. The only file that reads such messages.
+"""Checks OTLP messages from participants, and stamps them with the authenticated name of the sender. Only this file reads them.
 
-1. A message has a bounded size, also when it is decompressed, and a bounded number of data points or spans.
-2. Metrics are those of participants, by their names: nobody can report for the coordinator, or for anything else that is monitored.
-3. The resource is replaced: only its version is left. Its name is the proved identity of the sender, whatever it claims.
+1. The size of a message, also decompressed, and its number of data points or spans are bounded.
+2. Only metrics of participants are accepted, by name. A participant cannot report for the coordinator, or for any other service.
+3. The resource is replaced, except for its version. Its name is the authenticated identity of the sender.
 4. Labels that name a service or a participant are removed; `fedround_participant_info` names the sender.
-5. Data points have the time of their arrival: a wrong clock must not harm the collector.
-6. What is inconsistent is refused here: a collector would refuse it with all that is sent beside it.
+5. Data points get the time of their arrival, so a wrong clock does not harm the collector.
+6. Inconsistent messages are rejected here: a collector would reject them together with the other messages of a batch.
 
 No I/O, no clock.
 """
@@ -27,11 +27,11 @@ from fedround.common import wire
 from fedround.errors import BadTelemetry, TooLarge
 
 MAX_BYTES = 1 << 20
-"""Bytes of a message, as it is sent and decompressed."""
+"""Maximum bytes of a message, as sent and decompressed."""
 MAX_ITEMS = 2000
-"""Data points with their exemplars, or spans, of a message."""
+"""Maximum number of data points and exemplars, or of spans, in a message."""
 MAX_LABELS, MAX_TEXT, MAX_BUCKETS = 16, 256, 64
-"""Labels of a data point; characters of a label, a name or a description; buckets of a histogram."""
+"""Maximum labels of a data point; characters of a label's value or a description; buckets of a histogram."""
 METRIC = re.compile(
     r"(fedround_(participant|http|telemetry)|http_client|process|python)_[a-z0-9_]{1,100}|fedround_(build|run)_info"
 )
@@ -46,14 +46,14 @@ M = TypeVar("M", ExportMetricsServiceRequest, ExportTraceServiceRequest)
 
 
 class Stamped(NamedTuple):
-    """A message that may be passed on. `series`: how many series of a Prometheus each data point is, by its hash."""
+    """A message that may be forwarded. `series`: the number of Prometheus series of each data point, by its hash."""
 
     message: bytes
     series: Mapping[int, int]
 
 
 def inflated(body: bytes | bytearray, encoding: str) -> bytes:
-    """Return what a body of that content encoding is. Raises `BadTelemetry` or `TooLarge`."""
+    """Return a body decoded from its content encoding. Raises `BadTelemetry` or `TooLarge`."""
     if encoding in ("", "identity"):
         return bytes(body)
     if encoding != "gzip":
@@ -64,14 +64,14 @@ def inflated(body: bytes | bytearray, encoding: str) -> bytes:
     except zlib.error as error:
         raise BadTelemetry("the body is not in gzip format") from error
     if len(found) > MAX_BYTES:
-        raise TooLarge(f"decompressed, a message has {MAX_BYTES} bytes at most")
+        raise TooLarge(f"a decompressed message has at most {MAX_BYTES} bytes")
     if not inflate.eof or inflate.unused_data:
         raise BadTelemetry("the body is not one whole gzip stream")
     return found
 
 
 def stamped(path: str, body: bytes, name: str, now: int) -> Stamped:
-    """Check a message, and put the name of its sender on it. `now`: nanoseconds since 1970. Raises `BadTelemetry`."""
+    """Check a message, and stamp it with its sender's name. `now`: Unix time in nanoseconds. Raises `BadTelemetry`."""
     return _metrics(body, name, now) if path == wire.OTLP_METRICS else _spans(body, name)
 
 
@@ -95,7 +95,7 @@ def _metrics(body: bytes, name: str, now: int) -> Stamped:
 
 def _points(metric: Metric) -> Sequence[Any]:
     if METRIC.fullmatch(metric.name) is None:
-        raise BadTelemetry(f"{wire.one_line(metric.name[:100])!r} is no metric of a participant")
+        raise BadTelemetry(f"{wire.one_line(metric.name[:100])!r} is not a metric of a participant")
     kind = metric.WhichOneof("data")
     if kind not in ("gauge", "sum", "histogram"):
         raise BadTelemetry(f"{metric.name} must be a gauge, a sum or a histogram")
@@ -109,13 +109,13 @@ def _points(metric: Metric) -> Sequence[Any]:
 
 
 def _labels(point: Any, now: int, stamp: dict[str, str]) -> frozenset[tuple[str, str]]:
-    """Check the labels of a data point, remove those that are not its own to say, and replace those of `stamp`."""
+    """Check the labels of a data point, remove those that name a sender, and set those of `stamp`."""
     kept = {each.key: each.value.string_value for each in point.attributes if each.key not in OURS} | stamp
     if len(kept) > MAX_LABELS:
         raise BadTelemetry(f"a data point has {MAX_LABELS} labels at most")
     for each in point.attributes:
         if LABEL.fullmatch(each.key) is None and each.key not in OURS:
-            raise BadTelemetry(f"{wire.one_line(each.key[:100])!r} is no name of a label")
+            raise BadTelemetry(f"{wire.one_line(each.key[:100])!r} is not a valid label name")
         if each.value.WhichOneof("value") != "string_value" or len(each.value.string_value) > MAX_TEXT:
             raise BadTelemetry(f"a label is a text of at most {MAX_TEXT} characters")
     _set(point.attributes, kept)
@@ -129,7 +129,7 @@ def _labels(point: Any, now: int, stamp: dict[str, str]) -> frozenset[tuple[str,
 
 
 def _width(metric: Metric, point: Any) -> int:
-    """Return how many series a data point is. Raises `BadTelemetry` for a histogram that is none."""
+    """Return the number of series of a data point. Raises `BadTelemetry` for an invalid histogram."""
     if metric.WhichOneof("data") != "histogram":
         return 1
     bounds, counts = point.explicit_bounds, point.bucket_counts
@@ -161,13 +161,13 @@ def _parsed(kind: type[M], body: bytes) -> M:
     try:
         request.ParseFromString(body)
     except DecodeError as error:
-        raise BadTelemetry(f"the body is no {kind.DESCRIPTOR.name} of OTLP") from error
+        raise BadTelemetry(f"the body is not an OTLP {kind.DESCRIPTOR.name}") from error
     request.DiscardUnknownFields()
     return request
 
 
 def _stamp(of_resource: Any, name: str) -> None:
-    """Replace the resource."""
+    """Replace the resource by one with the sender's name."""
     claimed = {each.key: each.value.string_value for each in of_resource.resource.attributes}
     whose = {"service.name": SERVICE, "service.instance.id": name, "fedround.participant": name}
     if version := claimed.get("service.version", "")[:MAX_TEXT]:
@@ -183,11 +183,11 @@ def _set(attributes: Any, values: Mapping[str, str]) -> None:
 
 
 def _check_ids(*ids: tuple[bytes, int, bool]) -> None:
-    """Check the lengths of ids; those that may be missing may be empty."""
+    """Check the lengths of ids, given as (id, length, whether it may be empty)."""
     if not all(len(id) == length or (missing and not id) for id, length, missing in ids):
-        raise BadTelemetry("the id of a trace has 16 bytes, that of a span 8")
+        raise BadTelemetry("a trace id has 16 bytes, a span id has 8")
 
 
 def _few(items: int) -> None:
     if items > MAX_ITEMS:
-        raise BadTelemetry(f"a message has {MAX_ITEMS} data points, exemplars or spans at most", status=413)
+        raise BadTelemetry(f"a message has at most {MAX_ITEMS} data points, exemplars or spans", status=413)

@@ -1,4 +1,4 @@
-"""What a service tells of itself, put together: log, metrics and traces of the same facts."""
+"""The observers of a service together: log, metrics and traces of the same facts."""
 
 import socket
 from collections.abc import Callable, Iterable
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from fedround.observability.tracing import Tracing
 
 INSTANCE = socket.gethostname()
-"""The name of this one among others of its service: of a pod, its own."""
+"""Name of this instance of its service; in Kubernetes, the pod's name."""
 
 
 class Telemetry:
     """The observers of a service.
 
     Args:
-        metrics: Makes its metrics.
-        others: Are told before the log: who has read there that something is so finds it so.
-        tracing: The spans of its process.
+        metrics: Creates the metrics.
+        others: Observers that run before the log, so that a state which the log reports is already visible.
+        tracing: The spans of the process.
         keep_log: See `LogObserver`.
     """
 
@@ -35,7 +35,7 @@ class Telemetry:
     ) -> None:
         self.own = own = metrics(exemplar=tracing.ids) if tracing else metrics()
         first, last = ([tracing.before], [tracing.after]) if tracing else ([], [])
-        # In between a fact's span is the current one: its exemplar and its log line bear its id.
+        # Between `before` and `after` a fact's span is current, so its exemplar and its log line have its id.
         self.log = LogObserver(keep=keep_log)
         self.observe = Observers([*first, *others, own, self.log, *last])
         self.scrape = own.scrape

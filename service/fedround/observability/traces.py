@@ -1,4 +1,4 @@
-"""Whether a process makes traces, as the `OTEL_*` variables say. Nothing of OpenTelemetry is imported where nobody wants any."""
+"""Turns on traces as the `OTEL_*` variables say. OpenTelemetry is imported only if a process makes traces."""
 
 import logging
 import os
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 COMPLAIN_EVERY = 60.0
-"""Seconds between two lines about one mistake: an exporter that fails does so again and again."""
+"""Seconds between two lines about the same problem: a failing exporter fails again and again."""
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
 def traced(environ: Mapping[str, str]) -> bool:
-    """Whether somebody asked for traces: by an exporter, or by an endpoint to export to."""
+    """Return whether the variables turn on traces, by naming an exporter or an endpoint."""
     exporter = environ.get("OTEL_TRACES_EXPORTER", "").strip().lower()
     wanted = exporter != "none" if exporter else any(environ.get(name) for name in ENDPOINTS)
     return wanted and not disabled(environ)
 
 
 def disabled(environ: Mapping[str, str]) -> bool:
-    """Whether nothing is to be sent at all."""
+    """Return whether the variables turn off all telemetry."""
     return environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
 
 
@@ -43,9 +43,9 @@ def tracing(
     relay: Relay | None = None,
     tell: Callable[[str, bool], None] = lambda _signal, _arrived: None,
 ) -> Iterator["Tracing | None"]:
-    """The traces of this process, as the `OTEL_*` variables say; None, and nothing imported, where nobody wants any.
+    """Make traces as the `OTEL_*` variables say, within the block. If they are off, yield None and import nothing.
 
-    `relay` gets them, too. `tell` is told whether spans arrived. At the end what was not sent yet has 2 s.
+    `relay` receives the spans too. `tell` receives whether they arrived. At the end unsent spans have 2 s.
     Raises `ConfigurationError`.
     """
     if not traced(os.environ) and relay is None:
@@ -68,7 +68,7 @@ def tracing(
 
 @contextmanager
 def configured() -> Iterator[None]:
-    """OpenTelemetry reads its variables when it is imported and when it is set up. Raises `ConfigurationError`."""
+    """Import and set up OpenTelemetry in the block: it reads its variables in both steps. Raises `ConfigurationError`."""
     complain_shortly()
     try:
         yield
@@ -77,13 +77,13 @@ def configured() -> Iterator[None]:
 
 
 def complain_shortly() -> None:
-    """Log what OpenTelemetry logs as one line each, without traceback, and not again for some time."""
+    """Log OpenTelemetry's warnings as single lines without a traceback, each at most once in `COMPLAIN_EVERY` seconds."""
     library = logging.getLogger("opentelemetry")
     library.handlers, library.propagate = [_Complaints()], False
 
 
 def _named(problem: str, environ: Mapping[str, str]) -> str:
-    """A problem with the variables that it may be about: those whose value it repeats, or whose name is in its words."""
+    """Return a problem and the variables that may cause it: it repeats their value, or contains part of their name."""
     set_ = {name: value for name, value in sorted(environ.items()) if name.startswith("OTEL_") and value}
     if any(name in problem for name in set_):
         return problem
@@ -92,12 +92,12 @@ def _named(problem: str, environ: Mapping[str, str]) -> str:
 
 
 class _Complaints(logging.Handler):
-    """What the SDK logs: a line without traceback, each now and then."""
+    """Logs the SDK's warnings: see `complain_shortly`."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self._next: dict[tuple[str, int], float] = {}
-        """By the line that complains."""
+        """When the next line may be logged, by the source line that logs."""
 
     def emit(self, record: logging.LogRecord) -> None:
         line = record.name, record.lineno

@@ -1,8 +1,7 @@
-"""Traces: one of each round across coordinator, participants and aggregator, one of every exchange beside it.
+"""Traces: one per round across coordinator, participants and aggregator, and one per request outside of rounds.
 
-Imported only where traces are wanted. The SDK is set up by its own `OTEL_*` variables. The spans of HTTP are made here and not by
-an instrumentation of httpx or ASGI: these would see whole URLs, and with them ids and tokens, and cost a small request more than it
-costs itself.
+Imported only if a process makes traces. The SDK reads its own `OTEL_*` variables. HTTP spans are made here. The instrumentations of
+httpx and ASGI would record whole URLs, which contain ids and tokens, and take longer than a small request itself.
 """
 
 import os
@@ -33,9 +32,9 @@ ROUND = "fedround.round"
 REGISTER = "fedround.register"
 LEDGER = "/books/ledger"
 MAX_CHILDREN = 100
-"""How many participants' rounds are in one trace with the coordinator's; of more selected, each is a trace of its own."""
+"""Maximum selected participants whose spans join the coordinator's trace. With more, each has a separate, linked trace."""
 REGISTER_SECONDS = 60.0
-"""How long a trace of attempts to register may become, while nobody answers; then another one begins."""
+"""Seconds after which a trace of failing registrations ends and the next one begins."""
 
 NONE = Context()
 
@@ -44,19 +43,19 @@ _LONG_HEX = re.compile("[0-9a-fA-F]{9,}")
 
 
 class Tracing:
-    """The spans of a process: `before` and `after` are observers, to be told of each fact before and after all others.
+    """The spans of a process. `before` and `after` are observers, which run before and after all others.
 
     Args:
         service: participant, coordinator, aggregator or platform.
-        instance: Its name among others of its kind.
-        exporters: Where spans go.
-        heartbeats: Whether a heartbeat outside of rounds is a trace.
+        instance: Name of this instance of the service.
+        exporters: Receivers of the spans.
+        heartbeats: Whether a heartbeat outside of rounds makes a trace.
     """
 
     def __init__(self, service: str, instance: str, exporters: list[SpanExporter], *, heartbeats: bool = True) -> None:
         self._ids = _Ids()
         self._train: int | None = None
-        """The id that was promised for the span of the training that is about to begin."""
+        """Id reserved for the span of the next training."""
         self._provider = TracerProvider(resource=resource(service, instance), shutdown_on_exit=False, id_generator=self._ids)
         for exporter in exporters:
             self._provider.add_span_processor(BatchSpanProcessor(exporter))
@@ -66,19 +65,19 @@ class Tracing:
         self._heartbeats = heartbeats
         self._round: Span | None = None
         self._selected = 0
-        """Of the coordinator's round."""
+        """Number of participants selected for the coordinator's round."""
         self._registering: Span | None = None
         self._registering_since = 0.0
         self._phases = threading.local()
         self._failed: dict[tuple[str, str], int] = {}
-        """How often in a row, by method and path."""
+        """Consecutive failures, by method and path."""
 
     def serve_user_code(self) -> None:
-        """Make the provider the one of the process: spans that the participant's own code makes are in the round's trace."""
+        """Make this the process's tracer provider, so that spans of training code join the round's trace."""
         trace.set_tracer_provider(self._provider)
 
     def close(self, within: float = 2.0) -> None:
-        """Send what is there, in `within` seconds or not at all: the SDK's own time-outs do not hold when nobody answers."""
+        """Send the remaining spans, for at most `within` seconds. The SDK's own time-outs fail if the receiver does not respond."""
         for span in (self._round, self._registering):
             if span is not None:
                 span.end()
@@ -87,7 +86,7 @@ class Tracing:
         flushing.join(within)
 
     def ids(self) -> dict[str, str] | None:
-        """The ids of the span that is under way, for log lines and exemplars; None where there is none that is sampled."""
+        """Return the ids of the current span, for log lines and exemplars; None if no sampled span is open."""
         span = trace.get_current_span()
         if not span.get_span_context().is_valid:
             span = self._round or span
@@ -98,7 +97,7 @@ class Tracing:
 
     @contextmanager
     def within(self, traceparent: str | None) -> Iterator[None]:
-        """In the block spans of this thread are children of one of another process."""
+        """Make spans of this thread children of another process's span, within the block."""
         token = context.attach(_remote(traceparent))
         try:
             yield
@@ -106,11 +105,11 @@ class Tracing:
             context.detach(token)
 
     def enter(self, run: str, name: str) -> None:
-        """From now on spans belong to this run."""
+        """Make all spans part of this run from now on."""
         self._run.attributes = {"fedround.run.id": run, "fedround.run.name": name} if run else {}
 
     def train_context(self) -> str | None:
-        """The context that the span of the next training will have, as `traceparent` for the process that trains."""
+        """Return the context of the next training's span, as `traceparent` for the worker."""
         if self._round is None:
             return None
         found, self._train = self._round.get_span_context(), self._ids.generate_span_id()
@@ -118,7 +117,7 @@ class Tracing:
         return f"00-{ids}-{found.trace_flags:02x}"
 
     def round_context(self) -> dict[str, str]:
-        """Of the coordinator's round that is open, by the name that it has on the wire: the parent of other rounds, or a link."""
+        """Return the context of the coordinator's open round, by its name in the protocol: a parent, or a link."""
         if self._round is None:
             return {}
         carrier: dict[str, str] = {}
@@ -128,7 +127,7 @@ class Tracing:
     # Facts
 
     def before(self, fact: Fact) -> None:
-        """Begin what begins."""
+        """Start the spans that `fact` starts."""
         match fact:
             case events.RunEntered(run, name):
                 self.enter(run, name)
@@ -146,7 +145,7 @@ class Tracing:
                 self._open_phases().append((span, context.attach(trace.set_span_in_context(span))))
 
     def after(self, fact: Fact) -> None:
-        """Note what is known now, and end what ends."""
+        """Set the attributes that `fact` has, and end the spans that it ends."""
         match fact:
             case events.PhaseEnded(_, "confirm", seconds):
                 self._tracer.start_span("confirm", self._parent(), start_time=_time(seconds)).end()
@@ -172,13 +171,13 @@ class Tracing:
             case events.RoundCompleted(ids=ids, samples=samples, parameters=parameters):
                 known = {"participants": len(ids), "samples": samples, "parameters": parameters}
                 self._end_round("completed", {f"fedround.round.{name}": value for name, value in known.items()})
-            case events.TrainingCompleted():  # after the evaluation of the final model, which is an attempt without a round
+            case events.TrainingCompleted():  # ends the evaluation of the final model, an attempt without a round
                 self._end_round("evaluated")
             case events.AttemptDropped(timed_out=timed_out):
                 self._end_round("timed_out" if timed_out else "failed")
 
     def _register(self) -> Span:
-        """The registration that is under way, or a new one."""
+        """Return the span of the current registration, or a new one."""
         if self._registering is None:
             self._registering, self._registering_since = self._tracer.start_span(REGISTER, NONE), time.monotonic()
         return self._registering
@@ -206,14 +205,14 @@ class Tracing:
             span.end()
 
     def _open_phases(self) -> list[tuple[Span, Token[Context]]]:
-        # Each thread has its own: a phase begins and ends on one thread.
+        # Per thread: a phase begins and ends on one thread.
         if not hasattr(self._phases, "open"):
             self._phases.open = []
         phases: list[tuple[Span, Token[Context]]] = self._phases.open
         return phases
 
     def _parent(self) -> Context:
-        """What is under way on this thread, else the round."""
+        """Return this thread's current span, or else the round's, as parent."""
         if trace.get_current_span().get_span_context().is_valid:
             return context.get_current()
         return NONE if self._round is None else trace.set_span_in_context(self._round)
@@ -222,7 +221,7 @@ class Tracing:
 
     @contextmanager
     def client(self, method: str, url: str, path: str) -> Iterator["ClientSpan"]:
-        """The span of one request of ours, of which `path` is the template."""
+        """Open the span of a request that this process sends. `path` is its URL template."""
         parent = self._parent()
         if path == wire.RENDEZ_VOUS:
             parent = trace.set_span_in_context(self._register())
@@ -254,13 +253,13 @@ class Tracing:
 
     @contextmanager
     def server(self, method: str, path: str, headers: Mapping[str, str]) -> Iterator["ServerSpan"]:
-        """The span of one request to us; none of what is passed on, which would be traced for ever."""
+        """Open the span of a request that this process serves. Relayed telemetry has none: its spans would be relayed too."""
         if path in wire.OTLP:
             yield ServerSpan(trace.INVALID_SPAN, method)
             return
         span = self._tracer.start_span(method, propagate.extract(headers, NONE), SpanKind.SERVER)
         if span.is_recording():
-            path = _LONG_HEX.sub(lambda match: match[0][:8], printable(redact(path)))  # ids are told in other spellings, too
+            path = _LONG_HEX.sub(lambda match: match[0][:8], printable(redact(path)))  # ids in any spelling
             span.set_attributes({"http.request.method": method, "url.path": path, "url.scheme": "http"})
         token = context.attach(trace.set_span_in_context(span))
         try:
@@ -271,7 +270,7 @@ class Tracing:
 
 
 class _RunAttributes(SpanProcessor):
-    """Says in each span, those of training code included, which run it belongs to."""
+    """Adds the run to each span, including those of training code."""
 
     attributes: Mapping[str, str] = {}
 
@@ -281,30 +280,30 @@ class _RunAttributes(SpanProcessor):
 
 
 class _Ids(IdGenerator, threading.local):
-    """Ids from the system's random numbers. The SDK takes them from `random`, which the participant's own code may seed:
-    then all participants have the same ids, and each span changes the numbers that this code gets.
+    """Ids from the system's random numbers. The SDK uses `random`, which training code may seed. Then all participants would have
+    the same ids, and each span would change training code's random numbers.
     """
 
     promised: int | None = None
-    """The id of the next span of this thread."""
+    """Reserved id of this thread's next span."""
     _random = SystemRandom()
 
     def generate_trace_id(self) -> int:
-        """1 to 2**128 - 1."""
+        """Return an id from 1 to 2**128 - 1."""
         return self._random.randrange(1, 1 << 128)
 
     def generate_span_id(self) -> int:
-        """1 to 2**64 - 1."""
+        """Return the reserved id, or one from 1 to 2**64 - 1."""
         promised, self.promised = self.promised, None
         return promised or self._random.randrange(1, 1 << 64)
 
     def is_trace_id_random(self) -> bool:
-        """All bits are, which samplers rely on."""
+        """Return True, so that samplers use the id."""
         return True
 
 
 class ClientSpan:
-    """A request that is under way. `headers` go with it."""
+    """The span of a sent request. Send it with `headers`."""
 
     def __init__(self, span: Span, headers: Mapping[str, str]) -> None:
         self._span = span
@@ -312,21 +311,21 @@ class ClientSpan:
         self.status: int | None = None
 
     def answered(self, status: int) -> None:
-        """The head of an answer came."""
+        """Note the status of the response."""
         self.status = status
         self._span.set_attribute("http.response.status_code", status)
         _failed(self._span, str(status) if status >= 400 else "")
 
 
 class ServerSpan:
-    """A request that is being served."""
+    """The span of a request that this process serves."""
 
     def __init__(self, span: Span, method: str) -> None:
         self._span = span
         self._method = method
 
     def answered(self, route: str, status: int | None) -> None:
-        """It was answered; without a status it was cut off. Only what is our fault is an error."""
+        """Note the response; without a status the connection was cut. Only a server error is an error of the span."""
         if route:
             self._span.update_name(f"{self._method} {route}")
             self._span.set_attribute("http.route", route)
@@ -336,7 +335,7 @@ class ServerSpan:
 
 
 def _time(ago: float) -> int:
-    """Nanoseconds since 1970."""
+    """Return the Unix time `ago` seconds ago, in nanoseconds."""
     return time.time_ns() - int(ago * 1e9)
 
 
@@ -358,5 +357,5 @@ def _server(url: str) -> dict[str, str | int]:
 
 
 def _not_sampled() -> str:
-    """Tells a server that samples by its parents to be quiet as well."""
+    """Return a `traceparent` that is not sampled, so that a server which follows its parent does not sample either."""
     return f"00-{os.urandom(16).hex()}-{os.urandom(8).hex()}-00"

@@ -1,4 +1,4 @@
-"""What operators see of a participant: an observer that keeps its health and its `/status`."""
+"""The observer that keeps a participant's health and its `/status`."""
 
 import time
 from collections.abc import Callable
@@ -6,19 +6,19 @@ from collections.abc import Callable
 from fedround import events
 from fedround.common.text import short
 from fedround.events import Fact
-from fedround.observability.health import Health
+from fedround.observability.health import STOPPING, Health
 from fedround.participant.moves import Outcome, State
 
 MARGIN = 5.0
-"""Seconds by which a heartbeat may be late."""
+"""Seconds that a heartbeat may be late."""
 DELIVERED = (Outcome.COMPLETED, Outcome.UNCONFIRMED)
 """Outcomes of rounds whose update reached the aggregator."""
 
 
 class Watch:
-    """Ready: registered, the last heartbeat was accepted, and no proxy keeps updates from the aggregator; or training is complete.
+    """Ready: registered, the last heartbeat was accepted, and no proxy blocks updates to the aggregator; or training is complete.
 
-    `within`: Seconds between two contacts with the coordinator.
+    `within`: Maximum seconds between two contacts with the coordinator.
     """
 
     def __init__(self, name: str, health: Health, *, within: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -35,7 +35,7 @@ class Watch:
         health.fault("coordinator", "not registered yet")
 
     def __call__(self, fact: Fact) -> None:
-        """Take note of `fact`."""
+        """Update health and status from `fact`."""
         match fact:
             case events.StateChanged():
                 self._state_changed(fact)
@@ -72,10 +72,10 @@ class Watch:
         elif former in (State.REGISTERING, State.FINISHED):
             self._health.fine("coordinator", within=self._within)
         if fact.draining or fact.state == State.STOPPED:
-            self._health.fault("process", "it stops")
+            self._health.fault("process", STOPPING)
 
     def status(self) -> dict[str, object]:
-        """The state as JSON-able data, the id cut."""
+        """Return the state as JSON-able data, with a short id."""
         contact = self._contact
         return {
             "name": self._name,

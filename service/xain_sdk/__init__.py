@@ -1,6 +1,6 @@
-"""The API of xain-sdk 0.8.0 on top of fedround: a participant that was written for it runs unchanged.
+"""The API of xain-sdk 0.8.0 on top of fedround. A participant that was written for it runs unchanged.
 
-New code imports `fedround`. Where the real xain-sdk is installed too, both are called `xain_sdk` and only one is found.
+New code imports `fedround`. If the original xain-sdk is installed too, Python finds only one of the two modules `xain_sdk`.
 """
 
 import warnings
@@ -15,9 +15,9 @@ __all__ = ["ParticipantABC", "ParticipantError", "configure_logging", "run_parti
 
 
 def configure_logging(log_http_requests: bool = False) -> None:
-    """Have every request and its answer logged, or not: one line each at INFO, headers at DEBUG, ids and tokens cut.
+    """Turn the log of HTTP requests and responses on or off: a line for each at INFO, headers at DEBUG. Ids and tokens are cut.
 
-    As in 0.8 the loggers are `xain-sdk.http`, and `http` for the progress; where their lines go is for the program to configure.
+    As in 0.8, the logger is `xain-sdk.http`; `http` logs progress. The program configures their handlers.
     """
     http_log.log_requests(log_http_requests)
 
@@ -28,7 +28,7 @@ def _warn_of_the_real_one() -> None:
     except PackageNotFoundError:
         return
     warnings.warn(
-        f"xain-sdk {version} is installed beside fedround, which brings a module `xain_sdk` of its own: uninstall one of them",
+        f"xain-sdk {version} is installed beside fedround, which has its own module `xain_sdk`: uninstall one of them",
         RuntimeWarning,
         stacklevel=3,
     )

@@ -24,9 +24,9 @@ LOG = logging.getLogger("http")
 
 
 def run_participant(participant: ParticipantABC[Any, Any], coordinator_url: str, heartbeat_period: float = 1) -> None:
-    """Take part in the training of the coordinator at `coordinator_url` until it is finished.
+    """Train for the coordinator at `coordinator_url` until training is complete.
 
-    `InterruptedError`, from the participant's methods or a signal handler, ends the program with exit code 0, as in 0.8.
+    An `InterruptedError` from the participant's methods or a signal handler ends the program with exit code 0, as in 0.8.
     """
     try:
         run.run_participant(participant, coordinator_url, heartbeat_period, observers=[_log])
@@ -38,7 +38,7 @@ def run_participant(participant: ParticipantABC[Any, Any], coordinator_url: str,
 
 
 def _log(fact: Fact) -> None:
-    """The lines of 0.8."""
+    """Log the lines of 0.8."""
     match fact:
         case events.StateChanged(state="waiting"):
             LOG.info("waiting for being selected")

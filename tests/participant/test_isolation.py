@@ -170,7 +170,7 @@ def test_what_code_has_started_ends_with_the_participant(tmp_path: Path) -> None
         assert time.monotonic() - began < 8
         assert not any(map(alive, pids))
         assert p.status()["participants"] == []
-    assert "the participant's own code does not return: exiting without it" in process.log
+    assert "the training code does not return: exiting without it" in process.log
 
 
 def test_a_worker_dies_with_a_participant_that_is_killed(tmp_path: Path) -> None:

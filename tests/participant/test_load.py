@@ -56,9 +56,9 @@ def test_a_class_in_the_working_directory_is_found_and_made_with_its_options(nam
         ("silo.deeper:Good", "there is no module silo.deeper"),
         ("silo:Missing", "silo has no Missing"),
         ("silo:Godo", "silo has no Godo: did you mean Good?"),
-        ("silo:Unfinished", "silo:Unfinished lacks train_round"),
-        ("silo:NoParticipant", "no subclass of fedround.ParticipantABC"),
-        ("silo:a_function", "no subclass of fedround.ParticipantABC"),
+        ("silo:Unfinished", "silo:Unfinished does not implement train_round"),
+        ("silo:NoParticipant", "not a subclass of fedround.ParticipantABC"),
+        ("silo:a_function", "not a subclass of fedround.ParticipantABC"),
     ],
 )
 def test_a_class_that_is_none_is_a_wrong_setting(name: str, complaint: str) -> None:

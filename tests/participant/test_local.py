@@ -26,7 +26,7 @@ def test_they_persist_across_a_killed_participant(isolation: str, tmp_path: Path
         assert kept.keys() == {"head.w", "bn.running_mean"}
         assert kept["head.w"][0] >= 2
         with running("participant", **silo) as again:
-            again.said("back with 2 local tensors")
+            again.said("restored 2 local tensors")
             again.said(rf"head {kept['head.w'][0]:g} came back")
 
 
@@ -49,14 +49,14 @@ def test_a_file_that_is_none_is_a_wrong_setting(tmp_path: Path) -> None:
     done = fedround("participant", **settings)
     assert done.returncode == 78
     assert "PARTICIPANT_DATA_DIR: local.safetensors cannot be read" in done.stderr
-    assert "remove it to begin with fresh tensors" in done.stderr
+    assert "delete the file to start with new tensors" in done.stderr
 
 
 def test_a_class_of_another_kind_has_none() -> None:
     settings = LOCAL | {"PARTICIPANT_CLASS": "support.personal:Opaque", "PARTICIPANT_COORDINATOR_URL": "http://127.0.0.1:9"}
     done = fedround("participant", **settings)
     assert done.returncode == 78
-    assert "PARTICIPANT_LOCAL_TENSORS: Opaque is no fedround.NumPyParticipant" in done.stderr
+    assert "PARTICIPANT_LOCAL_TENSORS: Opaque is not a fedround.NumPyParticipant" in done.stderr
 
 
 def test_the_model_that_a_class_begins_with_is_written_without_them(tmp_path: Path) -> None:

@@ -49,10 +49,10 @@ MODEL = np.zeros((2, 2))
 @pytest.mark.parametrize(
     ("weights", "anchor", "message"),
     [
-        (MODEL, MODEL, "the array is the memory that is trained; copy the global model before the first step"),
-        ({"w": MODEL}, {"w": MODEL[:]}, "w is the memory that is trained"),
+        (MODEL, MODEL, "the array shares memory with weights; copy the global model before the first step"),
+        ({"w": MODEL}, {"w": MODEL[:]}, "w shares memory with weights"),
         ({"w": MODEL}, {"v": MODEL}, "anchor has no tensor w"),
-        ({"w": MODEL}, {"w": np.zeros(2)}, r"w has shape \(2,\), and \(2, 2\) in weights"),
+        ({"w": MODEL}, {"w": np.zeros(2)}, r"w has shape \(2,\), but \(2, 2\) in weights"),
         ({"w": MODEL}, MODEL, "of the same kind"),
         (MODEL, {"w": MODEL}, "of the same kind"),
     ],

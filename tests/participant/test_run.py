@@ -231,7 +231,7 @@ def test_a_third_signal_ends_a_program_whose_code_does_not_return(tmp_path: Path
         ({"observers": print}, "observers must be a list of functions"),
         ({"heartbeat_period": 0}, "heartbeat_period must be a number of seconds, more than 0"),
         ({"shards": 0, "max_failures": 0}, "shards must be a whole number, 1 or more, or None; max_failures must be"),
-        ({"long_pol": 5, "drain_timout": 60}, "there is no option long_pol, drain_timout; there are name, token, tls_ca_file, "),
+        ({"long_pol": 5, "drain_timout": 60}, "unknown option long_pol, drain_timout; the options are name, token, tls_ca_file, "),
     ],
 )
 def test_a_wrong_argument_is_told_before_anything_is_asked(options: Any, complaint: str) -> None:
@@ -256,7 +256,7 @@ def test_the_service_and_the_library_have_the_same_words_and_defaults() -> None:
 
 
 def test_what_is_no_participant_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="int is no subclass"):
+    with pytest.raises(ConfigurationError, match="int is not a subclass"):
         run_participant(5, "http://localhost:1")  # type: ignore[arg-type]  # that is what is tested
 
 
@@ -466,7 +466,7 @@ def test_the_ops_port_may_take_its_time_without_costing_the_exit_code(tmp_path: 
 def test_threads_that_user_code_has_left_do_not_keep_a_service(word: str, code: int, tmp_path: Path) -> None:
     with our_platform(rounds=1) as p, service(tmp_path, p.url, OPTIONS=mood(word), MAX_FAILURES="1") as s:
         assert s.end() == code
-    assert "keeps the process by threads that do not end (forgotten_0): exiting without it" in s.log
+    assert "threads of the training code (forgotten_0) do not end: exiting without them" in s.log
 
 
 def test_a_coordinator_that_stays_away_exits_with_69(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from fedround import events
 from fedround.errors import ConfigurationError, FedroundError, ParticipantError, TrainingError
-from fedround.participant import supervisor, telling
+from fedround.participant import reports, supervisor
 from fedround.participant.channel import MAX_MESSAGE, BadMessage, Channel
 from fedround.participant.memory import BadMemory, Memory
 from fedround.participant.process import Cause, end_of
@@ -189,15 +189,15 @@ STATISTICS = statistics(np.array([1.0, -2.0]))
     ],
 )
 def test_a_fact_travels_as_it_is(fact: events.Fact) -> None:
-    assert telling.decode(3, json.loads(json.dumps(telling.encode(fact))), 0.0) == fact
+    assert reports.decode(3, json.loads(json.dumps(reports.encode(fact))), 0.0) == fact
 
 
 def test_a_phase_is_told_later_with_how_long_ago_it_was() -> None:
     told = json.loads(
-        json.dumps([telling.encode(events.PhaseBegan(3, "train")), telling.encode(events.PhaseEnded(3, "train", 0.5))])
+        json.dumps([reports.encode(events.PhaseBegan(3, "train")), reports.encode(events.PhaseEnded(3, "train", 0.5))])
     )
     now = time.monotonic()
-    began, ended = [telling.decode(3, fact, now) for fact in told]
+    began, ended = [reports.decode(3, fact, now) for fact in told]
     assert isinstance(began, events.PhaseBegan)
     assert isinstance(ended, events.PhaseEnded)
     assert 0 < ended.ago < began.ago < 5
@@ -216,7 +216,7 @@ def test_what_is_no_fact_is_refused(kind: str, one: Any, two: Any, three: Any) -
     told = {"fact": kind, "phase": one, "at": two, "seconds": three, "error": one, "source": "local", "size": two}
     told |= {"statistics": one, "samples": three, "change": two}
     with suppress(BadMessage):
-        assert isinstance(telling.decode(0, told, 0.0), events.Fact)
+        assert isinstance(reports.decode(0, told, 0.0), events.Fact)
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_what_was_trained_in_place_is_sent_from_the_memory_of_the_model(tmp_path
     [
         ("nowhere:Silo", "", ConfigurationError, "there is no module nowhere"),
         ("silo:Silo", "", ConfigurationError, "silo has no Silo"),
-        ("silo:Doubling", "exit", ParticipantError, "silo:Doubling cannot be made: SystemExit: 3"),
+        ("silo:Doubling", "exit", ParticipantError, "cannot create silo:Doubling: SystemExit: 3"),
         ("silo:Doubling", "die", ParticipantError, "the training process ended with exit code 3"),
     ],
 )
@@ -323,7 +323,7 @@ def test_a_worker_that_says_what_nobody_understands_is_replaced(
     misbehaviour: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with supervised(tmp_path, monkeypatch, "silo:Doubling", TALK + misbehaviour + "\ntime.sleep(60)") as trainer:
-        with pytest.raises(TrainingError, match="the training process was killed: it said what nobody understands"):
+        with pytest.raises(TrainingError, match="the training process was killed: it sent an invalid message"):
             train(trainer, npy(np.ones(3)))
         assert trainer.status()["restarts"] == 1
 
@@ -352,5 +352,5 @@ def test_an_end_while_the_worker_starts_does_not_wait_for_it(tmp_path: Path, mon
     with supervised(tmp_path, monkeypatch, "silo:Doubling") as trainer:
         trainer.interrupt()
         assert trainer.started()
-        with pytest.raises(TrainingError, match="the participant ends"):
+        with pytest.raises(TrainingError, match="the participant is stopping"):
             train(trainer, npy(np.ones(3)))

@@ -1,6 +1,6 @@
-"""House prices in Ames, Iowa: a data set in silos, a participant that learns from one of them, and a federation to watch.
+"""House prices in Ames, Iowa: a data set in silos, a participant that trains on one silo, and a federation to watch.
 
-`HousePrices` is a participant like any user's own; `fedround demo` is the rest.
+`HousePrices` is a participant as users write it. `fedround demo` runs the federation.
 """
 
 import os
@@ -15,15 +15,17 @@ __all__ = ["HousePrices", "add_arguments", "run"]
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """The options of `fedround demo`."""
-    parser.add_argument("--silos", type=_silos, default=10, help="participants, each with sales of its own [default %(default)s]")
-    parser.add_argument("--rounds", type=_positive, default=40, help="rounds of training [default %(default)s]")
-    parser.add_argument("--epochs", type=_positive, default=5, help="a participant's epochs in a round [default %(default)s]")
+    """Add the options of `fedround demo`."""
+    parser.add_argument(
+        "--silos", type=_silos, default=10, help="number of participants, each with different sales [default %(default)s]"
+    )
+    parser.add_argument("--rounds", type=_positive, default=40, help="number of rounds [default %(default)s]")
+    parser.add_argument("--epochs", type=_positive, default=5, help="epochs of each participant in a round [default %(default)s]")
 
 
 def run(arguments: Mapping[str, Any]) -> int:
-    """Show a federation at work. Returns the exit code. Raises `FedroundError` when training was not completed."""
-    # A participant needs none of this.
+    """Run a federation and show it. Returns the exit code. Raises `FedroundError` if training does not complete."""
+    # Imported here because a participant does not need it.
     from fedround.demo.federation import show
 
     show(arguments["silos"], arguments["rounds"], arguments["epochs"])
@@ -32,11 +34,11 @@ def run(arguments: Mapping[str, Any]) -> int:
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError("a number from 1 on, please")
+        raise ArgumentTypeError("must be a whole number, 1 or more")
     return int(text)
 
 
 def _silos(text: str) -> int:
     if _positive(text) > len(SALES):
-        raise ArgumentTypeError(f"{len(SALES)} neighbourhoods make {len(SALES)} silos at most")
+        raise ArgumentTypeError(f"must be at most {len(SALES)}, the number of neighbourhoods")
     return int(text)

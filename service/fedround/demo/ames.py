@@ -1,7 +1,7 @@
-"""The sales of Ames, silo by silo: who holds which, and what a model sees of them. Nothing here looks at two silos at once.
+"""House sales in Ames by silo, and the features that a model gets. No function here reads two silos together.
 
-A silo is some neighbouring neighbourhoods. A participant holds one; the file with all of them stands for the ten databases that
-would be in ten places.
+A silo is a group of adjacent neighbourhoods, and each participant has one. The file with all sales stands for the
+separate databases of a real federation.
 """
 
 import csv
@@ -48,16 +48,16 @@ SALES = {
     "Sawyer": 151,
     "Sawyer_West": 125,
 }
-"""How many sales a neighbourhood has. In the order of a walk: from the north-west by the centre to the south, and west."""
+"""Number of sales by neighbourhood, in geographical order: from the north-west through the centre to the south and west."""
 
 USUAL_PRICE = 165_000
-"""US dollars. What is learnt is how the logarithm of a price differs from this one's."""
+"""US dollars. The model predicts how the logarithm of a price differs from this one's."""
 
-# Best last. The same words for every silo, whether it has such a house or not: so their models have the same weights.
+# Worst to best. All silos use the same words, even without such a house, so that their models have the same weights.
 CONDITIONS = ["Very_Poor", "Poor", "Fair", "Below_Average", "Average", "Above_Average", "Good", "Very_Good", "Excellent"]
 QUALITIES = ["Poor", "Fair", "Typical", "Good", "Excellent"]
 
-# The usual word comes first: a house like that has none of the others' features.
+# The most common word comes first. It is the baseline, without a feature.
 WORDS = {
     "MS_Zoning": "Residential_Low_Density Residential_Medium_Density Residential_High_Density"
     " Floating_Village_Residential C_all I_all A_agr",
@@ -76,7 +76,7 @@ WORDS = {
 
 
 class Sales(NamedTuple):
-    """Houses and what they were sold for."""
+    """Houses and their prices."""
 
     features: Array
     """float64, a row for each house; the first column is 1."""
@@ -84,20 +84,20 @@ class Sales(NamedTuple):
     """float64, log(price / USUAL_PRICE)."""
 
     def error(self, weights: Array) -> float:
-        """The mean squared error of a linear model's log prices. NaN where there are no sales."""
+        """Return the mean squared error of a linear model's log prices. NaN if there are no sales."""
         return float(np.square(self.features @ weights - self.prices).mean()) if len(self.prices) else float("nan")
 
 
 class Silo(NamedTuple):
-    """What one participant has."""
+    """The sales of one participant."""
 
     training: Sales
     held_out: Sales
-    """Every fifth sale of each of its neighbourhoods: whichever way these are grouped, the same sales are never trained on."""
+    """Every fifth sale of each neighbourhood. They are the same sales for any number of silos."""
 
 
 def neighbourhoods(count: int) -> list[tuple[str, ...]]:
-    """The neighbourhoods of each of `count` silos. While there are too many silos, the smallest joins the smaller one beside it."""
+    """Return the neighbourhoods of each of `count` silos. The smallest silo joins its smaller neighbour until there are `count`."""
     silos: list[tuple[str, ...]] = [(name,) for name in SALES]
     while len(silos) > max(count, 1):
         sizes = [sum(SALES[name] for name in silo) for silo in silos]
@@ -110,7 +110,7 @@ def neighbourhoods(count: int) -> list[tuple[str, ...]]:
 
 @cache
 def load(index: int, count: int) -> Silo:
-    """Silo number `index` of `count`. There are 28 at most: higher numbers begin with the first silo again."""
+    """Return silo `index` of `count`. There are at most 28; a higher index wraps around."""
     silos = neighbourhoods(count)
     training: list[Mapping[str, str]] = []
     held_out: list[Mapping[str, str]] = []
@@ -133,9 +133,9 @@ def _sales(sales: list[Mapping[str, str]]) -> Sales:
 
 
 def _features(sale: Mapping[str, str]) -> list[float]:
-    """Numbers of about the same spread, so that gradient descent goes as fast in all directions.
+    """Return features on similar scales, so that gradient descent converges equally fast in all directions.
 
-    What is usual and how much it varies is common knowledge in round figures, not measured: no silo tells of its houses.
+    The means and spreads are rough public knowledge, not measured: no silo reveals statistics of its houses.
     """
     year = (float(sale["Year_Built"]) - 1970) / 30
     return [

@@ -1,7 +1,7 @@
-"""What the federation has gained: its model beside those of the silos alone, and beside one of all data in one place.
+"""Compares the federation's model with the model of each silo alone, and with a model of all data pooled.
 
-All of them are trained by the same code with the same rounds and epochs, and judged by the same held-out sales. Only here, to
-compare, are the silos' rows together in one process; a federation has no place like it.
+The same code trains all of them with the same rounds and epochs, and the same held-out sales test them. Only this comparison reads
+the rows of all silos in one process; a federation never does.
 """
 
 import math
@@ -20,15 +20,15 @@ POOLED = Shard(0, 1)
 
 
 class Result(NamedTuple):
-    """Errors: the root of the mean squared error of log prices, on all held-out sales."""
+    """Root mean squared errors of log prices on all held-out sales."""
 
     federated: float
     alone: Sequence[float]
-    """By the number of the silo."""
+    """By index of the silo."""
     pooled: float
 
     def table(self) -> str:
-        """The table, and what is to be read in it."""
+        """Return the table and its conclusions."""
         best = min(range(len(self.alone)), key=self.alone.__getitem__)
         middle = median(self.alone)
         lines = [
@@ -53,7 +53,7 @@ def _verdict(claim: str, error: float, limit: float, other: float) -> str:
 
 
 def compare(model: Array, silos: int, rounds: int, epochs: int) -> Result:
-    """Judge the model of a federation of `silos`."""
+    """Compare the model of a federation of `silos` with the alternatives."""
     return Result(
         error(model),
         [error(train([Shard(index, silos)], rounds, epochs)) for index in range(silos)],
@@ -62,12 +62,12 @@ def compare(model: Array, silos: int, rounds: int, epochs: int) -> Result:
 
 
 def error(model: Array) -> float:
-    """On the held-out sales of all silos."""
+    """Return the error on the held-out sales of all silos."""
     return math.sqrt(ames.load(POOLED.index, POOLED.count).held_out.error(model))
 
 
 def train(shards: Sequence[Shard], rounds: int, epochs: int) -> Array:
-    """Federated averaging without a federation, which is the same sums. Of a single shard: a model of its own."""
+    """Run federated averaging in this process, which computes the same sums. A single shard trains alone."""
     participants = [(HousePrices(epochs=epochs), shard) for shard in shards]
     model: Array = np.zeros_like(ames.load(shards[0].index, shards[0].count).training.features[0])
     for number in range(rounds):
@@ -80,5 +80,5 @@ def train(shards: Sequence[Shard], rounds: int, epochs: int) -> Array:
 
 
 def name(index: int, silos: int) -> str:
-    """A silo is called after the largest of its neighbourhoods; this is a name for a participant too."""
+    """Return a silo's name, which is also a valid participant's name: that of its largest neighbourhood."""
     return max(ames.neighbourhoods(silos)[index], key=ames.SALES.__getitem__).lower().replace("_", "-")

@@ -1,4 +1,4 @@
-"""`fedround demo`: a platform and its participants as processes on this machine, started as a user would start them."""
+"""`fedround demo`: starts a platform and its participants as processes on this machine, as a user would."""
 
 import json
 import os
@@ -25,18 +25,18 @@ from fedround.tensors import weights
 FRAME = 0.1
 """Seconds between two looks at the federation."""
 PATIENCE = 120.0
-"""Seconds without a completed round after which something must be wrong."""
+"""Seconds without a completed round after which the demo fails."""
 GRACE = 5.0
-"""Seconds that all processes together have to end before they are killed."""
+"""Seconds for all processes together to end before they are killed."""
 LAST_WORDS = 15
-"""Lines that are shown of the log of a process that failed."""
+"""Lines of a failed process's log to show."""
 
 PORTS = ("COORDINATOR_PORT", "COORDINATOR_OPS_PORT", "AGGREGATOR_PORT", "AGGREGATOR_OPS_PORT")
 
 
 def show(silos: int, rounds: int, epochs: int) -> None:
-    """Train, and show it on standard output. Raises `FedroundError` when training was not completed."""
-    # Who ends the demo, by whichever signal, ends all that it has started. `nohup` ignores one of them.
+    """Train, and show progress on standard output. Raises `FedroundError` if training does not complete."""
+    # Each of these signals ends the demo and all its processes. `nohup` ignores SIGHUP.
     ends = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
     former = {number: signal.signal(number, signal.default_int_handler) for number in ends}
     try:
@@ -51,7 +51,7 @@ def _show(fleet: "Fleet", view: View, silos: int, rounds: int, epochs: int) -> N
     urls = start_platform(fleet, silos, rounds)
     view.say(
         f"{silos} silos of house sales in Ames, Iowa, train one price model in {rounds} rounds.\n"
-        f"Error: RMSE of log price on sales that nobody trains on, of the model that a round begins with.\n"
+        f"Error: RMSE of log price on held-out sales, for the model that a round begins with.\n"
         f"Coordinator: {urls['COORDINATOR_OPS_PORT']}/status\n"
     )
     for index in range(silos):
@@ -63,7 +63,7 @@ def _show(fleet: "Fleet", view: View, silos: int, rounds: int, epochs: int) -> N
 
 
 def start_platform(fleet: "Fleet", silos: int, rounds: int) -> dict[str, str]:
-    """Start coordinator and aggregator, in one process. Returns the URL at each of its ports."""
+    """Start coordinator and aggregator in one process. Returns the URL of each port."""
     log = fleet.start(
         "platform",
         "platform",
@@ -81,7 +81,7 @@ def start_platform(fleet: "Fleet", silos: int, rounds: int) -> dict[str, str]:
 
 
 def start_participant(fleet: "Fleet", coordinator_url: str, index: int, silos: int, epochs: int) -> None:
-    """Start the participant that has silo number `index`."""
+    """Start the participant of silo `index`."""
     name = contest.name(index, silos)
     fleet.start(
         name,
@@ -98,7 +98,7 @@ def start_participant(fleet: "Fleet", coordinator_url: str, index: int, silos: i
 
 
 def statuses(fleet: "Fleet", url: str) -> Iterator[Status]:
-    """The coordinator's status, again and again until training is complete."""
+    """Yield the coordinator's status repeatedly until training is complete."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     round, since = -1, time.monotonic()
     for _ in fleet.frames():
@@ -108,7 +108,7 @@ def statuses(fleet: "Fleet", url: str) -> Iterator[Status]:
             with opener.open(f"{url}/status", timeout=GRACE) as answer:
                 status: Status = json.load(answer)
         except (OSError, HTTPException):
-            continue  # If the platform has ended, the next frame will tell.
+            continue  # If the platform has ended, the next frame raises.
         yield status
         if status["state"] == "complete":
             return
@@ -117,7 +117,7 @@ def statuses(fleet: "Fleet", url: str) -> Iterator[Status]:
 
 
 class Fleet:
-    """Processes of ours, each with its log in a file. None of them outlives `close()`."""
+    """The demo's processes, each with its log in a file. None of them outlives `close()`."""
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
@@ -137,7 +137,7 @@ class Fleet:
         return log
 
     def frames(self) -> Iterator[None]:
-        """Time to look, again and again. Raises `FedroundError` when a process has failed, or the platform is no more."""
+        """Yield every `FRAME` seconds. Raises `FedroundError` if a process has failed, or the platform has ended."""
         while True:
             for name, process in self._processes.items():
                 code = process.poll()
@@ -147,12 +147,12 @@ class Fleet:
             time.sleep(FRAME)
 
     def last_words(self, name: str) -> str:
-        """The end of the log of a process."""
+        """Return the end of a process's log."""
         lines = (self._logs / name).read_text(errors="replace").splitlines()
         return "\n".join(f"  {name}: {line}" for line in lines[-LAST_WORDS:])
 
     def close(self) -> None:
-        """End all processes: in good order, or after a while not."""
+        """End all processes: with SIGTERM, and after `GRACE` seconds with SIGKILL."""
         try:
             for process in self._processes.values():
                 process.terminate()
@@ -168,7 +168,7 @@ class Fleet:
 
 
 def _environment() -> dict[str, str]:
-    """What the user has set is for other processes than these; and of these, one thread each is enough for a machine."""
+    """Return the environment of the processes: without the user's settings for fedround, and with one thread for each process."""
     ours = ("PARTICIPANT_", "COORDINATOR_", "AGGREGATOR_", "FEDROUND_")
     return {k: v for k, v in os.environ.items() if not k.startswith(ours)} | dict.fromkeys(
         ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"

@@ -1,4 +1,4 @@
-"""A participant that learns what houses cost: linear regression by gradient descent, in nothing but NumPy."""
+"""A participant that predicts house prices: linear regression by gradient descent, in NumPy."""
 
 import math
 import time
@@ -11,19 +11,19 @@ from fedround.participant.round import current_round
 from fedround.tensors.weights import Array
 
 PENALTY = 0.01
-"""Of the squared weights, beside the mean squared error. It is about the best for all: for a silo, a federation and pooled data."""
+"""Factor of the squared weights in the loss. It is about the best value for a silo, a federation and pooled data."""
 MOMENTUM = 0.9
-"""How much of the global model's last step is made once more before training (Nesterov's acceleration, over rounds)."""
+"""Share of the global model's last step that is repeated before training (Nesterov's acceleration over rounds)."""
 
 
 class HousePrices(NumPyParticipant):
-    """Learns from the sales of its own silo, which is that of its shard.
+    """Trains on the sales of its shard's silo.
 
     Args:
-        epochs: Steps of gradient descent in a round, each over all training sales of the silo. More of them need fewer rounds, but
-            lead the silos further apart: with 5 the federation gets to where all data in one place would, with 50 about there.
-        learning_rate: The length of a step. Above 0.06 it may diverge.
-        epoch_seconds: How long an epoch takes at least. A model of this size trains too fast to be watched; larger ones do not.
+        epochs: Steps of gradient descent in a round, each over all training sales of the silo. More epochs need fewer rounds, but
+            make the silos drift apart. With 5 the federation reaches the error of pooled data, with 50 it comes close.
+        learning_rate: Length of a step. Above 0.06 training may diverge.
+        epoch_seconds: Minimum seconds for an epoch. A model of this size otherwise trains too fast to watch.
     """
 
     def __init__(self, *, epochs: int = 5, learning_rate: float = 0.03, epoch_seconds: float = 0.0) -> None:
@@ -38,10 +38,10 @@ class HousePrices(NumPyParticipant):
         features, prices = silo.training
         if weights is None:
             weights = np.zeros(features.shape[1])
-        # The platform weighs it by training sales. That is as good as by held-out sales: these are a fifth of every silo.
+        # The platform weights it by training sales, which is as good as by held-out sales: these are a fifth of every silo.
         if not math.isnan(error := silo.held_out.error(weights)):
             round.report(held_out_mse=error)
-        # Every silo was given the same two models, so all of them begin at the same place again.
+        # Every silo has the same two models, so all of them start from the same weights again.
         before, self._before = self._before, weights.copy()
         if before is not None:
             weights += MOMENTUM * (weights - before)

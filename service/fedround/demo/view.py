@@ -1,4 +1,4 @@
-"""What is seen of the demo: on a terminal a picture that changes, elsewhere a line for each round."""
+"""The demo's output: a live picture on a terminal, otherwise a line for each round."""
 
 import math
 import os
@@ -9,13 +9,13 @@ from typing import Any, TextIO
 from fedround.demo import contest
 
 Status = Mapping[str, Any]
-"""What the coordinator's `/status` tells."""
+"""The coordinator's `/status`."""
 
 BARS = "▁▂▃▄▅▆▇█"
 
 
 class View:
-    """The demo on `out`, which is a terminal or not."""
+    """Shows the demo on `out`."""
 
     def __init__(self, out: TextIO, silos: int) -> None:
         self._out = out
@@ -25,12 +25,12 @@ class View:
         self._next_round = 0
 
     def say(self, text: str) -> None:
-        """Write what stays."""
+        """Write text that stays."""
         self._out.write(f"{text}\n")
         self._out.flush()
 
     def show(self, status: Status) -> None:
-        """Show how far it is."""
+        """Show the progress."""
         if self._live:
             self._draw(self._picture(status))
             return
@@ -42,7 +42,7 @@ class View:
     def _draw(self, lines: list[str]) -> None:
         columns, rows = shutil.get_terminal_size()
         lines = [line[: columns - 1] for line in lines[: rows - 1]]
-        # Back to where the last picture begins, and away with it.
+        # Move the cursor to the start of the last picture, and erase it.
         back = f"\x1b[{self._height}F\x1b[J" if self._height else ""
         self._height = len(lines)
         self.say(back + "\n".join(lines))

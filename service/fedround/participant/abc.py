@@ -1,4 +1,4 @@
-"""What a participant is: the classes that users subclass. No I/O."""
+"""The classes that users subclass to write a participant. No I/O."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -19,86 +19,86 @@ TrainingResult = TypeVar("TrainingResult")
 
 Buffer = bytes | bytearray | memoryview | Array
 Payload = Buffer | Sequence[Buffer]
-"""What is sent: bytes of any kind, or several that belong one behind the other."""
+"""An update as it is sent: one bytes-like object, or several to be concatenated."""
 
 
 class ParticipantABC(ABC, Generic[TrainingInput, TrainingResult]):
-    """A participant whose weights travel in a format of its own: bytes in, bytes out.
+    """A participant with a custom format for weights: bytes in, bytes out.
 
-    All methods are called on one thread, the one that called `run_participant`. Name their arguments as you like.
+    All methods run on the thread that called `run_participant`. Arguments are positional: choose their names.
     """
 
     takes_buffers: ClassVar[bool] = False
-    """Whether `deserialize_training_input` takes the very buffer that the model was received in, writable, instead of bytes."""
+    """Whether `deserialize_training_input` gets the writable buffer that the model was received in, instead of bytes."""
     evaluates: ClassVar[bool] = False
-    """Whether a method `evaluate` is to be called with each new global model; see `NumPyParticipant`, where it always is."""
+    """Whether to call the method `evaluate` with each new global model. `NumPyParticipant` ignores this and always calls it."""
 
     @abstractmethod
     def train_round(self, training_input: TrainingInput, /) -> TrainingResult:
-        """Train on the local data, beginning with the global model that `deserialize_training_input` returned."""
+        """Train on the local data, starting from the global model that `deserialize_training_input` returned."""
         raise NotImplementedError
 
     @abstractmethod
     def serialize_training_result(self, training_result: TrainingResult, /) -> Payload:
-        """What is sent to the aggregator for the result of `train_round`."""
+        """Return the bytes to send to the aggregator for a result of `train_round`."""
         raise NotImplementedError
 
     @abstractmethod
     def deserialize_training_input(self, data: bytes, /) -> TrainingInput:
-        """What `train_round` is given for the global model. `data` is empty before the first aggregation."""
+        """Return the argument of `train_round` for a global model. `data` is empty before the first aggregation."""
         raise NotImplementedError
 
     def check_training_result(self, training_result: TrainingResult, /) -> None:
-        """Raise where a result must not be sent. By default everything may be."""
+        """Raise an exception if a result must not be sent. The default accepts everything."""
         return
 
 
 class Update(NamedTuple):
-    """What a round of training gives. A plain tuple of the two does as well."""
+    """The result of a round of training. A plain tuple of both values works too."""
 
     samples: int
-    """How many samples it was trained on, 0 to 2**32 - 1: the weight of this update in the average. All of them 0: a plain mean."""
+    """Number of training samples, 0 to 2**32 - 1: the weight of this update in the average. If all are 0, a plain mean is used."""
     weights: Any
-    """Like the global model: an array, a mapping of names to arrays, or a list of arrays, which are called "0", "1", ..."""
+    """Weights like the global model: an array, a mapping of names to arrays, or a list of arrays, with the names "0", "1", ..."""
 
 
 class NumPyParticipant(ParticipantABC[Any, "Update | tuple[int, Any]"]):
-    """A participant whose weights are NumPy arrays: nothing is copied on its way, and what is sent is checked.
+    """A participant whose weights are NumPy arrays. Weights are not copied, and every update is checked before it is sent.
 
-    Write `train_round`. It is given the global model, or None before the first aggregation, and returns an `Update`. A model is
+    Implement `train_round`. It gets the global model, or None before the first aggregation, and returns an `Update`. A model is
 
-    - one array: float16 and float32 travel as such, all else as float64; or
-    - a `dict` of names to arrays, such as a state dict: each keeps its shape and its dtype (floats, bfloat16, integers, booleans).
+    - one array: float16 and float32 are sent unchanged, other dtypes as float64; or
+    - a `dict` of names to arrays, such as a state dict. Each keeps its shape and dtype (floats, bfloat16, integers, booleans).
 
-    The arrays are writable and yours: train in place if you like. An update is not sent, and the round fails, if it has NaN,
-    infinity, or other names, shapes or dtypes than the global model. An element of a named tensor that is not finite in the global
-    model may stay as it is.
+    The arrays are writable, and you may train in place. The round fails, and the update is not sent, if it has NaN, infinity, or
+    other names, shapes or dtypes than the global model. An element of a named tensor that is not finite in the global model may
+    stay unchanged.
 
-    A method `evaluate(self, weights)` is called with each new global model before training, and returns an `Evaluation`. It must
-    not change the weights.
+    If the class has a method `evaluate(self, weights)`, it is called with each new global model before training, and returns an
+    `Evaluation`. It must not change the weights.
     """
 
     takes_buffers = True
     local_tensors: Sequence[str] = ()
-    """Patterns (`fnmatch`) of the names of tensors that stay in this participant: they are not sent, and kept across rounds."""
+    """Name patterns (`fnmatch`) of tensors that stay in this participant. They are not sent, and persist across rounds."""
     _keep_local: Callable[[Mapping[str, Array]], None] | None = None
-    """Is called with the local tensors of each update, after it was checked. A service sets it."""
+    """Called with the local tensors of each update, after its check. A service sets it."""
     _layout: codec.Layout | None = None
     _constants: Mapping[str, Array] = {}
     _local: Mapping[str, Array] = {}
     _sent: tuple[int, Weights, Mapping[str, Array]] | None = None
-    """The result that is serialized, until it is checked: an iterator can be read once."""
+    """The serialized result until its check, because an iterator can only be read once."""
 
     def initial_weights(self) -> Weights | Sequence[Array]:
-        """Return the weights that a training can begin with, for `fedround model --init`. There are none by default."""
+        """Return initial weights for `fedround model --init`. By default there are none."""
         raise NotImplementedError
 
     def _begin_with_local(self, local: Mapping[str, Array]) -> None:
-        """Put these local tensors, by name, into the next global model."""
+        """Add these local tensors, by name, to the next global model."""
         self._local = {name: array for name, array in local.items() if matches(name, self.local_tensors)}
 
     def deserialize_training_input(self, data: bytes, /) -> Any:
-        """Return the weights in `data`, an `.npy` or safetensors file, without a copy; None when it is empty."""
+        """Return the weights in `data`, an `.npy` or safetensors file, without a copy; None if it is empty."""
         self._layout, self._constants = None, {}
         if not len(data):
             return None
@@ -110,7 +110,7 @@ class NumPyParticipant(ParticipantABC[Any, "Update | tuple[int, Any]"]):
         return weights
 
     def check_training_result(self, training_result: Update | tuple[int, Any], /) -> None:
-        """Raises `WeightsError` for what an aggregator would refuse, or average all the same."""
+        """Raise `WeightsError` for weights that the aggregator would reject, or that would damage the average."""
         _, weights, local = self._sent or self._update(training_result)
         self._sent = None
         if self._layout is not None:
@@ -121,12 +121,12 @@ class NumPyParticipant(ParticipantABC[Any, "Update | tuple[int, Any]"]):
             self._keep_local(local)
 
     def serialize_training_result(self, training_result: Update | tuple[int, Any], /) -> Payload:
-        """Return the number of samples and the weights' own memory, which must not change until the next round."""
+        """Return the number of samples and the weights' memory, which must not change until the next round."""
         self._sent = samples, weights, _ = self._update(training_result)
         return codec.encode_update(samples, weights)
 
     def _update(self, result: Any) -> tuple[int, Weights, dict[str, Array]]:
-        """Return what is sent of a result, and its local tensors. Raises `WrongWeights`, which says what to return instead."""
+        """Return a result's number of samples, its shared weights, and its local tensors. Raises `WrongWeights`."""
         try:
             samples, weights = result
         except (TypeError, ValueError):
@@ -143,10 +143,10 @@ HOW = "return fedround.Update(samples=..., weights=...)"
 
 
 def shared_tensors(weights: Any, local: Sequence[str] = (), *, one_array: bool = False) -> tuple[Weights, dict[str, Array]]:
-    """Return what users handed over as weights: what is sent, and copies of the tensors whose names match a pattern of `local`.
+    """Return the weights to send, and copies of the tensors whose names match a pattern of `local`.
 
     Raises:
-        WrongWeights: It is neither an array nor named arrays. The message says what to hand over instead.
+        WrongWeights: The weights are neither an array nor named arrays. The message says what to return instead.
     """
     if not isinstance(weights, Mapping):
         if one_array or not (isinstance(weights, list | tuple) and weights and all(isinstance(a, np.ndarray) for a in weights)):
@@ -155,14 +155,14 @@ def shared_tensors(weights: Any, local: Sequence[str] = (), *, one_array: bool =
     named, kept = dict[str, Array](), dict[str, Array]()
     for name, value in weights.items():
         if not isinstance(name, str):
-            raise WrongWeights(f"the name of a tensor is a string, not {_kind(name)}")
+            raise WrongWeights(f"the name of a tensor must be a string, not {_kind(name)}")
         array = _array(value, name)
         if matches(name, local):
             kept[name] = array.copy()
         else:
             named[name] = array
     if kept and not named:
-        raise WrongWeights("all tensors are local tensors: nothing is left to be sent")
+        raise WrongWeights("all tensors are local tensors: none is left to send")
     return named, kept
 
 
@@ -174,13 +174,13 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
 def _array(value: Any, name: str = "") -> Array:
     where = f"{shown(name)}: " if name else ""
     if isinstance(value, np.ma.MaskedArray):
-        raise WrongWeights(f"{where}a masked array would lose its mask: hand over array.filled(value)")
+        raise WrongWeights(f"{where}a masked array would lose its mask: return array.filled(value)")
     try:
         return np.asarray(value)
     except ValueError:
-        raise WrongWeights(f"{where}weights are lists of several lengths: hand over a list of arrays, or a mapping") from None
+        raise WrongWeights(f"{where}weights are lists of different lengths: return a list of arrays, or a mapping") from None
     except (TypeError, RuntimeError) as error:  # a tensor on a GPU, or one that needs gradients
-        raise WrongWeights(f"{where}{_kind(value)} is no NumPy array: {error}") from None
+        raise WrongWeights(f"{where}{_kind(value)} is not a NumPy array: {error}") from None
 
 
 def _kind(value: object) -> str:

@@ -1,4 +1,4 @@
-"""The socket between the supervisor and its worker: JSON objects behind their lengths, and descriptors. Sizes are bounded."""
+"""The socket between supervisor and worker: length-prefixed JSON objects, and file descriptors. Sizes are bounded."""
 
 import json
 import os
@@ -12,19 +12,19 @@ from typing import Any
 from fedround.participant.memory import Memory, take
 
 MAX_MESSAGE = 1 << 20
-"""Bytes of a message."""
+"""Maximum bytes of a message."""
 MAX_MEMORIES = 2
-"""How many memories come with a message at most."""
+"""Maximum number of memories with a message."""
 _LENGTH = struct.Struct(">I")
 _CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
 
 class BadMessage(Exception):
-    """The other side sent what is no message."""
+    """The other side sent an invalid message."""
 
 
 class Channel:
-    """One end of the socket. Any thread may send; one receives."""
+    """One end of the socket. Any thread may send; one thread receives."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
@@ -32,13 +32,13 @@ class Channel:
         self._open = True
 
     def give_up_after(self, seconds: float) -> None:
-        """From now on `send` fails if the other side does not read for so long."""
+        """Make `send` fail if the other side does not read for this long."""
         whole = int(seconds)
         timeval = struct.pack("ll", whole, int((seconds - whole) * 1e6))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
 
     def send(self, message: Mapping[str, object], memories: Iterable[Memory] = ()) -> None:
-        """Send a message, and share memories. Nothing happens after `forget`. Raises `OSError`: the other side is gone."""
+        """Send a message, and share memories. Does nothing after `forget`. Raises `OSError` if the other side is gone."""
         if not self._open:
             return
         text = json.dumps(message).encode()
@@ -51,10 +51,10 @@ class Channel:
             self._socket.sendall(data)
 
     def receive(self) -> tuple[Mapping[str, Any], list[Memory]] | None:
-        """The next message and the memories that come with it; None when the other side has closed, or is gone.
+        """Return the next message and its memories; None if the other side has closed, or is gone.
 
         Raises:
-            BadMessage: It is none.
+            BadMessage: The message is too long, or not a JSON object.
         """
         try:
             head, fds, _, _ = socket.recv_fds(self._socket, _LENGTH.size, MAX_MEMORIES, _CLOEXEC)
@@ -68,21 +68,21 @@ class Channel:
         try:
             message = json.loads(text)
         except (ValueError, RecursionError):
-            raise BadMessage("no JSON") from None
+            raise BadMessage("not JSON") from None
         if not isinstance(message, dict):
-            raise BadMessage("no JSON object")
+            raise BadMessage("not a JSON object")
         return message, memories
 
     def shut(self) -> None:
-        """What has come can still be received, and then there is the end."""
-        with suppress(OSError):  # the other side was faster
+        """End the connection. Messages that have arrived can still be received."""
+        with suppress(OSError):  # the other side has closed first
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._socket.close()
 
     def forget(self) -> None:
-        """In a forked process: the socket is not ours, and what is sent goes nowhere."""
+        """Close the socket in a forked process, where `send` then does nothing."""
         self._open = False
         os.close(self._socket.detach())
 

@@ -1,4 +1,4 @@
-"""A participant with its connections open: what `run_participant` and the service have in common. No NumPy."""
+"""Opens a participant's connections, for `run_participant` and the service. Does not import NumPy."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -35,19 +35,19 @@ def connected(
     beat: Callable[[float], None] = lambda _within: None,
     doing: Callable[[], str] = str,
 ) -> Iterator[Runtime]:
-    """A participant that is ready to run, with its connections open.
+    """Yield a participant that is ready to run, with its connections open.
 
     Args:
-        trainer: Runs the participant's own code.
-        coordinator_url: Such as `http://localhost:8081`.
-        terms: The options.
-        observe: Is told of every fact.
-        room: Makes what `trainer` takes a model in; by default this process's own memory.
-        transport: In place of sockets.
-        pod_index: The number of this pod in its StatefulSet.
-        trace: Surrounds each request.
-        beat: Is called whenever the loop turns, with the seconds until it will again.
-        doing: Returns what the participant does in a round, one of `wire.PHASES`, or nothing.
+        trainer: Runs the training code.
+        coordinator_url: URL of the coordinator, such as `http://localhost:8081`.
+        terms: Options of the participant.
+        observe: Called with every fact.
+        room: Creates the memory that `trainer` takes a model in. Default: memory of this process.
+        transport: Replaces sockets.
+        pod_index: Index of this pod in its StatefulSet.
+        trace: Wraps each request in a span.
+        beat: Called when the loop makes progress, with the maximum seconds until it does again.
+        doing: Returns the participant's phase in a round, one of `wire.PHASES`, or an empty string.
 
     Raises:
         ConfigurationError: A URL, a certificate or a proxy cannot be used.
@@ -65,7 +65,7 @@ def connected(
             trainer,
             coordinator,
             aggregator,
-            # Random numbers of our own: code that seeds the module's would give all participants the same delays.
+            # A private generator: training code may seed the module's, and then all participants have the same delays.
             Lifecycle(terms, random.Random().random),
             name=terms.name,
             shards=Shards(own, terms.shards, pod_index, terms.name),

@@ -1,4 +1,4 @@
-"""`PARTICIPANT_ISOLATION=thread`: the participant's own code runs on the main thread of the process that serves it."""
+"""`PARTICIPANT_ISOLATION=thread`: the training code runs on the main thread of the service's process."""
 
 import logging
 import os
@@ -27,16 +27,16 @@ LOG = logging.getLogger(__name__)
 
 
 class Inside(Training):
-    """`Training` as a service has it (`Host`): it has started when it is made."""
+    """The `Host` that trains in this process. It is ready once created."""
 
     room = None
 
     def __init__(self, participant: ParticipantABC[Any, Any]) -> None:
-        # `sys.exit()` of the participant's own code is a failure: no other code of this service calls it.
+        # `sys.exit()` is a failure of the training code: no other code of this service calls it.
         super().__init__(participant, lambda _fact: None, failures=(Exception, SystemExit))
 
     def attach(self, observe: Observer, traceparent: Callable[[], str | None]) -> None:
-        """See `Host`. Spans of this process need no context."""
+        """See `Host`. Spans in this process need no `traceparent`."""
         self._observe, self._measuring = observe, Measuring(observe)
         observe(events.WorkerReady())
 
@@ -62,13 +62,13 @@ def serve_inside(settings: ParticipantSettings) -> None:
 
 @contextmanager
 def _not_for_ever(runtime: Runtime, operators: Operators, traces: "Tracing | None") -> Iterator[None]:
-    """End the process when everything has ended but the participant's own code, which nobody can interrupt."""
+    """End the process when only the training code still runs, which cannot be interrupted."""
 
     def watch() -> None:
         runtime.ended.wait()
         if runtime.returned.wait(GRACE):
             return
-        LOG.warning("the participant's own code does not return: exiting without it")
+        LOG.warning("the training code does not return: exiting without it")
         code = os.EX_OK
         try:
             operators.check()
@@ -86,7 +86,7 @@ def _not_for_ever(runtime: Runtime, operators: Operators, traces: "Tracing | Non
 
 @contextmanager
 def _not_kept() -> Iterator[None]:
-    """End the process with the exit code that it has anyway, although threads of the participant's own code do not end."""
+    """End the process with its exit code, even if threads of the training code do not end."""
     code = os.EX_OK
     try:
         yield

@@ -1,4 +1,4 @@
-"""`fedround participant`: where the participant's own code runs, as `PARTICIPANT_ISOLATION` says."""
+"""`fedround participant`: runs the training code where `PARTICIPANT_ISOLATION` says."""
 
 import os
 
@@ -9,10 +9,10 @@ from fedround.participant.supervisor import Supervisor
 
 
 def serve_participant(settings: ParticipantSettings) -> int:
-    """Run a participant as a service, until training is finished or SIGTERM or SIGINT has come. Returns the exit code.
+    """Run a participant as a service until training is complete, or until SIGTERM or SIGINT. Returns the exit code.
 
     Raises:
-        FedroundError: See `fedround.errors` for what each means, and with which code the command line exits for it.
+        FedroundError: See `fedround.errors` for the classes and their exit codes.
     """
     settings = named(settings)
     logs.describe(participant=settings.name)

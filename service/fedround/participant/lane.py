@@ -1,4 +1,4 @@
-"""Exchanges that are due or under way, and the delays between attempts. Part of the participant's core: no I/O, no clock."""
+"""The participant's next or current exchanges, and the delays between attempts. Part of its core: no I/O, no clock."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -8,16 +8,16 @@ from fedround.participant.moves import Heartbeat, Policy, Register, Transfer
 
 FIRST_DELAY = 0.1
 RETRY_AFTER_MAX = 60.0
-"""Seconds: the longest `Retry-After` that is believed."""
+"""Maximum seconds of a `Retry-After` that the participant respects."""
 REJOIN_MAX = 20.0
-"""Seconds: the longest wait between two registrations of a participant that is rejected again and again."""
+"""Maximum seconds between two registrations of a participant that is rejected repeatedly."""
 PAUSE_FIRST = 1.0
 PAUSE_MOST = 60.0
-"""Seconds between a failure of user code and its next training: after the first failure, and at most."""
+"""Seconds between a failure of user code and its next training: after the first failure, and the maximum."""
 
 
 class Lane:
-    """Nothing planned, an exchange planned for `due`, or one under way."""
+    """One exchange at a time: none, planned for `due`, or under way."""
 
     def __init__(self, policy: Policy, random: Callable[[], float]) -> None:
         self.command: Transfer | None = None
@@ -31,14 +31,14 @@ class Lane:
         self.command, self.due, self.under_way = command, at, False
 
     def start(self, now: float) -> bool:
-        """Whether something is due; then it is under way."""
+        """Start the planned exchange if it is due, and return whether it was."""
         if self.due > now:
             return False
         self.due, self.under_way = math.inf, True
         return True
 
     def end(self) -> Transfer | None:
-        """Return the exchange that was under way; nothing is planned any more."""
+        """Return the exchange that was under way, and plan none."""
         command = self.command
         self.plan(math.inf)
         return command
@@ -52,15 +52,15 @@ class Lane:
 
 
 class Contact(Lane):
-    """The lane of the coordinator: there is always a next exchange, and it is known since when there was no answer."""
+    """Exchanges with the coordinator. There is always a next one, and a time to give up after failures."""
 
     def __init__(self, policy: Policy, random: Callable[[], float]) -> None:
         super().__init__(policy, random)
         self.plan(-math.inf)
         self.held = False
-        """The coordinator may hold the heartbeat under way."""
+        """Whether the heartbeat under way is a long poll."""
         self.outdated = False
-        """The heartbeat under way was sent before the round ended: what it says about the round is old."""
+        """Whether the heartbeat under way was sent before the round ended: its news of the round is old."""
         self.give_up_at = math.inf
         self._asked_at = -math.inf
         self._rejoins: Iterator[float] | None = None
@@ -71,7 +71,7 @@ class Contact(Lane):
         return Register() if id is None else Heartbeat(id, wait)
 
     def anew(self, now: float) -> None:
-        """Ask at once; if a heartbeat is under way, when it is answered."""
+        """Plan an exchange for now, or for when the heartbeat under way is answered."""
         self.outdated = self.under_way
         if not self.under_way:
             self.plan(now)
@@ -89,14 +89,14 @@ class Contact(Lane):
         return self.delay(retry_after)
 
     def rejoin(self, now: float) -> float:
-        """Return when to register after a rejection."""
+        """Return the time to register at after a rejection."""
         if self._rejoins is None:
             self._rejoins = delays(self._random, first=1.0, most=REJOIN_MAX)
             return now
         return now + next(self._rejoins)
 
     def welcome(self) -> None:
-        """The id is good: the next rejection will be a first one."""
+        """Note that the id is accepted: the next rejection counts as the first."""
         self._rejoins = None
 
 

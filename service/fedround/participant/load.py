@@ -1,4 +1,4 @@
-"""Makes the participant that the settings describe."""
+"""Creates the participant that the settings describe."""
 
 import inspect
 from collections.abc import Mapping
@@ -18,14 +18,14 @@ def load_participant(name: str, options: Mapping[str, Any]) -> ParticipantABC[An
     """Return an instance of the class `module:Class`. See `find`.
 
     Raises:
-        ConfigurationError: There is no such class, it is no participant, or it takes other arguments than `options`.
-        ParticipantError: The module, or the class, raised; from what it raised.
+        ConfigurationError: The class does not exist, is not a participant, or does not accept `options`.
+        ParticipantError: The module or the class raised an exception, which is the cause of this one.
     """
     cls = find(name, CLASS)
     if not (isinstance(cls, type) and issubclass(cls, ParticipantABC)):
-        raise ConfigurationError(f"{CLASS}: {name} is no subclass of fedround.ParticipantABC or fedround.NumPyParticipant")
+        raise ConfigurationError(f"{CLASS}: {name} is not a subclass of fedround.ParticipantABC or fedround.NumPyParticipant")
     if missing := sorted(cls.__abstractmethods__):
-        raise ConfigurationError(f"{CLASS}: {name} lacks {', '.join(missing)}")
+        raise ConfigurationError(f"{CLASS}: {name} does not implement {', '.join(missing)}")
     signature = inspect.signature(cls).replace(return_annotation=inspect.Signature.empty)
     try:
         signature.bind(**options)
@@ -36,15 +36,15 @@ def load_participant(name: str, options: Mapping[str, Any]) -> ParticipantABC[An
     except ConfigurationError:
         raise
     except Exception as error:
-        raise ParticipantError(f"{name} cannot be made: {described(error)}") from error
+        raise ParticipantError(f"cannot create {name}: {described(error)}") from error
 
 
 def find(what: str, setting: str) -> Any:
-    """Return what `module:name` names: see `objects.find`.
+    """Return the object that `module:name` names: see `objects.find`.
 
     Raises:
-        ConfigurationError: There is no such module, or it has no such name.
-        ParticipantError: The module raised.
+        ConfigurationError: The module does not exist, or does not have the name.
+        ParticipantError: The module raised an exception.
     """
     try:
         return objects.find(what, setting)

@@ -1,4 +1,4 @@
-"""The tensors that stay in a participant: which ones, where they are kept across restarts, and what a model may do without."""
+"""Local tensors: which tensors stay in a participant, how they persist across restarts, and how they may be missing in a model."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,20 +22,20 @@ PATTERNS, DIRECTORY = "PARTICIPANT_LOCAL_TENSORS", "PARTICIPANT_DATA_DIR"
 
 @contextmanager
 def kept(participant: ParticipantABC[Any, Any], patterns: Sequence[str], directory: Path | None) -> Iterator[None]:
-    """Within the block, keep the participant's local tensors in `directory`, and give back those that are there.
+    """Restore the participant's local tensors from `directory`, and persist them there within the block.
 
     Args:
-        participant: Whose they are.
-        patterns: Of their names, in place of those of its class; empty: those of its class.
-        directory: Held for this process; None: they are kept in memory.
+        participant: The participant with the local tensors.
+        patterns: Name patterns that replace those of its class. Empty: those of its class.
+        directory: Directory that this process locks. None: the tensors stay in memory.
 
     Raises:
-        ConfigurationError: Such a participant has no named tensors, or the directory or its file cannot be used.
+        ConfigurationError: The participant has no named tensors, or the directory or its file cannot be used.
         DataDirectoryHeld: Another process uses the directory.
     """
     if not isinstance(participant, NumPyParticipant):
         if patterns:
-            raise ConfigurationError(f"{PATTERNS}: {type(participant).__name__} is no fedround.NumPyParticipant")
+            raise ConfigurationError(f"{PATTERNS}: {type(participant).__name__} is not a fedround.NumPyParticipant")
         yield
         return
     if patterns:
@@ -51,11 +51,11 @@ def kept(participant: ParticipantABC[Any, Any], patterns: Sequence[str], directo
 
 
 def differences(own: Mapping[str, tuple[tuple[int, ...], bool]], given: Mapping[str, Array], whose: str) -> list[str]:
-    """Return how tensors differ from those that a library's model has. Local tensors of the running participant may be missing.
+    """Return how tensors differ from those of a library's model. Local tensors of the running participant may be missing.
 
     Args:
-        own: Of each of the model's tensors the shape, and whether it has floats.
-        given: The tensors for it.
+        own: Shape of each tensor of the model, and whether it has floats.
+        given: Tensors to load into the model.
         whose: Word for the model, such as "model".
     """
     missing = [name for name in own.keys() - given.keys() if not matches(name, local_tensors())]
@@ -76,7 +76,7 @@ def differences(own: Mapping[str, tuple[tuple[int, ...], bool]], given: Mapping[
 
 
 def refuse(differences: Sequence[str], what: str) -> None:
-    """Raises `WrongWeights` where there are differences from `what`. The message has the first three."""
+    """Raise `WrongWeights` if there are differences from `what`. The message has the first three."""
     if differences:
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise WrongWeights(f"these are not the tensors of this {what}: {'; '.join(differences[:3])}{more}")
@@ -88,8 +88,10 @@ def _read(disk: Disk) -> Mapping[str, Array]:
     except FileNotFoundError:
         return {}
     except (OSError, WeightsError) as error:
-        raise ConfigurationError(f"{DIRECTORY}: {FILE} cannot be read: {error}; remove it to begin with fresh tensors") from error
-    LOG.info("back with %d local tensors", len(found))
+        raise ConfigurationError(
+            f"{DIRECTORY}: {FILE} cannot be read: {error}; delete the file to start with new tensors"
+        ) from error
+    LOG.info("restored %d local tensors", len(found))
     return dict(found) if isinstance(found, Mapping) else {}
 
 
@@ -97,4 +99,4 @@ def _write(disk: Disk, tensors: Mapping[str, Array]) -> None:
     try:
         durable.replace(disk, FILE, encode_model(tensors))
     except OSError as error:
-        LOG.error("the local tensors cannot be kept in %s: %s; a restart would begin with older ones", DIRECTORY, error)
+        LOG.error("failed to write the local tensors to %s: %s; a restart would restore older ones", DIRECTORY, error)

@@ -1,4 +1,4 @@
-"""Measure the weights that a participant receives and trains, for its metrics, where their format is one that fedround knows."""
+"""Measures the weights that a participant receives and trains, for its metrics, if fedround knows their format."""
 
 import logging
 import math
@@ -17,12 +17,12 @@ from fedround.tensors.weights import Array, Weights, view, view_update
 LOG = logging.getLogger(__name__)
 
 SAMPLE = 1 << 20
-"""Bytes of a global model that are copied at most, to see what becomes of them. Kept are two samples, of the last two models."""
+"""Maximum bytes to copy of a global model, to compare with the update. Samples of the last two models are kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """A copy, for training may work in place: of a small model all weights, of a large one every `step`th of each tensor."""
+    """A copy, because training may work in place. It has all weights of a small model, or every `step`th of each tensor."""
 
     shapes: Sequence[tuple[int, ...]]
     step: int
@@ -31,7 +31,7 @@ class _Sample:
     @classmethod
     def of(cls, model: Weights) -> Self:
         arrays = measured(model)
-        # An odd step: an even one may meet the same columns of a matrix in each row.
+        # An odd step: an even one may hit the same columns of a matrix in each row.
         step = -(-sum(array.nbytes for array in arrays) // SAMPLE) | 1
         return cls([array.shape for array in arrays], step, [_every(step, array).copy() for array in arrays])
 
@@ -40,14 +40,14 @@ class _Sample:
 
 
 def _every(step: int, array: Array) -> Array:
-    """In C order; a view, where that is how they lie."""
+    """Return every `step`th element in C order; a view if the array is C-contiguous."""
     return array.reshape(-1)[::step] if array.flags.c_contiguous else array.flat[::step]
 
 
 class Measuring:
-    """Tells `observe` of the weights. Nothing here can break a round, and nothing large is copied; it is a phase of the round.
+    """Reports weight statistics to `observe`, as a phase of the round. It cannot break a round, and copies nothing large.
 
-    What training changed is known of all weights of a model of up to `SAMPLE` bytes, and estimated from a sample of a larger one.
+    The change by training is exact for a model of up to `SAMPLE` bytes, and estimated from a sample for a larger one.
     """
 
     def __init__(self, observe: Observer) -> None:
@@ -57,26 +57,26 @@ class Measuring:
         self._constants = 0
 
     def received(self, round: int, model: memoryview) -> None:
-        """The global model, before the participant's own code has it."""
+        """Measure the global model, before the training code gets it."""
         self._former, self._model = self._model, None
         with self._safely(round):
             try:
                 weights = view(model)
             except WeightsError:
-                return  # none yet, or of a format that only the participant knows
+                return  # there is no model yet, or only the participant knows its format
             found = statistics(weights)
             self._constants = found.constants
             self._observe(WeightsMeasured(round, "global", len(model), found))
             self._model = _Sample.of(weights)
 
     def trained(self, round: int, parts: Sequence[memoryview]) -> None:
-        """The update, as it is sent where nothing is wrong with it."""
+        """Measure the update, before its check."""
         with self._safely(round):
             samples, weights = view_update(parts)
             changed = None
             if weights is not None:
                 found = statistics(weights)
-                # More than the model has: training has diverged.
+                # More constants than in the model: training has diverged.
                 found = replace(found, nonfinite=found.nonfinite + max(0, found.constants - self._constants))
                 self._observe(WeightsMeasured(round, "local", sum(map(len, parts)), found))
                 changed = self._change(weights)

@@ -1,7 +1,7 @@
-"""Memory that the supervisor and its worker share: a file without a name for each model and each update.
+"""Memory that supervisor and worker share: an unnamed file for each model and each update.
 
-The supervisor writes and reads it as a file, and never maps it: a worker that is killed, or that shrinks the file, cannot harm it.
-The worker maps a model, so that training in place changes the very memory that the update is sent from.
+The supervisor writes and reads it as a file, and never maps it: a worker that is killed, or that shrinks the file, cannot crash it.
+The worker maps a model. After training in place, the update is sent from the same memory.
 """
 
 import fcntl
@@ -19,18 +19,18 @@ _SEALS = hasattr(os, "memfd_create") and hasattr(fcntl, "F_ADD_SEALS")
 
 
 class BadMemory(Exception):
-    """A descriptor that is no shared memory, or that is smaller than a piece of it."""
+    """A descriptor that is not shared memory, or a piece that exceeds its memory."""
 
 
 class Memory:
-    """Shared memory, which belongs to whoever holds its descriptor `fd`: it is closed with the last reference to this."""
+    """Shared memory. Its descriptor `fd` is closed with the last reference to this object."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
 
     @classmethod
     def create(cls) -> Self:
-        """An empty one. What is written makes it larger."""
+        """Create an empty memory, which grows as it is written."""
         if hasattr(os, "memfd_create"):
             return cls(os.memfd_create("fedround", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
         with tempfile.TemporaryFile() as file:
@@ -38,7 +38,7 @@ class Memory:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return os.fstat(self.fd).st_size
 
     def write(self, chunk: bytes | memoryview) -> None:
@@ -48,16 +48,16 @@ class Memory:
             left = left[os.write(self.fd, left) :]
 
     def seal(self) -> None:
-        """Nobody can make it smaller from now on, where the system knows that."""
+        """Prevent all processes from shrinking it, if the system supports that."""
         if _SEALS:
             fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
 
     def map(self) -> mmap.mmap:
-        """Its bytes, writable. The pages are mapped at once: one fault for each of them takes longer than to copy it."""
+        """Map its bytes, writable. All pages are mapped immediately: a fault for each takes longer than a copy."""
         return mmap.mmap(self.fd, self.size, flags=mmap.MAP_SHARED | _POPULATE)
 
     def piece(self, offset: int, length: int) -> "Piece":
-        """Some of its bytes. Raises `BadMemory`: it does not have them, or may lose them."""
+        """Return some of its bytes. Raises `BadMemory` if it does not have them, or may lose them."""
         try:
             sealed = not _SEALS or fcntl.fcntl(self.fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
         except OSError:
@@ -67,19 +67,19 @@ class Memory:
         return Piece(self, offset, length)
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the descriptor."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
 
     def __del__(self) -> None:
-        with suppress(OSError):  # somebody closed everything
+        with suppress(OSError):  # other code has closed all descriptors
             self.close()
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """`length` bytes of a memory, from `offset` on: a slice reads them. It keeps the memory."""
+    """`length` bytes of a memory from `offset` on. A slice reads them. It keeps the memory open."""
 
     memory: Memory
     offset: int
@@ -89,7 +89,7 @@ class Piece:
         return self.length
 
     def __getitem__(self, part: slice) -> bytes:
-        """Raises `OSError` where they are not there any more."""
+        """Read bytes. Raises `OSError` if the memory has shrunk."""
         start, stop, _ = part.indices(self.length)
         data = os.pread(self.memory.fd, stop - start, self.offset + start)
         if len(data) < stop - start:
@@ -98,7 +98,7 @@ class Piece:
 
 
 def take(fds: Iterable[int]) -> list[Memory]:
-    """Those whose descriptors have just come. None of them takes the place of stdin, stdout or stderr, which may be closed."""
+    """Return memories for received descriptors. None of them becomes stdin, stdout or stderr, which may be closed."""
     found = []
     for fd in fds:
         if fd <= STDERR:

@@ -1,7 +1,7 @@
-"""The lifecycle's words: its policy, states, outcomes, orders, events and commands, as frozen values.
+"""The lifecycle's vocabulary: policy, states, outcomes, training requests (`Order`), events and commands, as frozen values.
 
-Each answer bears the id or the order that it belongs to, so that one that comes late is known as such. None of them bears weights:
-those stay with the runtime. Ids and tokens are left out of every `repr`.
+Each response has its id or its order, so a late one can be recognised. None has weights, which stay with the runtime. Every `repr`
+omits ids and tokens.
 """
 
 import math
@@ -43,7 +43,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Times in seconds. `long_poll` 0: heartbeats are never held. `give_up_after` None, `cancel_timeout` inf: never."""
+    """Times in seconds. `long_poll` 0: no long polls. `give_up_after` None, `cancel_timeout` inf: never."""
 
     heartbeat_period: float = 1.0
     long_poll: float = 15.0
@@ -57,7 +57,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """The order to train a round. Its `serial` tells it from all others, so that late answers are known."""
+    """A training request. Its unique `serial` identifies late responses."""
 
     serial: int
     id: str = field(repr=False)
@@ -82,7 +82,7 @@ class JoinRefused:
 
 @dataclass(frozen=True, slots=True)
 class RegisterFailed:
-    """`reason` is one of few words, `detail` for people."""
+    """`reason` comes from a small set of words; `detail` is for logs."""
 
     reason: str
     retry_after: float | None = None
@@ -111,7 +111,7 @@ class StartTrainingAnswered:
 
 @dataclass(frozen=True, slots=True)
 class Downloaded:
-    """`modified` is false when the model is still the one that the order's etag names."""
+    """`modified` is false if the model still has the ETag of the download."""
 
     order: Order
     etag: str | None
@@ -120,7 +120,7 @@ class Downloaded:
 
 @dataclass(frozen=True, slots=True)
 class ModelRefused:
-    """The global model is larger than we take, or its aggregator is not trusted."""
+    """The global model exceeds the size limit, or its aggregator is not trusted."""
 
     order: Order
     reason: str
@@ -128,7 +128,7 @@ class ModelRefused:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """The update is ready, and kept by the shell."""
+    """The update is ready. The shell keeps it."""
 
     order: Order
 
@@ -141,7 +141,7 @@ class TrainingFailed:
 
 @dataclass(frozen=True, slots=True)
 class UploadAnswered:
-    """`outcome` is None where the peer says nothing, as 0.8."""
+    """`outcome` is None if the aggregator sends none, like 0.8."""
 
     order: Order
     outcome: UpdateOutcome | None
@@ -158,7 +158,7 @@ class TransferRefused:
 
 @dataclass(frozen=True, slots=True)
 class TransferFailed:
-    """start_training, download or upload brought no answer, or no usable one. `sent` is false where there was no connection."""
+    """start_training, download or upload got no usable response. `sent` is false if there was no connection."""
 
     order: Order
     reason: str
@@ -172,12 +172,12 @@ class TransferFailed:
 
 @dataclass(frozen=True, slots=True)
 class TimerFired:
-    """`next_deadline` has come."""
+    """`next_deadline` has passed."""
 
 
 @dataclass(frozen=True, slots=True)
 class StopRequested:
-    """A round may be finished if that takes no longer than `within` seconds."""
+    """The participant is asked to stop. It may finish a round within `within` seconds."""
 
     within: float = 0.0
 
@@ -192,12 +192,12 @@ Event = TransferEvent | ContactEvent | Trained | TrainingFailed | TimerFired | S
 
 @dataclass(frozen=True, slots=True)
 class Register:
-    """Ask for an id."""
+    """Register with the coordinator."""
 
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """`wait`: how long the coordinator may hold the answer, in seconds."""
+    """`wait`: maximum seconds until the coordinator responds."""
 
     id: str = field(repr=False)
     wait: float
@@ -205,7 +205,7 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """`at_once`: do not wait for the heartbeat under way, which may be held. `reason`: why, where the participant failed."""
+    """`at_once`: do not wait for the heartbeat under way, which may be a long poll. `reason`: the participant's failure, if any."""
 
     id: str = field(repr=False)
     at_once: bool
@@ -219,7 +219,7 @@ class StartTraining:
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """Fetch the global model, if it is another than `etag`."""
+    """Fetch the global model unless its ETag is still `etag`."""
 
     order: Order
     etag: str | None
@@ -227,48 +227,48 @@ class Download:
 
 @dataclass(frozen=True, slots=True)
 class Train:
-    """Have the downloaded model trained, and keep the update."""
+    """Train the downloaded model, and keep the update."""
 
     order: Order
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """Send the update that is kept."""
+    """Send the kept update."""
 
     order: Order
 
 
 @dataclass(frozen=True, slots=True)
 class Forfeit:
-    """Tell a 0.8 platform that no update will come: send it an empty one."""
+    """Send an empty update to a 0.8 platform, so that it stops waiting."""
 
     order: Order
 
 
 @dataclass(frozen=True, slots=True)
 class Hurry:
-    """Tell user code to come to an end; what it returns is still wanted."""
+    """Ask user code to return soon. Its result is still needed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """What is under way for the round is not wanted any more: tell user code, cut the transfer."""
+    """Cancel the round: notify user code, and abort the transfer. Their results are not needed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """User code was cancelled and does not return: end it by force. It fails because of that."""
+    """Kill cancelled user code that does not return. The training fails."""
 
 
 @dataclass(frozen=True, slots=True)
 class ThrowAway:
-    """Forget the update that is kept."""
+    """Discard the kept update."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """`at_once`: do not even wait until the coordinator has heard that we leave."""
+    """`at_once`: do not wait for the response to `Leave`."""
 
     reason: Reason
     at_once: bool = False

@@ -1,4 +1,4 @@
-"""The names of participants that were given none: that of the host, with a number where another participant of the host has it."""
+"""Default names of participants: the host name, with a number if another participant on the host already has it."""
 
 import socket
 import sys
@@ -7,11 +7,11 @@ from fedround.common.settings import ParticipantSettings
 
 MOST = 10_000
 _HELD: list[socket.socket] = []
-"""Hold the names of this process until it ends, however it does."""
+"""Sockets that reserve this process's names until it ends, even by a crash."""
 
 
 def named(settings: ParticipantSettings) -> ParticipantSettings:
-    """Return the settings with a name that no other participant of this host has, unless they say a name."""
+    """Return the settings with a name that is unique on this host, unless they set one."""
     if "name" in settings.model_fields_set or sys.platform != "linux":
         return settings
     names = (settings.name if number == 1 else f"{settings.name[:57]}-{number}" for number in range(1, MOST))
@@ -20,7 +20,7 @@ def named(settings: ParticipantSettings) -> ParticipantSettings:
 
 
 def _held(name: str) -> bool:
-    """Whether this process has the name now. An abstract socket leaves no file behind, and is free when its process has ended."""
+    """Reserve the name, and return whether that worked. An abstract socket has no file, and is free when its process ends."""
     holder = socket.socket(socket.AF_UNIX)
     try:
         holder.bind(f"\0fedround/participant/{name}")

@@ -1,4 +1,4 @@
-"""The participant's ops port, on a thread of its own: what serving needs is imported while the coordinator already answers."""
+"""The participant's operations port, on a separate thread: its imports do not delay the registration."""
 
 import asyncio
 import threading
@@ -18,7 +18,7 @@ Status = Callable[[], Mapping[str, object]]
 
 
 class Operators:
-    """Serves operators. `on_failure` is called when that is not possible; `check` then raises the reason."""
+    """Serves the operations port. If that fails, it calls `on_failure`, and `check` raises the reason."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Operators:
         self._on_failure = on_failure
         self._observe = observe
         self._started: Future[Callable[[], object]] = Future()
-        """Its result ends the serving."""
+        """A function that stops the server."""
         self._error: Exception | None = None
 
     @contextmanager
@@ -52,7 +52,7 @@ class Operators:
             thread.join()
 
     def check(self) -> None:
-        """Raise what went wrong."""
+        """Raise the error of a failed server."""
         if self._error is not None:
             raise self._error
 

@@ -1,4 +1,4 @@
-"""What the runtime asks of a coordinator and an aggregator (`fedround.http.client` has clients), and of whatever trains."""
+"""Interfaces that the runtime uses: a coordinator, an aggregator (`fedround.http.client` has the clients), and a trainer."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -8,7 +8,7 @@ from fedround.participant.round import Round
 
 
 class Download(Protocol):
-    """`body` is None where the model is still the one of the etag."""
+    """A downloaded model. `body` is None if the model still has the ETag that was sent."""
 
     @property
     def body(self) -> Any: ...
@@ -18,7 +18,7 @@ class Download(Protocol):
 
 
 class Coordinator(Protocol):
-    """What is asked of a coordinator. Each may raise `ExchangeError`."""
+    """Requests to a coordinator. Each may raise `ExchangeError`."""
 
     def rendez_vous(self, name: str, ordinal: int | None, *, evaluates: bool, claim: wire.Claim | None) -> wire.RendezVous: ...
 
@@ -30,7 +30,7 @@ class Coordinator(Protocol):
 
 
 class Aggregator(Protocol):
-    """What is asked of an aggregator. Each may raise `ExchangeError`; `abort` cuts, from any thread, what is under way."""
+    """Requests to an aggregator. Each may raise `ExchangeError`. `abort`, from any thread, ends the request under way."""
 
     def download(self, url: str, id: str, token: str, *, etag: str | None) -> Download: ...
 
@@ -42,33 +42,33 @@ class Aggregator(Protocol):
 
 
 class Trainer(Protocol):
-    """Whatever runs the participant's own code: in this process (`Training`), or in another (`Supervisor`)."""
+    """Runs the training code: in this process (`Training`), or in another one (`Supervisor`)."""
 
     @property
     def evaluates(self) -> bool:
-        """Whether it can evaluate models. Known once it can train."""
+        """Whether the training code can evaluate models. Known once it can train."""
         ...
 
     def __call__(self, round: Round, model: list[Any], /) -> Sequence[Any]:
-        """Train, always on the same thread. Return the update as pieces that `Aggregator.upload` takes.
+        """Train, always on the same thread, and return the update in pieces for `Aggregator.upload`.
 
         Args:
-            round: The round. `round.figures` and `round.evaluation` have what was reported when this returns.
-            model: Its only element is what `Aggregator.download` returned as body; it is taken out.
+            round: The round. Afterwards `round.figures` and `round.evaluation` have what the training code reported.
+            model: A list with the body that `Aggregator.download` returned. This call removes it from the list.
 
         Raises:
-            ParticipantError: The participant's own code failed.
+            ParticipantError: The training code failed.
         """
         ...
 
     def cancel(self) -> None:
-        """Tell the code under way that its round is cancelled, as `Round.cancelled` says already. From any thread."""
+        """Notify the training code that its round is cancelled; `Round.cancelled` is already set. From any thread."""
         ...
 
     def kill(self) -> None:
-        """End the code under way by force, where that is possible; it has failed then. From any thread."""
+        """Kill the training code if that is possible; the training then fails. From any thread."""
         ...
 
     def close(self) -> None:
-        """No more rounds follow: end the code under way if that is possible, and what runs it. From any thread."""
+        """End the training code if that is possible, and its process: no more rounds follow. From any thread."""
         ...

@@ -1,4 +1,4 @@
-"""The phases of a round: observers get them as facts, the coordinator with each heartbeat."""
+"""The phases of a round, for observers and for the coordinator, which gets them with heartbeats."""
 
 import time
 from collections.abc import Iterator
@@ -8,12 +8,12 @@ from fedround import events
 from fedround.events import Fact, Observer
 
 _REPORTED = {"download": "downloading", "evaluate": "evaluating", "upload": "uploading", "confirm": "uploading"}
-"""What a heartbeat calls a phase; the others are part of training."""
+"""Names of phases in heartbeats. All other phases are `training`."""
 
 
 @contextmanager
 def phase(observe: Observer, round: int, name: str) -> Iterator[None]:
-    """Tell observers of a phase of a round."""
+    """Report the block to observers as a phase of a round."""
     observe(events.PhaseBegan(round, name))
     began, error = time.monotonic(), ""
     try:
@@ -26,12 +26,12 @@ def phase(observe: Observer, round: int, name: str) -> Iterator[None]:
 
 
 class Doing:
-    """An observer that knows what heartbeats report: one of `wire.PHASES`, empty outside of rounds."""
+    """An observer with the phase that heartbeats report: one of `wire.PHASES`, empty outside of rounds."""
 
     now = ""
 
     def __call__(self, fact: Fact) -> None:
-        """Take note of `fact`."""
+        """Update the phase from `fact`."""
         match fact:
             case events.PhaseBegan(_, name):
                 self.now = _REPORTED.get(name, "training")

@@ -1,4 +1,4 @@
-"""A worker as a process: started with its socket and nothing else, ended with all that it has started, and why it ended."""
+"""The worker's process: how it starts, with only its socket, how it ends with all its child processes, and why it ended."""
 
 import os
 import signal
@@ -14,15 +14,15 @@ from fedround.participant.channel import Channel
 
 MODULE = "fedround.participant.worker"
 SEND_TIMEOUT = 1.0
-"""Seconds in which a worker reads what it is sent; else it is broken."""
+"""Seconds within which a worker must read a message; otherwise it counts as broken."""
 TERM_GRACE = 0.5
 """Seconds between SIGTERM and SIGKILL."""
 REAP_TIMEOUT = 5.0
-"""Seconds that a killed process may take to be gone."""
+"""Seconds to wait for the exit of a killed process."""
 
 
 class Cause(StrEnum):
-    """Why a worker ended, as a label."""
+    """Why a worker ended, as the label of a metric."""
 
     EXITED = "exited"
     KILLED = "killed"
@@ -34,7 +34,7 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The end of a worker: `text` is for people."""
+    """The end of a worker: its cause, and a text for logs."""
 
     cause: Cause
     text: str
@@ -44,7 +44,7 @@ _CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal
 
 
 def end_of(code: int) -> End:
-    """The end that an exit code tells of; below 0 it is a signal's number."""
+    """Return the end for an exit code. Below 0 it is a signal's number."""
     if code >= 0:
         return End(Cause.EXITED, f"ended with exit code {code}")
     try:
@@ -57,9 +57,9 @@ def end_of(code: int) -> End:
 
 
 class Process:
-    """A worker that was just started, in a session of its own, and its channel.
+    """A new worker in a separate session, and its channel.
 
-    The kernel kills it when the thread that made this ends: that thread must live as long as the worker shall.
+    The kernel kills the worker when the thread that created this object ends, so that thread must live as long as the worker.
     """
 
     def __init__(self) -> None:
@@ -81,18 +81,18 @@ class Process:
         threading.Thread(target=self._watch, name="fedround-worker-exit", daemon=True).start()
 
     def exited(self, within: float) -> bool:
-        """Wait so many seconds for its end; whether it has come."""
+        """Wait at most `within` seconds for its end, and return whether it has ended."""
         return self._exited.wait(within)
 
     def kill(self, *, grace: float = TERM_GRACE) -> None:
-        """End it and all processes of its session, with SIGTERM first."""
+        """End all processes of its session: first with SIGTERM, and after `grace` seconds with SIGKILL."""
         if grace and not self._exited.is_set():
             self._signal(signal.SIGTERM)
             self._exited.wait(grace)
         self._signal(signal.SIGKILL)
 
     def reap(self) -> int:
-        """Kill what is left of its session, and let go of it. Returns the exit code, below 0 a signal's number."""
+        """Kill the remaining processes of its session, and return the exit code; below 0 it is a signal's number."""
         self._signal(signal.SIGKILL)
         self._exited.wait(REAP_TIMEOUT)
         with self._reaping:
@@ -104,18 +104,18 @@ class Process:
 
     def _signal(self, number: int) -> None:
         with self._reaping:
-            if self._code is None:  # until it is reaped, its id is that of no other group
-                with suppress(ProcessLookupError, PermissionError):  # all of them are gone, or zombies
+            if self._code is None:  # until it is reaped, no other group can have its id
+                with suppress(ProcessLookupError, PermissionError):  # all of them have ended, or are zombies
                     os.killpg(self._popen.pid, number)
 
     def _reap_orphans(self) -> None:
-        """What the worker had started is ours, if this is process 1 of a container. All of it was killed just now."""
+        """Reap the worker's killed child processes. If this is process 1 of a container, they are now our children."""
         with suppress(ChildProcessError):
             while True:
                 os.waitpid(-self._popen.pid, 0)
 
     def _watch(self) -> None:
-        """What a process that the worker has forked keeps open does not hide the worker's end."""
+        """Wait for the worker's exit. The socket's end of file is not enough: a forked child may keep the socket open."""
         if hasattr(os, "waitid"):
             os.waitid(os.P_PID, self._popen.pid, os.WEXITED | os.WNOWAIT)
         else:

@@ -1,4 +1,4 @@
-"""FedProx's proximal term for training code in NumPy, which computes its gradients itself. No I/O."""
+"""FedProx's proximal term, for training code that computes its gradients in NumPy. No I/O."""
 
 from collections.abc import Mapping
 from typing import overload
@@ -19,17 +19,17 @@ def proximal_gradient(weights: Mapping[str, Array], anchor: Mapping[str, Array])
 
 
 def proximal_gradient(weights: Weights, anchor: Weights) -> Weights:
-    """Return the gradient of half the squared distance of the weights from those of the global model.
+    """Return the gradient of half the squared distance between the weights and the global model.
 
     FedProx adds `mu` times this to the gradient of the loss, so that silos with different data drift less (Li et al., "Federated
-    Optimization in Heterogeneous Networks", MLSys 2020, equation 2). `mu` is often 0.001 to 1.
+    Optimization in Heterogeneous Networks", MLSys 2020, equation 2). Usual values of `mu` are 0.001 to 1.
 
     Args:
-        weights: The weights that are trained, as they are now: an array, or named tensors.
-        anchor: A copy of what `train_round` was given, made before the first step. Tensors beyond those of `weights` are ignored.
+        weights: The current weights: an array, or named tensors.
+        anchor: A copy of the argument of `train_round`, made before the first step. Tensors that `weights` lacks are ignored.
 
     Returns:
-        An array, or a tensor for each of `weights` that has floats, of the same shape and dtype.
+        An array, or a tensor for each floating-point tensor of `weights`, of the same shape and dtype.
 
     Raises:
         WrongWeights: `anchor` lacks a tensor, has another shape, or shares memory with `weights`: their distance would always be 0.
@@ -46,8 +46,8 @@ def proximal_gradient(weights: Weights, anchor: Weights) -> Weights:
 
 def _difference(weights: Array, anchor: Array, what: str) -> Array:
     if weights.shape != anchor.shape:
-        raise WrongWeights(f"anchor: {what} has shape {anchor.shape}, and {weights.shape} in weights")
+        raise WrongWeights(f"anchor: {what} has shape {anchor.shape}, but {weights.shape} in weights")
     if np.shares_memory(weights, anchor):
-        raise WrongWeights(f"anchor: {what} is the memory that is trained; copy the global model before the first step")
+        raise WrongWeights(f"anchor: {what} shares memory with weights; copy the global model before the first step")
     difference: Array = weights - anchor
     return difference

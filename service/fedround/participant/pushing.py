@@ -1,4 +1,4 @@
-"""What a participant pushes through its coordinator, and what of it may leave the silo. See `PARTICIPANT_PUSH_ALLOW`."""
+"""Pushes telemetry through the coordinator, limited to what `PARTICIPANT_PUSH_ALLOW` lets leave the silo."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -11,13 +11,13 @@ from fedround.http.transport import tls as client_tls
 from fedround.observability.relay import Relay
 
 TIMEOUT = 5.0
-"""Seconds for the coordinator's answer."""
+"""Seconds to wait for the coordinator's response."""
 
 
 class Allowed:
-    """Patterns of the names of metrics, and of the instrumentation scopes of spans.
+    """Name patterns of metrics, and of instrumentation scopes of spans.
 
-    Series of the local model need a pattern of their own, which ends in `{source="local"}`.
+    Series of the local model need a separate pattern, which ends in `{source="local"}`.
     """
 
     def __init__(self, patterns: Sequence[str]) -> None:
@@ -25,18 +25,18 @@ class Allowed:
         self._others = [pattern for pattern in patterns if not pattern.endswith(LOCAL_SERIES)]
 
     def series(self, name: str, labels: Mapping[str, str]) -> bool:
-        """Whether a series may leave."""
+        """Return whether a series may leave the silo."""
         patterns = self._local if labels.get("source") == "local" else self._others
         return any(fnmatchcase(name, pattern) for pattern in patterns)
 
     def scope(self, name: str) -> bool:
-        """Whether the spans of a scope may leave."""
+        """Return whether the spans of a scope may leave the silo."""
         return any(fnmatchcase(name, pattern) for pattern in self._others)
 
 
 @contextmanager
 def relaying(settings: ParticipantSettings) -> Iterator[Relay | None]:
-    """A connection to the coordinator for telemetry alone, where the settings want it. Raises `ConfigurationError`."""
+    """Open a separate connection to the coordinator for telemetry, if the settings ask for it. Raises `ConfigurationError`."""
     if settings.push is not Push.COORDINATOR:
         yield None
         return

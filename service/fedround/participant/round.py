@@ -1,4 +1,4 @@
-"""What user code can know and say of the round that it trains: its number, its shard, whether to stop early, and its figures."""
+"""The current round for user code: its number, its shard, whether to stop early, and the metrics that it reports."""
 
 import json
 import logging
@@ -18,22 +18,22 @@ Rows_co = TypeVar("Rows_co", covariant=True)
 
 
 class Sliceable(Protocol[Rows_co]):
-    """Arrays, lists, tuples, data frames: whatever gives some of its rows for a slice."""
+    """An array, list, tuple or data frame: an object that returns rows for a slice."""
 
     def __getitem__(self, rows: slice, /) -> Rows_co: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Part number `index` (from 0) of a data set that is split into `count` parts."""
+    """Part `index`, counted from 0, of a data set that is split into `count` parts."""
 
     index: int
     count: int
 
     def of(self, rows: Sliceable[Rows_co]) -> Rows_co:
-        """This shard's rows: every `count`-th from number `index` on.
+        """Return this shard's rows: every `count`-th, starting at `index`.
 
-        Each row is in one shard, and sizes differ by one at most. Of an array this is a view: nothing is copied.
+        Each row is in one shard, and sizes differ by at most one. For an array this is a view, not a copy.
         """
         return rows[self.index :: self.count]
 
@@ -43,17 +43,17 @@ class Round:
 
     def __init__(self, number: int, shard: Shard, tell: Callable[[Mapping[str, float]], None], run: wire.Run | None = None) -> None:
         self.number = number
-        """Rounds count from 0, through all runs of a platform."""
+        """Number of the round, counted from 0 over all runs of a platform."""
         self.run = run
-        """The run that the round belongs to, with `id` and `name`; None: the coordinator does not say, as one of 0.8."""
+        """The run of the round, with `id` and `name`. None: the coordinator sends no run, like 0.8."""
         self.shard = shard
         self.local_tensors: Sequence[str] = ()
-        """Patterns of the names of tensors that stay in the participant."""
+        """Name patterns of tensors that stay in the participant."""
         self.cancelled = False
-        """The round was given away, or this process is about to end: what is not returned soon will not be sent."""
+        """True if the round was reassigned, or this process is about to stop. Return soon: a later result is not sent."""
         self._tell = tell
         self.evaluation: str | None = None
-        """How the global model was evaluated, as it travels with the update."""
+        """Evaluation of the global model, encoded as it is sent with the update."""
         self._figures: dict[str, float] = {}
         self._dropped: set[str] = set()
 
@@ -62,23 +62,23 @@ class Round:
 
     @property
     def rounds(self) -> int | None:
-        """The number of the run's last round plus 1; None: the run does not end, or the coordinator does not say."""
+        """Number of the run's last round plus 1. None: the run has no end, or the coordinator sends none."""
         return self.run.rounds or None if self.run else None
 
     @property
     def config(self) -> Mapping[str, wire.Scalar]:
-        """The round configuration: what the coordinator tells training code, such as a learning rate. Empty where there is none."""
+        """The round configuration: the coordinator's values for training code, such as a learning rate. Empty if there is none."""
         return self.run.config if self.run else {}
 
     def report(self, **figures: SupportsFloat) -> None:
-        """Report figures of the training, as in `report(loss=0.3, accuracy=0.9)`. A name that comes again replaces its figure.
+        """Report metrics of training, as in `report(loss=0.3, accuracy=0.9)`. A repeated name replaces its value.
 
-        They become metrics and log fields here, and travel with the update: the platform shows their means over all participants.
-        A value that is not finite (NaN, infinity, more than 1e290) is dropped with a warning: it has no mean.
+        They become metrics and log fields here, and are sent with the update. The platform shows their means over all participants.
+        A value that is not finite (NaN, infinity, more than 1e290) is dropped with a warning, because it has no mean.
 
         Raises:
-            ValueError: A figure is no number, a name is longer than 64 characters, there are more than 20 names, or all of them
-                take more than 2 kB.
+            ValueError: A value is not a number, a name is longer than 64 characters, there are more than 20 names, or together
+                they take more than 2 kB.
         """
         new = self._numbers(figures)
         merged = self._figures | new
@@ -89,7 +89,7 @@ class Round:
             self._tell(new)
 
     def evaluated(self, samples: SupportsIndex, metrics: Mapping[str, SupportsFloat]) -> None:
-        """Note how the global model was evaluated. Raises `ValueError` or `TypeError` as `report`."""
+        """Store the evaluation of the global model. Raises `ValueError` or `TypeError` like `report`."""
         self.evaluation = encoded(samples, self._numbers(metrics))
 
     def _numbers(self, figures: Mapping[str, SupportsFloat]) -> dict[str, float]:
@@ -97,7 +97,7 @@ class Round:
         return {name: value for name, value in numbers.items() if self._reportable(name, value)}
 
     def _reportable(self, name: str, number: float) -> bool:
-        """Whether a mean can be made of it; else warn, once for each name."""
+        """Return whether a value is finite enough for a mean. If not, warn once per name."""
         if abs(number) <= LARGEST:
             return True
         if name not in self._dropped and len(self._dropped) < wire.MAX_FIGURES:
@@ -107,12 +107,12 @@ class Round:
 
     @property
     def figures(self) -> Mapping[str, float]:
-        """What was reported so far."""
+        """The metrics reported so far."""
         return self._figures
 
 
 def encode_figures(figures: Mapping[str, float]) -> str:
-    """As they travel in the header `Fedround-Metrics`."""
+    """Encode metrics for the header `Fedround-Metrics`."""
     return json.dumps(dict(figures), separators=(",", ":"))
 
 
@@ -120,19 +120,19 @@ _CURRENT: ContextVar[Round] = ContextVar("current_round")
 
 
 def current_round() -> Round:
-    """The round that is being trained. Works within the methods of a participant, on the thread that calls them.
+    """Return the current round. Works within a participant's methods, on the thread that calls them.
 
     Raises:
-        RuntimeError: No round is being trained here.
+        RuntimeError: This thread is not training a round.
     """
     try:
         return _CURRENT.get()
     except LookupError:
-        raise RuntimeError("no round is being trained here: call current_round() within train_round") from None
+        raise RuntimeError("this thread is not training a round: call current_round() within train_round") from None
 
 
 def local_tensors() -> Sequence[str]:
-    """Return the patterns of the tensors that stay in the participant whose round is being trained; outside of a round: none."""
+    """Return the name patterns of the current participant's local tensors. Outside of a round there are none."""
     current = _CURRENT.get(None)
     return () if current is None else current.local_tensors
 

@@ -1,4 +1,4 @@
-"""Runs a participant in a program of the user's. Touches neither its signals, unless asked to, nor how it logs."""
+"""Runs a participant in a user's program. It changes neither logging nor, by default, signal handlers."""
 
 import asyncio
 import threading
@@ -35,22 +35,22 @@ def run_participant(
     handle_signals: bool = False,
     **options: Unpack[Options],
 ) -> None:
-    """Join a coordinator and train whenever selected, until training is finished. The participant's methods run on this thread.
+    """Join a coordinator, and train when selected, until training is complete. The participant's methods run on this thread.
 
-    What happens is logged to `fedround`: rounds at INFO, what goes wrong as warnings.
+    The logger `fedround` gets rounds at INFO and problems as warnings.
 
     Args:
         participant: Usually a `NumPyParticipant`.
-        coordinator_url: Such as `http://localhost:8081`.
-        heartbeat_period: Seconds between two heartbeats while a round is on.
-        handle_signals: End in good order on SIGTERM and SIGINT, as the service does: a second one ends it at once, a third one the
-            process, even if the participant's own code does not return. Only on the main thread.
+        coordinator_url: URL of the coordinator, such as `http://localhost:8081`.
+        heartbeat_period: Seconds between two heartbeats while a round is open.
+        handle_signals: Drain on SIGTERM and SIGINT, like the service. A second signal stops the participant immediately. A third
+            one ends the process, even if the training code does not return. Only works on the main thread.
         options: See `Options`.
 
     Raises:
-        ParticipantError: The participant's own code failed, `max_failures` times in a row; raised from what it raised.
-        CoordinatorUnreachable: It was away for longer than `give_up_after`.
-        ConfigurationError: An argument is wrong, or the global model is larger than `max_model_size`.
+        ParticipantError: The training code failed `max_failures` times in a row. The cause is its exception.
+        CoordinatorUnreachable: The coordinator was unreachable for longer than `give_up_after`.
+        ConfigurationError: An argument is invalid, or the global model is larger than `max_model_size`.
     """
     terms = _logged(Terms.of(heartbeat_period, options))
     with (
@@ -63,10 +63,10 @@ def run_participant(
 async def arun_participant(
     participant: Participant, coordinator_url: str, heartbeat_period: float = 1.0, **options: Unpack[Options]
 ) -> None:
-    """As `run_participant`, for programs with an event loop: the participant's methods run on a thread of their own.
+    """Run a participant like `run_participant`, in a program with an event loop. Its methods run on a separate thread.
 
-    Cancelled, it ends the round if that takes no longer than `drain_timeout`, and leaves; code that does not return is left behind.
-    Cancelled again, it ends at once.
+    When cancelled, it finishes the round within `drain_timeout`, or abandons it, and deregisters. It does not wait for code that
+    does not return. When cancelled again, it ends immediately.
     """
     terms = _logged(Terms.of(heartbeat_period, options))
     with connected(participant, coordinator_url, terms) as runtime:
@@ -82,22 +82,22 @@ async def arun_participant(
                 await asyncio.wait([waiting], timeout=GRACE)
             except asyncio.CancelledError:
                 runtime.stop(0.0)
-            # Whatever it still brings, nobody asks for it: an error would be logged as forgotten.
+            # The result is not needed. Without this, asyncio logs an exception that was never retrieved.
             waiting.cancel() or waiting.exception()
             raise
 
 
 def _logged(terms: Terms) -> Terms:
-    """Who waits for a coordinator that is not there is told: Python shows warnings although nobody configures logging."""
+    """Add the log. A user who waits for an unreachable coordinator sees it: Python shows warnings without a configuration."""
     return replace(terms, observers=[LogObserver(), *terms.observers])
 
 
 def fulfil(future: "Future[m.Reason]", run: Callable[[], m.Reason]) -> None:
-    """Give a future what `run` returns or raises."""
-    future.set_running_or_notify_cancel()  # nobody can cancel it any more
+    """Set a future's result to what `run` returns or raises."""
+    future.set_running_or_notify_cancel()  # from now on it cannot be cancelled
     try:
         future.set_result(run())
-    except BaseException as error:  # noqa: BLE001 raised by who waits
+    except BaseException as error:  # noqa: BLE001 the future raises it
         future.set_exception(error)
 
 
@@ -111,9 +111,9 @@ def connected(
     trace: Trace | None = None,
     measure: bool = False,
 ) -> Iterator[Runtime]:
-    """A participant that is ready to run, with its connections open. `measure`: tell observers of the weights, too."""
+    """Yield a participant that is ready to run, with its connections open. `measure`: report weight statistics to observers."""
     if not isinstance(participant, ParticipantABC):
-        raise ConfigurationError(f"{type(participant).__name__} is no subclass of fedround.ParticipantABC or NumPyParticipant")
+        raise ConfigurationError(f"{type(participant).__name__} is not a subclass of fedround.ParticipantABC or NumPyParticipant")
     doing = Doing()
     observe = Observers([doing, *terms.observers])
     training = Training(participant, observe, Measuring(observe) if measure else None)

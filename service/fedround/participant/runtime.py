@@ -1,7 +1,7 @@
-"""The participant's runtime: carries out what the lifecycle commands, and tells it what has happened. Decides nothing.
+"""The participant's runtime: executes the lifecycle's commands, and sends it events. It decides nothing.
 
-The loop takes events from a queue and steps the lifecycle. Three more threads take their tasks from queues too: one asks the
-coordinator, one transfers models, and the one that called `run` executes the participant's own code.
+The loop takes events from a queue and steps the lifecycle. Three more threads take tasks from queues: one sends requests to the
+coordinator, one transfers models, and the thread that called `run` runs the training code.
 """
 
 import logging
@@ -39,15 +39,15 @@ from fedround.participant.work import OVER, REFUSED
 LOG = logging.getLogger(__name__)
 
 TURN = 5.0
-"""Seconds after which the loop turns, whether or not there is something to do."""
+"""Maximum seconds of one turn of the loop, even if there is no event."""
 JOIN_TIMEOUT = 0.5
-"""Seconds that each other thread has to end after the loop: one may wait for an answer that nobody wants any more."""
+"""Seconds for each other thread to end after the loop: one may wait for a response that is not needed any more."""
 GRACE = 1.0
-"""Seconds that the participant's own code has to return when everything else has ended, where nobody waits for it any longer."""
+"""Seconds for the training code to return after everything else has ended, if the caller does not wait for it."""
 REFUSED_PAUSE = 10.0
-"""Seconds until a token that was refused is tried again: only a person can mend that."""
+"""Seconds before a rejected token is tried again: only an operator can fix that."""
 INTERCEPTED_PAUSE = 30.0
-"""Seconds until a transfer is repeated that a proxy answered in place of the aggregator: only a person can mend that."""
+"""Seconds before a transfer is repeated that a proxy answered instead of the aggregator: only an operator can fix that."""
 UNKNOWN = "is PARTICIPANT_COORDINATOR_URL (--coordinator-url) the coordinator's port for participants, 8081 by default?"
 
 Kept = tuple[Sequence[Any], str | None, str | None]
@@ -55,7 +55,7 @@ Kept = tuple[Sequence[Any], str | None, str | None]
 
 
 class Tasks:
-    """What a thread has to do, one after the other, until it is told to stop."""
+    """A thread's queue of tasks."""
 
     def __init__(self) -> None:
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -64,7 +64,7 @@ class Tasks:
     def run(self) -> None:
         while True:
             try:
-                # Not for ever: a signal that comes just before it, or to another thread, does not wake the main thread.
+                # With a time-out: a signal just before this call, or to another thread, does not wake the main thread.
                 task = self._queue.get(timeout=TURN)
             except Empty:
                 continue
@@ -78,7 +78,7 @@ class Tasks:
 
 
 class Runtime:
-    """One participant's life."""
+    """Runs one participant, from its registration to its exit."""
 
     def __init__(
         self,
@@ -95,9 +95,9 @@ class Runtime:
         doing: Callable[[], str] = str,
     ) -> None:
         self.ended = Event()
-        """The lifecycle has exited and the coordinator was told; only the participant's own code may still be running."""
+        """Set when the lifecycle has exited and the participant has deregistered. Only the training code may still run."""
         self.returned = Event()
-        """The participant's own code has returned for good."""
+        """Set when the training code has returned, and will not be called again."""
         self._trainer = trainer
         self._coordinator = coordinator
         self._aggregator = aggregator
@@ -105,14 +105,14 @@ class Runtime:
         self._lifecycle = lifecycle
         self._name = name
         self._shards = shards
-        self._shard = lru_cache(shards.find)  # it warns of a number that wraps, but not in each round
+        self._shard = lru_cache(shards.find)  # so that a warning is not repeated in each round
         self._observe = observe
         self._beat = beat
         self._doing = doing
         self._events: SimpleQueue[m.Event | BaseException] = SimpleQueue()
         self._user, self._contacts, self._transfers = Tasks(), Tasks(), Tasks()
         self._farewells: list[Event] = []
-        """Set when the platform was told that we leave, or that no update will come."""
+        """Set when a request to deregister, or to forfeit a round, has ended."""
         self._ordinal: int | None = None
         self._model: list[Any] = []
         self._kept: Kept | None = None
@@ -122,14 +122,14 @@ class Runtime:
         self._error: BaseException | None = None
         self._trouble = ""
         self._blocked = ""
-        """What keeps the participant from the aggregator."""
+        """Reason why the participant cannot reach the aggregator; empty if it can."""
 
     def run(self) -> m.Reason:
-        """Take part until training is finished, or `stop` was called. The participant's own code runs on this thread.
+        """Take part until training is complete, or `stop` is called. The training code runs on this thread.
 
         Raises:
-            ParticipantError: The participant's own code failed too often.
-            CoordinatorUnreachable: It was away for longer than was allowed.
+            ParticipantError: The training code failed too often.
+            CoordinatorUnreachable: The coordinator was unreachable for longer than `give_up_after`.
         """
         work = {"contacts": self._contacts.run, "transfers": self._transfers.run, "loop": self._loop}
         threads = [Thread(target=self._guard, args=(run,), name=f"fedround-{name}", daemon=True) for name, run in work.items()]
@@ -140,7 +140,7 @@ class Runtime:
             loop.start()
             self._user.run()
         except BaseException:
-            # KeyboardInterrupt, SystemExit: they pass, after we have left.
+            # KeyboardInterrupt and SystemExit propagate after the participant has deregistered.
             self.stop(0.0)
             raise
         finally:
@@ -151,17 +151,17 @@ class Runtime:
         return self.result()
 
     def result(self) -> m.Reason:
-        """What `run` returns, or raises, when it has `ended`."""
+        """Return, or raise, what `run` does, once `ended` is set."""
         if self._error is not None:
             raise self._error
         if self._lifecycle.exited is m.Reason.GAVE_UP:
-            raise CoordinatorUnreachable(f"the coordinator was unreachable for too long, last: {self._trouble}")
+            raise CoordinatorUnreachable(f"the coordinator was unreachable for too long, last error: {self._trouble}")
         if self._lifecycle.exited is m.Reason.FAILED and self._failure is not None:
             raise self._failure
         return self._lifecycle.exited or m.Reason.STOPPED
 
     def stop(self, within: float) -> None:
-        """End, after the round if that takes no longer than `within` seconds. Called twice: at once. From any thread."""
+        """Stop, after the round if that takes at most `within` seconds. A second call stops immediately. From any thread."""
         self._events.put(m.StopRequested(within))
 
     # The loop
@@ -194,7 +194,7 @@ class Runtime:
         for command in commands:
             self._carry_out(command)
         if isinstance(event, m.TrainingFailed) and self._lifecycle.exited is None and (trace := logged(self._failure)):
-            LOG.warning("%s", event.reason, **trace)  # without a trace, the end of the round has told all
+            LOG.warning("%s", event.reason, **trace)  # without a trace, the line about the round's end has the reason
 
     def _carry_out(self, command: m.Command) -> None:
         match command:
@@ -240,7 +240,7 @@ class Runtime:
     # The other threads
 
     def _guard(self, run: Callable[[], None]) -> None:
-        """None of the threads may die in silence: `run` raises what ended it."""
+        """Run a thread's function. If it fails, `run` raises its exception."""
         try:
             run()
         except BaseException as error:  # noqa: BLE001
@@ -278,8 +278,8 @@ class Runtime:
             try:
                 say()
             except ExchangeError as error:
-                # The coordinator will notice that our heartbeats are missing.
-                LOG.debug("could not leave: %s", error)
+                # The coordinator removes the participant when its heartbeats time out.
+                LOG.debug("could not deregister: %s", error)
             finally:
                 said.set()
 
@@ -292,7 +292,7 @@ class Runtime:
             event = self._exchange(command, order, kept)
         except Refused as error:
             event = m.TransferRefused(order, error.status, error.detail)
-            failure = None if error.status in (OVER, *REFUSED) else error  # the end of the round tells why
+            failure = None if error.status in (OVER, *REFUSED) else error  # the line about the round's end has the reason
         except (TooLarge, Untrusted) as error:
             self._failure = ConfigurationError(str(error))
             event = m.ModelRefused(order, str(error))
@@ -350,7 +350,7 @@ class Runtime:
 
 
 def _advised(error: ExchangeError, unknown: str = "") -> str:
-    """What went wrong, and what is likely to mend it; `unknown`: what a 404 means."""
+    """Return an error's text with advice. `unknown`: the advice for a 404."""
     match error:
         case Refused(status=401 | 403) if "certificate" in error.detail:
             advice = "is PARTICIPANT_TLS_CERT_FILE (--tls-cert-file) the right one?"

@@ -1,4 +1,4 @@
-"""A participant as a service: what operators see of it, around whatever trains. Imports none of the participant's own code."""
+"""The participant's service: health, metrics and traces around a trainer. It does not import the training code."""
 
 import math
 import os
@@ -28,33 +28,33 @@ if TYPE_CHECKING:
     from fedround.observability.tracing import Tracing
 
 POD_INDEX = "POD_INDEX"
-"""The variable in which the chart tells the number of a pod of a StatefulSet."""
+"""The environment variable with the index of a StatefulSet's pod. The chart sets it."""
 HEAD_START = 0.5
-"""Seconds for which the imports of the ops port leave the processor to those of the participant's own code."""
+"""Seconds by which the imports of the training code go before those of the operations port."""
 
 
 class Host(Trainer, Protocol):
-    """What trains, as a service has it: it may still be starting."""
+    """A trainer of a service, which may still be starting."""
 
     @property
     def room(self) -> Callable[[], Room] | None:
-        """Makes what it takes a model in; None: this process's own memory."""
+        """Creates the memory that it takes a model in. None: memory of this process."""
         ...
 
     def attach(self, observe: Observer, traceparent: Callable[[], str | None]) -> None:
-        """Tell `observe` from now on. `traceparent` gives the context of the round under way."""
+        """Report facts to `observe` from now on. `traceparent` returns the context of the current round."""
         ...
 
     def started(self, within: float | None = None) -> bool:
-        """Wait until it can train. Raises `ConfigurationError` or `ParticipantError`: it never will."""
+        """Wait until it can train, and return whether it can. Raises `ConfigurationError` or `ParticipantError` if it failed."""
         ...
 
     def interrupt(self) -> None:
-        """If it is still starting, it need not any more: `started` returns."""
+        """Abort the start if it is not complete. `started` then returns."""
         ...
 
     def status(self) -> Mapping[str, object]:
-        """What operators see of it, as JSON-able data."""
+        """Return its status as JSON-able data."""
         ...
 
 
@@ -62,10 +62,10 @@ Bounded = Callable[[Runtime, Operators, "Tracing | None"], AbstractContextManage
 
 
 def serve(settings: ParticipantSettings, host: Host, bounded: Bounded = lambda *_: nullcontext()) -> None:
-    """Take part until training is finished, or SIGTERM or SIGINT has come. `bounded` surrounds the run.
+    """Take part until training is complete, or until SIGTERM or SIGINT. `bounded` is a context around the run.
 
     Raises:
-        FedroundError: See `fedround.errors` for what each means, and with which code the command line exits for it.
+        FedroundError: See `fedround.errors` for the classes and their exit codes.
     """
     health = Health()
     watch = Watch(settings.name, health, within=max(settings.long_poll, settings.heartbeat_period))

@@ -1,4 +1,4 @@
-"""Which shard of a split data set is this participant's, and what the coordinator is told about it."""
+"""Finds this participant's shard of a split data set, and the claim for its registration."""
 
 import logging
 import zlib
@@ -10,23 +10,23 @@ from fedround.participant.round import Shard
 LOG = logging.getLogger(__name__)
 
 USUAL = 10
-"""The number of shards where nobody says it."""
+"""Default number of shards."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shards:
-    """What is known of the participant's shard before the coordinator says something."""
+    """What the participant knows about its shard before the coordinator assigns one."""
 
     own: Shard | None
-    """Its setting."""
+    """The shard that is set by `PARTICIPANT_SHARD`."""
     count: int | None
-    """The number of shards, for one without that setting. None: nobody says it, so the data set need not be split at all."""
+    """Number of shards, if no shard is set. None: unknown, and the data set may not be split."""
     pod_index: int | None
     name: str
 
     @property
     def fixed(self) -> Shard | None:
-        """The shard that it trains whatever the coordinator says, if it has one."""
+        """The shard that the coordinator cannot change; None if there is none."""
         if self.own is not None:
             return Shard(self.own.index % self.own.count, self.own.count)
         if self.count is not None and self.pod_index is not None and self.pod_index < self.count:
@@ -34,7 +34,7 @@ class Shards:
         return None
 
     def claim(self, former: Shard | None) -> wire.Claim | None:
-        """Return what it says when it registers; `former`: the shard that it trained last."""
+        """Return the claim for the registration. `former`: the last trained shard."""
         if (fixed := self.fixed) is not None:
             claim = wire.Claim(fixed.count, fixed.index)
         elif self.count is not None:
@@ -44,12 +44,14 @@ class Shards:
         return claim if 1 < claim.count <= wire.MAX_SHARDS else None
 
     def find(self, told: wire.Shard | None, ordinal: int | None) -> Shard:
-        """Return the shard to train: its own, the one that the coordinator tells, or else one made of a number or its name."""
+        """Return the shard to train: the fixed one, the coordinator's, or one derived from a number or from the name."""
         count = self.own.count if self.own else self.count or USUAL
         if self.own is None and told is not None and self.fixed is None:
             return Shard(*told)
         numbers = [self.own.index if self.own else None, self.pod_index, ordinal, zlib.crc32(self.name.encode()) % count]
         number = next(number for number in numbers if number is not None)
         if number >= count > 1:
-            LOG.warning("there are %d shards: number %d wraps to %d, which others may have too", count, number, number % count)
+            LOG.warning(
+                "there are %d shards: number %d wraps to %d, which another participant may have too", count, number, number % count
+            )
         return Shard(number % count, count)

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT on another thread than the main one, whatever that is busy with. Processes that it forks have neither."""
+"""Handles SIGTERM and SIGINT on a separate thread, even while the main thread is busy. Forked processes get default handlers."""
 
 import os
 import signal
@@ -11,21 +11,21 @@ from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 MAX_SIGNALS = 2
-"""The first asks to stop, the second at once; one more does not ask."""
+"""Signals that are handled: the first one drains, the second one stops immediately. Another one ends the process."""
 
 _CHILDS: dict[int, Any] = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
-"""The handlers of a process that the participant's own code forks: those that Python gives a program."""
+"""Handlers in a process that the training code forks: Python's defaults."""
 _open: list[socket.socket] = []
-"""The sockets of `signals`, while it is at work."""
+"""Open sockets of `signals`."""
 _mask = threading.local()
-"""The signals that a thread has blocked, while it forks."""
+"""A thread's previous signal mask, while it forks."""
 
 
 @contextmanager
 def signals(on_signal: Callable[[], None]) -> Iterator[None]:
-    """Call `on_signal` for each SIGTERM and SIGINT, on another thread, even while the main thread sits in somebody's C code.
+    """Call `on_signal` for each SIGTERM and SIGINT on a separate thread, even while the main thread runs C code.
 
-    The third one ends the process: whoever sends it has seen that two were not enough.
+    The third signal ends the process.
     """
     reader, writer = socket.socketpair()
     writer.setblocking(False)
@@ -57,11 +57,11 @@ def signals(on_signal: Callable[[], None]) -> Iterator[None]:
 
 
 def _ignore(_number: int, _frame: FrameType | None) -> None:
-    """The byte in the socket says it all. A handler of Python's there must be, or no byte is written."""
+    """Do nothing: the watcher reads the byte in the socket. Python only writes it if there is a Python handler."""
 
 
 def _before_fork() -> None:
-    """A signal that comes to the child too early waits until the child's own handlers are in place."""
+    """Block signals, so that one for the child waits until the child has its handlers."""
     if _open:
         _mask.former = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
@@ -73,7 +73,7 @@ def _after_fork() -> None:
 
 
 def _in_child() -> None:
-    """Otherwise a signal to the child would count as one to the participant."""
+    """Restore default handlers, so that a signal to the child does not count as one to the participant."""
     if _open:
         signal.set_wakeup_fd(-1)
         for number, handler in _CHILDS.items():

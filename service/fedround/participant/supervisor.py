@@ -1,6 +1,6 @@
-"""The supervisor: has a worker run the participant's own code, and starts another one when that ends. It imports none of that code.
+"""The supervisor: runs the training code in a worker process, and restarts it. It does not import the training code.
 
-One thread starts each worker and hears what it says, for as long as the process lives. What trains waits for that thread.
+One thread starts each worker and receives its messages for as long as the process lives. The training call waits for that thread.
 """
 
 import json
@@ -26,7 +26,7 @@ from fedround.errors import (
     TrainingError,
 )
 from fedround.events import Observer
-from fedround.participant import telling
+from fedround.participant import reports
 from fedround.participant.channel import BadMessage
 from fedround.participant.memory import BadMemory, Memory, Piece
 from fedround.participant.process import Cause, End, Process, end_of
@@ -35,23 +35,23 @@ from fedround.participant.round import Round
 LOG = logging.getLogger(__name__)
 
 GRACE = 1.0
-"""Seconds that code which trains has to return when the participant ends, after its drain time-out."""
+"""Seconds for training code to return when the participant stops, after its drain time-out."""
 IDLE_GRACE = 5.5
-"""Seconds that a worker has to end when it does not train: it gives the threads of the participant's own code 5 of them."""
+"""Seconds for an idle worker to end. It gives the threads of the training code 5 of them."""
 EOF_GRACE = 1.0
-"""Seconds between the end of what a worker says and its own end."""
+"""Seconds between a worker's end of messages and its exit."""
 PAUSE, PAUSE_MAX = 1.0, 30.0
-"""Seconds between the ends and the starts of workers that end one after the other, but for the first: it is replaced at once."""
+"""Seconds before a restart: the first delay and the maximum. The first worker that ends is replaced immediately."""
 
 _ERRORS: Mapping[str, type[ParticipantError]] = {
     error.__name__: error for error in (DeserializationError, TrainingError, SerializationError, ParticipantError)
 }
 _REFUSALS: Mapping[str, type[FedroundError]] = {error.__name__: error for error in (ConfigurationError, DataDirectoryHeld)}
-"""Why a worker makes no participant, although the participant's own code has not failed."""
+"""Errors without a failure of the training code that keep a worker from creating the participant."""
 
 
 class State(StrEnum):
-    """What a worker is doing."""
+    """The state of the worker."""
 
     STARTING = "starting"
     IDLE = "idle"
@@ -61,10 +61,10 @@ class State(StrEnum):
 
 
 class Supervisor:
-    """Trains in a worker (`Trainer`).
+    """The `Trainer` that trains in a worker process.
 
     Args:
-        recipe: What the worker is told first: how to make the participant, and how to log.
+        recipe: The worker's first message: how to create the participant, and how to log.
     """
 
     def __init__(self, recipe: Mapping[str, object]) -> None:
@@ -78,13 +78,13 @@ class Supervisor:
         self._serial = 0
         self._round: Round | None = None
         self._update: Future[Sequence[Piece]] | None = None
-        """Of the training that waits for a worker or for its result."""
+        """Result of the current training, which waits for a worker or runs."""
         self._sent = False
-        """The worker has it."""
+        """Whether the worker has the current training."""
         self._phases: list[tuple[str, float]] = []
-        """The phases of the round that are under way in the worker, and since when."""
+        """Open phases of the round in the worker, with their start times."""
         self._ending: End | None = None
-        """Why we end the worker ourselves."""
+        """Reason why the supervisor ends the worker."""
         self._closed = threading.Event()
         self._pauses = self._new_pauses()
         self.evaluates = False
@@ -94,7 +94,7 @@ class Supervisor:
         self._thread = threading.Thread(target=self._run, name="fedround-worker", daemon=True)
 
     def __enter__(self) -> Self:
-        """Begin to start the first worker."""
+        """Start the first worker in the background."""
         self._thread.start()
         return self
 
@@ -103,22 +103,22 @@ class Supervisor:
 
     @property
     def room(self) -> Callable[[], Memory]:
-        """Makes the memory that a model is received in."""
+        """Creates the memory that a model is received in."""
         return Memory.create
 
     def attach(self, observe: Observer, traceparent: Callable[[], str | None]) -> None:
-        """From now on tell `observe`, and make the spans of the worker children of `traceparent`."""
+        """Report facts to `observe` from now on, and make the worker's spans children of `traceparent`."""
         with self._news:
             self._observe, self._traceparent = observe, traceparent
             if self._state is not State.STARTING:
                 observe(events.WorkerReady())
 
     def started(self, within: float | None = None) -> bool:
-        """Wait until the first worker has made the participant.
+        """Wait until the first worker has created the participant, and return whether it has.
 
         Raises:
-            ConfigurationError: There is no such class, or it takes other options.
-            ParticipantError: It raised, or ended the worker.
+            ConfigurationError: The class does not exist, or does not accept the options.
+            ParticipantError: The class raised an exception, or ended the worker.
         """
         with self._news:
             self._news.wait_for(lambda: self._state is not State.STARTING, within)
@@ -127,12 +127,12 @@ class Supervisor:
             raise self._unusable
 
     def interrupt(self) -> None:
-        """End a worker that has not made the participant yet."""
+        """End a worker that has not created the participant yet."""
         if self._state is State.STARTING:
             self.close()
 
     def status(self) -> dict[str, object]:
-        """What operators see of it, as JSON-able data."""
+        """Return the worker's status as JSON-able data."""
         return {"state": self._state, "restarts": self._restarts, "last_end": self._last_end or None}
 
     # Trainer
@@ -140,13 +140,13 @@ class Supervisor:
     def __call__(self, round: Round, model: list[Any], /) -> Sequence[Piece]:
         """See `Trainer`. `model` has a `Memory`."""
         memory: Memory = model.pop()
-        memory.seal()  # what is trained in place is sent from it
+        memory.seal()  # after training in place, the update is sent from it
         update = Future[Sequence[Piece]]()
         with self._news:
             self._round, self._update, self._sent = round, update, False
             self._news.wait_for(lambda: self._state is State.IDLE or update.done() or self._closed.is_set())
             if self._closed.is_set() and not update.done():
-                update.set_exception(TrainingError("the participant ends"))
+                update.set_exception(TrainingError("the participant is stopping"))
             if not update.done():
                 self._send(round, memory)
         memory.close()
@@ -195,7 +195,7 @@ class Supervisor:
             return
         if process is not None and not process.exited(0.0 if not ready else IDLE_GRACE if idle else GRACE):
             if first and ready:
-                LOG.warning("the participant's own code does not return: exiting without it")
+                LOG.warning("the training code does not return: exiting without it")
             process.kill()
         self._thread.join()
 
@@ -213,11 +213,11 @@ class Supervisor:
         finally:
             with self._news:
                 self._state = State.STOPPED
-                self._fail(self._unusable or TrainingError("the participant ends"), waiting=True)
+                self._fail(self._unusable or TrainingError("the participant is stopping"), waiting=True)
                 self._news.notify_all()
 
     def _one_life(self) -> float | None:
-        """Start a worker, hear what it says, and bury it. Returns how many seconds to wait before the next; None: there is none."""
+        """Run one worker until it has ended. Return the seconds to wait before the next one; None: there is no next one."""
         try:
             process = Process()
         except OSError as error:
@@ -229,7 +229,7 @@ class Supervisor:
                 self._heard(*received)
                 del received
         except (BadMessage, BadMemory) as error:
-            end = End(Cause.LOST, f"was killed: it said what nobody understands ({error})")
+            end = End(Cause.LOST, f"was killed: it sent an invalid message ({error})")
         if end is None and not process.exited(EOF_GRACE) and self._ending is None:
             end = End(Cause.LOST, "was killed: it had closed its connection")
         with self._news:
@@ -249,7 +249,7 @@ class Supervisor:
             if self._closed.is_set():
                 return None
             if self._unusable is not None:
-                end = End(Cause.UNUSABLE, f"could not make the participant: {self._unusable}")
+                end = End(Cause.UNUSABLE, f"could not create the participant: {self._unusable}")
             error = self._unusable or ParticipantError(f"the training process {end.text}")
             if self._state is State.STARTING:
                 self._unusable = error
@@ -263,7 +263,7 @@ class Supervisor:
         return pause
 
     def _fail(self, error: FedroundError, *, waiting: bool) -> None:
-        """The training that the worker has fails, or the one that is `waiting` for a worker. Phases under way are over."""
+        """Fail the worker's training, or one that is `waiting` for a worker, and end its open phases."""
         round, update = self._round, self._update
         while self._phases and round is not None:
             phase, since = self._phases.pop()
@@ -294,7 +294,7 @@ class Supervisor:
                 self._told(facts)
                 self._returned(message, memories)
             case _:
-                raise BadMessage("what nobody asked for")
+                raise BadMessage("unexpected message")
 
     def _reported(self, round: Round, figures: Mapping[str, Any]) -> None:
         try:
@@ -314,16 +314,16 @@ class Supervisor:
     def _told(self, facts: Sequence[object]) -> None:
         round = self._round
         assert round is not None  # noqa: S101 the worker has one
-        now = time.monotonic()  # the same for all, so that no phase ends before it began
-        for fact in [telling.decode(round.number, told, now) for told in facts]:
+        now = time.monotonic()  # one time for all facts, so that no phase ends before it began
+        for fact in [reports.decode(round.number, told, now) for told in facts]:
             match fact:
                 case events.PhaseBegan(_, phase, ago):
                     self._phases.append((phase, now - ago))
                 case events.PhaseEnded(_, phase):
                     if not self._phases or self._phases.pop()[0] != phase:
-                        raise BadMessage("a phase that had not begun")
-            if len(self._phases) > len(telling.PHASES):
-                raise BadMessage("phases that do not end")
+                        raise BadMessage("the end of a phase that had not begun")
+            if len(self._phases) > len(reports.PHASES):
+                raise BadMessage("too many open phases")
             self._observe(fact)
 
     def _returned(self, message: Mapping[str, Any], memories: list[Memory]) -> None:
@@ -343,7 +343,7 @@ class Supervisor:
                 raise BadMessage("no result")
 
     def _settle(self, result: Sequence[Piece] | FedroundError) -> None:
-        """The training under way is over."""
+        """End the current training with a result or an error."""
         update, self._update, self._round, self._sent = self._update, None, None, False
         if self._state is State.TRAINING:
             self._state = State.IDLE
@@ -354,17 +354,17 @@ class Supervisor:
                 update.set_result(result)
         self._news.notify_all()
 
-    # Telling the worker
+    # Messages to the worker
 
     def _tell(self, message: Mapping[str, object], *memories: Memory) -> None:
-        """A worker that cannot be told anything is ended: its thread notices."""
+        """Send a message. A worker that does not read it is killed."""
         if self._process is not None:
             try:
                 self._process.channel.send(message, memories)
             except (BrokenPipeError, ConnectionResetError):
-                pass  # it has ended, or closed its connection: the thread that hears it notices, and knows why
+                pass  # it has ended, or closed its connection: the receiving thread finds out why
             except OSError as error:
-                self._end(End(Cause.LOST, f"was killed: it could not be told anything ({error.strerror or error})"))
+                self._end(End(Cause.LOST, f"was killed: it did not read its messages ({error.strerror or error})"))
 
     def _end(self, end: End) -> None:
         if self._process is not None:
@@ -388,4 +388,4 @@ def _piece(piece: object, memories: Sequence[Memory]) -> Piece:
     match piece:
         case [int(number), int(offset), int(length)] if 0 <= number < len(memories):
             return memories[number].piece(offset, length)
-    raise BadMessage("no piece of an update")
+    raise BadMessage("not a piece of an update")

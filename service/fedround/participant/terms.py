@@ -1,4 +1,4 @@
-"""What may be said to `run_participant`: names, defaults, and what is allowed."""
+"""The options of `run_participant`: names, defaults, and allowed values."""
 
 import math
 import socket
@@ -15,47 +15,47 @@ from fedround.participant.moves import Policy
 
 
 class Options(TypedDict, total=False):
-    """What may be said to `run_participant`. Times are in seconds."""
+    """The options of `run_participant`. Times are in seconds."""
 
     name: str
-    """How the coordinator's status and logs call it. Default: the host name."""
+    """Name shown in the coordinator's status and logs. Default: the host name."""
     token: str | None
-    """Sent to the coordinator and the aggregator as a bearer token."""
+    """Bearer token for the coordinator and the aggregator."""
     tls_ca_file: str | PathLike[str] | None
-    """The certificate of an authority of one's own, in PEM, beside those of the usual ones."""
+    """PEM file with a private CA's certificate, which is trusted besides the public CAs."""
     tls_cert_file: str | PathLike[str] | None
-    """The certificate that is shown to a server that asks for one, in PEM."""
+    """PEM file with the client certificate."""
     tls_key_file: str | PathLike[str] | None
-    """Its private key, not encrypted. Default: it is in the same file."""
+    """PEM file with the client certificate's unencrypted private key. Default: the certificate's file."""
     long_poll: float
-    """How long the coordinator is asked to hold a heartbeat that brings no news; 0: not at all. Default: 15."""
+    """Maximum time that the coordinator holds a heartbeat until there is news; 0: no long polls. Default: 15."""
     shard: tuple[int, int] | None
-    """Index and count of this participant's part of a split data set. Default: see `shards`."""
+    """Index and count of this participant's shard of a split data set. Default: see `shards`."""
     shards: int | None
-    """Number of parts of a data set that all participants share: the coordinator gives each part to one of them. Default: None."""
+    """Number of shards of a data set that all participants share. The coordinator assigns each to one of them. Default: None."""
     aggregator_url: str | None
-    """Where the aggregator is. Default: where the coordinator says."""
+    """URL of the aggregator. Default: the one that the coordinator sends."""
     aggregator_allow: Sequence[str]
-    """Hosts of aggregators that get the token although they are not related to the coordinator's, such as `*.example.org`."""
+    """Aggregator hosts that may get the token although they do not share the coordinator's domain, such as `*.example.org`."""
     max_model_size: int
-    """The largest global model that is accepted, in bytes. Default: 1 GiB."""
+    """Maximum size of a global model, in bytes. Default: 1 GiB."""
     reconnect_max: float
-    """The longest wait between two attempts to reach the coordinator. Default: 1.5."""
+    """Maximum time between two attempts to reach the coordinator. Default: 1.5."""
     give_up_after: float | None
-    """For how long the coordinator may be unreachable. Default: for ever."""
+    """Give up if the coordinator stays unreachable for this long. Default: never."""
     max_failures: int
-    """After so many failures of its own code in a row a participant gives up. Default: 1."""
+    """Give up after this many consecutive failures of the training code. Default: 1."""
     confirm_timeout: float
-    """How long an update may be unconfirmed by a 0.8 platform before it is offered again. Default: 15."""
+    """Maximum time for a 0.8 platform to confirm an update before it is sent again. Default: 15."""
     drain_timeout: float
-    """How long a round may go on when the participant is asked to stop. Default: 8."""
+    """Maximum time to finish the current round after a request to stop. Default: 8."""
     observers: Sequence[Observer]
-    """Are told of every fact of `fedround.events`."""
+    """Functions that are called with every fact of `fedround.events`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Terms(Policy):
-    """The options with their defaults, as lifecycle and shell take them. Raises `ConfigurationError` for all that are wrong."""
+    """All options with their defaults. Raises `ConfigurationError` that names all invalid ones."""
 
     max_failures: int = 1
     name: str = field(default_factory=lambda: wire.clean_name(socket.gethostname()))
@@ -78,10 +78,10 @@ class Terms(Policy):
 
     @classmethod
     def of(cls, heartbeat_period: float, options: Options) -> Self:
-        """Those of a call from Python. Raises `ConfigurationError`."""
+        """Return the terms for a call of `run_participant`. Raises `ConfigurationError`."""
         known = Options.__annotations__
         if unknown := [name for name in options if name not in known]:
-            raise ConfigurationError(f"there is no option {', '.join(unknown)}; there are {', '.join(known)}")
+            raise ConfigurationError(f"unknown option {', '.join(unknown)}; the options are {', '.join(known)}")
         return cls(heartbeat_period=heartbeat_period, **options)
 
 
@@ -111,7 +111,7 @@ _ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "shards": (f"{_COUNT[0]}, or None", lambda value: value is None or _COUNT[1](value)),
     "aggregator_url": ("as http://host:port or https://host, or None", lambda value: value is None or wire.is_url(value)),
     "aggregator_allow": (
-        "a list of host names, each perhaps with `*.` before it",
+        "a list of host names, each with an optional `*.` prefix",
         lambda value: not isinstance(value, str) and all(isinstance(host, str) and hosts.PATTERN.fullmatch(host) for host in value),
     ),
     "max_model_size": _COUNT,

@@ -1,4 +1,4 @@
-"""Tracebacks of the participant's own code: what of them is logged, and what they must not keep alive. No NumPy."""
+"""Tracebacks of training code: shortens them for logs, and releases the objects that they keep alive. Does not import NumPy."""
 
 import importlib
 import traceback
@@ -10,14 +10,14 @@ from typing import Any
 from fedround.errors import FedroundError, ParticipantError
 
 MAX_TEXT = 32_000
-"""Characters of a traceback that travel from one process to another: its last ones."""
+"""Maximum characters of a traceback between processes. Its end is kept."""
 
 Traced = tuple[type[BaseException], BaseException, TracebackType | None]
 
 _HERE = Path(__file__).parent
 _IMPORTS = ("<frozen importlib", importlib.__file__)
 _CALLERS = tuple(str(_HERE / name) for name in ("training.py", "load.py"))
-"""Where users' code is called from."""
+"""Files that call users' code."""
 _OURS = (
     *_CALLERS,
     str(_HERE.parent / "common" / "objects.py"),
@@ -28,9 +28,9 @@ _OURS = (
 
 
 def traced(error: BaseException | None) -> Traced | None:
-    """What to log of it as `exc_info`: the traceback from the first line of the participant's own code on, or nothing.
+    """Return the `exc_info` to log: the traceback from the first line of training code on.
 
-    Nothing, where no line of its own is to blame: what it returned was refused, or it cannot be called in this way.
+    None if no line of training code raised the error: its result was rejected, or its signature is wrong.
     """
     cause = error.__cause__ if isinstance(error, ParticipantError) else None
     if cause is None:
@@ -47,13 +47,13 @@ def traced(error: BaseException | None) -> Traced | None:
 
 
 def text_of(error: BaseException) -> str:
-    """The traceback that is logged of `error`, as text for another process; empty where there is none."""
+    """Return the traceback to log of `error` as text, for another process. Empty if there is none."""
     found = traced(error)
     return "".join(traceback.format_exception(*found))[-MAX_TEXT:].rstrip() if found else ""
 
 
 def logged(error: BaseException | None) -> Mapping[str, Any]:
-    """The arguments with which a logger logs the traceback of `error`, which may have come from another process."""
+    """Return a logger's arguments that log the traceback of `error`, which may come from another process."""
     if isinstance(error, ParticipantError) and error.trace:
         return {"extra": {"traceback": error.trace}}
     found = traced(error)
@@ -61,8 +61,8 @@ def logged(error: BaseException | None) -> Mapping[str, Any]:
 
 
 def release(error: BaseException) -> None:
-    """Drop what the frames of an error's tracebacks hold, models above all; their lines stay."""
-    left, seen = [error], set[int]()  # its causes may go round in a circle
+    """Clear the frames of an error's tracebacks, which hold models. Their lines stay."""
+    left, seen = [error], set[int]()  # its causes may form a cycle
     while left:
         one = left.pop()
         seen.add(id(one))

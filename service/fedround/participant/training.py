@@ -1,4 +1,4 @@
-"""Runs the participant's own code on one global model: decode, train, encode, check. No reference to the model outlives its use."""
+"""Runs the training code on a global model: decode, train, encode, check. No reference to the model outlives its use."""
 
 import inspect
 import logging
@@ -21,14 +21,14 @@ LOG = logging.getLogger(__name__)
 
 
 class Training:
-    """Calls a participant's methods, always on the thread that calls this.
+    """Calls a participant's methods on the calling thread.
 
     Args:
         participant: An instance of the user's class.
-        observe: Is told of the phases of a round.
-        measuring: Looks at the weights on their way.
-        failures: What counts as a failure of the participant's own code. Everything else passes: in a program of the user's,
-            `SystemExit` may come from a signal handler of that program, and then means the program.
+        observe: Called with the phases of a round.
+        measuring: Measures the weights of model and update.
+        failures: Exceptions that count as failures of the training code. All others propagate: in a user's program a signal handler
+            may raise `SystemExit` to end that program.
     """
 
     def __init__(
@@ -45,10 +45,10 @@ class Training:
         self._failures = failures
 
     def __call__(self, round: Round, model: list[Any]) -> Sequence[memoryview]:
-        """The update for the only element of `model`, which is taken out of the list: whoever trains holds the last reference.
+        """Return the update for the only element of `model`. It is removed from the list, so training has the last reference.
 
         Raises:
-            ParticipantError: from what the participant's code raised.
+            ParticipantError: The training code failed. The cause is its exception.
         """
         code, measuring = self._participant, self._measuring
         if measuring is not None:
@@ -71,7 +71,7 @@ class Training:
                 result = code.train_round(box.pop())
             with self._step(round, "encode", SerializationError):
                 parts = _parts(code.serialize_training_result(result))
-            if measuring is not None:  # what is not sent, too: who is paged for a failed round wants to see the NaN
+            if measuring is not None:  # also an update that fails its check: the metrics must show its NaN
                 measuring.trained(round.number, parts)
             with self._step(round, "check", SerializationError):
                 code.check_training_result(result)
@@ -79,7 +79,7 @@ class Training:
 
     @property
     def evaluates(self) -> bool:
-        """Whether the class has a method `evaluate` that takes a model. One of 0.8 has to say so: its method may be anything."""
+        """Whether the class has a method `evaluate` that takes a model, and sets `evaluates` or is a `NumPyParticipant`."""
         if not (isinstance(self._participant, NumPyParticipant) or self._participant.evaluates):
             return False
         try:
@@ -89,28 +89,28 @@ class Training:
         return True
 
     def _evaluate(self, round: Round, model: Any) -> None:
-        """Have the global model evaluated. A failure costs the evaluation only: nothing that is trained depends on it."""
+        """Evaluate the global model. A failure is logged, and training continues."""
         try:
             with phase(self._observe, round.number, "evaluate"):
                 found = self._participant.evaluate(model)  # type: ignore[attr-defined]  # see `evaluates`
-                if found is None:  # this time, or this object, does not evaluate
+                if found is None:  # no evaluation of this model
                     return
                 round.evaluated(*parts(found))
         except self._failures as error:
             LOG.warning("round %d: the global model is not evaluated: %s; %s", round.number, described(error), HOW)
 
     def cancel(self) -> None:
-        """Nothing to do: the code that trains looks at the very `Round`."""
+        """Do nothing: the training code reads the same `Round`."""
 
     def kill(self) -> None:
-        """Not possible: nobody can end a thread."""
+        """Do nothing: a thread cannot be killed."""
 
     def close(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     @contextmanager
     def _step(self, round: Round, name: str, error: type[ParticipantError], note: str = "", *, of: str = "") -> Iterator[None]:
-        """`note`: what an error that speaks `of` something may come from."""
+        """Run one step as a phase, and convert its exceptions. `note` is appended to an error whose text contains `of`."""
         try:
             with phase(self._observe, round.number, name):
                 yield
@@ -121,7 +121,7 @@ class Training:
 
 
 def _parts(payload: Any) -> list[memoryview]:
-    """The bytes of a buffer of whatever kind, or of several."""
+    """Return the bytes of one or several buffers of any format."""
     try:
         return [np.frombuffer(payload, np.uint8).data]  # a memoryview cannot be cast from every format
     except TypeError:

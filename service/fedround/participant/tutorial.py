@@ -1,4 +1,4 @@
-"""`fedround tutorial`: the tutorial's participant, whose model is one number five times over and falls towards 0 round by round."""
+"""`fedround tutorial`: the tutorial's participant. Its model is one number, five times, which falls towards 0 over the rounds."""
 
 import argparse
 import logging
@@ -20,13 +20,13 @@ SIZE = 5
 
 
 class TutorialParticipant(NumPyParticipant):
-    """Trains by picking a number between 0 and the one that the global model holds; before there is one, `upper_bound`."""
+    """Trains by picking a random number between 0 and the global model's number. Without a global model: `upper_bound`."""
 
     def __init__(self, *, upper_bound: float = 100.0) -> None:
         self._upper_bound = upper_bound
 
     def train_round(self, training_input: Array | None) -> Update:
-        """One sample, five equal weights."""
+        """Return one sample, and five equal weights."""
         bound = self._upper_bound if training_input is None else float(training_input[0])
         picked = random.uniform(0.0, bound)
         LOG.info("global weight %s, local weight %s", "none yet" if training_input is None else bound, picked)
@@ -38,11 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--upper-bound", required=True, type=float, help="Initial upper bound for picking a random float to send to the coordinator"
     )
-    parser.add_argument("--coordinator-url", default="http://localhost:8081", help="Where the coordinator is [%(default)s]")
+    parser.add_argument("--coordinator-url", default="http://localhost:8081", help="URL of the coordinator [%(default)s]")
 
 
 def run(arguments: Mapping[str, Any]) -> int:
-    """Run the tutorial's participant until training is finished. Returns the exit code."""
+    """Run the tutorial's participant until training is complete. Returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-8s %(message)s")
     participant = TutorialParticipant(upper_bound=arguments["upper_bound"])
     try:

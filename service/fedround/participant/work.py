@@ -1,20 +1,20 @@
-"""One round: its exchanges, and what follows from each answer. Part of the participant's core: no I/O, no clock.
+"""One round: its exchanges, and what follows from each response. Part of the participant's core: no I/O, no clock.
 
 The rules:
 
 1. The participant makes one exchange at a time: start_training, download, upload. It repeats a failed one after a jittered delay.
 2. `start_training` accepts a training request. So does the token that comes with the heartbeat. A refused request is void.
-3. An update is kept. A request for its round and shard sends it again without training, if the model that it was trained on is
-   still the global one. The ETag decides; a peer that sends none is believed.
-4. An upload is settled by `counted` or `repeated` in its answer. One without an answer is sent again, and may have counted: a
-   heartbeat's `counted`, a later round or `finish` settles it; `stand_by` may mean either.
-5. A peer that says neither is a 0.8 aggregator, where every upload may count. The same `round` right after an upload that may have
-   arrived means "not yet known". The participant requests the round again only after `confirm_timeout`, `MAX_CONFIRMS` times at
-   most. An upload that never had a connection cannot have arrived: it is retried like any other exchange.
-6. 409 says that the round is over; 413, 415 and 422 refuse the update. After any other refusal the token is dead, and the
-   participant requests another, `MAX_DEAD_TOKENS` times at most. A 404 to start_training is no verdict (0.8).
-7. Once a heartbeat says that the round is over, an upload under way has `SETTLE` seconds for its own answer: it may be the very
-   reason why the round went on.
+3. The participant keeps its update. A request for the same round and shard sends it again without training, if the model that it
+   was trained on is still the global one. The ETag decides. Without an ETag the model counts as unchanged.
+4. `counted` or `repeated` in the response confirms an upload. An upload without a response is sent again, and may have counted. A
+   heartbeat's `counted`, a later round or `finish` confirms it; `stand_by` leaves it open.
+5. An aggregator that sends neither is one of 0.8, where every upload may count. The same `round` right after an upload that may
+   have arrived means "not yet known". The participant requests the round again only after `confirm_timeout`, at most
+   `MAX_CONFIRMS` times. An upload that never had a connection cannot have arrived: it is retried like any other exchange.
+6. 409 means that the round is over; 413, 415 and 422 reject the update. After any other rejection the token is invalid, and the
+   participant requests another, at most `MAX_DEAD_TOKENS` times. A 404 to start_training decides nothing (0.8).
+7. Once a heartbeat says that the round is over, an upload under way has `SETTLE` seconds to get its response: it may be the upload
+   that completed the round.
 """
 
 import math
@@ -30,15 +30,15 @@ from fedround.participant.lane import Lane
 from fedround.participant.moves import Outcome
 
 OVER = 409
-"""The status that says that the round is over."""
+"""The status that means that the round is over."""
 REFUSED = (413, 415, 422)
-"""The statuses that refuse an update."""
+"""The statuses that reject an update."""
 MAX_CONFIRMS = 3
-"""How often the participant offers an update again that a 0.8 platform does not confirm."""
+"""Maximum times that the participant sends an update again which a 0.8 platform does not confirm."""
 MAX_DEAD_TOKENS = 10
-"""How often it requests another token: an aggregator that restarts needs some seconds to learn the tokens."""
+"""Maximum times that the participant requests another token: a restarted aggregator learns the tokens after some seconds."""
 SETTLE = 5.0
-"""Seconds that an upload has left once the heartbeat says that its round is over."""
+"""Seconds for an upload under way once the heartbeat says that its round is over."""
 
 _ASKED: dict[type, type] = {
     m.StartTrainingAnswered: m.StartTraining,
@@ -56,12 +56,12 @@ class Kept:
     round: int
     etag: str | None
     train: bool = True
-    """False: it is no update, but comes with an evaluation."""
+    """False: an evaluation without an update."""
     shard: wire.Shard | None = None
-    """The shard that it was trained on, where the coordinator gave it."""
+    """The shard that it was trained on, if the coordinator assigned it."""
 
     def fits(self, round: int, run: wire.Run | None) -> bool:
-        """Return whether it is what a training request asks for, as far as the model is the same."""
+        """Return whether it fulfils a training request, provided that the model is the same."""
         trains, shard = (run.train, run.shard) if run else (True, None)
         return (self.round, self.train, self.shard) == (round, trains, shard)
 
@@ -75,15 +75,18 @@ class Ended:
 
 
 class Step(Enum):
-    """What the round needs besides its exchanges."""
+    """A step of the round other than an exchange."""
 
     TRAIN = auto()
     CONFIRM = auto()
-    """News of the coordinator: an upload may have arrived."""
+    """Wait for the coordinator to confirm an upload that may have arrived."""
 
 
 class Work:
-    """See the rules above. `old`: the coordinator is one of 0.8. `orders` gives serials; `facts` is told what happens."""
+    """The exchanges of one round: see the rules above.
+
+    `old`: the coordinator is one of 0.8. `orders` yields serial numbers. Facts are appended to `facts`.
+    """
 
     def __init__(
         self, policy: m.Policy, random: Callable[[], float], orders: Iterator[int], facts: list[events.Fact], id: str, round: int
@@ -93,11 +96,11 @@ class Work:
         self.old = False
         self.accepted_at: float | None = None
         self.sent_at: float | None = None
-        """Since when the peer may have the update, without having said so."""
+        """Time since which the aggregator may have the update, without a confirmation."""
         self.over = False
-        """The heartbeat says so, but the upload is still under way."""
+        """The heartbeat says that the round is over, but the upload is still under way."""
         self.deadline = math.inf
-        """Of confirming, or of that upload."""
+        """End of the wait for a confirmation, or for the upload of a round that is over."""
         self.etag: str | None = None
         self._policy = policy
         self._orders = orders
@@ -115,11 +118,11 @@ class Work:
 
     @property
     def is_owed(self) -> bool:
-        """Whether the platform waits for it: it was accepted, or has to be so that it can be forfeited."""
+        """Whether the platform waits for an update: the round was accepted, or must be accepted to forfeit it."""
         return self.accepted_at is not None or (self.old and not self.order.token)
 
     def asked_for(self, event: m.TransferEvent) -> bool:
-        """Whether `event` is an answer to the exchange under way."""
+        """Return whether `event` is a response to the exchange under way."""
         return self.lane.under_way and isinstance(self.lane.command, _ASKED.get(type(event), object))
 
     def begin(self, answer: wire.Heartbeat, kept: Kept | None, now: float) -> None:
@@ -130,18 +133,18 @@ class Work:
             self.lane.plan(now, m.StartTraining(self.order))
 
     def resume(self, former: "Work", at: float) -> None:
-        """Train the round of `former` once more, under the same id."""
+        """Train the round of `former` again with the same id."""
         self.old, self.order = former.old, replace(former.order, serial=self.order.serial)
         self.lane.plan(at, m.StartTraining(self.order))
 
     def request_again(self, at: float) -> None:
-        """Ask for another token; the one that was used last is known until then."""
+        """Request another token."""
         self.deadline = math.inf
         self.order = replace(self.order, serial=next(self._orders))
         self.lane.plan(at, m.StartTraining(self.order))
 
     def take(self, event: m.TransferEvent, kept: Kept | None, now: float) -> Ended | Step | None:
-        """Say what follows from the answer to the exchange under way; None: the next exchange is planned."""
+        """Return what follows from the response to the exchange under way. None: the next exchange is planned."""
         transfer = self.lane.end()
         match event:
             case m.StartTrainingAnswered(_, wire.StartTraining(url=str(url), token=str(token)) as said):
@@ -168,7 +171,7 @@ class Work:
         return Kept(self.order.round, self.etag, self._trains, self.order.run.shard if self.order.run else None)
 
     def overdue(self, now: float) -> Ended | None:
-        """`deadline` has passed."""
+        """Return what follows when `deadline` has passed."""
         if self.over:
             return self.given_up("the round was over before the update was sent")
         if self._confirms == MAX_CONFIRMS:
@@ -178,7 +181,7 @@ class Work:
         return None
 
     def settle(self, now: float) -> None:
-        """Wait a little for the answer of the upload under way: the heartbeat says that the round is over."""
+        """Wait `SETTLE` seconds for the upload under way, because the heartbeat says that the round is over."""
         if not self.over:
             self.over, self.deadline = True, now + SETTLE
 
@@ -189,7 +192,7 @@ class Work:
         return answer.state is HeartbeatState.ROUND and answer.round == self.order.round
 
     def verdict(self, answer: wire.Heartbeat) -> Ended:
-        """Say how the round ended that does not go on."""
+        """Return how the round ended, according to the heartbeat."""
         later = answer.round is not None and answer.round > self.order.round
         counted = answer.counted is not None and answer.counted >= self.order.round
         settled = later or counted or answer.state is HeartbeatState.FINISH

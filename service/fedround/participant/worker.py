@@ -1,6 +1,6 @@
-"""The worker: the process that the participant's own code runs in, started by the supervisor. Its main thread runs that code.
+"""The worker: the process that runs the training code on its main thread. The supervisor starts it.
 
-`python -m fedround.participant.worker SOCKET PARENT`: the descriptor of its socket, and the id of the process that started it.
+`python -m fedround.participant.worker SOCKET PARENT`: the descriptor of its socket, and the process id of the supervisor.
 """
 
 import ctypes
@@ -27,7 +27,7 @@ from fedround.errors import ConfigurationError, DataDirectoryHeld, ParticipantEr
 from fedround.events import Fact, PhaseBegan
 from fedround.observability import logs
 from fedround.observability.traces import tracing
-from fedround.participant import leaving, local, telling, traces
+from fedround.participant import leaving, local, reports, traces
 from fedround.participant.abc import ParticipantABC
 from fedround.participant.channel import Channel
 from fedround.participant.load import load_participant
@@ -47,7 +47,7 @@ Message = tuple[Mapping[str, Any], list[Memory]]
 
 
 class Model:
-    """The memory of a global model, and whether something lies in it."""
+    """The memory of a global model, and where arrays lie in it."""
 
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
@@ -55,7 +55,7 @@ class Model:
         self._map: weakref.ref[mmap] | None = None
 
     def map(self) -> memoryview:
-        """Its bytes, writable. Nothing here keeps the mapping, which ends when the participant's own code lets go of it."""
+        """Map its bytes, writable. The mapping ends when the training code drops its last reference."""
         if not self.memory.size:
             return memoryview(bytearray())
         mapped = self.memory.map()
@@ -63,7 +63,7 @@ class Model:
         return memoryview(mapped)
 
     def offset(self, part: memoryview) -> int | None:
-        """Where in this memory `part` lies; None if it lies elsewhere."""
+        """Return the offset of `part` in this memory; None if it lies elsewhere."""
         mapped = self._map() if self._map is not None else None
         if mapped is None or not len(part):
             return None
@@ -77,9 +77,9 @@ def _address(buffer: Any) -> int:
 
 
 def share(parts: Sequence[memoryview], model: Model) -> tuple[list[list[int]], list[Memory]]:
-    """Parts of an update as pieces of shared memory, each a memory's number, an offset and a length; and these memories.
+    """Return the parts of an update as pieces of shared memory (memory's number, offset, length), and these memories.
 
-    What was trained in place is where it was. All else is copied once, when the model is gone, if nobody uses that any more.
+    Parts that were trained in place stay where they are. All others are copied once, after an unused model is released.
     """
     offsets = [model.offset(part) for part in parts]
     if offsets.count(None) == len(offsets):
@@ -107,13 +107,13 @@ def _shared(parts: Sequence[memoryview], model: Model) -> tuple[list[list[int]],
 
 
 def _give_up(what: str, error: OSError) -> Never:
-    """End: the supervisor starts another worker."""
+    """End this process. The supervisor starts another worker."""
     LOG.error("the training process %s: %s. Does the training code close file descriptors?", what, error)
     leaving.end(os.EX_IOERR)
 
 
 class Worker:
-    """Does what the supervisor says. `read` is for a thread of its own; `run` is for the main thread."""
+    """Carries out the supervisor's messages. `read` needs a separate thread; `run` needs the main thread."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -121,10 +121,10 @@ class Worker:
         self._round: tuple[int, Round] | None = None
         self._facts: list[Mapping[str, object]] = []
         self._cancelled = -1
-        """The serial number of the training that was cancelled last."""
+        """Serial number of the last cancelled training."""
 
     def read(self) -> None:
-        """Receive until the supervisor is gone; then end this process, and all that the participant's own code has started."""
+        """Receive until the supervisor is gone; then end this process, and all processes that the training code started."""
         try:
             while (received := self._channel.receive()) is not None:
                 match received[0]:
@@ -140,7 +140,7 @@ class Worker:
             _end_group()
 
     def run(self) -> int:
-        """Make the participant, and train until there is no more to do. Returns the exit code."""
+        """Create the participant, and train until the supervisor closes. Returns the exit code."""
         first = self._inbox.get()
         if first is None:
             return os.EX_OK
@@ -207,8 +207,8 @@ class Worker:
             _give_up("lost its connection", error)
 
     def _observe(self, fact: Fact) -> None:
-        """Facts travel together, for a message costs more than a fact: up to the training, and with its result."""
-        if (told := telling.encode(fact)) is not None:
+        """Collect facts: they are sent in two messages, when training begins and with its result, to save time."""
+        if (told := reports.encode(fact)) is not None:
             self._facts.append(told)
             if isinstance(fact, PhaseBegan) and fact.phase == "train":
                 self._send({"kind": "facts", "facts": self._take_facts()})
@@ -227,8 +227,8 @@ def _load(name: str, options: Mapping[str, Any]) -> ParticipantABC[Any, Any]:
     except (ConfigurationError, ParticipantError):
         raise
     except BaseException as error:
-        # `sys.exit()` in a module: no reason for the service to end as if all were well.
-        raise ParticipantError(f"{name} cannot be made: {described(error)}") from error
+        # `sys.exit()` in a module must not end the service with success.
+        raise ParticipantError(f"cannot create {name}: {described(error)}") from error
 
 
 def _end_group() -> None:
@@ -237,18 +237,18 @@ def _end_group() -> None:
 
 
 def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when the thread that started it ends."""
+    """Make the kernel kill this process when the thread that started it ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it was faster
+    if os.getppid() != parent:  # the supervisor has already ended
         os._exit(1)
 
 
 def main() -> Never:
-    """Be a worker."""
+    """Run a worker."""
     descriptor, parent = map(int, sys.argv[1:])
     _die_with(parent)
-    del sys.argv[1:]  # code that reads a command line finds an empty one
+    del sys.argv[1:]  # training code that reads the command line finds it empty
     os.set_inheritable(descriptor, False)
     channel = Channel(socket.socket(fileno=descriptor))
     os.register_at_fork(after_in_child=channel.forget)

@@ -1,4 +1,4 @@
-"""`fedround new`: write a project with a participant, from the templates in this directory.
+"""`fedround new`: writes a project with a participant from the templates in this directory.
 
 `common/` has the files of every project. Each other directory has the files for one library.
 """
@@ -20,22 +20,22 @@ MODELS: Mapping[str, str] = {
     "keras": "model.safetensors",
     "sklearn": "model.safetensors",
 }
-"""Name of the file for the trained model, by library. A model that is one array is an .npy file."""
+"""Name of the trained model's file, by library. A model with one array is an .npy file."""
 NAME, MODEL = "project-name", "model.safetensors"
-"""Words that the templates have in place of the project's own."""
+"""Placeholders in the templates."""
 LONGEST = 40
-"""Characters of a project's name: as a release's name it becomes part of longer names, of up to 63 characters."""
+"""Maximum characters of a project's name: a Helm release's name is part of longer names, of up to 63 characters."""
 
 
 def create(directory: Path, library: str) -> str:
-    """Write a project. Return what to do next, for the user.
+    """Write a project, and return the next steps for the user.
 
     Args:
-        directory: Empty or not there. Its name becomes the project's name.
+        directory: A directory that is empty or does not exist. Its name becomes the project's name.
         library: A key of `MODELS`.
 
     Raises:
-        FedroundError: The directory is not empty, or cannot be written. Nothing is left behind then.
+        FedroundError: The directory is not empty, or cannot be written. In this case no file remains.
     """
     words = {NAME: project_name(directory), MODEL: MODELS[library]}
     texts = {name: _replaced(text, words) for part in ("common", library) for name, text in _templates(part).items()}
@@ -49,7 +49,7 @@ def create(directory: Path, library: str) -> str:
 
 
 def project_name(directory: Path) -> str:
-    """Return the name of a directory as images and Helm releases may be called: a-z, 0-9 and single hyphens, first a letter."""
+    """Return a directory's name as a valid name of images and Helm releases: a letter, then a-z, 0-9 and single hyphens."""
     name = Path(os.path.normpath(directory.absolute())).name  # of `.` and `..` too
     plain = unicodedata.normalize("NFKD", name.casefold()).encode("ascii", "ignore").decode()
     name = re.sub("[^a-z0-9]+", "-", plain).strip("-")
@@ -59,7 +59,7 @@ def project_name(directory: Path) -> str:
 
 
 def _templates(part: str) -> dict[str, str]:
-    """Return the files of a directory of templates. An installation may have put compiled files beside them, in a directory."""
+    """Return the files of a directory of templates. Directories are skipped: an installation may have compiled files there."""
     found = files(__package__).joinpath(part).iterdir()
     return {file.name: file.read_text(encoding="utf-8") for file in found if file.is_file()}
 
@@ -71,7 +71,7 @@ def _replaced(text: str, words: Mapping[str, str]) -> str:
 
 
 def _write(directory: Path, texts: Mapping[str, str]) -> None:
-    """Write all files, or none. Raises `OSError`, and `FedroundError` where the directory is not empty."""
+    """Write all files, or none. Raises `OSError`, or `FedroundError` if the directory is not empty."""
     with ExitStack() as undo:
         if not directory.exists():
             for path in reversed([path for path in (directory, *directory.parents) if not path.exists()]):

@@ -15,7 +15,7 @@ import fedround
 def load_data(shard: fedround.Shard) -> tuple[np.ndarray, np.ndarray]:
     """Return the features and the targets of this silo.
 
-    These rows are generated, different ones for each `shard.index`. A silo with a file of its own needs no shard:
+    These rows are generated, and differ for each `shard.index`. A silo with its own file needs no shard:
     *columns, target = np.loadtxt("/silo/data.csv", delimiter=",", skiprows=1).T
     """
     random = np.random.default_rng(shard.index)

@@ -19,7 +19,7 @@ import fedround.sklearn
 def load_data(shard: fedround.Shard) -> tuple[np.ndarray, np.ndarray]:
     """Return the features and the labels of this silo.
 
-    These are handwritten digits, other ones in each shard. A silo with a file of its own needs no shard:
+    These are handwritten digits, different ones in each shard. A silo with its own file needs no shard:
     *columns, label = np.loadtxt("/silo/data.csv", delimiter=",", skiprows=1).T
     """
     x, y = load_digits(return_X_y=True)

@@ -1,4 +1,4 @@
-"""What the worker tells of a round, as messages: encoded there, and checked here before it becomes a fact of the supervisor's."""
+"""The worker's reports about a round: it encodes facts as messages, and the supervisor checks and decodes them."""
 
 import time
 from collections.abc import Mapping
@@ -11,15 +11,15 @@ from fedround.participant.channel import BadMessage
 from fedround.tensors.figures import DECADES, FEW, Change, Statistics
 
 PHASES = ("decode", "evaluate", "train", "encode", "check")
-"""The phases of a round that are the worker's."""
+"""Phases of a round that run in the worker."""
 MAX_NAME = 100
-"""Characters of the name of an error's class."""
+"""Maximum characters of the name of an error's class."""
 MAX_AGO = 86400.0
-"""Seconds."""
+"""Maximum age of a fact, in seconds."""
 
 
 def encode(fact: Fact) -> Mapping[str, object] | None:
-    """What tells of a fact that happens now; None for one that stays in the worker."""
+    """Return the message for a fact that happens now; None if the fact stays in the worker."""
     match fact:
         case events.PhaseBegan(_, phase):
             return {"fact": "began", "phase": phase, "at": time.monotonic()}
@@ -33,7 +33,7 @@ def encode(fact: Fact) -> Mapping[str, object] | None:
 
 
 def decode(round: int, told: object, now: float) -> Fact:
-    """The fact of `round` that is told of, at `now` in monotonic seconds. Raises `BadMessage`: it is none."""
+    """Return the fact of `round` in a message. `now`: monotonic seconds. Raises `BadMessage` if it is not a fact."""
     match told:
         case {"fact": "began", "phase": str(phase), "at": float(at)} if phase in PHASES:
             return events.PhaseBegan(round, phase, _ago(at, now))
@@ -51,11 +51,11 @@ def decode(round: int, told: object, now: float) -> Fact:
             "change": {"l2_norm": float(norm), "cosine_similarity": float() | None as cosine},
         }:
             return events.UpdateMeasured(round, samples, Change(norm, cosine))
-    raise BadMessage(f"no fact: {str(told)[:100]}")
+    raise BadMessage(f"not a fact: {str(told)[:100]}")
 
 
 def _ago(at: float, now: float) -> float:
-    """All processes of a machine have one monotonic clock."""
+    """Return the age of a time. All processes of a machine share one monotonic clock."""
     ago = now - at
     return ago if 0 <= ago <= MAX_AGO else 0.0
 
@@ -70,5 +70,5 @@ def _statistics(found: Mapping[str, Any]) -> Statistics:
         or {name: len(value) for name, value in lists.items()} != right
         or not all(isinstance(value, int | float) for values in lists.values() for value in values)
     ):
-        raise BadMessage("no statistics")
+        raise BadMessage("invalid statistics")
     return Statistics(**numbers, **lists)

@@ -266,7 +266,7 @@ def test_beyond_the_shared_seats_a_registration_is_refused_with_the_time_to_wait
             for path in ("/rendez_vous", f"/heartbeat/{late}"):
                 answer = await w.http.get(path)
                 assert (answer.status_code, answer.headers["retry-after"]) == (429, "10")
-                assert answer.json()["detail"].startswith("all 1 seats of participants without a token or certificate of their own")
+                assert answer.json()["detail"].startswith("all 1 seats for participants without an individual token or certificate")
 
     asyncio.run(main())
 

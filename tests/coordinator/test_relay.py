@@ -121,7 +121,7 @@ def test_a_message_arrives_at_the_collector_under_the_name_of_its_token(tmp_path
         (b"", {"Content-Encoding": "br"}, 415, "gzip or identity"),
         (b"\xff\xff", {}, 400, "not an OTLP ExportMetricsServiceRequest"),
         (b"abc", {"Content-Encoding": "gzip"}, 400, "gzip"),
-        (bytes(MAX_BYTES + 1), {}, 413, "bytes at most"),
+        (bytes(MAX_BYTES + 1), {}, 413, "at most"),
         (gzip.compress(bytes(50 << 20)), {"Content-Encoding": "gzip"}, 413, "decompressed"),
         (
             metrics().SerializeToString().replace(b"participant_round", b"coordinator_round"),

@@ -34,6 +34,7 @@ check: $(VENV)/ready ## lint, format, types, layers, docs
 	@$(BIN)/mypy
 	@PYTHONPATH=service $(BIN)/lint-imports --no-logo
 	@$(BIN)/python tools/docs.py --check
+	@$(BIN)/python tools/prose.py
 
 docs: $(VENV)/ready ## build the documentation site: build/docs/index.html
 	@$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs build/docs

@@ -36,7 +36,7 @@ AVOID = {
     r"at once": "immediately",
     r"nobody": "no participant, no operator",
     r"somebody|anybody|everybody": "a participant, an operator",
-    r"figures?": "metrics, values, numbers (code may name the protocol's field)",
+    r"(?<!\.)figures?": "metrics, values, numbers (code may name the protocol's field)",
     r"stranger'?s?": "unauthenticated client",
 }
 """Patterns of words that hide a standard one, and what to write."""
@@ -44,7 +44,7 @@ AVOID = {
 EXCEPTIONS: dict[str, str] = {}
 """Texts that are exempt: a path, or a path with a rule's name, and why."""
 
-_WORDS = {re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE): instead for pattern, instead in AVOID.items()}
+_WORDS = {re.compile(rf"(?<!\w)(?:{pattern})\b", re.IGNORECASE): instead for pattern, instead in AVOID.items()}
 _FENCE = re.compile(r"^(\s*)(`{3,}|~{3,}).*?^\1\2`*\s*$", re.MULTILINE | re.DOTALL)
 _END = re.compile(r"(?<=[.!?:;])[\"')*_]*\s+(?=[\"'(*_\[`]*[A-Z0-9`])")
 
@@ -98,8 +98,9 @@ def sources() -> Iterator[Text]:
         except SyntaxError:  # a template of `fedround new`
             continue
         found = [paragraph for text in strings if isinstance(text, str) and " " in text for paragraph in docstring(text)]
-        comments = "\n".join(re.findall(r"(?:^|\s)# (.*)$", source, re.MULTILINE))
-        yield Text(str(path.relative_to(ROOT)), found + paragraphs(comments))
+        blocks = re.findall(r"(?:^ *# (?!noqa|type:).*\n)+|  # (?!noqa|type:).*$", source, re.MULTILINE)
+        comments = [paragraph for block in blocks for paragraph in paragraphs(re.sub(r"^ *# ", "", block, flags=re.MULTILINE))]
+        yield Text(str(path.relative_to(ROOT)), found + comments)
 
 
 def docstring(text: str) -> list[str]:

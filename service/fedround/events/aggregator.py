@@ -7,7 +7,10 @@ from fedround.events.base import Fact
 
 @dataclass(frozen=True, slots=True)
 class UpdateReceived(Fact):
-    """`outcome` is accepted, repeated, unauthorized, late, invalid, implausible or too_large; `reason` is for people."""
+    """The aggregator decided about an update.
+
+    `outcome` is accepted, repeated, unauthorized, late, invalid, implausible or too_large.
+    """
 
     id: str
     outcome: str
@@ -17,7 +20,7 @@ class UpdateReceived(Fact):
 
 @dataclass(frozen=True, slots=True)
 class UploadFailed(Fact):
-    """An upload that did not arrive whole: cut, too slow, or no room for it. Nothing was counted."""
+    """An upload did not arrive completely: it was cut, too slow, or there was no space. Nothing was counted."""
 
     id: str
     reason: str
@@ -25,7 +28,7 @@ class UploadFailed(Fact):
 
 @dataclass(frozen=True, slots=True)
 class Aggregated(Fact):
-    """A new global model."""
+    """The aggregator made a global model."""
 
     round: int
     updates: int
@@ -35,7 +38,7 @@ class Aggregated(Fact):
 
 @dataclass(frozen=True, slots=True)
 class Dominated(Fact):
-    """One of several updates of a round has more than half of all its samples: its `share`."""
+    """One update of a round has more than half of its samples. `share` is between 0.5 and 1."""
 
     round: int
     id: str
@@ -44,7 +47,7 @@ class Dominated(Fact):
 
 @dataclass(frozen=True, slots=True)
 class ModelEvaluated(Fact):
-    """`function` evaluated the model of `round`, None: the initial model. `dropped`: metrics that were not finite."""
+    """`function` evaluated the model of `round`; None: the initial model. `dropped`: metrics that were not finite."""
 
     function: str
     round: int | None
@@ -56,7 +59,7 @@ class ModelEvaluated(Fact):
 
 @dataclass(frozen=True, slots=True)
 class EvaluationFailed(Fact):
-    """`function` raised, or returned what is no evaluation."""
+    """`function` raised an exception, or returned an invalid evaluation."""
 
     function: str
     round: int | None
@@ -66,14 +69,14 @@ class EvaluationFailed(Fact):
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSkipped(Fact):
-    """The model of `round` is not evaluated: a newer one came before its turn, or the function returned None."""
+    """The model of `round` was not evaluated, because a newer one existed, or because the function returned None."""
 
     round: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class ModelsRolledBack(Fact):
-    """An operator made the model of `round` the newest; those of `removed` later rounds are removed."""
+    """An operator made the model of `round` the newest; the models of `removed` later rounds were deleted."""
 
     round: int
     removed: int

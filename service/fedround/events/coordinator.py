@@ -8,7 +8,7 @@ from fedround.events.base import Fact
 
 @dataclass(frozen=True, slots=True)
 class RunEntered(Fact):
-    """From now on rounds belong to this run: an aggregator hears of it with its first round."""
+    """A run began or continued: rounds belong to it from now on. The aggregator learns it with the first round."""
 
     run_id: str
     run_name: str
@@ -16,26 +16,31 @@ class RunEntered(Fact):
 
 @dataclass(frozen=True, slots=True)
 class ShardsChanged(Fact):
-    """When participants were selected, the shards of the data set were held in another way than before."""
+    """The assignment of shards to participants changed."""
 
     shards: int
     missing: int
     doubled: int
     standing_by: int
-    """Participants for which there is no shard."""
+    """Number of participants without a shard."""
     warning: str
-    """What is wrong; empty where each shard has one participant."""
+    """What is wrong; empty if each shard has one participant."""
 
 
 @dataclass(frozen=True, slots=True)
 class ParticipantJoined(Fact):
+    """A participant registered and sent its first heartbeat."""
+
     id: str
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class ParticipantGone(Fact):
-    """`reason` is silent, left, failed (it left because of a failure: `detail`) or replaced (by a newer registration)."""
+    """A participant left the federation.
+
+    `reason` is silent (timed out), left, failed (left because of the failure in `detail`) or replaced (by a newer registration).
+    """
 
     id: str
     name: str
@@ -45,7 +50,7 @@ class ParticipantGone(Fact):
 
 @dataclass(frozen=True, slots=True)
 class ParticipantDoubted(Fact):
-    """Another participant has registered under its name: it has to prove that it lives."""
+    """Another participant registered under the same name. The older one must send a heartbeat to keep its seat."""
 
     id: str
     name: str
@@ -53,7 +58,7 @@ class ParticipantDoubted(Fact):
 
 @dataclass(frozen=True, slots=True)
 class AttemptOpened(Fact):
-    """An attempt of a round is open."""
+    """The aggregator opened an attempt of a round."""
 
     round: int
     attempt: str
@@ -61,7 +66,7 @@ class AttemptOpened(Fact):
 
 @dataclass(frozen=True, slots=True)
 class Selected(Fact):
-    """These participants' heartbeats now say `round`. Without `train` they only evaluate the final model."""
+    """Participants were selected. Without `train` they only evaluate the final model."""
 
     round: int
     ids: tuple[str, ...]
@@ -70,7 +75,7 @@ class Selected(Fact):
 
 @dataclass(frozen=True, slots=True)
 class QuorumRaised(Fact):
-    """`min_clients` makes the quorum ineffective: the round waits for all `selected` participants, although `asked` were enough.
+    """`min_clients` makes the quorum ineffective: the round waits for all `selected` participants, although the quorum is `asked`.
 
     Emitted once, the second time that this happens.
     """
@@ -83,10 +88,10 @@ class QuorumRaised(Fact):
 
 @dataclass(frozen=True, slots=True)
 class Revoked(Fact):
-    """The round was taken from this participant. `reason` is silent, left, failed, replaced, deadline, refused or late.
+    """A participant was dropped from a round. `reason` is silent, left, failed, replaced, deadline, refused or late.
 
-    Late means that the quorum was counted without it; this is no failure. `seconds` after its selection it lost the round, in a
-    `phase` of `coordinator.silos.Phase`.
+    Late means that the quorum was counted without it, which is not a failure. `seconds`: time since its selection. `phase`: what it
+    was doing, a value of `coordinator.silos.Phase`.
     """
 
     round: int
@@ -100,7 +105,7 @@ class Revoked(Fact):
 
 @dataclass(frozen=True, slots=True)
 class SatOut(Fact):
-    """This participant failed so often in a row that it sits out `rounds` rounds after `round`. `reason`: of the last failure."""
+    """A participant sits out `rounds` rounds after `round`, because it failed several times in a row."""
 
     round: int
     name: str
@@ -111,6 +116,8 @@ class SatOut(Fact):
 
 @dataclass(frozen=True, slots=True)
 class UpdateCounted(Fact):
+    """The aggregator counted an update."""
+
     round: int
     id: str
     samples: int
@@ -118,10 +125,10 @@ class UpdateCounted(Fact):
 
 @dataclass(frozen=True, slots=True)
 class AttemptDropped(Fact):
-    """An attempt ended without a result; the round is tried again. `timed_out`: its deadline took it from too many.
+    """An attempt ended without a model. Another attempt follows after `pause` seconds.
 
-    `failures`: how many attempts of the round have failed for reasons that do not pass by themselves. `pause`: seconds until the
-    next attempt.
+    `timed_out`: too many participants missed the deadline. `failures`: number of attempts of this round that failed for a lasting
+    reason.
     """
 
     round: int
@@ -135,10 +142,10 @@ class AttemptDropped(Fact):
 
 @dataclass(frozen=True, slots=True)
 class RoundCompleted(Fact):
-    """`ids` were counted, from `dropped` others the round was taken; `figures` are the sample-weighted means of the reported.
+    """A round produced a global model from the updates of `ids`.
 
-    `members` are those of `ids`, each with what it contributed.
-    `late` more were not counted because the quorum was counted without them.
+    `figures` are the sample-weighted means of the metrics of training. `members` describes each counted participant. `dropped`
+    participants lost the round, and `late` more because the quorum was counted without them.
     """
 
     round: int
@@ -155,7 +162,7 @@ class RoundCompleted(Fact):
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """What a participant contributed to a round. `seconds`: from its selection until its update was counted."""
+    """The contribution of one participant to a round. `seconds`: from its selection until its update was counted."""
 
     name: str
     samples: int
@@ -165,7 +172,7 @@ class Contribution:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated(Fact):
-    """Participants evaluated the model of `round`, None: the one that the run began with.
+    """Participants evaluated the model of `round`; None: the initial model of the run.
 
     `figures` are the sample-weighted means, `lowest` and `highest` the range over the `members`.
     """
@@ -180,7 +187,7 @@ class Evaluated(Fact):
 
 @dataclass(frozen=True, slots=True)
 class ServerEvaluated(Fact):
-    """The coordinator learned how the aggregator's own function evaluated the model of `round`, None: that the run began with."""
+    """The aggregator's function evaluated the model of `round`; None: the initial model of the run."""
 
     round: int | None
     samples: int
@@ -189,7 +196,7 @@ class ServerEvaluated(Fact):
 
 @dataclass(frozen=True, slots=True)
 class FinalNotEvaluated(Fact):
-    """The run ends without the aggregator's evaluation of its final model, that of `round`: it did not come in `seconds`."""
+    """The run ends without the aggregator's evaluation of the final model of `round`, which took longer than `seconds`."""
 
     round: int
     seconds: float
@@ -197,7 +204,7 @@ class FinalNotEvaluated(Fact):
 
 @dataclass(frozen=True, slots=True)
 class ModelsLost(Fact):
-    """Round `round` was completed, but the aggregator's newest model is that of round `newest`, or there is none."""
+    """The aggregator lost models: `round` was completed, but its newest model is that of round `newest`, or there is none."""
 
     round: int
     newest: int | None
@@ -205,7 +212,7 @@ class ModelsLost(Fact):
 
 @dataclass(frozen=True, slots=True)
 class RolledBack(Fact):
-    """An operator made the model of round `newest` the newest again. Round `round` was open, or would have come next."""
+    """An operator made the model of round `newest` the newest again. Before that, `round` was the open or the next round."""
 
     round: int
     newest: int
@@ -213,7 +220,7 @@ class RolledBack(Fact):
 
 @dataclass(frozen=True, slots=True)
 class TrainingCompleted(Fact):
-    """A run is complete. `reason`: why it stopped early; empty where it did not."""
+    """A run is complete. `reason`: why it stopped early; empty if it did not."""
 
     rounds: int
     reason: str = ""
@@ -229,7 +236,7 @@ class TelemetryReceived(Fact):
 
 @dataclass(frozen=True, slots=True)
 class TelemetryForwarded(Fact):
-    """So many messages of participants `arrived` at the collector, or were dropped."""
+    """Messages of participants `arrived` at the collector, or were dropped."""
 
     signal: str
     messages: int
@@ -238,14 +245,14 @@ class TelemetryForwarded(Fact):
 
 @dataclass(frozen=True, slots=True)
 class StoodStill(Fact):
-    """The coordinator could hear nobody for so long: it was paused, or its machine was."""
+    """The coordinator was suspended for `seconds`, for example because its machine was paused."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class BooksUnreachable(Fact):
-    """A call to the aggregator's books failed; it is tried again."""
+    """A call to the aggregator failed. The coordinator retries."""
 
     operation: str
     reason: str
@@ -253,4 +260,4 @@ class BooksUnreachable(Fact):
 
 @dataclass(frozen=True, slots=True)
 class BooksReached(Fact):
-    """The aggregator's books answer (again)."""
+    """The aggregator responds (again)."""

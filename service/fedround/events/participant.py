@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StateChanged(Fact):
-    """The participant's lifecycle moved."""
+    """The participant changed its state."""
 
     state: str
     round: int | None
@@ -20,7 +20,7 @@ class StateChanged(Fact):
 
 @dataclass(frozen=True, slots=True)
 class Registered(Fact):
-    """The coordinator gave an id. `reason` is start, rejected or round_failed."""
+    """The coordinator registered the participant. `reason` is start, rejected or round_failed."""
 
     id: str
     reason: str
@@ -28,12 +28,15 @@ class Registered(Fact):
 
 @dataclass(frozen=True, slots=True)
 class RegistrationRefused(Fact):
-    """The coordinator gave no id: training is complete."""
+    """The coordinator refused the registration, because the training is complete."""
 
 
 @dataclass(frozen=True, slots=True)
 class OrderAccepted(Fact):
-    """An order to train was accepted, or without `train` to evaluate. `repeated`: for an update that is kept from before."""
+    """The participant accepted a training request; without `train` it only evaluates.
+
+    `repeated`: it sends the update that it already has.
+    """
 
     round: int
     repeated: bool
@@ -46,7 +49,7 @@ class OrderAccepted(Fact):
 
 @dataclass(frozen=True, slots=True)
 class ShardTaken(Fact):
-    """From now on training is on part `index` of `count` of a split data set."""
+    """The participant trains on shard `index` of `count` from now on."""
 
     index: int
     count: int
@@ -54,9 +57,9 @@ class ShardTaken(Fact):
 
 @dataclass(frozen=True, slots=True)
 class PhaseBegan(Fact):
-    """A phase of a round began, `ago` seconds ago. Each try to download or upload is a phase of its own.
+    """A phase of a round began, `ago` seconds ago. Each attempt to download or upload is one phase.
 
-    It ends with a `PhaseEnded`, told on the same thread.
+    It ends with a `PhaseEnded` on the same thread.
     """
 
     round: int
@@ -66,9 +69,9 @@ class PhaseBegan(Fact):
 
 @dataclass(frozen=True, slots=True)
 class PhaseEnded(Fact):
-    """`phase` is download, decode, evaluate, train, encode, check, upload or confirm, which does not begin.
+    """A phase ended. `phase` is download, decode, evaluate, train, encode, check, upload or confirm.
 
-    `error`: the class, if any.
+    `confirm` has no `PhaseBegan`. `error`: the class of the exception, if any.
     """
 
     round: int
@@ -80,7 +83,7 @@ class PhaseEnded(Fact):
 
 @dataclass(frozen=True, slots=True)
 class WeightsMeasured(Fact):
-    """The weights of a model that came or goes. `source` is global or local, `size` the bytes that travel."""
+    """Weights were measured: of the downloaded model (`source` is global), or of the update (local). `size` is in bytes."""
 
     round: int
     source: str
@@ -90,7 +93,7 @@ class WeightsMeasured(Fact):
 
 @dataclass(frozen=True, slots=True)
 class UpdateMeasured(Fact):
-    """What training made of the global model. `change` is None where there was none, or one of another shape."""
+    """An update was compared with the global model. `change` is None without a global model of the same shape."""
 
     round: int
     samples: int
@@ -99,7 +102,7 @@ class UpdateMeasured(Fact):
 
 @dataclass(frozen=True, slots=True)
 class RoundEnded(Fact):
-    """`outcome` is completed, evaluated, unconfirmed, failed, refused or abandoned; `reason` is for people."""
+    """A round ended. `outcome` is completed, evaluated, unconfirmed, failed, refused or abandoned."""
 
     round: int
     outcome: str
@@ -109,7 +112,7 @@ class RoundEnded(Fact):
 
 @dataclass(frozen=True, slots=True)
 class Reported(Fact):
-    """User code reported figures of its training."""
+    """Training code reported metrics."""
 
     round: int
     figures: tuple[tuple[str, float], ...]
@@ -117,14 +120,14 @@ class Reported(Fact):
 
 @dataclass(frozen=True, slots=True)
 class WorkerReady(Fact):
-    """The process that trains has made the participant: at the start, and after each `WorkerEnded`."""
+    """The worker has constructed the participant: at the start, and after each `WorkerEnded`."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerEnded(Fact):
-    """The process that trains ended; another one starts in `pause` seconds.
+    """The worker ended. Another one starts in `pause` seconds.
 
-    `cause` is exited, killed, crashed, cancelled, unusable or lost; `reason` is for people.
+    `cause` is exited, killed, crashed, cancelled, unusable or lost.
     """
 
     cause: str
@@ -134,21 +137,21 @@ class WorkerEnded(Fact):
 
 @dataclass(frozen=True, slots=True)
 class ContactLost(Fact):
-    """An exchange with the coordinator failed; it will be tried again."""
+    """A request to the coordinator failed. The participant retries."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class ContactMade(Fact):
-    """The coordinator answers (again)."""
+    """The coordinator responds (again)."""
 
 
 @dataclass(frozen=True, slots=True)
 class TransferLost(Fact):
-    """A model did not come from the aggregator, or an update did not get there; it will be tried again, or ordered anew.
+    """A download from the aggregator or an upload to it failed. The participant retries, or waits for a new training request.
 
-    `intercepted`: something in between answered, a proxy say, and will until a person mends it.
+    `intercepted`: something else answered, such as a proxy. An operator has to fix that.
     """
 
     reason: str
@@ -157,7 +160,7 @@ class TransferLost(Fact):
 
 @dataclass(frozen=True, slots=True)
 class Retrying(Fact):
-    """An exchange is tried again after `delay` seconds."""
+    """A request is retried after `delay` seconds."""
 
     path: str
     reason: str
@@ -166,7 +169,7 @@ class Retrying(Fact):
 
 @dataclass(frozen=True, slots=True)
 class ExchangeEnded(Fact):
-    """One HTTP request of ours ended, well (`status`) or not (`error`). `path` is the template, never the URL."""
+    """An HTTP request of the participant ended, with a `status` or an `error`. `path` is the template, never the URL."""
 
     method: str
     path: str

@@ -7,14 +7,14 @@ from fedround.events.base import Fact
 
 @dataclass(frozen=True, slots=True)
 class WasKept(Fact):
-    """What shall survive a restart was written to the data directory."""
+    """The state was written to the data directory."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class NotKept(Fact):
-    """It could not be written; it is tried again."""
+    """The state could not be written to the data directory. The service retries."""
 
     what: str
     reason: str
@@ -22,7 +22,7 @@ class NotKept(Fact):
 
 @dataclass(frozen=True, slots=True)
 class TelemetrySent(Fact):
-    """This process pushed traces or metrics (`signal`) by OTLP, and they `arrived` or not."""
+    """This process pushed traces or metrics (`signal`) by OTLP. `arrived`: whether the receiver accepted them."""
 
     signal: str
     arrived: bool
@@ -30,7 +30,7 @@ class TelemetrySent(Fact):
 
 @dataclass(frozen=True, slots=True)
 class RequestServed(Fact):
-    """A request was answered. `route`: the template of its path, empty where there is none; `status` None: it was cut off.
+    """A server answered a request. `route`: the template of its path, or empty. `status` None: the connection was cut.
 
     `method` is one that the route has, or `_OTHER`.
     """
@@ -43,7 +43,7 @@ class RequestServed(Fact):
 
 @dataclass(frozen=True, slots=True)
 class ConnectionsChanged(Fact):
-    """A port has another number of connections. `port` is public, internal or ops."""
+    """The number of connections of a port changed. `port` is public, internal or ops."""
 
     port: str
     count: int
@@ -51,7 +51,7 @@ class ConnectionsChanged(Fact):
 
 @dataclass(frozen=True, slots=True)
 class RequestThrottled(Fact):
-    """A port refused or delayed a request because its sender asks too often."""
+    """A port refused or delayed a request because the client sends too many."""
 
     port: str
 

@@ -316,7 +316,7 @@ def test_a_document_of_endless_depth_is_damaged() -> None:
         ("models.json", lambda data: data.replace(b"fedround 1", b"fedround 2"), "version 2"),
         ("models.json", lambda data: b"[]", "not a file of fedround"),
         ("models.json", lambda data: b"", "not a file of fedround"),
-        ("models.json", lambda data: document([{"round": 4}]), "models.json.*an entry that is none"),
+        ("models.json", lambda data: document([{"round": 4}]), "models.json.*it has an invalid entry"),
         ("round-000004.npy", lambda data: data[:-1], "round-000004.npy.*size"),
         ("round-000004.npy", lambda data: data[:-1] + b"?", "checksum"),
         ("round-000004.state.safetensors", lambda data: data[:-1], "round-000004.state.safetensors.*size"),
@@ -373,7 +373,7 @@ def test_a_memory_of_before_there_was_a_history_is_read(tmp_path: Path) -> None:
 )
 def test_a_memory_that_lacks_something_is_damage(tmp_path: Path, document: object) -> None:
     durable.save(Directory(tmp_path), store.NAME, document)
-    with pytest.raises(DataDamaged, match="lacks something"):
+    with pytest.raises(DataDamaged, match="a field is missing, unknown or invalid"):
         store.load(Directory(tmp_path))
 
 

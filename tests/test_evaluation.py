@@ -116,7 +116,7 @@ def test_the_history_has_each_participants_evaluation_and_exits_are_as_ever(isol
             running("participant", **silo(platform, isolation, offset=10), **names[1]) as two,
         ):
             assert (one.wait(), two.wait()) == (0, 0)
-            assert "the final model was evaluated" in one.log
+            assert "evaluated the final model" in one.log
             assert "round 2 completed" in one.log
             assert "round 3" not in one.log
         platform.said(r"model of round 2 evaluated by 2: weight=8 \(3 to 13\) ")

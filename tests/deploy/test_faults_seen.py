@@ -157,7 +157,7 @@ def faults(f: Federation) -> Seen:
     f.shown("aggregator killed", lambda: bool(p.query("fedround_coordinator_aggregator_reachable == 0")))
     fires("AggregatorRefusingUpdates gone")
     failing = 'http_client_request_duration_seconds_count{url_template="/{id}/{token}", error_type!=""}'
-    until(lambda: p.value(f"sum(rate({failing}[5s]))") > 0, 60)
+    until(lambda: p.value(f"sum(rate({failing}[15s]))") > 0, 60)
     f.start_aggregator(**f.aggregator.ports)
 
     # These needed time, not our help.

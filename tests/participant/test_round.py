@@ -78,7 +78,7 @@ def test_a_round_reports_a_bounded_number_of_bytes() -> None:
 
 @pytest.mark.parametrize("name", ["n" * 65, "two\nlines"])
 def test_the_name_of_a_figure_fits_a_line(name: str) -> None:
-    with pytest.raises(ValueError, match="write 1 to 64 printable characters"):
+    with pytest.raises(ValueError, match="use 1 to 64 printable characters"):
         make().report(**{name: 1.0})
 
 

@@ -160,7 +160,7 @@ def test_a_goal_without_a_function_is_told_once() -> None:
         silo(platform) as silo_,
     ):
         assert silo_.wait() == 0
-        warning = "COORDINATOR_STOP_WHEN: there is no server_weight: the aggregator has no function that evaluates"
+        warning = "COORDINATOR_STOP_WHEN: no evaluation has the metric server_weight: set AGGREGATOR_EVALUATE at the aggregator"
         platform.said(warning)
         platform.end()
         assert platform.log.count(warning) == 1
@@ -173,7 +173,7 @@ def test_a_goal_without_a_function_is_told_once() -> None:
         ("support.examiner:frist", "support.examiner has no frist: did you mean first?"),
         ("support.nobody:first", "there is no module support.nobody"),
         ("support.examiner:GATE", "support.examiner:GATE is not a function"),
-        ("support.examiner:two", "support.examiner:two is called with the weights of a model alone"),
+        ("support.examiner:two", "support.examiner:two must accept one argument, the weights of a model"),
         ("support.examiner:later", "support.examiner:later is a coroutine function"),
     ],
 )

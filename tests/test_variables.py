@@ -41,7 +41,7 @@ HARMLESS = {
     "OTEL_EXPORTER_OTLP_HEADERS": "novalue",
     "OTEL_EXPORTER_OTLP_COMPRESSION": "zip",
     "OTEL_EXPORTER_OTLP_ENDPOINT": "http://nowhere.invalid:4318",
-    "OTEL_METRICS_EXPORTER": "nonsense",
+    "OTEL_METRICS_EXPORTER": "prometheus",
     "OTEL_LOG_LEVEL": "nonsense",
     "OTEL_SDK_DISABLED": "maybe",
     # Of Python and the C library.

@@ -53,7 +53,7 @@ def test_a_secret_that_is_replaced_restarts_nothing_and_costs_no_round(certified
     pods = certified.kubectl("get", "pods", "--output", "name")
     secret(certified, "silo", *authority.issue("silo-1"))
     # The kubelet takes a minute or two until the files in the pods are the new ones.
-    until(lambda: "read again" in certified.kubectl("logs", "silo-participant-0"), 200)
+    until(lambda: "certificates reloaded" in certified.kubectl("logs", "silo-participant-0"), 200)
     began = round_of(certified)
     until(lambda: round_of(certified) >= began + 3, 60)
     assert certified.kubectl("get", "pods", "--output", "name") == pods

@@ -132,37 +132,33 @@ def test_a_strategy_has_options() -> None:
     assert p.global_model.tolist() == [2.0] * 4
 
 
-def test_a_participant_that_hangs_loses_its_round_after_the_time_out() -> None:
-    over = threading.Event()
+class Slow(Counting):
+    """Trains until another participant has completed the round."""
 
-    class Hanging(Counting):
-        def train_round(self, training_input: Array | None) -> fedround.Update:
-            over.wait(20)
-            return super().train_round(training_input)
+    def __init__(self, samples: int = 1) -> None:
+        super().__init__(samples)
+        self._over = threading.Event()
 
-    def note(fact: Fact) -> None:
+    def train_round(self, training_input: Array | None) -> fedround.Update:
+        self._over.wait(20)
+        return super().train_round(training_input)
+
+    def note(self, fact: Fact) -> None:
         if isinstance(fact, events.RoundEnded) and fact.outcome == "completed":
-            over.set()
+            self._over.set()
 
+
+def test_a_participant_that_hangs_loses_its_round_after_the_time_out() -> None:
+    hanging = Slow()
     with testing.platform(rounds=1, min_clients=2, participants_ratio=0.5, round_timeout=0.3) as p:
-        p.run(Hanging(), Counting(), observers=[note])
+        p.run(hanging, Counting(), observers=[hanging.note])
     assert len(p.rounds) == 1
 
 
 def test_a_round_with_a_quorum_does_not_wait_for_the_slowest() -> None:
-    over = threading.Event()
-
-    class Slow(Counting):
-        def train_round(self, training_input: Array | None) -> fedround.Update:
-            over.wait(20)
-            return super().train_round(training_input)
-
-    def note(fact: Fact) -> None:
-        if isinstance(fact, events.RoundEnded) and fact.outcome == "completed":
-            over.set()
-
+    slow = Slow(samples=5)
     with testing.platform(rounds=1, min_clients=2, participants_ratio=0.5, overselect=1.0, grace=0.0, quorum=0.5) as p:
-        p.run(Slow(samples=5), Counting(samples=3), observers=[note])
+        p.run(slow, Counting(samples=3), observers=[slow.note])
     assert [(completed.updates, completed.samples) for completed in p.rounds] == [(1, 3)]
 
 

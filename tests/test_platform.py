@@ -109,7 +109,7 @@ def test_two_services_in_one_directory_are_a_wrong_setting(tmp_path: Path) -> No
     (tmp_path / "other").symlink_to(tmp_path)
     coordinator = CoordinatorSettings(data_dir=tmp_path / "data")
     aggregator = AggregatorSettings(data_dir=tmp_path / "other" / "data")
-    with pytest.raises(ConfigurationError, match=r"COORDINATOR_DATA_DIR and AGGREGATOR_DATA_DIR .* one of its own"):
+    with pytest.raises(ConfigurationError, match=r"COORDINATOR_DATA_DIR and AGGREGATOR_DATA_DIR are the same"):
         platform.run(coordinator, aggregator)
 
 

@@ -65,7 +65,7 @@ def test_a_slow_participant_does_not_delay_the_others_and_its_share_is_shown(tmp
     assert "slow" not in counted[abandoned]
     assert {fact["reason"] for fact in facts(platform, "Revoked")} == {"late"}
     assert facts(platform, "SatOut") == facts(platform, "AttemptDropped") == []
-    assert f"round {abandoned}: slow (" in platform.log
+    assert f"round {abandoned}: participant slow (" in platform.log
     assert all(fact["participants"] >= 2 for fact in completed.values())
 
     share = Counter(name for round in counted.values() for name in round)

@@ -11,7 +11,7 @@ from bench.harness import MB, Participants, cpu, platform, pss, rss, theirs
 from support.otlp import Span, receiving
 from support.processes import Process
 
-Figures = Mapping[str, float]
+Results = Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,12 @@ class Case:
 
     title: str
     note: str
-    variants: Mapping[str, Callable[[], Figures]]
+    variants: Mapping[str, Callable[[], Results]]
 
 
 def rounds(
     kind: Participants, many: int, count: int = 10, settings: Mapping[str, str] = {}, check: Callable[[], object] = bool
-) -> Figures:
+) -> Results:
     """Measure the overhead of rounds. `settings` are the platform's; `check` is called while all processes run."""
     size, warm = 5, max(many // 10, 2)
     with platform(min_clients=count, split=False, **settings) as p, kind.at_work(range(count), size, p.url) as participants:
@@ -45,11 +45,11 @@ def rounds(
     }
 
 
-def model(kind: Participants, count: int, megabytes: int, many: int, *, split: bool = False) -> Figures:
+def model(kind: Participants, count: int, megabytes: int, many: int, *, split: bool = False) -> Results:
     """Start the other participants, and so the first round, once the first participant and the platform are idle."""
     added = kind.cls != "Ours"
     size = megabytes * MB // (4 if added else 8)
-    figures: dict[str, float] = {}
+    results: dict[str, float] = {}
     with platform(min_clients=count, split=split) as p, kind.at_work([0], size, p.url) as (first,):
         p.registered(1)
         settle()
@@ -57,15 +57,15 @@ def model(kind: Participants, count: int, megabytes: int, many: int, *, split: b
         idle = {name: rss(pid) for name, pid in processes.items()}
         with kind.at_work(range(1, count), size, p.url):
             began = p.completed(0)
-            figures["s/round"] = (p.completed(*range(1, many + 1)) - began) / many
+            results["s/round"] = (p.completed(*range(1, many + 1)) - began) / many
             for name, pid in processes.items():
-                figures[f"{name}: peak MB"] = peak = rss(pid, peak=True)
-                figures[f"{name}: models above idle"] = (peak - idle[name]) / megabytes
+                results[f"{name}: peak MB"] = peak = rss(pid, peak=True)
+                results[f"{name}: models above idle"] = (peak - idle[name]) / megabytes
             (p.check_added if added else p.check)(count, size)
-    return figures
+    return results
 
 
-def traced(kind: Participants, many: int) -> Figures:
+def traced(kind: Participants, many: int) -> Results:
     """Receive all spans of all rounds in this process."""
     with receiving() as (endpoint, receiver):
         variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
@@ -76,7 +76,7 @@ def everybody(spans: Sequence[Span]) -> bool:
     return {span.service for span in spans} == {"fedround-participant", "fedround-platform"}
 
 
-def scrape() -> Figures:
+def scrape() -> Results:
     """Measure scrapes of a participant and a platform after fifty rounds."""
     with platform(min_clients=1) as p:
         variables = {"PARTICIPANT_CLASS": "bench.ours:Ours", "PARTICIPANT_OPTIONS": '{"k": 0, "size": 32}'}
@@ -100,7 +100,7 @@ def answered(service: Process, port: str) -> float:
     return statistics.median(times)
 
 
-def idle(kind: Participants, *, split: bool = False) -> Figures:
+def idle(kind: Participants, *, split: bool = False) -> Results:
     """Measure a participant that waits for a second one."""
     with platform(min_clients=2, split=split) as p:
         began = time.perf_counter()

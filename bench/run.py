@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path[:1] = [str(ROOT), str(ROOT / "tests")]
 
-from bench.cases import Case, Figures, cases  # noqa: E402 only now it can be found
+from bench.cases import Case, Results, cases  # noqa: E402 only now it can be found
 
 PACKAGES = ("fedround", "httpx", "numpy", "prometheus-client", "opentelemetry-sdk", "starlette", "uvicorn", "uvloop")
 
@@ -30,9 +30,9 @@ def header() -> str:
     )
 
 
-def measured(case: Case, repeat: int) -> Mapping[str, Sequence[Figures]]:
+def measured(case: Case, repeat: int) -> Mapping[str, Sequence[Results]]:
     """Return the measurements of each variant. Variants take turns, so other load on the machine affects all of them."""
-    found: dict[str, list[Figures]] = {name: [] for name in case.variants}
+    found: dict[str, list[Results]] = {name: [] for name in case.variants}
     for turn in range(1, repeat + 1):
         for name, measure in case.variants.items():
             print(f"{case.title}: {name}, {turn} of {repeat}", file=sys.stderr)
@@ -40,11 +40,11 @@ def measured(case: Case, repeat: int) -> Mapping[str, Sequence[Figures]]:
     return found
 
 
-def table(found: Mapping[str, Sequence[Figures]]) -> str:
+def table(found: Mapping[str, Sequence[Results]]) -> str:
     """Return a table with one column per variant."""
-    rows = dict.fromkeys(row for figures in found.values() for row in figures[0])
+    rows = dict.fromkeys(row for results in found.values() for row in results[0])
     lines = [["", *found], ["---", *("---:" for _ in found)]]
-    lines += [[row, *(spread([turn[row] for turn in figures if row in turn]) for figures in found.values())] for row in rows]
+    lines += [[row, *(spread([turn[row] for turn in results if row in turn]) for results in found.values())] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedround.aggregator.guards import Figures
+from fedround.aggregator.guards import Size
 from fedround.aggregator.store import ModelStore
 from fedround.common import durable
 from fedround.common.books import Run
@@ -106,10 +106,10 @@ def test_a_directory_gives_back_what_was_written(tmp_path: Path) -> None:
         assert models is not None
         store.save(disk, memory(7))
         ModelStore(models, keep=1).save(4, [b"head", memoryview(b"body" * 1000)])
-        ModelStore(models, keep=1).save(5, [b"head", memoryview(b"body" * 1000)], Figures(3, 0.5))
+        ModelStore(models, keep=1).save(5, [b"head", memoryview(b"body" * 1000)], Size(3, 0.5))
         assert store.load(disk) == memory(7)
         again = ModelStore(models)
-        assert (again.rounds, again.lessons) == ([5], [Figures(3, 0.5)])
+        assert (again.rounds, again.lessons) == ([5], [Size(3, 0.5)])
         assert bytes(again.read(5)) == b"head" + b"body" * 1000
     written = {path.relative_to(tmp_path).as_posix(): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*.*")}
     assert written == dict.fromkeys(["coordinator/rounds.json", "aggregator/models.json", "aggregator/round-000005.npy"], 0o600)

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedround.tensors.figures import Change, Statistics
 from fedround.tensors.measures import change, statistics
+from fedround.tensors.statistics import Change, Statistics
 from fedround.tensors.values import BLOCK
 from fedround.tensors.weights import Array
 

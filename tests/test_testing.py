@@ -37,7 +37,7 @@ def test_a_participant_is_tested_without_sockets(monkeypatch: pytest.MonkeyPatch
         p.run(Counting())
     assert p.global_model is not None
     assert p.global_model.tolist() == [2.0] * 4
-    assert p.rounds == [testing.CompletedRound(number, updates=1, samples=1, figures={"step": 1.0}) for number in range(3)]
+    assert p.rounds == [testing.CompletedRound(number, updates=1, samples=1, metrics={"step": 1.0}) for number in range(3)]
 
 
 def test_several_participants_are_averaged_by_their_samples() -> None:
@@ -45,7 +45,7 @@ def test_several_participants_are_averaged_by_their_samples() -> None:
         p.run(Counting(samples=1, step=1.0), Counting(samples=3, step=5.0))
     assert p.global_model is not None
     assert p.global_model.tolist() == [4.0] * 4
-    assert p.rounds[1].figures == {"step": 4.0}
+    assert p.rounds[1].metrics == p.rounds[1].figures == {"step": 4.0}
 
 
 def test_another_strategy_can_be_chosen() -> None:

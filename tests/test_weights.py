@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from fedround.aggregator.codecs import model_of
 from fedround.aggregator.updates import UpdateReader
 from fedround.errors import NotFinite, WeightsError, WrongWeights
-from fedround.tensors.figures import LARGEST_WEIGHT
+from fedround.tensors.statistics import LARGEST_WEIGHT
 from fedround.tensors.values import BLOCK
 from fedround.tensors.weights import (
     Array,

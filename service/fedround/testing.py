@@ -6,7 +6,7 @@ Example::
         with fedround.testing.platform(rounds=3) as p:
             p.run(MyParticipant())
         assert len(p.rounds) == 3
-        assert p.rounds[-1].figures["loss"] < p.rounds[0].figures["loss"]
+        assert p.rounds[-1].metrics["loss"] < p.rounds[0].metrics["loss"]
         assert p.global_model.shape == (10,)
 """
 
@@ -54,10 +54,15 @@ class CompletedRound:
     """Number of counted updates."""
     samples: int
     """Total number of samples of these updates."""
-    figures: Mapping[str, float]
+    metrics: Mapping[str, float]
     """Metrics that the participants reported: means, weighted by samples."""
     evaluation: Mapping[str, float] = field(default_factory=dict)
     """Metrics that `evaluate` returned for the model of this round: means, weighted by samples."""
+
+    @property
+    def figures(self) -> Mapping[str, float]:
+        """The former name of `metrics`."""
+        return self.metrics
 
 
 class Platform:
@@ -144,9 +149,9 @@ class Platform:
 
     def _observe(self, fact: Fact) -> None:
         if isinstance(fact, events.RoundCompleted):
-            self.rounds.append(CompletedRound(fact.round, len(fact.ids), fact.samples, dict(fact.figures)))
+            self.rounds.append(CompletedRound(fact.round, len(fact.ids), fact.samples, dict(fact.metrics)))
         if isinstance(fact, events.Evaluated):
-            self.rounds[:] = [replace(r, evaluation=dict(fact.figures)) if r.number == fact.round else r for r in self.rounds]
+            self.rounds[:] = [replace(r, evaluation=dict(fact.metrics)) if r.number == fact.round else r for r in self.rounds]
         if isinstance(fact, events.TrainingCompleted):
             self._complete = True
         if isinstance(fact, events.AttemptDropped) and fact.failures >= MOST_FAILURES:

@@ -4,51 +4,51 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedround.aggregator.guards import FEW, NOTHING, ROUNDS, Dominant, Figures, Guard, Limits, Odd
+from fedround.aggregator.guards import FEW, NOTHING, ROUNDS, Dominant, Guard, Limits, Odd, Size
 from fedround.errors import Implausible
 
 SILOS = ["anna", "bert", "carl", "dora"]
 
 
-def attempt(guard: Guard, updates: Sequence[Figures], *, norm: float = 0.0) -> Odd | None:
+def attempt(guard: Guard, updates: Sequence[Size], *, norm: float = 0.0) -> Odd | None:
     """One whole attempt in which every update is plausible so far."""
     guard.open(SILOS[: len(updates)])
-    for id, figures in zip(SILOS, updates, strict=False):
-        guard.check(id, figures, lambda: norm)
-        guard.count(id, figures)
+    for id, size in zip(SILOS, updates, strict=False):
+        guard.check(id, size, lambda: norm)
+        guard.count(id, size)
     return guard.close(lambda: norm)
 
 
-def changes(*sizes: float) -> list[Figures]:
-    return [Figures(10, size) for size in sizes]
+def changes(*sizes: float) -> list[Size]:
+    return [Size(10, size) for size in sizes]
 
 
-def samples(*counts: int) -> list[Figures]:
-    return [Figures(count, 1.0) for count in counts]
+def samples(*counts: int) -> list[Size]:
+    return [Size(count, 1.0) for count in counts]
 
 
-def refusal(guard: Guard, figures: Figures, *, norm: float = 0.0) -> str:
+def refusal(guard: Guard, size: Size, *, norm: float = 0.0) -> str:
     with pytest.raises(Implausible) as refused:
-        guard.check("anna", figures, lambda: norm)
+        guard.check("anna", size, lambda: norm)
     return str(refused.value)
 
 
 def test_absolute_limits_hold_from_the_first_update_on() -> None:
     guard = Guard(Limits(change=5.0))
-    guard.check("anna", Figures(100_000_000, 5.0), lambda: 0.0)
-    assert refusal(guard, Figures(4294967295)) == "4294967295 samples are more than the 100000000 of AGGREGATOR_MAX_SAMPLES"
-    assert refusal(guard, Figures(1, 5.1)) == "a change of 5.1 is more than the 5 of AGGREGATOR_MAX_UPDATE_NORM"
+    guard.check("anna", Size(100_000_000, 5.0), lambda: 0.0)
+    assert refusal(guard, Size(4294967295)) == "4294967295 samples are more than the 100000000 of AGGREGATOR_MAX_SAMPLES"
+    assert refusal(guard, Size(1, 5.1)) == "a change of 5.1 is more than the 5 of AGGREGATOR_MAX_UPDATE_NORM"
 
 
 def test_an_update_is_refused_that_exceeds_the_multiple_of_what_recent_rounds_counted() -> None:
     guard = Guard()
-    assert attempt(guard, [Figures(10, 1.0), Figures(30, 2.0), Figures(20, 3.0)]) is None
+    assert attempt(guard, [Size(10, 1.0), Size(30, 2.0), Size(20, 3.0)]) is None
     guard.open(SILOS)
-    guard.check("anna", Figures(2000, 200.0), lambda: 0.0)
-    assert refusal(guard, Figures(10, 201.0)) == (
+    guard.check("anna", Size(2000, 200.0), lambda: 0.0)
+    assert refusal(guard, Size(10, 201.0)) == (
         "a change of 201 is more than 100 times the 2 of other updates, and larger than the model (AGGREGATOR_MAX_UPDATE_RATIO)"
     )
-    assert refusal(guard, Figures(2001, 1.0)) == (
+    assert refusal(guard, Size(2001, 1.0)) == (
         "2001 samples are more than 100 times the 20 of other updates (AGGREGATOR_MAX_UPDATE_RATIO)"
     )
 
@@ -63,7 +63,7 @@ def test_a_change_that_is_not_larger_than_the_model_is_never_out_of_proportion()
     guard = Guard()
     attempt(guard, changes(1e-9, 1e-9, 1e-9), norm=5.0)
     assert attempt(guard, changes(5.0, 1e-9, 1e-9), norm=5.0) is None
-    refusal(guard, Figures(10, 5.1), norm=5.0)
+    refusal(guard, Size(10, 5.1), norm=5.0)
 
 
 def test_the_samples_do_not_matter_to_a_strategy_that_does_not_weigh_by_them() -> None:
@@ -83,7 +83,7 @@ def test_the_samples_do_not_matter_to_a_strategy_that_does_not_weigh_by_them() -
         (samples(100, 90, 10_001, 100), Odd("carl", "10001 samples are more than 100 times the 100 of other updates")),
     ],
 )
-def test_without_history_the_odd_one_of_an_attempt_voids_it_once_and_is_refused_then(first: list[Figures], odd: Odd) -> None:
+def test_without_history_the_odd_one_of_an_attempt_voids_it_once_and_is_refused_then(first: list[Size], odd: Odd) -> None:
     guard = Guard()
     found = attempt(guard, first)
     assert found is not None
@@ -95,17 +95,17 @@ def test_without_history_the_odd_one_of_an_attempt_voids_it_once_and_is_refused_
 
 
 @pytest.mark.parametrize("first", [changes(1, 1e14), samples(1, 1000), changes(0, 0, 1e14), samples(0, 0, 1000)])
-def test_where_nobody_can_tell_who_is_odd_nobody_is(first: list[Figures]) -> None:
+def test_where_nobody_can_tell_who_is_odd_nobody_is(first: list[Size]) -> None:
     assert attempt(Guard(), first) is None
 
 
 def test_a_liar_within_the_multiple_teaches_nothing_that_others_do_not_confirm() -> None:
     guard = Guard()
-    attempt(guard, [Figures(100, 1.0)] * 3)
+    attempt(guard, [Size(100, 1.0)] * 3)
     for _ in range(2 * ROUNDS):
-        attempt(guard, [Figures(10_000, 100.0), Figures(100, 1.0), Figures(100, 1.0)])
-    refusal(guard, Figures(100, 101.0))
-    refusal(guard, Figures(10_001, 1.0))
+        attempt(guard, [Size(10_000, 100.0), Size(100, 1.0), Size(100, 1.0)])
+    refusal(guard, Size(100, 101.0))
+    refusal(guard, Size(10_001, 1.0))
 
 
 def test_a_training_that_has_changed_for_most_begins_to_learn_anew() -> None:
@@ -115,24 +115,24 @@ def test_a_training_that_has_changed_for_most_begins_to_learn_anew() -> None:
     guard.admit(SILOS[1:])
     for id in SILOS[:2]:
         with pytest.raises(Implausible):
-            guard.check(id, Figures(10, 1000.0), lambda: 0.0)
+            guard.check(id, Size(10, 1000.0), lambda: 0.0)
     guard.open(SILOS)  # two of four may be liars
     for id in SILOS[:3]:
         with pytest.raises(Implausible):
-            guard.check(id, Figures(10, 1000.0), lambda: 0.0)
+            guard.check(id, Size(10, 1000.0), lambda: 0.0)
     assert attempt(guard, changes(1000, 1000, 1000, 1000)) is None
 
 
 def test_what_was_learned_before_a_restart_counts_as_long_as_it_is_recent() -> None:
-    guard = Guard(Limits(), [Figures(10, 1.0)])
-    refusal(guard, Figures(10, 101.0))
-    assert guard.newest == Figures(10, 1.0)
+    guard = Guard(Limits(), [Size(10, 1.0)])
+    refusal(guard, Size(10, 101.0))
+    assert guard.newest == Size(10, 1.0)
     assert attempt(guard, changes(100, 100, 100)) is None
-    assert guard.newest == Figures(10, 100.0)
+    assert guard.newest == Size(10, 100.0)
     assert attempt(Guard(Limits(), [NOTHING]), changes(1, 2, 1e14)) is not None
     for _ in range(ROUNDS):
         attempt(guard, changes(1, 1, 1))
-    refusal(guard, Figures(10, 101.0))
+    refusal(guard, Size(10, 101.0))
 
 
 def test_one_update_dominates_three_or_more_with_more_than_half_of_all_samples() -> None:
@@ -144,19 +144,19 @@ def test_one_update_dominates_three_or_more_with_more_than_half_of_all_samples()
         assert guard.dominant() is None
 
 
-honest = st.builds(Figures, st.integers(10, 1000), st.floats(1.0, 100.0))
+honest = st.builds(Size, st.integers(10, 1000), st.floats(1.0, 100.0))
 
 
 @given(st.lists(st.lists(honest, min_size=1, max_size=4), min_size=1, max_size=15))
-def test_updates_within_the_multiple_of_each_other_are_always_plausible(rounds: list[list[Figures]]) -> None:
+def test_updates_within_the_multiple_of_each_other_are_always_plausible(rounds: list[list[Size]]) -> None:
     guard = Guard()
     for updates in rounds:
         assert attempt(guard, updates) is None
 
 
 @given(st.lists(honest, min_size=FEW - 1, max_size=3), st.floats(10_001, 1e20), st.integers(0, 3))
-def test_one_liar_is_found_whenever_it_comes(updates: list[Figures], lie: float, position: int) -> None:
-    liar = Figures(10, lie)
+def test_one_liar_is_found_whenever_it_comes(updates: list[Size], lie: float, position: int) -> None:
+    liar = Size(10, lie)
     odd = attempt(Guard(), [*updates[:position], liar, *updates[position:]])
     assert odd is not None
     assert odd.id == SILOS[min(position, len(updates))]

@@ -196,7 +196,7 @@ def test_training_ends_and_each_metric_is_that_of_its_model(
     training.end()
     assert training.ledger.newest == Newest(1, 1)
     for fact in training.evaluated:
-        assert dict(fact.figures) == {"value": -1.0 if fact.round is None else float(fact.round)}
+        assert dict(fact.metrics) == {"value": -1.0 if fact.round is None else float(fact.round)}
         assert every > 0
     assert any(isinstance(fact, TrainingCompleted) for fact in training.facts)
 
@@ -262,7 +262,7 @@ def test_training_ends_whenever_the_aggregator_evaluates_and_nothing_is_judged_t
     assert not training.completed.reason
     for fact in training.by_server:
         assert fact.round is not None
-        assert dict(fact.figures) == {"value": fact.round + 100.0}
+        assert dict(fact.metrics) == {"value": fact.round + 100.0}
     rounds = [fact.round for fact in training.by_server]
     assert len(set(rounds)) == len(rounds)
     gave_up = [at for at, fact in enumerate(training.facts) if isinstance(fact, FinalNotEvaluated)]

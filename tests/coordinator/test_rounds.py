@@ -5,7 +5,7 @@ import pytest
 
 from fedround import events
 from fedround.common.books import Admit, Close, Difference, Entry, Measured, Newest, Open, Outcome, Page, Revoke, Verdict
-from fedround.common.wire import MAX_FIGURES, HeartbeatState
+from fedround.common.wire import MAX_METRICS, HeartbeatState
 from fedround.coordinator.attempt import ASK_AGAIN
 from fedround.coordinator.history import MOST
 from fedround.coordinator.plan import Memory, Plan
@@ -74,7 +74,7 @@ def test_a_round_ends_when_all_have_delivered() -> None:
     table.close()
     (completed,) = table.facts(events.RoundCompleted)
     assert (completed.round, completed.samples, completed.parameters, completed.seconds) == (0, 4, 5, 4)
-    assert completed.figures == (("loss", 1.5),)
+    assert completed.metrics == (("loss", 1.5),)
     assert table.rounds.round == 1
 
 
@@ -99,7 +99,7 @@ def test_of_the_figures_of_a_round_those_remain_that_most_have_reported() -> Non
     table.rounds.recorded(table.now, Page(LIFE, entries))
     table.close()
     figures = table.past().figures
-    assert (len(figures), figures["loss"], figures["rmse"]) == (MAX_FIGURES, 1.5, 2.5)
+    assert (len(figures), figures["loss"], figures["rmse"]) == (MAX_METRICS, 1.5, 2.5)
 
 
 def test_the_largest_figures_of_the_largest_updates_have_a_mean() -> None:

@@ -175,7 +175,7 @@ def test_rounds_follow_one_another_and_say_what_was_counted() -> None:
                     assert (answer.round, answer.counted) == (number, number - 1 if number else None)
                     books.deliver(id, answer.token, samples, loss=float(samples))
                 completed = await c.recorder.until(events.RoundCompleted, number + 1)
-                assert (completed.samples, completed.figures) == (3, (("loss", 5 / 3),))
+                assert (completed.samples, completed.metrics) == (3, (("loss", 5 / 3),))
 
     asyncio.run(main())
 

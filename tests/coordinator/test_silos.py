@@ -9,7 +9,7 @@ import pytest
 from fedround import events
 from fedround.common import wire
 from fedround.common.books import Evaluation, Newest, Outcome, Page, Verdict
-from fedround.common.wire import MAX_FIGURES, Claim
+from fedround.common.wire import MAX_METRICS, Claim
 from fedround.coordinator.plan import Plan
 from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.silos import KEPT, MOST_GONE, REASONS, Phase, Silos
@@ -309,7 +309,7 @@ def test_metrics_are_those_of_the_last_round_that_had_some_and_their_names_are_b
     table = Watched(PLAN, "anna", "ben")
     table.open()
     table.enter(table.by["anna"], figures={"loss": 1.0})
-    table.enter(table.by["ben"], figures={"loss": 2.0} | {f"mine{n}": 0.0 for n in range(MAX_FIGURES)})
+    table.enter(table.by["ben"], figures={"loss": 2.0} | {f"mine{n}": 0.0 for n in range(MAX_METRICS)})
     table.close()
     table.open()
     table.enter(*table.by.values())
@@ -329,7 +329,7 @@ def test_metrics_are_those_of_the_last_round_that_had_some_and_their_names_are_b
     assert list(shown) == ["anna", "ben"]
     assert (shown["anna"]["training_metric"], shown["anna"]["evaluation_metric"]) == ({"loss": 1.0}, {"accuracy": 0.5})
     assert shown["ben"]["training_metric"]["loss"] == 2.0
-    assert len({name for silo in shown.values() for name in (*silo["training_metric"], *silo["evaluation_metric"])}) == MAX_FIGURES
+    assert len({name for silo in shown.values() for name in (*silo["training_metric"], *silo["evaluation_metric"])}) == MAX_METRICS
 
 
 def test_the_shard_is_the_one_that_the_participant_trains_on() -> None:

@@ -20,7 +20,7 @@ from fedround.aggregator.internal import internal
 from fedround.aggregator.store import ModelStore
 from fedround.aggregator.updates import UpdateReader
 from fedround.common import wire
-from fedround.common.books import figures
+from fedround.common.books import valid_metrics
 from fedround.common.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings, Settings
 from fedround.common.sources import load
 from fedround.coordinator import store
@@ -82,8 +82,8 @@ def _headers(text: str) -> None:
 
 
 def _figures(value: object) -> None:
-    found = figures(value)
-    assert len(found) <= wire.MAX_FIGURES
+    found = valid_metrics(value)
+    assert len(found) <= wire.MAX_METRICS
     assert all(name.isprintable() and abs(figure) < 1e300 for name, figure in found.items())
 
 

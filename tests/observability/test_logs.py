@@ -20,8 +20,8 @@ from fedround.common import wire
 from fedround.events import Fact
 from fedround.observability import logs
 from fedround.observability.logs import WARNINGS, JsonFormatter, LogObserver, TextFormatter
-from fedround.tensors.figures import Change, Statistics
 from fedround.tensors.measures import statistics
+from fedround.tensors.statistics import Change, Statistics
 
 ID = "12345678-aaaa-bbbb-cccc-dddddddddddd"
 VALUES: dict[object, object] = {
@@ -90,7 +90,7 @@ def test_a_json_line_has_time_level_text_and_the_facts_fields(log: pytest.LogCap
         "samples": 20,
         "parameters": 5,
         "seconds": 1.5,
-        "figures": {"loss": 0.25},
+        "metrics": {"loss": 0.25},
         "late": 2,
     }
 

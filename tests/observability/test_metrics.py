@@ -19,8 +19,8 @@ from fedround.observability.metrics.base import Metrics
 from fedround.observability.metrics.coordinator import CoordinatorMetrics
 from fedround.observability.metrics.http import MAX_FAILURES
 from fedround.observability.metrics.participant import ParticipantMetrics
-from fedround.tensors.figures import Change
 from fedround.tensors.measures import statistics
+from fedround.tensors.statistics import Change
 from support.observed import observed
 from support.tools import tool
 

@@ -90,7 +90,7 @@ def test_the_page_follows_training_and_outlives_a_restart_of_the_coordinator(win
             until(lambda: window.run("return document.querySelectorAll('#rounds tbody tr').length") >= 3, 20)
             until(lambda: window.run(CURVES) == 2, 20)
             assert "of 1 updates counted" in window.text("#progress"), "a bar, without an end of training too"
-            for choice, names in (("figures", ["loss"]), ("weights", ["mean", "stddev", "min", "max", "l2_norm"])):
+            for choice, names in (("metrics", ["loss"]), ("weights", ["mean", "stddev", "min", "max", "l2_norm"])):
                 assert window.run("return [...document.getElementById(arguments[0]).options].map(o => o.value)", choice) == names
             platform.kill()
             until(says(window, "#state", "no contact"), WITHIN)
@@ -123,7 +123,7 @@ def test_who_opens_the_page_after_a_restart_sees_the_rounds_before(window: Brows
 
 def test_the_curves_of_a_former_run_are_laid_over_those_of_this_one(window: Browser, axe: str, tmp_path: Path) -> None:
     kept = {"COORDINATOR_ROUNDS": "4", "AGGREGATOR_DATA_DIR": str(tmp_path / "a"), "COORDINATOR_DATA_DIR": str(tmp_path / "c")}
-    points = "return [...document.querySelectorAll('#figures-curve polyline')].map(l => l.getAttribute('points') || '')"
+    points = "return [...document.querySelectorAll('#metrics-curve polyline')].map(l => l.getAttribute('points') || '')"
 
     def drawn() -> list[int]:
         return [len(line.split()) for line in window.run(points)]
@@ -142,9 +142,9 @@ def test_the_curves_of_a_former_run_are_laid_over_those_of_this_one(window: Brow
             assert drawn() == [0, 4]
             window.run("const o = document.getElementById('other'); o.selectedIndex = 1; o.dispatchEvent(new Event('change'))")
             until(lambda: drawn() == [4, 4], 10)
-            assert "dashed: run first" in window.text("#figures-curve")
+            assert "dashed: run first" in window.text("#metrics-curve")
             assert "; run first from " in window.run(
-                "return document.querySelector('#figures-curve svg').getAttribute('aria-label')"
+                "return document.querySelector('#metrics-curve svg').getAttribute('aria-label')"
             )
             assert violations(window, axe) == []
 

@@ -12,7 +12,7 @@ from fedround.events import Fact
 from fedround.participant import measuring
 from fedround.participant.measuring import Measuring
 from fedround.tensors import measures, values, weights
-from fedround.tensors.figures import Change
+from fedround.tensors.statistics import Change
 from fedround.tensors.weights import Array
 from support.updates import npy, update
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedround.common.wire import MAX_FIGURES, MAX_METRICS
-from fedround.participant.round import Round, Shard, current_round, encode_figures, entered
-from fedround.tensors.figures import LARGEST
+from fedround.common.wire import MAX_METRICS, MAX_METRICS_BYTES
+from fedround.participant.round import Round, Shard, current_round, encode_metrics, entered
+from fedround.tensors.statistics import LARGEST
 
 
 def make(told: list[Mapping[str, float]] | None = None) -> Round:
@@ -32,8 +32,8 @@ def test_reported_figures_are_told_and_gathered_the_last_one_of_a_name_stays() -
     round.report(loss=1.0, accuracy=0.5)
     round.report(loss=np.float32(0.5))
     assert told == [{"loss": 1.0, "accuracy": 0.5}, {"loss": 0.5}]
-    assert round.figures == {"loss": 0.5, "accuracy": 0.5}
-    assert encode_figures(round.figures) == '{"loss":0.5,"accuracy":0.5}'
+    assert round.metrics == {"loss": 0.5, "accuracy": 0.5}
+    assert encode_metrics(round.metrics) == '{"loss":0.5,"accuracy":0.5}'
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32("nan"), 10**400, -1e291])
@@ -43,7 +43,7 @@ def test_a_value_that_is_not_finite_is_dropped_with_one_warning(value: float, ca
     round.report(accuracy=1.0, loss=value)
     round.report(loss=value)
     assert told == [{"accuracy": 1.0}]
-    assert round.figures == {"accuracy": 1.0}
+    assert round.metrics == {"accuracy": 1.0}
     (warning,) = caplog.messages
     assert warning.startswith("round 3: the value of 'loss' is dropped, because it is not finite: ")
 
@@ -52,7 +52,7 @@ def test_the_warnings_of_dropped_values_are_bounded(caplog: pytest.LogCaptureFix
     round = make()
     for n in range(1000):
         round.report(**{f"loss_{n}": float("nan")})
-    assert len(caplog.messages) == MAX_FIGURES
+    assert len(caplog.messages) == MAX_METRICS
 
 
 @pytest.mark.parametrize("value", ["much", None])
@@ -60,12 +60,12 @@ def test_a_figure_is_a_number(value: float) -> None:
     round = make()
     with pytest.raises(ValueError, match="loss must be a number"):
         round.report(accuracy=1.0, loss=value)
-    assert round.figures == {}
+    assert round.metrics == {}
 
 
 def test_a_round_reports_a_bounded_number_of_names() -> None:
     round = make()
-    round.report(**{f"name{i}": 0.0 for i in range(MAX_FIGURES)})
+    round.report(**{f"name{i}": 0.0 for i in range(MAX_METRICS)})
     round.report(name0=1.0)
     with pytest.raises(ValueError, match="at most 20 names"):
         round.report(more=1.0)
@@ -83,15 +83,15 @@ def test_the_name_of_a_figure_fits_a_line(name: str) -> None:
 
 
 @given(st.dictionaries(st.text(min_size=1, max_size=150), st.floats(allow_nan=False, allow_infinity=False), max_size=25))
-def test_whatever_is_accepted_travels(figures: dict[str, float]) -> None:
+def test_whatever_is_accepted_travels(metrics: dict[str, float]) -> None:
     round = make()
     try:
-        round.report(**figures)
+        round.report(**metrics)
     except ValueError:
         return
-    header = encode_figures(round.figures)
-    assert len(header.encode("ascii")) <= MAX_METRICS
-    assert json.loads(header) == {name: value for name, value in figures.items() if abs(value) <= LARGEST}
+    header = encode_metrics(round.metrics)
+    assert len(header.encode("ascii")) <= MAX_METRICS_BYTES
+    assert json.loads(header) == {name: value for name, value in metrics.items() if abs(value) <= LARGEST}
 
 
 @given(st.integers(0, 50), st.integers(1, 12))

@@ -28,8 +28,8 @@ from fedround.participant.process import Cause, end_of
 from fedround.participant.round import Round, Shard
 from fedround.participant.supervisor import Supervisor
 from fedround.tensors import weights
-from fedround.tensors.figures import Change
 from fedround.tensors.measures import statistics
+from fedround.tensors.statistics import Change
 from fedround.tensors.weights import Array
 from support.updates import npy
 
@@ -313,7 +313,7 @@ def test_a_failure_has_its_traceback_as_text(tmp_path: Path, monkeypatch: pytest
         'channel.send({"kind": "ready"})',
         'channel.send({"kind": "facts", "facts": [1]})',
         'channel.send({"kind": "facts", "facts": [{"fact": "ended", "phase": "check", "at": 0.0, "seconds": 1.0, "error": ""}]})',
-        'channel.send({"kind": "reported", "serial": 1, "figures": {"x" * 100: 1.0}})',
+        'channel.send({"kind": "reported", "serial": 1, "metrics": {"x" * 100: 1.0}})',
         'channel.send({"kind": "trained", "serial": 1, "facts": [], "pieces": [[0, 0, 100]]})',
         'channel.send({"kind": "trained", "serial": 1, "facts": [], "pieces": "all"})',
         'channel._socket.sendall(b"\\xff" * 100)',

@@ -109,7 +109,7 @@ def main(name: str) -> None:
         p.run(*silos)
     result = {
         "model": {name: array.tolist() for name, array in p.global_model.items()},
-        "figures": dict(p.rounds[-1].figures),
+        "figures": dict(p.rounds[-1].metrics),
         "samples": p.rounds[-1].samples,
         "evaluation": dict(p.rounds[-1].evaluation),
     }

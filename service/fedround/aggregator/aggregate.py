@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from fedround.aggregator.codecs import OPAQUE, Model, OpaqueUpdate, Update, opaque_model, read_model
-from fedround.aggregator.guards import Dominant, Figures, Guard
+from fedround.aggregator.guards import Dominant, Guard, Size
 from fedround.aggregator.result import assembled
 from fedround.aggregator.running import Running
 from fedround.aggregator.spool import Received, Spool
@@ -32,7 +32,7 @@ class Checked(NamedTuple):
     """An update that was checked completely, with its sample count and change."""
 
     update: Update
-    figures: Figures
+    size: Size
 
 
 class Aggregate:
@@ -64,7 +64,7 @@ class Aggregate:
         self._sum = None
         self._model = self._model and replace(self._model, state=State())
 
-    def roll_back(self, lessons: Iterable[Figures]) -> None:
+    def roll_back(self, lessons: Iterable[Size]) -> None:
         """Discard the sum and the lessons of later rounds. `lessons` are those of the remaining rounds."""
         self.drop()
         self._guard.roll_back(lessons)
@@ -91,7 +91,7 @@ class Aggregate:
             update: Update = make(received.source, received.size)
             if model is not None:
                 model.layout.check(update.layout)
-            return Checked(update, Figures(update.samples, update.check(model)))
+            return Checked(update, Size(update.samples, update.check(model)))
         except WeightsError:
             raise
         except (OSError, MemoryError) as error:
@@ -107,14 +107,14 @@ class Aggregate:
             WeightsError, SpoolFull: Nothing was added.
             Spoilt: The sum is unusable.
         """
-        update, figures = checked
+        update, size = checked
         first, layout = self._layout is None, self._layout or update.layout
         layout.check(update.layout)
         # The model may be larger than the update: small integers make a model of float64.
         self._spool.check_size(layout.nbytes, "the resulting model has ")
         fixed = update.fixed() if first else self._fixed
         update.check_booleans(fixed)
-        self._guard.check(id, figures, self._norm)
+        self._guard.check(id, size, self._norm)
         watched = _Watched(update)
         try:
             total = self._sum or self._begun(layout)
@@ -129,7 +129,7 @@ class Aggregate:
         if first:
             LOG.info("no model yet: the first update sets the layout of the training: %s", layout)
         self._sum, self._layout, self._fixed = total, layout, fixed
-        self._guard.count(id, figures)
+        self._guard.count(id, size)
 
     def _begun(self, layout: Layout) -> Running:
         running = self._begin(layout)
@@ -152,7 +152,7 @@ class Aggregate:
         return replace(model, state=self._sum.state())
 
     @property
-    def lesson(self) -> Figures:
+    def lesson(self) -> Size:
         """The guard's lesson from the attempt that produced the last result."""
         return self._guard.newest
 

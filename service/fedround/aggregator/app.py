@@ -18,7 +18,7 @@ from fedround.aggregator.internal import internal
 from fedround.aggregator.service import AggregatorService
 from fedround.aggregator.spool import check_writable
 from fedround.common import durable, process, secret, wire
-from fedround.common.books import figures
+from fedround.common.books import valid_metrics
 from fedround.common.durable import Disk
 from fedround.common.secret import SecretHolder
 from fedround.common.settings import AggregatorSettings
@@ -71,7 +71,7 @@ def public(
             _body(request),
             owner=request.state.owner,
             length=int(length) if length.isdecimal() else None,
-            metrics=_figures(id, request.headers.get(wire.METRICS)),
+            metrics=_metrics(id, request.headers.get(wire.METRICS)),
             evaluation=_evaluation(request.headers.get(wire.EVALUATION)),
         )
         return Response(headers={wire.UPDATE_OUTCOME: outcome})
@@ -101,14 +101,14 @@ def _matches(if_none_match: str, etag: str) -> bool:
     return etag in (candidate.strip().removeprefix("W/") for candidate in if_none_match.split(","))
 
 
-def _figures(id: str, header: str | None) -> dict[str, float]:
+def _metrics(id: str, header: str | None) -> dict[str, float]:
     """Return the reported metrics that are finite numbers. Others are ignored: they are no reason to refuse the update."""
     if header is None:
         return {}
     reported = None
     with suppress(ValueError, RecursionError):
-        reported = json.loads(header) if len(header) <= wire.MAX_METRICS else None
-    found = figures(reported)
+        reported = json.loads(header) if len(header) <= wire.MAX_METRICS_BYTES else None
+    found = valid_metrics(reported)
     if found != reported:
         LOG.warning("the %s of %s are no JSON object of a few finite numbers: what is none is ignored", wire.METRICS, short(id))
     return found
@@ -118,10 +118,10 @@ def _evaluation(header: str | None) -> tuple[int, Mapping[str, float]] | None:
     """Return the samples and metrics of an evaluation; None without one."""
     found = None
     with suppress(ValueError, RecursionError):
-        found = json.loads(header) if header is not None and len(header) <= wire.MAX_METRICS else None
+        found = json.loads(header) if header is not None and len(header) <= wire.MAX_METRICS_BYTES else None
     match found:
         case {"samples": int(samples), "metrics": dict(metrics)} if 0 <= samples < 2**32 and not isinstance(samples, bool):
-            return samples, figures(metrics)
+            return samples, valid_metrics(metrics)
     return None
 
 

@@ -48,14 +48,14 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class Size:
     """The sample count and the change of an update."""
 
     samples: int
     change: float = 0.0
 
 
-NOTHING = Figures(0)
+NOTHING = Size(0)
 """An empty lesson."""
 
 
@@ -78,14 +78,14 @@ class Dominant:
 class Guard:
     """See the rules above. It handles one attempt after another; `lessons` are of earlier rounds, oldest first."""
 
-    def __init__(self, limits: Limits = Limits(), lessons: Iterable[Figures] = ()) -> None:
+    def __init__(self, limits: Limits = Limits(), lessons: Iterable[Size] = ()) -> None:
         self._limits = limits
         self._lessons = deque(lessons, maxlen=ROUNDS)
         self._admitted: set[str] = set()
         self._refused: set[str] = set()
-        self._counted: dict[str, Figures] = {}
+        self._counted: dict[str, Size] = {}
 
-    def roll_back(self, lessons: Iterable[Figures]) -> None:
+    def roll_back(self, lessons: Iterable[Size]) -> None:
         """Replace all lessons by those of the remaining rounds."""
         self._lessons = deque(lessons, maxlen=ROUNDS)
 
@@ -99,67 +99,65 @@ class Guard:
         """Admit more participants."""
         self._admitted.update(ids)
 
-    def check(self, id: str, figures: Figures, norm: Norm) -> None:
+    def check(self, id: str, size: Size, norm: Norm) -> None:
         """Check an update of the open attempt. Raises `Implausible`."""
         limits = self._limits
-        if figures.samples > limits.samples:
-            raise Implausible(f"{figures.samples} samples are more than the {limits.samples} of AGGREGATOR_MAX_SAMPLES")
-        if figures.change > limits.change:
-            raise Implausible(
-                f"a change of {figures.change:.3g} is more than the {limits.change:.3g} of AGGREGATOR_MAX_UPDATE_NORM"
-            )
+        if size.samples > limits.samples:
+            raise Implausible(f"{size.samples} samples are more than the {limits.samples} of AGGREGATOR_MAX_SAMPLES")
+        if size.change > limits.change:
+            raise Implausible(f"a change of {size.change:.3g} is more than the {limits.change:.3g} of AGGREGATOR_MAX_UPDATE_NORM")
         samples = max((lesson.samples for lesson in self._lessons), default=0)
         change = max((lesson.change for lesson in self._lessons), default=0.0)
-        if reason := self._excess(figures, Figures(samples, change), norm):
+        if reason := self._excess(size, Size(samples, change), norm):
             self._refused.add(id)
             raise Implausible(reason)
 
-    def count(self, id: str, figures: Figures) -> None:
+    def count(self, id: str, size: Size) -> None:
         """Note a counted update."""
-        self._counted[id] = figures
+        self._counted[id] = size
 
     def close(self, norm: Norm) -> Odd | None:
         """End the attempt and add its lesson. Return the outlier that voids the attempt, if there is one."""
         lesson, first = self._lesson(), not any(lesson.change or lesson.samples for lesson in self._lessons)
         self._lessons.append(lesson)
         if first and len(self._counted) >= FEW:
-            for id, figures in self._counted.items():
-                if reason := self._excess(figures, lesson, norm):
+            for id, size in self._counted.items():
+                if reason := self._excess(size, lesson, norm):
                     return Odd(id, reason)
         return None
 
     @property
-    def newest(self) -> Figures:
+    def newest(self) -> Size:
         """The lesson of the attempt that was closed last."""
         return self._lessons[-1]
 
     def dominant(self) -> Dominant | None:
         """Return the update that outweighs all others together; None if there is none, or with fewer than `FEW` updates."""
-        total = sum(figures.samples for figures in self._counted.values())
+        total = sum(size.samples for size in self._counted.values())
         if not self._limits.weighted or len(self._counted) < FEW or not total:
             return None
         id, largest = max(self._counted.items(), key=lambda item: item[1].samples)
         share = largest.samples / total
         return Dominant(id, share) if share > 0.5 else None
 
-    def _lesson(self) -> Figures:
+    def _lesson(self) -> Size:
         few = len(self._counted) < FEW
-        samples = sorted((figures.samples for figures in self._counted.values()), reverse=True)
-        changes = [figures.change for figures in self._counted.values()]
-        return Figures(samples[0 if few else 1], max(changes) if few else median(changes))
+        samples = sorted((size.samples for size in self._counted.values()), reverse=True)
+        changes = [size.change for size in self._counted.values()]
+        return Size(samples[0 if few else 1], max(changes) if few else median(changes))
 
-    def _excess(self, figures: Figures, lesson: Figures, norm: Norm) -> str:
+    def _excess(self, size: Size, lesson: Size, norm: Norm) -> str:
         """Return why an update exceeds a lesson; empty if it does not."""
         ratio = self._limits.ratio
         most, change = ratio * lesson.samples, ratio * lesson.change
-        if self._limits.weighted and 0 < most < figures.samples:
+        if self._limits.weighted and 0 < most < size.samples:
             return (
-                f"{figures.samples} samples are more than {ratio:g} times the {lesson.samples} of other updates "
+                f"{size.samples} samples are more than {ratio:g} times the {lesson.samples} of other updates "
                 "(AGGREGATOR_MAX_UPDATE_RATIO)"
             )
-        if 0 < change < figures.change and figures.change > norm():
+        if 0 < change < size.change and size.change > norm():
             return (
-                f"a change of {figures.change:.3g} is more than {ratio:g} times the {lesson.change:.3g} of other updates, "
+                f"a change of {size.change:.3g} is more than {ratio:g} times the {lesson.change:.3g} of other updates, "
                 "and larger than the model (AGGREGATOR_MAX_UPDATE_RATIO)"
             )
         return ""

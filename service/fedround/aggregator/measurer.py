@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from fedround.aggregator.codecs import OPAQUE, Model
 from fedround.common.books import Measured
 from fedround.events import Observer, WeightsMeasured
-from fedround.tensors.figures import Statistics
 from fedround.tensors.measures import statistics
+from fedround.tensors.statistics import Statistics
 
 LOG = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Measurer:
         self._observer(WeightsMeasured(model.round or 0, "global", sum(map(len, model.buffers)), found))
         if model.round is not None:
             # The next page reports it. A separate page would cost one more request in every round.
-            finite = {name: value for name, value in found.figures.items() if math.isfinite(value)}
+            finite = {name: value for name, value in found.summary.items() if math.isfinite(value)}
             self._newest.append(Measured(model.round, finite, digest))
 
     def forget(self, newest: int) -> None:

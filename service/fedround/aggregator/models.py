@@ -8,7 +8,7 @@ from functools import partial
 
 from fedround.aggregator.codecs import Model
 from fedround.aggregator.evaluator import Evaluator
-from fedround.aggregator.guards import Figures
+from fedround.aggregator.guards import Size
 from fedround.aggregator.measurer import Measurer
 from fedround.aggregator.state import State
 from fedround.aggregator.steps import Steps
@@ -125,7 +125,7 @@ class Models:
         self._evaluate(model)
         self._steps.start(self._measurer.measure(model))
 
-    async def keep(self, model: Model, lesson: Figures) -> None:
+    async def keep(self, model: Model, lesson: Size) -> None:
         """Store a model on disk. Raises `Busy` if that fails."""
         if self.store is None or model.round is None:
             return
@@ -152,7 +152,7 @@ class Models:
         assert self.store is not None  # noqa: S101 the model is stored
         return read(round, self.store.read(round), self.store.read_state(round))
 
-    async def roll_back(self, round: int) -> Sequence[Figures]:
+    async def roll_back(self, round: int) -> Sequence[Size]:
         """Remove the models of all rounds after `round`. Return the lessons of the others. Raises `Busy` if that fails."""
         assert self.store is not None  # noqa: S101 the model is stored
         try:

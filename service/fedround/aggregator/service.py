@@ -340,7 +340,7 @@ class AggregatorService:
                     await self._fold(receipt.id, checked)
                 elif received.size:
                     raise WrongWeights("training is over: this attempt accepts evaluations only, without an update")
-                samples = checked.figures.samples if checked else 0
+                samples = checked.size.samples if checked else 0
                 entry = self._ledger.count(receipt, samples, metrics, evaluation)
         except WeightsError as error:
             await self._refuse(receipt, str(error))

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from fedround.aggregator.guards import NOTHING, Figures
+from fedround.aggregator.guards import NOTHING, Size
 from fedround.common import durable
 from fedround.common.books import NO_RUN, Run
 from fedround.common.durable import Disk
@@ -94,9 +94,9 @@ class ModelStore:
         return [kept.round for kept in self._kept]
 
     @property
-    def lessons(self) -> Sequence[Figures]:
+    def lessons(self) -> Sequence[Size]:
         """The lessons of the rounds whose models are stored, oldest first."""
-        return [Figures(kept.samples, kept.change) for kept in self._kept]
+        return [Size(kept.samples, kept.change) for kept in self._kept]
 
     @property
     def run(self) -> Run:
@@ -132,7 +132,7 @@ class ModelStore:
         self,
         round: int,
         parts: Sequence[bytes | memoryview],
-        lesson: Figures = NOTHING,
+        lesson: Size = NOTHING,
         suffix: str = SUFFIXES[0],
         *,
         run: Run = NO_RUN,

@@ -11,8 +11,8 @@ from enum import StrEnum
 from itertools import islice
 from typing import Any, Protocol
 
-from fedround.common.wire import MAX_FIGURE_NAME, MAX_FIGURES
-from fedround.tensors.figures import LARGEST
+from fedround.common.wire import MAX_METRIC_NAME, MAX_METRICS
+from fedround.tensors.statistics import LARGEST
 
 
 class Verdict(StrEnum):
@@ -94,7 +94,7 @@ class Measured:
     """Statistics of the weights of a round's model, all finite, for operators."""
 
     round: int
-    figures: Mapping[str, float]
+    summary: Mapping[str, float]
     digest: str = ""
     """SHA-256 of the model's file, in hexadecimal."""
 
@@ -246,16 +246,16 @@ async def carry_out(books: Books, call: Call) -> Answer:
     return await books.close(call.attempt, call.ids)
 
 
-def figures(reported: object) -> dict[str, float]:
-    """Return the valid metrics of a JSON value, at most `MAX_FIGURES`. Ignore the rest."""
+def valid_metrics(reported: object) -> dict[str, float]:
+    """Return the valid metrics of a JSON value, at most `MAX_METRICS`. Ignore the rest."""
     found = reported.items() if isinstance(reported, dict) else ()
-    return dict(islice(((name, float(value)) for name, value in found if _is_figure(name, value)), MAX_FIGURES))
+    return dict(islice(((name, float(value)) for name, value in found if _is_metric(name, value)), MAX_METRICS))
 
 
-def _is_figure(name: str, value: object) -> bool:
+def _is_metric(name: str, value: object) -> bool:
     # Names are logged unescaped. Sums of values up to `LARGEST` do not overflow.
     number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
-    return number and 0 < len(name) <= MAX_FIGURE_NAME and name.isprintable()
+    return number and 0 < len(name) <= MAX_METRIC_NAME and name.isprintable()
 
 
 def page_to_json(page: Page) -> dict[str, Any]:
@@ -266,7 +266,7 @@ def page_to_json(page: Page) -> dict[str, Any]:
             for e in page.entries
         ],
         "newest": page.newest and [page.newest.round, page.newest.parameters, page.newest.run],
-        "measured": [[m.round, dict(m.figures), m.digest] for m in page.measured],
+        "measured": [[m.round, dict(m.summary), m.digest] for m in page.measured],
         "faults": page.faults,
         "lost": page.lost,
         "generation": page.generation,
@@ -280,18 +280,18 @@ def page_from_json(data: dict[str, Any]) -> Page:
     return Page(
         incarnation=data["incarnation"],
         entries=tuple(
-            Entry(seq, attempt, id, Outcome(outcome), samples, figures(metrics), *reason[:1], *map(_evaluation, reason[1:]))
+            Entry(seq, attempt, id, Outcome(outcome), samples, valid_metrics(metrics), *reason[:1], *map(_evaluation, reason[1:]))
             for seq, attempt, id, outcome, samples, metrics, *reason in data["entries"]
         ),
         newest=None if data["newest"] is None else Newest(*data["newest"]),
-        measured=tuple(Measured(round, figures(found), *digest) for round, found, *digest in data["measured"]),
+        measured=tuple(Measured(round, valid_metrics(found), *digest) for round, found, *digest in data["measured"]),
         faults=tuple(data["faults"]),
         lost=data.get("lost", ""),
         generation=int(data.get("generation", 0)),
         strategy=data.get("strategy", ""),
         evaluator=data.get("evaluator", ""),
         evaluations=tuple(
-            ServerEvaluation(round, run, samples, figures(metrics), reason)
+            ServerEvaluation(round, run, samples, valid_metrics(metrics), reason)
             for round, run, samples, metrics, reason in data.get("evaluations", ())
         ),
     )
@@ -305,7 +305,7 @@ def _evaluation(data: Any) -> Evaluation | None:
     if data is None:
         return None
     round, samples, metrics = data
-    return Evaluation(round, samples, figures(metrics))
+    return Evaluation(round, samples, valid_metrics(metrics))
 
 
 def admissions_to_json(admissions: Sequence[Admission]) -> list[list[str]]:

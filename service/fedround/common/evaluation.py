@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from operator import index
 from typing import Any, SupportsFloat, SupportsIndex
 
-from fedround.common.wire import MAX_FIGURE_NAME, MAX_FIGURES, MAX_METRICS
-from fedround.tensors.figures import LARGEST
+from fedround.common.wire import MAX_METRIC_NAME, MAX_METRICS, MAX_METRICS_BYTES
+from fedround.tensors.statistics import LARGEST
 
 HOW = "return fedround.Evaluation(samples, accuracy=...)"
 
@@ -41,8 +41,8 @@ def number(name: Any, value: SupportsFloat) -> float:
         found = math.inf
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be a number, not {value!r}") from None
-    if not isinstance(name, str) or not 0 < len(name) <= MAX_FIGURE_NAME or not name.isprintable():
-        raise ValueError(f"{name!r} is not a valid name of a metric: use 1 to {MAX_FIGURE_NAME} printable characters")
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_METRIC_NAME or not name.isprintable():
+        raise ValueError(f"{name!r} is not a valid name of a metric: use 1 to {MAX_METRIC_NAME} printable characters")
     return found
 
 
@@ -50,8 +50,8 @@ def encoded(samples: SupportsIndex, metrics: Mapping[str, float]) -> str:
     """Return the header that sends an evaluation with an update. Raises `TypeError` or `ValueError` if it is invalid."""
     count = index(samples)
     text = json.dumps({"samples": count, "metrics": dict(metrics)}, separators=(",", ":"))
-    if len(metrics) > MAX_FIGURES or len(text) > MAX_METRICS or not 0 <= count < 2**32:
-        raise ValueError(f"an evaluation has at most {MAX_FIGURES} names, {MAX_METRICS} bytes, and 2**32 - 1 samples")
+    if len(metrics) > MAX_METRICS or len(text) > MAX_METRICS_BYTES or not 0 <= count < 2**32:
+        raise ValueError(f"an evaluation has at most {MAX_METRICS} names, {MAX_METRICS_BYTES} bytes, and 2**32 - 1 samples")
     return text
 
 

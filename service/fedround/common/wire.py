@@ -44,10 +44,10 @@ PHASE = "Fedround-Phase"
 """On a heartbeat in a round: the participant's phase, one of `PHASES`."""
 PHASES = ("downloading", "evaluating", "training", "uploading", "retrying")
 
-MAX_METRICS = 2048
+MAX_METRICS_BYTES = 2048
 """Maximum number of bytes of a `Fedround-Metrics` header."""
-MAX_FIGURES = 20
-MAX_FIGURE_NAME = 64
+MAX_METRICS = 20
+MAX_METRIC_NAME = 64
 """Maximum number of metrics in it, and of characters in a name. All characters are printable."""
 MAX_SHARDS = 10_000
 """Maximum number of shards that a coordinator assigns."""

@@ -230,7 +230,7 @@ class Attempt:
             samples=sum(entry.samples for entry in entries),
             parameters=closed.parameters,
             seconds=now - self.begun,
-            figures=weighted_means([(entry.samples, entry.metrics) for entry in entries]),
+            metrics=weighted_means([(entry.samples, entry.metrics) for entry in entries]),
             members=tuple(Contribution(m.name, entry.samples, m.seconds, entry.metrics) for m, entry in known),
             late=late,
         )

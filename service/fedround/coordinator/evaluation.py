@@ -36,7 +36,7 @@ def evaluated(attempt: Attempt) -> Evaluated | None:
     return Evaluated(
         round=evaluations[0].round,
         samples=sum(evaluation.samples for evaluation in evaluations),
-        figures=means,
+        metrics=means,
         lowest=tuple((name, min(values[name])) for name, _ in means),
         highest=tuple((name, max(values[name])) for name, _ in means),
         members=tuple(Contribution(m.name, evaluation.samples, m.seconds, evaluation.metrics) for m, evaluation in found),

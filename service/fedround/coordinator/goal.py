@@ -62,8 +62,8 @@ SERVER = "server_"
 def comparable(fact: Evaluated | ServerEvaluated) -> dict[str, float]:
     """Return the metrics by the names that goals use. Participants cannot report metrics with the aggregator's prefix."""
     if isinstance(fact, ServerEvaluated):
-        return {SERVER + name: value for name, value in fact.figures}
-    return {name: value for name, value in fact.figures if not name.startswith(SERVER)}
+        return {SERVER + name: value for name, value in fact.metrics}
+    return {name: value for name, value in fact.metrics if not name.startswith(SERVER)}
 
 
 def judged(goal: Goal, best: Best | None, fact: Evaluated | ServerEvaluated) -> tuple[Best | None, str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedround.common.books import Measured
-from fedround.common.wire import MAX_FIGURES
+from fedround.common.wire import MAX_METRICS
 from fedround.events import Evaluated, RoundCompleted, ServerEvaluated
 
 MOST = 50
@@ -55,7 +55,7 @@ class History:
                 fact.dropped,
                 fact.samples,
                 fact.parameters,
-                dict(fact.figures),
+                dict(fact.metrics),
                 late=fact.late,
             )
         )
@@ -68,11 +68,11 @@ class History:
 
     def evaluated(self, fact: Evaluated) -> None:
         """Add the participants' evaluation of a model, which comes in the round after its own."""
-        self._amend(fact.round, evaluation=dict(fact.figures))
+        self._amend(fact.round, evaluation=dict(fact.metrics))
 
     def evaluated_by_server(self, fact: ServerEvaluated) -> None:
         """Add the aggregator's evaluation of a model, which comes at any time after its round."""
-        self._amend(fact.round, server=dict(fact.figures))
+        self._amend(fact.round, server=dict(fact.metrics))
 
     def lacks_server(self, round: int | None) -> bool:
         """Return whether the history has the round, but not the aggregator's evaluation of its model."""
@@ -88,20 +88,20 @@ class History:
         for model in models:
             for index, past in enumerate(self._rounds):
                 if past.round == model.round and not past.weights:
-                    self._rounds[index] = replace(past, weights=model.figures)
+                    self._rounds[index] = replace(past, weights=model.summary)
 
 
 def weighted_means(entries: Sequence[tuple[int, Mapping[str, float]]]) -> tuple[tuple[str, float], ...]:
     """Return the sample-weighted mean of each metric over the entries that have it; the plain mean if all sample counts are 0.
 
-    The metrics in most entries come first, up to `MAX_FIGURES`: a client that invents names cannot displace common metrics.
+    The metrics in most entries come first, up to `MAX_METRICS`: a client that invents names cannot displace common metrics.
 
     Args:
         entries: The number of samples and the metrics of each entry.
     """
     names = Counter(name for _, metrics in entries for name in metrics)
     means = []
-    for name, _ in names.most_common(MAX_FIGURES):
+    for name, _ in names.most_common(MAX_METRICS):
         reported = [(samples, metrics[name]) for samples, metrics in entries if name in metrics]
         if not any(samples for samples, _ in reported):
             reported = [(1, value) for _, value in reported]

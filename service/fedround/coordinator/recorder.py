@@ -55,7 +55,7 @@ class Recorder:
         news = [measured for measured in page.measured if measured.round not in self._measured]
         for measured in news:
             self._measured.append(measured.round)
-            more = {"weights": dict(measured.figures), "digest": measured.digest}
+            more = {"weights": dict(measured.summary), "digest": measured.digest}
             self._waiting.append(partial(self._archive.amend, measured.round, more))
         if page.strategy != self._strategy:
             self._strategy = page.strategy
@@ -86,9 +86,9 @@ def _document(fact: events.RoundCompleted, now: float) -> Mapping[str, Any]:
         "late": fact.late,
         "samples": fact.samples,
         "parameters": fact.parameters,
-        "metrics": dict(fact.figures),
+        "metrics": dict(fact.metrics),
         "participants": [
-            {"name": m.name, "samples": m.samples, "seconds": round(m.seconds, 3), "metrics": dict(m.figures)} for m in fact.members
+            {"name": m.name, "samples": m.samples, "seconds": round(m.seconds, 3), "metrics": dict(m.metrics)} for m in fact.members
         ],
     }
 
@@ -97,13 +97,13 @@ def _evaluation(fact: events.Evaluated) -> Mapping[str, Any]:
     """Return the archive's document of an evaluation: the means, the range, and each participant's metrics."""
     return {
         "samples": fact.samples,
-        "metrics": dict(fact.figures),
+        "metrics": dict(fact.metrics),
         "lowest": dict(fact.lowest),
         "highest": dict(fact.highest),
-        "participants": [{"name": m.name, "samples": m.samples, "metrics": dict(m.figures)} for m in fact.members],
+        "participants": [{"name": m.name, "samples": m.samples, "metrics": dict(m.metrics)} for m in fact.members],
     }
 
 
 def _server(fact: events.ServerEvaluated) -> Mapping[str, Any]:
     """Return the archive's document of an evaluation by the aggregator."""
-    return {"samples": fact.samples, "metrics": dict(fact.figures)}
+    return {"samples": fact.samples, "metrics": dict(fact.metrics)}

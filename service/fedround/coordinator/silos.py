@@ -136,11 +136,11 @@ class Silos:
                     if (silo := self.get(member.name)) is not None:
                         silo.rounds, silo.seconds = silo.rounds + 1, member.seconds
                         silo.dominated += len(members) > 2 and 2 * member.samples > samples
-                        silo.training = member.figures or silo.training
+                        silo.training = member.metrics or silo.training
             case events.Evaluated(members=members):
                 for member in members:
                     if (silo := self.get(member.name)) is not None:
-                        silo.evaluation = member.figures
+                        silo.evaluation = member.metrics
             case events.RolledBack(newest=newest):
                 for silo in (*self._here.values(), *self._gone.values()):
                     silo.counted = None if silo.counted is None else min(silo.counted, newest)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fedround.common.text import short
-from fedround.common.wire import MAX_FIGURES, Shard
+from fedround.common.wire import MAX_METRICS, Shard
 from fedround.coordinator.attempt import Attempt, State
 from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.seats import Participant
@@ -101,7 +101,7 @@ def by_name(rounds: Rounds, silos: Silos, now: float, unix: float, most: int) ->
     """Return the values for the metrics of at most `most` silos, and how many are `omitted`. `unix` is now, in Unix time."""
     shown, omitted = silos.shown(now, most)
     names = Counter(name for silo in shown for name in {**silo.training, **silo.evaluation})
-    common = {name for name, _ in names.most_common(MAX_FIGURES)}
+    common = {name for name, _ in names.most_common(MAX_METRICS)}
     return {"silos": [_silo(rounds, silo, common, now, unix) for silo in shown], "omitted": omitted}
 
 

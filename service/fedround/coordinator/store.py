@@ -6,7 +6,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from fedround.common import durable
-from fedround.common.books import figures
+from fedround.common.books import valid_metrics
 from fedround.common.durable import Disk
 from fedround.coordinator.goal import Best
 from fedround.coordinator.history import Past
@@ -100,7 +100,7 @@ def _past(data: dict[str, Any]) -> Past:
         _whole(number)
     if type(past.seconds) not in (int, float) or not math.isfinite(past.seconds):
         raise TypeError("a round's duration is not a finite number")
-    if any(figures(values) != values for values in (past.figures, past.weights, past.evaluation, past.server)):
+    if any(valid_metrics(values) != values for values in (past.figures, past.weights, past.evaluation, past.server)):
         raise TypeError("a round's values are not finite numbers")
     return past
 

@@ -52,7 +52,7 @@ class ModelEvaluated(Fact):
     function: str
     round: int | None
     samples: int
-    figures: tuple[tuple[str, float], ...]
+    metrics: tuple[tuple[str, float], ...]
     seconds: float
     dropped: tuple[str, ...] = ()
 

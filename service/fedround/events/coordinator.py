@@ -144,7 +144,7 @@ class AttemptDropped(Fact):
 class RoundCompleted(Fact):
     """A round produced a global model from the updates of `ids`.
 
-    `figures` are the sample-weighted means of the metrics of training. `members` describes each counted participant. `dropped`
+    `metrics` are the sample-weighted means of the metrics of training. `members` describes each counted participant. `dropped`
     participants lost the round, and `late` more because the quorum was counted without them.
     """
 
@@ -155,7 +155,7 @@ class RoundCompleted(Fact):
     samples: int
     parameters: int
     seconds: float
-    figures: tuple[tuple[str, float], ...]
+    metrics: tuple[tuple[str, float], ...]
     members: tuple["Contribution", ...] = ()
     late: int = 0
 
@@ -167,19 +167,19 @@ class Contribution:
     name: str
     samples: int
     seconds: float
-    figures: Mapping[str, float]
+    metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluated(Fact):
     """Participants evaluated the model of `round`; None: the initial model of the run.
 
-    `figures` are the sample-weighted means, `lowest` and `highest` the range over the `members`.
+    `metrics` are the sample-weighted means, `lowest` and `highest` the range over the `members`.
     """
 
     round: int | None
     samples: int
-    figures: tuple[tuple[str, float], ...]
+    metrics: tuple[tuple[str, float], ...]
     lowest: tuple[tuple[str, float], ...]
     highest: tuple[tuple[str, float], ...]
     members: tuple[Contribution, ...] = ()
@@ -191,7 +191,7 @@ class ServerEvaluated(Fact):
 
     round: int | None
     samples: int
-    figures: tuple[tuple[str, float], ...]
+    metrics: tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True, slots=True)

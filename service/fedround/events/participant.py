@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from fedround.events.base import Fact
 
 if TYPE_CHECKING:
-    from fedround.tensors.figures import Change, Statistics
+    from fedround.tensors.statistics import Change, Statistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ class Reported(Fact):
     """Training code reported metrics."""
 
     round: int
-    figures: tuple[tuple[str, float], ...]
+    metrics: tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True, slots=True)

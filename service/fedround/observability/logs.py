@@ -140,8 +140,8 @@ def _participant_line(fact: Fact) -> _Line | None:
         case events.RoundEnded(number, outcome, seconds, reason):
             level = logging.WARNING if outcome in ("failed", "refused") else logging.INFO
             return level, f"round {number} {outcome} after {seconds:.2f} s" + (f": {reason}" if reason else "")
-        case events.Reported(number, figures):
-            return logging.INFO, f"round {number}: {_figures(figures)}"
+        case events.Reported(number, metrics):
+            return logging.INFO, f"round {number}: {_metrics(metrics)}"
         case events.WorkerEnded(_, reason, pause):
             return logging.WARNING, f"the training process {reason}; starting another one" + (f" in {pause:.1f} s" if pause else "")
     return None
@@ -187,29 +187,29 @@ def _platform_line(fact: Fact) -> _Line | None:
             )
         case events.AttemptDropped(number, _, counted, reason, _, _, pause):
             return logging.WARNING, f"round {number} restarts in {pause:g} s; {counted} counted updates discarded: {reason}"
-        case events.RoundCompleted(number, _, ids, dropped, samples, parameters, seconds, figures, late=late):
+        case events.RoundCompleted(number, _, ids, dropped, samples, parameters, seconds, metrics, late=late):
             parts = [
                 f"{len(ids)} updates",
                 f"{dropped} dropped" if dropped else "",
                 f"{late} late" if late else "",
                 f"{samples} samples",
                 f"{parameters} parameters" if parameters else "",
-                _figures(figures),
+                _metrics(metrics),
             ]
             return logging.INFO, f"round {number} completed in {seconds:.2f} s: " + ", ".join(filter(None, parts))
-        case events.Evaluated(number, _, figures, lowest, highest, members):
+        case events.Evaluated(number, _, metrics, lowest, highest, members):
             low, high = dict(lowest), dict(highest)
-            means = " ".join(f"{name}={value:.6g} ({low[name]:.6g} to {high[name]:.6g})" for name, value in figures)
+            means = " ".join(f"{name}={value:.6g} ({low[name]:.6g} to {high[name]:.6g})" for name, value in metrics)
             return logging.INFO, f"{_model(number)} evaluated by {len(members)}: {means}"
-        case events.ServerEvaluated(number, _, figures):
-            return logging.INFO, f"{_model(number)} evaluated by the aggregator: {_figures(figures)}"
+        case events.ServerEvaluated(number, _, metrics):
+            return logging.INFO, f"{_model(number)} evaluated by the aggregator: {_metrics(metrics)}"
         case events.FinalNotEvaluated(number, seconds):
             return (
                 logging.WARNING,
                 f"the aggregator did not evaluate the final model within {seconds:g} s; the run ends without it: round {number}",
             )
-        case events.ModelEvaluated(function, number, _, figures, seconds):
-            return logging.INFO, f"{_model(number)} evaluated by {function} in {seconds:.3f} s: {_figures(figures)}"
+        case events.ModelEvaluated(function, number, _, metrics, seconds):
+            return logging.INFO, f"{_model(number)} evaluated by {function} in {seconds:.3f} s: {_metrics(metrics)}"
         case events.ModelsLost(number, newest):
             there = "without a model" if newest is None else f"from the model of round {newest}"
             return logging.WARNING, f"the aggregator has lost the model of round {number}: training continues {there}"
@@ -243,8 +243,8 @@ def _model(round: int | None) -> str:
     return "initial model" if round is None else f"model of round {round}"
 
 
-def _figures(figures: tuple[tuple[str, float], ...]) -> str:
-    return " ".join(f"{name}={value:.6g}" for name, value in figures)
+def _metrics(metrics: tuple[tuple[str, float], ...]) -> str:
+    return " ".join(f"{name}={value:.6g}" for name, value in metrics)
 
 
 def _fields(fact: Fact) -> dict[str, Any]:
@@ -261,8 +261,8 @@ def _fields(fact: Fact) -> dict[str, Any]:
                 continue  # in every line
             case "members":
                 continue  # too long for a line, with one entry for each participant: `fedround history` has them
-            case "figures":
-                line["figures"] = dict(value)
+            case "metrics":
+                line["metrics"] = dict(value)
             case _:
                 line[field.name] = printable(value) if isinstance(value, str) else value
     return line

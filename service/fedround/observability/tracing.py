@@ -164,8 +164,8 @@ class Tracing:
                 self._round.set_attribute("fedround.round.parameters", statistics.count)
             case events.UpdateMeasured(_, samples) if self._round is not None:
                 self._round.set_attribute("fedround.round.samples", samples)
-            case events.Reported(_, figures) if self._round is not None:
-                self._round.set_attributes({f"fedround.metric.{name}": value for name, value in figures})
+            case events.Reported(_, metrics) if self._round is not None:
+                self._round.set_attributes({f"fedround.metric.{name}": value for name, value in metrics})
             case events.RoundEnded(outcome=outcome):
                 self._end_round(outcome)
             case events.RoundCompleted(ids=ids, samples=samples, parameters=parameters):

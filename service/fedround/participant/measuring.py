@@ -10,8 +10,8 @@ from typing import Self
 from fedround.errors import WeightsError
 from fedround.events import Observer, UpdateMeasured, WeightsMeasured
 from fedround.participant.phase import phase
-from fedround.tensors.figures import Change
 from fedround.tensors.measures import change, measured, statistics
+from fedround.tensors.statistics import Change
 from fedround.tensors.weights import Array, Weights, view, view_update
 
 LOG = logging.getLogger(__name__)

@@ -53,7 +53,7 @@ class Trainer(Protocol):
         """Train, always on the same thread, and return the update in pieces for `Aggregator.upload`.
 
         Args:
-            round: The round. Afterwards `round.figures` and `round.evaluation` have what the training code reported.
+            round: The round. Afterwards `round.metrics` and `round.evaluation` have what the training code reported.
             model: A list with the body that `Aggregator.download` returned. This call removes it from the list.
 
         Raises:

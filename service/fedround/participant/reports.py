@@ -8,7 +8,7 @@ from typing import Any
 from fedround import events
 from fedround.events import Fact
 from fedround.participant.channel import BadMessage
-from fedround.tensors.figures import DECADES, FEW, Change, Statistics
+from fedround.tensors.statistics import DECADES, FEW, Change, Statistics
 
 PHASES = ("decode", "evaluate", "train", "encode", "check")
 """Phases of a round that run in the worker."""

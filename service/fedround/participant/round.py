@@ -10,7 +10,7 @@ from typing import Protocol, SupportsFloat, SupportsIndex, TypeVar
 
 from fedround.common import wire
 from fedround.common.evaluation import encoded, number
-from fedround.tensors.figures import LARGEST
+from fedround.tensors.statistics import LARGEST
 
 LOG = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Round:
         self._tell = tell
         self.evaluation: str | None = None
         """Evaluation of the global model, encoded as it is sent with the update."""
-        self._figures: dict[str, float] = {}
+        self._metrics: dict[str, float] = {}
         self._dropped: set[str] = set()
 
     def __repr__(self) -> str:
@@ -70,7 +70,7 @@ class Round:
         """The round configuration: the coordinator's values for training code, such as a learning rate. Empty if there is none."""
         return self.run.config if self.run else {}
 
-    def report(self, **figures: SupportsFloat) -> None:
+    def report(self, **metrics: SupportsFloat) -> None:
         """Report metrics of training, as in `report(loss=0.3, accuracy=0.9)`. A repeated name replaces its value.
 
         They become metrics and log fields here, and are sent with the update. The platform shows their means over all participants.
@@ -80,11 +80,11 @@ class Round:
             ValueError: A value is not a number, a name is longer than 64 characters, there are more than 20 names, or together
                 they take more than 2 kB.
         """
-        new = self._numbers(figures)
-        merged = self._figures | new
-        if len(merged) > wire.MAX_FIGURES or len(encode_figures(merged)) > wire.MAX_METRICS:
-            raise ValueError(f"a round reports at most {wire.MAX_FIGURES} names, and {wire.MAX_METRICS} bytes of JSON")
-        self._figures = merged
+        new = self._numbers(metrics)
+        merged = self._metrics | new
+        if len(merged) > wire.MAX_METRICS or len(encode_metrics(merged)) > wire.MAX_METRICS_BYTES:
+            raise ValueError(f"a round reports at most {wire.MAX_METRICS} names, and {wire.MAX_METRICS_BYTES} bytes of JSON")
+        self._metrics = merged
         if new:
             self._tell(new)
 
@@ -92,28 +92,28 @@ class Round:
         """Store the evaluation of the global model. Raises `ValueError` or `TypeError` like `report`."""
         self.evaluation = encoded(samples, self._numbers(metrics))
 
-    def _numbers(self, figures: Mapping[str, SupportsFloat]) -> dict[str, float]:
-        numbers = {name: number(name, value) for name, value in figures.items()}
+    def _numbers(self, metrics: Mapping[str, SupportsFloat]) -> dict[str, float]:
+        numbers = {name: number(name, value) for name, value in metrics.items()}
         return {name: value for name, value in numbers.items() if self._reportable(name, value)}
 
     def _reportable(self, name: str, number: float) -> bool:
         """Return whether a value is finite enough for a mean. If not, warn once per name."""
         if abs(number) <= LARGEST:
             return True
-        if name not in self._dropped and len(self._dropped) < wire.MAX_FIGURES:
+        if name not in self._dropped and len(self._dropped) < wire.MAX_METRICS:
             self._dropped.add(name)
             LOG.warning("round %d: the value of %r is dropped, because it is not finite: %s", self.number, name, number)
         return False
 
     @property
-    def figures(self) -> Mapping[str, float]:
+    def metrics(self) -> Mapping[str, float]:
         """The metrics reported so far."""
-        return self._figures
+        return self._metrics
 
 
-def encode_figures(figures: Mapping[str, float]) -> str:
+def encode_metrics(metrics: Mapping[str, float]) -> str:
     """Encode metrics for the header `Fedround-Metrics`."""
-    return json.dumps(dict(figures), separators=(",", ":"))
+    return json.dumps(dict(metrics), separators=(",", ":"))
 
 
 _CURRENT: ContextVar[Round] = ContextVar("current_round")

@@ -31,7 +31,7 @@ from fedround.participant import moves as m
 from fedround.participant.lifecycle import LEAVE_TIMEOUT, Lifecycle
 from fedround.participant.peers import Aggregator, Coordinator, Trainer
 from fedround.participant.phase import phase
-from fedround.participant.round import Round, encode_figures
+from fedround.participant.round import Round, encode_metrics
 from fedround.participant.shards import Shards
 from fedround.participant.traces import logged, release
 from fedround.participant.work import OVER, REFUSED
@@ -342,11 +342,11 @@ class Runtime:
             self._failure = error
             self._events.put(m.TrainingFailed(order, str(error)))
             return
-        self._kept = update, encode_figures(round.figures) if round.figures else None, round.evaluation
+        self._kept = update, encode_metrics(round.metrics) if round.metrics else None, round.evaluation
         self._events.put(m.Trained(order))
 
-    def _report(self, round: int, figures: Mapping[str, float]) -> None:
-        self._observe(Reported(round, tuple(figures.items())))
+    def _report(self, round: int, metrics: Mapping[str, float]) -> None:
+        self._observe(Reported(round, tuple(metrics.items())))
 
 
 def _advised(error: ExchangeError, unknown: str = "") -> str:

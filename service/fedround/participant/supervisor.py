@@ -283,9 +283,9 @@ class Supervisor:
                     self._news.notify_all()
             case {"kind": "unusable", "error": str(kind), "text": str(text), "trace": str(trace)}:
                 self._unusable = _unusable(kind, text, trace)
-            case {"kind": "reported", "serial": int(serial), "figures": dict(figures)}:
+            case {"kind": "reported", "serial": int(serial), "metrics": dict(metrics)}:
                 if self._sent and serial == self._serial and self._round is not None:
-                    self._reported(self._round, figures)
+                    self._reported(self._round, metrics)
             case {"kind": "facts", "facts": list(facts)} if self._sent:
                 self._told(facts)
             case {"kind": "trained" | "failed", "serial": int(serial), "facts": list(facts)} if (
@@ -296,9 +296,9 @@ class Supervisor:
             case _:
                 raise BadMessage("unexpected message")
 
-    def _reported(self, round: Round, figures: Mapping[str, Any]) -> None:
+    def _reported(self, round: Round, metrics: Mapping[str, Any]) -> None:
         try:
-            round.report(**figures)
+            round.report(**metrics)
         except (TypeError, ValueError) as error:
             raise BadMessage(str(error)) from error
 

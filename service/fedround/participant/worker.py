@@ -217,8 +217,8 @@ class Worker:
         facts, self._facts = self._facts, []
         return facts
 
-    def _report(self, serial: int, figures: Mapping[str, float]) -> None:
-        self._send({"kind": "reported", "serial": serial, "figures": dict(figures)})
+    def _report(self, serial: int, metrics: Mapping[str, float]) -> None:
+        self._send({"kind": "reported", "serial": serial, "metrics": dict(metrics)})
 
 
 def _load(name: str, options: Mapping[str, Any]) -> ParticipantABC[Any, Any]:

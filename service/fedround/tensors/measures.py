@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from fedround.tensors.figures import DECADES, FEW, Change, Statistics
+from fedround.tensors.statistics import DECADES, FEW, Change, Statistics
 from fedround.tensors.values import blocks_of, unfit
 from fedround.tensors.weights import Array, Layout, Weights
 

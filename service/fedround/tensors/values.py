@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from fedround.errors import NotFinite
-from fedround.tensors.figures import LARGEST_WEIGHT
 from fedround.tensors.safetensors import shown
+from fedround.tensors.statistics import LARGEST_WEIGHT
 from fedround.tensors.weights import Array, Weights
 
 BLOCK = 1 << 16

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from fedround.common.wire import MAX_FIGURE_NAME
+from fedround.common.wire import MAX_METRIC_NAME
 
 MOST_CONFIGURED, MOST_CONFIG_BYTES = 50, 4096
 """Maximum number of names, and of bytes of JSON, in the round configuration."""
@@ -48,8 +48,8 @@ def _round_config(value: object) -> object:
 
 def _configured(name: str, value: object) -> object:
     """Return a number, a text or a boolean, or a schedule: values by the first round in which they apply."""
-    if not (0 < len(name) <= MAX_FIGURE_NAME and name.isprintable()):
-        raise ValueError(f"a name has 1 to {MAX_FIGURE_NAME} printable characters")
+    if not (0 < len(name) <= MAX_METRIC_NAME and name.isprintable()):
+        raise ValueError(f"a name has 1 to {MAX_METRIC_NAME} printable characters")
     schedule = value if isinstance(value, Mapping) else {"0": value}
     whole = all(re.fullmatch(r"\d{1,9}", str(begin)) for begin in schedule)
     scalars = all(isinstance(each, str | int) or (isinstance(each, float) and math.isfinite(each)) for each in schedule.values())

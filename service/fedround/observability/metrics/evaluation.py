@@ -50,7 +50,7 @@ class Evaluations(Collector):
         metric = GaugeMetricFamily(
             prefix + "evaluation_metric", "Metrics of the last model that AGGREGATOR_EVALUATE evaluated.", labels=["metric"]
         )
-        for name, value in found.figures if found else ():
+        for name, value in found.metrics if found else ():
             metric.add_metric([name], value)
         yield metric
         yield GaugeMetricFamily(

@@ -127,7 +127,7 @@ class ParticipantMetrics(Metrics):
             case events.ConnectionsChanged() | events.ConnectionCut() | events.RequestThrottled():
                 self._connections.told(fact)
             case events.Reported():
-                for name, value in fact.figures:
+                for name, value in fact.metrics:
                     if name in self._names or len(self._names) < MAX_REPORTED:
                         self._names.add(name)
                         self._reported.labels(name).set(value)

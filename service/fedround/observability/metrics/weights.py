@@ -8,11 +8,11 @@ from prometheus_client.registry import Collector
 
 from fedround import events
 from fedround.observability.metrics.base import Metrics
-from fedround.tensors import figures
-from fedround.tensors.figures import DECADES, Statistics
+from fedround.tensors import statistics
+from fedround.tensors.statistics import DECADES, Statistics
 
 SOURCES = ("global", "local")
-_FIGURES = {
+_STATISTICS = {
     "mean": "Mean of the weights.",
     "stddev": "Standard deviation of the weights.",
     "min": "Smallest weight.",
@@ -44,10 +44,10 @@ class Weights(Collector):
         count, size = (model.statistics.count, model.size) if model else (None, None)
         yield GaugeMetricFamily(self._prefix + "model_parameters", "Number of weights of the global model.", value=count)
         yield GaugeMetricFamily(self._prefix + "model_bytes", "Size of the serialized global model, in bytes.", value=size)
-        for name, help in _FIGURES.items():
+        for name, help in _STATISTICS.items():
             family = GaugeMetricFamily(f"{self._prefix}weight_{name}", help, labels=["source"])
             for source, found in newest.items():
-                family.add_metric([source], found.figures[name])
+                family.add_metric([source], found.summary[name])
             yield family
         one_by_one = GaugeMetricFamily(
             self._prefix + "weight_value",
@@ -70,7 +70,7 @@ class Change(Collector):
 
     def __init__(self, metrics: Metrics) -> None:
         self._prefix = metrics.prefix
-        self.newest: figures.Change | None = None
+        self.newest: statistics.Change | None = None
         metrics.registry.register(self)
 
     def collect(self) -> Iterator[Metric]:

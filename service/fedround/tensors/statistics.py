@@ -40,7 +40,7 @@ class Statistics:
         return f"its largest weight is {largest:.3g}, and {LARGEST_WEIGHT:g} is the limit" if largest > LARGEST_WEIGHT else ""
 
     @property
-    def figures(self) -> dict[str, float]:
+    def summary(self) -> dict[str, float]:
         """The five statistics that status, metrics and history show, by name."""
         return {"mean": self.mean, "stddev": self.stddev, "min": self.least, "max": self.largest, "l2_norm": self.l2_norm}
 

@@ -133,6 +133,17 @@ def test_code_that_fails_or_dies_loses_its_round_and_nothing_else(tmp_path: Path
         ), how
 
 
+def test_a_process_that_code_has_spoiled_is_replaced_after_two_failures(tmp_path: Path) -> None:
+    with our_platform(rounds=2) as p, misbehaving(p, tmp_path, "seed", "leak_descriptors") as process:
+        finished(process)
+        assert process.status("PARTICIPANT_OPS_PORT")["rounds"] == {"failed": 2, "completed": 2}
+        assert replaced(process, 1)
+        assert metric(process, 'fedround_participant_worker_restarts_total{reason="failing"}') == 1
+        assert process.end() == 0
+    assert process.log.count("Too many open files") >= 2
+    assert "the training process was replaced after 2 consecutive failures; starting another one" in process.log
+
+
 def test_code_that_exits_in_the_process_of_the_service_has_failed(tmp_path: Path) -> None:
     with our_platform(rounds=1) as p, misbehaving(p, tmp_path, "sys_exit", ISOLATION="thread") as process:
         finished(process)

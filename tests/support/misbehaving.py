@@ -17,6 +17,8 @@ import numpy as np
 import fedround
 from fedround.tensors.weights import Array
 
+LEAKED: list[int] = []
+
 
 def square(number: int) -> int:
     return number * number
@@ -142,6 +144,13 @@ def become_another_program(_: Path) -> None:
 
 def close_everything(_: Path) -> None:
     os.closerange(3, 1000)
+
+
+def leak_descriptors(_: Path) -> None:
+    """Until none is left, and none comes back."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    while True:
+        LEAKED.append(os.open(os.devnull, os.O_RDONLY))
 
 
 def take_too_much_memory(_: Path) -> None:

@@ -127,7 +127,7 @@ class WorkerReady(Fact):
 class WorkerEnded(Fact):
     """The worker ended. Another one starts in `pause` seconds.
 
-    `cause` is exited, killed, crashed, cancelled, unusable or lost.
+    `cause` is exited, killed, crashed, cancelled, failing, unusable or lost.
     """
 
     cause: str

@@ -28,6 +28,7 @@ class Cause(StrEnum):
     KILLED = "killed"
     CRASHED = "crashed"
     CANCELLED = "cancelled"
+    FAILING = "failing"
     UNUSABLE = "unusable"
     LOST = "lost"
 

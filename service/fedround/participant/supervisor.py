@@ -42,6 +42,11 @@ EOF_GRACE = 1.0
 """Seconds between a worker's end of messages and its exit."""
 PAUSE, PAUSE_MAX = 1.0, 30.0
 """Seconds before a restart: the first delay and the maximum. The first worker that ends is replaced immediately."""
+MAX_FAILURES = 2
+"""Consecutive failed trainings of one worker, after which another one replaces it.
+
+The reason may be what training code left in the process: open files, a broken GPU context, a changed library.
+"""
 
 _ERRORS: Mapping[str, type[ParticipantError]] = {
     error.__name__: error for error in (DeserializationError, TrainingError, SerializationError, ParticipantError)
@@ -83,6 +88,8 @@ class Supervisor:
         """Whether the worker has the current training."""
         self._phases: list[tuple[str, float]] = []
         """Open phases of the round in the worker, with their start times."""
+        self._failures = 0
+        """Consecutive failed trainings of this worker."""
         self._ending: End | None = None
         """Reason why the supervisor ends the worker."""
         self._closed = threading.Event()
@@ -239,7 +246,7 @@ class Supervisor:
 
     def _begin(self, process: Process) -> None:
         with self._news:
-            self._process, self._ending, self._unusable = process, None, None
+            self._process, self._ending, self._unusable, self._failures = process, None, None, 0
             if self._closed.is_set():
                 process.kill(grace=0.0)
             self._tell({"kind": "make", **self._recipe})
@@ -254,11 +261,11 @@ class Supervisor:
             if self._state is State.STARTING:
                 self._unusable = error
                 return None
-            self._fail(error, waiting=self._state is State.RESTARTING)
+            self._fail(error, waiting=self._state is State.RESTARTING and end.cause is not Cause.FAILING)
             self._state = State.RESTARTING
             self._restarts += 1
             self._last_end = end.text
-            pause = 0.0 if end.cause is Cause.CANCELLED else next(self._pauses)
+            pause = 0.0 if end.cause in (Cause.CANCELLED, Cause.FAILING) else next(self._pauses)
         self._observe(events.WorkerEnded(end.cause, end.text, pause))
         return pause
 
@@ -332,13 +339,17 @@ class Supervisor:
                 result = [_piece(piece, memories) for piece in pieces]
                 self._evaluated(evaluation)
                 with self._news:
-                    self._pauses = self._new_pauses()
+                    self._pauses, self._failures = self._new_pauses(), 0
                     self._settle(result)
             case {"error": str(kind), "text": str(text), "trace": str(trace)}:
                 error = _ERRORS.get(kind, ParticipantError)(text)
                 error.trace = trace
                 with self._news:
+                    self._failures += 1
                     self._settle(error)
+                    if self._failures >= MAX_FAILURES:
+                        self._state = State.RESTARTING  # the next training waits for the new worker
+                        self._end(End(Cause.FAILING, f"was replaced after {self._failures} consecutive failures"))
             case _:
                 raise BadMessage("no result")
 

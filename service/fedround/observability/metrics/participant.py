@@ -80,7 +80,7 @@ class ParticipantMetrics(Metrics):
             Counter,
             "worker_restarts_total",
             "Number of restarts of the training process, by the reason why the previous one ended.",
-            {"reason": ["exited", "killed", "crashed", "cancelled", "unusable", "lost"]},
+            {"reason": ["exited", "killed", "crashed", "cancelled", "failing", "unusable", "lost"]},
         )
 
     def __call__(self, fact: Fact) -> None:

@@ -19,7 +19,7 @@ SIDE_BY_SIDE = $(if $(filter tests/container% tests/cluster%,$(ARGS)),,--numproc
 # What runs pytest: `make cover` measures the same tests.
 RUN := python
 
-help: ## this list
+help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/ready ## watch a whole federation train on this machine
@@ -39,41 +39,41 @@ check: $(VENV)/ready ## lint, format, types, layers, docs
 docs: $(VENV)/ready ## build the documentation site: build/docs/index.html
 	@$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs build/docs
 
-cover: $(VENV)/ready ## run the tests and hold their coverage: the cores' branches all, the rest what was reached
+cover: $(VENV)/ready ## run the tests and check their coverage: all branches of the cores, 98 % in total
 	@$(BIN)/coverage erase
 	@$(MAKE) --no-print-directory test RUN="coverage run"
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report --skip-covered --show-missing
 	@$(BIN)/coverage report --include="$(CORES)" --fail-under=100 --format=total > /dev/null
 
-chaos: $(VENV)/ready ## kill, pause, cut, fill disks, and check the books; make chaos SECONDS=600 SEED=7 CASE=platform
+chaos: $(VENV)/ready ## break processes, links and disks, and check every model; make chaos SECONDS=600 SEED=7 CASE=platform
 	@$(BIN)/python tests/chaos/run.py $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(if $(CASE),--case $(CASE))
 
 faults: $(VENV)/ready ## measure recovery and attacks for docs/explanation/faults.md; make faults TIMES=5
 	@$(BIN)/python tests/chaos/measure.py $(if $(TIMES),--times $(TIMES))
 
-fuzz: $(VENV)/ready ## feed every parser what nobody should send it; make fuzz MINUTES=30 SEED=7 ONLY=updates
+fuzz: $(VENV)/ready ## feed every parser malformed input; make fuzz MINUTES=30 SEED=7 ONLY=updates
 	@$(BIN)/python tests/fuzz/run.py $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only '$(ONLY)')
 
-bench: $(VENV)/ready ## measure; see bench/README.md
+bench: $(VENV)/ready ## measure performance; see bench/README.md
 	@$(BIN)/python bench/run.py $(ARGS)
 
-strategies: $(VENV)/ready ## train with each strategy, and write the tables of docs/strategies.md
+strategies: $(VENV)/ready ## train with each strategy, and write the tables of docs/explanation/strategies-compared.md
 	@PYTHONPATH=tests $(BIN)/python -m bench.strategies
 
-k8s: $(VENV)/ready ## write the charts' generated files and k8s/; needs helm
+k8s: $(VENV)/ready ## write the generated files of the charts and k8s/; needs helm
 	@$(BIN)/python tools/charts.py
 
 release: $(VENV)/ready ## build all files of a release into dist/; needs helm and docker; make release ARGS="--skip images"
 	@$(BIN)/python tools/release.py $(ARGS)
 
-lock: $(VENV)/ready ## renew requirements/*.txt
+lock: $(VENV)/ready ## update requirements/*.txt
 	@$(BIN)/python -m pip install --quiet uv
 	@printf "hatchling\n" | $(COMPILE:pyproject.toml=-) --output-file requirements/build.txt
 	@$(COMPILE) --output-file requirements/runtime.txt
 	@$(COMPILE) --group dev --output-file requirements/dev.txt
 
-clean: ## remove the virtual environment and everything that was built
+clean: ## remove the virtual environment and all built files
 	@rm -rf $(VENV) .cache build dist .coverage* htmlcov .hypothesis .*_cache
 	@find service tests tools bench -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 

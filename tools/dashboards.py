@@ -23,7 +23,7 @@ WINDOWS = ("5m", "10m", "30m", "1h", "6h", "1d")
 WINDOW = "10m"
 """Default window of panels that count. Rounds take seconds in one federation and hours in another."""
 TRACES: Mapping[str, Mapping[str, object]] = {
-    # Its search wants to know the service.
+    # Jaeger's search requires a service.
     "jaeger": {"queryType": "search", "service": "fedround-coordinator", "operation": "fedround.round"},
     "tempo": {
         "queryType": "traceql",

@@ -33,7 +33,7 @@ MOST_SERIES, MOST_ROWS = 50, 200
 PANELS = dict(panels())
 # Recorded series have no exemplars; those of single participants are on their own dashboard.
 NO_EXEMPLARS = {"fleet: Phases of rounds"}
-MEASURED_BY_PARTICIPANTS = "Measured by participants that are scraped or push"
+MEASURED_BY_PARTICIPANTS = "Metrics of participants that are scraped or push"
 
 
 def documented() -> set[str]:

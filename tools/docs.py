@@ -65,16 +65,19 @@ TAIL = """
 | in the file | effect |
 | --- | --- |
 | `[federated_learning]`, `aggregator_url`, `[api] bind_address` | as in 0.8 |
-| `[aggregation.python]` | `weighted_average` and `model_sum` select these strategies, any other class `module:Class` |
+| `[aggregation.python]` | `weighted_average` and `model_sum` select these strategies. Any other value is a class, `module:Class`. |
 | `[rpc]`, `[metric_store]`, `[logging]`, `log_level` | ignored with a warning: see `COORDINATOR_AGGREGATOR_INTERNAL_URL` |
 """
 
 MEMBER = events.Contribution("anna", 1, 0.1, {"loss": 0.5})
 STATISTICS = measures.statistics(np.ones(1))
-ONE_OF_EACH = [  # of what has labels that only the facts tell
+ONE_OF_EACH = [  # events that give metrics their labels
     events.ExchangeEnded("GET", "/", 200, None, 0.1, 0, 0),
     events.RequestServed("GET", "/", 200, 0.1),
     events.Reported(0, (("loss", 0.5),)),
+    events.RunEntered("id", "default"),
+    events.OrderAccepted(0, repeated=False, traceparent=None, run_id="id", run_name="default"),
+    events.ModelEvaluated("", 0, 1, (("loss", 0.5),), 0.1),
     events.WeightsMeasured(0, "global", 1, STATISTICS),
     events.RoundCompleted(0, "", (), 0, 1, 1, 0.1, (), (MEMBER,)),
     events.Evaluated(0, 1, (), (), (), (MEMBER,)),

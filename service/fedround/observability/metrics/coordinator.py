@@ -118,7 +118,7 @@ class CoordinatorState(Collector):
         state: str = status["state"]
         gauges = (
             ("round", "Number of the current or next round, counted from 0.", status["round"]),
-            ("rounds_configured", "Number of rounds of the training; 0: no limit.", status["rounds"]),
+            ("rounds_configured", "Number of the run's last round plus 1; 0: no limit.", status["rounds"]),
             ("round_since_timestamp_seconds", "Time of the first scrape in this round, in Unix time.", self._since),
             (
                 "round_timeout_seconds",
@@ -138,7 +138,7 @@ class CoordinatorState(Collector):
             ),
             (
                 "round_failed_attempts",
-                "Number of attempts of the current round that failed for permanent reasons.",
+                "Number of attempts of the current round that failed for a lasting reason.",
                 status["failed_attempts"],
             ),
             (

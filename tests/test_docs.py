@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from chaos.measure import faults, rows
+from chaos.measure import ATTACKS, faults, rows
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("[!.]*/**/*.md")])
@@ -39,6 +39,11 @@ def test_each_test_that_the_threat_model_names_is_there() -> None:
 def test_each_fault_that_is_tried_has_its_row_and_its_figures() -> None:
     page = (ROOT / "docs" / "explanation" / "faults.md").read_text()
     assert sorted(rows(page)) == sorted(faults())
+
+
+def test_each_attack_that_has_words_is_a_test() -> None:
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests" / "hostile").glob("test_*.py"))
+    assert [name for name in ATTACKS if f"def test_{name}(" not in tests] == []
 
 
 # Questions

@@ -126,23 +126,25 @@ FAULTS: Sequence[Mapping[str, Fault]] = (
         "participant restarted": _participant(stopped),
         "participant paused": _participant(paused),
         "worker killed": _participant(worker_killed),
-        "participant renewed": renewed,
+        "participant replaced": renewed,
     },
     {
         "connections cut": cut,
         "link down": _weather("cut"),
-        "link torn": _weather("torn"),
+        "link breaks transfers": _weather("torn"),
         "link slow": _weather("slow"),
-        "link in fog": _weather("fog"),
+        "link drops packets": _weather("fog"),
     },
     # Each of them comes as one participant more than there are: the known answer knows nothing of its updates.
     {
-        "pipeliner": _attack(lambda f, random: Pipeliner(_any_port(f, random))),
-        "idle crowd": _attack(lambda f, random: IdleCrowd(_any_port(f, random))),
-        "liar": _attack(lambda f, random: Liar(*_insider(f), scaled(random.choice(LIES)), names=["mallory"])),
-        "dripper": _attack(lambda f, random: Dripper(*_insider(f), random.choice([1 << 30, 132 + 8 * SIZE]), names=["mallory"])),
-        "never-deliverer": _attack(lambda f, _: NeverDeliverer(*_insider(f), names=["mallory"])),
-        "ghost registrations": _attack(lambda f, _: Ghosts(f.ports["COORDINATOR_PORT"])),
+        "pipelined requests": _attack(lambda f, random: Pipeliner(_any_port(f, random))),
+        "idle connections": _attack(lambda f, random: IdleCrowd(_any_port(f, random))),
+        "false update": _attack(lambda f, random: Liar(*_insider(f), scaled(random.choice(LIES)), names=["mallory"])),
+        "slow upload": _attack(
+            lambda f, random: Dripper(*_insider(f), random.choice([1 << 30, 132 + 8 * SIZE]), names=["mallory"])
+        ),
+        "missing update": _attack(lambda f, _: NeverDeliverer(*_insider(f), names=["mallory"])),
+        "registrations without heartbeats": _attack(lambda f, _: Ghosts(f.ports["COORDINATOR_PORT"])),
     },
 )
 """By their names. Two at once are of different groups: nobody can pause what was killed."""

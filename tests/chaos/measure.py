@@ -29,9 +29,27 @@ BLOCK = r"(<!-- measured by tests/chaos/measure.py: {} -->\n)(.*?)(<!-- end -->)
 LASTS = 1.0
 """Seconds for which a fault lasts."""
 HEAD = (
-    "| test | rounds/s before | during | after | memory at its peak, MB | slowest probe, s |\n"
+    "| attack | rounds/s before | during | after | memory at its peak, MB | slowest probe, s |\n"
     "| --- | --- | --- | --- | --- | --- |\n"
 )
+ATTACKS: Mapping[str, str] = {
+    "strangers_at_the_port_between_the_services_stop_nobody": "five attacks on the internal port, without the secret",
+    "one_connection_of_requests_that_never_reads_costs_no_memory": "pipelined requests whose responses the client does not read",
+    "heads_that_never_end_stop_nobody": "request headers that never end",
+    "bodies_that_drip_stop_nobody": "request bodies that arrive byte by byte",
+    "a_body_without_an_end_that_drips_stops_nobody": "chunked bodies that arrive byte by byte and never end",
+    "bodies_without_an_end_at_full_speed_stop_nobody": "bodies without an end, at full speed",
+    "floods_from_one_address_leave_the_others_their_rounds": "a flood of requests from one address",
+    "a_known_id_may_not_flood_either": "a flood of heartbeats of a registered participant",
+    "more_idle_connections_than_descriptors_stop_nobody": "more idle connections than file descriptors",
+    "a_flood_of_refused_tokens_is_slowed_down_and_leaves_the_others_their_rounds": "a flood of requests with a wrong token",
+    "registrations_that_never_beat_hold_up_no_round": "registrations without heartbeats",
+    "nobody_is_pushed_out_by_its_name": "registrations under the name of another participant, with heartbeats",
+    "lies_are_refused_and_their_tellers_named": "nine participants with invalid or implausible updates",
+    "who_never_delivers_costs_ever_fewer_rounds_their_deadline": "a participant that never uploads an update",
+    "an_upload_that_drips_extends_no_deadline": "an upload that arrives byte by byte, of this size",
+}
+"""What each test of tests/hostile does, for the second table. Its parameter follows in parentheses."""
 
 
 def faults() -> Mapping[str, Fault]:
@@ -91,10 +109,17 @@ def with_recoveries(page: str, took: Mapping[str, list[float]]) -> str:
     return re.sub(BLOCK.format("recovery"), block, page, flags=re.DOTALL)
 
 
+def _attack(test: str) -> str:
+    """The words for a test that has recorded an attack."""
+    name, _, parameter = test.partition("[")
+    parameter = parameter.removesuffix("]").replace("-", " ", 1)
+    return ATTACKS.get(name, name) + (f" (`{parameter}`)" if parameter else "")
+
+
 def with_attacks(page: str, sieges: list[dict[str, Any]]) -> str:
     """The page with the second table made anew."""
     lines = [
-        f"| `{s['test']}` | {s['before']:.1f} | {s['during']:.1f} | {s['after']:.1f} | {s['peak_mb']:+.0f} | "
+        f"| {_attack(s['test'])} | {s['before']:.1f} | {s['during']:.1f} | {s['after']:.1f} | {s['peak_mb']:+.0f} | "
         f"{max(seconds for _, seconds in s['probes']):.2f} |\n"
         for s in sieges
     ]

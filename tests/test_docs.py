@@ -41,6 +41,15 @@ def test_each_fault_that_is_tried_has_its_row_and_its_figures() -> None:
     assert sorted(rows(page)) == sorted(faults())
 
 
+def test_each_metric_of_the_table_of_faults_is_in_the_reference() -> None:
+    named = re.findall(
+        r"^\|.*\| `(\w+)[^|]*` \|[^|]*\|[^|]*\|[^|]*\|$", (ROOT / "docs/explanation/faults.md").read_text(), re.MULTILINE
+    )
+    reference = re.findall(r"^\| `(\w+)` \| \w+ \|", (ROOT / "docs" / "reference" / "metrics.md").read_text(), re.MULTILINE)
+    assert len(named) == len(faults())
+    assert set(named) <= set(reference)
+
+
 def test_each_attack_that_has_words_is_a_test() -> None:
     tests = "\n".join(path.read_text() for path in (ROOT / "tests" / "hostile").glob("test_*.py"))
     assert [name for name in ATTACKS if f"def test_{name}(" not in tests] == []

@@ -60,12 +60,12 @@ class CoordinatorSettings(PlatformSettings):
     min_clients: Number = setting(1, "Minimum number of registered participants before a round starts.", ge=1)
     heartbeat_timeout: Duration = setting("15s", "Remove a participant that sends no heartbeat for this long.", gt=0)
     round_timeout: Duration = setting(
-        "1h", "Time that selected participants have to upload. After that, others replace those that did not.", gt=0
+        "1h", "Time that selected participants have to upload. After that, the coordinator selects others in their place.", gt=0
     )
     quorum: Quorum = setting(
         None,
         "Close a round once this many of the selected participants have uploaded: a share such as 0.8 (1: all of them), or a whole "
-        "number of at least 2. The minimum is COORDINATOR_PARTICIPANTS_RATIO of COORDINATOR_MIN_CLIENTS. Unset: wait for all, "
+        "number of at least 2. It is never below COORDINATOR_PARTICIPANTS_RATIO x COORDINATOR_MIN_CLIENTS. Unset: wait for all, "
         "until the round time-out.",
         gt=0,
         le=2**32,
@@ -75,14 +75,14 @@ class CoordinatorSettings(PlatformSettings):
     )
     overselect: float = setting(
         0.0,
-        "Share of participants to select in addition, rounded up: 0.3 selects 30 % more than the ratio. Unless the quorum is set, "
-        "it is then the number without them.",
+        "Share of participants to select in addition, rounded up: 0.3 selects 30 % more than the ratio. If COORDINATOR_QUORUM is "
+        "unset, the quorum is the number of participants without the additional ones.",
         ge=0,
         le=10,
         title="share",
     )
     seats: Number = setting(
-        1, "Maximum number of participants per identity (individual token or certificate). One more replaces the oldest.", ge=1
+        1, "Maximum number of participants per identity (individual token or certificate). A new one replaces the oldest.", ge=1
     )
     shared_seats: Number = setting(
         1000,

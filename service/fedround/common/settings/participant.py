@@ -133,7 +133,7 @@ class ParticipantSettings(Settings):
     )
     max_failures: Number = setting(5, "Exit with code 70 after this many consecutive failures of the training code.", ge=1)
     confirm_timeout: Duration = setting(
-        "15s", "Time to wait for a 0.8 platform to confirm an update before the participant offers it again."
+        "15s", "Time to wait for a 0.8 platform to confirm an update before the participant uploads it again."
     )
     cancel_timeout: Duration = setting(
         "10s",

@@ -12,7 +12,7 @@ class PlatformSettings(Settings):
     """Settings of coordinator and aggregator."""
 
     token: Secret = setting(
-        None, "Bearer token that all participants share. Unset, without other credentials: participants need none."
+        None, "Bearer token that all participants share. If no token, tokens file or client CA is set, participants need none."
     )
     tokens_file: Place = setting(None, "File with one participant's name and token per line, reloaded when it changes.")
     tls_cert_file: Place = setting(
@@ -32,8 +32,8 @@ class PlatformSettings(Settings):
     )
     internal_secret: Secret = setting(
         None,
-        "Secret that coordinator and aggregator share. Unset on loopback: they create one in a file of this user. Required "
-        "elsewhere.",
+        "Secret that coordinator and aggregator share. Unset: on loopback, they create one in a file of this user; elsewhere it is "
+        "required.",
     )
     internal_secret_file: Place = setting(
         None, "File that holds the secret, shared by both. The first service to start creates it if it is missing."

@@ -24,6 +24,8 @@ class Mine(fedround.NumPyParticipant):
         ((np.ones(3), 1), f"samples is a value of type ndarray, not a whole number: {HOW}"),
         ((1.0, np.ones(3)), f"samples is a value of type float, not a whole number: {HOW}"),
         ((None, np.ones(3)), f"samples is None, not a whole number: {HOW}"),
+        ((1, None), f"None is not a NumPy array: {HOW}"),
+        ((1, {"a": {"b": np.ones(3)}}), f"a: a value of type dict is not a NumPy array: {HOW}"),
         ((1, [[1.0], [1.0, 2.0]]), "weights are lists of different lengths: return a list of arrays, or a mapping"),
         ((1, {1: np.ones(2)}), "the name of a tensor must be a string, not a value of type int"),
         (

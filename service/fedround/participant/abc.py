@@ -176,11 +176,14 @@ def _array(value: Any, name: str = "") -> Array:
     if isinstance(value, np.ma.MaskedArray):
         raise WrongWeights(f"{where}a masked array would lose its mask: return array.filled(value)")
     try:
-        return np.asarray(value)
+        array = np.asarray(value)
     except ValueError:
         raise WrongWeights(f"{where}weights are lists of different lengths: return a list of arrays, or a mapping") from None
     except (TypeError, RuntimeError) as error:  # a tensor on a GPU, or one that needs gradients
         raise WrongWeights(f"{where}{_kind(value)} is not a NumPy array: {error}") from None
+    if array.dtype.hasobject and array is not value:  # None, a dict, or the model itself
+        raise WrongWeights(f"{where}{_kind(value)} is not a NumPy array: {HOW}")
+    return array
 
 
 def _kind(value: object) -> str:

@@ -68,7 +68,7 @@ class UpdateReader:
             stop = start + block.size
             former = None if before is None else widened(before[start:stop])
             # Only named tensors have constants. See `NumPyParticipant`.
-            odd = flaws.look(block, former if spec.name else None) if spec.floating else None
+            odd = flaws.check_block(block, former if spec.name else None) if spec.floating else None
             moved = buffer[: block.size]
             with np.errstate(over="ignore", invalid="ignore"):
                 np.subtract(block, 0.0 if former is None else former, out=moved, dtype=np.float64)

@@ -1,1 +1,1 @@
-"""Weights as they travel: arrays and named tensors, their formats, and what they are like."""
+"""Weights: the formats of arrays and named tensors, their checks and their statistics."""

@@ -1,6 +1,6 @@
 """Statistics of weights and of their changes, computed block by block without a copy of the model.
 
-Of named tensors, they cover those with floats. Elements that cannot be averaged are constants of the model, and left out.
+For named tensors, they cover float tensors. They leave out constants of the model: elements that cannot be averaged.
 """
 
 import math
@@ -22,8 +22,8 @@ def statistics(weights: Weights) -> Statistics:
     decades = [0] * len(DECADES)
     with np.errstate(over="ignore", invalid="ignore"):
         for block in _float64_blocks(arrays):
-            odd = unfit(block) if named else None
-            finite = np.isfinite(block) if odd is None else ~odd
+            mask = unfit(block) if named else None
+            finite = np.isfinite(block) if mask is None else ~mask
             values = block if finite.all() else block[finite]
             if not values.size:
                 continue
@@ -31,9 +31,8 @@ def statistics(weights: Weights) -> Statistics:
             difference, total = block_mean - mean, count + values.size
             centred = values - block_mean
             deviations += float(np.square(centred, out=centred).sum())
-            deviations += (
-                difference * count * values.size / total * difference
-            )  # this order gives 0 for the first block, even if its mean is large
+            # This order of factors gives 0 for the first block, even if its mean is large.
+            deviations += difference * count * values.size / total * difference
             mean, count = mean + difference * values.size / total, total
             least, largest = min(least, float(values.min())), max(largest, float(values.max()))
             sizes = np.abs(values, out=centred)
@@ -41,10 +40,10 @@ def statistics(weights: Weights) -> Statistics:
             decades = [n + int(np.count_nonzero(sizes <= decade)) for n, decade in zip(decades, DECADES, strict=True)]
     few = tuple(float(weight) for array in arrays for weight in array.flat) if size <= FEW else ()
     if not count:
-        return Statistics(size, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0 if named else size, tuple(decades), few, size if named else 0)
+        least = largest = 0.0
     # The sum of squares from deviations and mean avoids cancellation.
-    norm = math.sqrt(deviations + count * mean * mean)
-    stddev, nonfinite, constants = math.sqrt(deviations / count), *((0, size - count) if named else (size - count, 0))
+    norm, stddev = math.sqrt(deviations + count * mean * mean), math.sqrt(deviations / max(count, 1))
+    nonfinite, constants = (0, size - count) if named else (size - count, 0)
     return Statistics(size, mean, stddev, least, largest, absolute, norm, nonfinite, tuple(decades), few, constants)
 
 
@@ -75,8 +74,8 @@ def measured(weights: Weights) -> list[Array]:
 
 def _without_constants(blocks: Iterator[Array], named: bool) -> Iterator[Array]:
     for block in blocks:
-        odd = unfit(block) if named else None
-        yield block if odd is None else np.where(odd, 0.0, block)
+        mask = unfit(block) if named else None
+        yield block if mask is None else np.where(mask, 0.0, block)
 
 
 def _float64_blocks(arrays: Sequence[Array]) -> Iterator[Array]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 DECADES = tuple(10.0**power for power in range(-6, 2))
 """Upper bounds of the histogram of absolute weights."""
 FEW = 32
+"""Maximum number of weights of a model whose statistics include the weights themselves."""
 LARGEST = 1e290
 """Maximum magnitude of a reported value. Sums over 2**32 - 1 samples of each participant stay finite."""
 LARGEST_WEIGHT = 1e15
@@ -13,7 +14,7 @@ LARGEST_WEIGHT = 1e15
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Statistics of the finite weights of a model, or 0 without any. Beyond about 1e150 they may overflow to infinity."""
+    """Statistics of the finite weights of a model, all 0 if none is finite. Beyond about 1e150 they may overflow to infinity."""
 
     count: int
     """Number of weights, finite or not."""
@@ -33,7 +34,7 @@ class Statistics:
 
     @property
     def flaw(self) -> str:
-        """Why these weights are unusable for training. Empty if they are usable."""
+        """The reason why these weights are unusable for training. Empty if they are usable."""
         if self.nonfinite:
             return f"{self.nonfinite} of its weights are NaN or infinite"
         largest = max(abs(self.least), abs(self.largest))
@@ -52,4 +53,4 @@ class Change:
     l2_norm: float
     """L2 norm of the difference between the trained and the global model."""
     cosine_similarity: float | None
-    """Between this difference and the last change of the global model. None if one of them is zero."""
+    """Cosine similarity of this difference and the last change of the global model. None if one of them is zero."""

@@ -1,4 +1,4 @@
-"""Checks of the values of weights, block by block: which of them can be averaged?
+"""Checks of the values of weights, block by block: values that cannot be averaged are rejected.
 
 1. A value that is NaN, infinite or beyond `LARGEST_WEIGHT` is *unfit*.
 2. If a named tensor of the round's model has the same unfit value at the same place, it is a *constant*, such as the `-inf` of a
@@ -49,7 +49,7 @@ class Flaws:
         self._count = count
         self._found = [0, 0, 0]
 
-    def look(self, block: Array, before: Array | None = None) -> Array | None:
+    def check_block(self, block: Array, before: Array | None = None) -> Array | None:
         """Check a block against the model's block `before`. Return a mask of unfit elements, with constants, or None."""
         mask = unfit(block)
         if mask is None:
@@ -87,7 +87,7 @@ def check_values(weights: Weights, constants: Mapping[str, Array] | None = None)
         if before is not None:
             array = np.ascontiguousarray(array)  # the model's tensors are in C order
         for start, block in blocks_of(array):
-            flaws.look(block, None if before is None else widened(before.reshape(-1)[start : start + block.size]))
+            flaws.check_block(block, None if before is None else widened(before.reshape(-1)[start : start + block.size]))
         flaws.check()
 
 

@@ -244,10 +244,10 @@ def decode(buffer: "Buffer") -> Any:
         WeightsError: `buffer` does not contain exactly one model.
     """
     weights = view(buffer)
-    return {name: _usable(array) for name, array in weights.items()} if isinstance(weights, Mapping) else _usable(weights)
+    return {name: _native(array) for name, array in weights.items()} if isinstance(weights, Mapping) else _native(weights)
 
 
-def _usable(array: Array) -> Array:
+def _native(array: Array) -> Array:
     flags = array.flags
     if flags.writeable and flags.aligned and array.dtype.isnative:
         return array
@@ -319,7 +319,7 @@ def view_update(parts: Sequence[memoryview]) -> tuple[int, Weights | None]:
         head.check_size(sum(map(len, parts)) - SAMPLES_BYTES)
     except WeightsError:
         return samples, None
-    arrays = [_found(place, parts) for place in head.places]
+    arrays = [_locate(place, parts) for place in head.places]
     if any(array is None for array in arrays):
         return samples, None
     if not head.layout.named:
@@ -327,7 +327,7 @@ def view_update(parts: Sequence[memoryview]) -> tuple[int, Weights | None]:
     return samples, {spec.name: array for spec, array in zip(head.layout.tensors, arrays, strict=True) if array is not None}
 
 
-def _found(place: Place, parts: Sequence[memoryview]) -> Array | None:
+def _locate(place: Place, parts: Sequence[memoryview]) -> Array | None:
     begin = SAMPLES_BYTES + place.offset
     for part in parts:
         if begin >= 0 and begin + place.nbytes <= len(part):
@@ -337,14 +337,20 @@ def _found(place: Place, parts: Sequence[memoryview]) -> Array | None:
 
 
 def flatten(arrays: Sequence[Array]) -> Array:
-    """Return all weights of a list of arrays as one 1-D array, of their common dtype.
+    """Return all weights of a list of arrays as one 1-D array.
 
-    Not for mappings: `Update(samples, weights=mapping)` keeps each tensor's name and dtype.
+    Do not pass a mapping: `Update(samples, weights=mapping)` preserves each tensor's name and dtype.
+
+    Args:
+        arrays: Arrays of any shapes, at least one.
+
+    Returns:
+        A copy, of the dtype that NumPy promotes the dtypes of `arrays` to.
     """
     if isinstance(arrays, Mapping):
         warnings.warn(
             "flatten() is for lists of arrays; return a mapping as it is, Update(samples, weights=mapping): "
-            "it keeps each tensor's name and dtype",
+            "this preserves each tensor's name and dtype",
             stacklevel=2,
         )
         arrays = list(arrays.values())
@@ -352,7 +358,14 @@ def flatten(arrays: Sequence[Array]) -> Array:
 
 
 def unflatten(flat: Array, like: Sequence[Array]) -> list[Array]:
-    """Undo `flatten`: return arrays with the shapes and dtypes of `like`. They are views of `flat` if the dtype is equal.
+    """Return the arrays that `flatten` made one array of.
+
+    Args:
+        flat: An array of all weights, of any shape.
+        like: Arrays with the shapes and dtypes to return.
+
+    Returns:
+        Arrays with the shapes and dtypes of `like`. They are views of `flat` if the dtype is equal, else copies.
 
     Raises:
         WrongWeights: `flat` and `like` have different numbers of weights.

@@ -5,30 +5,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from fedround.http.budgets import MOST, MOST_OPS, Buckets, Connections, Limits, Wanted, network, share_out
+from fedround.http.budgets import MAX_CONNECTIONS, MAX_OPS, Buckets, Connections, Limits, PortSettings, network, share_out
 
-PLATFORM = [Wanted("public"), Wanted("ops"), Wanted("public"), Wanted("ops")]
+PLATFORM = [PortSettings("public"), PortSettings("ops"), PortSettings("public"), PortSettings("ops")]
 
 
 def test_with_many_descriptors_a_port_keeps_as_many_connections_as_memory_bears() -> None:
-    assert share_out(1 << 20, PLATFORM) == [(MOST, 3072), (MOST_OPS, 75), (MOST, 3072), (MOST_OPS, 75)]
+    assert share_out(1 << 20, PLATFORM) == [(MAX_CONNECTIONS, 3072), (MAX_OPS, 75), (MAX_CONNECTIONS, 3072), (MAX_OPS, 75)]
 
 
 def test_with_few_descriptors_the_ports_share_three_quarters_and_operators_have_their_own() -> None:
     assert share_out(1024, PLATFORM) == [(284, 213), (100, 75), (284, 213), (100, 75)]
-    assert share_out(1024, [Wanted("ops")]) == [(100, 75)]
-    assert share_out(256, [Wanted("public"), Wanted("internal"), Wanted("ops")]) == [(83, 62), (83, 62), (25, 18)]
+    assert share_out(1024, [PortSettings("ops")]) == [(100, 75)]
+    assert share_out(256, [PortSettings("public"), PortSettings("internal"), PortSettings("ops")]) == [(83, 62), (83, 62), (25, 18)]
 
 
 def test_a_setting_raises_or_lowers_a_limit_up_to_what_the_descriptors_allow() -> None:
-    assert share_out(1 << 20, [Wanted("public", 50_000, 7)]) == [(50_000, 7)]
-    assert share_out(1024, [Wanted("public", 50_000, 50_000)]) == [(768, 768)]
-    assert share_out(1024, [Wanted("public", 10)]) == [(10, 7)]
+    assert share_out(1 << 20, [PortSettings("public", 50_000, 7)]) == [(50_000, 7)]
+    assert share_out(1024, [PortSettings("public", 50_000, 50_000)]) == [(768, 768)]
+    assert share_out(1024, [PortSettings("public", 10)]) == [(10, 7)]
 
 
 @given(st.integers(1, 1 << 20), st.lists(st.sampled_from(["public", "internal", "ops"]), min_size=1, max_size=6))
 def test_every_port_keeps_at_least_one_connection(descriptors: int, kinds: list[str]) -> None:
-    for port, address in share_out(descriptors, [Wanted(kind) for kind in kinds]):  # type: ignore[arg-type]  # of those three
+    for port, address in share_out(descriptors, [PortSettings(kind) for kind in kinds]):  # type: ignore[arg-type]  # of those three
         assert 1 <= address <= port
 
 
@@ -103,7 +103,7 @@ TestPort = Port.TestCase
 
 
 def test_a_bucket_has_a_burst_and_refills() -> None:
-    buckets = Buckets[str](rate=2, burst=3, most=10)
+    buckets = Buckets[str](rate=2, burst=3, max_keys=10)
     assert [buckets.take("a", 100.0) for _ in range(5)] == [True, True, True, False, False]
     assert buckets.take("b", 100.0)
     assert not buckets.take("a", 100.4)
@@ -112,7 +112,7 @@ def test_a_bucket_has_a_burst_and_refills() -> None:
 
 
 def test_the_bucket_that_was_used_least_recently_is_forgotten() -> None:
-    buckets = Buckets[int](rate=1, burst=1, most=2)
+    buckets = Buckets[int](rate=1, burst=1, max_keys=2)
     assert [buckets.take(key, 0.0) for key in (1, 2, 1, 3)] == [True, True, False, True]
     assert not buckets.take(1, 0.0)
     assert buckets.take(2, 0.0), "it was forgotten"

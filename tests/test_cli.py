@@ -315,7 +315,7 @@ def test_who_asks_nobody_in_particular_is_told_how_to_ask_the_others(
 
 
 def test_an_endless_answer_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("fedround.commands.asking.MAX_ANSWER", 1000)
+    monkeypatch.setattr("fedround.commands.asking.MAX_RESPONSE", 1000)
     with Peer(Reply(chain([b"HTTP/1.1 200 OK\r\n\r\n"], repeat(b"[" * 1000)))) as peer:
         assert main(["healthcheck", "--from", peer.url]) == 1
     assert capsys.readouterr().out.startswith("not an ops port of fedround: ")

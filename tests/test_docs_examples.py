@@ -177,7 +177,7 @@ LIMITS: dict[str, list[float]] = {
     "upload: after the round's deadline": [plan.GRACE],
     "long poll": [wire.MAX_HOLD, coordinator_service.HOLD_RATIO],
     "participant: to connect": [transport.CONNECT_TIMEOUT],
-    "participant: a response other than a transfer's": [exchange.ANSWER_TIMEOUT, transport.MAX_ANSWER / KIB],
+    "participant: a response other than a transfer's": [exchange.RESPONSE_TIMEOUT, transport.MAX_RESPONSE / KIB],
     "participant: the response to a long poll of N seconds": [client.HOLD_MARGIN],
     "participant: the head of a transfer's response, and each part of the body that takes this long at the minimum rate": [
         client.TRANSFER_TIMEOUT
@@ -186,7 +186,7 @@ LIMITS: dict[str, list[float]] = {
     "participant: `Retry-After`": [lane.RETRY_AFTER_MAX],
     "server: an idle connection": [serve.KEEP_ALIVE],
     "server: the head of a request": [serve.HEAD_TIMEOUT, serve.MAX_HEAD / KIB, serve.MAX_HEADERS],
-    "server: pipelined requests that wait on one connection": [serve.AHEAD, serve.MAX_HEAD / KIB],
+    "server: pipelined requests that wait on one connection": [serve.MAX_PIPELINED, serve.MAX_HEAD / KIB],
     "server: minimum rate at which a client reads a response": [wire.MIN_RATE, wire.MIN_RATE_WINDOW],
     "server: a response of which the client reads nothing": [serve.STALL],
     "server: running requests when it stops": [serve.GRACE],
@@ -204,11 +204,11 @@ LIMITS: dict[str, list[float]] = {
     "requests for another upload token": [work.MAX_DEAD_TOKENS],
     "books: long poll of the ledger": [aggregator_service.HOLD],
     "books: the response to a call, to `close`, to `ledger`": [
-        exchange.ANSWER_TIMEOUT,
+        exchange.RESPONSE_TIMEOUT,
         remote_books.CLOSE_TIMEOUT,
         remote_books.LEDGER_TIMEOUT,
     ],
-    "books: size of a call, of a response": [MAX_CALL / MIB, remote_books.MAX_ANSWER / MIB],
+    "books: size of a call, of a response": [MAX_CALL / MIB, remote_books.MAX_RESPONSE / MIB],
     "books: delays between retries": [coordinator_service.RETRY_FIRST, coordinator_service.RETRY_MOST],
 }
 

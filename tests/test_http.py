@@ -151,7 +151,7 @@ def test_start_training_tells_url_and_token() -> None:
 
 
 def test_an_empty_404_to_start_training_is_no_verdict() -> None:
-    with Peer(answer("404 Not Found")) as peer, coordinator(peer) as client, pytest.raises(Unreachable, match="aggregator is away"):
+    with Peer(answer("404 Not Found")) as peer, coordinator(peer) as client, pytest.raises(Unreachable, match="cannot reach its aggregator"):
         client.start_training(ID)
 
 
@@ -273,7 +273,7 @@ def test_a_refusal_stands_without_the_rest_of_its_reason() -> None:
         (answer("200 OK", b"\x1f\x8b", Content_Encoding="gzip"), "compressed"),
         (answer("200 OK", b"hello"), "hello"),
         (answer("200 OK", b'{"id":"7","ok":true}'), "no UUID"),
-        (answer("200 OK", b"x" * (transport.MAX_ANSWER + 1)), "more than"),
+        (answer("200 OK", b"x" * (transport.MAX_RESPONSE + 1)), "more than"),
     ],
 )
 def test_an_answer_that_is_not_the_protocols_is_a_bad_answer(reply: bytes, text: str) -> None:
@@ -383,7 +383,7 @@ def test_whoever_asks_without_blocking_has_one_deadline_too(first: bytes, piece:
     async def main(peer: Peer) -> None:
         client = AsyncPeer(peer.url)
         try:
-            await client.ask("GET", "/books/ledger", timeout=0.1, max_answer=1 << 20)
+            await client.ask("GET", "/books/ledger", timeout=0.1, max_response=1 << 20)
         finally:
             await client.aclose()
 

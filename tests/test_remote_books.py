@@ -186,6 +186,6 @@ def test_an_aggregator_that_is_not_there_is_unreachable(url: str) -> None:
 
 
 def test_an_endless_answer_is_a_bad_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedround.http.remote_books.MAX_ANSWER", 10)
+    monkeypatch.setattr("fedround.http.remote_books.MAX_RESPONSE", 10)
     with Peer(answer("200 OK", b'{"verdict":"revoked"}')) as peer, pytest.raises(BadAnswer, match="more than 10 bytes"):
         ask(peer.url, lambda books: books.revoke(ATTEMPT, "a"))

@@ -19,7 +19,7 @@ from fedround.common.process import run
 from fedround.errors import ConfigurationError
 from fedround.events import ConnectionCut, ConnectionsChanged, Fact
 from fedround.http import asgi
-from fedround.http.serve import AHEAD, MAX_HEAD, Endpoint, serving
+from fedround.http.serve import MAX_HEAD, MAX_PIPELINED, Endpoint, serving
 from support.sockets import connected
 
 
@@ -259,7 +259,7 @@ def test_pipelined_requests_are_answered_in_order_and_only_a_few_are_read_ahead(
                 await other.send(GET)
                 assert (await other.answer()).status == 404
             parsed = sum(isinstance(found, RequestResponseCycle) for found in gc.get_objects())
-            assert parsed <= AHEAD + 2
+            assert parsed <= MAX_PIPELINED + 2
             go_on.set()
             for n in range(500):
                 assert (await connection.answer()).body == b"/%d" % n

@@ -11,7 +11,7 @@ from starlette.types import Scope
 
 from fedround.events import Fact, RequestThrottled
 from fedround.http import asgi, throttle
-from fedround.http.throttle import EXEMPT, Known, Throttle, nobody
+from fedround.http.throttle import EXEMPT, Known, Throttle, no_participant
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ async def hello(request: Request) -> Response:
 class Port:
     """A throttled app. Its clock stands still until it is moved."""
 
-    known: Known = nobody
+    known: Known = no_participant
     now: float = 100.0
     told: list[Fact] = field(default_factory=list)
 
@@ -90,7 +90,7 @@ def test_beyond_the_requests_that_are_delayed_refusals_are_immediate_and_end_the
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(throttle, "DELAY", 60.0)
-    monkeypatch.setattr(throttle, "MOST_DELAYED", 2)
+    monkeypatch.setattr(throttle, "MAX_DELAYED", 2)
 
     async def main() -> None:
         port = Port()

@@ -56,7 +56,7 @@ def served(pair: Pair, client_ca: str | None = None, *, needed: bool = True, tok
 
     routes = [Route("/", owner), Route("/echo", echo, methods=["POST"]), Route("/big", big)]
     app = asgi.application(routes, tokens=tokens or Tokens())
-    context = tls.server("A", pair.cert, pair.key, client_ca, needed=needed, names_clients=True)
+    context = tls.server("A", pair.cert, pair.key, client_ca, required=needed, names_clients=True)
     return Endpoint(app, host="127.0.0.1", port=0, setting="A_PORT", tls=context)
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import fedround
 from fedround.errors import ConfigurationError
 from fedround.http import tokens as tokens_module
-from fedround.http.tokens import OPEN, Tokens
+from fedround.http.tokens import NO_TOKENS, Tokens
 from support.federation import our_platform
 from support.processes import running, until
 from support.silos import Plus1
@@ -43,12 +43,12 @@ def replace(path: Path, text: str) -> None:
 
 
 def test_without_tokens_nobody_needs_one() -> None:
-    assert not OPEN.needed
+    assert not NO_TOKENS.required
 
 
 def test_a_shared_token_is_nobodys() -> None:
     tokens = Tokens("secret")
-    assert tokens.needed
+    assert tokens.required
     assert [tokens.owner(given) for given in ("secret", "", "Secret", "secret ", "sécret")] == ["", None, None, None, None]
 
 
@@ -67,7 +67,7 @@ def test_a_token_in_the_file_says_whose_it_is(file: Path) -> None:
 def test_an_empty_file_lets_nobody_in(file: Path) -> None:
     file.write_text("")
     tokens = Tokens(None, file)
-    assert tokens.needed
+    assert tokens.required
     assert tokens.owner("") is None
 
 

@@ -154,6 +154,8 @@ class SpoolFull(FedroundError):
     """The spool has no room for an upload. Retry later."""
 
     status: ClassVar[int] = 503
+    retry_after: ClassVar[float] = 5.0
+    """Seconds."""
 
 
 class ExchangeError(FedroundError):
@@ -176,6 +178,7 @@ class Busy(ExchangeError):
     """The peer asks the client to retry later."""
 
     reason = "busy"
+    status: ClassVar[int] = 503
 
     def __init__(self, message: str, *, retry_after: float) -> None:
         super().__init__(message)

@@ -35,7 +35,7 @@ from fedround.errors import ConfigurationError, DataDamaged, ExchangeError, Unkn
 from fedround.events import Fact, Observer, Observers, UploadFailed
 from fedround.http.remote_books import RemoteBooks
 from fedround.http.serve import Endpoint, serving
-from fedround.http.tokens import OPEN, Tokens
+from fedround.http.tokens import NO_TOKENS, Tokens
 from fedround.observability import ops
 from fedround.observability.health import Health, tended
 from fedround.tensors.weights import Spec
@@ -483,7 +483,7 @@ def test_a_reader_that_hangs_up_in_the_middle_of_a_model_harms_nobody() -> None:
 
 @asynccontextmanager
 async def remote(service: AggregatorService, *, secret: str | None = None, sent: str | None = None) -> AsyncIterator[RemoteBooks]:
-    tokens = OPEN if secret is None else SecretHolder(lambda: secret)
+    tokens = NO_TOKENS if secret is None else SecretHolder(lambda: secret)
     endpoint = Endpoint(internal(service, tokens=tokens), host="127.0.0.1", port=0, setting="PORT")
     async with serving(endpoint):
         books = RemoteBooks(f"http://127.0.0.1:{endpoint.port}", secret=lambda: sent)

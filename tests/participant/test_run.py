@@ -213,7 +213,7 @@ def test_a_third_signal_ends_a_program_whose_code_does_not_return(tmp_path: Path
     [
         ({"name": "Silo 1"}, "name must be 1 to 63 of the characters a-z, 0-9, '.' and '-'"),
         ({"name": None}, "name must be 1 to 63"),
-        ({"token": "a b"}, "a token is sent in a header"),
+        ({"token": "a b"}, "the token must consist of visible ASCII characters"),
         ({"long_poll": -1.0}, "long_poll must be a number of seconds, 0 or more"),
         ({"long_poll": "5s"}, "long_poll must be a number of seconds"),
         ({"shard": (3, 0)}, r"shard must be \(index, count\), whole numbers from 0 and from 1, or None"),

@@ -27,7 +27,7 @@ from fedround.events import Observer
 from fedround.http import asgi, serve, tls
 from fedround.http.serve import Endpoint
 from fedround.http.throttle import EXEMPT
-from fedround.http.tokens import OPEN, Admitting, guard
+from fedround.http.tokens import NO_TOKENS, TokenCheck, tokens_of
 from fedround.observability import endpoints, ops
 from fedround.observability.health import Health, tended
 from fedround.observability.metrics.aggregator import AggregatorMetrics
@@ -48,7 +48,7 @@ CHECK_WITHIN = 30.0
 def public(
     service: AggregatorService,
     *,
-    tokens: Admitting = OPEN,
+    tokens: TokenCheck = NO_TOKENS,
     origins: Sequence[str] = (),
     observe: Observer | None = None,
     trace: asgi.Trace | None = None,
@@ -130,7 +130,9 @@ def _evaluation(header: str | None) -> tuple[int, Mapping[str, float]] | None:
 
 def public_endpoint(settings: AggregatorSettings, service: AggregatorService, telemetry: Telemetry) -> Endpoint:
     """Return the port for participants."""
-    app = public(service, tokens=guard(settings), origins=settings.cors_origins, observe=telemetry.observe, trace=telemetry.server)
+    app = public(
+        service, tokens=tokens_of(settings), origins=settings.cors_origins, observe=telemetry.observe, trace=telemetry.server
+    )
     return Endpoint(
         app,
         host=settings.bind,

@@ -29,14 +29,14 @@ from fedround.common.books import (
 )
 from fedround.events import Observer
 from fedround.http import asgi
-from fedround.http.tokens import OPEN, Admitting
+from fedround.http.tokens import NO_TOKENS, TokenCheck
 
 MAX_CALL = 64 << 20
 """Maximum bytes of a call, which may list every participant."""
 
 
 def internal(
-    books: Books, *, tokens: Admitting = OPEN, observe: Observer | None = None, trace: asgi.Trace | None = None
+    books: Books, *, tokens: TokenCheck = NO_TOKENS, observe: Observer | None = None, trace: asgi.Trace | None = None
 ) -> ASGIApp:
     """Return the app of the internal port. Only a coordinator with one of the `tokens` may call it.
 
@@ -48,7 +48,7 @@ def internal(
             return asgi.problem(403, "web pages have no access to the books")
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             return asgi.problem(415, "a call of the books is `application/json`")
-        body = await asgi.whole(request, MAX_CALL)
+        body = await asgi.read_body(request, MAX_CALL)
         try:
             call = _CALLS[request.path_params["operation"]](json.loads(body))
         except (KeyError, TypeError, ValueError, RecursionError):
@@ -66,7 +66,7 @@ def internal(
         return _answer(page_to_json(await books.ledger(request.query_params.get("incarnation", ""), int(after), best_round)))
 
     routes = [Route("/books/ledger", ledger), Route("/books/{operation}", call, methods=["POST"])]
-    return asgi.application(routes, tokens=tokens, whose="internal secret (FEDROUND_INTERNAL_SECRET)", observe=observe, trace=trace)
+    return asgi.application(routes, tokens=tokens, needs="internal secret (FEDROUND_INTERNAL_SECRET)", observe=observe, trace=trace)
 
 
 _CALLS: Mapping[str, Callable[[Any], Call]] = {

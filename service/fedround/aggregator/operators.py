@@ -57,7 +57,7 @@ def rollback_route(service: AggregatorService, access: ops.Access = ops.OPEN) ->
         # A web page cannot send this type to another origin without a preflight request.
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             return asgi.problem(415, "the content type must be application/json")
-        number = _round_of(await asgi.whole(request, MAX_ROLLBACK))
+        number = _round_of(await asgi.read_body(request, MAX_ROLLBACK))
         if number is None:
             return asgi.problem(400, 'send {"round": N}, where N is the number of a round')
         try:

@@ -16,7 +16,7 @@ from fedround.errors import FedroundError
 if TYPE_CHECKING:
     import ssl
 
-MAX_ANSWER = 64 << 20
+MAX_RESPONSE = 64 << 20
 """Maximum number of bytes of a response. A status may name every participant."""
 ANY_TOKEN = "FEDROUND_TOKEN"  # noqa: S105 the name of a variable
 """Variable with the operators' token, for any service."""
@@ -95,10 +95,10 @@ class Target:
             if token:
                 request.add_unredirected_header("Authorization", f"Bearer {token}")
             with opener.open(request, timeout=within) as response:
-                return response.status, response.read(MAX_ANSWER).decode(errors="replace")
+                return response.status, response.read(MAX_RESPONSE).decode(errors="replace")
         except urllib.error.HTTPError as error:
             with error:
-                answer = error.read(MAX_ANSWER).decode(errors="replace")
+                answer = error.read(MAX_RESPONSE).decode(errors="replace")
             if SPEAKS_TLS in answer:
                 raise FedroundError(f"no answer from {self.url}: {SPEAKS_TLS}") from error
             return error.code, answer
@@ -113,7 +113,7 @@ class Target:
             return None
         from fedround.http import tls
 
-        return tls.only(tls.Names("", "", CA_FILE), self.ca_file, check_hostname=not self.own)
+        return tls.trusting_only(tls.Names("", "", CA_FILE), self.ca_file, check_hostname=not self.own)
 
     def _explained(self, error: BaseException) -> str:
         if not self.url.startswith("https://"):

@@ -91,7 +91,7 @@ class SecretFile:
 class SecretHolder:
     """The check of the secret at the internal port, with the interface of `Tokens`."""
 
-    needed = True
+    required = True
 
     def __init__(self, secret: Secret) -> None:
         self._secret = secret

@@ -37,7 +37,7 @@ from fedround.http import asgi, serve, tls
 from fedround.http.remote_books import RemoteBooks
 from fedround.http.serve import Endpoint
 from fedround.http.tls import Names
-from fedround.http.tokens import OPEN, Admitting, guard
+from fedround.http.tokens import NO_TOKENS, TokenCheck, tokens_of
 from fedround.http.transport import tls as client_tls
 from fedround.observability import endpoints, ops
 from fedround.observability.health import Health, tended
@@ -59,7 +59,7 @@ ANONYMOUS = "participant"
 def public(
     service: CoordinatorService,
     *,
-    tokens: Admitting = OPEN,
+    tokens: TokenCheck = NO_TOKENS,
     origins: Sequence[str] = (),
     observe: Observer | None = None,
     trace: asgi.Trace | None = None,
@@ -243,7 +243,7 @@ def public_endpoint(
 ) -> Endpoint:
     """Return the endpoint for participants."""
     observed: Any = {"observe": telemetry.observe, "trace": telemetry.server}
-    app = public(service, tokens=guard(settings), origins=settings.cors_origins, relay=relay, **observed)
+    app = public(service, tokens=tokens_of(settings), origins=settings.cors_origins, relay=relay, **observed)
     return Endpoint(
         app,
         host=settings.bind,

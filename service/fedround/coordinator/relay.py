@@ -104,7 +104,7 @@ class Relay:
             raise BadTelemetry(f"the content type must be {wire.PROTOBUF}", status=415)
         try:
             async with asyncio.timeout(BODY_SECONDS):
-                body = await asgi.whole(request, stamping.MAX_BYTES)
+                body = await asgi.read_body(request, stamping.MAX_BYTES)
         except TimeoutError:
             raise TooSlow(f"the message did not arrive within {BODY_SECONDS:.0f} s") from None
         encoding = request.headers.get("content-encoding", "").strip().lower()

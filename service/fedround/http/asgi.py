@@ -1,4 +1,4 @@
-"""Common parts of the HTTP apps: authentication (`Front`), refusals as problem+json, bodies that are sent without a copy."""
+"""Common parts of the HTTP apps: authentication (`Front`), error responses as problem+json, bodies that are sent without a copy."""
 
 import asyncio
 import base64
@@ -34,41 +34,38 @@ from fedround.errors import (
 )
 from fedround.events import Observer, RequestServed
 from fedround.http.tls import CLIENT, Client
-from fedround.http.tokens import OPEN, Admitting
+from fedround.http.tokens import NO_TOKENS, TokenCheck
 
 SLICE = 512 << 10
 """Bytes of a large body per write. asyncio before Python 3.12 copies what the socket does not take."""
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE"))
 OTHER = "_OTHER"
 """OpenTelemetry's name for unknown methods."""
-RETRY_AFTER = "5"
-"""Seconds after which a client may retry when the spool is full."""
-
 
 NO_HEADERS: Mapping[str, str] = {}
 
 
 def problem(status: int, detail: str = "", headers: Mapping[str, str] | None = None) -> Response:
-    """Return a refusal with its reason (RFC 9457)."""
+    """Return an error response with its reason (RFC 9457)."""
     body = Problem(status, HTTPStatus(status).phrase, detail)
     return Response(body.encode(), status, headers, media_type=body.media_type)
 
 
 class Served(Protocol):
-    """One request, as the tracer sees it."""
+    """One request, for a tracer."""
 
     def answered(self, route: str, status: int | None, /) -> None: ...
 
 
 Trace = Callable[[str, str, Mapping[str, str]], AbstractContextManager[Served]]
-"""Makes a span around a request, from its method, path and headers."""
+"""A function that returns a context manager for a request, from its method, path and headers."""
 
 
 def application(
     routes: Sequence[BaseRoute],
     *,
-    tokens: Admitting = OPEN,
-    whose: str = "participant's token",
+    tokens: TokenCheck = NO_TOKENS,
+    needs: str = "participant's token",
     origins: Iterable[str] = (),
     headers: Mapping[str, str] = NO_HEADERS,
     observe: Observer | None = None,
@@ -79,24 +76,24 @@ def application(
     Args:
         routes: The endpoints.
         tokens: Tokens that clients need.
-        whose: What refusals call these tokens.
+        needs: Name of the token that clients need, for error responses.
         origins: Web origins whose pages may read the responses. "*" stands for every origin, as in 0.8.
         headers: Headers of every response that does not set them itself.
-        observe: Receives an event for each request.
-        trace: Makes a span around each request.
+        observe: Observer of each request.
+        trace: Context manager around each request.
     """
-    app = Starlette(routes=routes, exception_handlers=dict.fromkeys((HTTPException, ClientDisconnect, FedroundError), _refusal))
+    app = Starlette(routes=routes, exception_handlers=dict.fromkeys((HTTPException, ClientDisconnect, FedroundError), _problem_of))
     app.router.redirect_slashes = False
-    front = Front(app, tokens, whose=whose, origins=origins, headers=headers)
+    front = Front(app, tokens, needs=needs, origins=origins, headers=headers)
     return front if observe is None else _Observed(front, routes, observe, trace)
 
 
-def bearer(headers: Headers, tokens: Admitting, *, basic: bool = False) -> str | None:
+def bearer(headers: Headers, tokens: TokenCheck, *, basic: bool = False) -> str | None:
     """Return the name of the token's owner, "" if the token has none, or None if the request lacks a valid token.
 
     With `basic`, the password of HTTP Basic is accepted too, for browsers.
     """
-    if not tokens.needed:
+    if not tokens.required:
         return ""
     scheme, _, given = headers.get("authorization", "").partition(" ")
     if basic and scheme.lower() == "basic":
@@ -109,10 +106,10 @@ def bearer(headers: Headers, tokens: Admitting, *, basic: bool = False) -> str |
     return tokens.owner(given.strip())
 
 
-def unauthorized(headers: Headers, *, basic: bool = False, whose: str = "participant's token") -> Response:
-    """Return the refusal of a request with these headers. `whose` names the missing token."""
+def unauthorized(headers: Headers, *, basic: bool = False, needs: str = "participant's token") -> Response:
+    """Return the 401 response to a request with these headers. `needs`: the name of the token that clients need."""
     challenge = 'Basic realm="fedround"' if basic else "Bearer"
-    reason = f"this token is not known here: send the {whose}" if "authorization" in headers else f"send the {whose} here"
+    reason = f"this token is not known here: send the {needs}" if "authorization" in headers else f"send the {needs} here"
     return problem(401, f"{reason} as `Authorization: Bearer`", {"WWW-Authenticate": challenge})
 
 
@@ -122,40 +119,40 @@ def check_admitted(request: Request) -> None:
         raise Unauthorized("the token was revoked during this request")
 
 
-def identity(client: Client | None, headers: Headers, tokens: Admitting, *, whose: str = "participant's token") -> str | Response:
+def identity(client: Client | None, headers: Headers, tokens: TokenCheck, *, needs: str = "participant's token") -> str | Response:
     """Return the name that a request proves, "" if it proves none, or the response that refuses the request.
 
     If the port requests client certificates, each client needs a certificate or an individual token. If it has both, their names
     must match.
     """
-    named = bearer(headers, tokens)
-    if client is None or (client.name is None and named):
-        return unauthorized(headers, whose=whose) if named is None else named
+    owner = bearer(headers, tokens)
+    if client is None or (client.name is None and owner):
+        return unauthorized(headers, needs=needs) if owner is None else owner
     if client.name is None:
-        return problem(401, "this port requires a client certificate" + (", or an individual token" if tokens.needed else ""))
+        return problem(401, "this port requires a client certificate" + (", or an individual token" if tokens.required else ""))
     if not client.name:
         return problem(403, "the client certificate names no participant: a DNS name or the common name of [a-z0-9.-]{1,63}")
-    if named is None and "authorization" in headers:
-        return unauthorized(headers, whose=whose)
-    if named and named != client.name:
+    if owner is None and "authorization" in headers:
+        return unauthorized(headers, needs=needs)
+    if owner and owner != client.name:
         return problem(403, "the token and the client certificate belong to two participants")
     return client.name
 
 
 class Front:
-    """The outermost layer of an app: trailing slashes, authentication, CORS, and refusals that reach the client.
+    """The outermost layer of an app: trailing slashes, authentication, CORS, and error responses that reach the client.
 
-    `state.owner` of a request is the name that its certificate or token proves. `check_admitted` checks later that it still does.
+    `state.owner` of a request is the name that its certificate or token proves. `check_admitted` checks this again later.
 
     The app may refuse a request before it has read the body. If it closed the connection then, TCP would reset it, and many clients
     would never see the response. So `Front` reads and discards the rest of the body first, up to a bound. To respond first would
     not help: `requests`, for example, reads nothing while it writes.
     """
 
-    def __init__(self, app: ASGIApp, tokens: Admitting, *, whose: str, origins: Iterable[str], headers: Mapping[str, str]) -> None:
+    def __init__(self, app: ASGIApp, tokens: TokenCheck, *, needs: str, origins: Iterable[str], headers: Mapping[str, str]) -> None:
         self._app = app
         self._tokens = tokens
-        self._whose = whose
+        self._needs = needs
         self._origins = frozenset(origins)
         self._headers = headers
 
@@ -180,7 +177,7 @@ class Front:
         client: Client | None = scope.get("extensions", {}).get(CLIENT)
 
         def proved() -> str | Response:
-            return identity(client, headers, self._tokens, whose=self._whose)
+            return identity(client, headers, self._tokens, needs=self._needs)
 
         owner = proved()
         scope.setdefault("state", {}).update(owner=owner if isinstance(owner, str) else None, admitted=lambda: proved() == owner)
@@ -188,7 +185,7 @@ class Front:
 
 
 class _Observed:
-    """An app around another one that observes and traces each request."""
+    """An app around another one that reports and traces each request."""
 
     def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute], observe: Observer, trace: Trace | None) -> None:
         self._app = app
@@ -230,7 +227,7 @@ def method(scope: Scope) -> str:
 
 
 class _Body:
-    """The body of a request, and how much of it is read."""
+    """The body of a request, and whether it was read completely."""
 
     def __init__(self, headers: Headers, receive: Receive) -> None:
         self._receive = receive
@@ -253,13 +250,13 @@ class _Body:
         return self._ended
 
 
-async def whole(request: Request, most: int) -> bytearray:
-    """Return the body of a request. Raise `TooLarge` if it has more than `most` bytes."""
+async def read_body(request: Request, limit: int) -> bytearray:
+    """Return the body of a request. Raises `TooLarge` if it has more than `limit` bytes."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > most:
-            raise TooLarge(f"the body of this request may have at most {most} bytes")
+        if len(body) > limit:
+            raise TooLarge(f"the body of this request may have at most {limit} bytes")
     return body
 
 
@@ -285,7 +282,7 @@ class Slices(Response):
         await send({"type": "http.response.body"})
 
 
-async def _refusal(request: Request, error: Exception) -> Response:
+async def _problem_of(request: Request, error: Exception) -> Response:
     match error:
         case HTTPException():
             return problem(error.status_code, headers=error.headers)
@@ -293,11 +290,7 @@ async def _refusal(request: Request, error: Exception) -> Response:
             return problem(400, "the request body is incomplete")
         case Unauthorized():
             return problem(error.status, str(error), {"WWW-Authenticate": "Bearer"})
-        case Busy():
-            return problem(503, str(error), {"Retry-After": f"{error.retry_after:g}"})
-        case SpoolFull():
-            return problem(error.status, str(error), {"Retry-After": RETRY_AFTER})
-        case NoSeat():
+        case Busy() | SpoolFull() | NoSeat():
             return problem(error.status, str(error), {"Retry-After": f"{error.retry_after:g}"})
         case BadTelemetry() | NotAdmitted() | Forbidden() | Late() | UnknownAttempt() | TooSlow() | WeightsError():
             return problem(error.status, str(error))

@@ -1,4 +1,4 @@
-"""Bodies of requests and answers: updates that are sent in slices, and transfers that another thread can abort."""
+"""Bodies of requests and responses: updates that are sent in slices, and transfers that another thread can abort."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from threading import Event
@@ -11,8 +11,8 @@ SLICE = 256 << 10
 """Bytes of an update to copy at a time."""
 
 
-class Room(Protocol):
-    """Receives the bytes of a model in order. It is closed if the model does not arrive whole."""
+class Sink(Protocol):
+    """A destination for the bytes of a model, in order. It is closed if the transfer fails."""
 
     def write(self, chunk: bytes, /) -> object: ...
 
@@ -20,24 +20,24 @@ class Room(Protocol):
 
 
 class Piece(Protocol):
-    """Bytes of an update that are not in memory: slicing reads them."""
+    """Bytes of an update in a file: a slice reads them."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, part: slice, /) -> bytes: ...
 
 
-def until(aborted: Event, chunks: Iterable[bytes]) -> Iterator[bytes]:
+def abortable(aborted: Event, chunks: Iterable[bytes]) -> Iterator[bytes]:
     """Yield the chunks, and count their bytes for the deadline. Raises `Aborted` as soon as `aborted` is set."""
     for chunk in chunks:
         if aborted.is_set():
-            raise Aborted("the transfer was cut: it is not wanted any more")
+            raise Aborted("the transfer was aborted: it is no longer needed")
         yield chunk
         deadlines.moved(len(chunk))
 
 
 class Slices:
-    """The body of a request from several buffers. It counts the bytes sent."""
+    """The body of a request, made of several buffers. It counts the bytes sent."""
 
     def __init__(self, buffers: Sequence[bytes | memoryview | Piece], aborted: Event) -> None:
         self._pieces = [piece for piece in map(_piece, buffers) if len(piece)]
@@ -46,13 +46,13 @@ class Slices:
         self.sent = 0
 
     def __iter__(self) -> Iterator[bytes]:
-        for chunk in until(self._aborted, self._copies()):
+        for chunk in abortable(self._aborted, self._copies()):
             yield chunk
             self.sent += len(chunk)
         deadlines.next_step()
 
     def close(self) -> None:
-        """Release the buffers: httpx's requests and answers form a cycle that lives until garbage collection."""
+        """Release the buffers: httpx's requests and responses form a cycle that lives until garbage collection."""
         for piece in self._pieces:
             if isinstance(piece, memoryview):
                 piece.release()

@@ -1,4 +1,4 @@
-"""Limits of a server's ports: the number of connections, which one to close for a new one, and the rate of requests.
+"""Limits of a server's ports: the number of connections, and the rate of requests.
 
 1. A port keeps a bounded number of connections, and a bounded number of those from one address.
 2. A connection is *new* until the head of its first request is complete, *busy* while it serves a request, and otherwise *idle*.
@@ -23,9 +23,9 @@ K = TypeVar("K", bound=Hashable)
 PortKind = Literal["public", "internal", "ops"]
 Reason = Literal["port_limit", "address_limit"]
 
-MOST = 4096
+MAX_CONNECTIONS = 4096
 """Default maximum number of connections of a port."""
-MOST_OPS = 100
+MAX_OPS = 100
 """Maximum number of connections of an ops port."""
 ADDRESS_SHARE = 0.75
 """Default maximum share of a port's connections that one address may have."""
@@ -38,7 +38,7 @@ class Limits(NamedTuple):
     address: int
 
 
-class Wanted(NamedTuple):
+class PortSettings(NamedTuple):
     """A port and its settings. 0: the limit follows from the number of file descriptors."""
 
     kind: PortKind
@@ -46,22 +46,22 @@ class Wanted(NamedTuple):
     address: int = 0
 
 
-def share_out(descriptors: int, wanted: Sequence[Wanted]) -> list[Limits]:
+def share_out(descriptors: int, ports: Sequence[PortSettings]) -> list[Limits]:
     """Return the limits of each port of a process that may open this many file descriptors."""
-    operators = max(min(MOST_OPS, descriptors // 10), 1)
-    others = sum(port.kind != "ops" for port in wanted)
-    free = descriptors - descriptors // 4 - operators * (len(wanted) - others)
+    operators = max(min(MAX_OPS, descriptors // 10), 1)
+    others = sum(port.kind != "ops" for port in ports)
+    free = descriptors - descriptors // 4 - operators * (len(ports) - others)
     each = max(free // max(others, 1), 1)
 
-    def limits(port: Wanted) -> Limits:
-        most = operators if port.kind == "ops" else min(port.port or MOST, each)
+    def limits(port: PortSettings) -> Limits:
+        most = operators if port.kind == "ops" else min(port.port or MAX_CONNECTIONS, each)
         return Limits(most, min(port.address or max(int(most * ADDRESS_SHARE), 1), most))
 
-    return [limits(port) for port in wanted]
+    return [limits(port) for port in ports]
 
 
 def network(address: str) -> str:
-    """Return what counts as one address. For IPv6, that is the /64 network, which belongs to one customer."""
+    """Return the network that an address belongs to: for IPv6 the /64 network, which one customer has, for IPv4 the address."""
     if ":" not in address:
         return address
     found = ipaddress.IPv6Address(address.partition("%")[0])
@@ -69,8 +69,8 @@ def network(address: str) -> str:
 
 
 @dataclass(slots=True)
-class _Crowd(Generic[K]):
-    """Connections that share a limit. Those that may be replaced are in the order of their replacement."""
+class _Group(Generic[K]):
+    """Connections that share a limit. `new` and `idle` are in the order in which they are replaced."""
 
     count: int = 0
     new: dict[K, None] = field(default_factory=dict)
@@ -85,25 +85,25 @@ class Connections(Generic[K]):
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._all = _Crowd[K]()
-        self._of: dict[str, _Crowd[K]] = {}
+        self._all = _Group[K]()
+        self._of: dict[str, _Group[K]] = {}
         self._address: dict[K, str] = {}
 
     def __len__(self) -> int:
         return self._all.count
 
     def opened(self, key: K, address: str) -> tuple[K, Reason] | None:
-        """Add a new connection. Return the connection to close, if any, and why. It may be the new one; it is already removed."""
+        """Add a new connection. Return the connection to close, if any, and the reason. It is removed, and may be the new one."""
         limits, own = self._limits, self._of.get(address)
         full: Reason
         if own is not None and own.count >= limits.address < limits.port:
-            crowd, full = own, "address_limit"
+            group, full = own, "address_limit"
         elif self._all.count >= limits.port:
-            crowd, full = self._all, "port_limit"
+            group, full = self._all, "port_limit"
         else:
             self._add(key, address)
             return None
-        victim = crowd.first()
+        victim = group.first()
         if victim is None:
             return key, full
         self.closed(victim)
@@ -112,33 +112,33 @@ class Connections(Generic[K]):
 
     def busy(self, key: K) -> None:
         """Record that a request of the connection has begun."""
-        for crowd in self._crowds(key):
-            crowd.new.pop(key, None)
-            crowd.idle.pop(key, None)
+        for group in self._groups(key):
+            group.new.pop(key, None)
+            group.idle.pop(key, None)
 
     def idle(self, key: K) -> None:
-        """Record that the last request of the connection has its response."""
+        """Record that the last request of the connection was answered."""
         self.busy(key)
-        for crowd in self._crowds(key):
-            crowd.idle[key] = None
+        for group in self._groups(key):
+            group.idle[key] = None
 
     def closed(self, key: K) -> None:
         """Remove a connection."""
         self.busy(key)
-        for crowd in self._crowds(key):
-            crowd.count -= 1
+        for group in self._groups(key):
+            group.count -= 1
         address = self._address.pop(key, None)
         if address is not None and not self._of[address].count:
             del self._of[address]
 
     def _add(self, key: K, address: str) -> None:
         self._address[key] = address
-        self._of.setdefault(address, _Crowd())
-        for crowd in self._crowds(key):
-            crowd.count += 1
-            crowd.new[key] = None
+        self._of.setdefault(address, _Group())
+        for group in self._groups(key):
+            group.count += 1
+            group.new[key] = None
 
-    def _crowds(self, key: K) -> tuple[_Crowd[K], ...]:
+    def _groups(self, key: K) -> tuple[_Group[K], ...]:
         address = self._address.get(key)
         return () if address is None else (self._all, self._of[address])
 
@@ -149,21 +149,21 @@ class Buckets(Generic[K]):
     Args:
         rate: Requests per second.
         burst: Size of a bucket, in requests.
-        most: Maximum number of keys.
+        max_keys: Maximum number of keys.
     """
 
-    def __init__(self, rate: float, burst: float, most: int) -> None:
+    def __init__(self, rate: float, burst: float, max_keys: int) -> None:
         self._rate = rate
         self._burst = burst
-        self._most = most
+        self._max_keys = max_keys
         self._levels: OrderedDict[K, tuple[float, float]] = OrderedDict()
 
     def take(self, key: K, now: float) -> bool:
-        """Take one request from a bucket. Return False if the bucket is empty. `now` is in seconds."""
+        """Take one request from a bucket, and return whether it had one. `now` is in seconds."""
         level, since = self._levels.pop(key, (self._burst, now))
         level = min(level + (now - since) * self._rate, self._burst)
         taken = level >= 1
         self._levels[key] = (level - taken, now)
-        if len(self._levels) > self._most:
+        if len(self._levels) > self._max_keys:
             self._levels.popitem(last=False)
         return taken

@@ -12,15 +12,18 @@ from fedround.common import wire
 from fedround.common.text import redact
 from fedround.common.wire import Claim, Departure, Heartbeat, Problem, RendezVous, StartTraining, UpdateOutcome
 from fedround.errors import BadAnswer, ConfigurationError, Refused, TooLarge, Unreachable
-from fedround.http.bodies import Piece, Room, Slices, until
+from fedround.http.bodies import Piece, Sink, Slices, abortable
 from fedround.http.exchange import NO_IDS, Client, Options
 from fedround.http.tls import File, Names
 from fedround.http.transport import Response, authorities, read
 
 HOLD_MARGIN = 5.0
-"""Seconds for the answer to a heartbeat, on top of the time for which it may be held: a silent one must not cost the id."""
+"""Seconds to wait for the response to a heartbeat, beyond the time for which the coordinator may hold it.
+
+The participant must retry before its heartbeat time-out, or it loses its id.
+"""
 TRANSFER_TIMEOUT = 60.0
-"""Seconds for the head of a transfer's answer, and for each part of a model that the minimum rate makes in that time."""
+"""Seconds for the head of a transfer's response, and for each part of a model that the minimum rate transfers in that time."""
 MODEL = "/model"
 
 
@@ -28,22 +31,26 @@ class CoordinatorClient(Client):
     """A participant's client of its coordinator. Every method raises `ExchangeError`.
 
     Args:
-        url: the coordinator's base URL; its path is kept.
-        options: see `Options`.
+        url: Base URL of the coordinator. Its path precedes the paths of the protocol.
+        options: See `Options`.
     """
 
     def __init__(self, url: str, **options: Unpack[Options]) -> None:
         if not wire.is_url(url):
-            raise ConfigurationError(f"{redact(str(url))} is no URL of a coordinator: write http://host:port or https://host")
+            raise ConfigurationError(f"{redact(str(url))} is not a coordinator's URL: write http://host:port or https://host")
         super().__init__(url, **options)
         self._url = url
 
     def rendez_vous(
         self, name: str, ordinal: int | None = None, *, evaluates: bool = False, claim: Claim | None = None
     ) -> RendezVous:
-        """Register under a display name.
+        """Register.
 
-        `ordinal`: the former ordinal, to get it again. `evaluates`: it can evaluate models. `claim`: its shard.
+        Args:
+            name: Name shown in the coordinator's status and logs.
+            ordinal: The previous ordinal, to get it again.
+            evaluates: Whether the participant can evaluate models.
+            claim: The shard that the participant claims.
         """
         headers = {wire.PARTICIPANT_NAME: name} | ({} if ordinal is None else {wire.ORDINAL: str(ordinal)})
         headers |= ({wire.EVALUATES: "true"} if evaluates else {}) | (claim.headers() if claim else {})
@@ -51,9 +58,13 @@ class CoordinatorClient(Client):
             return RendezVous.decode(read(response))
 
     def heartbeat(self, id: str, *, wait: float, trouble: str = "", phase: str = "") -> Heartbeat:
-        """Send a heartbeat. The coordinator holds an answer without news for up to `wait` seconds; 0: it answers immediately.
+        """Send a heartbeat.
 
-        `trouble`: why the aggregator is unreachable, for operators. `phase`: one of `wire.PHASES`.
+        Args:
+            id: The id of the participant.
+            wait: Maximum seconds for which the coordinator holds its response until there is news. 0: it responds immediately.
+            trouble: The reason why the aggregator is unreachable, for operators.
+            phase: One of `wire.PHASES`.
         """
         hold = math.ceil(wait)
         headers, timeout = {wire.PREFER: f"wait={hold}"}, hold + HOLD_MARGIN
@@ -71,11 +82,12 @@ class CoordinatorClient(Client):
                 return StartTraining.decode(read(response))
         except Refused as refused:
             if refused.status == 404 and not refused.detail:
-                raise Unreachable(f"{refused}: the way of 0.8 to say that its aggregator is away") from refused
+                # A 0.8 coordinator responds like this while its aggregator is unreachable.
+                raise Unreachable(f"{refused}: the coordinator cannot reach its aggregator") from refused
             raise
 
     def leave(self, id: str, reason: str = "") -> None:
-        """Deregister. `reason`: the failure that made it leave, for operators. A 0.8 coordinator ignores the request."""
+        """Deregister. `reason`: the failure because of which it leaves, for operators. A 0.8 coordinator ignores the request."""
         headers = {"Content-Type": Problem.media_type} if reason else {}
         body = Slices([Departure(redact(reason)).encode()], Event()) if reason else None
         with self._exchange("DELETE", self._url, wire.LEAVE, {"id": id}, accept=(200, 204, 404, 405), headers=headers, body=body):
@@ -91,7 +103,7 @@ class CoordinatorClient(Client):
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """A global model. `body`: its bytes, writable, or the `Room` that holds it; None if the model still has the given etag."""
+    """A global model. `body`: its bytes, writable, or the `Sink` that has them; None if the model still has the given ETag."""
 
     body: Any
     etag: str | None
@@ -101,22 +113,22 @@ class AggregatorClient(Client):
     """A participant's client of its aggregator, for one transfer at a time. Every method raises `ExchangeError`.
 
     Args:
-        max_model_size: maximum bytes of a global model.
-        room: makes the place that a model is received in; by default, memory of this process.
-        options: see `Options`.
+        max_model_size: Maximum bytes of a global model.
+        make_sink: Creates the sink that receives a model. Default: memory of this process.
+        options: See `Options`.
     """
 
-    def __init__(self, *, max_model_size: int, room: Callable[[], Room] | None = None, **options: Unpack[Options]) -> None:
+    def __init__(self, *, max_model_size: int, make_sink: Callable[[], Sink] | None = None, **options: Unpack[Options]) -> None:
         super().__init__(None, **Options(timeout=TRANSFER_TIMEOUT) | options)
         self._max_model_size = max_model_size
-        self._room = room
+        self._make_sink = make_sink
         self._aborted = Event()
 
     def download(self, url: str, id: str, token: str, *, etag: str | None = None) -> Download:
         """Fetch the global model, unless it still has this `etag`. It is empty before the first aggregation.
 
         Raises:
-            TooLarge: the model exceeds `max_model_size`; nothing was allocated for it.
+            TooLarge: The model exceeds `max_model_size`; nothing was allocated for it.
         """
         return self.fetch(url, wire.UPDATE, {"id": id, "token": token}, etag=etag)
 
@@ -158,37 +170,37 @@ class AggregatorClient(Client):
         """End the current transfer, if any, with `Aborted` after its current read or write. Call it from another thread."""
         self._aborted.set()
 
-    def _receive(self, response: Response) -> memoryview | Room:
+    def _receive(self, response: Response) -> memoryview | Sink:
         headers = response.headers
         announced = "Content-Length" in headers and "Transfer-Encoding" not in headers
         size = self._allowed(int(headers["Content-Length"])) if announced else None
-        if self._room is not None:
-            return self._receive_in(self._room(), response)
+        if self._make_sink is not None:
+            return self._receive_in(self._make_sink(), response)
         if size is None:
             return self._receive_unannounced(response)
-        import numpy as np  # here only: a process that receives into a `Room` never loads NumPy
+        import numpy as np  # not at the top: a process that receives into a `Sink` does not load NumPy
 
         body = np.empty(size, np.uint8).data  # a bytearray would write zeros first
         end = 0
-        for chunk in until(self._aborted, response.iter_raw()):
+        for chunk in abortable(self._aborted, response.iter_raw()):
             body[end : end + len(chunk)] = chunk
             end += len(chunk)
         return body
 
-    def _receive_in(self, room: Room, response: Response) -> Room:
+    def _receive_in(self, sink: Sink, response: Response) -> Sink:
         size = 0
         try:
-            for chunk in until(self._aborted, response.iter_raw()):
+            for chunk in abortable(self._aborted, response.iter_raw()):
                 size = self._allowed(size + len(chunk))
-                room.write(chunk)
+                sink.write(chunk)
         except BaseException:
-            room.close()
+            sink.close()
             raise
-        return room
+        return sink
 
     def _receive_unannounced(self, response: Response) -> memoryview:
         body = bytearray()
-        for chunk in until(self._aborted, response.iter_raw()):
+        for chunk in abortable(self._aborted, response.iter_raw()):
             body += chunk
             self._allowed(len(body))
         return memoryview(body)
@@ -203,21 +215,26 @@ def _outcome(value: str | None) -> UpdateOutcome | None:
     try:
         return None if value is None else UpdateOutcome(value)
     except ValueError:
-        raise BadAnswer(f"an update cannot be {value!r}") from None
+        raise BadAnswer(f"unknown update outcome {value!r}") from None
 
 
 def fetch_model(
     url: str, *, round: str | None = None, token: str | None = None, ca_file: File | None = None, max_model_size: int = 1 << 40
 ) -> tuple[memoryview, int | None]:
-    """Fetch a global model from an aggregator's ops port: the newest, or that of `round`, which is a number or `best`.
+    """Fetch a global model from an aggregator's ops port.
 
-    `ca_file` is an authority (PEM) to trust beside the usual ones.
+    Args:
+        url: URL of the ops port.
+        round: The number of the round that made the model, or `best`. None: the newest model.
+        token: The operators' token.
+        ca_file: PEM file with CA certificates to trust besides the public ones.
+        max_model_size: Maximum bytes of the model.
 
     Returns:
-        The bytes of a `.npy` file, and the round that made the model.
+        The bytes of the model's file, and the number of the round that made it; None for an initial model.
 
     Raises:
-        ExchangeError: the aggregator did not answer, or refused.
+        ExchangeError: The aggregator did not respond, or refused the request.
     """
     names = Names("", "", "--ca-file")
     context = authorities(ca_file, names) if url.startswith("https://") else None

@@ -42,10 +42,10 @@ class Deadline:
         if self._moved >= MIN_RATE * self._seconds:
             self.next_step()
 
-    def left(self, most: float | None = None) -> float:
-        """Return the seconds that are left, at most `most`."""
+    def left(self, limit: float | None = None) -> float:
+        """Return the seconds that are left, at most `limit`."""
         left = self._until - self._clock()
-        return left if most is None else min(left, most)
+        return left if limit is None else min(left, limit)
 
 
 class _Running(threading.local):
@@ -57,7 +57,7 @@ _running = _Running()
 
 @contextmanager
 def within(seconds: float) -> Iterator[Deadline]:
-    """Limit each step of the exchange of this thread to `seconds`."""
+    """Limit each step of this thread's exchange to `seconds`."""
     deadline = _running.deadline = Deadline(seconds)
     try:
         yield deadline
@@ -66,23 +66,23 @@ def within(seconds: float) -> Iterator[Deadline]:
 
 
 def moved(count: int) -> None:
-    """Call `Deadline.moved` for the exchange of this thread."""
+    """Call `Deadline.moved` for this thread's exchange."""
     if _running.deadline is not None:
         _running.deadline.moved(count)
 
 
 def next_step() -> None:
-    """Call `Deadline.next_step` for the exchange of this thread."""
+    """Call `Deadline.next_step` for this thread's exchange."""
     if _running.deadline is not None:
         _running.deadline.next_step()
 
 
-def _left(timeout: float | None, over: type[httpcore.TimeoutException]) -> float | None:
+def _left(timeout: float | None, error: type[httpcore.TimeoutException]) -> float | None:
     if _running.deadline is None:
         return timeout
     left = _running.deadline.left(timeout)
     if left <= 0:
-        raise over("timed out: the exchange takes too long")
+        raise error("timed out: the exchange takes too long")
     return left
 
 

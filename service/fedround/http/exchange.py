@@ -1,6 +1,6 @@
-"""One request of a participant and its answer: traced, observed, within a deadline, and only to trusted servers.
+"""One request of a participant and its response: traced, observed, within a deadline, and only to trusted servers.
 
-Every failure becomes one of our errors, in `transport.mapped` or `answers.check`. Its text has the server's address and the
+Every failure becomes one of our errors, in `transport.mapped` or `responses.check`. Its text has the server's address and the
 template of the path, never ids or tokens. Requests are synchronous: an asynchronous one costs httpx twice the CPU.
 """
 
@@ -14,18 +14,18 @@ from urllib.parse import urlsplit
 from fedround.errors import Untrusted
 from fedround.events import ExchangeEnded, Observer, Observers
 from fedround.http import deadlines
-from fedround.http.answers import Asked, check
 from fedround.http.bodies import Slices
+from fedround.http.responses import RequestInfo, check
 from fedround.http.tls import Context
-from fedround.http.transport import OURS, Request, Response, Routed, Transport, mapped, read_problem, sync_client, timeouts
+from fedround.http.transport import TLS_FILES, Request, Response, Routed, Transport, mapped, read_problem, sync_client, timeouts
 
-ANSWER_TIMEOUT = 15.0
-"""Seconds for the answer to a small request."""
+RESPONSE_TIMEOUT = 15.0
+"""Seconds for the response to a small request."""
 NO_IDS: Mapping[str, str] = {}
 
 
 class Exchange(Protocol):
-    """One request for a tracer: `headers` are sent with it, and `answered` is called when the head of the answer arrives."""
+    """One request, for a tracer: `headers` are sent with it, and `answered` is called when the head of the response arrives."""
 
     @property
     def headers(self) -> Mapping[str, str]: ...
@@ -34,36 +34,36 @@ class Exchange(Protocol):
 
 
 Trace = Callable[[str, str, str], AbstractContextManager[Exchange]]
-"""Gets the method, the URL and the template of its path."""
+"""A function that returns a context manager for a request, from its method, its URL and the template of its path."""
 
 
 class Options(TypedDict, total=False):
     """Options of the synchronous clients."""
 
     token: str | None
-    """Sent as a bearer token."""
+    """Bearer token of each request."""
     tls: Context | None
-    """See `transport.tls`. Unset: the usual authorities."""
+    """See `transport.tls`. Unset: the public CAs."""
     trusted: Callable[[str], bool]
-    """Whether a URL may get the token. Unset: any URL may."""
+    """Function that returns whether a URL may get the token. Unset: any URL may."""
     transport: Transport | None
-    """Replaces httpx's transport and the environment's proxies."""
+    """Transport that replaces httpx's and the environment's proxies."""
     observe: Observer
-    """Receives an event for each exchange, also for failed ones."""
+    """Observer of each exchange, including failed ones."""
     trace: Trace | None
-    """Surrounds each request."""
+    """Context manager around each request."""
     timeout: float
-    """Seconds for the head of the answer, and again for its body."""
+    """Seconds for the head of the response, and again for its body."""
 
 
 class Client:
-    """The base of the synchronous clients: all requests go through `_exchange`. `url`: the server, if it is always the same."""
+    """The base of the synchronous clients: all requests use `_exchange`. `url`: the server, if it is always the same."""
 
     def __init__(self, url: str | None, **options: Unpack[Options]) -> None:
         self._observe = options.get("observe", Observers())
-        self._timeout = options.get("timeout", ANSWER_TIMEOUT)
+        self._timeout = options.get("timeout", RESPONSE_TIMEOUT)
         self._tls = options.get("tls")
-        self._names = self._tls.names if self._tls else OURS
+        self._names = self._tls.names if self._tls else TLS_FILES
         self._made_with = self._tls and self._tls.current()
         transport = options.get("transport") or Routed(self._tls, url)
         self._http = sync_client(options.get("token"), transport, self._renew)
@@ -92,12 +92,12 @@ class Client:
         body: Slices | None = None,
         timeout: float | None = None,
     ) -> Iterator[Response]:
-        """Send a request, and yield the answer for reading if its status is one of `accept`."""
+        """Send a request, and yield the response for reading if its status is one of `accept`."""
         if self._trusted is not None and not self._trusted(url):
             raise Untrusted(origin(url))
         where, actual = target(method, url, path), path.format_map(ids)
         url = url.rstrip("/") + actual
-        asked = Asked(where, url, actual, body.size if body else 0)
+        request = RequestInfo(where, url, actual, body.size if body else 0)
         response: Response | None = None
         failed: str | None = None
         began = time.monotonic()
@@ -117,7 +117,7 @@ class Client:
                 ):
                     deadline.next_step()
                     exchange.answered(response.status_code)
-                    check(asked, response.status_code, response.headers, read_problem(response), accept)
+                    check(request, response.status_code, response.headers, read_problem(response), accept)
                     yield response
             except BaseException as error:
                 failed = type(error.__cause__ or error).__name__

@@ -1,4 +1,4 @@
-"""Which aggregators a participant trusts with its token: those on its coordinator's host, or related to it. No I/O.
+"""The aggregators that a participant trusts with its token: those on its coordinator's host, or related to it. No I/O.
 
 1. A participant trusts an aggregator that its own settings name: in `PARTICIPANT_AGGREGATOR_URL`, or in
    `PARTICIPANT_AGGREGATOR_ALLOW`, as its name or as `*.` and a parent domain.
@@ -39,11 +39,11 @@ def _related(host: str, known: str) -> bool:
     if _SERVICE.search(host):
         # A short name of the coordinator is in the participant's namespace, which only the cluster knows.
         return "." not in known or _parent(_SERVICE.sub("", host)) == _parent(_SERVICE.sub("", known))
-    return any(_is_one_owners(zone) for zone in (known, _parent(known)) if host == zone or host.endswith(f".{zone}"))
+    return any(_has_one_owner(zone) for zone in (known, _parent(known)) if host == zone or host.endswith(f".{zone}"))
 
 
-def _is_one_owners(parent: str) -> bool:
-    return parent.count(".") >= (2 if _REGISTRY.fullmatch(parent) else 1)
+def _has_one_owner(domain: str) -> bool:
+    return domain.count(".") >= (2 if _REGISTRY.fullmatch(domain) else 1)
 
 
 _THIS_MACHINE = "localhost"

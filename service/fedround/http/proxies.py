@@ -37,17 +37,17 @@ class Proxy(NamedTuple):
 
 def proxy_for(url: str, environ: Mapping[str, str]) -> Proxy | None:
     """Return the proxy for requests to `url`, or None if they need none."""
-    asked = urlsplit(url)
-    host = (asked.hostname or "").rstrip(".")
-    found = _named(asked.scheme, environ) or _named("all", environ)
-    if found is None or _is_here(host):
+    parts = urlsplit(url)
+    host = (parts.hostname or "").rstrip(".")
+    found = _configured(parts.scheme, environ) or _configured("all", environ)
+    if found is None or _is_this_machine(host):
         return None
     items = re.split(r"[\s,]+", _value("no_proxy", environ)[1])
-    port = asked.port or _PORTS.get(asked.scheme, 0)
+    port = parts.port or _PORTS.get(parts.scheme, 0)
     return None if any(_fits(item.lower(), host, port) for item in items if item) else found
 
 
-def _named(scheme: str, environ: Mapping[str, str]) -> Proxy | None:
+def _configured(scheme: str, environ: Mapping[str, str]) -> Proxy | None:
     variable, value = _value(f"{scheme}_proxy", environ)
     if not value or (variable == "HTTP_PROXY" and "REQUEST_METHOD" in environ):
         return None
@@ -60,7 +60,7 @@ def _value(name: str, environ: Mapping[str, str]) -> tuple[str, str]:
     return next((one for one in found if one[1]), (name.upper(), ""))
 
 
-def _is_here(host: str) -> bool:
+def _is_this_machine(host: str) -> bool:
     address = _address(host)
     return address.is_loopback if address else host == "localhost" or host.endswith(".localhost")
 

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from fedround.common.books import Admission, Closed, Difference, Open, Page, Verdict, admissions_to_json, page_from_json
 from fedround.errors import BadAnswer, Refused, UnknownAttempt
-from fedround.http.exchange import ANSWER_TIMEOUT, Trace
+from fedround.http.exchange import RESPONSE_TIMEOUT, Trace
 from fedround.http.peer import AsyncPeer, Query
 from fedround.http.tls import Context
 
@@ -16,12 +16,12 @@ CLOSE_TIMEOUT = 120.0
 """Seconds. Closing a round makes the new model, which may be large."""
 LEDGER_TIMEOUT = 30.0
 """Seconds. The aggregator holds its response for up to 20 s."""
-MAX_ANSWER = 64 << 20
+MAX_RESPONSE = 64 << 20
 """Bytes. A response may name every participant."""
 
 
 class RemoteBooks:
-    """`Books` over HTTP.
+    """`Books` over HTTP: the calls of the internal API.
 
     Args:
         url: URL of the aggregator's internal port.
@@ -55,13 +55,13 @@ class RemoteBooks:
 
     async def ledger(self, incarnation: str, after: int, best: int | None = None) -> Page:
         query: Query = {"incarnation": incarnation, "after": after, **({} if best is None else {"best": best})}
-        body = await self._peer.ask("GET", "/books/ledger", query=query, timeout=LEDGER_TIMEOUT, max_answer=MAX_ANSWER)
+        body = await self._peer.ask("GET", "/books/ledger", query=query, timeout=LEDGER_TIMEOUT, max_response=MAX_RESPONSE)
         return _decoded(body, page_from_json)
 
-    async def _call(self, operation: str, attempt: str, *, timeout: float = ANSWER_TIMEOUT, **message: object) -> bytes:
+    async def _call(self, operation: str, attempt: str, *, timeout: float = RESPONSE_TIMEOUT, **message: object) -> bytes:
         message["attempt"] = attempt
         try:
-            return await self._peer.ask("POST", f"/books/{operation}", json=message, timeout=timeout, max_answer=MAX_ANSWER)
+            return await self._peer.ask("POST", f"/books/{operation}", json=message, timeout=timeout, max_response=MAX_RESPONSE)
         except Refused as refused:
             if refused.status == 409:
                 raise UnknownAttempt(attempt) from refused

@@ -21,8 +21,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from fedround.common.wire import MIN_RATE, MIN_RATE_WINDOW
 from fedround.errors import ConfigurationError
 from fedround.events import ConnectionCut, ConnectionsChanged, Observer, Observers
-from fedround.http.budgets import Connections, Limits, PortKind, Wanted, network, share_out
-from fedround.http.throttle import GIVES_WAY, Known, Throttle, nobody
+from fedround.http.budgets import Connections, Limits, PortKind, PortSettings, network, share_out
+from fedround.http.throttle import MARK_IDLE, Known, Throttle, no_participant
 from fedround.http.tls import CLIENT, Context
 from fedround.http.tls_transport import HANDSHAKE, STALE, TlsTransport
 
@@ -36,18 +36,17 @@ MAX_HEAD = 32 << 10
 """Maximum number of bytes of a head, of trailers, or between two pieces of a body."""
 MAX_HEADERS = 100
 """Maximum number of header fields of a request, including trailers."""
-AHEAD = 4
+MAX_PIPELINED = 4
 """Maximum number of pipelined requests that wait on a connection. Reading pauses while there are as many."""
 END_OF_HEAD = b"\r\n\r\n"
 GRACE = 5
 """Seconds that running requests have to finish when a server stops."""
 STALL = 60
 """Seconds after which a peer that reads nothing of a response is disconnected: it would keep a whole model in memory."""
-BACKLOG = 2048
+BACKLOG, BACKLOG_OPS = 2048, 100
+"""Backlogs of ports. asyncio accepts up to this many connections in one step, before they are counted."""
 REFUSALS_EVERY = 60.0
 """Minimum seconds between two log lines with the same reason for refused connections of a port."""
-BACKLOG_OPS = 100
-"""Backlog of an ops port. asyncio accepts up to this many connections in one step, before they are counted."""
 
 
 @dataclass
@@ -63,7 +62,7 @@ class Endpoint:
         tls: TLS context. None: no TLS.
         kind: Name of the port in metrics.
         limits: Maximum number of connections, and of those from one address. 0: derived from the limit of open files.
-        observe: Receives events about connections.
+        observe: Observer of connections.
         known: Returns the participant that a request is for (see `throttle`).
     """
 
@@ -77,7 +76,7 @@ class Endpoint:
     kind: PortKind = "public"
     limits: tuple[int, int] = (0, 0)
     observe: Observer = field(default_factory=Observers)
-    known: Known = nobody
+    known: Known = no_participant
 
     @property
     def backlog(self) -> int:
@@ -112,7 +111,7 @@ async def serving(*endpoints: Endpoint, grace: int = GRACE) -> AsyncIterator[Non
     """
     async with AsyncExitStack() as stack:
         sockets = [stack.enter_context(endpoint.bind()) for endpoint in endpoints]
-        limits = share_out(_descriptors(), [Wanted(each.kind, *each.limits) for each in endpoints])
+        limits = share_out(_descriptors(), [PortSettings(each.kind, *each.limits) for each in endpoints])
         servers = [_Server(endpoint, grace, limit) for endpoint, limit in zip(endpoints, limits, strict=True)]
         running = [asyncio.create_task(server.serve([bound])) for server, bound in zip(servers, sockets, strict=True)]
         for endpoint in endpoints:
@@ -139,7 +138,7 @@ class _Port:
     def __init__(self, endpoint: Endpoint, limits: Limits) -> None:
         self.connections = Connections["_Protocol"](limits)
         self._endpoint = endpoint
-        self._silent_until: dict[str, float] = {}
+        self._log_after: dict[str, float] = {}
 
     def opened(self, protocol: "_Protocol", address: str) -> None:
         closed = self.connections.opened(protocol, address)
@@ -155,11 +154,11 @@ class _Port:
     def refused(self, reason: str) -> None:
         """Log why the port refuses a connection, each reason at most once a minute."""
         now = time.monotonic()
-        if now >= self._silent_until.get(reason, now):
-            self._silent_until[reason] = now + REFUSALS_EVERY
+        if now >= self._log_after.get(reason, now):
+            self._log_after[reason] = now + REFUSALS_EVERY
             LOG.warning("%s: refused a connection: %s", self._endpoint.setting, reason)
 
-    def was_cut(self, reason: str) -> None:
+    def count_cut(self, reason: str) -> None:
         self._endpoint.observe(ConnectionCut(self._endpoint.kind, reason))
 
     def _changed(self) -> None:
@@ -167,10 +166,10 @@ class _Port:
 
 
 class _Flow(FlowControl):
-    """uvicorn's flow control, which keeps reading paused while enough has been read ahead.
+    """uvicorn's flow control, but reading stays paused while enough has been read ahead.
 
-    In uvicorn, every request that waits for its body resumes reading. Reading also stays paused while the peer reads nothing: TLS
-    alone makes a peer's input produce output.
+    In uvicorn, every request that waits for its body resumes reading. Reading also stays paused while the peer reads nothing: with
+    TLS, a peer's input alone can produce output.
     """
 
     full = False
@@ -188,15 +187,15 @@ class _Protocol(HttpToolsProtocol):
       since the last response is idle: uvicorn closes its connection after `KEEP_ALIVE`.
     - It disconnects a peer that reads a response more slowly than the minimum rate of uploads: it would keep a model in memory.
     - Pipelined requests wait. uvicorn creates many objects for each head that it parses, and one read may contain thousands of
-      heads. So the parser gets one head at a time, and none while `AHEAD` requests wait. If more than `MAX_HEAD` bytes wait behind
-      those, it disconnects the peer.
+      heads. So the parser gets one head at a time, and none while `MAX_PIPELINED` requests wait. It disconnects the peer if more
+      than `MAX_HEAD` bytes wait behind those.
     - A connection ends after the response to a request whose body was not read completely.
     - The port closes connections in favour of new ones by the rules of `budgets`.
     """
 
     port: _Port
     _size = 0
-    """Bytes received since the last end of a head or piece of a body."""
+    """Bytes received since the last end of a head, or of a piece of a body."""
     _head = 0
     """Bytes of the header fields of the newest request."""
     _body = 0
@@ -208,7 +207,7 @@ class _Protocol(HttpToolsProtocol):
     _timer: asyncio.TimerHandle | None = None
     _stalled: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
         self.flow = self._flow = _Flow(transport)
         self._await_head()
@@ -216,7 +215,7 @@ class _Protocol(HttpToolsProtocol):
 
     def cut(self, reason: str) -> None:
         """Close the connection immediately. Unsent data is lost."""
-        self.port.was_cut(reason)
+        self.port.count_cut(reason)
         self._hang_up()
         self.transport.abort()
 
@@ -231,19 +230,19 @@ class _Protocol(HttpToolsProtocol):
         self._running = cycle
         super()._start_asgi_task(cycle, app)
 
-    def _gives_way(self) -> None:
+    def _mark_idle(self) -> None:
         self.port.connections.idle(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._hang_up()
-        self._head_is_whole()
-        self._is_taken()
+        self._head_complete()
+        self._cancel_stall_timer()
         self._unset_keepalive_if_required()  # uvicorn keeps the timer after a reset, and with it this object for another 75 s
         for cycle, _ in self.pipeline:
-            cycle.on_response = _nothing  # they never run, and would stay in memory until a garbage collection
+            cycle.on_response = _ignore  # they never run, and would stay in memory until a garbage collection
         self.pipeline.clear()
         if self.scope is not None:
-            self.scope.pop(GIVES_WAY, None)  # type: ignore[misc]  # a key of ours
+            self.scope.pop(MARK_IDLE, None)  # type: ignore[misc]  # our own key
         self._unread = b""
         super().connection_lost(exc)
         self.port.closed(self)
@@ -258,7 +257,7 @@ class _Protocol(HttpToolsProtocol):
 
     def _parse(self) -> None:
         """Parse received bytes, in pieces that end where a head may end, while another request may wait."""
-        while self._at < len(self._unread) and len(self.pipeline) < AHEAD and not self.transport.is_closing():
+        while self._at < len(self._unread) and len(self.pipeline) < MAX_PIPELINED and not self.transport.is_closing():
             start, end = self._at, self._unread.find(END_OF_HEAD, self._at + self._body)
             self._at = len(self._unread) if end < 0 else end + len(END_OF_HEAD)
             self._size += self._at - start
@@ -285,12 +284,12 @@ class _Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._head = 0
-        self.scope[GIVES_WAY] = self._gives_way  # type: ignore[literal-required]  # a key of ours
+        self.scope[MARK_IDLE] = self._mark_idle  # type: ignore[literal-required]  # our own key
         if client := self.transport.get_extra_info(CLIENT):
             self.scope["extensions"] = {CLIENT: client}
 
     def on_headers_complete(self) -> None:
-        self._head_is_whole()
+        self._head_complete()
         self._body = next((int(value) for name, value in self.headers if name == b"content-length"), 0)
         self.port.connections.busy(self)
         super().on_headers_complete()
@@ -322,11 +321,11 @@ class _Protocol(HttpToolsProtocol):
         self._stalled = self.loop.call_later(seconds, self.cut, "slow")
 
     def resume_writing(self) -> None:
-        self._is_taken()
+        self._cancel_stall_timer()
         super().resume_writing()
         self._flow.resume_reading()
 
-    def _is_taken(self) -> None:
+    def _cancel_stall_timer(self) -> None:
         if self._stalled is not None:
             self._stalled.cancel()
             self._stalled = None
@@ -334,14 +333,14 @@ class _Protocol(HttpToolsProtocol):
     def _await_head(self) -> None:
         self._timer = self.loop.call_later(HEAD_TIMEOUT, self.cut, "head")
 
-    def _head_is_whole(self) -> None:
+    def _head_complete(self) -> None:
         self._size = 0
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
 
-def _nothing() -> None: ...
+def _ignore() -> None: ...
 
 
 def _connection(endpoint: Endpoint, port: _Port, **options: Any) -> asyncio.Protocol:
@@ -366,7 +365,7 @@ class _Server(uvicorn.Server):
                 server_header=False,
                 timeout_graceful_shutdown=grace,
                 timeout_keep_alive=KEEP_ALIVE,
-                workers=1,  # otherwise it reads WEB_CONCURRENCY, which is not meant for it
+                workers=1,  # otherwise uvicorn reads WEB_CONCURRENCY
                 ws="none",
             )
         )
@@ -384,7 +383,7 @@ class _Server(uvicorn.Server):
 
 
 def _answering_when_cancelled(app: ASGIApp) -> ASGIApp:
-    """Respond to a cancelled request with 503, without a traceback. Only a stopping server cancels requests."""
+    """Wrap an app: respond to a cancelled request with 503, without a traceback. Only a stopping server cancels requests."""
 
     async def outermost(scope: Scope, receive: Receive, send: Send) -> None:
         try:

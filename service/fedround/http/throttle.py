@@ -1,10 +1,10 @@
-"""Rate limiting: an ASGI app around another one, which delays or refuses requests beyond the rates of `budgets`.
+"""Rate limiting: an ASGI app around another one that delays or refuses requests beyond the rates below.
 
 1. A request of a known participant counts for this participant at its address. Every other request counts for its address:
    those without a known id, registrations, and those of operators.
 2. A request beyond the rate gets a 429 after `DELAY`. A client that waits for each response slows down.
 3. Probes beyond the rate are delayed but never refused: an orchestrator kills a container that does not respond to them.
-4. At most `MOST_DELAYED` requests are delayed at a time. Further refusals are immediate and end the connection.
+4. At most `MAX_DELAYED` requests are delayed at a time. Further refusals are immediate and end the connection.
 """
 
 import asyncio
@@ -25,18 +25,21 @@ TABLE = 4096
 """Maximum number of addresses, and of participants, with a bucket."""
 DELAY = 1.0
 """Seconds before a refusal, and in its `Retry-After`."""
-MOST_DELAYED = 1000
+MAX_DELAYED = 1000
 """Maximum number of requests that are delayed at a time."""
-GIVES_WAY = "fedround.gives_way"
-"""Key of a callback in a scope. Called when a new connection may replace this one, although its request is running."""
+MARK_IDLE = "fedround.mark_idle"
+"""Key of a callback in a scope. It lets a new connection replace this one, although its request is running."""
 PROBES = frozenset(("/livez", "/readyz"))
 
 EXEMPT = object()
 Known = Callable[[Scope], Hashable | None]
-"""Returns the known participant of a request, and its attempt. None: no known participant. `EXEMPT`: do not count it."""
+"""A function that returns the known participant of a request, and its attempt.
+
+None: no known participant. `EXEMPT`: do not count the request.
+"""
 
 
-def nobody(scope: Scope) -> None:
+def no_participant(scope: Scope) -> None:
     """Return None: this port knows no participants."""
 
 
@@ -44,9 +47,9 @@ class Throttle:
     """An ASGI app that limits the rate of requests to another one.
 
     Args:
-        app: The app behind it.
+        app: The other app.
         kind: The port, for metrics.
-        observe: Receives an event for each request that is delayed or refused.
+        observe: Observer of each request that is delayed or refused.
         known: Returns the participant that a request is for.
         clock: Returns monotonic seconds.
     """
@@ -57,7 +60,7 @@ class Throttle:
         kind: PortKind,
         observe: Observer,
         *,
-        known: Known = nobody,
+        known: Known = no_participant,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._app = app
@@ -70,7 +73,7 @@ class Throttle:
         self._delayed = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._in_time(scope):
+        if self._within_rate(scope):
             await self._app(scope, receive, send)
             return
         self._observe(self._fact)
@@ -81,7 +84,7 @@ class Throttle:
         headers = {"Retry-After": f"{DELAY:.0f}"} | ({} if delayed else {"Connection": "close"})
         await asgi.problem(429, "too many requests", headers)(scope, receive, send)
 
-    def _in_time(self, scope: Scope) -> bool:
+    def _within_rate(self, scope: Scope) -> bool:
         address, now = network(scope["client"][0] if scope.get("client") else ""), self._clock()
         participant = self._known(scope)
         if participant is None:
@@ -89,10 +92,10 @@ class Throttle:
         return participant is EXEMPT or self._participants.take((address, participant), now)
 
     async def _delay(self, scope: Scope) -> bool:
-        if self._delayed >= MOST_DELAYED:
+        if self._delayed >= MAX_DELAYED:
             return False
-        if scope["path"] not in PROBES and (gives_way := scope.get(GIVES_WAY)):
-            gives_way()
+        if scope["path"] not in PROBES and (mark_idle := scope.get(MARK_IDLE)):
+            mark_idle()
         self._delayed += 1
         try:
             await asyncio.sleep(DELAY)

@@ -100,7 +100,7 @@ class Context(ssl.SSLContext):
             return current.wrap_socket(sock, *args, **kwargs)
         except ssl.SSLCertVerificationError as error:
             if error.verify_code in MISMATCH:
-                raise Misnamed(error, _shown(current, address)) from error
+                raise Misnamed(error, _presented_names(current, address)) from error
             raise
 
     def _stamps(self) -> list[tuple[int, int, int] | None]:
@@ -130,7 +130,7 @@ def server(
     key: File | None,
     client_ca: File | None = None,
     *,
-    needed: bool = True,
+    required: bool = True,
     names_clients: bool = False,
 ) -> Context | None:
     """Return the TLS context of a port, or None if no file is set.
@@ -140,7 +140,7 @@ def server(
         cert: Certificate and its chain, in PEM.
         key: Private key, in PEM. None: it is in the same file.
         client_ca: CA certificates for client certificates, in PEM. None: the port does not request client certificates.
-        needed: Whether to refuse clients without a certificate.
+        required: Whether to refuse clients without a certificate.
         names_clients: Whether the names in client certificates identify the clients.
     """
     names = Names.of(prefix, server=True)
@@ -158,7 +158,7 @@ def server(
         _load_pair(context, names, cert, key, server=True)
         if client_ca is not None:
             _load_authorities(context, names, client_ca)
-            context.verify_mode = ssl.CERT_REQUIRED if needed else ssl.CERT_OPTIONAL
+            context.verify_mode = ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL
         return context
 
     files = [file for file in (cert, key, client_ca) if file is not None]
@@ -172,7 +172,7 @@ def public(settings: "PlatformSettings") -> Context | None:
         settings.tls_cert_file,
         settings.tls_key_file,
         settings.tls_client_ca_file,
-        needed=settings.tokens_file is None,
+        required=settings.tokens_file is None,
         names_clients=True,
     )
 
@@ -208,7 +208,7 @@ def client(names: Names, ca: File | None, cert: File | None, key: File | None, *
     return Context(names, make, [file for file in (ca, cert, key) if file is not None])
 
 
-def only(settings: Names, file: File, *, check_hostname: bool = True) -> ssl.SSLContext:
+def trusting_only(settings: Names, file: File, *, check_hostname: bool = True) -> ssl.SSLContext:
     """Return a client's context that trusts only the certificates in a file: CAs, or the certificate of a server."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = check_hostname
@@ -234,16 +234,16 @@ def client_name(certificate: Mapping[str, Any]) -> str:
     return next((name for name in [*dns, *common] if parse_name(name) is not None), "")
 
 
-def _shown(context: ssl.SSLContext, address: tuple[Any, ...]) -> list[str]:
-    """Return the names of a server's certificate. A failed handshake does not contain them."""
+def _presented_names(context: ssl.SSLContext, address: tuple[Any, ...]) -> list[str]:
+    """Return the names of a server's certificate, by another handshake. The error of a failed one does not contain them."""
     import socket
 
-    asking = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    asking.check_hostname = False
+    lenient = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    lenient.check_hostname = False
     for authority in context.get_ca_certs(binary_form=True):
-        asking.load_verify_locations(cadata=authority)
-    with suppress(OSError), socket.create_connection(address[:2], DIAGNOSIS) as plain, asking.wrap_socket(plain) as shown:
-        return names(shown.getpeercert() or {})
+        lenient.load_verify_locations(cadata=authority)
+    with suppress(OSError), socket.create_connection(address[:2], DIAGNOSIS) as plain, lenient.wrap_socket(plain) as secured:
+        return names(secured.getpeercert() or {})
     return []
 
 
@@ -343,12 +343,12 @@ def _unused(cert: str, others: Mapping[str, File | None]) -> None:
 
 
 def _flaw(cert: File, key: File | None, *, server: bool) -> str:
-    """Return why peers will refuse a certificate, such as "certificate has expired", or "". It makes a handshake with itself."""
+    """Return why peers will refuse a certificate, such as "certificate has expired", or "", by a handshake in memory."""
     ends = {}
-    for protocol, judges in {ssl.PROTOCOL_TLS_SERVER: not server, ssl.PROTOCOL_TLS_CLIENT: server}.items():
+    for protocol, verifies in {ssl.PROTOCOL_TLS_SERVER: not server, ssl.PROTOCOL_TLS_CLIENT: server}.items():
         ends[protocol] = context = ssl.SSLContext(protocol)
         context.check_hostname = False
-        context.verify_mode = ssl.CERT_REQUIRED if judges else ssl.CERT_NONE
+        context.verify_mode = ssl.CERT_REQUIRED if verifies else ssl.CERT_NONE
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # this certificate is its own authority here
         context.load_verify_locations(cert)
         context.load_cert_chain(cert, key)

@@ -21,7 +21,7 @@ STALE = "fedround.stale"
 """Key of the transport's extra info: whether the certificate files were replaced since the handshake."""
 
 _BODY = Problem(400, "Bad Request", SPEAKS_TLS).encode()
-_PLAIN = (
+_PLAIN_RESPONSE = (
     b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: "
     + f"{Problem.media_type}\r\nContent-Length: {len(_BODY)}\r\n\r\n".encode()
     + _BODY
@@ -33,11 +33,11 @@ class _State(Enum):
     HANDSHAKE = auto()
     OPEN = auto()
     CLOSED = auto()
-    """Input is discarded until the peer has read why."""
+    """The peer still reads the reason. Its input is discarded."""
 
 
 class TlsTransport(asyncio.Transport, asyncio.Protocol):
-    """The protocol of a socket's transport, and the transport of `app`.
+    """TLS between two parties: it is the protocol of a socket's transport, and the transport of the protocol `app`.
 
     `refused` is called with the reason if a handshake fails or does not begin.
     """
@@ -88,7 +88,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             self._tls = self._made_with.wrap_bio(self._incoming, self._outgoing, server_side=True)
             self._state = _State.HANDSHAKE
             return True
-        self._raw.write(_PLAIN)
+        self._raw.write(_PLAIN_RESPONSE)
         self._refuse("a client does not speak TLS")
         return False
 
@@ -110,7 +110,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         return True
 
     def _refuse(self, reason: str) -> None:
-        """Close after the peer had time to read why. Closing with unread input would reset the connection."""
+        """Close after the peer had time to read the reason. Closing with unread input would reset the connection."""
         self._state = _State.CLOSED
         self._refused(reason)
         if self._raw.can_write_eof():
@@ -189,7 +189,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._app = protocol
 
     def get_protocol(self) -> asyncio.BaseProtocol:
-        return self._app  # type: ignore[no-any-return]  # a protocol by its use
+        return self._app  # type: ignore[no-any-return]  # set_protocol and __init__ take a protocol
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         if name == "sslcontext":

@@ -20,16 +20,16 @@ LOG = logging.getLogger(__name__)
 MAX_FILE = 16 << 20
 """Maximum size of a tokens file in bytes."""
 SETTLED = 1.0
-"""Seconds without a change after which a file counts as complete, even if its last line has no newline."""
+"""Seconds since the last change after which a file counts as complete, even if its last line has no newline."""
 TICK = 0.1
-"""Seconds in which a second change of a file may not change its time stamps."""
+"""Seconds within which a second change of a file may leave its time stamps as they are."""
 
 
-class Admitting(Protocol):
-    """A check of bearer tokens."""
+class TokenCheck(Protocol):
+    """An object that checks bearer tokens."""
 
     @property
-    def needed(self) -> bool:
+    def required(self) -> bool:
         """Whether clients need a token."""
         ...
 
@@ -53,7 +53,7 @@ class Tokens:
     Args:
         shared: Token that all participants share.
         file: The tokens file.
-        never: Token that no participant may have: the operators' token.
+        never: The operators' token, which no participant may have.
 
     Raises:
         ConfigurationError: The file cannot be read, or a line is invalid. No message contains a token.
@@ -66,43 +66,43 @@ class Tokens:
         self._file = file
         self._seen: _Stamp | None = None
         """Stamp of the complete file that was read. None: read the file again at the next request."""
-        self._complaint = ""
+        self._logged_error = ""
         self._names: Mapping[bytes, str] = self._shared
         if file is not None:
             self._read(file)
 
     @property
-    def needed(self) -> bool:
+    def required(self) -> bool:
         """Whether clients need a token."""
         return self._file is not None or bool(self._shared)
 
     def owner(self, given: str) -> str | None:
         """Return the name of the token's owner, "" for the shared token, or None for an unknown token."""
         if self._file is not None:
-            self._look(self._file)
+            self._reload(self._file)
         return self._names.get(self._digest(given))
 
     def _digest(self, token: str) -> bytes:
         return hmac.digest(self._key, token.encode(), "sha256")
 
-    def _look(self, file: Path) -> None:
+    def _reload(self, file: Path) -> None:
         """Read the file again if it has changed."""
         before = self._names
         try:
             if self._seen is None or _stamp(file.stat()) != self._seen:
                 self._read(file)
         except (OSError, ConfigurationError) as error:
-            complaint = str(error) if isinstance(error, ConfigurationError) else _unreadable(file, error)
-            if complaint != self._complaint:
-                LOG.error("%s; the previous tokens stay active", complaint)
-            self._complaint = complaint
+            text = str(error) if isinstance(error, ConfigurationError) else _unreadable(file, error)
+            if text != self._logged_error:
+                LOG.error("%s; the previous tokens stay active", text)
+            self._logged_error = text
         else:
-            self._complaint = ""
+            self._logged_error = ""
             if self._names != before:
                 LOG.info("reloaded %s: %d tokens", file, len(self._names))
 
     def _read(self, file: Path) -> None:
-        """Replace the tokens by those of the file. Raises `ConfigurationError`, and then keeps the previous tokens."""
+        """Replace the tokens by those of the file. Raises `ConfigurationError`, and then changes nothing."""
         try:
             found, content = _content(file)
         except OSError as error:
@@ -154,7 +154,7 @@ def _stamp(found: os.stat_result) -> _Stamp:
 
 
 def _age(found: os.stat_result) -> float:
-    """Return the seconds since the last change, also if a clock is wrong: a file must not stay new for ever."""
+    """Return the seconds since the last change. With a wrong clock, a file must not count as new for ever."""
     return abs(time.time() - found.st_ctime)
 
 
@@ -162,14 +162,14 @@ def _unreadable(file: Path, error: OSError) -> str:
     return f"the tokens file {file} cannot be read: {error.strerror}"
 
 
-OPEN = Tokens()
-"""No client needs a token."""
+NO_TOKENS = Tokens()
+"""The tokens of a port where no client needs one."""
 
 
-def guard(settings: PlatformSettings) -> Tokens:
+def tokens_of(settings: PlatformSettings) -> Tokens:
     """Return the tokens of a service's settings. Warn if clients on other machines need none."""
     tokens = Tokens(reveal(settings.token), settings.tokens_file, never=reveal(settings.ops_token))
-    if not (tokens.needed or is_loopback(settings.bind)):
+    if not (tokens.required or is_loopback(settings.bind)):
         name = settings.prefix
         LOG.warning("any client that reaches the %s may take part: set %s_TOKEN or %s_TOKENS_FILE", name.lower(), name, name)
     return tokens

@@ -31,13 +31,12 @@ Response = httpx.Response
 CONNECT_TIMEOUT = 5.0
 KEEPALIVE = 4.0
 """Seconds for which an idle connection is reused. Servers close theirs after 5 s or later, so none closes one while we reuse it."""
-MAX_ANSWER = 64 << 10
-"""Maximum bytes of an answer that is not a model."""
-OURS = Names(*(f"PARTICIPANT_TLS_{file}_FILE (tls_{file.lower()}_file)" for file in ("CERT", "KEY", "CA")))
+MAX_RESPONSE = 64 << 10
+"""Maximum bytes of a response other than a model."""
+TLS_FILES = Names(*(f"PARTICIPANT_TLS_{file}_FILE (tls_{file.lower()}_file)" for file in ("CERT", "KEY", "CA")))
 """The settings that name a participant's TLS files."""
 T = TypeVar("T")
 
-# Exceptions of httpx and of sockets, and ours. The first class that matches decides.
 FOREIGN: Mapping[type[Exception], type[ExchangeError]] = {
     httpx.LocalProtocolError: BadAnswer,
     httpx.UnsupportedProtocol: BadAnswer,
@@ -53,23 +52,24 @@ FOREIGN: Mapping[type[Exception], type[ExchangeError]] = {
     OSError: Unreachable,
     UnicodeError: NotConnected,  # the resolver's, for a host name with a part of more than 63 characters
 }
+"""Exceptions of httpx and of sockets, and ours. The first class that matches decides."""
 
 
 # Clients
 
 
 def sync_client(token: str | None, transport: Transport, *on_request: Callable[[Request], None]) -> httpx.Client:
-    """Make a synchronous client. It calls `on_request` before each request, and logs requests and answers."""
+    """Make a synchronous client. It calls `on_request` before each request, and logs requests and responses."""
     hooks: Any = {"request": [*on_request, http_log.request], "response": [http_log.response]}
     return httpx.Client(headers=default_headers(token), transport=transport, event_hooks=hooks, trust_env=False)
 
 
 def async_client(tls: Context | None, url: str) -> httpx.AsyncClient:
-    """Make an asynchronous client for `url`, which sends no token by itself."""
+    """Make an asynchronous client for `url`. Each request must bring its own token."""
     return httpx.AsyncClient(headers=default_headers(None), transport=AsyncRouted(tls, url), trust_env=False)
 
 
-# Answers
+# Responses
 
 
 @contextmanager
@@ -86,24 +86,25 @@ def mapped(where: str, names: Names) -> Iterator[None]:
 
 
 def read_problem(response: Response) -> bytes:
-    """Return the body of an error answer; empty if it cannot be read, since the status alone is enough."""
+    """Return the body of an error response; empty if it cannot be read, since the status alone is enough."""
     with suppress(httpx.TransportError, TimeoutError, BadAnswer):
         return read(response) if response.status_code >= 400 else b""
     return b""
 
 
 def read(response: Response) -> bytes:
-    """Return the body of a small answer."""
+    """Return the body of a small response."""
     body = bytearray()
     for chunk in response.iter_raw():
         body += chunk
-        bounded(body, MAX_ANSWER)
+        check_size(body, MAX_RESPONSE)
     return bytes(body)
 
 
-def bounded(body: bytearray, limit: int) -> None:
+def check_size(body: bytearray, limit: int) -> None:
+    """Raise `BadAnswer` if a body has more than `limit` bytes."""
     if len(body) > limit:
-        raise BadAnswer(f"the answer has more than {limit} bytes")
+        raise BadAnswer(f"the response has more than {limit} bytes")
 
 
 # Connections
@@ -111,23 +112,24 @@ def bounded(body: bytearray, limit: int) -> None:
 
 @cache
 def _default_tls() -> Context:
-    """Load the usual authorities, only when a URL is https: it takes 30 ms. Raises `ConfigurationError`."""
+    """Load the public CAs, only when a URL is https: it takes 30 ms. Raises `ConfigurationError`."""
     try:
-        return authorities(None, OURS)
+        return authorities(None, TLS_FILES)
     except OSError as error:
         variable = "SSL_CERT_FILE" if os.environ.get("SSL_CERT_FILE") else "SSL_CERT_DIR"
         raise ConfigurationError(f"{variable}: {os.environ.get(variable)}: {error.strerror or error}") from error
 
 
 def authorities(ca_file: File | None, names: Names) -> Context:
-    """Return a context with the usual authorities and the one in `ca_file`."""
+    """Return a context with the public CAs and those in `ca_file`."""
     return tls_client(names, ca_file, None, None, base=httpx.create_ssl_context)
 
 
-def tls(ca_file: File | None, cert_file: File | None, key_file: File | None, names: Names = OURS) -> Context | None:
-    """Return a context with the usual authorities, `ca_file`, and the client certificate; None if no file is set.
+def tls(ca_file: File | None, cert_file: File | None, key_file: File | None, names: Names = TLS_FILES) -> Context | None:
+    """Return a context with the public CAs, those in `ca_file`, and the client certificate; None if no file is set.
 
-    Raises `ConfigurationError`, which names the settings.
+    Raises:
+        ConfigurationError: A file cannot be used. The message names its setting.
     """
     if ca_file is cert_file is key_file is None:
         return None
@@ -135,7 +137,7 @@ def tls(ca_file: File | None, cert_file: File | None, key_file: File | None, nam
 
 
 class _Routes(Generic[T]):
-    """One transport for each proxy, with TLS and without, made on first use. The one for `url` is made immediately."""
+    """Transports by proxy, with TLS and without, made on first use. The one for `url` is made immediately."""
 
     def __init__(self, make: Callable[..., T], tls: Context | None, url: str | None) -> None:
         self._make = make
@@ -149,7 +151,7 @@ class _Routes(Generic[T]):
         return iter(self._made.values())
 
     def to(self, url: str) -> T:
-        """Return the transport for a URL. Raises `ConfigurationError` if the environment's proxy or authorities are unusable."""
+        """Return the transport for a URL. Raises `ConfigurationError` if the environment's proxy or CAs are unusable."""
         proxy, secure = proxy_for(url, self._environ), url.startswith("https:")
         if (found := self._made.get((proxy, secure))) is None:
             verify = (self._tls or _default_tls()) if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -161,14 +163,14 @@ class _Routes(Generic[T]):
 
 def _checked(proxy: Proxy) -> httpx.Proxy:
     if not proxy.is_valid:
-        raise ConfigurationError(f"{proxy.variable}: is no proxy's URL: write http://host:port")
+        raise ConfigurationError(f"{proxy.variable}: invalid proxy URL: write http://host:port")
     if proxy.url.startswith("socks") and find_spec("socksio") is None:
-        raise ConfigurationError(f"{proxy.variable}: a SOCKS proxy needs one more package: pip install 'httpx[socks]'")
+        raise ConfigurationError(f"{proxy.variable}: a SOCKS proxy needs another package: pip install 'httpx[socks]'")
     return httpx.Proxy(proxy.url)
 
 
 class Routed(httpx.BaseTransport):
-    """Sends each request through the proxy of its URL."""
+    """A transport that sends each request through the proxy of its URL."""
 
     def __init__(self, tls: Context | None, url: str | None) -> None:
         self._routes = _Routes(_transport, tls, url)
@@ -188,7 +190,7 @@ def _transport(**options: Any) -> httpx.HTTPTransport:
 
 
 class AsyncRouted(httpx.AsyncBaseTransport):
-    """Sends each request through the proxy of its URL."""
+    """See `Routed`."""
 
     def __init__(self, tls: Context | None, url: str | None) -> None:
         self._routes = _Routes(httpx.AsyncHTTPTransport, tls, url)
@@ -211,7 +213,7 @@ def default_headers(token: str | None) -> dict[str, str]:
 
 def bearer(token: str | None) -> dict[str, str]:
     if token is not None and not re.fullmatch("[!-~]+", token):
-        raise ConfigurationError("a token is sent in a header: visible ASCII characters, at least one, and no blanks")
+        raise ConfigurationError("the token must consist of visible ASCII characters, without spaces")
     return {} if token is None else {"Authorization": f"Bearer {token}"}
 
 
@@ -220,7 +222,7 @@ def timeouts(seconds: float) -> httpx.Timeout:
 
 
 class InMemory(httpx.BaseTransport):
-    """For tests: sends requests to ASGI apps, by host name, on the event loop of another thread. It uses no sockets."""
+    """A transport for tests, without sockets: it sends requests to ASGI apps, by host name, on the event loop of another thread."""
 
     def __init__(self, apps: "Mapping[str, ASGIApp]", loop: asyncio.AbstractEventLoop) -> None:
         self._hosts = {host: httpx.ASGITransport(app, raise_app_exceptions=False) for host, app in apps.items()}

@@ -61,17 +61,17 @@ class Access:
 
         async def guarded(request: Request) -> Response:
             changes = method not in ("GET", "HEAD")
-            if (changes or (private and self._closed)) and not self._tokens.needed:
+            if (changes or (private and self._closed)) and not self._tokens.required:
                 return asgi.problem(403, f"this endpoint is closed: set {self._variable}, and send that token")
             if asgi.bearer(request.headers, self._tokens, basic=not changes) is None:
-                return asgi.unauthorized(request.headers, basic=basic, whose=f"operators' token ({self._variable})")
+                return asgi.unauthorized(request.headers, basic=basic, needs=f"operators' token ({self._variable})")
             return await endpoint(request)
 
         return Route(path, guarded, methods=[method])
 
     def known(self, scope: Scope) -> Hashable | None:
         """Exempt operators with the token from throttling (see `fedround.http.throttle`)."""
-        proved = self._tokens.needed and asgi.bearer(Headers(scope=scope), self._tokens, basic=True) is not None
+        proved = self._tokens.required and asgi.bearer(Headers(scope=scope), self._tokens, basic=True) is not None
         return EXEMPT if proved else None
 
 

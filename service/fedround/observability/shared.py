@@ -18,7 +18,7 @@ class Shared(Generic[T]):
     def __init__(self, render: Callable[[], T], clock: Callable[[], float] = time.monotonic) -> None:
         self._render = render
         self._clock = clock
-        self._bucket = Buckets[None](RATE, BURST, most=1)
+        self._bucket = Buckets[None](RATE, BURST, max_keys=1)
         self._last: list[T] = []
 
     def __call__(self) -> T:

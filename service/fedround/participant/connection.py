@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from fedround.events import Observer
 from fedround.http import hosts
-from fedround.http.bodies import Room
+from fedround.http.bodies import Sink
 from fedround.http.client import AggregatorClient, CoordinatorClient
 from fedround.http.exchange import Options, Trace
 from fedround.http.transport import Transport
@@ -28,7 +28,7 @@ def connected(
     terms: Terms,
     observe: Observer,
     *,
-    room: Callable[[], Room] | None = None,
+    make_sink: Callable[[], Sink] | None = None,
     transport: Transport | None = None,
     pod_index: int | None = None,
     trace: Trace | None = None,
@@ -42,7 +42,7 @@ def connected(
         coordinator_url: URL of the coordinator, such as `http://localhost:8081`.
         terms: Options of the participant.
         observe: Called with every fact.
-        room: Creates the memory that `trainer` takes a model in. Default: memory of this process.
+        make_sink: Creates the memory that `trainer` takes a model in. Default: memory of this process.
         transport: Replaces sockets.
         pod_index: Index of this pod in its StatefulSet.
         trace: Wraps each request in a span.
@@ -59,7 +59,7 @@ def connected(
     both = Options(token=terms.token, tls=tls, observe=observe, transport=transport, trace=trace)
     with (
         closing(CoordinatorClient(coordinator_url, **both)) as coordinator,
-        closing(AggregatorClient(max_model_size=terms.max_model_size, room=room, **both | trusting)) as aggregator,
+        closing(AggregatorClient(max_model_size=terms.max_model_size, make_sink=make_sink, **both | trusting)) as aggregator,
     ):
         yield Runtime(
             trainer,

@@ -29,7 +29,7 @@ LOG = logging.getLogger(__name__)
 class Inside(Training):
     """The `Host` that trains in this process. It is ready once created."""
 
-    room = None
+    make_sink = None
 
     def __init__(self, participant: ParticipantABC[Any, Any]) -> None:
         # `sys.exit()` is a failure of the training code: no other code of this service calls it.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from fedround.common.settings import AfterFinish, Isolation, ParticipantSettings, reveal
 from fedround.events import Observer
-from fedround.http.bodies import Room
+from fedround.http.bodies import Sink
 from fedround.observability.health import Health
 from fedround.observability.metrics.participant import ParticipantMetrics
 from fedround.observability.pushes import exporting
@@ -37,7 +37,7 @@ class Host(Trainer, Protocol):
     """A trainer of a service, which may still be starting."""
 
     @property
-    def room(self) -> Callable[[], Room] | None:
+    def make_sink(self) -> Callable[[], Sink] | None:
         """Creates the memory that it takes a model in. None: memory of this process."""
         ...
 
@@ -91,7 +91,7 @@ def serve(settings: ParticipantSettings, host: Host, bounded: Bounded = lambda *
             settings.coordinator_url,
             terms,
             telemetry.observe,
-            room=host.room,
+            make_sink=host.make_sink,
             pod_index=_pod_index(os.environ),
             trace=telemetry.client,
             beat=lambda within: health.beat(within=within),

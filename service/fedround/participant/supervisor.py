@@ -109,7 +109,7 @@ class Supervisor:
         self.close()
 
     @property
-    def room(self) -> Callable[[], Memory]:
+    def make_sink(self) -> Callable[[], Memory]:
         """Creates the memory that a model is received in."""
         return Memory.create
 

@@ -3,19 +3,19 @@
 import pytest
 
 from fedround.errors import BadAnswer, Busy, ExchangeError, Intercepted, Refused, Unreachable
-from fedround.http.answers import Asked, check
+from fedround.http.responses import RequestInfo, check
 
 ID = "3f1c9a52-7a84-4a0e-9d4a-1b1f0c8d2e61"
 TOKEN = "b7d30e11-52c8-4c7b-8f0d-6a5e4c3b2a19"
 HTML = {"Content-Type": "text/html; charset=utf-8"}
 PROBLEM = {"Content-Type": "application/problem+json"}
 PAGE = b"<html><h1>nginx</h1></html>"
-ASKED = Asked("GET fl/x", "http://fl/x", "/x")
+ASKED = RequestInfo("GET fl/x", "http://fl/x", "/x")
 
 
-def meaning(status: int, headers: dict[str, str], body: bytes = b"", asked: Asked = ASKED) -> ExchangeError:
+def meaning(status: int, headers: dict[str, str], body: bytes = b"", request: RequestInfo = ASKED) -> ExchangeError:
     with pytest.raises(ExchangeError) as caught:
-        check(asked, status, headers, body, (200,))
+        check(request, status, headers, body, (200,))
     return caught.value
 
 
@@ -58,7 +58,7 @@ def test_each_answer_is_one_of_our_errors(status: int, headers: dict[str, str], 
 
 
 def test_a_proxys_limit_for_bodies_is_told_with_the_size_and_where_to_raise_it() -> None:
-    asked = Asked("POST fl/{id}/{token}", f"http://fl/{ID}/{TOKEN}", f"/{ID}/{TOKEN}", sent=1_600_128)
+    asked = RequestInfo("POST fl/{id}/{token}", f"http://fl/{ID}/{TOKEN}", f"/{ID}/{TOKEN}", sent=1_600_128)
     assert str(meaning(413, HTML, PAGE, asked)) == (
         "a proxy between here and the aggregator refuses bodies of 1.6 MB (413 without our header): raise its limit, "
         "nginx `client_max_body_size`"
@@ -74,17 +74,17 @@ def test_a_proxys_limit_for_bodies_is_told_with_the_size_and_where_to_raise_it()
     ],
 )
 def test_a_redirect_tells_what_url_to_set(location: str, there: str, base: str) -> None:
-    asked = Asked("GET fl/rendez_vous", "http://fl/rendez_vous", "/rendez_vous")
-    assert str(meaning(308, {"Location": location}, asked=asked)) == (
+    asked = RequestInfo("GET fl/rendez_vous", "http://fl/rendez_vous", "/rendez_vous")
+    assert str(meaning(308, {"Location": location}, request=asked)) == (
         f"308: redirects to {there}; fedround follows no redirects" + (f": set the URL to {base}" if base else "")
     )
 
 
 def test_a_redirect_tells_neither_ids_nor_tokens_nor_what_would_not_fit_into_a_line() -> None:
     path = f"/{ID}/{TOKEN}"
-    asked = Asked("GET fl/{id}/{token}", f"http://fl{path}", path)
+    asked = RequestInfo("GET fl/{id}/{token}", f"http://fl{path}", path)
     for location in (f"https://fl{path}", f"https://user:secret@fl/{'x' * 500}{path}\x1b[2J"):
-        told = str(meaning(307, {"Location": location}, asked=asked))
+        told = str(meaning(307, {"Location": location}, request=asked))
         assert TOKEN not in told
         assert ID not in told
         assert "secret" not in told

@@ -25,7 +25,7 @@ TOO_LARGE = 413
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RequestInfo:
     """The request. `where` is its method, address and path template, for messages. `sent` is the size of its body in bytes."""
 
     where: str
@@ -34,17 +34,17 @@ class Asked:
     sent: int = 0
 
 
-def check(asked: Asked, status: int, headers: Mapping[str, str], body: bytes, accept: Collection[int]) -> None:
+def check(request: RequestInfo, status: int, headers: Mapping[str, str], body: bytes, accept: Collection[int]) -> None:
     """Raise the `ExchangeError` that a response stands for. Return if its status is in `accept`.
 
     Args:
-        asked: The request.
+        request: The request.
         status: Status of the response.
         headers: Headers of the response, with names in any case.
         body: Body of a refusal, or `b""` if it could not be read.
         accept: Expected statuses.
     """
-    where = asked.where
+    where = request.where
     kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if status in (429, 503):
         raise Busy(f"{where}: {status}{_page(kind)}", retry_after=_retry_after(headers.get("Retry-After", "")))
@@ -52,10 +52,10 @@ def check(asked: Asked, status: int, headers: Mapping[str, str], body: bytes, ac
         raise Unreachable(f"{where}: {status}{_page(kind)}")
     if status >= 400 and status not in accept:
         if not _is_ours(status, kind, headers, body):
-            raise Intercepted(_refusal(status, kind, asked.sent))
+            raise Intercepted(_refusal(status, kind, request.sent))
         raise Refused(status, _detail(kind, body), where)
     if 300 <= status < 400 and "Location" in headers:
-        raise Intercepted(f"{status}: {_redirect(asked, headers['Location'])}")
+        raise Intercepted(f"{status}: {_redirect(request, headers['Location'])}")
     if status not in accept:
         raise BadAnswer(f"an unexpected {status}")
     if status < 300 and kind == "text/html":
@@ -64,9 +64,9 @@ def check(asked: Asked, status: int, headers: Mapping[str, str], body: bytes, ac
         raise BadAnswer("a compressed response, although the request did not accept one")
 
 
-def _redirect(asked: Asked, location: str) -> str:
-    there = urljoin(asked.url, location).partition("?")[0]
-    base = there.removesuffix(asked.path)
+def _redirect(request: RequestInfo, location: str) -> str:
+    there = urljoin(request.url, location).partition("?")[0]
+    base = there.removesuffix(request.path)
     advice = "" if base == there else f": set the URL to {wire.one_line(redact(base))}"
     return f"redirects to {wire.one_line(redact(there))}; fedround follows no redirects{advice}"
 

@@ -14,7 +14,7 @@ import pytest
 
 from fedround import errors
 from fedround.cli import COMMANDS, MEANINGS, Exit, main
-from fedround.commands.asking import OPS
+from fedround.commands.ops_port import OPS
 from fedround.common.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings, Settings
 from support.peer import Peer, Reply
 from support.processes import fedround
@@ -80,14 +80,14 @@ def test_a_wrong_command_line_exits_with_64(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["partcipant"], "fedround: there is no partcipant: did you mean participant?"),
-        (["coordinator", "--ruonds=3"], "fedround coordinator: there is no --ruonds: did you mean --rounds?"),
-        (["platform", "--rounds", "3"], "fedround platform: there is no --rounds: did you mean --coordinator-rounds?"),
+        (["partcipant"], "fedround: unknown command partcipant: did you mean participant?"),
+        (["coordinator", "--ruonds=3"], "fedround coordinator: unknown option --ruonds: did you mean --rounds?"),
+        (["platform", "--rounds", "3"], "fedround platform: unknown option --rounds: did you mean --coordinator-rounds?"),
         (
             ["platform", "--data-dir", "/data"],
-            "fedround platform: there is no --data-dir: did you mean --aggregator-data-dir or --coordinator-data-dir?",
+            "fedround platform: unknown option --data-dir: did you mean --aggregator-data-dir or --coordinator-data-dir?",
         ),
-        (["status", "coordinator", "now"], "fedround status: there is no now; --help shows what there is"),
+        (["status", "coordinator", "now"], "fedround status: unknown argument now: --help lists all"),
     ],
 )
 def test_what_is_misspelt_is_told_with_what_was_meant(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -315,7 +315,7 @@ def test_who_asks_nobody_in_particular_is_told_how_to_ask_the_others(
 
 
 def test_an_endless_answer_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("fedround.commands.asking.MAX_RESPONSE", 1000)
+    monkeypatch.setattr("fedround.commands.ops_port.MAX_RESPONSE", 1000)
     with Peer(Reply(chain([b"HTTP/1.1 200 OK\r\n\r\n"], repeat(b"[" * 1000)))) as peer:
         assert main(["healthcheck", "--from", peer.url]) == 1
     assert capsys.readouterr().out.startswith("not an ops port of fedround: ")

@@ -151,7 +151,11 @@ def test_start_training_tells_url_and_token() -> None:
 
 
 def test_an_empty_404_to_start_training_is_no_verdict() -> None:
-    with Peer(answer("404 Not Found")) as peer, coordinator(peer) as client, pytest.raises(Unreachable, match="cannot reach its aggregator"):
+    with (
+        Peer(answer("404 Not Found")) as peer,
+        coordinator(peer) as client,
+        pytest.raises(Unreachable, match="cannot reach its aggregator"),
+    ):
         client.start_training(ID)
 
 

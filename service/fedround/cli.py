@@ -29,7 +29,7 @@ class _Help(HelpFormatter):
 
 class _Parser(ArgumentParser):
     def __init__(self, **options: Any) -> None:
-        # "resolve": `platform` meets the shared secret in both services' settings.
+        # "resolve": with `platform`, both services have the setting of the shared secret.
         super().__init__(**options, allow_abbrev=False, conflict_handler="resolve", formatter_class=_Help)
 
     def error(self, message: str) -> Never:
@@ -37,13 +37,14 @@ class _Parser(ArgumentParser):
         self.exit(Exit.USAGE, f"{self.prog}: {message}\n")
 
     def unknown(self, arguments: Sequence[str]) -> Never:
-        """Suggest what was meant: a word with another spelling, or a flag of `platform` that lacks the service's name."""
+        """Exit, and suggest a word with another spelling, or a flag of `platform` that lacks the service's name."""
         word = arguments[0].partition("=")[0]
         commands = list(COMMANDS) if self._subparsers else []
         known = [flag for action in self._actions for flag in action.option_strings] if word.startswith("-") else commands
         meant = [flag for flag in known if word.startswith("--") and flag.endswith(word[1:])]
         meant = meant or difflib.get_close_matches(word, known, n=1)
-        self.error(f"there is no {word}" + (f": did you mean {' or '.join(meant)}?" if meant else "; --help shows what there is"))
+        kind = "option" if word.startswith("-") else "command" if self._subparsers else "argument"
+        self.error(f"unknown {kind} {word}: " + (f"did you mean {' or '.join(meant)}?" if meant else "--help lists all"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         argv = sys.argv[1:]
         if SERVICES.intersection(argv[:1]):
-            # Until the service handles signals itself: imports may take long, and process 1 of a container has no defaults.
+            # The service handles signals only after its imports. Process 1 of a container has no default handlers.
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, _end)
     try:
@@ -85,7 +86,7 @@ def _main(argv: Sequence[str]) -> int:
         print(f"fedround {version('fedround')}")
         return Exit.OK
     if run is None:
-        parser.error("which command? `fedround --help` lists them")
+        parser.error("no command: `fedround --help` lists them")
     try:
         return run(arguments)
     except FedroundError as error:
@@ -95,7 +96,7 @@ def _main(argv: Sequence[str]) -> int:
 
             trace = traces.logged(error)
         *above, last = str(error).splitlines() if isinstance(error, ConfigurationError) else [str(error)]
-        for line in above:  # one log line for each problem of the settings
+        for line in above:  # one log line for each invalid setting
             LOG.error("%s", line)
         LOG.error("%s", last, **trace)
         return error.exit_code
@@ -119,7 +120,7 @@ def _new(parser: ArgumentParser) -> Run:
 
 
 def _demo(parser: ArgumentParser) -> Run:
-    """Watch a whole federation train on this machine."""
+    """Train with a whole federation on this machine, and show its progress."""
     from fedround import demo
 
     demo.add_arguments(parser)
@@ -149,7 +150,10 @@ COMMANDS: Mapping[str, Callable[[ArgumentParser], Run]] = {
     "status": clients.status,
     "healthcheck": clients.healthcheck,
 }
-"""Each adds its arguments to its parser, and returns the function that runs it. The first line of its docstring is its help."""
+"""Functions that add the arguments of a command to its parser, and return the function that runs it.
+
+The first line of the docstring is the help of the command.
+"""
 SERVICES = frozenset({"participant", "coordinator", "aggregator", "platform"})
 """The commands that run until SIGTERM."""
 

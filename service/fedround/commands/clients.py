@@ -1,34 +1,36 @@
-"""The commands that ask running services: for their status, their models, their runs."""
+"""The commands that send requests to running services: for models, runs, status and health."""
 
 import json
 import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from pathlib import Path
 
-from fedround.commands import asking, view
+from fedround.commands import ops_port, view
 from fedround.commands.exits import Arguments, Exit, Run
 from fedround.common.text import printable
 from fedround.errors import FedroundError, Unauthorized
 
 LONGEST_ROLLBACK = 120.0
-"""Seconds: the aggregator reads a model, which may be large, and may have to finish another one first."""
+"""Seconds for the aggregator to read a model, which may be large, after it has finished another one."""
 
 
 def model(parser: ArgumentParser) -> Run:
-    """Fetch the global model, or write the one that a class begins with."""
+    """Fetch the global model, or write the initial model of a class."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--from", dest="url", metavar="URL", help="fetch it from this aggregator's ops port")
     source.add_argument("--init", dest="cls", metavar="module:Class", help="write what `initial_weights` of this class returns")
-    source.add_argument("--flower", dest="app", metavar="module:app", help="write what this Flower app's client begins with")
+    source.add_argument(
+        "--flower", dest="app", metavar="module:app", help="write the initial parameters of this Flower app's client"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the .npy or .safetensors file to write")
     parser.add_argument(
-        "--round", type=_round, metavar="N", help="with --from: the round whose model it is, or best; by default the last"
+        "--round", type=_round, metavar="N", help="with --from: the round whose model to fetch, or best [default: the last]"
     )
     parser.add_argument(
         "--options", default="{}", metavar="JSON", help="keyword arguments for the class, or run config for the app"
     )
-    asking.add_ca_file(parser)
-    asking.add_token(parser)
+    ops_port.add_ca_file(parser)
+    ops_port.add_token(parser)
 
     def run(arguments: Arguments) -> int:
         from fedround.commands import model
@@ -53,22 +55,22 @@ def rollback(parser: ArgumentParser) -> Run:
     """Make a former global model the newest, and continue training from it."""
     parser.add_argument("--from", dest="url", required=True, metavar="URL", help="the aggregator's ops port")
     parser.add_argument("--round", type=int, required=True, metavar="N", help="the round whose model becomes the newest")
-    asking.add_ca_file(parser)
-    asking.add_token(parser)
+    ops_port.add_ca_file(parser)
+    ops_port.add_token(parser)
 
     def run(arguments: Arguments) -> int:
         from fedround.common.wire import one_line
 
-        target = asking.Target(arguments["url"], "aggregator", ca_file=arguments["ca_file"])
-        token = asking.token(arguments["token"], target.service)
-        status, answer = target.ask("/rollback", token, document={"round": arguments["round"]}, within=LONGEST_ROLLBACK)
-        match status, asking.decoded(answer):
+        target = ops_port.Target(arguments["url"], "aggregator", ca_file=arguments["ca_file"])
+        token = ops_port.token(arguments["token"], target.service)
+        status, answer = target.request("/rollback", token, document={"round": arguments["round"]}, within=LONGEST_ROLLBACK)
+        match status, ops_port.decode(answer):
             case 200, {"round": int(number), "removed": list(removed)}:
                 later = f"removed the models of {len(removed)} later rounds" if removed else "there was no later model"
                 print(f"the model of round {number} is the newest; {later}; training continues with round {number + 1}")
                 return Exit.OK
             case Unauthorized.status, _:
-                raise FedroundError(f"refused with {status}: {asking.missing(target.service)}")
+                raise FedroundError(f"refused with {status}: {ops_port.token_advice(target.service)}")
             case _, {"title": str(title), "detail": str(detail)} if detail:
                 raise FedroundError(f"refused with {status} {one_line(title)}: {one_line(detail)}")
         raise FedroundError(f"refused with {status}: is this the aggregator's ops port, by default 9082?")
@@ -78,7 +80,7 @@ def rollback(parser: ArgumentParser) -> Run:
 
 def runs(parser: ArgumentParser) -> Run:
     """List the runs of a platform."""
-    _of_coordinator(parser)
+    _add_coordinator(parser)
 
     def run(arguments: Arguments) -> int:
         from fedround.commands import history
@@ -90,9 +92,9 @@ def runs(parser: ArgumentParser) -> Run:
 
 
 def history(parser: ArgumentParser) -> Run:
-    """Write the rounds of a run to a file: who, how long, metrics, statistics of the model."""
-    _of_coordinator(parser)
-    parser.add_argument("--run", metavar="NAME", help="name or id of the run; by default the current one")
+    """Write the rounds of a run to a file: participants, durations, metrics, statistics of the model."""
+    _add_coordinator(parser)
+    parser.add_argument("--run", metavar="NAME", help="name or id of the run [default: the current one]")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the .csv or .json file to write")
 
     def run(arguments: Arguments) -> int:
@@ -104,31 +106,31 @@ def history(parser: ArgumentParser) -> Run:
     return run
 
 
-def _of_coordinator(parser: ArgumentParser) -> None:
+def _add_coordinator(parser: ArgumentParser) -> None:
     parser.add_argument("--from", dest="url", required=True, metavar="URL", help="the coordinator's ops port")
-    asking.add_ca_file(parser)
-    asking.add_token(parser)
+    ops_port.add_ca_file(parser)
+    ops_port.add_token(parser)
 
 
 def status(parser: ArgumentParser) -> Run:
-    """Show what a service is doing."""
-    asking.add_service(parser)
-    asking.add_token(parser)
-    parser.add_argument("--output", choices=["text", "json"], help="by default text on a terminal, and JSON elsewhere")
+    """Show the status of a service."""
+    ops_port.add_service(parser)
+    ops_port.add_token(parser)
+    parser.add_argument("--output", choices=["text", "json"], help="format [default: text on a terminal, else JSON]")
 
     def run(arguments: Arguments) -> int:
         try:
-            target = asking.target(arguments["service"], arguments["url"], arguments["ca_file"], parser.prog)
-            status, answer = target.ask("/status", asking.token(arguments["token"], target.service))
+            target = ops_port.target(arguments["service"], arguments["url"], arguments["ca_file"], parser.prog)
+            status, answer = target.request("/status", ops_port.token(arguments["token"], target.service))
         except FedroundError as error:
             print(printable(str(error)), file=sys.stderr)
             return Exit.FAILED
-        found = asking.decoded(answer)
+        found = ops_port.decode(answer)
         if status == Unauthorized.status:
-            print(f"refused with {status}: {asking.missing(target.service)}", file=sys.stderr)
+            print(f"refused with {status}: {ops_port.token_advice(target.service)}", file=sys.stderr)
             return Exit.FAILED
         if status != 200 or found is None:
-            print(asking.foreign("/status", status), file=sys.stderr)
+            print(ops_port.not_fedround("/status", status), file=sys.stderr)
             return Exit.FAILED
         as_text = arguments["output"] == "text" or (arguments["output"] is None and sys.stdout.isatty())
         print("\n".join(view.lines(found)) if as_text else json.dumps(found))
@@ -138,20 +140,22 @@ def status(parser: ArgumentParser) -> Run:
 
 
 def healthcheck(parser: ArgumentParser) -> Run:
-    """Exit with 0 when a service is ready, with 1 when it is not; say why."""
-    asking.add_service(parser)
+    """Exit with 0 if a service is ready, else with 1; print the reasons."""
+    ops_port.add_service(parser)
 
     def run(arguments: Arguments) -> int:
         try:
-            status, answer = asking.target(arguments["service"], arguments["url"], arguments["ca_file"], parser.prog).ask("/readyz")
+            status, answer = ops_port.target(arguments["service"], arguments["url"], arguments["ca_file"], parser.prog).request(
+                "/readyz"
+            )
         except FedroundError as error:
             print(printable(str(error)))
             return Exit.FAILED
-        match asking.decoded(answer):
+        match ops_port.decode(answer):
             case {"ready": bool(ready), "reasons": [*reasons]}:
                 print("ready" if ready else printable(f"not ready: {', '.join(map(str, reasons))}"))
                 return Exit.OK if ready else Exit.FAILED
-        print(asking.foreign("/readyz", status))
+        print(ops_port.not_fedround("/readyz", status))
         return Exit.FAILED
 
     return run

@@ -1,4 +1,4 @@
-"""What a command is: it runs with its arguments, and returns an exit code with one meaning."""
+"""The interface of a command, and the exit codes. Each has one meaning."""
 
 from collections.abc import Callable, Mapping
 from enum import IntEnum
@@ -6,11 +6,11 @@ from typing import Any
 
 Arguments = Mapping[str, Any]
 Run = Callable[[Arguments], int]
-"""Runs a command. Returns the exit code."""
+"""A function that runs a command and returns the exit code."""
 
 
 class Exit(IntEnum):
-    """Exit codes, the numbers of <sysexits.h>: one meaning each."""
+    """Exit codes, with the numbers of <sysexits.h>."""
 
     OK = 0
     FAILED = 1

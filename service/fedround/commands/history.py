@@ -3,18 +3,18 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from fedround.commands import asking
-from fedround.commands.asking import HISTORY, RUNS, Target
+from fedround.commands import ops_port
+from fedround.commands.ops_port import HISTORY, RUNS, Target
 from fedround.common.durable import Directory, replace
 from fedround.errors import FedroundError
 
-NOT_THERE = "is this the coordinator's ops port, by default 9081?"
+ADVICE = "is this the coordinator's ops port, by default 9081?"
 _PLAIN = ("round", "ended", "seconds", "counted", "dropped", "late", "samples", "parameters", "digest")
 
 
@@ -23,7 +23,7 @@ def runs(url: str, token: str | None, ca_file: Path | None) -> str:
     header = ["run", "rounds", "started", "ended", "strategy", "state"]
     rows = [
         [run["name"], str(run["rounds"]), _time(run["started"]), _time(run["ended"]), run["strategy"], run["reason"] or "training"]
-        for run in _asked(url, RUNS, token, ca_file)["runs"]
+        for run in _request(url, RUNS, token, ca_file)["runs"]
     ]
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     lines = ("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in [header, *rows])
@@ -38,7 +38,7 @@ def history(url: str, run: str | None, output: Path, token: str | None, ca_file:
     """
     if output.suffix not in (".csv", ".json"):
         raise FedroundError(f"--output: {output} must end in .csv or .json")
-    found = _asked(url, HISTORY + (f"?run={quote(run)}" if run else ""), token, ca_file)
+    found = _request(url, HISTORY + (f"?run={quote(run)}" if run else ""), token, ca_file)
     text = json.dumps(found, indent=1) + "\n" if output.suffix == ".json" else _csv(found["rounds"])
     try:
         replace(Directory(output.parent, mode=0o666), output.name, [text.encode()])
@@ -47,38 +47,38 @@ def history(url: str, run: str | None, output: Path, token: str | None, ca_file:
     return f"{output}: {len(found['rounds'])} rounds of run {found['run']['name']}"
 
 
-def _asked(url: str, path: str, token: str | None, ca_file: Path | None) -> Any:
-    target = Target(asking.checked(url), "coordinator", ca_file=str(ca_file) if ca_file else None)
-    status, body = target.ask(path, asking.token(token, "coordinator"))
-    found = asking.decoded(body)
+def _request(url: str, path: str, token: str | None, ca_file: Path | None) -> Any:
+    target = Target(ops_port.check_url(url), "coordinator", ca_file=str(ca_file) if ca_file else None)
+    status, body = target.request(path, ops_port.token(token, "coordinator"))
+    found = ops_port.decode(body)
     if status == 401:
-        raise FedroundError(f"refused with 401: {asking.missing('coordinator')}")
+        raise FedroundError(f"refused with 401: {ops_port.token_advice('coordinator')}")
     if status != 200 or not found or not found.keys() & {"runs", "rounds"}:
-        raise FedroundError(f"{url}: {status}: {(found or {}).get('detail') or NOT_THERE}")
+        raise FedroundError(f"{url}: {status}: {(found or {}).get('detail') or ADVICE}")
     return found
 
 
 def _csv(rounds: Sequence[Mapping[str, Any]]) -> str:
     """Return one line per round: numbers, metrics, statistics of the model's weights, and the counted participants."""
-    metrics, weights = _names(rounds, "metrics"), _names(rounds, "weights")
-    rounds = [{**round, **{kind: round.get(kind, {}).get("metrics", {}) for kind in ("evaluation", "server")}} for round in rounds]
-    evaluation, server = _names(rounds, "evaluation"), _names(rounds, "server")
+    values = [
+        {
+            "evaluation": round.get("evaluation", {}).get("metrics", {}),
+            "server": round.get("server", {}).get("metrics", {}),
+            "metric": round.get("metrics", {}),
+            "weight": round.get("weights", {}),
+        }
+        for round in rounds
+    ]
+    kinds = ("evaluation", "server", "metric", "weight")
+    columns = list(dict.fromkeys((kind, name) for kind in kinds for each in values for name in each[kind]))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    kinds = {"evaluation": evaluation, "server": server, "metric": metrics, "weight": weights}
-    writer.writerow([*_PLAIN, *(f"{kind}_{name}" for kind, names in kinds.items() for name in names), "participants"])
-    for round in rounds:
+    writer.writerow([*_PLAIN, *(f"{kind}_{name}" for kind, name in columns), "participants"])
+    for round, each in zip(rounds, values, strict=True):
         plain = [_time(round["ended"]) if name == "ended" else round.get(name, "") for name in _PLAIN]
-        values = [round["evaluation"].get(name, "") for name in evaluation]
-        values += [round["server"].get(name, "") for name in server]
-        values += [round.get("metrics", {}).get(name, "") for name in metrics]
-        values += [round.get("weights", {}).get(name, "") for name in weights]
-        writer.writerow([*plain, *values, " ".join(member["name"] for member in round["participants"])])
+        participants = " ".join(member["name"] for member in round["participants"])
+        writer.writerow([*plain, *(each[kind].get(name, "") for kind, name in columns), participants])
     return text.getvalue()
-
-
-def _names(rounds: Iterable[Mapping[str, Any]], kind: str) -> list[str]:
-    return list(dict.fromkeys(name for round in rounds for name in round.get(kind, {})))
 
 
 def _time(seconds: float | None) -> str:

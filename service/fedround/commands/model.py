@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedround.aggregator.codecs import suffix_of
-from fedround.commands import asking
+from fedround.commands import ops_port
 from fedround.common.durable import Directory, replace
 from fedround.common.settings import flower_app
 from fedround.errors import ConfigurationError, FedroundError, Intercepted, Refused, Unauthorized
@@ -14,22 +14,22 @@ from fedround.participant.abc import NumPyParticipant, shared_tensors
 from fedround.participant.load import CLASS, FLOWER, OPTIONS, load_participant
 from fedround.tensors.weights import Layout, encode_model
 
-NO_MODEL = "is this the aggregator's ops port, by default 9082?"
+ADVICE = "is this the aggregator's ops port, by default 9082?"
 
 
 def fetch(url: str, output: Path, round: str | None, token: str | None, ca_file: Path | None) -> str:
     """Download the global model to `output`. Return a message for the user. Raises `FedroundError`."""
     try:
-        url, token = asking.checked(url), asking.token(token, "aggregator")
+        url, token = ops_port.check_url(url), ops_port.token(token, "aggregator")
         model, number = fetch_model(url, round=round, token=token, ca_file=ca_file)
     except Refused as error:
         if error.status == Unauthorized.status:
-            raise FedroundError(f"{error}: {asking.missing('aggregator')}") from error
+            raise FedroundError(f"{error}: {ops_port.token_advice('aggregator')}") from error
         if error.detail in ("", "Not Found"):
-            raise FedroundError(f"{error}: {NO_MODEL}") from error
+            raise FedroundError(f"{error}: {ADVICE}") from error
         raise
     except Intercepted as error:
-        raise FedroundError(f"{error} {NO_MODEL}") from error
+        raise FedroundError(f"{error} {ADVICE}") from error
     _write(output, [model])
     return f"{output}: the global model after round {number}, {len(model)} bytes{_named(output, suffix_of(model))}"
 

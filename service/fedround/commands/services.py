@@ -77,8 +77,8 @@ def _service(parser: ArgumentParser, serve: Callable[..., int], *classes: "type[
 
     long = len(classes) > 1
     parser.usage = f"{parser.prog} [options]"
-    parser.epilog = "Every option may be given as the variable behind it instead; the option wins."
-    parser.add_argument("--show-settings", action="store_true", help="print the settings in force and who set them, and exit")
+    parser.epilog = "The variable in brackets sets an option too. The option takes precedence."
+    parser.add_argument("--show-settings", action="store_true", help="print the effective settings and their sources, and exit")
     if file:
         parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="a configuration file of XAIN FL 0.8 (TOML)")
     for row in chain.from_iterable(cls.rows() for cls in classes):
@@ -103,9 +103,9 @@ def _service(parser: ArgumentParser, serve: Callable[..., int], *classes: "type[
         if problems:
             raise ConfigurationError("\n".join(problems))
         if arguments["show_settings"]:
-            _show(line for of_one in loaded for line in of_one.lines)
+            _show(line for each in loaded for line in each.lines)
             return Exit.OK
-        return serve(*(of_one.settings for of_one in loaded))
+        return serve(*(each.settings for each in loaded))
 
     return run
 

@@ -4,7 +4,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from fedround.commands.asking import HISTORY, RUNS
+from fedround.commands.ops_port import HISTORY, RUNS
 from fedround.coordinator.service import CoordinatorService
 from fedround.http import asgi
 from fedround.observability import ops

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from fedround.commands.asking import HISTORY, RUNS
+from fedround.commands.ops_port import HISTORY, RUNS
 from fedround.common import wire
 from fedround.observability.openapi import NOTHING, TEXT, Api, Content, Operation, Parameter, Schema, reference
 

@@ -1,6 +1,6 @@
-"""Requests of commands to the ops port of a running service: its address, the token, and the meaning of the response.
+"""Requests to the ops port of a running service: its address, the token, and the meaning of the response.
 
-This module imports neither httpx nor the settings. A probe runs every few seconds, and urllib needs a tenth of the import time.
+This module imports neither httpx nor the settings: a probe runs every few seconds, and importing urllib takes a tenth of the time.
 """
 
 import json
@@ -66,18 +66,27 @@ class Target:
         url: URL of the port.
         service: Name of the service. None: only the URL is known.
         advice: Advice for an error message.
-        ca_file: The only certificates to trust. None: the public CAs.
-        own: Whether `ca_file` is the certificate of a service on this machine, so that host names are not checked.
+        ca_file: PEM file with the only certificates to trust. None: the public CAs.
+        local: Whether `ca_file` is the certificate of a service on this machine: host names are not checked then.
     """
 
     url: str
     service: str | None
     advice: str = ""
     ca_file: str | None = None
-    own: bool = False
+    local: bool = False
 
-    def ask(self, path: str, token: str | None = None, *, document: object = None, within: float = 5.0) -> tuple[int, str]:
-        """Send a request, and return the HTTP status and the body. A `document` is sent as JSON with POST. `within` is in seconds.
+    def request(self, path: str, token: str | None = None, *, document: object = None, within: float = 5.0) -> tuple[int, str]:
+        """Send a request.
+
+        Args:
+            path: Path of the URL.
+            token: The operators' token.
+            document: Data to send as JSON with POST. None: send a GET.
+            within: Seconds to wait for the response.
+
+        Returns:
+            The HTTP status and the body.
 
         Raises:
             FedroundError: There is no response.
@@ -91,7 +100,7 @@ class Target:
             opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), *handlers)
             body = None if document is None else json.dumps(document).encode()
             headers = {} if body is None else {"Content-Type": "application/json"}
-            request = urllib.request.Request(checked(self.url).rstrip("/") + path, body, headers)  # noqa: S310 http and https only
+            request = urllib.request.Request(check_url(self.url).rstrip("/") + path, body, headers)  # noqa: S310 http and https only
             if token:
                 request.add_unredirected_header("Authorization", f"Bearer {token}")
             with opener.open(request, timeout=within) as response:
@@ -113,7 +122,7 @@ class Target:
             return None
         from fedround.http import tls
 
-        return tls.trusting_only(tls.Names("", "", CA_FILE), self.ca_file, check_hostname=not self.own)
+        return tls.trusting_only(tls.Names("", "", CA_FILE), self.ca_file, check_hostname=not self.local)
 
     def _explained(self, error: BaseException) -> str:
         if not self.url.startswith("https://"):
@@ -133,41 +142,43 @@ def target(service: str | None, url: str | None, ca_file: str | None, prog: str)
     url = _url(*OPS[service])
     if not certificate:
         return Target(url, service, advice)
-    return Target(url.replace("http:", "https:", 1), service, advice, ca_file or certificate, own=ca_file is None)
+    return Target(url.replace("http:", "https:", 1), service, advice, ca_file or certificate, local=ca_file is None)
 
 
 def token(given: str | None, service: str | None) -> str | None:
     """Return the operators' token: from the flag, else the service's variables, else `FEDROUND_TOKEN`.
 
-    If only a URL is known, it does not read variables of a service: another server would receive that token. Raises
-    `FedroundError`.
+    If only a URL is known, it does not read the variables of a service: another server would receive that token.
+
+    Raises:
+        FedroundError: The token is invalid, or its file cannot be read.
     """
-    found = given or (service and _of_service(service)) or os.environ.get(ANY_TOKEN, "").strip()
+    found = given or (service and _token_of(service)) or os.environ.get(ANY_TOKEN, "").strip()
     if found and not all("!" <= character <= "~" for character in found):
         raise FedroundError("the operators' token must consist of visible ASCII characters, without spaces")
     return found or None
 
 
-def missing(service: str | None) -> str:
-    """Return advice for a 401."""
+def token_advice(service: str | None) -> str:
+    """Return the advice for a 401."""
     variables = f"{service.upper()}_OPS_TOKEN or {ANY_TOKEN}" if service else ANY_TOKEN
     return f"give the operators' token of the {service or 'service'} by --token, or set {variables}"
 
 
-def checked(url: str) -> str:
+def check_url(url: str) -> str:
     """Return the URL. Raises `FedroundError` if it is invalid."""
     if not url.startswith(("http://", "https://")):
         raise FedroundError(f"invalid URL {url}: write it as http://host:port")
     return url
 
 
-def foreign(path: str, status: int) -> str:
-    """Return the message for a response that does not come from fedround."""
+def not_fedround(path: str, status: int) -> str:
+    """Return the message for a response from another server."""
     ports = ", ".join(f"{port} ({service})" for service, (_, _, port) in OPS.items())
     return f"not an ops port of fedround: {path} returned {status}; default ops ports: {ports}"
 
 
-def decoded(answer: str) -> dict[str, Any] | None:
+def decode(answer: str) -> dict[str, Any] | None:
     """Return the JSON object, or None if the text is not one."""
     try:
         found = json.loads(answer)
@@ -176,7 +187,7 @@ def decoded(answer: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _of_service(service: str) -> str:
+def _token_of(service: str) -> str:
     name = f"{service.upper()}_OPS_TOKEN"
     file = os.environ.get(f"{name}_FILE", "").strip()
     try:

@@ -241,7 +241,7 @@ def test_a_terminal_shows_one_picture_that_changes(monkeypatch: pytest.MonkeyPat
         view = View(terminal, silos=2)
         view.show(status(0))
         view.show(status(4, gilbert="selected"))
-        view.say("the end")
+        view.write("the end")
         shown = b""
         while not shown.endswith(b"the end\r\n"):
             shown += seen.read(4096)

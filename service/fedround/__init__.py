@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 # Names are imported on first use: every module imports this one, and a coordinator needs neither NumPy nor httpx.
-_HOMES = {
+_MODULES = {
     "common.evaluation": ("Evaluation",),
     "participant.abc": ("NumPyParticipant", "ParticipantABC", "Update"),
     "participant.proximal": ("proximal_gradient",),
@@ -61,7 +61,7 @@ _HOMES = {
     "participant.terms": ("Options",),
     "tensors.weights": ("flatten", "unflatten"),
 }
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
@@ -69,7 +69,7 @@ def __getattr__(name: str) -> Any:
         return import_module(f"{__name__}.testing")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME.get(name, 'errors')}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULE_OF.get(name, 'errors')}"), name)
 
 
 def __dir__() -> list[str]:

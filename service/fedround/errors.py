@@ -49,7 +49,7 @@ class FedroundError(Exception):
 
 
 class ConfigurationError(FedroundError):
-    """A setting is missing or invalid. The message names it and says how to set it."""
+    """A setting is missing or invalid. The message names it and shows how to set it."""
 
     exit_code = 78
 
@@ -234,7 +234,7 @@ class CoordinatorUnreachable(FedroundError):
 
 
 class WeightsError(FedroundError, ValueError):
-    """Bytes that are not weights. The message says why."""
+    """Bytes that are not weights. The message gives the reason."""
 
     status: ClassVar[int] = 415
     """HTTP status of the aggregator's refusal."""

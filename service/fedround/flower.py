@@ -84,7 +84,7 @@ class FlowerApp(NumPyParticipant):
         if self._legacy:
             if tensors.keys() != {str(number) for number in range(len(tensors))}:
                 raise WrongWeights(
-                    "the global model has named tensors, a NumPyClient has none: make it with fedround model --flower"
+                    "the global model has named tensors, a NumPyClient has none: make the model with fedround model --flower"
                 )
             tensors = {str(number): tensors[str(number)] for number in range(len(tensors))}
         arrays = ArrayRecord({name: FlowerArray(array) for name, array in tensors.items()})

@@ -5,12 +5,12 @@ Example::
     def train_round(self, weights, /):
         if weights is not None:
             fedround.keras.load(self.model, weights)
-        ...  # train as ever
+        ...  # train as before
         return fedround.Update(len(self.y), fedround.keras.tensors(self.model))
 
-Participants exchange `model.weights`: trainable ones, and others such as the moving averages of batch normalisation. They keep the
-state of optimisers, metrics and random generators. This works with every backend of Keras 3. Requires Keras and a backend, for
-example `pip install fedround[keras] jax`.
+Participants exchange `model.weights`: trainable ones, and others such as the moving averages of batch normalisation. The
+state of optimisers, metrics and random generators stays local. This works with every backend of Keras 3. Requires Keras and a
+backend, for example `pip install fedround[keras] jax`.
 """
 
 import re
@@ -31,10 +31,14 @@ _NUMBER = re.compile(r"(_\d+)+$")
 
 
 def tensors(model: "keras.Model") -> dict[str, Array]:
-    """Return the tensors of a model by name, with their shapes and dtypes.
+    """Return the tensors of a model by name.
 
-    A name is the variable's path in the model, such as `dense_1/kernel`. Keras numbers unnamed layers across the process. Here the
-    numbers start again in each model, so equal models have equal names.
+    Args:
+        model: A built model, with any backend.
+
+    Returns:
+        Arrays with the shapes and dtypes of the variables. A name is the variable's path in the model, such as `dense_1/kernel`.
+        Keras numbers unnamed layers across the process. Here the numbers start again in each model: equal models have equal names.
 
     Raises:
         WrongWeights: The model is not built, so it has no weights yet.
@@ -43,7 +47,7 @@ def tensors(model: "keras.Model") -> dict[str, Array]:
 
 
 def load(model: "keras.Model", tensors: Mapping[str, Array]) -> None:
-    """Copy tensors into a model, in place: its optimiser stays valid.
+    """Copy tensors into a model in place, so that its optimiser stays valid.
 
     Args:
         model: A built model, with any backend.
@@ -66,14 +70,14 @@ def _named(model: "keras.Model") -> dict[str, Any]:
         name = ""
         for part in variable.path.removeprefix(f"{model.name}/").split("/"):
             name = f"{name}/{_NUMBER.sub('', part)}" if name else _NUMBER.sub("", part)
-            alike = numbers.setdefault(name, {})  # parts that differ only in their numbers
+            alike = numbers.setdefault(name, {})  # parts that differ in their numbers only
             if number := alike.setdefault(part, len(alike)):
                 name += f"_{number}"
         if name in found:
-            raise WrongWeights(f"two variables of this model are called {variable.path}: give their layers different names")
+            raise WrongWeights(f"two variables of this model have the path {variable.path}: give their layers different names")
         found[name] = variable
     if not found:
-        raise WrongWeights("this model is not built: begin it with keras.Input, or call model.build(shape)")
+        raise WrongWeights("this model is not built: add keras.Input as its first layer, or call model.build(shape)")
     return found
 
 

@@ -34,7 +34,7 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Platform:
-    """Both running services, and their endpoints with the ports that they got."""
+    """Both running services, and their endpoints with the bound ports."""
 
     coordinator: CoordinatorService
     aggregator: AggregatorService
@@ -58,9 +58,9 @@ async def serving(
     traces: "Tracing | None" = None,
     show: Callable[[str, Telemetry], None] = lambda _service, _telemetry: None,
 ) -> AsyncIterator[Platform]:
-    """Serve both within the block. Raises `ConfigurationError`.
+    """Serve both within the block.
 
-    By default, participants reach the aggregator at localhost and the port that it got.
+    Without `aggregator_url` in the settings, participants get the URL of the aggregator's port at localhost.
 
     Args:
         coordinator: Settings of the coordinator.
@@ -69,6 +69,9 @@ async def serving(
         disks: The data directories of the coordinator and of the aggregator.
         traces: Exports the spans of both.
         show: Called with each service's name and telemetry.
+
+    Raises:
+        ConfigurationError: A setting is invalid, or a port cannot be bound.
     """
     health, others = (Health(), Health()), tuple(observers)
     of_aggregator = Telemetry(AggregatorMetrics, [operators.readiness(health[1]), *others], traces)

@@ -36,7 +36,7 @@ Estimator = TypeVar("Estimator")
 
 
 def begun(estimator: Estimator, *, features: int, classes: Iterable[Any] = (), outputs: int = 1) -> Estimator:
-    """Fit an estimator to noise and return it, so that it has its attributes without data. Linear models then predict 0.
+    """Fit an estimator to noise, so that it has its learned attributes without data. Linear models then predict 0.
 
     All participants must pass the same arguments, with the classes of all silos.
 
@@ -45,6 +45,9 @@ def begun(estimator: Estimator, *, features: int, classes: Iterable[Any] = (), o
         features: Number of columns of the data.
         classes: Labels of a classifier, at least two.
         outputs: Number of columns that a regressor predicts.
+
+    Returns:
+        The same estimator.
 
     Raises:
         WrongWeights: A classifier has fewer than two classes.
@@ -70,7 +73,13 @@ def begun(estimator: Estimator, *, features: int, classes: Iterable[Any] = (), o
 
 
 def tensors(estimator: Any) -> dict[str, Array]:
-    """Return the learned attributes of an estimator by name, without a copy.
+    """Return the learned attributes of an estimator by name.
+
+    Args:
+        estimator: A fitted estimator.
+
+    Returns:
+        The arrays of the attributes, not copies, with their shapes and dtypes. Those of a list have names such as `coefs_.0`.
 
     Raises:
         WrongWeights: The estimator is not fitted, or has no attributes that can be averaged.

@@ -39,9 +39,9 @@ from fedround.tensors.weights import encode_model
 __all__ = ["CompletedRound", "Platform", "platform"]
 
 HEARTBEAT_PERIOD = 0.05
-"""Seconds between heartbeats in a round, for up to `AT_ONCE` participants. With more, the total rate stays the same."""
-AT_ONCE = 5
-MOST_FAILURES = 3
+"""Seconds between heartbeats in a round, for up to `FULL_RATE` participants. More participants share the rate of these."""
+FULL_RATE = 5
+MAX_FAILURES = 3
 """Failed attempts of a round for a permanent reason, after which `run` raises `RoundFailed`."""
 
 
@@ -79,7 +79,7 @@ class Platform:
         self._runtimes: set[Runtime] = set()
         self._min_clients = coordinator.min_clients
         self._failure: BaseException | None = None
-        """Why all participants stop."""
+        """The error because of which all participants stop."""
 
     @property
     def global_model(self) -> Any:
@@ -112,8 +112,8 @@ class Platform:
             raise ConfigurationError(f"min_clients={self._min_clients}: run() needs as many participants, not {len(participants)}")
         self._failure = None
         if self._complete:
-            asyncio.run_coroutine_threadsafe(self._go_on(), self._loop.result()).result()
-        period = HEARTBEAT_PERIOD * max(1.0, len(participants) / AT_ONCE)
+            asyncio.run_coroutine_threadsafe(self._continue(), self._loop.result()).result()
+        period = HEARTBEAT_PERIOD * max(1.0, len(participants) / FULL_RATE)
         others = [Future[m.Reason]() for _ in participants[1:]]
         for number, (other, participant) in enumerate(zip(others, participants[1:], strict=True), 1):
             run = partial(self._run, participant, period, Options(name=f"participant-{number}") | options)
@@ -154,12 +154,12 @@ class Platform:
             self.rounds[:] = [replace(r, evaluation=dict(fact.metrics)) if r.number == fact.round else r for r in self.rounds]
         if isinstance(fact, events.TrainingCompleted):
             self._complete = True
-        if isinstance(fact, events.AttemptDropped) and fact.failures >= MOST_FAILURES:
+        if isinstance(fact, events.AttemptDropped) and fact.failures >= MAX_FAILURES:
             self._fail(RoundFailed(fact.round, fact.failures, fact.reason))
 
     @contextmanager
-    def _at_work(self) -> Iterator[None]:
-        thread = threading.Thread(target=asyncio.run, args=(self._work(),), daemon=True)
+    def _running(self) -> Iterator[None]:
+        thread = threading.Thread(target=asyncio.run, args=(self._serve(),), daemon=True)
         thread.start()
         try:
             yield
@@ -167,7 +167,7 @@ class Platform:
             self._loop.result().call_soon_threadsafe(self._stop.set)
             thread.join()
 
-    async def _work(self) -> None:
+    async def _serve(self) -> None:
         self._stop = asyncio.Event()
         self._loop.set_result(asyncio.get_running_loop())
         async with asyncio.TaskGroup() as self._tasks:
@@ -175,8 +175,8 @@ class Platform:
             await self._stop.wait()
             self._task.cancel()
 
-    async def _go_on(self) -> None:
-        """Replace the coordinator, which has finished, by one that continues after the newest model."""
+    async def _continue(self) -> None:
+        """Replace the finished coordinator by one that continues after the newest model."""
         self._task.cancel()
         await asyncio.wait([self._task])
         self._complete = False
@@ -240,5 +240,5 @@ def platform(
         running = Platform(
             coordinator, AggregatorSettings(strategy=strategy, strategy_options=dict(strategy_options or {}), initial_model=file)
         )
-    with running._at_work():
+    with running._running():
         yield running

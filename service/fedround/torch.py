@@ -5,11 +5,11 @@ Example::
     def train_round(self, weights, /):
         if weights is not None:
             fedround.torch.load(self.model, weights)
-        ...  # train as ever
+        ...  # train as before
         return fedround.Update(len(self.dataset), fedround.torch.tensors(self.model))
 
-Participants exchange the `state_dict()`: parameters and persistent buffers, such as the statistics of batch normalisation.
-They keep the state of optimisers and the result of `get_extra_state`. Models may be on any device, compiled or parallel: names are
+Participants exchange the `state_dict()`: parameters and persistent buffers, such as the statistics of batch normalisation. The
+state of optimisers and the result of `get_extra_state` stay local. Models may be on any device, compiled or parallel: names are
 those of the plain model. Requires PyTorch: `pip install fedround[torch]`.
 """
 
@@ -33,14 +33,15 @@ _EXTRA = "_extra_state"
 
 
 def tensors(model: "torch.nn.Module", *, only: Sequence[str] = ("*",)) -> dict[str, Array]:
-    """Return the tensors of a model by name, with their shapes and dtypes.
-
-    If the model is on the CPU, they are views, not copies: training changes them. So do not train between this call and the end of
-    `train_round`.
+    """Return the tensors of a model by name.
 
     Args:
         model: A model on any device.
         only: Patterns (`fnmatch`) of the names of tensors to exchange, such as `*.lora_*` for adapters.
+
+    Returns:
+        Arrays with the shapes and dtypes of the tensors. If the model is on the CPU, they are views, which training changes: do not
+        train between this call and the end of `train_round`.
 
     Raises:
         WrongWeights: A tensor cannot be averaged: complex, sparse, quantised or without data.
@@ -49,7 +50,7 @@ def tensors(model: "torch.nn.Module", *, only: Sequence[str] = ("*",)) -> dict[s
 
 
 def load(model: "torch.nn.Module", tensors: Mapping[str, Array], *, only: Sequence[str] = ("*",)) -> None:
-    """Copy tensors into a model, in place: its optimisers stay valid.
+    """Copy tensors into a model in place, so that its optimisers stay valid.
 
     Args:
         model: A model on any device.
@@ -76,6 +77,9 @@ def proximal(model: "torch.nn.Module", anchor: Mapping[str, Array]) -> "torch.Te
     Args:
         model: A model on any device.
         anchor: The global model's tensors: the argument of `train_round`. `load` copies them, so training does not change them.
+
+    Returns:
+        A scalar tensor on the device of the model, differentiable by autograd.
 
     Raises:
         WrongWeights: A trainable parameter has no tensor in `anchor`.

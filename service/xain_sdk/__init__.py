@@ -15,14 +15,14 @@ __all__ = ["ParticipantABC", "ParticipantError", "configure_logging", "run_parti
 
 
 def configure_logging(log_http_requests: bool = False) -> None:
-    """Turn the log of HTTP requests and responses on or off: a line for each at INFO, headers at DEBUG. Ids and tokens are cut.
+    """Turn the log of HTTP requests and responses on or off: a line for each at INFO, headers at DEBUG. Ids and tokens are removed.
 
     As in 0.8, the logger is `xain-sdk.http`; `http` logs progress. The program configures their handlers.
     """
     http_log.log_requests(log_http_requests)
 
 
-def _warn_of_the_real_one() -> None:
+def _warn_of_original() -> None:
     try:
         version = distribution("xain-sdk").version
     except PackageNotFoundError:
@@ -34,4 +34,4 @@ def _warn_of_the_real_one() -> None:
     )
 
 
-_warn_of_the_real_one()
+_warn_of_original()

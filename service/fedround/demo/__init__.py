@@ -25,8 +25,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Mapping[str, Any]) -> int:
     """Run a federation and show it. Returns the exit code. Raises `FedroundError` if training does not complete."""
-    # Imported here because a participant does not need it.
-    from fedround.demo.federation import show
+    from fedround.demo.federation import show  # not at the top: a participant does not need it
 
     show(arguments["silos"], arguments["rounds"], arguments["epochs"])
     return os.EX_OK

@@ -1,7 +1,7 @@
-"""Compares the federation's model with the model of each silo alone, and with a model of all data pooled.
+"""A comparison of the federation's model with the model of each silo alone, and with a model of all data pooled.
 
-The same code trains all of them with the same rounds and epochs, and the same held-out sales test them. Only this comparison reads
-the rows of all silos in one process; a federation never does.
+The same code trains all models with the same rounds and epochs, and tests them on the same held-out sales. Only this comparison
+reads the rows of all silos in one process; a federation never does.
 """
 
 import math
@@ -24,11 +24,11 @@ class Result(NamedTuple):
 
     federated: float
     alone: Sequence[float]
-    """By index of the silo."""
+    """Errors by index of the silo."""
     pooled: float
 
     def table(self) -> str:
-        """Return the table and its conclusions."""
+        """Return a table of the errors, and two conclusions."""
         best = min(range(len(self.alone)), key=self.alone.__getitem__)
         middle = median(self.alone)
         lines = [

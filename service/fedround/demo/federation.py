@@ -1,4 +1,4 @@
-"""`fedround demo`: starts a platform and its participants as processes on this machine, as a user would."""
+"""`fedround demo`: a platform and its participants as processes on this machine."""
 
 import json
 import os
@@ -23,13 +23,13 @@ from fedround.http import client as http
 from fedround.tensors import weights
 
 FRAME = 0.1
-"""Seconds between two looks at the federation."""
+"""Seconds between two requests for the status."""
 PATIENCE = 120.0
 """Seconds without a completed round after which the demo fails."""
 GRACE = 5.0
 """Seconds for all processes together to end before they are killed."""
-LAST_WORDS = 15
-"""Lines of a failed process's log to show."""
+LOG_LINES = 15
+"""Number of lines to show of a failed process's log."""
 
 PORTS = ("COORDINATOR_PORT", "COORDINATOR_OPS_PORT", "AGGREGATOR_PORT", "AGGREGATOR_OPS_PORT")
 
@@ -49,7 +49,7 @@ def show(silos: int, rounds: int, epochs: int) -> None:
 
 def _show(fleet: "Fleet", view: View, silos: int, rounds: int, epochs: int) -> None:
     urls = start_platform(fleet, silos, rounds)
-    view.say(
+    view.write(
         f"{silos} silos of house sales in Ames, Iowa, train one price model in {rounds} rounds.\n"
         f"Error: RMSE of log price on held-out sales, for the model that a round begins with.\n"
         f"Coordinator: {urls['COORDINATOR_OPS_PORT']}/status\n"
@@ -59,7 +59,7 @@ def _show(fleet: "Fleet", view: View, silos: int, rounds: int, epochs: int) -> N
     for status in statuses(fleet, urls["COORDINATOR_OPS_PORT"]):
         view.show(status)
     model, _ = http.fetch_model(urls["AGGREGATOR_OPS_PORT"])
-    view.say(f"\n{contest.compare(np.asarray(weights.decode(model)), silos, rounds, epochs).table()}")
+    view.write(f"\n{contest.compare(np.asarray(weights.decode(model)), silos, rounds, epochs).table()}")
 
 
 def start_platform(fleet: "Fleet", silos: int, rounds: int) -> dict[str, str]:
@@ -103,7 +103,7 @@ def statuses(fleet: "Fleet", url: str) -> Iterator[Status]:
     round, since = -1, time.monotonic()
     for _ in fleet.frames():
         if time.monotonic() - since > PATIENCE:
-            raise FedroundError(f"no round was completed in {PATIENCE:.0f} s\n{fleet.last_words('platform')}")
+            raise FedroundError(f"no round was completed in {PATIENCE:.0f} s\n{fleet.log_tail('platform')}")
         try:
             with opener.open(f"{url}/status", timeout=GRACE) as answer:
                 status: Status = json.load(answer)
@@ -117,7 +117,7 @@ def statuses(fleet: "Fleet", url: str) -> Iterator[Status]:
 
 
 class Fleet:
-    """The demo's processes, each with its log in a file. None of them outlives `close()`."""
+    """The demo's processes, each with its log in a file. `close` ends them all."""
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
@@ -142,14 +142,14 @@ class Fleet:
             for name, process in self._processes.items():
                 code = process.poll()
                 if code or (code == 0 and name == "platform"):
-                    raise FedroundError(f"{name} has ended, exit code {code}\n{self.last_words(name)}")
+                    raise FedroundError(f"{name} has ended, exit code {code}\n{self.log_tail(name)}")
             yield
             time.sleep(FRAME)
 
-    def last_words(self, name: str) -> str:
+    def log_tail(self, name: str) -> str:
         """Return the end of a process's log."""
         lines = (self._logs / name).read_text(errors="replace").splitlines()
-        return "\n".join(f"  {name}: {line}" for line in lines[-LAST_WORDS:])
+        return "\n".join(f"  {name}: {line}" for line in lines[-LOG_LINES:])
 
     def close(self) -> None:
         """End all processes: with SIGTERM, and after `GRACE` seconds with SIGKILL."""

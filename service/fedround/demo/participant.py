@@ -17,7 +17,7 @@ MOMENTUM = 0.9
 
 
 class HousePrices(NumPyParticipant):
-    """Trains on the sales of its shard's silo.
+    """A participant that trains on the sales of its shard's silo.
 
     Args:
         epochs: Steps of gradient descent in a round, each over all training sales of the silo. More epochs need fewer rounds, but
@@ -38,10 +38,10 @@ class HousePrices(NumPyParticipant):
         features, prices = silo.training
         if weights is None:
             weights = np.zeros(features.shape[1])
-        # The platform weights it by training sales, which is as good as by held-out sales: these are a fifth of every silo.
+        # The platform weights this by training sales. Held-out sales, a fifth of every silo, would give the same weights.
         if not math.isnan(error := silo.held_out.error(weights)):
             round.report(held_out_mse=error)
-        # Every silo has the same two models, so all of them start from the same weights again.
+        # Every silo has the same two models, so all start from the same weights.
         before, self._before = self._before, weights.copy()
         if before is not None:
             weights += MOMENTUM * (weights - before)

@@ -15,7 +15,7 @@ BARS = "▁▂▃▄▅▆▇█"
 
 
 class View:
-    """Shows the demo on `out`."""
+    """The demo's output on `out`."""
 
     def __init__(self, out: TextIO, silos: int) -> None:
         self._out = out
@@ -24,20 +24,20 @@ class View:
         self._height = 0
         self._next_round = 0
 
-    def say(self, text: str) -> None:
+    def write(self, text: str) -> None:
         """Write text that stays."""
         self._out.write(f"{text}\n")
         self._out.flush()
 
     def show(self, status: Status) -> None:
-        """Show the progress."""
+        """Show the progress of the federation."""
         if self._live:
             self._draw(self._picture(status))
             return
         for done in status["last_rounds"]:
             if done["round"] >= self._next_round:
                 self._next_round = done["round"] + 1
-                self.say(self._line(done, status))
+                self.write(self._line(done, status))
 
     def _draw(self, lines: list[str]) -> None:
         columns, rows = shutil.get_terminal_size()
@@ -45,7 +45,7 @@ class View:
         # Move the cursor to the start of the last picture, and erase it.
         back = f"\x1b[{self._height}F\x1b[J" if self._height else ""
         self._height = len(lines)
-        self.say(back + "\n".join(lines))
+        self.write(back + "\n".join(lines))
 
     def _picture(self, status: Status) -> list[str]:
         done = status["last_rounds"]

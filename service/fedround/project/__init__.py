@@ -1,4 +1,4 @@
-"""`fedround new`: writes a project with a participant from the templates in this directory.
+"""`fedround new`: create a project with a participant from the templates in this directory.
 
 `common/` has the files of every project. Each other directory has the files for one library.
 """

@@ -1,4 +1,4 @@
-"""Trains three participants on the real platform, in memory and without sockets."""
+"""A test of three participants on the real platform, in memory and without sockets."""
 
 import fedround.testing
 

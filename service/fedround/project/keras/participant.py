@@ -39,7 +39,7 @@ def network() -> keras.Model:
 
 
 class Participant(fedround.NumPyParticipant):
-    """Trains the network by stochastic gradient descent.
+    """A participant that trains the network by stochastic gradient descent.
 
     Args:
         epochs: Passes over the data in a round.

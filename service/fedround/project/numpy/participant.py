@@ -27,7 +27,7 @@ def load_data(shard: fedround.Shard) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Participant(fedround.NumPyParticipant):
-    """Linear regression by gradient descent.
+    """A participant that fits a linear regression by gradient descent.
 
     Args:
         steps: Gradient steps in a round.

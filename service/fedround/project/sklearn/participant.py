@@ -36,7 +36,7 @@ def estimator() -> SGDClassifier:
 
 
 class Participant(fedround.NumPyParticipant):
-    """Trains the classifier by stochastic gradient descent.
+    """A participant that trains the classifier by stochastic gradient descent.
 
     Args:
         epochs: Passes over the data in a round.

@@ -37,7 +37,7 @@ def network() -> nn.Module:
 
 
 class Participant(fedround.NumPyParticipant):
-    """Trains the network by stochastic gradient descent.
+    """A participant that trains the network by stochastic gradient descent.
 
     Args:
         epochs: Passes over the data in a round.

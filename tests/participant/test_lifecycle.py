@@ -43,12 +43,12 @@ class Participant:
         self.facts: list[Fact] = []
         self.asked: m.Register | m.Heartbeat | None = None
         self.transfer: m.Transfer | None = None
-        self.training: m.Order | None = None
+        self.training: m.TrainingRequest | None = None
         self.tell(m.TimerFired())
 
     def tell(self, event: m.Event, after: float = 0.0) -> list[m.Command]:
         self.now += after
-        if isinstance(event, m.Joined | m.JoinRefused | m.RegisterFailed | m.HeartbeatAnswered | m.HeartbeatFailed):
+        if isinstance(event, m.Registered | m.RegistrationRefused | m.RegistrationFailed | m.HeartbeatAnswered | m.HeartbeatFailed):
             self.asked = None
         commands = self.core.step(event, self.now)
         self.facts += self.core.take_facts()
@@ -68,7 +68,7 @@ class Participant:
         return self.tell(m.TimerFired())
 
     def join(self, id: str = ID) -> list[m.Command]:
-        return self.tell(m.Joined(id))
+        return self.tell(m.Registered(id))
 
     def hear(self, state: HeartbeatState, number: int | None = None, **more: object) -> list[m.Command]:
         """The answer to the heartbeat, when it is sent."""
@@ -81,9 +81,9 @@ class Participant:
         return self.hear(ROUND, number, url=URL, token=TOKEN)
 
     @property
-    def at_hand(self) -> m.Order:
+    def at_hand(self) -> m.TrainingRequest:
         assert self.transfer is not None
-        return self.transfer.order
+        return self.transfer.request
 
     def download(self, etag: str | None = '"0"', *, modified: bool = True) -> list[m.Command]:
         return self.tell(m.Downloaded(self.at_hand, etag, modified))
@@ -156,7 +156,7 @@ def test_it_begins_by_registering() -> None:
 def test_a_failed_registration_is_tried_again_for_ever_and_never_later_than_said() -> None:
     participant = Participant()
     for _ in range(50):
-        participant.tell(m.RegisterFailed("unreachable", None, "no such host"))
+        participant.tell(m.RegistrationFailed("unreachable", None, "no such host"))
         assert participant.core.next_deadline() - participant.now <= 1.5
         assert participant.wait() == [m.Register()]
     assert participant.facts[1:3] == [ContactLost("no such host"), Retrying("/rendez_vous", "unreachable", 0.1)]
@@ -340,7 +340,7 @@ def test_another_model_for_the_same_round_is_trained_anew() -> None:
     participant = uploading(3)
     participant.upload()
     participant.order(3)
-    assert participant.download('"1"') == [m.ThrowAway(), m.Train(participant.at_hand)]
+    assert participant.download('"1"') == [m.Discard(), m.Train(participant.at_hand)]
 
 
 def test_a_peer_without_etags_is_believed_that_the_model_is_the_same() -> None:
@@ -360,7 +360,7 @@ def test_an_update_of_another_shard_is_thrown_away_before_the_model_is_fetched()
     participant.refuse(404)  # the attempt is lost
     participant.wait()
     commands = participant.tell(m.StartTrainingAnswered(participant.at_hand, wire.StartTraining(URL, "c-token", run=shards[1])))
-    assert commands == [m.ThrowAway(), m.Download(participant.at_hand, None)]
+    assert commands == [m.Discard(), m.Download(participant.at_hand, None)]
     assert of(m.Train, participant.download()) == [m.Train(participant.at_hand)]
     participant.train()
     assert participant.hear(ROUND, 3, url=URL, token="d-token", run=shards[1]) == []
@@ -372,13 +372,13 @@ def test_an_update_of_another_shard_is_thrown_away_before_the_model_is_fetched()
 def test_a_later_round_throws_the_kept_update_away_before_its_model_is_fetched() -> None:
     participant = uploading(3)
     participant.upload()
-    assert participant.order(4) == [m.ThrowAway(), m.Download(participant.at_hand, None)]
+    assert participant.order(4) == [m.Discard(), m.Download(participant.at_hand, None)]
 
 
 def test_a_rejection_throws_the_kept_update_away() -> None:
     participant = uploading(3)
     participant.upload()
-    assert participant.hear(REJECT) == [m.ThrowAway(), m.Register()]
+    assert participant.hear(REJECT) == [m.Discard(), m.Register()]
 
 
 # 0.8 platforms
@@ -499,7 +499,7 @@ def test_409_ends_the_round_and_keeps_the_update() -> None:
 @pytest.mark.parametrize("status", [413, 415, 422])
 def test_an_update_that_is_refused_is_not_sent_again(status: int) -> None:
     participant = uploading()
-    assert participant.refuse(status) == [m.ThrowAway()]
+    assert participant.refuse(status) == [m.Discard()]
     assert participant.outcomes == ["refused"]
     assert participant.state == "waiting"
 
@@ -557,7 +557,7 @@ def test_stand_by_while_training_cancels_it() -> None:
     assert participant.hear(STAND_BY) == [m.Cancel()]
     assert participant.outcomes == ["abandoned"]
     assert participant.state == "waiting"
-    assert participant.train() == [m.ThrowAway()]
+    assert participant.train() == [m.Discard()]
 
 
 def test_another_round_while_training_is_taken_when_user_code_is_done_with_the_old_one() -> None:
@@ -566,7 +566,7 @@ def test_another_round_while_training_is_taken_when_user_code_is_done_with_the_o
     assert participant.state == "training"
     assert participant.core.round == 4
     assert participant.core.next_deadline() == participant.now + 1, "no busy waiting for user code"
-    assert participant.train() == [m.ThrowAway(), m.Download(participant.at_hand, None)]
+    assert participant.train() == [m.Discard(), m.Download(participant.at_hand, None)]
 
 
 PATIENT = m.Policy(cancel_timeout=10.0)
@@ -585,7 +585,7 @@ def test_code_that_does_not_return_when_it_is_cancelled_is_killed_once_and_the_n
     assert killed == [m.Kill()]
     assert participant.training is not None
     ended = participant.tell(m.TrainingFailed(participant.training, "killed"))
-    assert ended == [m.ThrowAway(), m.Download(participant.at_hand, None)]
+    assert ended == [m.Discard(), m.Download(participant.at_hand, None)]
     assert participant.outcomes == ["abandoned"]
 
 
@@ -625,12 +625,12 @@ def test_an_upload_whose_round_is_over_ends_some_seconds_later() -> None:
 @pytest.mark.parametrize(
     ("event", "outcome"),
     [
-        (m.TransferFailed(m.Order(1, ID, 0), "busy", 1.0), "abandoned"),
-        (m.TransferFailed(m.Order(1, ID, 0), "unreachable"), "unconfirmed"),
-        (m.TransferRefused(m.Order(1, ID, 0), 404), "abandoned"),
-        (m.TransferRefused(m.Order(1, ID, 0), 422), "refused"),
-        (m.UploadAnswered(m.Order(1, ID, 0), None), "unconfirmed"),
-        (m.UploadAnswered(m.Order(1, ID, 0), COUNTED), "completed"),
+        (m.TransferFailed(m.TrainingRequest(1, ID, 0), "busy", 1.0), "abandoned"),
+        (m.TransferFailed(m.TrainingRequest(1, ID, 0), "unreachable"), "unconfirmed"),
+        (m.TransferRefused(m.TrainingRequest(1, ID, 0), 404), "abandoned"),
+        (m.TransferRefused(m.TrainingRequest(1, ID, 0), 422), "refused"),
+        (m.UploadAnswered(m.TrainingRequest(1, ID, 0), None), "unconfirmed"),
+        (m.UploadAnswered(m.TrainingRequest(1, ID, 0), COUNTED), "completed"),
     ],
 )
 def test_how_an_upload_ends_whose_round_is_over(event: m.Event, outcome: str) -> None:
@@ -670,7 +670,7 @@ def test_failing_user_code_leaves_with_the_reason_and_registers_again_after_grow
         participant.join()
         participant.order()
         participant.download()
-        assert fail(participant) == [m.Leave(ID, at_once=False, reason="it broke")]
+        assert fail(participant) == [m.Leave(ID, immediately=False, reason="it broke")]
         assert participant.state == "registering"
         pauses.append(participant.core.next_deadline() - participant.now)
         assert participant.wait() == [m.Register()]
@@ -687,7 +687,7 @@ def test_failing_user_code_gives_up_in_the_end() -> None:
         commands = fail(participant)
         if participant.core.exited is None:
             participant.wait()
-    assert commands == [m.Leave(ID, at_once=False, reason="it broke"), m.Exit(m.Reason.FAILED)]
+    assert commands == [m.Leave(ID, immediately=False, reason="it broke"), m.Exit(m.Reason.FAILED)]
     assert participant.outcomes == ["failed"] * 5
     assert participant.state == "stopped"
 
@@ -704,7 +704,7 @@ def test_a_global_model_that_is_too_large_leaves_the_round_to_the_others_and_giv
         participant.join()
         participant.order()
         commands = participant.tell(m.ModelRefused(participant.at_hand, "too large"))
-        assert commands == [m.Leave(ID, at_once=False, reason="too large"), *([m.Exit(m.Reason.FAILED)] if count == 2 else [])]
+        assert commands == [m.Leave(ID, immediately=False, reason="too large"), *([m.Exit(m.Reason.FAILED)] if count == 2 else [])]
         if count == 1:
             participant.wait()
     assert participant.outcomes == ["failed"] * 2
@@ -748,14 +748,14 @@ def test_finish_ends_the_participant() -> None:
 
 def test_a_refused_registration_means_that_training_is_complete() -> None:
     participant = Participant()
-    assert participant.tell(m.JoinRefused()) == [m.Exit(m.Reason.FINISHED)]
+    assert participant.tell(m.RegistrationRefused()) == [m.Exit(m.Reason.FINISHED)]
     assert RegistrationRefused() in participant.facts
 
 
 def test_a_participant_that_stays_asks_now_and_then_whether_training_goes_on() -> None:
     participant = waiting(m.Policy(exit_after_finish=False, give_up_after=1.0))
     assert participant.hear(FINISH) == []
-    for answer in (m.JoinRefused(), m.RegisterFailed("unreachable"), m.JoinRefused()):
+    for answer in (m.RegistrationRefused(), m.RegistrationFailed("unreachable"), m.RegistrationRefused()):
         assert participant.state == "finished"
         assert participant.core.next_deadline() == participant.now + ASK_FINISHED
         assert participant.wait() == [m.Register()]
@@ -777,7 +777,7 @@ def test_finish_while_uploading_waits_for_the_uploads_answer_without_any_further
     participant.hear(FINISH)
     assert participant.state == "training"
     assert participant.core.next_deadline() == participant.now + SETTLE
-    assert participant.upload() == [m.ThrowAway(), m.Exit(m.Reason.FINISHED)]
+    assert participant.upload() == [m.Discard(), m.Exit(m.Reason.FINISHED)]
     assert participant.outcomes == ["completed"]
 
 
@@ -786,22 +786,22 @@ def test_finish_while_uploading_waits_for_the_uploads_answer_without_any_further
 
 def test_a_waiting_participant_leaves_at_once() -> None:
     participant = waiting()
-    assert participant.tell(m.StopRequested(8.0)) == [m.Leave(ID, at_once=True), m.Exit(m.Reason.STOPPED)]
+    assert participant.tell(m.StopRequested(8.0)) == [m.Leave(ID, immediately=True), m.Exit(m.Reason.STOPPED)]
     assert participant.state == "stopped"
 
 
 def test_a_participant_without_an_id_has_nobody_to_leave() -> None:
     participant = Participant()
-    participant.tell(m.RegisterFailed("unreachable"))
+    participant.tell(m.RegistrationFailed("unreachable"))
     assert participant.tell(m.StopRequested(8.0)) == [m.Exit(m.Reason.STOPPED)]
 
 
 @pytest.mark.parametrize(
     ("answer", "commands"),
     [
-        (m.Joined(ID), [m.Leave(ID, at_once=False), m.Exit(m.Reason.STOPPED)]),
-        (m.JoinRefused(), [m.Exit(m.Reason.FINISHED)]),
-        (m.RegisterFailed("unreachable"), [m.Exit(m.Reason.STOPPED)]),
+        (m.Registered(ID), [m.Leave(ID, immediately=False), m.Exit(m.Reason.STOPPED)]),
+        (m.RegistrationRefused(), [m.Exit(m.Reason.FINISHED)]),
+        (m.RegistrationFailed("unreachable"), [m.Exit(m.Reason.STOPPED)]),
     ],
 )
 def test_an_id_that_is_on_its_way_is_waited_for_to_leave_with_it(answer: m.Event, commands: list[m.Command]) -> None:
@@ -821,7 +821,7 @@ def test_an_id_is_not_waited_for_for_long() -> None:
 def test_who_is_asked_twice_waits_for_no_id() -> None:
     participant = Participant()
     participant.tell(m.StopRequested(8.0))
-    assert participant.tell(m.StopRequested(8.0)) == [m.Exit(m.Reason.STOPPED, at_once=True)]
+    assert participant.tell(m.StopRequested(8.0)) == [m.Exit(m.Reason.STOPPED, immediately=True)]
 
 
 # Rounds that are given up on a 0.8 platform
@@ -840,7 +840,7 @@ def accept(participant: Participant) -> list[m.Command]:
     return participant.tell(m.StartTrainingAnswered(participant.at_hand, wire.StartTraining(URL, TOKEN)))
 
 
-def accepted(participant: Participant) -> m.Order:
+def accepted(participant: Participant) -> m.TrainingRequest:
     """The order at hand, with what start_training answered."""
     return replace(participant.at_hand, url=URL, token=TOKEN)
 
@@ -875,7 +875,7 @@ def test_user_code_that_fails_too_often_forfeits_the_round() -> None:
     participant = old_training(policy=m.Policy(max_failures=1))
     assert fail(participant) == [
         m.Forfeit(participant.at_hand),
-        m.Leave(ID, at_once=False, reason="it broke"),
+        m.Leave(ID, immediately=False, reason="it broke"),
         m.Exit(m.Reason.FAILED),
     ]
 
@@ -894,8 +894,8 @@ def test_a_participant_that_is_asked_to_stop_in_a_pause_forfeits_the_round(withi
     fail(participant)
     forfeit, *others = participant.tell(m.StopRequested(within))
     assert isinstance(forfeit, m.Forfeit)
-    assert (forfeit.order.url, forfeit.order.token) == (URL, TOKEN)
-    assert others == [m.Leave(ID, at_once=False), m.Exit(m.Reason.STOPPED)]
+    assert (forfeit.request.url, forfeit.request.token) == (URL, TOKEN)
+    assert others == [m.Leave(ID, immediately=False), m.Exit(m.Reason.STOPPED)]
 
 
 def test_a_round_that_does_not_end_in_time_is_forfeited() -> None:
@@ -904,7 +904,7 @@ def test_a_round_that_does_not_end_in_time_is_forfeited() -> None:
     assert participant.wait() == [
         m.Cancel(),
         m.Forfeit(participant.at_hand),
-        m.Leave(ID, at_once=False),
+        m.Leave(ID, immediately=False),
         m.Exit(m.Reason.STOPPED),
     ]
 
@@ -936,7 +936,7 @@ def test_a_participant_that_is_asked_to_stop_gets_the_token_of_an_unaccepted_ord
     participant = waiting()
     participant.hear(ROUND, 0)
     assert participant.tell(m.StopRequested(8.0)) == [m.Hurry()]
-    assert accept(participant) == [m.Forfeit(accepted(participant)), m.Leave(ID, at_once=False), m.Exit(m.Reason.STOPPED)]
+    assert accept(participant) == [m.Forfeit(accepted(participant)), m.Leave(ID, immediately=False), m.Exit(m.Reason.STOPPED)]
     assert participant.outcomes == ["abandoned"]
 
 
@@ -945,7 +945,7 @@ def test_an_unaccepted_order_that_is_refused_ends_the_draining() -> None:
     participant.hear(ROUND, 0)
     participant.tell(m.StopRequested(8.0))
     commands = participant.tell(m.StartTrainingAnswered(participant.at_hand, wire.StartTraining(None, None)))
-    assert commands == [m.Leave(ID, at_once=False), m.Exit(m.Reason.STOPPED)]
+    assert commands == [m.Leave(ID, immediately=False), m.Exit(m.Reason.STOPPED)]
 
 
 def test_after_an_upload_heartbeats_go_on_as_long_as_the_round_may() -> None:
@@ -973,8 +973,8 @@ def test_an_upload_that_is_answered_when_its_round_is_over_is_followed_by_heartb
 def test_the_next_round_is_forfeited_by_a_participant_that_waited_for_it_to_leave() -> None:
     participant = old_waiting(3)
     participant.tell(m.StopRequested(8.0))
-    assert participant.hear(ROUND, 4) == [m.ThrowAway(), m.StartTraining(participant.at_hand)]
-    assert accept(participant) == [m.Forfeit(accepted(participant)), m.Leave(ID, at_once=False), m.Exit(m.Reason.STOPPED)]
+    assert participant.hear(ROUND, 4) == [m.Discard(), m.StartTraining(participant.at_hand)]
+    assert accept(participant) == [m.Forfeit(accepted(participant)), m.Leave(ID, immediately=False), m.Exit(m.Reason.STOPPED)]
 
 
 def test_the_same_round_is_delivered_once_more_by_a_participant_that_waited_for_its_end() -> None:
@@ -1010,7 +1010,7 @@ def test_a_round_is_finished_before_leaving_if_it_ends_in_time() -> None:
     assert participant.facts[-1] == StateChanged("training", 0, draining=True)
     participant.hear(ROUND, 0)
     participant.train()
-    assert of(m.Leave, participant.upload()) == [m.Leave(ID, at_once=False)]
+    assert of(m.Leave, participant.upload()) == [m.Leave(ID, immediately=False)]
     assert participant.outcomes == ["completed"]
     assert participant.state == "stopped"
 
@@ -1018,7 +1018,7 @@ def test_a_round_is_finished_before_leaving_if_it_ends_in_time() -> None:
 def test_a_round_that_does_not_end_in_time_is_given_up() -> None:
     participant = training()
     participant.tell(m.StopRequested(0.5))
-    assert participant.wait() == [m.Cancel(), m.Leave(ID, at_once=False), m.Exit(m.Reason.STOPPED)]
+    assert participant.wait() == [m.Cancel(), m.Leave(ID, immediately=False), m.Exit(m.Reason.STOPPED)]
     assert participant.outcomes == ["abandoned"]
 
 
@@ -1051,7 +1051,7 @@ def test_user_code_that_ends_by_an_error_while_draining_has_not_failed() -> None
 def test_who_is_asked_twice_exits_at_once() -> None:
     participant = training()
     participant.tell(m.StopRequested(8.0))
-    assert participant.tell(m.StopRequested(8.0)) == [m.Cancel(), m.Exit(m.Reason.STOPPED, at_once=True)]
+    assert participant.tell(m.StopRequested(8.0)) == [m.Cancel(), m.Exit(m.Reason.STOPPED, immediately=True)]
 
 
 # What comes late, and what cannot come
@@ -1085,17 +1085,17 @@ def insides(thing: object) -> object:
 @pytest.mark.parametrize(
     "event",
     [
-        m.Joined("b"),
-        m.JoinRefused(),
-        m.RegisterFailed("x"),
-        m.StartTrainingAnswered(m.Order(1, ID, 0), wire.StartTraining(None, None)),
-        m.UploadAnswered(m.Order(1, ID, 0), COUNTED),
-        m.Downloaded(m.Order(1, ID, 0), None),
-        m.ModelRefused(m.Order(1, ID, 0), "x"),
-        m.TransferFailed(m.Order(1, ID, 0), "x"),
-        m.TransferRefused(m.Order(1, ID, 0), 409),
-        m.Trained(m.Order(9, ID, 0)),
-        m.TrainingFailed(m.Order(9, ID, 0), "x"),
+        m.Registered("b"),
+        m.RegistrationRefused(),
+        m.RegistrationFailed("x"),
+        m.StartTrainingAnswered(m.TrainingRequest(1, ID, 0), wire.StartTraining(None, None)),
+        m.UploadAnswered(m.TrainingRequest(1, ID, 0), COUNTED),
+        m.Downloaded(m.TrainingRequest(1, ID, 0), None),
+        m.ModelRefused(m.TrainingRequest(1, ID, 0), "x"),
+        m.TransferFailed(m.TrainingRequest(1, ID, 0), "x"),
+        m.TransferRefused(m.TrainingRequest(1, ID, 0), 409),
+        m.Trained(m.TrainingRequest(9, ID, 0)),
+        m.TrainingFailed(m.TrainingRequest(9, ID, 0), "x"),
         m.HeartbeatAnswered(ID, wire.Heartbeat(STAND_BY)),
         m.HeartbeatFailed(ID, "x"),
     ],
@@ -1109,15 +1109,15 @@ def test_an_answer_to_what_was_not_asked_raises_and_changes_nothing(event: m.Eve
 
 
 def test_neither_ids_nor_tokens_are_shown_by_orders_and_events() -> None:
-    order = m.Order(1, ID, 0, URL, TOKEN)
+    order = m.TrainingRequest(1, ID, 0, URL, TOKEN)
     beat = wire.Heartbeat(ROUND, 1, token=TOKEN)
     shown = repr(
         [
-            m.Joined(ID),
+            m.Registered(ID),
             m.HeartbeatAnswered(ID, beat),
             m.Upload(order),
             m.Heartbeat(ID, 0),
-            m.Leave(ID, at_once=True),
+            m.Leave(ID, immediately=True),
             m.Train(order),
         ]
     )
@@ -1140,7 +1140,7 @@ ANSWERS = st.one_of(
     ),
 )
 ORDERS = st.sampled_from([wire.StartTraining(None, None), *(wire.StartTraining(URL, TOKEN, run=run) for run in RUNS)])
-FAILURES: st.SearchStrategy[Callable[[m.Order], m.Event]] = st.sampled_from(
+FAILURES: st.SearchStrategy[Callable[[m.TrainingRequest], m.Event]] = st.sampled_from(
     [
         lambda order: m.TransferFailed(order, "x"),
         lambda order: m.TransferFailed(order, "x", sent=False),
@@ -1166,18 +1166,18 @@ class World:
         self.dead: set[str] = set()
         self.ids = 0
         self.id: str | None = None
-        self.user_code: m.Order | None = None
+        self.user_code: m.TrainingRequest | None = None
         self.model: str | None = None
         self.kept: str | None = None
         self.kept_shard: wire.Shard | None = None
         self.trained: set[int] = set()
-        self.delivered: m.Order | None = None
+        self.delivered: m.TrainingRequest | None = None
         self.begun = self.ended = 0
 
     def step(self, event: m.Event) -> None:
         for command in self.core.step(event, self.now):
             self.look(command)
-            if not isinstance(command, m.ThrowAway | m.Cancel | m.Kill | m.Hurry | m.Exit | m.Leave | m.Forfeit):
+            if not isinstance(command, m.Discard | m.Cancel | m.Kill | m.Hurry | m.Exit | m.Leave | m.Forfeit):
                 self.unanswered.append(command)
         for fact in self.core.take_facts():
             self.begun += isinstance(fact, OrderAccepted)
@@ -1186,7 +1186,7 @@ class World:
         assert (self.core.exited is not None) <= (self.begun == self.ended)
 
     def look(self, command: m.Command) -> None:
-        assert self.core.exited is None or isinstance(command, m.ThrowAway | m.Cancel | m.Kill | m.Leave | m.Forfeit | m.Exit)
+        assert self.core.exited is None or isinstance(command, m.Discard | m.Cancel | m.Kill | m.Leave | m.Forfeit | m.Exit)
         match command:
             case m.Heartbeat(id, wait):
                 assert id == self.id
@@ -1211,7 +1211,7 @@ class World:
             case m.Forfeit(order):
                 assert order.token
                 assert order != self.delivered, "an update that may have arrived is not forfeited"
-            case m.ThrowAway():
+            case m.Discard():
                 self.kept = None
 
     def answer(self, command: m.Command) -> m.Event:
@@ -1219,10 +1219,10 @@ class World:
         match command:
             case m.Register():
                 if draw(st.integers(0, 9)) == 0:
-                    return m.JoinRefused() if draw(st.booleans()) else m.RegisterFailed("unreachable")
+                    return m.RegistrationRefused() if draw(st.booleans()) else m.RegistrationFailed("unreachable")
                 self.ids += 1
                 self.id = f"id-{self.ids}"
-                return m.Joined(self.id)
+                return m.Registered(self.id)
             case m.Heartbeat(id):
                 if draw(st.integers(0, 5)) == 0:
                     return m.HeartbeatFailed(id, "unreachable")
@@ -1247,7 +1247,7 @@ class World:
                 return self.succeed(command, order)
         raise AssertionError(command)
 
-    def succeed(self, command: m.Command, order: m.Order) -> m.Event:
+    def succeed(self, command: m.Command, order: m.TrainingRequest) -> m.Event:
         match command:
             case m.StartTraining():
                 return m.StartTrainingAnswered(order, self.draw(ORDERS))

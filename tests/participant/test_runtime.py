@@ -34,7 +34,7 @@ from fedround.participant.runtime import Runtime
 from fedround.participant.shards import Shards
 from fedround.participant.terms import Terms
 from fedround.participant.training import Training as Steps
-from fedround.participant.watch import Watch
+from fedround.participant.watch import StatusObserver
 from fedround.tensors.weights import Array
 from support.federation import FINISH, REFUSED, REJECT, STAND_BY, TOKEN, After, Answer, OldPlatform, order, our_platform, say
 from support.peer import Peer, Reply, answer
@@ -364,7 +364,7 @@ def test_an_update_that_a_proxy_refuses_is_kept_until_somebody_raises_its_limit(
     monkeypatch.setattr("fedround.participant.runtime.INTERCEPTED_PAUSE", 0.1)
     facts: list[Fact] = []
     participant, health = Mean(), Health()
-    watch = Watch("silo", health, within=5.0)
+    watch = StatusObserver("silo", health, within=5.0)
     seen: dict[str, Any] = {}
 
     def raise_the_limit(fact: Fact) -> None:

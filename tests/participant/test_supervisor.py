@@ -133,10 +133,10 @@ def test_a_memory_is_closed_with_the_last_reference_to_it() -> None:
 def test_a_memory_does_not_take_the_place_of_a_closed_standard_stream() -> None:
     program = """
 import os
-from fedround.participant.memory import Memory, take
+from fedround.participant.memory import Memory, memories_of
 os.close(0)
 fd = os.memfd_create("x")
-(found,) = take([fd])
+(found,) = memories_of([fd])
 print(fd, found.fd > 2)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=50)

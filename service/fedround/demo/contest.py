@@ -73,7 +73,7 @@ def train(shards: Sequence[Shard], rounds: int, epochs: int) -> Array:
     for number in range(rounds):
         updates = []
         for participant, shard in participants:
-            with entered(Round(number, shard, tell=lambda _: None)):
+            with entered(Round(number, shard, on_report=lambda _: None)):
                 updates.append(participant.train_round(model.copy()))
         model = np.average([u.weights for u in updates], axis=0, weights=[u.samples for u in updates])
     return model

@@ -35,17 +35,29 @@ class ParticipantABC(ABC, Generic[TrainingInput, TrainingResult]):
 
     @abstractmethod
     def train_round(self, training_input: TrainingInput, /) -> TrainingResult:
-        """Train on the local data, starting from the global model that `deserialize_training_input` returned."""
+        """Train on the local data, and return the result.
+
+        Args:
+            training_input: The global model, as `deserialize_training_input` returned it.
+        """
         raise NotImplementedError
 
     @abstractmethod
     def serialize_training_result(self, training_result: TrainingResult, /) -> Payload:
-        """Return the bytes to send to the aggregator for a result of `train_round`."""
+        """Return the bytes to send to the aggregator: one bytes-like object, or several to be concatenated.
+
+        Args:
+            training_result: A result of `train_round`.
+        """
         raise NotImplementedError
 
     @abstractmethod
     def deserialize_training_input(self, data: bytes, /) -> TrainingInput:
-        """Return the argument of `train_round` for a global model. `data` is empty before the first aggregation."""
+        """Return the argument of `train_round`.
+
+        Args:
+            data: The bytes of the global model. Empty before the first aggregation.
+        """
         raise NotImplementedError
 
     def check_training_result(self, training_result: TrainingResult, /) -> None:
@@ -81,7 +93,7 @@ class NumPyParticipant(ParticipantABC[Any, "Update | tuple[int, Any]"]):
     takes_buffers = True
     local_tensors: Sequence[str] = ()
     """Name patterns (`fnmatch`) of tensors that stay in this participant. They are not sent, and persist across rounds."""
-    _keep_local: Callable[[Mapping[str, Array]], None] | None = None
+    _persist_local: Callable[[Mapping[str, Array]], None] | None = None
     """Called with the local tensors of each update, after its check. A service sets it."""
     _layout: codec.Layout | None = None
     _constants: Mapping[str, Array] = {}
@@ -90,10 +102,14 @@ class NumPyParticipant(ParticipantABC[Any, "Update | tuple[int, Any]"]):
     """The serialized result until its check, because an iterator can only be read once."""
 
     def initial_weights(self) -> Weights | Sequence[Array]:
-        """Return initial weights for `fedround model --init`. By default there are none."""
+        """Return initial weights for `fedround model --init`: an array, a mapping of names to arrays, or a list of arrays.
+
+        Raises:
+            NotImplementedError: The class has none, which is the default.
+        """
         raise NotImplementedError
 
-    def _begin_with_local(self, local: Mapping[str, Array]) -> None:
+    def _restore_local(self, local: Mapping[str, Array]) -> None:
         """Add these local tensors, by name, to the next global model."""
         self._local = {name: array for name, array in local.items() if matches(name, self.local_tensors)}
 
@@ -117,8 +133,8 @@ class NumPyParticipant(ParticipantABC[Any, "Update | tuple[int, Any]"]):
             self._layout.check(codec.Layout.of(weights))
         values.check_values(weights, self._constants)
         self._local = local
-        if local and self._keep_local is not None:
-            self._keep_local(local)
+        if local and self._persist_local is not None:
+            self._persist_local(local)
 
     def serialize_training_result(self, training_result: Update | tuple[int, Any], /) -> Payload:
         """Return the number of samples and the weights' memory, which must not change until the next round."""
@@ -146,24 +162,24 @@ def shared_tensors(weights: Any, local: Sequence[str] = (), *, one_array: bool =
     """Return the weights to send, and copies of the tensors whose names match a pattern of `local`.
 
     Raises:
-        WrongWeights: The weights are neither an array nor named arrays. The message says what to return instead.
+        WrongWeights: The weights are neither an array nor named arrays. The message shows what to return instead.
     """
     if not isinstance(weights, Mapping):
         if one_array or not (isinstance(weights, list | tuple) and weights and all(isinstance(a, np.ndarray) for a in weights)):
             return _array(weights), {}
         weights = {str(number): array for number, array in enumerate(weights)}
-    named, kept = dict[str, Array](), dict[str, Array]()
+    shared, private = dict[str, Array](), dict[str, Array]()
     for name, value in weights.items():
         if not isinstance(name, str):
             raise WrongWeights(f"the name of a tensor must be a string, not {_kind(name)}")
         array = _array(value, name)
         if matches(name, local):
-            kept[name] = array.copy()
+            private[name] = array.copy()
         else:
-            named[name] = array
-    if kept and not named:
+            shared[name] = array
+    if private and not shared:
         raise WrongWeights("all tensors are local tensors: none is left to send")
-    return named, kept
+    return shared, private
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from fedround.participant.memory import Memory, take
+from fedround.participant.memory import Memory, memories_of
 
 MAX_MESSAGE = 1 << 20
 """Maximum bytes of a message."""
@@ -58,7 +58,7 @@ class Channel:
         """
         try:
             head, fds, _, _ = socket.recv_fds(self._socket, _LENGTH.size, MAX_MEMORIES, _CLOEXEC)
-            memories = take(fds)
+            memories = memories_of(fds)
             (length,) = _LENGTH.unpack(head + self._read(_LENGTH.size - len(head)))
             if length > MAX_MESSAGE:
                 raise BadMessage(f"a message of {length} bytes")

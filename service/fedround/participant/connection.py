@@ -1,4 +1,4 @@
-"""Opens a participant's connections, for `run_participant` and the service. Does not import NumPy."""
+"""A participant's connections, for `run_participant` and the service. This module does not import NumPy."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ def connected(
     pod_index: int | None = None,
     trace: Trace | None = None,
     beat: Callable[[float], None] = lambda _within: None,
-    doing: Callable[[], str] = str,
+    current_phase: Callable[[], str] = str,
 ) -> Iterator[Runtime]:
     """Yield a participant that is ready to run, with its connections open.
 
@@ -42,17 +42,17 @@ def connected(
         coordinator_url: URL of the coordinator, such as `http://localhost:8081`.
         terms: Options of the participant.
         observe: Called with every fact.
-        make_sink: Creates the memory that `trainer` takes a model in. Default: memory of this process.
+        make_sink: Creates the memory in which `trainer` takes a model. Default: memory of this process.
         transport: Replaces sockets.
         pod_index: Index of this pod in its StatefulSet.
         trace: Wraps each request in a span.
         beat: Called when the loop makes progress, with the maximum seconds until it does again.
-        doing: Returns the participant's phase in a round, one of `wire.PHASES`, or an empty string.
+        current_phase: Returns the participant's phase in a round, one of `wire.PHASES`, or an empty string.
 
     Raises:
         ConfigurationError: A URL, a certificate or a proxy cannot be used.
     """
-    own = None if terms.shard is None else Shard(*terms.shard)
+    configured = None if terms.shard is None else Shard(*terms.shard)
     tls = client_tls(terms.tls_ca_file, terms.tls_cert_file, terms.tls_key_file)
     allow = [*terms.aggregator_allow, *filter(None, [urlsplit(terms.aggregator_url or "").hostname])]
     trusting = Options(trusted=partial(hosts.trusted, coordinator_url=coordinator_url, allow=allow))
@@ -68,9 +68,9 @@ def connected(
             # A private generator: training code may seed the module's, and then all participants have the same delays.
             Lifecycle(terms, random.Random().random),
             name=terms.name,
-            shards=Shards(own, terms.shards, pod_index, terms.name),
+            shards=Shards(configured, terms.shards, pod_index, terms.name),
             observe=observe,
             aggregator_url=terms.aggregator_url,
             beat=beat,
-            doing=doing,
+            current_phase=current_phase,
         )

@@ -11,11 +11,11 @@ from fedround import events
 from fedround.common.settings import ParticipantSettings
 from fedround.errors import FedroundError
 from fedround.events import Observer
-from fedround.participant import leaving, local
+from fedround.participant import exiting, local
 from fedround.participant.abc import ParticipantABC
 from fedround.participant.load import load_participant
 from fedround.participant.measuring import Measuring
-from fedround.participant.operators import Operators
+from fedround.participant.operators import OpsPort
 from fedround.participant.runtime import GRACE, Runtime
 from fedround.participant.service import serve
 from fedround.participant.training import Training
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 
-class Inside(Training):
-    """The `Host` that trains in this process. It is ready once created."""
+class InProcess(Training):
+    """The `ServiceTrainer` that trains in this process. It is ready once created."""
 
     make_sink = None
 
@@ -36,32 +36,32 @@ class Inside(Training):
         super().__init__(participant, lambda _fact: None, failures=(Exception, SystemExit))
 
     def attach(self, observe: Observer, traceparent: Callable[[], str | None]) -> None:
-        """See `Host`. Spans in this process need no `traceparent`."""
+        """See `ServiceTrainer`. Spans in this process need no `traceparent`."""
         self._observe, self._measuring = observe, Measuring(observe)
         observe(events.WorkerReady())
 
     def started(self, within: float | None = None) -> bool:
-        """See `Host`."""
+        """See `ServiceTrainer`."""
         return True
 
     def interrupt(self) -> None:
-        """See `Host`."""
+        """See `ServiceTrainer`."""
 
     def status(self) -> Mapping[str, object]:
-        """See `Host`."""
+        """See `ServiceTrainer`."""
         return {"state": "in this process"}
 
 
 def serve_inside(settings: ParticipantSettings) -> None:
     """See `serve`."""
-    with _not_kept():
+    with _exit_despite_threads():
         participant = load_participant(*settings.made_from)
-        with local.kept(participant, settings.local_tensors, settings.data_dir):
-            serve(settings, Inside(participant), _not_for_ever)
+        with local.persisted(participant, settings.local_tensors, settings.data_dir):
+            serve(settings, InProcess(participant), _exit_without_training_code)
 
 
 @contextmanager
-def _not_for_ever(runtime: Runtime, operators: Operators, traces: "Tracing | None") -> Iterator[None]:
+def _exit_without_training_code(runtime: Runtime, ops_port: OpsPort, traces: "Tracing | None") -> Iterator[None]:
     """End the process when only the training code still runs, which cannot be interrupted."""
 
     def watch() -> None:
@@ -71,21 +71,21 @@ def _not_for_ever(runtime: Runtime, operators: Operators, traces: "Tracing | Non
         LOG.warning("the training code does not return: exiting without it")
         code = os.EX_OK
         try:
-            operators.check()
+            ops_port.check()
             runtime.result()
         except BaseException as error:
             LOG.error("%s", error, exc_info=not isinstance(error, FedroundError))
             code = _exit_code(error)
         if traces is not None:
             traces.close()
-        leaving.end(code)
+        exiting.exit_now(code)
 
     threading.Thread(target=watch, name="fedround-exit", daemon=True).start()
     yield
 
 
 @contextmanager
-def _not_kept() -> Iterator[None]:
+def _exit_despite_threads() -> Iterator[None]:
     """End the process with its exit code, even if threads of the training code do not end."""
     code = os.EX_OK
     try:
@@ -94,7 +94,7 @@ def _not_kept() -> Iterator[None]:
         code = _exit_code(error)
         raise
     finally:
-        leaving.not_kept(code)
+        exiting.exit_after_grace(code)
 
 
 def _exit_code(error: BaseException) -> int:

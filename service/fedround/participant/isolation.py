@@ -1,4 +1,4 @@
-"""`fedround participant`: runs the training code where `PARTICIPANT_ISOLATION` says."""
+"""`fedround participant`: the training code runs in the process or thread that `PARTICIPANT_ISOLATION` selects."""
 
 import os
 

@@ -7,12 +7,12 @@ from fedround.common.backoff import delays
 from fedround.participant.moves import Heartbeat, Policy, Register, Transfer
 
 FIRST_DELAY = 0.1
+"""Seconds before the first retry."""
 RETRY_AFTER_MAX = 60.0
 """Maximum seconds of a `Retry-After` that the participant respects."""
-REJOIN_MAX = 20.0
+REGISTER_MAX = 20.0
 """Maximum seconds between two registrations of a participant that is rejected repeatedly."""
-PAUSE_FIRST = 1.0
-PAUSE_MOST = 60.0
+PAUSE, PAUSE_MAX = 1.0, 60.0
 """Seconds between a failure of user code and its next training: after the first failure, and the maximum."""
 
 
@@ -57,21 +57,21 @@ class Contact(Lane):
     def __init__(self, policy: Policy, random: Callable[[], float]) -> None:
         super().__init__(policy, random)
         self.plan(-math.inf)
-        self.held = False
+        self.long_polling = False
         """Whether the heartbeat under way is a long poll."""
         self.outdated = False
-        """Whether the heartbeat under way was sent before the round ended: its news of the round is old."""
+        """Whether the heartbeat under way was sent before the round ended, so that its response may be outdated."""
         self.give_up_at = math.inf
-        self._asked_at = -math.inf
-        self._rejoins: Iterator[float] | None = None
+        self._started_at = -math.inf
+        self._register_delays: Iterator[float] | None = None
 
-    def ask(self, id: str | None, wait: float, now: float) -> Register | Heartbeat:
-        """Return the exchange that has just been started."""
-        self._asked_at, self.held = now, wait > 0
+    def command_for(self, id: str | None, wait: float, now: float) -> Register | Heartbeat:
+        """Return the command for the exchange that has just started."""
+        self._started_at, self.long_polling = now, wait > 0
         return Register() if id is None else Heartbeat(id, wait)
 
-    def anew(self, now: float) -> None:
-        """Plan an exchange for now, or for when the heartbeat under way is answered."""
+    def plan_now(self, now: float) -> None:
+        """Plan an exchange for now, or for the response to the heartbeat under way."""
         self.outdated = self.under_way
         if not self.under_way:
             self.plan(now)
@@ -79,7 +79,7 @@ class Contact(Lane):
     def answered(self, now: float) -> None:
         self._delays = self._new_delays()
         self.give_up_at = math.inf
-        self.plan(max(now, self._asked_at + self._policy.heartbeat_period))
+        self.plan(max(now, self._started_at + self._policy.heartbeat_period))
 
     def failed(self, retry_after: float | None, now: float) -> float:
         """Return the seconds to wait before the next attempt."""
@@ -88,16 +88,16 @@ class Contact(Lane):
         self.outdated = False
         return self.delay(retry_after)
 
-    def rejoin(self, now: float) -> float:
+    def register_at(self, now: float) -> float:
         """Return the time to register at after a rejection."""
-        if self._rejoins is None:
-            self._rejoins = delays(self._random, first=1.0, most=REJOIN_MAX)
+        if self._register_delays is None:
+            self._register_delays = delays(self._random, first=1.0, most=REGISTER_MAX)
             return now
-        return now + next(self._rejoins)
+        return now + next(self._register_delays)
 
-    def welcome(self) -> None:
-        """Note that the id is accepted: the next rejection counts as the first."""
-        self._rejoins = None
+    def accepted(self) -> None:
+        """Record that the coordinator accepted the id: the next rejection counts as the first."""
+        self._register_delays = None
 
 
 class Failures:
@@ -105,13 +105,13 @@ class Failures:
 
     def __init__(self, random: Callable[[], float]) -> None:
         self._random = random
-        self.forget()
+        self.reset()
 
     def add(self) -> float:
         """Count one more. Return the seconds until user code gets another model."""
         self.count += 1
         return next(self._pauses)
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         self.count = 0
-        self._pauses = delays(self._random, first=PAUSE_FIRST, most=PAUSE_MOST, spread=0.2)
+        self._pauses = delays(self._random, first=PAUSE, most=PAUSE_MAX, spread=0.2)

@@ -7,23 +7,24 @@ The rules (`work.py` has those of a round's exchanges):
 1. One exchange with the coordinator (register, heartbeat) is under way at a time. The participant repeats a failed one after a
    jittered delay, for ever, or until `give_up_after`.
 2. `reject`, at any time: the participant drops what it trained, and registers again: immediately, then after growing delays.
-3. `round` is a training request. The participant keeps what it trained until a later round, `reject` or `finish`.
+3. `round` is a training request. The participant stores its update until a later round, `reject` or `finish`.
 4. Another request, or `stand_by`, while training: the coordinator reassigned the round. The participant cancels the training.
 5. User code gets one model at a time; the next is not fetched while it is busy with a cancelled round. User code that does not
    return within `cancel_timeout` after it was cancelled is killed.
-6. User code failed, or the global model is larger than allowed: the participant leaves, says why, and registers again after 1, 2,
-   4, ... seconds. After `max_failures` consecutive failures it exits. After a round that failed otherwise it registers immediately.
+6. User code failed, or the global model is larger than allowed: the participant leaves, reports the reason, and registers again
+   after 1, 2, 4, ... seconds. After `max_failures` consecutive failures it exits. After a round that failed otherwise it registers
+   immediately.
 7. `finish`: the participant exits, or asks now and then whether training goes on. It never sends the old id's heartbeat again: that
    ends a 0.8 coordinator.
-8. Asked to stop: the participant finishes the round if there is time, else gives it up; then it leaves and exits. It waits
-   `LEAVE_TIMEOUT` for an id that is on its way. Asked twice, it exits immediately.
-9. An answer for a former id or request is *late*, and changes nothing. An answer that nothing asked for is an illegal move.
+8. On a request to stop, the participant finishes the round if there is time, else gives it up; then it leaves and exits. It waits
+   `LEAVE_TIMEOUT` for an id that is on its way. On a second request, it exits immediately.
+9. A response to a former id or training request is *late*, and changes nothing. A response without a request is an illegal move.
 
 A 0.8 coordinator (its `round` brings no token) needs more care:
 
 10. It closes no round before every selected id has delivered. So a participant whose code failed trains again under the same id.
     One that gives up a round *forfeits* it: it uploads an empty body, and 0.8 ignores the id for this round. A selected
-    participant that is asked to stop gets a token first, to forfeit with.
+    participant that must stop requests a token first, to forfeit with.
 11. It panics when an id times out in the round that it delivered to. So after an upload, a stopping participant sends heartbeats
     until a later round, `reject` or `finish`, for as long as it might have finished a round.
 """
@@ -39,7 +40,7 @@ from fedround.errors import IllegalMove
 from fedround.participant import moves as m
 from fedround.participant.lane import Contact, Failures
 from fedround.participant.moves import Outcome, Reason, State
-from fedround.participant.work import Ended, Kept, Step, Work
+from fedround.participant.work import Ended, Step, StoredUpdate, Work
 
 LEAVE_TIMEOUT = 2.0
 """Seconds to wait for the id to leave with, and seconds for the request that leaves."""
@@ -48,7 +49,7 @@ ASK_FINISHED = 30.0
 
 
 class Lifecycle:
-    """Follows the rules above. The first event is `TimerFired`. `random` returns numbers from 0 up to 1."""
+    """A participant that follows the rules above. The first event is `TimerFired`. `random` returns numbers from 0 up to 1."""
 
     def __init__(self, policy: m.Policy, random: Callable[[], float]) -> None:
         self.draining = False
@@ -57,21 +58,21 @@ class Lifecycle:
         self._random = random
         self._id: str | None = None
         self._finished = False
-        self._old = False
+        self._legacy = False
         """Whether the coordinator speaks only 0.8, as far as is known."""
         self._work: Work | None = None
-        self._kept: Kept | None = None
+        self._stored: StoredUpdate | None = None
         self._busy: int | None = None
         """The serial of the training request that user code works on."""
         self._kill_at = math.inf
-        self._orders = count(1)
+        self._serials = count(1)
         self._failures = Failures(random)
-        self._why = "start"
+        self._register_reason = "start"
         self._contact = Contact(policy, random)
         self._stop_by = math.inf
         self._commands: list[m.Command] = []
         self._facts: list[events.Fact] = []
-        self._told: events.StateChanged | None = None
+        self._last_state: events.StateChanged | None = None
 
     @property
     def state(self) -> State:
@@ -85,7 +86,7 @@ class Lifecycle:
 
     @property
     def round(self) -> int | None:
-        return None if self._work is None else self._work.order.round
+        return None if self._work is None else self._work.request.round
 
     def next_deadline(self) -> float:
         """Return when `TimerFired` is due, if nothing else happens before."""
@@ -104,9 +105,9 @@ class Lifecycle:
             return ()
         self._take(event, now)
         self._start_what_is_due(now)
-        if (told := events.StateChanged(self.state, self.round, self.draining)) != self._told:
-            self._told = told
-            self._facts.append(told)
+        if (state := events.StateChanged(self.state, self.round, self.draining)) != self._last_state:
+            self._last_state = state
+            self._facts.append(state)
         commands, self._commands = tuple(self._commands), []
         return commands
 
@@ -115,18 +116,18 @@ class Lifecycle:
         match event:
             case m.TimerFired() | m.StopRequested():
                 return True
-            case m.Joined() | m.JoinRefused() | m.RegisterFailed():
+            case m.Registered() | m.RegistrationRefused() | m.RegistrationFailed():
                 legal = self._contact.under_way and self._id is None
             case m.HeartbeatAnswered(id=id) | m.HeartbeatFailed(id=id):
                 if id != self._id:
                     return False
                 legal = self._contact.under_way
-            case m.Trained(order) | m.TrainingFailed(order):
-                legal = order.serial == self._busy
+            case m.Trained(request) | m.TrainingFailed(request):
+                legal = request.serial == self._busy
             case _:
-                if self._work is None or event.order.serial != self._work.order.serial:
+                if self._work is None or event.request.serial != self._work.request.serial:
                     return False
-                legal = self._work.asked_for(event)
+                legal = self._work.expects(event)
         if not legal:
             raise IllegalMove(self.state, event)
         return True
@@ -137,11 +138,11 @@ class Lifecycle:
                 self._timer_fired(now)
             case m.StopRequested(within):
                 self._stop_requested(within, now)
-            case m.RegisterFailed() if self.draining:
+            case m.RegistrationFailed() if self.draining:
                 self._leave_and_exit()
-            case m.RegisterFailed() | m.HeartbeatFailed():
+            case m.RegistrationFailed() | m.HeartbeatFailed():
                 self._contact_failed(event, now)
-            case m.Joined() | m.JoinRefused() | m.HeartbeatAnswered():
+            case m.Registered() | m.RegistrationRefused() | m.HeartbeatAnswered():
                 self._contact_made(event, now)
             case m.Trained() | m.TrainingFailed():
                 self._user_code_ended(event, now)
@@ -151,60 +152,60 @@ class Lifecycle:
 
     # The coordinator
 
-    def _contact_failed(self, event: m.RegisterFailed | m.HeartbeatFailed, now: float) -> None:
-        path = wire.RENDEZ_VOUS if isinstance(event, m.RegisterFailed) else wire.HEARTBEAT
+    def _contact_failed(self, event: m.RegistrationFailed | m.HeartbeatFailed, now: float) -> None:
+        path = wire.RENDEZ_VOUS if isinstance(event, m.RegistrationFailed) else wire.HEARTBEAT
         delay = ASK_FINISHED if self._finished else self._contact.failed(event.retry_after, now)
         self._contact.plan(now + delay)
         self._facts += [events.ContactLost(event.detail or event.reason), events.Retrying(path, event.reason, delay)]
 
-    def _contact_made(self, event: m.Joined | m.JoinRefused | m.HeartbeatAnswered, now: float) -> None:
+    def _contact_made(self, event: m.Registered | m.RegistrationRefused | m.HeartbeatAnswered, now: float) -> None:
         self._facts.append(events.ContactMade())
         self._contact.answered(now)
         match event:
-            case m.Joined(id):
+            case m.Registered(id):
                 self._id, self._finished = id, False
-                self._facts.append(events.Registered(id, self._why))
+                self._facts.append(events.Registered(id, self._register_reason))
                 self._contact.plan(now)
                 if self.draining:
                     self._leave_and_exit()
-            case m.JoinRefused():
+            case m.RegistrationRefused():
                 self._facts.append(events.RegistrationRefused())
                 self._finish(now)
             case _:
-                self._heard(event.answer, now)
+                self._heartbeat_answered(event.answer, now)
 
-    def _heard(self, answer: wire.Heartbeat, now: float) -> None:
+    def _heartbeat_answered(self, answer: wire.Heartbeat, now: float) -> None:
         outdated, self._contact.outdated = self._contact.outdated, False
         if answer.state is HeartbeatState.REJECT:
             self._rejected(now)
             return
-        self._contact.welcome()
+        self._contact.accepted()
         if outdated and answer.state is not HeartbeatState.FINISH:
             self._contact.plan(now)
         elif self._work is None:
             self._follow(answer, now)
-        elif not self._work.goes_on(answer):
+        elif not self._work.continues(answer):
             self._round_over(self._work, answer, now)
 
     def _rejected(self, now: float) -> None:
         self._give_up("the coordinator does not know this participant any more", now)
-        self._register("rejected", self._contact.rejoin(now))
+        self._register("rejected", self._contact.register_at(now))
         if self.draining:
             self._exit(Reason.STOPPED)
 
     def _follow(self, answer: wire.Heartbeat, now: float) -> None:
-        """Follow an answer while there is no work."""
+        """Follow a heartbeat's response while there is no work."""
         selected = answer.state is HeartbeatState.ROUND
         if answer.state is HeartbeatState.FINISH:
             self._finish(now)
-        elif self.draining and not (self._old and answer.token is None if selected else self._lingers):
+        elif self.draining and not (self._legacy and answer.token is None if selected else self._must_stay):
             self._leave_and_exit()
         elif selected:
             self._begin(answer, now)
 
     def _register(self, why: str, at: float) -> None:
-        self._throw_away()
-        self._id, self._why, self._contact.outdated = None, why, False
+        self._discard()
+        self._id, self._register_reason, self._contact.outdated = None, why, False
         self._contact.plan(at)
 
     def _finish(self, now: float) -> None:
@@ -217,50 +218,50 @@ class Lifecycle:
 
     def _begin(self, answer: wire.Heartbeat, now: float) -> None:
         assert answer.round is not None  # noqa: S101 with `round`
-        if self._kept is not None and not self._kept.fits(answer.round, answer.run):
-            self._throw_away()
+        if self._stored is not None and not self._stored.fits(answer.round, answer.run):
+            self._discard()
         self._contact.plan(now + self._policy.heartbeat_period)
         self._work = self._new_work(answer.round)
-        self._work.begin(answer, self._kept, now)
-        self._old = self._work.old
+        self._work.begin(answer, self._stored, now)
+        self._legacy = self._work.legacy
 
     def _transfer_ended(self, event: m.TransferEvent, work: Work, now: float) -> None:
         unaccepted = work.accepted_at is None
-        then = work.take(event, self._kept, now)
-        if self._kept is not None and not self._kept.fits(work.order.round, work.order.run):
-            self._throw_away()
+        then = work.take(event, self._stored, now)
+        if self._stored is not None and not self._stored.fits(work.request.round, work.request.run):
+            self._discard()
         match then:
             case Step.TRAIN:
-                self._throw_away()
-                self._busy = work.order.serial
-                self._do(m.Train(work.order))
+                self._discard()
+                self._busy = work.request.serial
+                self._do(m.Train(work.request))
             case Step.CONFIRM:
-                self._contact.anew(now)
+                self._contact.plan_now(now)
             case Ended(Outcome.FAILED, reason) if isinstance(event, m.ModelRefused):
                 self._user_code_failed(work, reason, now)
             case Ended() as ended:
                 self._settled(work, ended, now)
-            case None if self.draining and unaccepted and work.accepted_at is not None and self._kept is None:
+            case None if self.draining and unaccepted and work.accepted_at is not None and self._stored is None:
                 self._abandon_and_exit("asked to stop", now)
 
     def _settled(self, work: Work, ended: Ended, now: float) -> None:
         """End a round for another reason than a heartbeat."""
         if ended.outcome is Outcome.REFUSED:
-            self._throw_away()
+            self._discard()
         if ended.outcome is Outcome.FAILED:
             self._fail(work, ended.reason, now, again_at=now)
         else:
             self._end(work, ended, now)
-            self._rest(now, at_once=ended.outcome in (Outcome.COMPLETED, Outcome.EVALUATED))
+            self._continue(now, immediately=ended.outcome in (Outcome.COMPLETED, Outcome.EVALUATED))
 
     def _user_code_ended(self, event: m.Trained | m.TrainingFailed, now: float) -> None:
         self._busy, self._kill_at = None, math.inf
         work = self._work
-        if work is None or work.order.serial != event.order.serial:
-            self._do(m.ThrowAway())
+        if work is None or work.request.serial != event.request.serial:
+            self._do(m.Discard())
         elif isinstance(event, m.Trained):
-            self._failures.forget()
-            self._kept = work.trained(now)
+            self._failures.reset()
+            self._stored = work.trained(now)
         else:
             self._user_code_failed(work, event.reason, now)
 
@@ -276,12 +277,12 @@ class Lifecycle:
 
     def _end(self, work: Work, ended: Ended, now: float) -> None:
         if work.confirming and work.sent_at is not None:
-            self._facts.append(events.PhaseEnded(work.order.round, "confirm", now - work.sent_at))
+            self._facts.append(events.PhaseEnded(work.request.round, "confirm", now - work.sent_at))
         if work.accepted_at is not None:
-            self._facts.append(events.RoundEnded(work.order.round, ended.outcome, now - work.accepted_at, ended.reason))
-        if self._busy == work.order.serial:
+            self._facts.append(events.RoundEnded(work.request.round, ended.outcome, now - work.accepted_at, ended.reason))
+        if self._busy == work.request.serial:
             self._kill_at = now + self._policy.cancel_timeout
-        if work.lane.under_way or self._busy == work.order.serial:
+        if work.lane.under_way or self._busy == work.request.serial:
             self._do(m.Cancel())
         self._work = None
 
@@ -290,8 +291,8 @@ class Lifecycle:
             self._end(self._work, self._work.given_up(reason), now)
 
     def _forfeit(self, work: Work) -> None:
-        if work.old and work.order.token and work.sent_at is None:
-            self._do(m.Forfeit(work.order))
+        if work.legacy and work.request.token and work.sent_at is None:
+            self._do(m.Forfeit(work.request))
 
     def _abandon(self, reason: str, now: float) -> None:
         if (work := self._work) is not None:
@@ -302,56 +303,56 @@ class Lifecycle:
         self._abandon(reason, now)
         self._leave_and_exit()
 
-    def _rest(self, now: float, *, at_once: bool = False) -> None:
+    def _continue(self, now: float, *, immediately: bool = False) -> None:
         if self._finished:
             self._finish(now)
-        elif self.draining and not self._lingers:
+        elif self.draining and not self._must_stay:
             self._leave_and_exit()
-        elif at_once:
-            self._contact.anew(now)
+        elif immediately:
+            self._contact.plan_now(now)
         else:
             self._contact.outdated = self._contact.under_way
 
     def _user_code_failed(self, work: Work, reason: str, now: float) -> None:
         again_at = now + self._failures.add()
-        if self.draining or self._failures.count >= self._policy.max_failures or not work.old:
+        if self.draining or self._failures.count >= self._policy.max_failures or not work.legacy:
             self._fail(work, reason, now, again_at)
         else:
             self._end(work, Ended(Outcome.FAILED, reason), now)
-            self._work = self._new_work(work.order.round)
+            self._work = self._new_work(work.request.round)
             self._work.resume(work, again_at)
 
     def _fail(self, work: Work, reason: str, now: float, again_at: float) -> None:
-        # Code that is asked to stop may raise: that is not a failure.
+        # Code that must stop may raise: that is not a failure.
         self._end(work, Ended(Outcome.ABANDONED if self.draining else Outcome.FAILED, reason), now)
         self._forfeit(work)
         if self.draining:
             self._leave_and_exit()
             return
-        self._do(m.Leave(work.order.id, at_once=False, reason=reason))
+        self._do(m.Leave(work.request.id, immediately=False, reason=reason))
         self._register("round_failed", again_at)
         if self._failures.count >= self._policy.max_failures:
             self._exit(Reason.FAILED)
 
     def _leave_and_exit(self) -> None:
         if self._id is not None:
-            self._do(m.Leave(self._id, at_once=self._contact.under_way and self._contact.held))
+            self._do(m.Leave(self._id, immediately=self._contact.under_way and self._contact.long_polling))
         self._exit(Reason.STOPPED)
 
-    def _exit(self, reason: Reason, *, at_once: bool = False) -> None:
+    def _exit(self, reason: Reason, *, immediately: bool = False) -> None:
         self.exited = reason
         self._contact.end()
-        self._do(m.Exit(reason, at_once))
+        self._do(m.Exit(reason, immediately))
 
     def _stop_requested(self, within: float, now: float) -> None:
         if self.draining:
             self._give_up("asked twice to stop", now)
-            self._exit(Reason.STOPPED, at_once=True)
+            self._exit(Reason.STOPPED, immediately=True)
             return
         self.draining = True
         if self._id is None and self._contact.under_way:
             self._stop_by = now + LEAVE_TIMEOUT
-        elif self._lingers if self._work is None else self._work.is_owed:
+        elif self._must_stay if self._work is None else self._work.is_awaited:
             self._stop_by = now + within
             self._do(m.Hurry())
         else:
@@ -372,7 +373,7 @@ class Lifecycle:
     def _start_what_is_due(self, now: float) -> None:
         work = self._work
         if self._contact.start(now):
-            self._do(self._contact.ask(self._id, self._policy.long_poll if work is None else 0.0, now))
+            self._do(self._contact.command_for(self._id, self._policy.long_poll if work is None else 0.0, now))
         if work is not None and not self._blocked(work) and work.lane.start(now):
             assert work.lane.command is not None  # noqa: S101 it was planned with one
             self._do(work.lane.command)
@@ -381,18 +382,18 @@ class Lifecycle:
         return self._busy is not None and isinstance(work.lane.command, m.Download)
 
     @property
-    def _lingers(self) -> bool:
-        """Whether a 0.8 coordinator may still be in the round that the kept update was delivered to."""
-        return self._old and self._kept is not None
+    def _must_stay(self) -> bool:
+        """Whether a 0.8 coordinator may still be in the round that the stored update was delivered to."""
+        return self._legacy and self._stored is not None
 
     def _new_work(self, round: int) -> Work:
         assert self._id is not None  # noqa: S101 the coordinator just answered it
-        return Work(self._policy, self._random, self._orders, self._facts, self._id, round)
+        return Work(self._policy, self._random, self._serials, self._facts, self._id, round)
 
-    def _throw_away(self) -> None:
-        if self._kept is not None:
-            self._kept = None
-            self._do(m.ThrowAway())
+    def _discard(self) -> None:
+        if self._stored is not None:
+            self._stored = None
+            self._do(m.Discard())
 
     def _do(self, command: m.Command) -> None:
         self._commands.append(command)

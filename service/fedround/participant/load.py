@@ -1,4 +1,4 @@
-"""Creates the participant that the settings describe."""
+"""Creation of the participant that the settings describe."""
 
 import inspect
 from collections.abc import Mapping

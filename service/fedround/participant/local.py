@@ -21,7 +21,7 @@ PATTERNS, DIRECTORY = "PARTICIPANT_LOCAL_TENSORS", "PARTICIPANT_DATA_DIR"
 
 
 @contextmanager
-def kept(participant: ParticipantABC[Any, Any], patterns: Sequence[str], directory: Path | None) -> Iterator[None]:
+def persisted(participant: ParticipantABC[Any, Any], patterns: Sequence[str], directory: Path | None) -> Iterator[None]:
     """Restore the participant's local tensors from `directory`, and persist them there within the block.
 
     Args:
@@ -45,8 +45,8 @@ def kept(participant: ParticipantABC[Any, Any], patterns: Sequence[str], directo
         return
     with durable.held(directory, DIRECTORY) as disk:
         assert disk is not None  # noqa: S101 there is a directory
-        participant._begin_with_local(_read(disk))
-        participant._keep_local = lambda tensors: _write(disk, tensors)
+        participant._restore_local(_read(disk))
+        participant._persist_local = lambda tensors: _write(disk, tensors)
         yield
 
 

@@ -1,4 +1,4 @@
-"""Measures the weights that a participant receives and trains, for its metrics, if fedround knows their format."""
+"""Statistics of the weights that a participant receives and trains, for its metrics, if fedround knows their format."""
 
 import logging
 import math
@@ -17,7 +17,7 @@ from fedround.tensors.weights import Array, Weights, view, view_update
 LOG = logging.getLogger(__name__)
 
 SAMPLE = 1 << 20
-"""Maximum bytes to copy of a global model, to compare with the update. Samples of the last two models are kept."""
+"""Maximum bytes to copy of a global model, to compare with the update. The samples of the last two models stay in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class _Sample:
         step = -(-sum(array.nbytes for array in arrays) // SAMPLE) | 1
         return cls([array.shape for array in arrays], step, [_every(step, array).copy() for array in arrays])
 
-    def like(self, other: Self) -> bool:
+    def comparable(self, other: Self) -> bool:
         return (self.shapes, self.step) == (other.shapes, other.step)
 
 
@@ -45,7 +45,7 @@ def _every(step: int, array: Array) -> Array:
 
 
 class Measuring:
-    """Reports weight statistics to `observe`, as a phase of the round. It cannot break a round, and copies nothing large.
+    """Weight statistics for `observe`, as a phase of the round. They cannot break a round, and copy nothing large.
 
     The change by training is exact for a model of up to `SAMPLE` bytes, and estimated from a sample for a larger one.
     """
@@ -86,7 +86,7 @@ class Measuring:
         model, former, after = self._model, self._former, measured(weights)
         if model is None or model.shapes != [array.shape for array in after]:
             return None
-        before = former.weights if former is not None and former.like(model) else None
+        before = former.weights if former is not None and former.comparable(model) else None
         found = change(model.weights, [_every(model.step, array) for array in after], before)
         size, sampled = (sum(array.size for array in arrays) for arrays in (after, model.weights))
         return replace(found, l2_norm=found.l2_norm * math.sqrt(size / sampled))

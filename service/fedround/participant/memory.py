@@ -79,7 +79,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """`length` bytes of a memory from `offset` on. A slice reads them. It keeps the memory open."""
+    """`length` bytes of a memory from `offset` on. A slice reads them. The memory stays open meanwhile."""
 
     memory: Memory
     offset: int
@@ -97,7 +97,7 @@ class Piece:
         return data
 
 
-def take(fds: Iterable[int]) -> list[Memory]:
+def memories_of(fds: Iterable[int]) -> list[Memory]:
     """Return memories for received descriptors. None of them becomes stdin, stdout or stderr, which may be closed."""
     found = []
     for fd in fds:

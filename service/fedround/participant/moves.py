@@ -1,7 +1,7 @@
-"""The lifecycle's vocabulary: policy, states, outcomes, training requests (`Order`), events and commands, as frozen values.
+"""The values of the lifecycle: policy, states, outcomes, training requests, events and commands.
 
-Each response has its id or its order, so a late one can be recognised. None has weights, which stay with the runtime. Every `repr`
-omits ids and tokens.
+Each response has its id or its training request, so a late one can be recognised. Weights stay with the runtime. Every `repr` omits
+ids and tokens.
 """
 
 import math
@@ -13,6 +13,8 @@ from fedround.common.wire import UpdateOutcome
 
 
 class State(StrEnum):
+    """The state of a participant."""
+
     REGISTERING = "registering"
     WAITING = "waiting"
     TRAINING = "training"
@@ -43,7 +45,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Times in seconds. `long_poll` 0: no long polls. `give_up_after` None, `cancel_timeout` inf: never."""
+    """Limits and times in seconds. `long_poll` 0: no long polls. `give_up_after` None, `cancel_timeout` inf: never."""
 
     heartbeat_period: float = 1.0
     long_poll: float = 15.0
@@ -56,7 +58,7 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class TrainingRequest:
     """A training request. Its unique `serial` identifies late responses."""
 
     serial: int
@@ -71,17 +73,17 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class Joined:
+class Registered:
     id: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
-class JoinRefused:
+class RegistrationRefused:
     """Training is complete."""
 
 
 @dataclass(frozen=True, slots=True)
-class RegisterFailed:
+class RegistrationFailed:
     """`reason` comes from a small set of words; `detail` is for logs."""
 
     reason: str
@@ -105,7 +107,7 @@ class HeartbeatFailed:
 
 @dataclass(frozen=True, slots=True)
 class StartTrainingAnswered:
-    order: Order
+    request: TrainingRequest
     answer: wire.StartTraining = field(repr=False)
 
 
@@ -113,7 +115,7 @@ class StartTrainingAnswered:
 class Downloaded:
     """`modified` is false if the model still has the ETag of the download."""
 
-    order: Order
+    request: TrainingRequest
     etag: str | None
     modified: bool = True
 
@@ -122,20 +124,20 @@ class Downloaded:
 class ModelRefused:
     """The global model exceeds the size limit, or its aggregator is not trusted."""
 
-    order: Order
+    request: TrainingRequest
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """The update is ready. The shell keeps it."""
+    """The update is ready. The shell stores it."""
 
-    order: Order
+    request: TrainingRequest
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingFailed:
-    order: Order
+    request: TrainingRequest
     reason: str
 
 
@@ -143,7 +145,7 @@ class TrainingFailed:
 class UploadAnswered:
     """`outcome` is None if the aggregator sends none, like 0.8."""
 
-    order: Order
+    request: TrainingRequest
     outcome: UpdateOutcome | None
 
 
@@ -151,7 +153,7 @@ class UploadAnswered:
 class TransferRefused:
     """start_training, download or upload was answered with a 4xx."""
 
-    order: Order
+    request: TrainingRequest
     status: int
     detail: str = ""
 
@@ -160,7 +162,7 @@ class TransferRefused:
 class TransferFailed:
     """start_training, download or upload got no usable response. `sent` is false if there was no connection."""
 
-    order: Order
+    request: TrainingRequest
     reason: str
     retry_after: float | None = None
     sent: bool = True
@@ -177,13 +179,13 @@ class TimerFired:
 
 @dataclass(frozen=True, slots=True)
 class StopRequested:
-    """The participant is asked to stop. It may finish a round within `within` seconds."""
+    """A request to stop. The participant may finish a round within `within` seconds."""
 
     within: float = 0.0
 
 
 TransferEvent = StartTrainingAnswered | Downloaded | ModelRefused | UploadAnswered | TransferRefused | TransferFailed
-ContactEvent = Joined | JoinRefused | RegisterFailed | HeartbeatAnswered | HeartbeatFailed
+ContactEvent = Registered | RegistrationRefused | RegistrationFailed | HeartbeatAnswered | HeartbeatFailed
 Event = TransferEvent | ContactEvent | Trained | TrainingFailed | TimerFired | StopRequested
 
 
@@ -205,45 +207,45 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """`at_once`: do not wait for the heartbeat under way, which may be a long poll. `reason`: the participant's failure, if any."""
+    """`immediately`: do not wait for the heartbeat under way, maybe a long poll. `reason`: the participant's failure, if any."""
 
     id: str = field(repr=False)
-    at_once: bool
+    immediately: bool
     reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class StartTraining:
-    order: Order
+    request: TrainingRequest
 
 
 @dataclass(frozen=True, slots=True)
 class Download:
     """Fetch the global model unless its ETag is still `etag`."""
 
-    order: Order
+    request: TrainingRequest
     etag: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Train:
-    """Train the downloaded model, and keep the update."""
+    """Train the downloaded model, and store the update."""
 
-    order: Order
+    request: TrainingRequest
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """Send the kept update."""
+    """Send the stored update."""
 
-    order: Order
+    request: TrainingRequest
 
 
 @dataclass(frozen=True, slots=True)
 class Forfeit:
     """Send an empty update to a 0.8 platform, so that it stops waiting."""
 
-    order: Order
+    request: TrainingRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,17 +264,17 @@ class Kill:
 
 
 @dataclass(frozen=True, slots=True)
-class ThrowAway:
-    """Discard the kept update."""
+class Discard:
+    """Discard the stored update."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """`at_once`: do not wait for the response to `Leave`."""
+    """`immediately`: do not wait for the response to `Leave`."""
 
     reason: Reason
-    at_once: bool = False
+    immediately: bool = False
 
 
 Transfer = StartTraining | Download | Upload
-Command = Register | Heartbeat | Leave | Transfer | Train | Forfeit | Hurry | Cancel | Kill | ThrowAway | Exit
+Command = Register | Heartbeat | Leave | Transfer | Train | Forfeit | Hurry | Cancel | Kill | Discard | Exit

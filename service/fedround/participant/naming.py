@@ -5,8 +5,8 @@ import sys
 
 from fedround.common.settings import ParticipantSettings
 
-MOST = 10_000
-_HELD: list[socket.socket] = []
+MAX_NUMBER = 10_000
+_RESERVED: list[socket.socket] = []
 """Sockets that reserve this process's names until it ends, even by a crash."""
 
 
@@ -14,12 +14,12 @@ def named(settings: ParticipantSettings) -> ParticipantSettings:
     """Return the settings with a name that is unique on this host, unless they set one."""
     if "name" in settings.model_fields_set or sys.platform != "linux":
         return settings
-    names = (settings.name if number == 1 else f"{settings.name[:57]}-{number}" for number in range(1, MOST))
-    name = next(filter(_held, names), settings.name)
+    names = (settings.name if number == 1 else f"{settings.name[:57]}-{number}" for number in range(1, MAX_NUMBER))
+    name = next(filter(_reserve, names), settings.name)
     return settings.model_copy(update={"name": name})
 
 
-def _held(name: str) -> bool:
+def _reserve(name: str) -> bool:
     """Reserve the name, and return whether that worked. An abstract socket has no file, and is free when its process ends."""
     holder = socket.socket(socket.AF_UNIX)
     try:
@@ -27,5 +27,5 @@ def _held(name: str) -> bool:
     except OSError:
         holder.close()
         return False
-    _HELD.append(holder)
+    _RESERVED.append(holder)
     return True

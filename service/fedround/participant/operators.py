@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 Status = Callable[[], Mapping[str, object]]
 
 
-class Operators:
-    """Serves the operations port. If that fails, it calls `on_failure`, and `check` raises the reason."""
+class OpsPort:
+    """The server of the operations port. If it fails, it calls `on_failure`, and `check` raises the error."""
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ class Download(Protocol):
 
 
 class Coordinator(Protocol):
-    """Requests to a coordinator. Each may raise `ExchangeError`."""
+    """A client of a coordinator. Each request may raise `ExchangeError`."""
 
     def rendez_vous(self, name: str, ordinal: int | None, *, evaluates: bool, claim: wire.Claim | None) -> wire.RendezVous: ...
 
@@ -30,7 +30,7 @@ class Coordinator(Protocol):
 
 
 class Aggregator(Protocol):
-    """Requests to an aggregator. Each may raise `ExchangeError`. `abort`, from any thread, ends the request under way."""
+    """A client of an aggregator. Each request may raise `ExchangeError`. `abort`, from any thread, ends the request under way."""
 
     def download(self, url: str, id: str, token: str, *, etag: str | None) -> Download: ...
 
@@ -42,7 +42,7 @@ class Aggregator(Protocol):
 
 
 class Trainer(Protocol):
-    """Runs the training code: in this process (`Training`), or in another one (`Supervisor`)."""
+    """An object that runs the training code: in this process (`Training`), or in another one (`Supervisor`)."""
 
     @property
     def evaluates(self) -> bool:

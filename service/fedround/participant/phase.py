@@ -25,17 +25,17 @@ def phase(observe: Observer, round: int, name: str) -> Iterator[None]:
         observe(events.PhaseEnded(round, name, time.monotonic() - began, error))
 
 
-class Doing:
+class CurrentPhase:
     """An observer with the phase that heartbeats report: one of `wire.PHASES`, empty outside of rounds."""
 
-    now = ""
+    name = ""
 
     def __call__(self, fact: Fact) -> None:
         """Update the phase from `fact`."""
         match fact:
             case events.PhaseBegan(_, name):
-                self.now = _REPORTED.get(name, "training")
+                self.name = _REPORTED.get(name, "training")
             case events.PhaseEnded(error=error) if error:
-                self.now = "retrying"
+                self.name = "retrying"
             case events.OrderAccepted() | events.RoundEnded():
-                self.now = ""
+                self.name = ""

@@ -1,4 +1,4 @@
-"""Pushes telemetry through the coordinator, limited to what `PARTICIPANT_PUSH_ALLOW` lets leave the silo."""
+"""Telemetry through the coordinator, limited to what `PARTICIPANT_PUSH_ALLOW` lets leave the silo."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager

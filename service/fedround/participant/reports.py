@@ -1,4 +1,4 @@
-"""The worker's reports about a round: it encodes facts as messages, and the supervisor checks and decodes them."""
+"""Facts of a round as messages: the worker encodes them, and the supervisor checks and decodes them."""
 
 import time
 from collections.abc import Mapping
@@ -32,9 +32,9 @@ def encode(fact: Fact) -> Mapping[str, object] | None:
     return None
 
 
-def decode(round: int, told: object, now: float) -> Fact:
+def decode(round: int, encoded: object, now: float) -> Fact:
     """Return the fact of `round` in a message. `now`: monotonic seconds. Raises `BadMessage` if it is not a fact."""
-    match told:
+    match encoded:
         case {"fact": "began", "phase": str(phase), "at": float(at)} if phase in PHASES:
             return events.PhaseBegan(round, phase, _ago(at, now))
         case {"fact": "ended", "phase": str(phase), "at": float(at), "seconds": float(seconds), "error": str(error)} if (
@@ -51,7 +51,7 @@ def decode(round: int, told: object, now: float) -> Fact:
             "change": {"l2_norm": float(norm), "cosine_similarity": float() | None as cosine},
         }:
             return events.UpdateMeasured(round, samples, Change(norm, cosine))
-    raise BadMessage(f"not a fact: {str(told)[:100]}")
+    raise BadMessage(f"not a fact: {str(encoded)[:100]}")
 
 
 def _ago(at: float, now: float) -> float:

@@ -33,7 +33,13 @@ class Shard:
     def of(self, rows: Sliceable[Rows_co]) -> Rows_co:
         """Return this shard's rows: every `count`-th, starting at `index`.
 
-        Each row is in one shard, and sizes differ by at most one. For an array this is a view, not a copy.
+        Each row is in one shard, and sizes differ by at most one.
+
+        Args:
+            rows: An array, list, tuple or data frame.
+
+        Returns:
+            A slice of `rows`. For an array this is a view, not a copy.
         """
         return rows[self.index :: self.count]
 
@@ -41,17 +47,20 @@ class Shard:
 class Round:
     """The round that is being trained."""
 
-    def __init__(self, number: int, shard: Shard, tell: Callable[[Mapping[str, float]], None], run: wire.Run | None = None) -> None:
+    def __init__(
+        self, number: int, shard: Shard, on_report: Callable[[Mapping[str, float]], None], run: wire.Run | None = None
+    ) -> None:
         self.number = number
         """Number of the round, counted from 0 over all runs of a platform."""
         self.run = run
         """The run of the round, with `id` and `name`. None: the coordinator sends no run, like 0.8."""
         self.shard = shard
+        """The shard of a split data set that this participant trains."""
         self.local_tensors: Sequence[str] = ()
         """Name patterns of tensors that stay in the participant."""
         self.cancelled = False
         """True if the round was reassigned, or this process is about to stop. Return soon: a later result is not sent."""
-        self._tell = tell
+        self._on_report = on_report
         self.evaluation: str | None = None
         """Evaluation of the global model, encoded as it is sent with the update."""
         self._metrics: dict[str, float] = {}
@@ -86,7 +95,7 @@ class Round:
             raise ValueError(f"a round reports at most {wire.MAX_METRICS} names, and {wire.MAX_METRICS_BYTES} bytes of JSON")
         self._metrics = merged
         if new:
-            self._tell(new)
+            self._on_report(new)
 
     def evaluated(self, samples: SupportsIndex, metrics: Mapping[str, SupportsFloat]) -> None:
         """Store the evaluation of the global model. Raises `ValueError` or `TypeError` like `report`."""

@@ -1,4 +1,4 @@
-"""Runs a participant in a user's program. It changes neither logging nor, by default, signal handlers."""
+"""A participant in a user's program. It changes neither logging nor, by default, signal handlers."""
 
 import asyncio
 import threading
@@ -18,7 +18,7 @@ from fedround.participant import connection
 from fedround.participant import moves as m
 from fedround.participant.abc import ParticipantABC
 from fedround.participant.measuring import Measuring
-from fedround.participant.phase import Doing
+from fedround.participant.phase import CurrentPhase
 from fedround.participant.runtime import GRACE, Runtime
 from fedround.participant.signals import signals
 from fedround.participant.terms import Options, Terms
@@ -52,7 +52,7 @@ def run_participant(
         CoordinatorUnreachable: The coordinator was unreachable for longer than `give_up_after`.
         ConfigurationError: An argument is invalid, or the global model is larger than `max_model_size`.
     """
-    terms = _logged(Terms.of(heartbeat_period, options))
+    terms = _with_log(Terms.of(heartbeat_period, options))
     with (
         connected(participant, coordinator_url, terms) as runtime,
         signals(partial(runtime.stop, terms.drain_timeout)) if handle_signals else nullcontext(),
@@ -63,12 +63,13 @@ def run_participant(
 async def arun_participant(
     participant: Participant, coordinator_url: str, heartbeat_period: float = 1.0, **options: Unpack[Options]
 ) -> None:
-    """Run a participant like `run_participant`, in a program with an event loop. Its methods run on a separate thread.
+    """Run a participant in a program with an event loop. Its methods run on a separate thread.
 
-    When cancelled, it finishes the round within `drain_timeout`, or abandons it, and deregisters. It does not wait for code that
-    does not return. When cancelled again, it ends immediately.
+    Arguments and exceptions are those of `run_participant`. When cancelled, the participant finishes the round within
+    `drain_timeout`, or abandons it, and deregisters. It does not wait for code that does not return. When cancelled again, it ends
+    immediately.
     """
-    terms = _logged(Terms.of(heartbeat_period, options))
+    terms = _with_log(Terms.of(heartbeat_period, options))
     with connected(participant, coordinator_url, terms) as runtime:
         ended: Future[m.Reason] = Future()
         threading.Thread(target=fulfil, args=(ended, runtime.run), name="fedround-participant", daemon=True).start()
@@ -87,8 +88,8 @@ async def arun_participant(
             raise
 
 
-def _logged(terms: Terms) -> Terms:
-    """Add the log. A user who waits for an unreachable coordinator sees it: Python shows warnings without a configuration."""
+def _with_log(terms: Terms) -> Terms:
+    """Add the log. Python shows its warnings without a configuration, for example that the coordinator is unreachable."""
     return replace(terms, observers=[LogObserver(), *terms.observers])
 
 
@@ -114,10 +115,10 @@ def connected(
     """Yield a participant that is ready to run, with its connections open. `measure`: report weight statistics to observers."""
     if not isinstance(participant, ParticipantABC):
         raise ConfigurationError(f"{type(participant).__name__} is not a subclass of fedround.ParticipantABC or NumPyParticipant")
-    doing = Doing()
-    observe = Observers([doing, *terms.observers])
+    current = CurrentPhase()
+    observe = Observers([current, *terms.observers])
     training = Training(participant, observe, Measuring(observe) if measure else None)
     with connection.connected(
-        training, coordinator_url, terms, observe, transport=transport, trace=trace, doing=lambda: doing.now
+        training, coordinator_url, terms, observe, transport=transport, trace=trace, current_phase=lambda: current.name
     ) as runtime:
         yield runtime

@@ -1,4 +1,4 @@
-"""The participant's runtime: executes the lifecycle's commands, and sends it events. It decides nothing.
+"""The participant's runtime. It executes the lifecycle's commands, and sends it events. It decides nothing.
 
 The loop takes events from a queue and steps the lifecycle. Three more threads take tasks from queues: one sends requests to the
 coordinator, one transfers models, and the thread that called `run` runs the training code.
@@ -45,12 +45,12 @@ JOIN_TIMEOUT = 0.5
 GRACE = 1.0
 """Seconds for the training code to return after everything else has ended, if the caller does not wait for it."""
 REFUSED_PAUSE = 10.0
-"""Seconds before a rejected token is tried again: only an operator can fix that."""
+"""Seconds before a rejected token is sent again: only an operator can fix that."""
 INTERCEPTED_PAUSE = 30.0
 """Seconds before a transfer is repeated that a proxy answered instead of the aggregator: only an operator can fix that."""
-UNKNOWN = "is PARTICIPANT_COORDINATOR_URL (--coordinator-url) the coordinator's port for participants, 8081 by default?"
+NOT_FOUND = "is PARTICIPANT_COORDINATOR_URL (--coordinator-url) the coordinator's port for participants, 8081 by default?"
 
-Kept = tuple[Sequence[Any], str | None, str | None]
+EncodedUpdate = tuple[Sequence[Any], str | None, str | None]
 """An update in pieces, and the metrics of training and of evaluation that travel with it."""
 
 
@@ -78,7 +78,7 @@ class Tasks:
 
 
 class Runtime:
-    """Runs one participant, from its registration to its exit."""
+    """One participant, from its registration to its exit."""
 
     def __init__(
         self,
@@ -92,12 +92,12 @@ class Runtime:
         observe: Observer,
         aggregator_url: str | None = None,
         beat: Callable[[float], None] = lambda _within: None,
-        doing: Callable[[], str] = str,
+        current_phase: Callable[[], str] = str,
     ) -> None:
         self.ended = Event()
-        """Set when the lifecycle has exited and the participant has deregistered. Only the training code may still run."""
+        """An event that is set when the participant has deregistered and exited. Only the training code may still run."""
         self.returned = Event()
-        """Set when the training code has returned, and will not be called again."""
+        """An event that is set when the training code has returned, and will not be called again."""
         self._trainer = trainer
         self._coordinator = coordinator
         self._aggregator = aggregator
@@ -108,14 +108,14 @@ class Runtime:
         self._shard = lru_cache(shards.find)  # so that a warning is not repeated in each round
         self._observe = observe
         self._beat = beat
-        self._doing = doing
+        self._current_phase = current_phase
         self._events: SimpleQueue[m.Event | BaseException] = SimpleQueue()
         self._user, self._contacts, self._transfers = Tasks(), Tasks(), Tasks()
-        self._farewells: list[Event] = []
-        """Set when a request to deregister, or to forfeit a round, has ended."""
+        self._last_requests: list[Event] = []
+        """Events of requests to deregister or to forfeit a round. Each is set when its request has ended."""
         self._ordinal: int | None = None
         self._model: list[Any] = []
-        self._kept: Kept | None = None
+        self._update: EncodedUpdate | None = None
         self._round: Round | None = None
         self._hurry = False
         self._failure: FedroundError | None = None
@@ -202,20 +202,20 @@ class Runtime:
                 self._contacts.submit(self._register)
             case m.Heartbeat(id, wait):
                 self._contacts.submit(partial(self._heartbeat, id, wait))
-            case m.Leave(id, at_once, reason):
-                self._say_farewell(self._transfers if at_once else self._contacts, partial(self._coordinator.leave, id, reason))
-            case m.Forfeit(order):
-                forfeit = partial(self._aggregator.upload, self._url(order), order.id, order.token, [], metrics=None)
-                self._say_farewell(self._transfers, forfeit)
-            case m.StartTraining(order) | m.Download(order) | m.Upload(order):
-                self._transfers.submit(partial(self._transfer, command, order, self._kept))
-            case m.Train(order):
-                shard, former = self._shard(order.run and order.run.shard, self._ordinal), self._round and self._round.shard
+            case m.Leave(id, immediately, reason):
+                self._send_last(self._transfers if immediately else self._contacts, partial(self._coordinator.leave, id, reason))
+            case m.Forfeit(request):
+                forfeit = partial(self._aggregator.upload, self._url(request), request.id, request.token, [], metrics=None)
+                self._send_last(self._transfers, forfeit)
+            case m.StartTraining(request) | m.Download(request) | m.Upload(request):
+                self._transfers.submit(partial(self._transfer, command, request, self._update))
+            case m.Train(request):
+                shard, former = self._shard(request.run and request.run.shard, self._ordinal), self._round and self._round.shard
                 if shard != former:
                     self._observe(ShardTaken(shard.index, shard.count))
-                self._round = Round(order.round, shard, partial(self._report, order.round), order.run)
+                self._round = Round(request.round, shard, partial(self._report, request.round), request.run)
                 self._round.cancelled = self._hurry
-                self._user.submit(partial(self._train, order, self._round, self._model))
+                self._user.submit(partial(self._train, request, self._round, self._model))
                 self._model = []
             case m.Hurry():
                 self._hurry = True
@@ -225,12 +225,12 @@ class Runtime:
                 self._aggregator.abort()
             case m.Kill():
                 self._trainer.kill()
-            case m.ThrowAway():
-                self._kept = None
-            case m.Exit(_, at_once):
-                until = time.monotonic() + (0.0 if at_once else LEAVE_TIMEOUT)
-                for farewell in self._farewells:
-                    farewell.wait(max(until - time.monotonic(), 0.0))
+            case m.Discard():
+                self._update = None
+            case m.Exit(_, immediately):
+                until = time.monotonic() + (0.0 if immediately else LEAVE_TIMEOUT)
+                for done in self._last_requests:
+                    done.wait(max(until - time.monotonic(), 0.0))
 
     def _cancel(self) -> None:
         if self._round is not None:
@@ -252,55 +252,55 @@ class Runtime:
             claim = self._shards.claim(self._round.shard if self._round else None)
             answer = self._coordinator.rendez_vous(self._name, self._ordinal, evaluates=self._trainer.evaluates, claim=claim)
         except ExchangeError as error:
-            self._events.put(m.RegisterFailed(*self._why(error, UNKNOWN)))
+            self._events.put(m.RegistrationFailed(*self._details(error, NOT_FOUND)))
             return
         if answer.ordinal is not None:
             self._ordinal = answer.ordinal
-        self._events.put(m.JoinRefused() if answer.id is None else m.Joined(answer.id))
+        self._events.put(m.RegistrationRefused() if answer.id is None else m.Registered(answer.id))
 
     def _heartbeat(self, id: str, wait: float) -> None:
         try:
-            phase = "" if wait else self._doing()
+            phase = "" if wait else self._current_phase()
             answer = self._coordinator.heartbeat(id, wait=wait, trouble=self._blocked, phase=phase)
         except ExchangeError as error:
-            self._events.put(m.HeartbeatFailed(id, *self._why(error)))
+            self._events.put(m.HeartbeatFailed(id, *self._details(error)))
         else:
             self._events.put(m.HeartbeatAnswered(id, answer))
 
-    def _why(self, error: ExchangeError, unknown: str = "") -> tuple[str, float | None, str]:
-        self._trouble = _advised(error, unknown)
+    def _details(self, error: ExchangeError, not_found: str = "") -> tuple[str, float | None, str]:
+        self._trouble = _advised(error, not_found)
         return error.reason, _retry_after(error), self._trouble
 
-    def _say_farewell(self, tasks: Tasks, say: Callable[[], object]) -> None:
-        said = Event()
+    def _send_last(self, tasks: Tasks, send: Callable[[], object]) -> None:
+        done = Event()
 
         def task() -> None:
             try:
-                say()
+                send()
             except ExchangeError as error:
                 # The coordinator removes the participant when its heartbeats time out.
                 LOG.debug("could not deregister: %s", error)
             finally:
-                said.set()
+                done.set()
 
-        self._farewells = [one for one in self._farewells if not one.is_set()] + [said]
+        self._last_requests = [one for one in self._last_requests if not one.is_set()] + [done]
         tasks.submit(task)
 
-    def _transfer(self, command: m.Transfer, order: m.Order, kept: Kept | None) -> None:
+    def _transfer(self, command: m.Transfer, request: m.TrainingRequest, update: EncodedUpdate | None) -> None:
         failure: ExchangeError | None = None
         try:
-            event = self._exchange(command, order, kept)
+            event = self._exchange(command, request, update)
         except Refused as error:
-            event = m.TransferRefused(order, error.status, error.detail)
+            event = m.TransferRefused(request, error.status, error.detail)
             failure = None if error.status in (OVER, *REFUSED) else error  # the line about the round's end has the reason
         except (TooLarge, Untrusted) as error:
             self._failure = ConfigurationError(str(error))
-            event = m.ModelRefused(order, str(error))
+            event = m.ModelRefused(request, str(error))
             if isinstance(command, m.Upload):
-                event = m.TransferFailed(order, Untrusted.reason, REFUSED_PAUSE)
+                event = m.TransferFailed(request, Untrusted.reason, REFUSED_PAUSE)
         except ExchangeError as error:
             retry_after = INTERCEPTED_PAUSE if isinstance(error, Intercepted) else _retry_after(error)
-            event = m.TransferFailed(order, error.reason, retry_after, sent=not isinstance(error, NotConnected))
+            event = m.TransferFailed(request, error.reason, retry_after, sent=not isinstance(error, NotConnected))
             failure = None if isinstance(error, Aborted) else error
         if not isinstance(command, m.StartTraining):
             self._transfer_ended(failure)
@@ -311,53 +311,53 @@ class Runtime:
         if failure is not None:
             self._observe(TransferLost(self._blocked, intercepted=isinstance(failure, Intercepted)))
 
-    def _exchange(self, command: m.Transfer, order: m.Order, kept: Kept | None) -> m.Event:
-        url = self._url(order)
+    def _exchange(self, command: m.Transfer, request: m.TrainingRequest, update: EncodedUpdate | None) -> m.Event:
+        url = self._url(request)
         self._model.clear()
         match command:
             case m.StartTraining():
-                return m.StartTrainingAnswered(order, self._coordinator.start_training(order.id))
+                return m.StartTrainingAnswered(request, self._coordinator.start_training(request.id))
             case m.Download(_, etag):
-                with phase(self._observe, order.round, "download"):
-                    answer = self._aggregator.download(url, order.id, order.token, etag=etag)
+                with phase(self._observe, request.round, "download"):
+                    answer = self._aggregator.download(url, request.id, request.token, etag=etag)
                 if answer.body is not None:
                     self._model.append(answer.body)
-                return m.Downloaded(order, answer.etag, answer.body is not None)
+                return m.Downloaded(request, answer.etag, answer.body is not None)
             case m.Upload():
-                assert kept is not None  # noqa: S101 nothing else is ever uploaded
-                buffers, metrics, evaluation = kept
+                assert update is not None  # noqa: S101 nothing else is ever uploaded
+                buffers, metrics, evaluation = update
                 headers = {"metrics": metrics, "evaluation": evaluation}
-                with phase(self._observe, order.round, "upload"):
-                    outcome = self._aggregator.upload(url, order.id, order.token, buffers, **headers)
-                return m.UploadAnswered(order, outcome)
+                with phase(self._observe, request.round, "upload"):
+                    outcome = self._aggregator.upload(url, request.id, request.token, buffers, **headers)
+                return m.UploadAnswered(request, outcome)
 
-    def _url(self, order: m.Order) -> str:
-        return self._aggregator_url or order.url
+    def _url(self, request: m.TrainingRequest) -> str:
+        return self._aggregator_url or request.url
 
-    def _train(self, order: m.Order, round: Round, model: list[Any]) -> None:
+    def _train(self, request: m.TrainingRequest, round: Round, model: list[Any]) -> None:
         try:
             update = self._trainer(round, model)
         except ParticipantError as error:
             release(error)
             self._failure = error
-            self._events.put(m.TrainingFailed(order, str(error)))
+            self._events.put(m.TrainingFailed(request, str(error)))
             return
-        self._kept = update, encode_metrics(round.metrics) if round.metrics else None, round.evaluation
-        self._events.put(m.Trained(order))
+        self._update = update, encode_metrics(round.metrics) if round.metrics else None, round.evaluation
+        self._events.put(m.Trained(request))
 
     def _report(self, round: int, metrics: Mapping[str, float]) -> None:
         self._observe(Reported(round, tuple(metrics.items())))
 
 
-def _advised(error: ExchangeError, unknown: str = "") -> str:
-    """Return an error's text with advice. `unknown`: the advice for a 404."""
+def _advised(error: ExchangeError, not_found: str = "") -> str:
+    """Return an error's text with advice. `not_found`: the advice for a 404."""
     match error:
         case Refused(status=401 | 403) if "certificate" in error.detail:
             advice = "is PARTICIPANT_TLS_CERT_FILE (--tls-cert-file) the right one?"
         case Refused(status=401 | 403):
             advice = "is PARTICIPANT_TOKEN (--token) the right one?"
         case Refused(status=404):
-            advice = unknown
+            advice = not_found
         case _:
             advice = ""
     return f"{error}: {advice}" if advice else str(error)

@@ -1,4 +1,4 @@
-"""The participant's service: health, metrics and traces around a trainer. It does not import the training code."""
+"""The participant's service: health, metrics and traces around a trainer. This module does not import the training code."""
 
 import math
 import os
@@ -15,14 +15,14 @@ from fedround.observability.metrics.participant import ParticipantMetrics
 from fedround.observability.pushes import exporting
 from fedround.observability.telemetry import Telemetry
 from fedround.participant.connection import connected
-from fedround.participant.operators import Operators
+from fedround.participant.operators import OpsPort
 from fedround.participant.peers import Trainer
-from fedround.participant.phase import Doing
+from fedround.participant.phase import CurrentPhase
 from fedround.participant.pushing import relaying
 from fedround.participant.runtime import Runtime
 from fedround.participant.signals import signals
 from fedround.participant.terms import Options, Terms
-from fedround.participant.watch import Watch
+from fedround.participant.watch import StatusObserver
 
 if TYPE_CHECKING:
     from fedround.observability.tracing import Tracing
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 POD_INDEX = "POD_INDEX"
 """The environment variable with the index of a StatefulSet's pod. The chart sets it."""
 HEAD_START = 0.5
-"""Seconds by which the imports of the training code go before those of the operations port."""
+"""Seconds that the imports of the training code have before those of the operations port begin."""
 
 
-class Host(Trainer, Protocol):
+class ServiceTrainer(Trainer, Protocol):
     """A trainer of a service, which may still be starting."""
 
     @property
     def make_sink(self) -> Callable[[], Sink] | None:
-        """Creates the memory that it takes a model in. None: memory of this process."""
+        """A function that creates the memory for a model. None: memory of this process."""
         ...
 
     def attach(self, observe: Observer, traceparent: Callable[[], str | None]) -> None:
@@ -46,7 +46,12 @@ class Host(Trainer, Protocol):
         ...
 
     def started(self, within: float | None = None) -> bool:
-        """Wait until it can train, and return whether it can. Raises `ConfigurationError` or `ParticipantError` if it failed."""
+        """Wait at most `within` seconds until it can train, and return whether it can.
+
+        Raises:
+            ConfigurationError: The class does not exist, or does not accept the options.
+            ParticipantError: The class raised an exception, or ended its process.
+        """
         ...
 
     def interrupt(self) -> None:
@@ -54,53 +59,55 @@ class Host(Trainer, Protocol):
         ...
 
     def status(self) -> Mapping[str, object]:
-        """Return its status as JSON-able data."""
+        """Return the trainer's status as JSON-able data."""
         ...
 
 
-Bounded = Callable[[Runtime, Operators, "Tracing | None"], AbstractContextManager[None]]
+RunContext = Callable[[Runtime, OpsPort, "Tracing | None"], AbstractContextManager[None]]
 
 
-def serve(settings: ParticipantSettings, host: Host, bounded: Bounded = lambda *_: nullcontext()) -> None:
-    """Take part until training is complete, or until SIGTERM or SIGINT. `bounded` is a context around the run.
+def serve(settings: ParticipantSettings, trainer: ServiceTrainer, around: RunContext = lambda *_: nullcontext()) -> None:
+    """Take part until training is complete, or until SIGTERM or SIGINT. `around` makes a context around the run.
 
     Raises:
         FedroundError: See `fedround.errors` for the classes and their exit codes.
     """
     health = Health()
-    watch = Watch(settings.name, health, within=max(settings.long_poll, settings.heartbeat_period))
-    doing = Doing()
-    apart = settings.isolation is Isolation.PROCESS
+    observer = StatusObserver(settings.name, health, within=max(settings.long_poll, settings.heartbeat_period))
+    current = CurrentPhase()
+    isolated = settings.isolation is Isolation.PROCESS
     with (
         relaying(settings) as relay,
         exporting("participant", settings.name, heartbeats=settings.trace_heartbeats, relay=relay) as exports,
     ):
         traces = exports.tracing
         metrics = partial(ParticipantMetrics, name=settings.name, local_values=settings.ops_token is not None)
-        telemetry = Telemetry(metrics, [watch, doing], traces, keep_log=not apart)
+        telemetry = Telemetry(metrics, [observer, current], traces, keep_log=not isolated)
         exports.show("participant", telemetry)
-        host.attach(telemetry.observe, traces.train_context if traces else lambda: None)
-        same = {name: getattr(settings, name) for name in ("heartbeat_period", *Options.__annotations__) if hasattr(settings, name)}
+        trainer.attach(telemetry.observe, traces.train_context if traces else lambda: None)
+        shared = {
+            name: getattr(settings, name) for name in ("heartbeat_period", *Options.__annotations__) if hasattr(settings, name)
+        }
         terms = Terms(
-            **same | {"token": reveal(settings.token)},
+            **shared | {"token": reveal(settings.token)},
             exit_after_finish=settings.after_finish is AfterFinish.EXIT,
-            cancel_timeout=settings.cancel_timeout if apart else math.inf,
+            cancel_timeout=settings.cancel_timeout if isolated else math.inf,
         )
         with connected(
-            host,
+            trainer,
             settings.coordinator_url,
             terms,
             telemetry.observe,
-            make_sink=host.make_sink,
+            make_sink=trainer.make_sink,
             pod_index=_pod_index(os.environ),
             trace=telemetry.client,
             beat=lambda within: health.beat(within=within),
-            doing=lambda: doing.now,
+            current_phase=lambda: current.name,
         ) as runtime:
-            operators = Operators(
+            ops_port = OpsPort(
                 settings,
                 health,
-                lambda: {**watch.status(), "worker": host.status()},
+                lambda: {**observer.status(), "worker": trainer.status()},
                 telemetry.scrape,
                 on_failure=partial(runtime.stop, 0.0),
                 observe=telemetry.observe,
@@ -108,14 +115,14 @@ def serve(settings: ParticipantSettings, host: Host, bounded: Bounded = lambda *
 
             def stop() -> None:
                 runtime.stop(settings.drain_timeout)
-                host.interrupt()
+                trainer.interrupt()
 
             with signals(stop):
-                host.started(HEAD_START)
-                with bounded(runtime, operators, traces), operators.serving():
-                    host.started()
+                trainer.started(HEAD_START)
+                with around(runtime, ops_port, traces), ops_port.serving():
+                    trainer.started()
                     runtime.run()
-            operators.check()
+            ops_port.check()
 
 
 def _pod_index(environ: Mapping[str, str]) -> int | None:

@@ -1,4 +1,4 @@
-"""Finds this participant's shard of a split data set, and the claim for its registration."""
+"""The participant's shard of a split data set, and the claim for its registration."""
 
 import logging
 import zlib
@@ -9,32 +9,33 @@ from fedround.participant.round import Shard
 
 LOG = logging.getLogger(__name__)
 
-USUAL = 10
+DEFAULT_COUNT = 10
 """Default number of shards."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shards:
-    """What the participant knows about its shard before the coordinator assigns one."""
+    """The information about the participant's shard before the coordinator assigns one."""
 
-    own: Shard | None
+    configured: Shard | None
     """The shard that is set by `PARTICIPANT_SHARD`."""
     count: int | None
     """Number of shards, if no shard is set. None: unknown, and the data set may not be split."""
     pod_index: int | None
+    """Index of the pod in its StatefulSet, if any."""
     name: str
 
     @property
     def fixed(self) -> Shard | None:
         """The shard that the coordinator cannot change; None if there is none."""
-        if self.own is not None:
-            return Shard(self.own.index % self.own.count, self.own.count)
+        if self.configured is not None:
+            return Shard(self.configured.index % self.configured.count, self.configured.count)
         if self.count is not None and self.pod_index is not None and self.pod_index < self.count:
             return Shard(self.pod_index, self.count)
         return None
 
     def claim(self, former: Shard | None) -> wire.Claim | None:
-        """Return the claim for the registration. `former`: the last trained shard."""
+        """Return the claim for the registration. `former`: the shard that was trained last."""
         if (fixed := self.fixed) is not None:
             claim = wire.Claim(fixed.count, fixed.index)
         elif self.count is not None:
@@ -43,12 +44,17 @@ class Shards:
             return None
         return claim if 1 < claim.count <= wire.MAX_SHARDS else None
 
-    def find(self, told: wire.Shard | None, ordinal: int | None) -> Shard:
-        """Return the shard to train: the fixed one, the coordinator's, or one derived from a number or from the name."""
-        count = self.own.count if self.own else self.count or USUAL
-        if self.own is None and told is not None and self.fixed is None:
-            return Shard(*told)
-        numbers = [self.own.index if self.own else None, self.pod_index, ordinal, zlib.crc32(self.name.encode()) % count]
+    def find(self, assigned: wire.Shard | None, ordinal: int | None) -> Shard:
+        """Return the shard to train: the fixed one, the assigned one, or one derived from a number or from the name."""
+        count = self.configured.count if self.configured else self.count or DEFAULT_COUNT
+        if assigned is not None and self.fixed is None:
+            return Shard(*assigned)
+        numbers = [
+            self.configured.index if self.configured else None,
+            self.pod_index,
+            ordinal,
+            zlib.crc32(self.name.encode()) % count,
+        ]
         number = next(number for number in numbers if number is not None)
         if number >= count > 1:
             LOG.warning(

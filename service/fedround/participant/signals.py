@@ -1,4 +1,4 @@
-"""Handles SIGTERM and SIGINT on a separate thread, even while the main thread is busy. Forked processes get default handlers."""
+"""SIGTERM and SIGINT, handled on a separate thread even while the main thread is busy. Forked processes get default handlers."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The supervisor: runs the training code in a worker process, and restarts it. It does not import the training code.
+"""The supervisor: it runs the training code in a worker process, which it restarts. This module does not import the training code.
 
 One thread starts each worker and receives its messages for as long as the process lives. The training call waits for that thread.
 """
@@ -52,7 +52,7 @@ _ERRORS: Mapping[str, type[ParticipantError]] = {
     error.__name__: error for error in (DeserializationError, TrainingError, SerializationError, ParticipantError)
 }
 _REFUSALS: Mapping[str, type[FedroundError]] = {error.__name__: error for error in (ConfigurationError, DataDirectoryHeld)}
-"""Errors without a failure of the training code that keep a worker from creating the participant."""
+"""Errors because of which a worker cannot create the participant, although the training code did not fail."""
 
 
 class State(StrEnum):
@@ -76,7 +76,7 @@ class Supervisor:
         self._recipe = recipe
         self._observe: Observer = lambda _fact: None
         self._traceparent: Callable[[], str | None] = lambda: None
-        self._news = threading.Condition()
+        self._changed = threading.Condition()
         self._state = State.STARTING
         self._process: Process | None = None
         self._unusable: FedroundError | None = None
@@ -110,12 +110,12 @@ class Supervisor:
 
     @property
     def make_sink(self) -> Callable[[], Memory]:
-        """Creates the memory that a model is received in."""
+        """The function that creates the memory for a model."""
         return Memory.create
 
     def attach(self, observe: Observer, traceparent: Callable[[], str | None]) -> None:
         """Report facts to `observe` from now on, and make the worker's spans children of `traceparent`."""
-        with self._news:
+        with self._changed:
             self._observe, self._traceparent = observe, traceparent
             if self._state is not State.STARTING:
                 observe(events.WorkerReady())
@@ -127,8 +127,8 @@ class Supervisor:
             ConfigurationError: The class does not exist, or does not accept the options.
             ParticipantError: The class raised an exception, or ended the worker.
         """
-        with self._news:
-            self._news.wait_for(lambda: self._state is not State.STARTING, within)
+        with self._changed:
+            self._changed.wait_for(lambda: self._state is not State.STARTING, within)
             if self._state is not State.STOPPED or self._unusable is None:
                 return self._state is not State.STARTING
             raise self._unusable
@@ -149,17 +149,17 @@ class Supervisor:
         memory: Memory = model.pop()
         memory.seal()  # after training in place, the update is sent from it
         update = Future[Sequence[Piece]]()
-        with self._news:
+        with self._changed:
             self._round, self._update, self._sent = round, update, False
-            self._news.wait_for(lambda: self._state is State.IDLE or update.done() or self._closed.is_set())
+            self._changed.wait_for(lambda: self._state is State.IDLE or update.done() or self._closed.is_set())
             if self._closed.is_set() and not update.done():
                 update.set_exception(TrainingError("the participant is stopping"))
             if not update.done():
-                self._send(round, memory)
+                self._start_training(round, memory)
         memory.close()
         return update.result()
 
-    def _send(self, round: Round, memory: Memory) -> None:
+    def _start_training(self, round: Round, memory: Memory) -> None:
         self._serial += 1
         self._state, self._sent = State.TRAINING, True
         message = {
@@ -171,33 +171,33 @@ class Supervisor:
             "cancelled": round.cancelled,
             "traceparent": self._traceparent(),
         }
-        self._tell(message, memory)
+        self._send(message, memory)
 
     def cancel(self) -> None:
         """See `Trainer`."""
-        with self._news:
+        with self._changed:
             if self._sent:
-                self._tell({"kind": "cancel", "serial": self._serial})
+                self._send({"kind": "cancel", "serial": self._serial})
 
     def kill(self) -> None:
         """See `Trainer`."""
-        with self._news:
+        with self._changed:
             if self._sent:
                 self._end(End(Cause.CANCELLED, "was killed: it did not return after its round was cancelled"))
             elif self._update is not None and not self._update.done():
                 self._update.set_exception(TrainingError("the training process did not start before its round was cancelled"))
-                self._news.notify_all()
+                self._changed.notify_all()
 
     def close(self) -> None:
         """See `Trainer`. Returns when the worker has ended."""
-        with self._news:
+        with self._changed:
             first, process = not self._closed.is_set(), self._process
             self._closed.set()
-            self._news.notify_all()
+            self._changed.notify_all()
             idle = self._state is State.IDLE
             ready = idle or self._sent
             if first and process is not None and ready:
-                self._tell({"kind": "close"})
+                self._send({"kind": "close"})
         if not self._thread.is_alive() or threading.current_thread() is self._thread:
             return
         if process is not None and not process.exited(0.0 if not ready else IDLE_GRACE if idle else GRACE):
@@ -211,19 +211,19 @@ class Supervisor:
     def _run(self) -> None:
         try:
             while not self._closed.is_set():
-                if (pause := self._one_life()) is None:
+                if (pause := self._run_worker()) is None:
                     return
                 self._closed.wait(pause)
         except BaseException as error:
             LOG.exception("the supervisor failed")
             self._unusable = self._unusable or ParticipantError(f"the supervisor failed: {error}")
         finally:
-            with self._news:
+            with self._changed:
                 self._state = State.STOPPED
                 self._fail(self._unusable or TrainingError("the participant is stopping"), waiting=True)
-                self._news.notify_all()
+                self._changed.notify_all()
 
-    def _one_life(self) -> float | None:
+    def _run_worker(self) -> float | None:
         """Run one worker until it has ended. Return the seconds to wait before the next one; None: there is no next one."""
         try:
             process = Process()
@@ -233,26 +233,26 @@ class Supervisor:
         end: End | None = None
         try:
             while (received := process.channel.receive()) is not None:
-                self._heard(*received)
+                self._received(*received)
                 del received
         except (BadMessage, BadMemory) as error:
             end = End(Cause.LOST, f"was killed: it sent an invalid message ({error})")
         if end is None and not process.exited(EOF_GRACE) and self._ending is None:
             end = End(Cause.LOST, "was killed: it had closed its connection")
-        with self._news:
+        with self._changed:
             self._process = None
         code = process.reap()
         return self._ended(self._ending or end or end_of(code))
 
     def _begin(self, process: Process) -> None:
-        with self._news:
+        with self._changed:
             self._process, self._ending, self._unusable, self._failures = process, None, None, 0
             if self._closed.is_set():
                 process.kill(grace=0.0)
-            self._tell({"kind": "make", **self._recipe})
+            self._send({"kind": "make", **self._recipe})
 
     def _ended(self, end: End) -> float | None:
-        with self._news:
+        with self._changed:
             if self._closed.is_set():
                 return None
             if self._unusable is not None:
@@ -280,25 +280,25 @@ class Supervisor:
             failure.trace = getattr(error, "trace", "")
             self._settle(failure)
 
-    def _heard(self, message: Mapping[str, Any], memories: list[Memory]) -> None:
+    def _received(self, message: Mapping[str, Any], memories: list[Memory]) -> None:
         match message:
             case {"kind": "ready", "evaluates": bool(evaluates)} if self._state in (State.STARTING, State.RESTARTING):
-                with self._news:
+                with self._changed:
                     self.evaluates = evaluates
                     self._state = State.IDLE
                     self._observe(events.WorkerReady())
-                    self._news.notify_all()
+                    self._changed.notify_all()
             case {"kind": "unusable", "error": str(kind), "text": str(text), "trace": str(trace)}:
                 self._unusable = _unusable(kind, text, trace)
             case {"kind": "reported", "serial": int(serial), "metrics": dict(metrics)}:
                 if self._sent and serial == self._serial and self._round is not None:
                     self._reported(self._round, metrics)
             case {"kind": "facts", "facts": list(facts)} if self._sent:
-                self._told(facts)
+                self._facts_received(facts)
             case {"kind": "trained" | "failed", "serial": int(serial), "facts": list(facts)} if (
                 self._sent and serial == self._serial
             ):
-                self._told(facts)
+                self._facts_received(facts)
                 self._returned(message, memories)
             case _:
                 raise BadMessage("unexpected message")
@@ -318,11 +318,11 @@ class Supervisor:
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 raise BadMessage(str(error)) from error
 
-    def _told(self, facts: Sequence[object]) -> None:
+    def _facts_received(self, facts: Sequence[object]) -> None:
         round = self._round
         assert round is not None  # noqa: S101 the worker has one
         now = time.monotonic()  # one time for all facts, so that no phase ends before it began
-        for fact in [reports.decode(round.number, told, now) for told in facts]:
+        for fact in [reports.decode(round.number, encoded, now) for encoded in facts]:
             match fact:
                 case events.PhaseBegan(_, phase, ago):
                     self._phases.append((phase, now - ago))
@@ -338,13 +338,13 @@ class Supervisor:
             case {"kind": "trained", "pieces": list(pieces), "evaluation": None | str() as evaluation}:
                 result = [_piece(piece, memories) for piece in pieces]
                 self._evaluated(evaluation)
-                with self._news:
+                with self._changed:
                     self._pauses, self._failures = self._new_pauses(), 0
                     self._settle(result)
             case {"error": str(kind), "text": str(text), "trace": str(trace)}:
                 error = _ERRORS.get(kind, ParticipantError)(text)
                 error.trace = trace
-                with self._news:
+                with self._changed:
                     self._failures += 1
                     self._settle(error)
                     if self._failures >= MAX_FAILURES:
@@ -363,11 +363,11 @@ class Supervisor:
                 update.set_exception(result)
             else:
                 update.set_result(result)
-        self._news.notify_all()
+        self._changed.notify_all()
 
     # Messages to the worker
 
-    def _tell(self, message: Mapping[str, object], *memories: Memory) -> None:
+    def _send(self, message: Mapping[str, object], *memories: Memory) -> None:
         """Send a message. A worker that does not read it is killed."""
         if self._process is not None:
             try:

@@ -1,4 +1,4 @@
-"""Tracebacks of training code: shortens them for logs, and releases the objects that they keep alive. Does not import NumPy."""
+"""Tracebacks of training code: their part for logs, and the release of their objects. This module does not import NumPy."""
 
 import importlib
 import traceback
@@ -10,7 +10,7 @@ from typing import Any
 from fedround.errors import FedroundError, ParticipantError
 
 MAX_TEXT = 32_000
-"""Maximum characters of a traceback between processes. Its end is kept."""
+"""Maximum characters of a traceback between processes. A longer one loses its beginning."""
 
 Traced = tuple[type[BaseException], BaseException, TracebackType | None]
 

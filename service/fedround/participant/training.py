@@ -1,4 +1,4 @@
-"""Runs the training code on a global model: decode, train, encode, check. No reference to the model outlives its use."""
+"""One round of the training code: decode, train, encode, check. No reference to the model outlives its use."""
 
 import inspect
 import logging
@@ -21,7 +21,7 @@ LOG = logging.getLogger(__name__)
 
 
 class Training:
-    """Calls a participant's methods on the calling thread.
+    """A trainer that calls a participant's methods on the calling thread.
 
     Args:
         participant: An instance of the user's class.

@@ -1,4 +1,4 @@
-"""`fedround tutorial`: the tutorial's participant. Its model is one number, five times, which falls towards 0 over the rounds."""
+"""`fedround tutorial`: the tutorial's participant. Its model is one number, five times. It falls towards 0 over the rounds."""
 
 import argparse
 import logging
@@ -20,7 +20,7 @@ SIZE = 5
 
 
 class TutorialParticipant(NumPyParticipant):
-    """Trains by picking a random number between 0 and the global model's number. Without a global model: `upper_bound`."""
+    """A participant that picks a random number between 0 and the global model's number, or `upper_bound` without a global model."""
 
     def __init__(self, *, upper_bound: float = 100.0) -> None:
         self._upper_bound = upper_bound
@@ -54,7 +54,7 @@ def run(arguments: Mapping[str, Any]) -> int:
 
 
 def main() -> int:
-    """Run it as a module."""
+    """Run this module as a program. Returns the exit code."""
     parser = argparse.ArgumentParser(description="run a participant")
     add_arguments(parser)
     return run(vars(parser.parse_args()))

@@ -1,4 +1,4 @@
-"""The observer that keeps a participant's health and its `/status`."""
+"""The observer that maintains a participant's health and its `/status`."""
 
 import time
 from collections.abc import Callable
@@ -15,10 +15,16 @@ DELIVERED = (Outcome.COMPLETED, Outcome.UNCONFIRMED)
 """Outcomes of rounds whose update reached the aggregator."""
 
 
-class Watch:
-    """Ready: registered, the last heartbeat was accepted, and no proxy blocks updates to the aggregator; or training is complete.
+class StatusObserver:
+    """Health and `/status` of a participant.
 
-    `within`: Maximum seconds between two contacts with the coordinator.
+    It is ready if it is registered, its last heartbeat was accepted, and no proxy blocks its updates; or if training is complete.
+
+    Args:
+        name: Name of the participant.
+        health: Health to update.
+        within: Maximum seconds between two contacts with the coordinator.
+        clock: Returns monotonic seconds.
     """
 
     def __init__(self, name: str, health: Health, *, within: float, clock: Callable[[], float] = time.monotonic) -> None:

@@ -4,7 +4,7 @@ The rules:
 
 1. The participant makes one exchange at a time: start_training, download, upload. It repeats a failed one after a jittered delay.
 2. `start_training` accepts a training request. So does the token that comes with the heartbeat. A refused request is void.
-3. The participant keeps its update. A request for the same round and shard sends it again without training, if the model that it
+3. The participant stores its update. A request for the same round and shard sends it again without training, if the model that it
    was trained on is still the global one. The ETag decides. Without an ETag the model counts as unchanged.
 4. `counted` or `repeated` in the response confirms an upload. An upload without a response is sent again, and may have counted. A
    heartbeat's `counted`, a later round or `finish` confirms it; `stand_by` leaves it open.
@@ -13,8 +13,8 @@ The rules:
    `MAX_CONFIRMS` times. An upload that never had a connection cannot have arrived: it is retried like any other exchange.
 6. 409 means that the round is over; 413, 415 and 422 reject the update. After any other rejection the token is invalid, and the
    participant requests another, at most `MAX_DEAD_TOKENS` times. A 404 to start_training decides nothing (0.8).
-7. Once a heartbeat says that the round is over, an upload under way has `SETTLE` seconds to get its response: it may be the upload
-   that completed the round.
+7. Once a heartbeat reports that the round is over, an upload under way has `SETTLE` seconds to get its response: it may be the
+   upload that completed the round.
 """
 
 import math
@@ -38,9 +38,9 @@ MAX_CONFIRMS = 3
 MAX_DEAD_TOKENS = 10
 """Maximum times that the participant requests another token: a restarted aggregator learns the tokens after some seconds."""
 SETTLE = 5.0
-"""Seconds for an upload under way once the heartbeat says that its round is over."""
+"""Seconds for an upload under way once the heartbeat reports that its round is over."""
 
-_ASKED: dict[type, type] = {
+_COMMAND_OF: dict[type, type] = {
     m.StartTrainingAnswered: m.StartTraining,
     m.Downloaded: m.Download,
     m.ModelRefused: m.Download,
@@ -50,8 +50,8 @@ _PATHS: dict[type, str] = {m.StartTraining: wire.START_TRAINING, m.Download: wir
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """The round that the kept update was trained for, and the ETag of the model that it was trained on."""
+class StoredUpdate:
+    """The round that the stored update was trained for, and the ETag of the model that it was trained on."""
 
     round: int
     etag: str | None
@@ -85,25 +85,25 @@ class Step(Enum):
 class Work:
     """The exchanges of one round: see the rules above.
 
-    `old`: the coordinator is one of 0.8. `orders` yields serial numbers. Facts are appended to `facts`.
+    `legacy`: the coordinator is one of 0.8. `serials` yields serial numbers. Facts are appended to `facts`.
     """
 
     def __init__(
-        self, policy: m.Policy, random: Callable[[], float], orders: Iterator[int], facts: list[events.Fact], id: str, round: int
+        self, policy: m.Policy, random: Callable[[], float], serials: Iterator[int], facts: list[events.Fact], id: str, round: int
     ) -> None:
-        self.order = m.Order(next(orders), id, round)
+        self.request = m.TrainingRequest(next(serials), id, round)
         self.lane = Lane(policy, random)
-        self.old = False
+        self.legacy = False
         self.accepted_at: float | None = None
         self.sent_at: float | None = None
         """Time since which the aggregator may have the update, without a confirmation."""
         self.over = False
-        """The heartbeat says that the round is over, but the upload is still under way."""
+        """Whether the heartbeat reported the end of the round while the upload is still under way."""
         self.deadline = math.inf
         """End of the wait for a confirmation, or for the upload of a round that is over."""
         self.etag: str | None = None
         self._policy = policy
-        self._orders = orders
+        self._serials = serials
         self._facts = facts
         self._dead_tokens = 0
         self._confirms = 0
@@ -117,43 +117,43 @@ class Work:
         return self.lane.command is None and self.sent_at is not None
 
     @property
-    def is_owed(self) -> bool:
+    def is_awaited(self) -> bool:
         """Whether the platform waits for an update: the round was accepted, or must be accepted to forfeit it."""
-        return self.accepted_at is not None or (self.old and not self.order.token)
+        return self.accepted_at is not None or (self.legacy and not self.request.token)
 
-    def asked_for(self, event: m.TransferEvent) -> bool:
+    def expects(self, event: m.TransferEvent) -> bool:
         """Return whether `event` is a response to the exchange under way."""
-        return self.lane.under_way and isinstance(self.lane.command, _ASKED.get(type(event), object))
+        return self.lane.under_way and isinstance(self.lane.command, _COMMAND_OF.get(type(event), object))
 
-    def begin(self, answer: wire.Heartbeat, kept: Kept | None, now: float) -> None:
+    def begin(self, answer: wire.Heartbeat, stored: StoredUpdate | None, now: float) -> None:
         if answer.url is not None and answer.token is not None:
-            self._accept(answer.url, answer.token, answer, kept, now)
+            self._accept(answer.url, answer.token, answer, stored, now)
         else:
-            self.old = True
-            self.lane.plan(now, m.StartTraining(self.order))
+            self.legacy = True
+            self.lane.plan(now, m.StartTraining(self.request))
 
     def resume(self, former: "Work", at: float) -> None:
         """Train the round of `former` again with the same id."""
-        self.old, self.order = former.old, replace(former.order, serial=self.order.serial)
-        self.lane.plan(at, m.StartTraining(self.order))
+        self.legacy, self.request = former.legacy, replace(former.request, serial=self.request.serial)
+        self.lane.plan(at, m.StartTraining(self.request))
 
     def request_again(self, at: float) -> None:
-        """Request another token."""
+        """Plan a request for another token."""
         self.deadline = math.inf
-        self.order = replace(self.order, serial=next(self._orders))
-        self.lane.plan(at, m.StartTraining(self.order))
+        self.request = replace(self.request, serial=next(self._serials))
+        self.lane.plan(at, m.StartTraining(self.request))
 
-    def take(self, event: m.TransferEvent, kept: Kept | None, now: float) -> Ended | Step | None:
+    def take(self, event: m.TransferEvent, stored: StoredUpdate | None, now: float) -> Ended | Step | None:
         """Return what follows from the response to the exchange under way. None: the next exchange is planned."""
         transfer = self.lane.end()
         match event:
-            case m.StartTrainingAnswered(_, wire.StartTraining(url=str(url), token=str(token)) as said):
-                self._accept(url, token, said, kept, now)
+            case m.StartTrainingAnswered(_, wire.StartTraining(url=str(url), token=str(token)) as answer):
+                self._accept(url, token, answer, stored, now)
                 return None
             case m.StartTrainingAnswered():
                 return self.given_up("start_training was refused")
             case m.Downloaded(_, etag, modified):
-                return self._downloaded(etag, kept if not modified or etag in (None, kept and kept.etag) else None, now)
+                return self._downloaded(etag, stored if not modified or etag in (None, stored and stored.etag) else None, now)
             case m.UploadAnswered(_, None):
                 return self._sent(now)
             case m.UploadAnswered():
@@ -166,9 +166,9 @@ class Work:
                 return self._retry(transfer, "refused", None, now)
         return self._refused(transfer, event.status, f"{event.status} {event.detail}".strip(), now)
 
-    def trained(self, now: float) -> Kept:
-        self.lane.plan(now, m.Upload(self.order))
-        return Kept(self.order.round, self.etag, self._trains, self.order.run.shard if self.order.run else None)
+    def trained(self, now: float) -> StoredUpdate:
+        self.lane.plan(now, m.Upload(self.request))
+        return StoredUpdate(self.request.round, self.etag, self._trains, self.request.run.shard if self.request.run else None)
 
     def overdue(self, now: float) -> Ended | None:
         """Return what follows when `deadline` has passed."""
@@ -181,47 +181,51 @@ class Work:
         return None
 
     def settle(self, now: float) -> None:
-        """Wait `SETTLE` seconds for the upload under way, because the heartbeat says that the round is over."""
+        """Wait `SETTLE` seconds for the upload under way, because the heartbeat reports that the round is over."""
         if not self.over:
             self.over, self.deadline = True, now + SETTLE
 
     def given_up(self, reason: str) -> Ended:
         return Ended(Outcome.ABANDONED if self.sent_at is None else Outcome.UNCONFIRMED, reason)
 
-    def goes_on(self, answer: wire.Heartbeat) -> bool:
-        return answer.state is HeartbeatState.ROUND and answer.round == self.order.round
+    def continues(self, answer: wire.Heartbeat) -> bool:
+        return answer.state is HeartbeatState.ROUND and answer.round == self.request.round
 
     def verdict(self, answer: wire.Heartbeat) -> Ended:
         """Return how the round ended, according to the heartbeat."""
-        later = answer.round is not None and answer.round > self.order.round
-        counted = answer.counted is not None and answer.counted >= self.order.round
+        later = answer.round is not None and answer.round > self.request.round
+        counted = answer.counted is not None and answer.counted >= self.request.round
         settled = later or counted or answer.state is HeartbeatState.FINISH
-        reason = f"the coordinator says {answer.state}"
+        reason = f"the coordinator reports {answer.state}"
         return Ended(self._done, reason) if settled and self.sent_at is not None else self.given_up(reason)
 
     @property
     def _trains(self) -> bool:
-        return self.order.run is None or self.order.run.train
+        return self.request.run is None or self.request.run.train
 
     @property
     def _done(self) -> Outcome:
         return Outcome.COMPLETED if self._trains else Outcome.EVALUATED
 
-    def _accept(self, url: str, token: str, said: wire.Heartbeat | wire.StartTraining, kept: Kept | None, now: float) -> None:
-        self.order = replace(self.order, url=url, token=token, run=said.run)
-        kept = kept if kept and kept.fits(self.order.round, said.run) else None
+    def _accept(
+        self, url: str, token: str, answer: wire.Heartbeat | wire.StartTraining, stored: StoredUpdate | None, now: float
+    ) -> None:
+        self.request = replace(self.request, url=url, token=token, run=answer.run)
+        stored = stored if stored and stored.fits(self.request.round, answer.run) else None
         if self.accepted_at is None:
             self.accepted_at = now
-            run = (said.run.id, said.run.name, said.run.train) if said.run else ()
-            self._facts.append(events.OrderAccepted(self.order.round, kept is not None, said.traceparent, said.tracelink, *run))
-        etag = None if kept is None else kept.etag
-        known = kept is not None and etag is None
-        self.lane.plan(now, m.Upload(self.order) if known else m.Download(self.order, etag))
+            run = (answer.run.id, answer.run.name, answer.run.train) if answer.run else ()
+            self._facts.append(
+                events.OrderAccepted(self.request.round, stored is not None, answer.traceparent, answer.tracelink, *run)
+            )
+        etag = None if stored is None else stored.etag
+        known = stored is not None and etag is None
+        self.lane.plan(now, m.Upload(self.request) if known else m.Download(self.request, etag))
 
-    def _downloaded(self, etag: str | None, kept: Kept | None, now: float) -> Step | None:
+    def _downloaded(self, etag: str | None, stored: StoredUpdate | None, now: float) -> Step | None:
         self.etag = etag
-        if kept is not None:
-            self.lane.plan(now, m.Upload(self.order))
+        if stored is not None:
+            self.lane.plan(now, m.Upload(self.request))
             return None
         self.sent_at = None
         return Step.TRAIN
@@ -229,7 +233,7 @@ class Work:
     def _sent(self, now: float) -> Ended | Step:
         self.sent_at = now if self.sent_at is None else self.sent_at
         if self.over:
-            return self.given_up("the round was over before the platform said that it had the update")
+            return self.given_up("the round was over before the platform confirmed the update")
         self.deadline = now + self._policy.confirm_timeout
         return Step.CONFIRM
 

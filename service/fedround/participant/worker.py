@@ -27,7 +27,7 @@ from fedround.errors import ConfigurationError, DataDirectoryHeld, ParticipantEr
 from fedround.events import Fact, PhaseBegan
 from fedround.observability import logs
 from fedround.observability.traces import tracing
-from fedround.participant import leaving, local, reports, traces
+from fedround.participant import exiting, local, reports, traces
 from fedround.participant.abc import ParticipantABC
 from fedround.participant.channel import Channel
 from fedround.participant.load import load_participant
@@ -47,7 +47,7 @@ Message = tuple[Mapping[str, Any], list[Memory]]
 
 
 class Model:
-    """The memory of a global model, and where arrays lie in it."""
+    """The memory of a global model, and the offsets of arrays in it."""
 
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
@@ -109,11 +109,11 @@ def _shared(parts: Sequence[memoryview], model: Model) -> tuple[list[list[int]],
 def _give_up(what: str, error: OSError) -> Never:
     """End this process. The supervisor starts another worker."""
     LOG.error("the training process %s: %s. Does the training code close file descriptors?", what, error)
-    leaving.end(os.EX_IOERR)
+    exiting.exit_now(os.EX_IOERR)
 
 
 class Worker:
-    """Carries out the supervisor's messages. `read` needs a separate thread; `run` needs the main thread."""
+    """A worker that executes the supervisor's messages. `read` needs a separate thread; `run` needs the main thread."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -151,7 +151,7 @@ class Worker:
             try:
                 participant = _load(recipe["class"], recipe["options"])
                 directory = Path(recipe["data_dir"]) if recipe["data_dir"] else None
-                stack.enter_context(local.kept(participant, recipe["local_tensors"], directory))
+                stack.enter_context(local.persisted(participant, recipe["local_tensors"], directory))
             except (ConfigurationError, DataDirectoryHeld, ParticipantError) as error:
                 failure = {"error": type(error).__name__, "text": str(error), "trace": traces.text_of(error)}
                 self._send({"kind": "unusable", **failure})
@@ -207,9 +207,9 @@ class Worker:
             _give_up("lost its connection", error)
 
     def _observe(self, fact: Fact) -> None:
-        """Collect facts: they are sent in two messages, when training begins and with its result, to save time."""
-        if (told := reports.encode(fact)) is not None:
-            self._facts.append(told)
+        """Collect facts. To save time, two messages bring them: one when training begins, one with its result."""
+        if (encoded := reports.encode(fact)) is not None:
+            self._facts.append(encoded)
             if isinstance(fact, PhaseBegan) and fact.phase == "train":
                 self._send({"kind": "facts", "facts": self._take_facts()})
 
@@ -258,7 +258,7 @@ def main() -> Never:
         code = worker.run()
     except ConfigurationError as error:
         code = error.exit_code  # the supervisor reads the same variables, and logs what is wrong
-    leaving.not_kept(code)
+    exiting.exit_after_grace(code)
     sys.exit(code)
 
 

@@ -1,4 +1,4 @@
-"""Ends a process that training code runs in, even if that code does not return."""
+"""The end of a process with training code, even if that code does not return."""
 
 import logging
 import os
@@ -8,24 +8,24 @@ from typing import Never
 
 LOG = logging.getLogger(__name__)
 
-LAST_GRACE = 5.0
+EXIT_GRACE = 5.0
 """Seconds for the training code's threads and exit handlers, after everything else has ended."""
 
 
-def not_kept(code: int) -> None:
-    """End this process with `code` if it has not ended within `LAST_GRACE` seconds."""
-    threading.Thread(target=_end_without, args=(code,), name="fedround-exit", daemon=True).start()
+def exit_after_grace(code: int) -> None:
+    """End this process with `code` if it has not ended within `EXIT_GRACE` seconds."""
+    threading.Thread(target=_exit_later, args=(code,), name="fedround-exit", daemon=True).start()
 
 
-def end(code: int) -> Never:
+def exit_now(code: int) -> Never:
     """End this process immediately, without waiting for its threads."""
     logging.shutdown()
     os._exit(code)
 
 
-def _end_without(code: int) -> None:
-    time.sleep(LAST_GRACE)  # usually the process, and this thread with it, ends before
+def _exit_later(code: int) -> None:
+    time.sleep(EXIT_GRACE)  # usually the process, and this thread with it, ends before
     names = [thread.name for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
     what = f"threads of the training code ({', '.join(names)})" if names else "exit handlers of the training code"
     LOG.warning("%s do not end: exiting without them", what)
-    end(code)
+    exit_now(code)

@@ -216,7 +216,7 @@ def test_with_a_file_of_tokens_either_proves_a_name_and_both_must_agree(
             (own, {"Authorization": "Bearer one"}, 200, "silo-1 https"),
             (own, {"Authorization": "Bearer shared"}, 200, "silo-1 https"),
             (own, {"Authorization": "Bearer two"}, 403, "belong to two participants"),
-            (own, {"Authorization": "Bearer three"}, 401, "this token is not known"),
+            (own, {"Authorization": "Bearer three"}, 401, "unknown token"),
             (none, {"Authorization": "Bearer two"}, 200, "silo-2 https"),
             (none, {"Authorization": "Bearer shared"}, 401, "this port requires a client certificate"),
             (none, {"Authorization": "Bearer three"}, 401, "this port requires a client certificate"),

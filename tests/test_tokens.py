@@ -283,14 +283,14 @@ def test_a_wrong_token_is_told_tried_seldom_and_mended_without_a_restart(file: P
             "PYTHONPATH": str(Path(__file__).parent),
         }
         with running("participant", **participant) as carla:
-            carla.said("this token is not known here")
+            carla.said("unknown token")
             status, answer = carla.probe("/readyz")
             assert status == 503
             assert "401" in " ".join(answer["reasons"])
             file.write_text(FILE + "carla carla's-token\n")
             carla.said("^finished")
             assert carla.wait() == 0
-            assert carla.log.count("this token is not known here") < 4
+            assert carla.log.count("unknown token") < 4
         assert platform.end() == 0
         assert "carla's-token" not in carla.log + platform.log
 

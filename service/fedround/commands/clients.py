@@ -63,8 +63,8 @@ def rollback(parser: ArgumentParser) -> Run:
 
         target = ops_port.Target(arguments["url"], "aggregator", ca_file=arguments["ca_file"])
         token = ops_port.token(arguments["token"], target.service)
-        status, answer = target.request("/rollback", token, document={"round": arguments["round"]}, within=LONGEST_ROLLBACK)
-        match status, ops_port.decode(answer):
+        status, body = target.request("/rollback", token, document={"round": arguments["round"]}, within=LONGEST_ROLLBACK)
+        match status, ops_port.decode(body):
             case 200, {"round": int(number), "removed": list(removed)}:
                 later = f"removed the models of {len(removed)} later rounds" if removed else "there was no later model"
                 print(f"the model of round {number} is the newest; {later}; training continues with round {number + 1}")
@@ -121,11 +121,11 @@ def status(parser: ArgumentParser) -> Run:
     def run(arguments: Arguments) -> int:
         try:
             target = ops_port.target(arguments["service"], arguments["url"], arguments["ca_file"], parser.prog)
-            status, answer = target.request("/status", ops_port.token(arguments["token"], target.service))
+            status, body = target.request("/status", ops_port.token(arguments["token"], target.service))
         except FedroundError as error:
             print(printable(str(error)), file=sys.stderr)
             return Exit.FAILED
-        found = ops_port.decode(answer)
+        found = ops_port.decode(body)
         if status == Unauthorized.status:
             print(f"refused with {status}: {ops_port.token_advice(target.service)}", file=sys.stderr)
             return Exit.FAILED
@@ -145,13 +145,13 @@ def healthcheck(parser: ArgumentParser) -> Run:
 
     def run(arguments: Arguments) -> int:
         try:
-            status, answer = ops_port.target(arguments["service"], arguments["url"], arguments["ca_file"], parser.prog).request(
+            status, body = ops_port.target(arguments["service"], arguments["url"], arguments["ca_file"], parser.prog).request(
                 "/readyz"
             )
         except FedroundError as error:
             print(printable(str(error)))
             return Exit.FAILED
-        match ops_port.decode(answer):
+        match ops_port.decode(body):
             case {"ready": bool(ready), "reasons": [*reasons]}:
                 print("ready" if ready else printable(f"not ready: {', '.join(map(str, reasons))}"))
                 return Exit.OK if ready else Exit.FAILED

@@ -107,10 +107,10 @@ class Target:
                 return response.status, response.read(MAX_RESPONSE).decode(errors="replace")
         except urllib.error.HTTPError as error:
             with error:
-                answer = error.read(MAX_RESPONSE).decode(errors="replace")
-            if SPEAKS_TLS in answer:
+                refusal = error.read(MAX_RESPONSE).decode(errors="replace")
+            if SPEAKS_TLS in refusal:
                 raise FedroundError(f"no answer from {self.url}: {SPEAKS_TLS}") from error
-            return error.code, answer
+            return error.code, refusal
         except (OSError, ValueError, HTTPException, FedroundError) as error:
             reason = getattr(error, "reason", error)
             text = self._explained(error) or getattr(reason, "strerror", None) or reason
@@ -178,10 +178,10 @@ def not_fedround(path: str, status: int) -> str:
     return f"not an ops port of fedround: {path} returned {status}; default ops ports: {ports}"
 
 
-def decode(answer: str) -> dict[str, Any] | None:
+def decode(body: str) -> dict[str, Any] | None:
     """Return the JSON object, or None if the text is not one."""
     try:
-        found = json.loads(answer)
+        found = json.loads(body)
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

@@ -105,8 +105,8 @@ def statuses(fleet: "Fleet", url: str) -> Iterator[Status]:
         if time.monotonic() - since > PATIENCE:
             raise FedroundError(f"no round was completed in {PATIENCE:.0f} s\n{fleet.log_tail('platform')}")
         try:
-            with opener.open(f"{url}/status", timeout=GRACE) as answer:
-                status: Status = json.load(answer)
+            with opener.open(f"{url}/status", timeout=GRACE) as response:
+                status: Status = json.load(response)
         except (OSError, HTTPException):
             continue  # If the platform has ended, the next frame raises.
         yield status

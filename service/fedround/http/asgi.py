@@ -109,8 +109,8 @@ def bearer(headers: Headers, tokens: TokenCheck, *, basic: bool = False) -> str 
 def unauthorized(headers: Headers, *, basic: bool = False, needs: str = "participant's token") -> Response:
     """Return the 401 response to a request with these headers. `needs`: the name of the token that clients need."""
     challenge = 'Basic realm="fedround"' if basic else "Bearer"
-    reason = f"this token is not known here: send the {needs}" if "authorization" in headers else f"send the {needs} here"
-    return problem(401, f"{reason} as `Authorization: Bearer`", {"WWW-Authenticate": challenge})
+    prefix = "unknown token: " if "authorization" in headers else ""
+    return problem(401, f"{prefix}send the {needs} as `Authorization: Bearer`", {"WWW-Authenticate": challenge})
 
 
 def check_admitted(request: Request) -> None:
@@ -160,7 +160,7 @@ class Front:
         headers = Headers(scope=scope)
         body = _Body(headers, receive)
 
-        async def answer(message: Message) -> None:
+        async def send_response(message: Message) -> None:
             if message["type"] == "http.response.start":
                 added = MutableHeaders(raw=message.setdefault("headers", []))
                 for name, value in self._headers.items():
@@ -181,7 +181,7 @@ class Front:
 
         owner = proved()
         scope.setdefault("state", {}).update(owner=owner if isinstance(owner, str) else None, admitted=lambda: proved() == owner)
-        await (self._app if isinstance(owner, str) else owner)(scope, body.receive, answer)
+        await (self._app if isinstance(owner, str) else owner)(scope, body.receive, send_response)
 
 
 class _Observed:
@@ -204,14 +204,14 @@ class _Observed:
         status: int | None = None
         began = time.monotonic()
 
-        async def answer(message: Message) -> None:
+        async def send_response(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self._app(scope, receive, answer)
+            await self._app(scope, receive, send_response)
         finally:
             found = self._routes.get(scope.get("endpoint"))  # by Starlette
             route, methods = (found.path, found.methods or ()) if found else ("", ())

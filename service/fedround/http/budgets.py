@@ -103,12 +103,12 @@ class Connections(Generic[K]):
         else:
             self._add(key, address)
             return None
-        victim = group.first()
-        if victim is None:
+        replaced = group.first()
+        if replaced is None:
             return key, full
-        self.closed(victim)
+        self.closed(replaced)
         self._add(key, address)
-        return victim, full
+        return replaced, full
 
     def busy(self, key: K) -> None:
         """Record that a request of the connection has begun."""

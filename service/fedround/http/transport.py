@@ -229,10 +229,10 @@ class InMemory(httpx.BaseTransport):
         self._loop = loop
 
     def handle_request(self, request: Request) -> Response:
-        """Send a request. Bodies are buffered whole in both directions."""
-        return asyncio.run_coroutine_threadsafe(self._ask(request, request.read()), self._loop).result()
+        """Send a request. It buffers both bodies."""
+        return asyncio.run_coroutine_threadsafe(self._send(request, request.read()), self._loop).result()
 
-    async def _ask(self, request: Request, body: bytes) -> Response:
-        asked = Request(request.method, request.url, headers=request.headers, content=body)
-        answer = await self._hosts[request.url.host].handle_async_request(asked)
-        return Response(answer.status_code, headers=answer.headers, stream=httpx.ByteStream(await answer.aread()))
+    async def _send(self, request: Request, body: bytes) -> Response:
+        copy = Request(request.method, request.url, headers=request.headers, content=body)
+        response = await self._hosts[request.url.host].handle_async_request(copy)
+        return Response(response.status_code, headers=response.headers, stream=httpx.ByteStream(await response.aread()))

@@ -125,7 +125,13 @@ class AggregatorClient(Client):
         self._aborted = Event()
 
     def download(self, url: str, id: str, token: str, *, etag: str | None = None) -> Download:
-        """Fetch the global model, unless it still has this `etag`. It is empty before the first aggregation.
+        """Fetch the global model, which is empty before the first aggregation.
+
+        Args:
+            url: URL of the aggregator.
+            id: The id of the participant.
+            token: The upload permission.
+            etag: The ETag of a known model, which is not fetched again. None: fetch any model.
 
         Raises:
             TooLarge: The model exceeds `max_model_size`; nothing was allocated for it.
@@ -133,7 +139,7 @@ class AggregatorClient(Client):
         return self.fetch(url, wire.UPDATE, {"id": id, "token": token}, etag=etag)
 
     def fetch(self, url: str, path: str, ids: Mapping[str, str] = NO_IDS, *, etag: str | None = None) -> Download:
-        """Fetch a model from another path."""
+        """Fetch a model from the path `path` with the ids `ids`. See `download`."""
         self._aborted.clear()
         headers, accept = ({}, [200]) if etag is None else ({"If-None-Match": etag}, [200, 304])
         with self._exchange("GET", url, path, ids, accept=accept, headers=headers) as response:
@@ -151,7 +157,15 @@ class AggregatorClient(Client):
         metrics: str | None = None,
         evaluation: str | None = None,
     ) -> UpdateOutcome | None:
-        """Send an update: the bytes of all buffers in order.
+        """Send an update.
+
+        Args:
+            url: URL of the aggregator.
+            id: The id of the participant.
+            token: The upload permission.
+            buffers: The bytes of the update, in order.
+            metrics: Metrics of training as JSON, if any.
+            evaluation: Evaluation of the global model as JSON, if any.
 
         Returns:
             The outcome that the aggregator reports; None from a 0.8 aggregator, which reports none.

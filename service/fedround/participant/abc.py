@@ -94,7 +94,7 @@ class NumPyParticipant(ParticipantABC[Any, "Update | tuple[int, Any]"]):
     local_tensors: Sequence[str] = ()
     """Name patterns (`fnmatch`) of tensors that stay in this participant. They are not sent, and persist across rounds."""
     _persist_local: Callable[[Mapping[str, Array]], None] | None = None
-    """Called with the local tensors of each update, after its check. A service sets it."""
+    """Function that persists the local tensors of an update after its check. A service sets it."""
     _layout: codec.Layout | None = None
     _constants: Mapping[str, Array] = {}
     _local: Mapping[str, Array] = {}
@@ -159,7 +159,12 @@ HOW = "return fedround.Update(samples=..., weights=...)"
 
 
 def shared_tensors(weights: Any, local: Sequence[str] = (), *, one_array: bool = False) -> tuple[Weights, dict[str, Array]]:
-    """Return the weights to send, and copies of the tensors whose names match a pattern of `local`.
+    """Return the weights to send, and copies of the tensors that stay local.
+
+    Args:
+        weights: An array, a mapping of names to arrays, or a list of arrays.
+        local: Name patterns (`fnmatch`) of local tensors.
+        one_array: Whether the global model is one array, so that a list is one too.
 
     Raises:
         WrongWeights: The weights are neither an array nor named arrays. The message shows what to return instead.

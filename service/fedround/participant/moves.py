@@ -24,7 +24,7 @@ class State(StrEnum):
 
 
 class Outcome(StrEnum):
-    """How a round ended."""
+    """The outcome of a round."""
 
     COMPLETED = "completed"
     EVALUATED = "evaluated"
@@ -35,7 +35,7 @@ class Outcome(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why the participant exits."""
+    """The reason of an exit."""
 
     FINISHED = "finished"
     STOPPED = "stopped"

@@ -22,7 +22,7 @@ REAP_TIMEOUT = 5.0
 
 
 class Cause(StrEnum):
-    """Why a worker ended, as the label of a metric."""
+    """The cause of a worker's end, as the label of a metric."""
 
     EXITED = "exited"
     KILLED = "killed"

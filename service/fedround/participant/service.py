@@ -85,11 +85,9 @@ def serve(settings: ParticipantSettings, trainer: ServiceTrainer, around: RunCon
         telemetry = Telemetry(metrics, [observer, current], traces, keep_log=not isolated)
         exports.show("participant", telemetry)
         trainer.attach(telemetry.observe, traces.train_context if traces else lambda: None)
-        shared = {
-            name: getattr(settings, name) for name in ("heartbeat_period", *Options.__annotations__) if hasattr(settings, name)
-        }
+        opts = {name: getattr(settings, name) for name in ("heartbeat_period", *Options.__annotations__) if hasattr(settings, name)}
         terms = Terms(
-            **shared | {"token": reveal(settings.token)},
+            **opts | {"token": reveal(settings.token)},
             exit_after_finish=settings.after_finish is AfterFinish.EXIT,
             cancel_timeout=settings.cancel_timeout if isolated else math.inf,
         )

@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from fedround.common.process import run
 from fedround.errors import ConfigurationError
-from fedround.events import ConnectionCut, ConnectionsChanged, Fact
+from fedround.events import ConnectionClosed, ConnectionsChanged, Fact
 from fedround.http import asgi
 from fedround.http.serve import MAX_HEAD, MAX_PIPELINED, Endpoint, serving
 from support.sockets import connected
@@ -430,7 +430,7 @@ class Told(list[Fact]):
 
     @property
     def cuts(self) -> list[str]:
-        return [fact.reason for fact in self if isinstance(fact, ConnectionCut)]
+        return [fact.reason for fact in self if isinstance(fact, ConnectionClosed)]
 
 
 def limited(port: int, address: int, app: ASGIApp | None = None) -> tuple[Endpoint, Told]:

@@ -74,9 +74,9 @@ STATISTICS = measures.statistics(np.ones(1))
 ONE_OF_EACH = [  # events that give metrics their labels
     events.ExchangeEnded("GET", "/", 200, None, 0.1, 0, 0),
     events.RequestServed("GET", "/", 200, 0.1),
-    events.Reported(0, (("loss", 0.5),)),
-    events.RunEntered("id", "default"),
-    events.OrderAccepted(0, repeated=False, traceparent=None, run_id="id", run_name="default"),
+    events.MetricsReported(0, (("loss", 0.5),)),
+    events.RunStarted("id", "default"),
+    events.RoundJoined(0, repeated=False, traceparent=None, run_id="id", run_name="default"),
     events.ModelEvaluated("", 0, 1, (("loss", 0.5),), 0.1),
     events.WeightsMeasured(0, "global", 1, STATISTICS),
     events.RoundCompleted(0, "", (), 0, 1, 1, 0.1, (), (MEMBER,)),

@@ -20,7 +20,7 @@ from fedround.common.books import Admission, Closed, Difference, Measured, Open,
 from fedround.common.durable import Directory
 from fedround.common.wire import UpdateOutcome
 from fedround.errors import Busy, Late, NotAdmitted, NotFinite, SpoolFull, TooLarge, TooSlow, UnknownAttempt, WrongWeights
-from fedround.events import Aggregated, Fact, NotKept, UpdateReceived, UploadFailed, WeightsMeasured
+from fedround.events import Aggregated, Fact, SaveFailed, UpdateReceived, UploadFailed, WeightsMeasured
 from fedround.tensors.weights import Array, Layout, Spec
 from support.aggregating import ANNA, BERT, CARL, counted, deliver, entries, open_round, send, service, stream, weights
 from support.disks import files_of_at_most
@@ -625,11 +625,11 @@ def test_a_model_that_cannot_be_kept_is_given_to_nobody_until_it_can(tmp_path: P
         await open_round(aggregator)
         await deliver(aggregator, ANNA, 3.0)
         for _ in range(2):
-            with files_of_at_most(100), pytest.raises(Busy, match=r"the model of round 0 cannot be kept: .*File too large"):
+            with files_of_at_most(100), pytest.raises(Busy, match=r"the model of round 0 cannot be stored: .*File too large"):
                 await aggregator.close("attempt-0", [ANNA])
             assert aggregator.model is None
         assert [type(fact) for fact in facts].count(Aggregated) == 1
-        assert [fact.what for fact in facts if isinstance(fact, NotKept)] == ["the model of round 0"] * 2
+        assert [fact.what for fact in facts if isinstance(fact, SaveFailed)] == ["the model of round 0"] * 2
         assert await aggregator.close("attempt-0", [ANNA]) == Closed(parameters=1)
         assert weights(aggregator) == [3.0]
         assert list(ModelStore(Directory(tmp_path)).rounds) == [0]

@@ -378,7 +378,7 @@ def test_a_coordinator_is_ready_once_it_has_reached_the_aggregator_and_as_long_a
         changed = asyncio.Event()
 
         def observe(fact: events.Fact) -> None:
-            if isinstance(fact, events.BooksReached | events.BooksUnreachable):
+            if isinstance(fact, events.AggregatorReached | events.AggregatorUnreachable):
                 changed.set()
 
         health, settings = Health(), CoordinatorSettings()
@@ -412,7 +412,7 @@ def test_a_coordinator_is_ready_once_it_has_reached_the_aggregator_and_as_long_a
 def test_a_coordinator_whose_round_fails_for_a_lasting_reason_is_not_ready_and_says_why() -> None:
     health = Health()
     ready = app.readiness(health)
-    ready(events.BooksReached())
+    ready(events.AggregatorReached())
     for failures in (1, 2):
         ready(events.AttemptDropped(4, UNKNOWN, 1, "anna: its update was refused", failures=failures))
         assert health.reasons == []
@@ -429,14 +429,14 @@ def test_a_coordinator_that_cannot_keep_who_takes_part_is_not_ready_and_says_why
         service = app.build(settings, MemoryBooks(), telemetry.observe, Directory(tmp_path))
         async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
             work = tasks.create_task(service.run())
-            await recorder.until(events.BooksReached)
-            await recorder.until(events.WasKept)
+            await recorder.until(events.AggregatorReached)
+            await recorder.until(events.StateSaved)
             assert health.reasons == []
             with files_of_at_most(10):
                 await service.heartbeat(service.join("anna").id or "")
-                await recorder.until(events.NotKept)
+                await recorder.until(events.SaveFailed)
                 (reason,) = health.reasons
-                assert reason.startswith("who takes part cannot be kept in the data directory, and no round begins: ")
+                assert reason.startswith("the state of the run cannot be written to the data directory, and no round begins: ")
                 assert "File too large" in reason
             await recorder.until(events.Selected)
             assert health.reasons == []

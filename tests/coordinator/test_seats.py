@@ -179,7 +179,7 @@ def test_a_participant_that_restarts_costs_the_round_three_seconds() -> None:
     table.enter(other)
     table.later(2.0, other)
     new = table.join("silo-0", extended=True)
-    assert table.facts(events.ParticipantDoubted) == [events.ParticipantDoubted(killed, "silo-0")]
+    assert table.facts(events.ParticipantProbed) == [events.ParticipantProbed(killed, "silo-0")]
     assert table.rounds.next_deadline() == table.now + PROBE
     table.later(PROBE, other, new)
     assert table.revoke(Verdict.REVOKED) == killed
@@ -204,7 +204,7 @@ def test_nobody_pushes_a_live_participant_out_by_its_name_nor_makes_it_answer_in
             table.register("silo-0", extended=True)
         table.later(0.1, live)
     assert live in table.rounds.present
-    probes = table.facts(events.ParticipantDoubted)
+    probes = table.facts(events.ParticipantProbed)
     assert 2 <= len(probes) <= 10 / PROBE + 1
 
 
@@ -255,7 +255,7 @@ def test_participants_of_0_8_have_no_names_to_be_recognised_by() -> None:
     table.join("participant")
     table.later(PROBE * 2)
     assert first in table.rounds.present
-    assert table.facts(events.ParticipantDoubted) == []
+    assert table.facts(events.ParticipantProbed) == []
 
 
 def test_there_is_nothing_to_wait_for_where_nobody_is() -> None:

@@ -137,7 +137,7 @@ def test_who_leaves_is_told_so_by_its_held_heartbeat() -> None:
 def test_a_thousand_holds_need_no_task_beyond_their_own() -> None:
     async def main() -> None:
         async with coordinating(Plan(min_clients=1001, shared_seats=1001), MemoryBooks()) as c:
-            await c.recorder.until(events.BooksReached)
+            await c.recorder.until(events.AggregatorReached)
             before = len(asyncio.all_tasks())
             holds = [await held(c.service, await join(c.service)) for _ in range(1000)]
             assert len(asyncio.all_tasks()) - before == len(holds)
@@ -205,13 +205,13 @@ def test_an_outage_of_the_books_is_told_once_and_survived() -> None:
     async def main() -> None:
         books = MemoryBooks()
         async with coordinating(Plan(rounds=1), books) as c:
-            await c.recorder.until(events.BooksReached)
+            await c.recorder.until(events.AggregatorReached)
             books.fail(times=4)
-            await c.recorder.until(events.BooksUnreachable)
+            await c.recorder.until(events.AggregatorUnreachable)
             hold = await held(c.service, await join(c.service))
             assert (await hold).state is HeartbeatState.ROUND
-            assert len(c.recorder.all(events.BooksUnreachable)) == 1
-            assert len(c.recorder.all(events.BooksReached)) == 2
+            assert len(c.recorder.all(events.AggregatorUnreachable)) == 1
+            assert len(c.recorder.all(events.AggregatorReached)) == 2
 
     asyncio.run(main())
 
@@ -299,8 +299,8 @@ def test_who_takes_part_is_kept_and_what_could_not_be_is_tried_again(tmp_path: P
         async with coordinating(Plan(min_clients=2), MemoryBooks(), keep) as c:
             with files_of_at_most(10):
                 anna = await join(c.service, "anna")
-                told = await c.recorder.until(events.NotKept)
-                assert (told.what, "File too large" in told.reason) == ("who takes part", True)
+                told = await c.recorder.until(events.SaveFailed)
+                assert (told.what, "File too large" in told.reason) == ("the state of the run", True)
             memory = await kept.get()
             assert [(known.id, known.name) for known in memory.participants] == [(anna, "anna")]
             c.service.leave(anna)
@@ -361,7 +361,7 @@ def test_what_cannot_be_kept_makes_the_round_wait_and_nothing_else(monkeypatch: 
 
         async with coordinating(Plan(heartbeat_timeout=0.1), books, keep) as c:
             await join(c.service, "quiet")
-            await c.recorder.until(events.NotKept, 2)
+            await c.recorder.until(events.SaveFailed, 2)
             await c.recorder.until(events.ParticipantGone)
             assert books.core.attempt is None
             hold = await held(c.service, await join(c.service))
@@ -378,10 +378,10 @@ def test_a_coordinator_that_was_paused_takes_nobody_for_silent(monkeypatch: pyte
     async def main() -> None:
         nonlocal paused
         async with coordinating(Plan(min_clients=2), MemoryBooks(), clock=lambda: time.monotonic() + paused) as c:
-            await c.recorder.until(events.BooksReached)
+            await c.recorder.until(events.AggregatorReached)
             anna = await join(c.service)
             paused = 100.0
-            assert (await c.recorder.until(events.StoodStill)).seconds == pytest.approx(100, abs=5)
+            assert (await c.recorder.until(events.Suspended)).seconds == pytest.approx(100, abs=5)
             assert (await c.service.heartbeat(anna)).state is HeartbeatState.STAND_BY
             assert c.recorder.all(events.ParticipantGone) == []
 

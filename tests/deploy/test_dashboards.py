@@ -187,9 +187,9 @@ def busy_participant() -> ParticipantMetrics:
     weights = statistics(np.linspace(-1, 1, 32))
     facts: list[events.Fact] = [
         events.StateChanged("training", 1, draining=False),
-        events.OrderAccepted(1, repeated=False, traceparent=None),
+        events.RoundJoined(1, repeated=False, traceparent=None),
         events.ContactMade(),
-        events.Reported(1, tuple((f"figure{n}", 0.5) for n in range(20))),
+        events.MetricsReported(1, tuple((f"figure{n}", 0.5) for n in range(20))),
         events.UpdateMeasured(1, 1, None),
         *(events.WeightsMeasured(1, source, 1, weights) for source in ("global", "local")),
         *(events.RoundEnded(1, outcome, 0.1) for outcome in ("completed", "failed", "refused")),

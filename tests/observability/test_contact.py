@@ -22,7 +22,7 @@ class Clock:
 
 LOST = [
     ("coordinator", events.ContactLost("refused"), events.ContactMade()),
-    ("aggregator", events.BooksUnreachable("open", "refused"), events.BooksReached()),
+    ("aggregator", events.AggregatorUnreachable("open", "refused"), events.AggregatorReached()),
     ("aggregator", events.TransferLost("refused"), events.ExchangeEnded("GET", "/{id}/{token}", 200, None, 0.1, 0, 0)),
 ]
 

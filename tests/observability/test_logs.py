@@ -101,10 +101,10 @@ def test_a_participants_round_is_told_in_a_few_lines(log: pytest.LogCaptureFixtu
         events.ContactMade(),
         events.Registered(ID, "start"),
         events.StateChanged("waiting", None, draining=False),
-        events.OrderAccepted(0, repeated=False, traceparent=None),
+        events.RoundJoined(0, repeated=False, traceparent=None),
         events.StateChanged("training", 0, draining=False),
         events.PhaseEnded(0, "download", 0.1),
-        events.Reported(0, (("loss", 0.5),)),
+        events.MetricsReported(0, (("loss", 0.5),)),
         events.ExchangeEnded("POST", "/{id}/{token}", 200, None, 0.1, 128, 0),
         events.RoundEnded(0, "completed", 1.25),
         events.StateChanged("finished", None, draining=False),
@@ -151,8 +151,8 @@ def test_a_lost_contact_is_told_once_and_so_is_its_return(log: pytest.LogCapture
 
 
 def test_so_it_is_between_coordinator_and_aggregator(log: pytest.LogCaptureFixture) -> None:
-    trouble, again = events.BooksUnreachable("open", "refused"), events.BooksUnreachable("close", "time-out")
-    assert told(log, trouble, again, events.BooksReached()) == [
+    trouble, again = events.AggregatorUnreachable("open", "refused"), events.AggregatorUnreachable("close", "time-out")
+    assert told(log, trouble, again, events.AggregatorReached()) == [
         ("WARNING", "no contact with the aggregator: refused; retrying"),
         ("INFO", "in contact with the aggregator"),
     ]
@@ -169,7 +169,7 @@ def test_what_an_operator_must_look_at_is_a_warning(log: pytest.LogCaptureFixtur
         events.UploadFailed(ID, "cut"),
         events.ModelsLost(5, 1),
         events.ModelsLost(5, None),
-        events.StoodStill(17.25),
+        events.Suspended(17.25),
     )
     assert [level for level, _ in lines] == ["WARNING"] * 8
     assert lines[0][1] == "round 1 failed after 0.50 s: ValueError in train_round"
@@ -191,10 +191,12 @@ def test_the_last_warnings_are_remembered_with_their_times() -> None:
     for number in range(WARNINGS + 1):
         log(events.Revoked(number, ID, "deadline", "anna", seconds=60, phase="training"))
         log(events.ParticipantGone(ID, "anna", "left"))
-    log(events.NotKept("who takes part", f"no room for {ID}"))
+    log(events.SaveFailed("the state of the run", f"no room for {ID}"))
     assert len(log.warnings) == WARNINGS
     assert log.warnings[0]["text"] == "round 2: dropped participant anna (12345678) after 60.0 s (training): deadline"
-    assert log.warnings[-1]["text"] == "who takes part cannot be kept in the data directory; retrying: no room for 12345678"
+    assert (
+        log.warnings[-1]["text"] == "the state of the run cannot be written to the data directory; retrying: no room for 12345678"
+    )
     assert all(began - 1 <= warning["time"] <= time.time() + 1 for warning in log.warnings)
 
 
@@ -202,13 +204,13 @@ def test_a_disk_that_stays_full_makes_one_line_a_minute(caplog: pytest.LogCaptur
     now = 1000.0
     log = LogObserver(clock=lambda: now)
     for number in range(121):
-        log(events.NotKept(f"the model of round {number}", "no space"))
+        log(events.SaveFailed(f"the model of round {number}", "no space"))
         now += 1
     assert [record.getMessage().partition(" cannot")[0] for record in caplog.records] == [
         f"the model of round {n}" for n in (0, 60, 120)
     ]
-    log(events.WasKept(0.1))
-    log(events.NotKept("the model of round 121", "no space"))
+    log(events.StateSaved(0.1))
+    log(events.SaveFailed("the model of round 121", "no space"))
     assert len(log.warnings) == 4
 
 
@@ -327,10 +329,10 @@ def test_a_limit_that_is_reached_again_and_again_makes_one_line_a_minute(
 ) -> None:
     now = 100.0
     monkeypatch.setattr("fedround.observability.logs.time.monotonic", lambda: now)
-    observer, cut = LogObserver(), events.ConnectionCut("public", "port_limit")
+    observer, cut = LogObserver(), events.ConnectionClosed("public", "port_limit")
     for _ in range(3):
         observer(cut)
-    observer(events.ConnectionCut("ops", "head"))
+    observer(events.ConnectionClosed("ops", "head"))
     observer(events.RequestThrottled("public"))
     now += 61
     observer(cut)

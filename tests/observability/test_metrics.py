@@ -52,9 +52,9 @@ def shown(metrics: Metrics) -> Metrics:
 @pytest.mark.parametrize(
     ("fact", "series", "labels", "value"),
     [
-        (events.OrderAccepted(7, repeated=False, traceparent=None), "rounds_joined_total", {}, 1),
-        (events.OrderAccepted(7, repeated=False, traceparent=None), "round_number", {}, 7),
-        (events.OrderAccepted(7, repeated=False, traceparent=None), "round_in_progress", {}, 1),
+        (events.RoundJoined(7, repeated=False, traceparent=None), "rounds_joined_total", {}, 1),
+        (events.RoundJoined(7, repeated=False, traceparent=None), "round_number", {}, 7),
+        (events.RoundJoined(7, repeated=False, traceparent=None), "round_in_progress", {}, 1),
         (events.RoundEnded(7, "completed", 0.3), "rounds_total", {"outcome": "completed"}, 1),
         (events.RoundEnded(7, "refused", 0.3), "round_duration_seconds_sum", {"outcome": "refused"}, 0.3),
         (events.PhaseEnded(7, "train", 0.3), "round_phase_duration_seconds_bucket", {"phase": "train", "le": "0.5"}, 1),
@@ -83,7 +83,7 @@ def shown(metrics: Metrics) -> Metrics:
         (events.UpdateMeasured(7, 30, Change(5.0, None)), "update_l2_norm", {}, 5),
         (events.UpdateMeasured(7, 30, Change(5.0, -0.5)), "update_cosine_similarity", {}, -0.5),
         (events.UpdateMeasured(7, 30, None), "trained_samples_total", {}, 30),
-        (events.Reported(7, (("loss", 0.25),)), "training_metric", {"name": "loss"}, 0.25),
+        (events.MetricsReported(7, (("loss", 0.25),)), "training_metric", {"name": "loss"}, 0.25),
         (events.StateChanged("training", 7, draining=False), "state", {"fedround_participant_state": "training"}, 1),
         (events.StateChanged("training", 7, draining=True), "state", {"fedround_participant_state": "draining"}, 1),
         (events.StateChanged("stopped", None, draining=True), "state", {"fedround_participant_state": "stopped"}, 1),
@@ -311,7 +311,7 @@ def test_openmetrics_has_the_exemplar_of_a_traced_round() -> None:
 def test_names_that_user_code_reports_do_not_become_more_than_20_series() -> None:
     metrics = ParticipantMetrics()
     for number in range(100):
-        metrics(events.Reported(number, ((f"name{number}", 1.0),)))
+        metrics(events.MetricsReported(number, ((f"name{number}", 1.0),)))
     assert sample(metrics, "fedround_participant_training_metric", name="name19") == 1
     assert sample(metrics, "fedround_participant_training_metric", name="name20") is None
 
@@ -327,7 +327,7 @@ def test_a_participant_has_fewer_than_1000_series_whatever_goes_wrong() -> None:
         ParticipantMetrics(),
         *(events.WeightsMeasured(0, source, 168, weights) for source in ("global", "local")),
         events.UpdateMeasured(0, 1, Change(1.0, 1.0)),
-        *(events.Reported(n, ((f"name{n}", 1.0),)) for n in range(20)),
+        *(events.MetricsReported(n, ((f"name{n}", 1.0),)) for n in range(20)),
         *(
             events.Retrying(path, reason, 1.0)
             for _, path in asked
@@ -366,7 +366,7 @@ def test_promtool_has_nothing_to_say(kind: type[Metrics]) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_connections_are_counted_by_port(kind: type[Metrics]) -> None:
     metrics = told(
-        kind(), events.ConnectionsChanged("ops", 7), events.ConnectionCut("ops", "pipeline"), events.RequestThrottled("ops")
+        kind(), events.ConnectionsChanged("ops", 7), events.ConnectionClosed("ops", "pipeline"), events.RequestThrottled("ops")
     )
     assert sample(metrics, "fedround_http_requests_throttled_total", port="ops") == 1
     assert sample(metrics, "fedround_http_connections", port="ops") == 7

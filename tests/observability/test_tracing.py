@@ -98,14 +98,14 @@ def test_the_resource_of_a_participant_has_its_name() -> None:
 
 def test_a_participants_round_is_a_child_of_the_coordinators_and_has_its_phases_below_it() -> None:
     traced = Traced()
-    traced.tell(events.OrderAccepted(3, repeated=False, traceparent=PARENT))
+    traced.tell(events.RoundJoined(3, repeated=False, traceparent=PARENT))
     traced.tracing.before(events.PhaseBegan(3, "download"))
     traced.ask("GET", "/{id}/{token}")
     traced.tracing.after(events.PhaseEnded(3, "download", 0.1))
     traced.tell(
         events.WeightsMeasured(3, "global", 100, measures.statistics(np.ones(5))),
         events.UpdateMeasured(3, 30, None),
-        events.Reported(3, (("loss", 0.5),)),
+        events.MetricsReported(3, (("loss", 0.5),)),
         events.PhaseEnded(3, "confirm", 0.25),
         events.RoundEnded(3, "completed", 1.0),
     )
@@ -128,11 +128,11 @@ def test_a_participants_round_is_a_child_of_the_coordinators_and_has_its_phases_
 
 def test_a_phase_that_fails_is_an_error_and_does_not_leak_into_the_next_round() -> None:
     traced = Traced()
-    traced.tell(events.OrderAccepted(3, repeated=False, traceparent=None))
+    traced.tell(events.RoundJoined(3, repeated=False, traceparent=None))
     traced.tell(events.PhaseBegan(3, "train"), events.PhaseEnded(3, "train", 0.1, "ValueError"))
     traced.tell(events.RoundEnded(3, "failed", 1.0))
     assert traced.tracing.ids() is None
-    traced.tell(events.OrderAccepted(4, repeated=False, traceparent=None), events.RoundEnded(4, "completed", 1.0))
+    traced.tell(events.RoundJoined(4, repeated=False, traceparent=None), events.RoundEnded(4, "completed", 1.0))
     spans = traced.spans()
     assert (spans["train"].attributes or {})["error.type"] == "ValueError"
     assert parent(spans["fedround.round"]) == ""
@@ -211,7 +211,7 @@ def test_who_cannot_register_makes_a_trace_a_minute_and_no_endless_one(monkeypat
 def test_heartbeats_outside_of_rounds_can_be_silenced_on_both_ends() -> None:
     traced = Traced(heartbeats=False)
     assert traced.ask("GET", "/heartbeat/{id}")["traceparent"].endswith("-00")
-    traced.tell(events.OrderAccepted(3, repeated=False, traceparent=None))
+    traced.tell(events.RoundJoined(3, repeated=False, traceparent=None))
     assert traced.ask("GET", "/heartbeat/{id}")["traceparent"][-1] in "13"
     traced.tell(events.RoundEnded(3, "completed", 1.0))
     assert set(traced.spans()) == {"fedround.round", "GET /heartbeat/{id}"}
@@ -243,7 +243,7 @@ def test_participants_beyond_100_selected_are_told_to_link_to_the_coordinators_r
 @pytest.mark.parametrize("link", [PARENT, "nonsense"])
 def test_a_round_that_is_to_be_linked_is_the_root_of_a_trace_of_its_own(link: str) -> None:
     traced = Traced()
-    traced.tell(events.OrderAccepted(3, repeated=False, traceparent=None, tracelink=link), events.RoundEnded(3, "completed", 1.0))
+    traced.tell(events.RoundJoined(3, repeated=False, traceparent=None, tracelink=link), events.RoundEnded(3, "completed", 1.0))
     round = traced.spans()["fedround.round"]
     assert parent(round) == ""
     assert [trace.format_span_id(link.context.span_id) for link in round.links] == [PARENT.split("-")[2]] * (link == PARENT)

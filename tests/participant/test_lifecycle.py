@@ -15,12 +15,12 @@ from fedround.events import (
     ContactLost,
     ContactMade,
     Fact,
-    OrderAccepted,
     PhaseEnded,
     Registered,
     RegistrationRefused,
     Retrying,
     RoundEnded,
+    RoundJoined,
     StateChanged,
 )
 from fedround.participant import moves as m
@@ -237,7 +237,7 @@ def test_a_round_with_our_own_platform_takes_three_requests() -> None:
     assert participant.train() == [m.Upload(order)]
     assert participant.upload() == [m.Heartbeat(ID, wait=15.0)]
     assert participant.outcomes == ["completed"]
-    assert OrderAccepted(3, repeated=False, traceparent=None) in participant.facts
+    assert RoundJoined(3, repeated=False, traceparent=None) in participant.facts
 
 
 def test_an_order_without_a_token_is_asked_for_by_start_training() -> None:
@@ -247,17 +247,17 @@ def test_an_order_without_a_token_is_asked_for_by_start_training() -> None:
     assert participant.tell(m.StartTrainingAnswered(participant.at_hand, wire.StartTraining(URL, TOKEN, "trace"))) == [
         m.Download(participant.at_hand, None)
     ]
-    assert OrderAccepted(3, repeated=False, traceparent="trace") in participant.facts
+    assert RoundJoined(3, repeated=False, traceparent="trace") in participant.facts
 
 
 def test_an_order_tells_to_which_trace_it_belongs_or_is_linked() -> None:
     participant = waiting()
     participant.hear(ROUND, 3, url=URL, token=TOKEN, tracelink="trace")
-    assert OrderAccepted(3, repeated=False, traceparent=None, tracelink="trace") in participant.facts
+    assert RoundJoined(3, repeated=False, traceparent=None, tracelink="trace") in participant.facts
     other = waiting()
     other.hear(ROUND, 3)
     other.tell(m.StartTrainingAnswered(other.at_hand, wire.StartTraining(URL, TOKEN, None, "trace")))
-    assert OrderAccepted(3, repeated=False, traceparent=None, tracelink="trace") in other.facts
+    assert RoundJoined(3, repeated=False, traceparent=None, tracelink="trace") in other.facts
 
 
 def test_a_refused_start_training_leads_back_to_waiting() -> None:
@@ -326,7 +326,7 @@ def test_a_repeated_order_sends_the_kept_update_if_the_model_is_the_same() -> No
     participant.upload()
     assert participant.order(3) == [m.Download(participant.at_hand, etag='"0"')]
     assert participant.download(modified=False) == [m.Upload(participant.at_hand)]
-    assert OrderAccepted(3, repeated=True, traceparent=None) in participant.facts
+    assert RoundJoined(3, repeated=True, traceparent=None) in participant.facts
 
 
 def test_a_model_that_is_sent_again_unchanged_is_not_trained_again() -> None:
@@ -1180,7 +1180,7 @@ class World:
             if not isinstance(command, m.Discard | m.Cancel | m.Kill | m.Hurry | m.Exit | m.Leave | m.Forfeit):
                 self.unanswered.append(command)
         for fact in self.core.take_facts():
-            self.begun += isinstance(fact, OrderAccepted)
+            self.begun += isinstance(fact, RoundJoined)
             self.ended += isinstance(fact, RoundEnded)
         assert self.begun - self.ended in (0, 1)
         assert (self.core.exited is not None) <= (self.begun == self.ended)

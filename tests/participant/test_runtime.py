@@ -124,8 +124,8 @@ def test_a_round_with_our_platform_tells_its_whole_story() -> None:
         run_participant(Mean(), p.url, observers=[facts.append])
     story = [fact for fact in facts if not isinstance(fact, events.ExchangeEnded | events.PhaseBegan | events.ContactMade)]
     assert [fact.state if isinstance(fact, events.StateChanged) else type(fact).__name__ for fact in story] == [
-        *("registering", "Registered", "waiting", "OrderAccepted", "training"),
-        *("PhaseEnded", "ShardTaken"),
+        *("registering", "Registered", "waiting", "RoundJoined", "training"),
+        *("PhaseEnded", "ShardAssigned"),
         *["PhaseEnded"] * 5,
         *("RoundEnded", "waiting", "finished"),
     ]
@@ -152,7 +152,7 @@ def test_what_user_code_reports_reaches_the_platform() -> None:
         run_participant(Training(train), p.url, observers=[facts.append])
         figures = [completed["figures"] for completed in p.status()["last_rounds"]]
     assert figures == [{"loss": 2.0}, {"loss": 3.0}]
-    assert events.Reported(0, (("loss", 2.0),)) in facts
+    assert events.MetricsReported(0, (("loss", 2.0),)) in facts
 
 
 def test_participants_get_the_numbers_of_their_shards_from_our_platform() -> None:
@@ -171,7 +171,7 @@ def test_participants_get_the_numbers_of_their_shards_from_our_platform() -> Non
         for thread in threads:
             thread.join()
     assert shards == {range(0, 4, 2), range(1, 5, 2)}
-    taken = [fact for fact in facts if isinstance(fact, events.ShardTaken)]
+    taken = [fact for fact in facts if isinstance(fact, events.ShardAssigned)]
     assert sorted((fact.index, fact.count) for fact in taken) == [(0, 2), (1, 2)], "told once, not in every round"
 
 

@@ -15,7 +15,7 @@ from fedround.aggregator.steps import Steps
 from fedround.aggregator.store import ModelStore
 from fedround.common.books import NO_RUN, Newest, Page, Run
 from fedround.errors import Busy, ConfigurationError, DataDamaged
-from fedround.events import NotKept, Observer, WasKept
+from fedround.events import Observer, SaveFailed, StateSaved
 
 
 class Models:
@@ -134,9 +134,9 @@ class Models:
             save = partial(self.store.save, run=self.run, state=model.state.buffers)
             await asyncio.to_thread(save, model.round, model.buffers, lesson, model.suffix)
         except OSError as error:
-            self._observer(NotKept(f"the model of round {model.round}", str(error)))
-            raise Busy(f"the model of round {model.round} cannot be kept: {error}", retry_after=1.0) from error
-        self._observer(WasKept(time.perf_counter() - began))
+            self._observer(SaveFailed(f"the model of round {model.round}", str(error)))
+            raise Busy(f"the model of round {model.round} cannot be stored: {error}", retry_after=1.0) from error
+        self._observer(StateSaved(time.perf_counter() - began))
 
     async def mark_best(self, round: int) -> None:
         """Mark the model of a round as the best of its run."""
@@ -145,7 +145,7 @@ class Models:
         try:
             await asyncio.to_thread(self.store.mark_best, round)
         except OSError as error:  # the next page tries again
-            self._observer(NotKept(f"that the model of round {round} is the best", str(error)))
+            self._observer(SaveFailed(f"the mark of the best model, that of round {round},", str(error)))
 
     def read(self, round: int, read: Callable[[int, memoryview, memoryview | None], Model]) -> Model:
         """Return a stored model, which `read` makes of its files. Raises `DataDamaged`, and the errors of `read`."""

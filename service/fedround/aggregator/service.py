@@ -39,7 +39,7 @@ from fedround.events import (
     ModelsRolledBack,
     Observer,
     Observers,
-    RunEntered,
+    RunStarted,
     UpdateReceived,
     UploadFailed,
 )
@@ -149,7 +149,7 @@ class AggregatorService:
         """Switch to the attempt's run. If it `begins` now, start with `initial` or the newest model, without a strategy's state."""
         if run in (self.models.run, NO_RUN):
             return
-        self._observer(RunEntered(run.id, run.name))
+        self._observer(RunStarted(run.id, run.name))
         if begins:
             self._aggregate.roll_back(())  # lessons from other models do not apply to this run
         self.models.enter(run, begins=begins, initial=initial)

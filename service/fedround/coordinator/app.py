@@ -222,17 +222,17 @@ def readiness(health: Health) -> Observer:
 
     def observer(fact: Fact) -> None:
         match fact:
-            case events.BooksUnreachable(reason=reason):
+            case events.AggregatorUnreachable(reason=reason):
                 health.fault("aggregator", f"no contact with the aggregator: {reason}")
-            case events.BooksReached():
+            case events.AggregatorReached():
                 health.fine("aggregator")
             case events.AttemptDropped(failures=failures) if failures >= MOST_FAILURES:
                 health.fault("round", f"round {fact.round} has failed {failures} times: {fact.reason}")
             case events.RoundCompleted() | events.TrainingCompleted():
                 health.fine("round")
-            case events.NotKept(what, reason):
-                health.fault("data directory", f"{what} cannot be kept in the data directory, and no round begins: {reason}")
-            case events.WasKept():
+            case events.SaveFailed(what, reason):
+                health.fault("data directory", f"{what} cannot be written to the data directory, and no round begins: {reason}")
+            case events.StateSaved():
                 health.fine("data directory")
 
     return observer

@@ -138,7 +138,7 @@ class Registrations(ABC):
             self._settle(now)
 
     def _probe(self, now: float) -> None:
-        self._facts += [events.ParticipantDoubted(p.id, p.name) for p in self.present.probe(now)]
+        self._facts += [events.ParticipantProbed(p.id, p.name) for p in self.present.probe(now)]
 
     def _remove(self, now: float, participant: Participant, reason: str, detail: str = "") -> None:
         self.present.remove(now, participant, missed=reason == "silent")

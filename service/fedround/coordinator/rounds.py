@@ -116,7 +116,7 @@ class Rounds(Registrations):
         if self.attempt is not None:
             self.attempt.postpone(seconds)
         self.ending.server.until += seconds
-        self._facts.append(events.StoodStill(seconds))
+        self._facts.append(events.Suspended(seconds))
 
     def next_deadline(self) -> float:
         """Return when `tick` has something to do next, if nothing else happens before; `math.inf`: never."""

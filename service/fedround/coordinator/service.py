@@ -112,7 +112,7 @@ class CoordinatorService:
 
     async def run(self) -> None:
         """Work until cancelled. Then answer every held heartbeat, and hold no more."""
-        self._observer(events.RunEntered(self._rounds.run.id, self._rounds.run.name))
+        self._observer(events.RunStarted(self._rounds.run.id, self._rounds.run.name))
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow_ledger())
@@ -253,7 +253,7 @@ class CoordinatorService:
                 case events.Selected(ids=ids):
                     for id in ids:
                         self._holds.release(id)
-                case events.ParticipantGone(id=id) | events.ParticipantDoubted(id=id):
+                case events.ParticipantGone(id=id) | events.ParticipantProbed(id=id):
                     self._holds.release(id)
                 case events.TrainingCompleted():
                     self._holds.release_all()
@@ -284,7 +284,7 @@ class CoordinatorService:
         try:
             await self._write_down()
         except OSError as error:
-            self._observer(events.NotKept("who takes part", str(error)))
+            self._observer(events.SaveFailed("the state of the run", str(error)))
             return False
         return True
 
@@ -306,7 +306,7 @@ class CoordinatorService:
             self._news.set()
             raise
         if self._keep is not None:
-            self._observer(events.WasKept(time.perf_counter() - began))
+            self._observer(events.StateSaved(time.perf_counter() - began))
 
     # The books
 
@@ -381,14 +381,14 @@ class CoordinatorService:
         self._delays = None
         if not self._reachable.is_set():
             self._reachable.set()
-            self._observer(events.BooksReached())
+            self._observer(events.AggregatorReached())
 
     async def _unreachable(self, operation: str, error: ExchangeError) -> None:
         """Report an outage once. Wait until the next try is due, or until the other loop has reached the books."""
         self._reachable.clear()
         if self._delays is None:
             self._delays = delays(random, first=RETRY_FIRST, most=RETRY_MOST, spread=0.5)
-            self._observer(events.BooksUnreachable(operation, str(error)))
+            self._observer(events.AggregatorUnreachable(operation, str(error)))
         await _set(self._reachable, within=next(self._delays))
 
 

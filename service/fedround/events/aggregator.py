@@ -1,4 +1,4 @@
-"""Events of an aggregator."""
+"""Facts of an aggregator."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from fedround.events.base import Fact
 
 @dataclass(frozen=True, slots=True)
 class UpdateReceived(Fact):
-    """The aggregator decided about an update.
+    """The aggregator received an update of `size` bytes, and accepted or refused it.
 
     `outcome` is accepted, repeated, unauthorized, late, invalid, implausible or too_large.
     """
@@ -20,7 +20,7 @@ class UpdateReceived(Fact):
 
 @dataclass(frozen=True, slots=True)
 class UploadFailed(Fact):
-    """An upload did not arrive completely: it was cut, too slow, or there was no space. Nothing was counted."""
+    """An upload did not arrive completely: the connection broke, it was too slow, or the disk is full. Nothing was counted."""
 
     id: str
     reason: str
@@ -28,7 +28,7 @@ class UploadFailed(Fact):
 
 @dataclass(frozen=True, slots=True)
 class Aggregated(Fact):
-    """The aggregator made a global model."""
+    """The aggregator computed the global model of `round` in `seconds`. `parameters`: its number of weights; 0: unknown."""
 
     round: int
     updates: int
@@ -38,7 +38,7 @@ class Aggregated(Fact):
 
 @dataclass(frozen=True, slots=True)
 class Dominated(Fact):
-    """One update of a round has more than half of its samples. `share` is between 0.5 and 1."""
+    """The update of participant `id` has more than half of the round's samples. `share` is between 0.5 and 1."""
 
     round: int
     id: str
@@ -47,7 +47,7 @@ class Dominated(Fact):
 
 @dataclass(frozen=True, slots=True)
 class ModelEvaluated(Fact):
-    """`function` evaluated the model of `round`; None: the initial model. `dropped`: metrics that were not finite."""
+    """`function` evaluated the model of `round`; None: the initial model. `dropped`: names of metrics that were not finite."""
 
     function: str
     round: int | None
@@ -59,7 +59,7 @@ class ModelEvaluated(Fact):
 
 @dataclass(frozen=True, slots=True)
 class EvaluationFailed(Fact):
-    """`function` raised an exception, or returned an invalid evaluation."""
+    """`function` raised an exception for the model of `round`, or returned an invalid evaluation."""
 
     function: str
     round: int | None

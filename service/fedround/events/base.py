@@ -1,4 +1,4 @@
-"""The base of all events, and the observers that receive them."""
+"""The base class of all facts, and the observers that receive them."""
 
 import logging
 from collections.abc import Iterable
@@ -10,17 +10,17 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """The base of all facts."""
+    """The base class of all facts."""
 
 
 class Observer(Protocol):
-    """Receives every fact on the thread where it happened, and must not block."""
+    """A function that receives every fact, on the thread that emits it. It must not block."""
 
     def __call__(self, fact: Fact, /) -> None: ...
 
 
 class Observers:
-    """Several observers as one. An exception of one is logged, and the others still get the fact: no observer can break a round."""
+    """Several observers as one. If one raises, `Observers` logs it and calls the others: no observer can break a round."""
 
     def __init__(self, observers: Iterable[Observer] = ()) -> None:
         self._observers = tuple(observers)

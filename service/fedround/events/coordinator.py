@@ -1,4 +1,4 @@
-"""Events of a coordinator."""
+"""Facts of a coordinator."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from fedround.events.base import Fact
 
 
 @dataclass(frozen=True, slots=True)
-class RunEntered(Fact):
-    """A run began or continued: rounds belong to it from now on. The aggregator learns it with the first round."""
+class RunStarted(Fact):
+    """A run started, or continues after a restart. The aggregator emits this too, when the run's first attempt opens."""
 
     run_id: str
     run_name: str
@@ -16,15 +16,17 @@ class RunEntered(Fact):
 
 @dataclass(frozen=True, slots=True)
 class ShardsChanged(Fact):
-    """The assignment of shards to participants changed."""
+    """The assignment of `shards` shards to participants changed."""
 
     shards: int
     missing: int
+    """Number of shards without a participant."""
     doubled: int
+    """Number of shards with two participants or more."""
     standing_by: int
     """Number of participants without a shard."""
     warning: str
-    """What is wrong; empty if each shard has one participant."""
+    """The problem, for operators; empty if each shard has one participant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class ParticipantJoined(Fact):
 
 @dataclass(frozen=True, slots=True)
 class ParticipantGone(Fact):
-    """A participant left the federation.
+    """A participant left the federation, or the coordinator removed it.
 
     `reason` is silent (timed out), left, failed (left because of the failure in `detail`) or replaced (by a newer registration).
     """
@@ -49,8 +51,8 @@ class ParticipantGone(Fact):
 
 
 @dataclass(frozen=True, slots=True)
-class ParticipantDoubted(Fact):
-    """Another participant registered under the same name. The older one must send a heartbeat to keep its seat."""
+class ParticipantProbed(Fact):
+    """Another participant registered under the name of this one, which must send a heartbeat to keep its seat."""
 
     id: str
     name: str
@@ -66,7 +68,7 @@ class AttemptOpened(Fact):
 
 @dataclass(frozen=True, slots=True)
 class Selected(Fact):
-    """Participants were selected. Without `train` they only evaluate the final model."""
+    """The coordinator selected participants. Without `train` they only evaluate the final model."""
 
     round: int
     ids: tuple[str, ...]
@@ -75,7 +77,7 @@ class Selected(Fact):
 
 @dataclass(frozen=True, slots=True)
 class QuorumRaised(Fact):
-    """`min_clients` makes the quorum ineffective: the round waits for all `selected` participants, although the quorum is `asked`.
+    """The round waits for all `selected` participants, because `min_clients` is larger than the configured quorum, `asked`.
 
     Emitted once, the second time that this happens.
     """
@@ -88,10 +90,10 @@ class QuorumRaised(Fact):
 
 @dataclass(frozen=True, slots=True)
 class Revoked(Fact):
-    """A participant was dropped from a round. `reason` is silent, left, failed, replaced, deadline, refused or late.
+    """The coordinator dropped a participant from a round. `reason` is silent, left, failed, replaced, deadline, refused or late.
 
-    Late means that the quorum was counted without it, which is not a failure. `seconds`: time since its selection. `phase`: what it
-    was doing, a value of `coordinator.silos.Phase`.
+    Late means that the quorum was counted without it, which is not a failure. `seconds`: time since its selection. `phase`: its
+    last phase, a value of `coordinator.silos.Phase`.
     """
 
     round: int
@@ -145,7 +147,7 @@ class RoundCompleted(Fact):
     """A round produced a global model from the updates of `ids`.
 
     `metrics` are the sample-weighted means of the metrics of training. `members` describes each counted participant. `dropped`
-    participants lost the round, and `late` more because the quorum was counted without them.
+    counts the other selected participants, without those that were `late`. `seconds`: duration of the successful attempt.
     """
 
     round: int
@@ -162,7 +164,7 @@ class RoundCompleted(Fact):
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """The contribution of one participant to a round. `seconds`: from its selection until its update was counted."""
+    """One participant's part in a round or an evaluation. `seconds`: time from its selection until its update was counted."""
 
     name: str
     samples: int
@@ -204,7 +206,7 @@ class FinalNotEvaluated(Fact):
 
 @dataclass(frozen=True, slots=True)
 class ModelsLost(Fact):
-    """The aggregator lost models: `round` was completed, but its newest model is that of round `newest`, or there is none."""
+    """The aggregator lost models: `round` was completed, but its newest model is that of round `newest`; None: it has none."""
 
     round: int
     newest: int | None
@@ -212,7 +214,7 @@ class ModelsLost(Fact):
 
 @dataclass(frozen=True, slots=True)
 class RolledBack(Fact):
-    """An operator made the model of round `newest` the newest again. Before that, `round` was the open or the next round."""
+    """An operator made the model of round `newest` the newest again. `round`: the round that was open, or next, before that."""
 
     round: int
     newest: int
@@ -220,7 +222,7 @@ class RolledBack(Fact):
 
 @dataclass(frozen=True, slots=True)
 class TrainingCompleted(Fact):
-    """A run is complete. `reason`: why it stopped early; empty if it did not."""
+    """A run is complete after `rounds` rounds. `reason`: why it stopped early; empty if it did not."""
 
     rounds: int
     reason: str = ""
@@ -228,7 +230,7 @@ class TrainingCompleted(Fact):
 
 @dataclass(frozen=True, slots=True)
 class TelemetryReceived(Fact):
-    """A participant pushed traces or metrics (`signal`). `outcome` is accepted, refused, throttled or full."""
+    """A participant pushed a message of a `signal`, traces or metrics. `outcome` is accepted, refused, throttled or full."""
 
     signal: str
     outcome: str
@@ -236,7 +238,7 @@ class TelemetryReceived(Fact):
 
 @dataclass(frozen=True, slots=True)
 class TelemetryForwarded(Fact):
-    """Messages of participants `arrived` at the collector, or were dropped."""
+    """The relay forwarded messages of participants to the collector. `arrived`: whether the collector accepted them."""
 
     signal: str
     messages: int
@@ -244,14 +246,14 @@ class TelemetryForwarded(Fact):
 
 
 @dataclass(frozen=True, slots=True)
-class StoodStill(Fact):
+class Suspended(Fact):
     """The coordinator was suspended for `seconds`, for example because its machine was paused."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
-class BooksUnreachable(Fact):
+class AggregatorUnreachable(Fact):
     """A call to the aggregator failed. The coordinator retries."""
 
     operation: str
@@ -259,5 +261,5 @@ class BooksUnreachable(Fact):
 
 
 @dataclass(frozen=True, slots=True)
-class BooksReached(Fact):
+class AggregatorReached(Fact):
     """The aggregator responds (again)."""

@@ -1,4 +1,4 @@
-"""Events of a participant."""
+"""Facts of a participant."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StateChanged(Fact):
-    """The participant changed its state."""
+    """The participant changed its state. `draining`: whether it is shutting down."""
 
     state: str
     round: int | None
@@ -32,10 +32,10 @@ class RegistrationRefused(Fact):
 
 
 @dataclass(frozen=True, slots=True)
-class OrderAccepted(Fact):
+class RoundJoined(Fact):
     """The participant accepted a training request; without `train` it only evaluates.
 
-    `repeated`: it sends the update that it already has.
+    `repeated`: it uploads again the update that it has already made. `traceparent` and `tracelink`: see `wire.StartTraining`.
     """
 
     round: int
@@ -48,7 +48,7 @@ class OrderAccepted(Fact):
 
 
 @dataclass(frozen=True, slots=True)
-class ShardTaken(Fact):
+class ShardAssigned(Fact):
     """The participant trains on shard `index` of `count` from now on."""
 
     index: int
@@ -57,9 +57,9 @@ class ShardTaken(Fact):
 
 @dataclass(frozen=True, slots=True)
 class PhaseBegan(Fact):
-    """A phase of a round began, `ago` seconds ago. Each attempt to download or upload is one phase.
+    """A phase of a round began, `ago` seconds ago. Each try of a download or an upload is one phase.
 
-    It ends with a `PhaseEnded` on the same thread.
+    A `PhaseEnded` on the same thread follows.
     """
 
     round: int
@@ -69,9 +69,10 @@ class PhaseBegan(Fact):
 
 @dataclass(frozen=True, slots=True)
 class PhaseEnded(Fact):
-    """A phase ended. `phase` is download, decode, evaluate, train, encode, check, upload or confirm.
+    """A phase ended after `seconds`, `ago` seconds ago.
 
-    `confirm` has no `PhaseBegan`. `error`: the class of the exception, if any.
+    `phase` is download, decode, evaluate, train, encode, check, upload or confirm, which has no `PhaseBegan`. `error`: name of the
+    exception's class; empty if there was none.
     """
 
     round: int
@@ -83,7 +84,7 @@ class PhaseEnded(Fact):
 
 @dataclass(frozen=True, slots=True)
 class WeightsMeasured(Fact):
-    """Weights were measured: of the downloaded model (`source` is global), or of the update (local). `size` is in bytes."""
+    """A service computed the statistics of a global model (`source` is global) or of an update (local). `size` is in bytes."""
 
     round: int
     source: str
@@ -93,7 +94,7 @@ class WeightsMeasured(Fact):
 
 @dataclass(frozen=True, slots=True)
 class UpdateMeasured(Fact):
-    """An update was compared with the global model. `change` is None without a global model of the same shape."""
+    """The participant compared its update with the global model. `change`: None without a global model of the same shape."""
 
     round: int
     samples: int
@@ -111,7 +112,7 @@ class RoundEnded(Fact):
 
 
 @dataclass(frozen=True, slots=True)
-class Reported(Fact):
+class MetricsReported(Fact):
     """Training code reported metrics."""
 
     round: int
@@ -120,7 +121,7 @@ class Reported(Fact):
 
 @dataclass(frozen=True, slots=True)
 class WorkerReady(Fact):
-    """The worker has constructed the participant: at the start, and after each `WorkerEnded`."""
+    """The worker has constructed the user's class: at the start, and after each `WorkerEnded`."""
 
 
 @dataclass(frozen=True, slots=True)

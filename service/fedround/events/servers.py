@@ -1,4 +1,4 @@
-"""Events that every process emits: its ports, its data directory, its telemetry."""
+"""Facts that every service emits about its ports, its data directory and its telemetry."""
 
 from dataclasses import dataclass
 
@@ -6,15 +6,15 @@ from fedround.events.base import Fact
 
 
 @dataclass(frozen=True, slots=True)
-class WasKept(Fact):
-    """The state was written to the data directory."""
+class StateSaved(Fact):
+    """The service wrote its state to the data directory, in `seconds`."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
-class NotKept(Fact):
-    """The state could not be written to the data directory. The service retries."""
+class SaveFailed(Fact):
+    """The service could not write `what` to the data directory. It retries."""
 
     what: str
     reason: str
@@ -30,9 +30,9 @@ class TelemetrySent(Fact):
 
 @dataclass(frozen=True, slots=True)
 class RequestServed(Fact):
-    """A server answered a request. `route`: the template of its path, or empty. `status` None: the connection was cut.
+    """A server responded to a request. `status` None: the connection closed before the response.
 
-    `method` is one that the route has, or `_OTHER`.
+    `route`: template of the path; empty if no route matched. `method`: a method of the route, or `_OTHER`.
     """
 
     method: str
@@ -57,8 +57,8 @@ class RequestThrottled(Fact):
 
 
 @dataclass(frozen=True, slots=True)
-class ConnectionCut(Fact):
-    """A port closed a connection: `reason` is port_limit, address_limit, head, pipeline or slow."""
+class ConnectionClosed(Fact):
+    """A port closed a connection to protect itself. `reason` is port_limit, address_limit, head, pipeline or slow."""
 
     port: str
     reason: str

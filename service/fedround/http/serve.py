@@ -20,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from fedround.common.wire import MIN_RATE, MIN_RATE_WINDOW
 from fedround.errors import ConfigurationError
-from fedround.events import ConnectionCut, ConnectionsChanged, Observer, Observers
+from fedround.events import ConnectionClosed, ConnectionsChanged, Observer, Observers
 from fedround.http.budgets import Connections, Limits, PortKind, PortSettings, network, share_out
 from fedround.http.throttle import MARK_IDLE, Known, Throttle, no_participant
 from fedround.http.tls import CLIENT, Context
@@ -159,7 +159,7 @@ class _Port:
             LOG.warning("%s: refused a connection: %s", self._endpoint.setting, reason)
 
     def count_cut(self, reason: str) -> None:
-        self._endpoint.observe(ConnectionCut(self._endpoint.kind, reason))
+        self._endpoint.observe(ConnectionClosed(self._endpoint.kind, reason))
 
     def _changed(self) -> None:
         self._endpoint.observe(ConnectionsChanged(self._endpoint.kind, len(self.connections)))

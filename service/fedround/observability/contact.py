@@ -35,11 +35,11 @@ class Contacts:
         match fact:
             case events.ContactLost(reason):
                 return self._is_lost("coordinator", reason)
-            case events.BooksUnreachable(_, reason) | events.TransferLost(reason):
+            case events.AggregatorUnreachable(_, reason) | events.TransferLost(reason):
                 return self._is_lost("aggregator", reason)
             case events.ContactMade():
                 return self._is_made("coordinator")
-            case events.BooksReached():
+            case events.AggregatorReached():
                 return self._is_made("aggregator")
             case events.ExchangeEnded(path=wire.UPDATE, error=None) if "aggregator" in self._lost:
                 return self._is_made("aggregator")

@@ -61,7 +61,7 @@ class LogObserver:
         """Log `fact`."""
         self._restore()
         match fact:
-            case events.RunEntered(run, name) | events.OrderAccepted(run_id=run, run_name=name) if run:
+            case events.RunStarted(run, name) | events.RoundJoined(run_id=run, run_name=name) if run:
                 describe(run=name, run_id=run)
         if self._is_repeated(fact):
             return
@@ -77,11 +77,11 @@ class LogObserver:
         """Return whether a line would repeat one: a service retries a full disk every second, and logs it once a minute."""
         now = self._clock()
         match fact:
-            case events.WasKept():
+            case events.StateSaved():
                 self._not_kept_until = 0.0
-            case events.NotKept() if now < self._not_kept_until:
+            case events.SaveFailed() if now < self._not_kept_until:
                 return True
-            case events.NotKept():
+            case events.SaveFailed():
                 self._not_kept_until = now + QUIET_FOR
         return False
 
@@ -98,7 +98,7 @@ class LogObserver:
     def _limit_line(self, fact: Fact) -> _Line | None:
         """Return a line immediately, then once a minute: peers decide how often they reach a limit."""
         match fact:
-            case events.ConnectionCut(port, reason):
+            case events.ConnectionClosed(port, reason):
                 level = logging.INFO if reason == "head" else logging.WARNING  # browsers leave connections unused too
                 what = f"{_CUT.get(reason, reason)}; connections closed"
             case events.RequestThrottled(port):
@@ -129,18 +129,18 @@ def _participant_line(fact: Fact) -> _Line | None:
             return logging.INFO, ended.get(state, f"draining: asked to stop while {state}")
         case events.Registered(id, reason):
             return logging.INFO, f"registered as {short(id)}" + ("" if reason == "start" else f" ({reason})")
-        case events.OrderAccepted(number, train=False):
+        case events.RoundJoined(number, train=False):
             return logging.INFO, f"evaluating the final model, after {number} rounds"
-        case events.OrderAccepted(number, repeated):
+        case events.RoundJoined(number, repeated):
             return logging.INFO, f"round {number}: " + ("asked for the same update again" if repeated else "selected")
-        case events.ShardTaken(index, count):
+        case events.ShardAssigned(index, count):
             return logging.INFO, f"training on shard {index}/{count}"
         case events.RoundEnded(_, "evaluated", seconds):
             return logging.INFO, f"evaluated the final model in {seconds:.2f} s"
         case events.RoundEnded(number, outcome, seconds, reason):
             level = logging.WARNING if outcome in ("failed", "refused") else logging.INFO
             return level, f"round {number} {outcome} after {seconds:.2f} s" + (f": {reason}" if reason else "")
-        case events.Reported(number, metrics):
+        case events.MetricsReported(number, metrics):
             return logging.INFO, f"round {number}: {_metrics(metrics)}"
         case events.WorkerEnded(_, reason, pause):
             return logging.WARNING, f"the training process {reason}; starting another one" + (f" in {pause:.1f} s" if pause else "")
@@ -149,7 +149,7 @@ def _participant_line(fact: Fact) -> _Line | None:
 
 def _platform_line(fact: Fact) -> _Line | None:
     match fact:
-        case events.RunEntered(id, name):
+        case events.RunStarted(id, name):
             return logging.INFO, f"run {name} ({short(id)})"
         case events.ParticipantJoined(id, name):
             return logging.INFO, f"participant {name} joined as {short(id)}"
@@ -220,7 +220,7 @@ def _platform_line(fact: Fact) -> _Line | None:
             )
         case events.RolledBack(number, newest):
             return logging.WARNING, f"rolled back in round {number}: training continues from the model of round {newest}"
-        case events.StoodStill(seconds):
+        case events.Suspended(seconds):
             return logging.WARNING, f"this process was suspended for {seconds:.1f} s; heartbeat time-outs were extended"
         case events.TrainingCompleted(rounds, reason):
             return logging.INFO, f"training complete after {rounds} rounds" + (f", stopped early: {reason}" if reason else "")
@@ -231,8 +231,8 @@ def _platform_line(fact: Fact) -> _Line | None:
             return logging.WARNING, f"round {number}: one update has {share:.1%} of all samples, that of {short(id)}"
         case events.UploadFailed(id, reason):
             return logging.WARNING, f"update of {short(id)} did not arrive completely: {reason}"
-        case events.NotKept(what, reason):
-            return logging.ERROR, f"{what} cannot be kept in the data directory; retrying: {reason}"
+        case events.SaveFailed(what, reason):
+            return logging.ERROR, f"{what} cannot be written to the data directory; retrying: {reason}"
         case events.Aggregated(number, updates, parameters, seconds):
             what = f"{parameters} parameters" if parameters else "a model"
             return logging.INFO, f"round {number}: {what} aggregated from {updates} updates in {seconds:.3f} s"

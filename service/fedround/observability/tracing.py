@@ -129,9 +129,9 @@ class Tracing:
     def before(self, fact: Fact) -> None:
         """Start the spans that `fact` starts."""
         match fact:
-            case events.RunEntered(run, name):
+            case events.RunStarted(run, name):
                 self.enter(run, name)
-            case events.OrderAccepted(number, _, traceparent, tracelink, run, name):
+            case events.RoundJoined(number, _, traceparent, tracelink, run, name):
                 self.enter(run, name)
                 self._begin_round(number, _remote(traceparent), _remote(tracelink))
             case events.AttemptOpened(number):
@@ -164,7 +164,7 @@ class Tracing:
                 self._round.set_attribute("fedround.round.parameters", statistics.count)
             case events.UpdateMeasured(_, samples) if self._round is not None:
                 self._round.set_attribute("fedround.round.samples", samples)
-            case events.Reported(_, metrics) if self._round is not None:
+            case events.MetricsReported(_, metrics) if self._round is not None:
                 self._round.set_attributes({f"fedround.metric.{name}": value for name, value in metrics})
             case events.RoundEnded(outcome=outcome):
                 self._end_round(outcome)

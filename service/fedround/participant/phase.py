@@ -37,5 +37,5 @@ class CurrentPhase:
                 self.name = _REPORTED.get(name, "training")
             case events.PhaseEnded(error=error) if error:
                 self.name = "retrying"
-            case events.OrderAccepted() | events.RoundEnded():
+            case events.RoundJoined() | events.RoundEnded():
                 self.name = ""

@@ -26,7 +26,7 @@ from fedround.errors import (
     TooLarge,
     Untrusted,
 )
-from fedround.events import Observer, Reported, ShardTaken, TransferLost
+from fedround.events import Observer, MetricsReported, ShardAssigned, TransferLost
 from fedround.participant import moves as m
 from fedround.participant.lifecycle import LEAVE_TIMEOUT, Lifecycle
 from fedround.participant.peers import Aggregator, Coordinator, Trainer
@@ -212,7 +212,7 @@ class Runtime:
             case m.Train(request):
                 shard, former = self._shard(request.run and request.run.shard, self._ordinal), self._round and self._round.shard
                 if shard != former:
-                    self._observe(ShardTaken(shard.index, shard.count))
+                    self._observe(ShardAssigned(shard.index, shard.count))
                 self._round = Round(request.round, shard, partial(self._report, request.round), request.run)
                 self._round.cancelled = self._hurry
                 self._user.submit(partial(self._train, request, self._round, self._model))
@@ -346,7 +346,7 @@ class Runtime:
         self._events.put(m.Trained(request))
 
     def _report(self, round: int, metrics: Mapping[str, float]) -> None:
-        self._observe(Reported(round, tuple(metrics.items())))
+        self._observe(MetricsReported(round, tuple(metrics.items())))
 
 
 def _advised(error: ExchangeError, not_found: str = "") -> str:

@@ -47,7 +47,7 @@ class StatusObserver:
                 self._state_changed(fact)
             case events.Registered(id):
                 self._id = id
-            case events.ShardTaken(index, count):
+            case events.ShardAssigned(index, count):
                 self._shard = f"{index}/{count}"
             case events.ContactMade():
                 self._contact = self._clock()

@@ -216,7 +216,7 @@ class Work:
             self.accepted_at = now
             run = (answer.run.id, answer.run.name, answer.run.train) if answer.run else ()
             self._facts.append(
-                events.OrderAccepted(self.request.round, stored is not None, answer.traceparent, answer.tracelink, *run)
+                events.RoundJoined(self.request.round, stored is not None, answer.traceparent, answer.tracelink, *run)
             )
         etag = None if stored is None else stored.etag
         known = stored is not None and etag is None

@@ -66,9 +66,9 @@ class AggregatorMetrics(Metrics):
                     self.observe(self._size, fact.size)
             case events.Aggregated():
                 self.observe(self._aggregation, fact.seconds)
-            case events.WasKept():
+            case events.StateSaved():
                 self.observe(self._checkpoint, fact.seconds)
-            case events.NotKept():
+            case events.SaveFailed():
                 self._not_kept.inc()
             case events.WeightsMeasured():
                 self._weights.measured(fact)
@@ -77,11 +77,11 @@ class AggregatorMetrics(Metrics):
                 self._dominated.inc()
             case events.ModelEvaluated() | events.EvaluationFailed() | events.EvaluationSkipped():
                 self._evaluations.told(fact)
-            case events.RunEntered(id, name):
+            case events.RunStarted(id, name):
                 self.entered(id, name)
             case events.RequestServed():
                 self._requests.served(fact)
             case events.TelemetrySent():
                 self.sent(fact)
-            case events.ConnectionsChanged() | events.ConnectionCut() | events.RequestThrottled():
+            case events.ConnectionsChanged() | events.ConnectionClosed() | events.RequestThrottled():
                 self._connections.told(fact)

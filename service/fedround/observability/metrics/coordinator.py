@@ -89,15 +89,15 @@ class CoordinatorMetrics(Metrics):
                 self._received.labels(fact.signal, fact.outcome).inc()
             case events.TelemetryForwarded():
                 self._forwarded.labels(fact.signal, "arrived" if fact.arrived else "dropped").inc(fact.messages)
-            case events.NotKept():
+            case events.SaveFailed():
                 self._not_kept.inc()
-            case events.RunEntered(id, name):
+            case events.RunStarted(id, name):
                 self.entered(id, name)
             case events.RequestServed():
                 self._requests.served(fact)
             case events.TelemetrySent():
                 self.sent(fact)
-            case events.ConnectionsChanged() | events.ConnectionCut() | events.RequestThrottled():
+            case events.ConnectionsChanged() | events.ConnectionClosed() | events.RequestThrottled():
                 self._connections.told(fact)
 
 

@@ -117,7 +117,7 @@ class Connections:
                 self._throttled.labels(port).inc()
             case events.ConnectionsChanged(port, count):
                 self._open.labels(port).set(count)
-            case events.ConnectionCut(port, reason):
+            case events.ConnectionClosed(port, reason):
                 self._cut.labels(port, reason).inc()
 
 

@@ -88,7 +88,7 @@ class ParticipantMetrics(Metrics):
         match fact:
             case events.StateChanged():
                 self._state.state("draining" if fact.draining and fact.state != "stopped" else fact.state)
-            case events.OrderAccepted():
+            case events.RoundJoined():
                 self._joined.inc(fact.train)
                 self.entered(fact.run_id, fact.run_name)
                 self._round.set(fact.round)
@@ -124,9 +124,9 @@ class ParticipantMetrics(Metrics):
                 self._change.newest = fact.change
             case events.TelemetrySent():
                 self.sent(fact)
-            case events.ConnectionsChanged() | events.ConnectionCut() | events.RequestThrottled():
+            case events.ConnectionsChanged() | events.ConnectionClosed() | events.RequestThrottled():
                 self._connections.told(fact)
-            case events.Reported():
+            case events.MetricsReported():
                 for name, value in fact.metrics:
                     if name in self._names or len(self._names) < MAX_REPORTED:
                         self._names.add(name)

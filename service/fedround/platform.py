@@ -20,7 +20,7 @@ from fedround.errors import ConfigurationError
 from fedround.events import Observer
 from fedround.http import serve
 from fedround.http.serve import Endpoint
-from fedround.observability.health import Health, tended
+from fedround.observability.health import Health, running
 from fedround.observability.metrics.aggregator import AggregatorMetrics
 from fedround.observability.metrics.coordinator import CoordinatorMetrics
 from fedround.observability.pushes import exporting
@@ -94,7 +94,7 @@ async def serving(
                 scheme = "https" if platform.aggregator_public.tls else "http"
                 service.aggregator_url = f"{scheme}://localhost:{platform.aggregator_public.port}"
             checks = aggregator_app.keep_checking(aggregator, health[1])
-            async with tended(health[0], service.run()), tended(health[1], checks, books.models.begin()):
+            async with running(health[0], service.run()), running(health[1], checks, books.models.begin()):
                 yield platform
             # The coordinator no longer acknowledges updates, so respond to uploads that wait for it.
             books.stop()
@@ -116,7 +116,7 @@ def run(coordinator: CoordinatorSettings, aggregator: AggregatorSettings) -> Non
 async def _run(coordinator: CoordinatorSettings, aggregator: AggregatorSettings, *disks: Disk | None) -> bool:
     """Serve until a signal. Return whether a model is still being evaluated."""
     with process.capture_signals() as stop, exporting("platform", INSTANCE) as exports:
-        async with serving(coordinator, aggregator, disks=disks, traces=exports.tracing, show=exports.show) as platform:
+        async with serving(coordinator, aggregator, disks=disks, traces=exports.tracing, show=exports.add) as platform:
             await stop.wait()
             LOG.info("stopping")
     return platform.aggregator.models.evaluating

@@ -37,7 +37,7 @@ from fedround.http.remote_books import RemoteBooks
 from fedround.http.serve import Endpoint, serving
 from fedround.http.tokens import NO_TOKENS, Tokens
 from fedround.observability import ops
-from fedround.observability.health import Health, tended
+from fedround.observability.health import Health, running
 from fedround.tensors.weights import Spec
 from support.sockets import Connection, connected
 from support.updates import claiming, npy, update
@@ -808,8 +808,8 @@ def test_a_directory_that_cannot_be_written_makes_unready_until_it_can(kind: str
             super().fault(topic, reason)
             self.looked.set()
 
-        def fine(self, topic: str, *, within: float = math.inf) -> None:
-            super().fine(topic, within=within)
+        def clear(self, topic: str, *, within: float = math.inf) -> None:
+            super().clear(topic, within=within)
             self.looked.set()
 
         async def until(self, reasons: list[str]) -> None:
@@ -821,7 +821,7 @@ def test_a_directory_that_cannot_be_written_makes_unready_until_it_can(kind: str
     async def main() -> None:
         health = Telling()
         values = {f"{name}_dir": str(directory) for name, directory in directories.items()}
-        async with tended(health, app.keep_checking(settings(**values), health, every=0.001)):
+        async with running(health, app.keep_checking(settings(**values), health, every=0.001)):
             directories[kind].rmdir()
             await health.until([f"the {kind} directory cannot be written: No such file or directory"])
             directories[kind].mkdir()

@@ -191,12 +191,10 @@ def test_the_last_warnings_are_remembered_with_their_times() -> None:
     for number in range(WARNINGS + 1):
         log(events.Revoked(number, ID, "deadline", "anna", seconds=60, phase="training"))
         log(events.ParticipantGone(ID, "anna", "left"))
-    log(events.SaveFailed("the state of the run", f"no room for {ID}"))
+    log(events.SaveFailed("the model", f"no room for {ID}"))
     assert len(log.warnings) == WARNINGS
     assert log.warnings[0]["text"] == "round 2: dropped participant anna (12345678) after 60.0 s (training): deadline"
-    assert (
-        log.warnings[-1]["text"] == "the state of the run cannot be written to the data directory; retrying: no room for 12345678"
-    )
+    assert log.warnings[-1]["text"] == "the model cannot be written to the data directory; retrying: no room for 12345678"
     assert all(began - 1 <= warning["time"] <= time.time() + 1 for warning in log.warnings)
 
 
@@ -324,12 +322,9 @@ logging.getLogger("mine").info("not seen")
     assert (found["message"], found["service"], found["participant"]) == ("seen", "fedround-participant", "anna")
 
 
-def test_a_limit_that_is_reached_again_and_again_makes_one_line_a_minute(
-    log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_limit_that_is_reached_again_and_again_makes_one_line_a_minute(log: pytest.LogCaptureFixture) -> None:
     now = 100.0
-    monkeypatch.setattr("fedround.observability.logs.time.monotonic", lambda: now)
-    observer, cut = LogObserver(), events.ConnectionClosed("public", "port_limit")
+    observer, cut = LogObserver(clock=lambda: now), events.ConnectionClosed("public", "port_limit")
     for _ in range(3):
         observer(cut)
     observer(events.ConnectionClosed("ops", "head"))

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from fedround.observability import ops
-from fedround.observability.health import Health, tended
+from fedround.observability.health import Health, running
 
 
 class Clock:
@@ -48,22 +48,22 @@ def test_a_service_with_a_fault_is_not_ready_and_says_why_until_it_is_fine() -> 
     answer = ask(health, "/readyz")
     assert answer.status_code == 503
     assert answer.json() == {"ready": False, "reasons": ["the coordinator is unreachable", "the disk is full"]}
-    health.fine("disk")
+    health.clear("disk")
     assert health.reasons == ["the coordinator is unreachable"]
-    health.fine("coordinator")
+    health.clear("coordinator")
     assert ask(health, "/readyz").status_code == 200
 
 
 def test_no_news_is_a_fault_where_news_were_promised() -> None:
     health = Health(clock=(clock := Clock()))
-    health.fine("heartbeat", within=5)
+    health.clear("heartbeat", within=5)
     clock.now += 5
     assert health.reasons == []
     clock.now += 1
     assert health.reasons == ["no news of the heartbeat"]
     health.fault("heartbeat", "it failed")
     assert health.reasons == ["it failed"]
-    health.fine("heartbeat", within=5)
+    health.clear("heartbeat", within=5)
     assert health.reasons == []
 
 
@@ -91,7 +91,7 @@ def test_a_tended_service_is_alive_while_its_loop_turns_and_unready_from_the_end
             finally:
                 cancelled.set()
 
-        async with tended(health, chore()):
+        async with running(health, chore()):
             await working.wait()
             assert (health.alive, health.reasons) == (True, [])
             clock.now += 16
@@ -107,7 +107,7 @@ def test_a_chore_that_fails_ends_the_service() -> None:
         async def chore() -> None:
             raise LookupError
 
-        async with tended(Health(), chore()):
+        async with running(Health(), chore()):
             await asyncio.Future()
 
     with pytest.raises(ExceptionGroup) as raised:
@@ -127,7 +127,7 @@ def test_a_loop_that_turns_beats_again_and_again(monkeypatch: pytest.MonkeyPatch
     beats, thrice = count(), asyncio.Event()
 
     async def main() -> None:
-        async with tended(Counting()):
+        async with running(Counting()):
             await thrice.wait()
 
     asyncio.run(main())

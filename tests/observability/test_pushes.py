@@ -17,8 +17,8 @@ from prometheus_client import Metric
 from fedround.errors import ConfigurationError
 from fedround.observability.bridge import Bridge
 from fedround.observability.metrics.aggregator import AggregatorMetrics
-from fedround.observability.otlp import Points
-from fedround.observability.pushes import FLUSH, INTERVAL, Push, exporting, interval, pushed
+from fedround.observability.otlp import MetricSender
+from fedround.observability.pushes import FLUSH, INTERVAL, Push, exporting, interval, pushes_metrics
 from fedround.observability.telemetry import Telemetry
 from support.otlp import receiving
 from support.processes import ANY_PORT, Process, fedround, running, until
@@ -41,7 +41,7 @@ HOUSES = "fedround.demo:HousePrices"
     ],
 )
 def test_metrics_are_pushed_where_the_variable_says_so(environ: dict[str, str], expected: bool) -> None:
-    assert pushed(environ) is expected
+    assert pushes_metrics(environ) is expected
 
 
 def test_the_interval_is_in_milliseconds() -> None:
@@ -62,7 +62,7 @@ def test_a_wrong_interval_is_refused(text: str) -> None:
         ("OTEL_METRIC_EXPORT_INTERVAL", "soon", "OTEL_METRIC_EXPORT_INTERVAL: soon: write milliseconds"),
         ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "grpc", "install opentelemetry-exporter-otlp-proto-grpc"),
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "smoke", "there is no protocol smoke"),
-        ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "collector:4318", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT: is no URL"),
+        ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "collector:4318", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT: not a URL"),
         ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "often", "write cumulative, delta, lowmemory"),
         (
             "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION",
@@ -77,7 +77,7 @@ def test_what_cannot_be_done_is_refused(monkeypatch: pytest.MonkeyPatch, variabl
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
     monkeypatch.setenv(variable, value)
     with pytest.raises(ConfigurationError, match=re.escape(says)), exporting("aggregator", "host") as exports:
-        exports.show("aggregator", Telemetry(AggregatorMetrics))
+        exports.add("aggregator", Telemetry(AggregatorMetrics))
 
 
 @pytest.mark.parametrize("command", ["aggregator", "participant"])
@@ -168,7 +168,7 @@ def test_nothing_is_imported_where_nothing_is_pushed(tmp_path: Path) -> None:
         "from fedround.observability.pushes import exporting\n"
         "from fedround.observability.telemetry import Telemetry\n"
         "with exporting('aggregator', 'host') as exports:\n"
-        "    exports.show('aggregator', Telemetry(AggregatorMetrics))\n"
+        "    exports.add('aggregator', Telemetry(AggregatorMetrics))\n"
         "print(sorted(name for name in sys.modules if name.startswith(('opentelemetry', 'requests', 'google'))))\n"
     )
     environ = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
@@ -201,7 +201,7 @@ def test_a_push_that_fails_for_another_reason_is_not_the_last(caplog: pytest.Log
         raise ValueError("no metrics now")
         yield
 
-    push = Push(collect, Bridge(Resource.create({}), 0), Points(lambda _path, _body: True), 0.01, tell)
+    push = Push(collect, Bridge(Resource.create({}), 0), MetricSender(lambda _path, _body: True), 0.01, tell)
     assert twice.wait(10)
     push._collect = list
     push.stop()

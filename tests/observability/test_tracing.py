@@ -22,7 +22,7 @@ from fedround.http.client import CoordinatorClient
 from fedround.observability import tracing
 from fedround.observability.metrics.participant import ParticipantMetrics
 from fedround.observability.otlp import exporters
-from fedround.observability.traces import complain_shortly, traced
+from fedround.observability.traces import shorten_warnings, traces_enabled
 from fedround.observability.tracing import Tracing
 from fedround.participant.run import connected
 from fedround.participant.terms import Terms
@@ -277,7 +277,7 @@ def test_a_served_request_is_a_child_of_the_one_that_was_sent() -> None:
     ],
 )
 def test_traces_are_made_where_somebody_wants_them(environ: dict[str, str], wanted: bool) -> None:
-    assert traced(environ) is wanted
+    assert traces_enabled(environ) is wanted
 
 
 def test_exporters_are_those_of_the_variables() -> None:
@@ -294,7 +294,7 @@ def test_exporters_are_those_of_the_variables() -> None:
 
 
 def test_an_exporter_that_fails_is_one_line_a_minute(caplog: pytest.LogCaptureFixture) -> None:
-    complain_shortly()
+    shorten_warnings()
     with caplog.at_level(logging.WARNING, "fedround"):
         for _ in range(3):
             logging.getLogger("opentelemetry.sdk.trace.export").error("no connection to %s", f"http://collector/{ID}/{TOKEN}")

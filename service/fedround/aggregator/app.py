@@ -29,7 +29,7 @@ from fedround.http.serve import Endpoint
 from fedround.http.throttle import EXEMPT
 from fedround.http.tokens import NO_TOKENS, TokenCheck, tokens_of
 from fedround.observability import endpoints, ops
-from fedround.observability.health import Health, tended
+from fedround.observability.health import Health, running
 from fedround.observability.metrics.aggregator import AggregatorMetrics
 from fedround.observability.pushes import exporting
 from fedround.observability.telemetry import INSTANCE, Telemetry
@@ -210,7 +210,7 @@ async def keep_checking(settings: AggregatorSettings, health: Health, *, every: 
                     LOG.warning("the %s cannot be written: %s", topic, error)
                 failing.add(topic)
             else:
-                health.fine(topic, within=CHECK_WITHIN)
+                health.clear(topic, within=CHECK_WITHIN)
                 if topic in failing:
                     LOG.info("the %s can be written again", topic)
                 failing.discard(topic)
@@ -228,10 +228,10 @@ async def _run(settings: AggregatorSettings, disk: Disk | None) -> bool:
             internal_endpoint(settings, service, telemetry),
             ops_endpoint(settings, service, health, telemetry),
         )
-        exports.show("aggregator", telemetry)
+        exports.add("aggregator", telemetry)
         with process.capture_signals() as stop:
             async with serve.serving(*endpoints):
-                async with tended(health, keep_checking(settings, health), service.models.begin()):
+                async with running(health, keep_checking(settings, health), service.models.begin()):
                     await stop.wait()
                     LOG.info("stopping")
                 service.stop()

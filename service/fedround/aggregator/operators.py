@@ -89,6 +89,6 @@ def readiness(health: Health) -> Observer:
         if flaw := fact.statistics.flaw:
             health.fault("model", f"the newest model cannot be trained: {flaw}; return to a former one with `fedround rollback`")
         else:
-            health.fine("model")
+            health.clear("model")
 
     return observer

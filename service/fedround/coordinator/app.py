@@ -40,7 +40,7 @@ from fedround.http.tls import Names
 from fedround.http.tokens import NO_TOKENS, TokenCheck, tokens_of
 from fedround.http.transport import tls as client_tls
 from fedround.observability import endpoints, ops
-from fedround.observability.health import Health, tended
+from fedround.observability.health import Health, running
 from fedround.observability.metrics.coordinator import CoordinatorMetrics
 from fedround.observability.pushes import exporting
 from fedround.observability.telemetry import INSTANCE, Telemetry
@@ -225,15 +225,15 @@ def readiness(health: Health) -> Observer:
             case events.AggregatorUnreachable(reason=reason):
                 health.fault("aggregator", f"no contact with the aggregator: {reason}")
             case events.AggregatorReached():
-                health.fine("aggregator")
+                health.clear("aggregator")
             case events.AttemptDropped(failures=failures) if failures >= MOST_FAILURES:
                 health.fault("round", f"round {fact.round} has failed {failures} times: {fact.reason}")
             case events.RoundCompleted() | events.TrainingCompleted():
-                health.fine("round")
+                health.clear("round")
             case events.SaveFailed(what, reason):
                 health.fault("data directory", f"{what} cannot be written to the data directory, and no round begins: {reason}")
             case events.StateSaved():
-                health.fine("data directory")
+                health.clear("data directory")
 
     return observer
 
@@ -303,7 +303,7 @@ async def _run(settings: CoordinatorSettings, disk: Disk | None) -> None:
                 public_endpoint(settings, service, telemetry, relay),
                 ops_endpoint(settings, service, health, telemetry),
             )
-            exports.show("coordinator", telemetry)
-            async with serve.serving(*endpoints), tended(health, service.run()):
+            exports.add("coordinator", telemetry)
+            async with serve.serving(*endpoints), running(health, service.run()):
                 await stop.wait()
                 LOG.info("stopping")

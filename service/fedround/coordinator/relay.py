@@ -35,7 +35,7 @@ RETRY_FOR = 60.0
 """Seconds for which the relay retries a batch while the collector is unavailable."""
 LAST_SECONDS = 2.0
 """Seconds to forward the queue when the coordinator stops."""
-COMPLAIN_EVERY = 60.0
+WARN_EVERY = 60.0
 """Seconds between two log lines about rejected telemetry."""
 RETRY_LATER = {429, 502, 503, 504}
 """Status codes after which OTLP over HTTP sends the batch again later."""
@@ -70,7 +70,7 @@ class Relay:
         self._news = {path: asyncio.Event() for path in wire.OTLP}
         self._away: set[str] = set()
         """Paths at which the collector is unavailable now."""
-        self._complain_from = -math.inf
+        self._warn_from = -math.inf
 
     async def receive(self, path: str, request: Request) -> Response:
         """Receive a message from the participant whose identity the request proves."""
@@ -170,8 +170,8 @@ class Relay:
             LOG.info("the collector accepts %s again", SIGNALS[path])
         if 200 <= status < 300:
             return Answer.ARRIVED
-        if len(batch) == 1 and self._clock() >= self._complain_from:
-            self._complain_from = self._clock() + COMPLAIN_EVERY
+        if len(batch) == 1 and self._clock() >= self._warn_from:
+            self._warn_from = self._clock() + WARN_EVERY
             LOG.warning("the collector rejects %s, for example from %s: status %d", SIGNALS[path], batch[0].name, status)
         return Answer.REFUSED
 

@@ -1,12 +1,12 @@
-"""Converts Prometheus metrics to OpenTelemetry, with the same names, labels and values: queries work on pushed and scraped data.
+"""Conversion of Prometheus metrics to OpenTelemetry. No I/O, no clock.
 
-1. A counter becomes a monotonic sum, a histogram stays one. Info metrics, state sets and gauge histograms become gauges.
-2. A metric has the name that a scrape shows, with `_total`, `_info` or `_bucket`, and no unit. A receiver that appends suffixes by
-   type and unit has nothing to append.
-3. A delta is the difference from the values that arrived last. The next delta includes what did not arrive.
+Names, labels and values stay the same, so that queries work on pushed and on scraped metrics. The rules:
+
+1. A counter becomes a monotonic sum, and a histogram stays a histogram. All other types become gauges.
+2. A metric keeps the name that a scrape shows, with `_total`, `_info` or `_bucket`. It has no unit, so that a receiver that appends
+   suffixes by type and unit appends none.
+3. A delta is the difference from the values that the receiver accepted last. So the next delta includes values that were lost.
 4. Each exemplar is sent once.
-
-No I/O, no clock.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -54,7 +54,7 @@ PREFERENCES: Mapping[str, Temporality] = {
     "delta": Temporality(AggregationTemporality.DELTA, AggregationTemporality.DELTA),
     "lowmemory": Temporality(AggregationTemporality.CUMULATIVE, AggregationTemporality.DELTA),
 }
-"""By value of `OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE`. Our counters are observable: they are read for each push."""
+"""Temporality by value of `OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE`. These counters are observable instruments."""
 
 
 @dataclass
@@ -73,8 +73,8 @@ class Bridge:
 
     Args:
         resource: The service that the metrics describe.
-        start: Time from which counters count. All times are Unix time in nanoseconds.
-        temporality: Whether values count from `start`, or from the last ones that arrived.
+        start: When the counters began at 0. All times are Unix time in nanoseconds.
+        temporality: Whether values count from `start` (cumulative), or from the last accepted values (delta).
         allow: Decides which series are sent. Default: all.
     """
 
@@ -97,7 +97,7 @@ class Bridge:
         return MetricsData([ResourceMetrics(self._resource, [ScopeMetrics(self._scope, metrics, "")], "")])
 
     def arrived(self) -> None:
-        """Note that the newest data arrived: the next deltas begin there."""
+        """Begin the next deltas at the newest data, because the receiver accepted them."""
         self._arrived, self._since = self._newest, self._now
         self._exemplars_until = self._now
 
@@ -120,7 +120,8 @@ class Bridge:
 
     def _point(self, sample: "Sample", temporality: AggregationTemporality | None = None) -> NumberDataPoint:
         labels, (value,) = dict(sample.labels), self._values(sample.name, sample.labels, [sample.value], temporality)
-        return NumberDataPoint(labels, self._from(temporality), self._now, float(value))  # one type, whatever was set
+        # A float also for integers, so that all points of a metric have one type.
+        return NumberDataPoint(labels, self._from(temporality), self._now, float(value))
 
     def _buckets(self, family: "Family") -> Iterable[_Buckets]:
         found: dict[object, _Buckets] = {}

@@ -13,7 +13,7 @@ NUMBER: Schema = {"type": "integer", "minimum": 0}
 UUID: Schema = {"type": "string", "format": "uuid"}
 BINARY: Content = {"application/octet-stream": {}}
 PRIVATE = (401, 403, 429)
-"""Refusals of an endpoint that is closed without an operators' token."""
+"""Refusals of a participants' endpoint, or of one that `ops.Access` closes without an operators' token."""
 READY: Content = {
     JSON: {
         "type": "object",
@@ -87,7 +87,7 @@ COORDINATOR = Api(
             "participant",
             parameters=(
                 Parameter(wire.PARTICIPANT_NAME, "The participant's name."),
-                Parameter(wire.ORDINAL, "The ordinal that the participant had before."),
+                Parameter(wire.ORDINAL, "The participant's previous ordinal."),
                 Parameter(wire.SHARD, "The participant's shard, such as `3/8`."),
                 Parameter(wire.SHARDS, "The participant asks for one of this number of shards."),
                 Parameter(wire.EVALUATES, "`true`: the participant can evaluate models."),
@@ -100,20 +100,20 @@ COORDINATOR = Api(
             "Report that the participant is alive, and return what it must do.",
             {JSON: reference("Heartbeat")},
             Parameter(wire.PREFER, "`wait=N`: hold the response for up to N seconds, and use the additions to XAIN FL 0.8."),
-            Parameter(wire.PHASE, "What the participant does.", schema={"type": "string", "enum": list(wire.PHASES)}),
-            Parameter(wire.TROUBLE, "Why the participant does not reach the aggregator."),
-            headers=(Parameter(wire.PREFERENCE_APPLIED, "`wait=N`, if the request asked for it."),),
+            Parameter(wire.PHASE, "The participant's phase of the round.", schema={"type": "string", "enum": list(wire.PHASES)}),
+            Parameter(wire.TROUBLE, "Why the participant cannot reach the aggregator."),
+            headers=(Parameter(wire.PREFERENCE_APPLIED, "`wait=N`, if the request has `Prefer: wait=N`."),),
         ),
         _by_id(
             "get",
             wire.START_TRAINING,
-            "Return where a selected participant exchanges its model and update.",
+            "Return the aggregator's URL and the upload permission to a selected participant.",
             {JSON: reference("StartTraining")},
         ),
         _by_id(
             "delete",
             wire.LEAVE,
-            "Remove a participant that leaves. The body says why, if its training code failed.",
+            "Remove a participant that leaves. If its training code failed, the body has the reason.",
             NOTHING,
             status=204,
             body={wire.Problem.media_type: {"type": "object", "properties": {"detail": TEXT}}},

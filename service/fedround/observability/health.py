@@ -7,18 +7,19 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 
 BEAT = 1.0
-"""Seconds between two signs of life of an event loop."""
-PATIENCE = 15.0
-"""Seconds for which an event loop may be blocked before the service counts as not alive."""
+"""Seconds between two calls of `beat` by an event loop."""
+MAX_BLOCKED = 15.0
+"""Seconds for which an event loop may be blocked before the service is not alive."""
 
 
 STOPPING = "the process is stopping"
 
 
 class Health:
-    """Ready while no topic has a fault; alive while each call of `beat` comes within the time that the previous one announced.
+    """The readiness and the liveness of a service.
 
-    A topic names one condition of readiness (`coordinator`, `data directory`).
+    The service is ready while no topic has a fault. A topic names one condition of readiness, such as `data directory`. The service
+    is alive while each call of `beat` comes within the time that the previous call announced.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -29,17 +30,17 @@ class Health:
         self.stopping = False
 
     def fault(self, topic: str, reason: str) -> None:
-        """Make the service not ready because of `reason`, until `fine` is called for the topic."""
+        """Make the service not ready because of `reason`, until `clear` is called for the topic."""
         self._faults[topic] = reason
         self._fresh_until.pop(topic, None)
 
-    def fine(self, topic: str, *, within: float = math.inf) -> None:
-        """Clear the topic's fault. It becomes one again if `fine` is not called within `within` seconds."""
+    def clear(self, topic: str, *, within: float = math.inf) -> None:
+        """Clear the fault of a topic. If `clear` is not called again within `within` seconds, that is a fault."""
         self._fresh_until[topic] = self._clock() + within
         self._faults.pop(topic, None)
 
     def beat(self, *, within: float) -> None:
-        """Note that the loop makes progress, and will again within `within` seconds."""
+        """Report that the main loop makes progress, and will report it again within `within` seconds."""
         self._beat_due = self._clock() + within
 
     @property
@@ -47,7 +48,7 @@ class Health:
         return self._clock() <= self._beat_due
 
     def stop(self) -> None:
-        """Make the service not ready for good."""
+        """Make the service not ready until the process ends."""
         self.stopping = True
         self.fault("process", STOPPING)
 
@@ -60,19 +61,19 @@ class Health:
 
 
 @asynccontextmanager
-async def tended(health: Health, *chores: Coroutine[object, object, object]) -> AsyncIterator[None]:
-    """Run the chores and report the event loop's progress within the block. At its end the service is not ready any more."""
-    async with asyncio.TaskGroup() as tasks:
-        running = [tasks.create_task(chore) for chore in (_keep_beating(health), *chores)]
+async def running(health: Health, *background: Coroutine[object, object, object]) -> AsyncIterator[None]:
+    """Run the `background` coroutines and report progress within the block. At its end, cancel them and call `health.stop`."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(coroutine) for coroutine in (_keep_beating(health), *background)]
         try:
             yield
         finally:
             health.stop()
-            for task in running:
+            for task in tasks:
                 task.cancel()
 
 
 async def _keep_beating(health: Health) -> None:
     while True:
-        health.beat(within=PATIENCE)
+        health.beat(within=MAX_BLOCKED)
         await asyncio.sleep(BEAT)

@@ -1,4 +1,4 @@
-"""Descriptions of HTTP endpoints, and the OpenAPI 3.1 document that is made of them. See `fedround.observability.endpoints`."""
+"""The OpenAPI 3.1 document of a service, from descriptions of its HTTP endpoints. `endpoints.py` has the descriptions."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,15 +14,16 @@ from fedround.common import wire
 Schema = Mapping[str, Any]
 """A JSON Schema."""
 Content = Mapping[str, Schema]
-"""The schema of each media type; none: no body."""
+"""The schemas of a body by media type; empty: no body."""
 
 TEXT: Schema = {"type": "string"}
 NOTHING: Content = {}
 MESSAGES = (wire.RendezVous, wire.Heartbeat, wire.StartTraining, wire.Problem)
+"""Messages with a schema in the document."""
 WITH_OK = ("RendezVous", "StartTraining")
-"""Messages whose encoding adds `ok`."""
+"""Messages whose encoding adds the field `ok`."""
 
-REASONS = {
+REASONS: Mapping[int, str] = {
     400: "The request is invalid or incomplete.",
     401: "The token or the certificate is missing or unknown.",
     403: "The token or the certificate does not permit this.",
@@ -49,7 +50,7 @@ SECURITY: Mapping[str, Sequence[Mapping[str, Sequence[str]]]] = {
     "operator": [{}, {"operatorToken": []}],
     "operator with the token": [{"operatorToken": []}],
 }
-"""Ways to authenticate; `{}`: none, if the service's settings require none."""
+"""Ways to authenticate, by who may use an endpoint. `{}` allows none, because the service's settings may require none."""
 
 
 class Parameter(NamedTuple):
@@ -61,29 +62,29 @@ class Parameter(NamedTuple):
     schema: Schema = TEXT
 
     def described(self) -> dict[str, Any]:
-        """Return it as a Parameter Object."""
+        """Return the Parameter Object of OpenAPI."""
         required = {"required": True} if self.where == "path" else {}
         return {"name": self.name, "in": self.where, **required, **self.header()}
 
     def header(self) -> dict[str, Any]:
-        """Return it as a Header Object."""
+        """Return the Header Object of OpenAPI."""
         return {"description": self.description, "schema": self.schema}
 
 
 class Operation(NamedTuple):
-    """A method of a path.
+    """An HTTP method of a path.
 
     Args:
         method: The HTTP method, in lower case.
         path: The path, with parameters in braces.
-        summary: What it does.
+        summary: The effect of the request, in one sentence.
         content: The body of the response with `status`.
-        access: A key of `SECURITY`. "participant": the endpoint is on the participants' port, else on the operations port.
+        access: A key of `SECURITY`. Endpoints for a participant are on the participants' port, all others on the operations port.
         parameters: Path, query and header parameters.
         body: The body of the request.
-        status: The status of success.
+        status: The status of a successful response.
         headers: Headers of the response with `status`.
-        also: The meaning and the body of further responses.
+        also: The meaning and the body of further responses, by status.
         refusals: Statuses of responses with a `Problem`.
     """
 
@@ -100,7 +101,7 @@ class Operation(NamedTuple):
     refusals: Sequence[int] = (401, 429)
 
     def described(self) -> dict[str, Any]:
-        """Return it as an Operation Object."""
+        """Return the Operation Object of OpenAPI."""
         responses: dict[str, Any] = {str(self.status): _response("Success.", self.content, self.headers)}
         responses |= {str(status): _response(*meaning) for status, meaning in (self.also or {}).items()}
         refused: Content = {wire.Problem.media_type: reference("Problem")}
@@ -121,7 +122,7 @@ class Api:
     Args:
         service: The name of the service.
         port: The default port for participants; None: it has none.
-        operations: Its operations.
+        operations: The operations of its endpoints.
     """
 
     service: str
@@ -137,8 +138,8 @@ class Api:
         """Return the OpenAPI document."""
         paths: dict[str, dict[str, Any]] = {}
         for operation in self.operations:
-            found = paths.setdefault(operation.path, {"servers": [self._server(operation)]})
-            found[operation.method] = operation.described()
+            item = paths.setdefault(operation.path, {"servers": [self._server(operation)]})
+            item[operation.method] = operation.described()
         return {
             "openapi": "3.1.0",
             "info": {"title": f"fedround {self.service}", "version": version("fedround")},

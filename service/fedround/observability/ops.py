@@ -1,6 +1,6 @@
 """The app on the operations port of every service: health, status and metrics. Services add their own routes.
 
-`Access` decides who may read what. A participant's token opens nothing here.
+`Access` decides which clients may use which endpoint. A participant's token is not valid here.
 """
 
 import json
@@ -31,16 +31,16 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-"""Headers of every response, for browsers: do not cache, load nothing, allow no framing, guess no content type."""
+"""Headers of every response. They forbid browsers to cache it, to load resources, to frame it, and to guess its content type."""
 
 
 class Access:
-    """Who may use the endpoints of one operations port.
+    """The clients that may use the endpoints of one operations port.
 
     Args:
         token: The operators' token. None: no endpoint requires a token.
         variable: The setting with that token, for error messages.
-        closed: Whether private endpoints are closed while there is no operators' token, because participants authenticate.
+        closed: Whether private endpoints are closed without an operators' token. This is so if participants authenticate.
     """
 
     def __init__(self, token: str | None = None, variable: str = "", *, closed: bool = False) -> None:
@@ -49,12 +49,12 @@ class Access:
         self._closed = closed
 
     def route(self, path: str, endpoint: Endpoint, *, private: bool = True, basic: bool = True, method: str = "GET") -> Route:
-        """Return a route for operators only. A route that changes something always requires the token, as a bearer token.
+        """Return a route for operators only. A route that changes something always requires the operators' bearer token.
 
         Args:
             path: The path.
             endpoint: Handles the requests of operators.
-            private: Whether the route is closed if participants need tokens and operators have none.
+            private: Whether this access may close the route: see `closed`.
             basic: Whether a browser may ask for the token as a password.
             method: The only method of the route.
         """
@@ -95,10 +95,15 @@ def app(
     access: Access = OPEN,
     api: Api = endpoints.PARTICIPANT,
 ) -> ASGIApp:
-    """Return the app: `/livez`, `/readyz` (200, or 503 with the reasons), `/status`, `/metrics`, and `routes`.
+    """Return the app of an operations port: `/livez`, `/readyz`, `/status`, `/metrics`, `/openapi.json` and `routes`.
 
-    `/openapi.json` describes `api`: all endpoints of the service. The probes are open. `access` protects the others; `routes` come
-    from `Access.route`.
+    Args:
+        health: Decides the probes `/livez` and `/readyz`, which are open.
+        status: Returns the content of `/status`, as JSON-able data.
+        scrape: Returns the content of `/metrics`; None: the service has none.
+        routes: Further routes, from `Access.route`.
+        access: Protects all endpoints but the probes.
+        api: The endpoints of the service, for `/openapi.json`.
     """
 
     async def livez(request: Request) -> Response:

@@ -1,6 +1,6 @@
-"""Exporters of traces and metrics: those that `OTEL_*` variables name, and those that push through the coordinator.
+"""Exporters of traces and metrics: those that `OTEL_*` variables name, and those that push to the coordinator.
 
-Imported only if something is exported.
+Import this module only if something is exported: it imports OpenTelemetry.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,15 +20,15 @@ from fedround.errors import ConfigurationError
 from fedround.observability.bridge import CUMULATIVE, PREFERENCES, Temporality
 
 Send = Callable[[str, bytes], bool]
-"""Sends a message to a path, and returns whether it arrived."""
-Tell = Callable[[str, bool], None]
-"""Receives a signal's name, and whether its data arrived."""
+"""Sends a message to a path, and returns whether the receiver accepted it."""
+Report = Callable[[str, bool], None]
+"""Receives the name of a signal, and whether the receiver accepted its data."""
 
 
 def resource(service: str, instance: str, *, part: bool = False) -> Resource:
-    """Return the resource: service, instance, and what `OTEL_RESOURCE_ATTRIBUTES` sets.
+    """Return the resource: the service, the instance, and the attributes of `OTEL_RESOURCE_ATTRIBUTES`.
 
-    `part`: the process has several services, so a name from the variables gets the service as a suffix.
+    `part`: whether the process has several services. Then a service name from the variables gets the service as a suffix.
     """
     own = {"service.name": f"fedround-{service}", "service.version": version("fedround"), "service.instance.id": instance}
     own |= {"fedround.participant": instance} if service == "participant" else {}
@@ -68,9 +68,9 @@ def exporters(environ: Mapping[str, str], signal: Literal["traces", "metrics"] =
 
 
 def _check(variable: str, value: str, protocol: str) -> None:
-    """Check what an exporter would only notice when it exports."""
+    """Check a variable that the exporter itself does not check before it exports. Raises `ConfigurationError`."""
     if variable.endswith("_ENDPOINT") and protocol == "http/protobuf" and not wire.is_url(value):
-        raise ConfigurationError(f"{variable}: is no URL: write http://host:4318")
+        raise ConfigurationError(f"{variable}: not a URL: write http://host:4318")
     if variable.endswith(("_CERTIFICATE", "_CLIENT_KEY")):
         try:
             Path(value).open("rb").close()
@@ -91,21 +91,21 @@ def temporality(environ: Mapping[str, str]) -> Temporality:
 
 
 def succeeded(exporter: Any, data: MetricsData) -> bool:
-    """Export metrics, and return whether they arrived."""
+    """Export metrics, and return whether the receiver accepted them."""
     return bool(exporter.export(data) is MetricExportResult.SUCCESS)
 
 
-class Told(SpanExporter):
-    """An exporter that reports the outcome of each batch to `tell`."""
+class ReportingExporter(SpanExporter):
+    """An exporter that reports the outcome of each batch to `report`."""
 
-    def __init__(self, exporter: SpanExporter, tell: Tell) -> None:
+    def __init__(self, exporter: SpanExporter, report: Report) -> None:
         self._exporter = exporter
-        self._tell = tell
+        self._report = report
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """See `SpanExporter`."""
         result = self._exporter.export(spans)
-        self._tell("traces", result is SpanExportResult.SUCCESS)
+        self._report("traces", result is SpanExportResult.SUCCESS)
         return result
 
     def shutdown(self) -> None:
@@ -113,7 +113,7 @@ class Told(SpanExporter):
         self._exporter.shutdown()
 
 
-class Spans(SpanExporter):
+class SpanSender(SpanExporter):
     """Sends spans with `send`. `allow` decides by the name of a span's instrumentation scope whether it is sent."""
 
     def __init__(self, send: Send, allow: Callable[[str], bool]) -> None:
@@ -127,7 +127,7 @@ class Spans(SpanExporter):
         return SpanExportResult.SUCCESS if arrived else SpanExportResult.FAILURE
 
 
-class Points:
+class MetricSender:
     """Sends metrics with `send`."""
 
     def __init__(self, send: Send) -> None:

@@ -1,6 +1,6 @@
-"""Pushes metrics, and traces beside them, as the `OTEL_*` variables say. See `fedround.observability.bridge`.
+"""Export of metrics and traces as the `OTEL_*` variables configure it. `bridge.py` converts the metrics.
 
-Each receiver has a separate thread, so a slow or unreachable one delays nothing else.
+Each receiver of metrics has a separate thread, so a slow or unreachable one delays nothing else.
 """
 
 import asyncio
@@ -12,18 +12,18 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from fedround.common import wire
 from fedround.common.text import redact
 from fedround.errors import ConfigurationError
 from fedround.events import Fact, TelemetrySent
 from fedround.observability.relay import Relay
-from fedround.observability.traces import configured, disabled, tracing
+from fedround.observability.traces import disabled, opentelemetry_setup, tracing
 
 if TYPE_CHECKING:
     from fedround.observability.bridge import Bridge
-    from fedround.observability.metrics.base import Metrics
+    from fedround.observability.telemetry import Telemetry
     from fedround.observability.tracing import Tracing
 
 LOG = logging.getLogger(__name__)
@@ -36,17 +36,8 @@ FLUSH = 2.0
 """Seconds for the last push and the last spans together."""
 COLLECT = 5.0
 """Seconds within which an event loop must return its metrics."""
-KNOWN = ("otlp", "prometheus", "none")
-
-
-class Shown(Protocol):
-    """The telemetry of a service (`Telemetry`)."""
-
-    @property
-    def own(self) -> "Metrics": ...
-
-    @property
-    def observe(self) -> Callable[[Fact], None]: ...
+EXPORTERS = ("otlp", "prometheus", "none")
+"""Values of `OTEL_METRICS_EXPORTER`. A scrape needs no exporter, so `prometheus` has no effect."""
 
 
 class Push:
@@ -57,7 +48,7 @@ class Push:
         bridge: Converts the families to OpenTelemetry data.
         exporter: Sends the data.
         seconds: Seconds between two pushes.
-        tell: Receives the signal, and whether each push arrived.
+        report: Receives the signal, and whether the receiver accepted the push.
     """
 
     def __init__(
@@ -66,22 +57,22 @@ class Push:
         bridge: "Bridge",
         exporter: Any,
         seconds: float,
-        tell: Callable[[str, bool], None],
+        report: Callable[[str, bool], None],
     ) -> None:
         self._collect = collect
         self._bridge = bridge
         self._exporter = exporter
         self._seconds = seconds
-        self._tell = tell
+        self._report = report
         self._loop = _running_loop()
-        """The service's event loop. Metrics change on it, so they are read on it."""
+        """The event loop on which the metrics change and are read; None: they change on the thread that made this object."""
         self._stopped = threading.Event()
         self._last: Any = []
         self._thread = threading.Thread(target=self._run, name="fedround-metrics", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Push once more, and end. Call it on the thread that the metrics change on."""
+        """Start the last push, and end. Call it on the thread on which the metrics change."""
         self._last = self._collected()
         self._stopped.set()
 
@@ -105,15 +96,15 @@ class Push:
             arrived = False
         if arrived:
             self._bridge.arrived()
-        self._tell("metrics", arrived)
+        self._report("metrics", arrived)
 
     def _collected(self) -> Any:
         return list(self._collect())
 
     def _on_loop(self, loop: asyncio.AbstractEventLoop) -> Any:
-        """Collect on the event loop. Raises `TimeoutError` if it is blocked, or has ended."""
+        """Collect on the event loop. Raises `TimeoutError` if the loop is blocked or closed."""
         found: Future[Any] = Future()
-        with suppress(RuntimeError):  # it was closed
+        with suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(lambda: found.set_result(self._collected()))
         return found.result(COLLECT)
 
@@ -126,7 +117,7 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 class Exports:
-    """The telemetry that a process exports. `tracing`: its spans; None: it makes none."""
+    """The exports of a process. `tracing`: its traces; None: it makes none."""
 
     tracing: "Tracing | None" = None
 
@@ -137,35 +128,38 @@ class Exports:
         self._pushes: list[Push] = []
         self._observe: Callable[[Fact], None] | None = None
 
-    def show(self, service: str, shown: Shown) -> None:
-        """Push one service's metrics from now on. The first service counts all pushes. Raises `ConfigurationError`."""
-        self._observe = self._observe or shown.observe
-        to_otlp = pushed(os.environ)
-        if not to_otlp and self._relay is None:
+    def add(self, service: str, telemetry: "Telemetry") -> None:
+        """Export the metrics of one service from now on. Raises `ConfigurationError`.
+
+        The metrics of the first service count the pushes of all.
+        """
+        self._observe = self._observe or telemetry.observe
+        otlp_wanted = pushes_metrics(os.environ)
+        if not otlp_wanted and self._relay is None:
             return
-        with configured():
+        with opentelemetry_setup():
             from fedround.observability import otlp
             from fedround.observability.bridge import Bridge
 
             resource = otlp.resource(service, self._instance, part=service != self._service)
-            start, collect = time.time_ns(), shown.own.registry.collect
-            for exporter in otlp.exporters(os.environ, "metrics") if to_otlp else []:
+            start, collect = time.time_ns(), telemetry.metrics.registry.collect
+            for exporter in otlp.exporters(os.environ, "metrics") if otlp_wanted else []:
                 bridge = Bridge(resource, start, otlp.temporality(os.environ))
                 self._add(collect, bridge, exporter, interval(os.environ, INTERVAL))
             if self._relay is not None:
                 bridge = Bridge(resource, start, allow=self._relay.allow)
-                self._add(collect, bridge, otlp.Points(self._relay.sender()), interval(os.environ, RELAY_INTERVAL))
+                self._add(collect, bridge, otlp.MetricSender(self._relay.sender()), interval(os.environ, RELAY_INTERVAL))
 
     def _add(self, collect: Callable[[], Any], bridge: "Bridge", exporter: Any, seconds: float) -> None:
-        self._pushes.append(Push(collect, bridge, exporter, seconds, self.tell))
+        self._pushes.append(Push(collect, bridge, exporter, seconds, self.report))
 
-    def tell(self, signal: str, arrived: bool) -> None:
-        """Report whether data of a signal arrived."""
+    def report(self, signal: str, arrived: bool) -> None:
+        """Emit a fact: whether the receiver accepted data of a signal."""
         if self._observe is not None:
             self._observe(TelemetrySent(signal, arrived))
 
     def stop(self) -> None:
-        """Start the last push of each."""
+        """Start the last push to each receiver."""
         for push in self._pushes:
             push.stop()
 
@@ -178,15 +172,24 @@ class Exports:
 
 @contextmanager
 def exporting(service: str, instance: str, *, heartbeats: bool = True, relay: Relay | None = None) -> Iterator[Exports]:
-    """Export this process's telemetry as the `OTEL_*` variables say. Without an exporter nothing is imported.
+    """Export the telemetry of this process within the block, as the `OTEL_*` variables configure it.
 
-    At the end unsent data has `FLUSH` seconds. Raises `ConfigurationError`.
+    Without an exporter, OpenTelemetry is not imported. At the end, unsent data has `FLUSH` seconds to arrive.
+
+    Args:
+        service: participant, coordinator, aggregator or platform.
+        instance: Name of this instance of the service.
+        heartbeats: Whether a heartbeat outside of rounds makes a trace.
+        relay: A participant's connection to its coordinator, which receives metrics and traces too.
+
+    Raises:
+        ConfigurationError: A variable is invalid, or an exporter is not installed.
     """
     relay = None if disabled(os.environ) else relay
     exports = Exports(service, instance, relay)
     began = 0.0
     try:
-        with tracing(service, instance, heartbeats=heartbeats, relay=relay, tell=exports.tell) as exports.tracing:
+        with tracing(service, instance, heartbeats=heartbeats, relay=relay, report=exports.report) as exports.tracing:
             try:
                 yield exports
             finally:
@@ -196,13 +199,13 @@ def exporting(service: str, instance: str, *, heartbeats: bool = True, relay: Re
         exports.join(FLUSH - (time.monotonic() - began))
 
 
-def pushed(environ: Mapping[str, str]) -> bool:
+def pushes_metrics(environ: Mapping[str, str]) -> bool:
     """Return whether to push metrics by OTLP. Raises `ConfigurationError`."""
     value = environ.get("OTEL_METRICS_EXPORTER", "")
     names = [name.strip().lower() for name in value.split(",") if name.strip()]
-    if unknown := [name for name in names if name not in KNOWN]:
+    if unknown := [name for name in names if name not in EXPORTERS]:
         raise ConfigurationError(
-            f"OTEL_METRICS_EXPORTER: there is no exporter {wire.one_line(unknown[0])}: write {', '.join(KNOWN)}"
+            f"OTEL_METRICS_EXPORTER: there is no exporter {wire.one_line(unknown[0])}: write {', '.join(EXPORTERS)}"
         )
     return "otlp" in names and not disabled(environ)
 

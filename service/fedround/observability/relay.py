@@ -1,4 +1,4 @@
-"""A participant's pushes of traces and metrics through its coordinator: what it sends, and over which connection."""
+"""A participant's connection for pushing traces and metrics to its coordinator, which relays them to a collector."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ class Relay:
     allow_scope: Callable[[str], bool]
 
     def sender(self) -> Callable[[str, bytes], bool]:
-        """Return a function that sends one signal's messages. It raises nothing, and logs the start and the end of an outage."""
+        """Return a function that sends the messages of one signal. It logs the start and the end of an outage, and never raises."""
         failing = False
 
         def send(path: str, body: bytes) -> bool:

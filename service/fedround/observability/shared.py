@@ -1,4 +1,4 @@
-"""A rendering that all requests share, so that many open pages, or many unauthenticated clients, cost no more than a few."""
+"""Renderings that all requests share: many open pages or unauthenticated clients cost no more than a few."""
 
 import time
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from fedround.http.budgets import Buckets
 T = TypeVar("T")
 
 RATE, BURST = 4.0, 8.0
-"""Renderings per second, and in a burst. Beyond that, requests get the last one, which is at most a quarter of a second old."""
+"""Maximum renderings per second, and in a burst. Further requests get the last rendering."""
 
 
 class Shared(Generic[T]):

@@ -1,13 +1,11 @@
-"""Checks OTLP messages from participants, and stamps them with the authenticated name of the sender. Only this file reads them.
+"""The check of participants' OTLP messages, which also stamps each with the name of its sender. No I/O, no clock.
 
 1. The size of a message, also decompressed, and its number of data points or spans are bounded.
-2. Only metrics of participants are accepted, by name. A participant cannot report for the coordinator, or for any other service.
-3. The resource is replaced, except for its version. Its name is the authenticated identity of the sender.
-4. Labels that name a service or a participant are removed; `fedround_participant_info` names the sender.
-5. Data points get the time of their arrival, so a wrong clock does not harm the collector.
-6. Inconsistent messages are rejected here: a collector would reject them together with the other messages of a batch.
-
-No I/O, no clock.
+2. A message may contain only metrics of participants, by name: a participant cannot report for another service.
+3. The resource is replaced, except for the version. The new resource has the authenticated identity of the sender.
+4. Labels that name a service or a participant are removed. `fedround_participant_info` gets the name of the sender.
+5. Data points get the time of their arrival, so that a wrong clock does not harm the collector.
+6. An inconsistent message is rejected. Otherwise the collector would reject it together with the rest of its batch.
 """
 
 import math
@@ -36,11 +34,11 @@ METRIC = re.compile(
     r"(fedround_(participant|http|telemetry)|http_client|process|python)_[a-z0-9_]{1,100}|fedround_(build|run)_info"
 )
 LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,63}")
-OURS = frozenset(
+IDENTITY_LABELS = frozenset(
     {"participant", "job", "instance", "fedround.participant", "service.name", "service.namespace", "service.instance.id"}
 )
-NAMING = "fedround_participant_info"
-"""The metric whose label `name` names the participant."""
+INFO = "fedround_participant_info"
+"""The metric whose label `name` is the participant's name."""
 SERVICE = "fedround-participant"
 M = TypeVar("M", ExportMetricsServiceRequest, ExportTraceServiceRequest)
 
@@ -53,7 +51,7 @@ class Stamped(NamedTuple):
 
 
 def inflated(body: bytes | bytearray, encoding: str) -> bytes:
-    """Return a body decoded from its content encoding. Raises `BadTelemetry` or `TooLarge`."""
+    """Return a body without its content encoding. Raises `BadTelemetry` or `TooLarge`."""
     if encoding in ("", "identity"):
         return bytes(body)
     if encoding != "gzip":
@@ -71,12 +69,22 @@ def inflated(body: bytes | bytearray, encoding: str) -> bytes:
 
 
 def stamped(path: str, body: bytes, name: str, now: int) -> Stamped:
-    """Check a message, and stamp it with its sender's name. `now`: Unix time in nanoseconds. Raises `BadTelemetry`."""
+    """Check a message, and stamp it with the name of its sender.
+
+    Args:
+        path: The path of its signal: `wire.OTLP_METRICS` or `wire.OTLP_TRACES`.
+        body: The message.
+        name: The authenticated name of the sender.
+        now: Unix time in nanoseconds.
+
+    Raises:
+        BadTelemetry: The message breaks a rule.
+    """
     return _metrics(body, name, now) if path == wire.OTLP_METRICS else _spans(body, name)
 
 
 def _metrics(body: bytes, name: str, now: int) -> Stamped:
-    request = _parsed(ExportMetricsServiceRequest, body)
+    request = _parse(ExportMetricsServiceRequest, body)
     series: dict[int, int] = {}
     items = 0
     for of_resource in request.resource_metrics:
@@ -86,10 +94,10 @@ def _metrics(body: bytes, name: str, now: int) -> Stamped:
             for metric in scope.metrics:
                 points = _points(metric)
                 items += len(points) + sum(len(point.exemplars) for point in points)
-                _few(items)
+                _check_items(items)
                 for point in points:
-                    labels = _labels(point, now, {"name": name} if metric.name == NAMING else {})
-                    series[hash((metric.name, labels))] = _width(metric, point)
+                    labels = _labels(point, now, {"name": name} if metric.name == INFO else {})
+                    series[hash((metric.name, labels))] = _series_of(metric, point)
     return Stamped(request.SerializeToString(), series)
 
 
@@ -109,26 +117,26 @@ def _points(metric: Metric) -> Sequence[Any]:
 
 
 def _labels(point: Any, now: int, stamp: dict[str, str]) -> frozenset[tuple[str, str]]:
-    """Check the labels of a data point, remove those that name a sender, and set those of `stamp`."""
-    kept = {each.key: each.value.string_value for each in point.attributes if each.key not in OURS} | stamp
-    if len(kept) > MAX_LABELS:
+    """Check a data point, remove the labels that name a sender, and add those of `stamp`. Return the labels."""
+    labels = {each.key: each.value.string_value for each in point.attributes if each.key not in IDENTITY_LABELS} | stamp
+    if len(labels) > MAX_LABELS:
         raise BadTelemetry(f"a data point has {MAX_LABELS} labels at most")
     for each in point.attributes:
-        if LABEL.fullmatch(each.key) is None and each.key not in OURS:
+        if LABEL.fullmatch(each.key) is None and each.key not in IDENTITY_LABELS:
             raise BadTelemetry(f"{wire.one_line(each.key[:100])!r} is not a valid label name")
         if each.value.WhichOneof("value") != "string_value" or len(each.value.string_value) > MAX_TEXT:
             raise BadTelemetry(f"a label is a text of at most {MAX_TEXT} characters")
-    _set(point.attributes, kept)
+    _set_attributes(point.attributes, labels)
     point.time_unix_nano = now
     point.start_time_unix_nano = min(point.start_time_unix_nano, now)
     for exemplar in point.exemplars:
         exemplar.ClearField("filtered_attributes")
         exemplar.time_unix_nano = min(exemplar.time_unix_nano, now)
         _check_ids((exemplar.trace_id, 16, True), (exemplar.span_id, 8, True))
-    return frozenset(kept.items())
+    return frozenset(labels.items())
 
 
-def _width(metric: Metric, point: Any) -> int:
+def _series_of(metric: Metric, point: Any) -> int:
     """Return the number of series of a data point. Raises `BadTelemetry` for an invalid histogram."""
     if metric.WhichOneof("data") != "histogram":
         return 1
@@ -140,23 +148,23 @@ def _width(metric: Metric, point: Any) -> int:
 
 
 def _spans(body: bytes, name: str) -> Stamped:
-    request = _parsed(ExportTraceServiceRequest, body)
+    request = _parse(ExportTraceServiceRequest, body)
     items = 0
     for of_resource in request.resource_spans:
         _stamp(of_resource, name)
         for scope in of_resource.scope_spans:
             scope.scope.ClearField("attributes")
             items += len(scope.spans)
-            _few(items)
+            _check_items(items)
             for span in scope.spans:
                 _check_ids((span.trace_id, 16, False), (span.span_id, 8, False), (span.parent_span_id, 8, True))
-                own = [each for each in span.attributes if each.key not in OURS]
+                own = [each for each in span.attributes if each.key not in IDENTITY_LABELS]
                 span.ClearField("attributes")
                 span.attributes.extend(own)
     return Stamped(request.SerializeToString(), {})
 
 
-def _parsed(kind: type[M], body: bytes) -> M:
+def _parse(kind: type[M], body: bytes) -> M:
     request = kind()
     try:
         request.ParseFromString(body)
@@ -169,15 +177,15 @@ def _parsed(kind: type[M], body: bytes) -> M:
 def _stamp(of_resource: Any, name: str) -> None:
     """Replace the resource by one with the sender's name."""
     claimed = {each.key: each.value.string_value for each in of_resource.resource.attributes}
-    whose = {"service.name": SERVICE, "service.instance.id": name, "fedround.participant": name}
+    attributes = {"service.name": SERVICE, "service.instance.id": name, "fedround.participant": name}
     if version := claimed.get("service.version", "")[:MAX_TEXT]:
-        whose["service.version"] = version
+        attributes["service.version"] = version
     of_resource.ClearField("schema_url")
     of_resource.resource.Clear()
-    _set(of_resource.resource.attributes, whose)
+    _set_attributes(of_resource.resource.attributes, attributes)
 
 
-def _set(attributes: Any, values: Mapping[str, str]) -> None:
+def _set_attributes(attributes: Any, values: Mapping[str, str]) -> None:
     del attributes[:]
     attributes.extend(KeyValue(key=key, value=AnyValue(string_value=value)) for key, value in values.items())
 
@@ -188,6 +196,6 @@ def _check_ids(*ids: tuple[bytes, int, bool]) -> None:
         raise BadTelemetry("a trace id has 16 bytes, a span id has 8")
 
 
-def _few(items: int) -> None:
+def _check_items(items: int) -> None:
     if items > MAX_ITEMS:
         raise BadTelemetry(f"a message has at most {MAX_ITEMS} data points, exemplars or spans", status=413)

@@ -1,4 +1,4 @@
-"""The observers of a service together: log, metrics and traces of the same facts."""
+"""The observers of a service: its log, its metrics and its traces."""
 
 import socket
 from collections.abc import Callable, Iterable
@@ -19,10 +19,10 @@ class Telemetry:
     """The observers of a service.
 
     Args:
-        metrics: Creates the metrics.
-        others: Observers that run before the log, so that a state which the log reports is already visible.
-        tracing: The spans of the process.
-        keep_log: See `LogObserver`.
+        metrics: The class of the metrics.
+        others: Observers that run before the log, so that probes already show a state that the log reports.
+        tracing: The traces of the process; None: it makes none.
+        keep_log: The argument `keep` of `LogObserver`.
     """
 
     def __init__(
@@ -33,13 +33,13 @@ class Telemetry:
         *,
         keep_log: bool = False,
     ) -> None:
-        self.own = own = metrics(exemplar=tracing.ids) if tracing else metrics()
+        self.metrics = metrics(exemplar=tracing.ids) if tracing else metrics()
         first, last = ([tracing.before], [tracing.after]) if tracing else ([], [])
-        # Between `before` and `after` a fact's span is current, so its exemplar and its log line have its id.
+        # `before` starts the span of a fact and `after` ends it, so the exemplar and the log line in between have its id.
         self.log = LogObserver(keep=keep_log)
-        self.observe = Observers([*first, *others, own, self.log, *last])
-        self.scrape = own.scrape
-        self.show = own.show
+        self.observe = Observers([*first, *others, self.metrics, self.log, *last])
+        self.scrape = self.metrics.scrape
+        self.show = self.metrics.show
         self.client = tracing.client if tracing else None
         self.server = tracing.server if tracing else None
         self.round_context = tracing.round_context if tracing else dict

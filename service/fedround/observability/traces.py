@@ -1,4 +1,4 @@
-"""Turns on traces as the `OTEL_*` variables say. OpenTelemetry is imported only if a process makes traces."""
+"""The setup of traces from the `OTEL_*` variables. It imports OpenTelemetry only if the process makes traces."""
 
 import logging
 import os
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-COMPLAIN_EVERY = 60.0
-"""Seconds between two lines about the same problem: a failing exporter fails again and again."""
+WARN_EVERY = 60.0
+"""Seconds between two lines about the same problem."""
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
-def traced(environ: Mapping[str, str]) -> bool:
+def traces_enabled(environ: Mapping[str, str]) -> bool:
     """Return whether the variables turn on traces, by naming an exporter or an endpoint."""
     exporter = environ.get("OTEL_TRACES_EXPORTER", "").strip().lower()
     wanted = exporter != "none" if exporter else any(environ.get(name) for name in ENDPOINTS)
@@ -41,24 +41,27 @@ def tracing(
     *,
     heartbeats: bool = True,
     relay: Relay | None = None,
-    tell: Callable[[str, bool], None] = lambda _signal, _arrived: None,
+    report: Callable[[str, bool], None] = lambda _signal, _arrived: None,
 ) -> Iterator["Tracing | None"]:
-    """Make traces as the `OTEL_*` variables say, within the block. If they are off, yield None and import nothing.
+    """Make traces within the block, as the `OTEL_*` variables configure them. Yield None if traces are off.
 
-    `relay` receives the spans too. `tell` receives whether they arrived. At the end unsent spans have 2 s.
-    Raises `ConfigurationError`.
+    `relay` receives the spans too. `report` receives "traces", and whether a receiver accepted a batch. See `pushes.exporting` for
+    the other arguments. At the end, unsent spans have 2 s to arrive.
+
+    Raises:
+        ConfigurationError: A variable is invalid, or an exporter is not installed.
     """
-    if not traced(os.environ) and relay is None:
+    if not traces_enabled(os.environ) and relay is None:
         yield None
         return
-    with configured():
-        from fedround.observability.otlp import Spans, Told, exporters
+    with opentelemetry_setup():
+        from fedround.observability.otlp import ReportingExporter, SpanSender, exporters
         from fedround.observability.tracing import Tracing
 
-        to = exporters(os.environ) if traced(os.environ) else []
-        to += [Spans(relay.sender(), relay.allow_scope)] if relay else []
-        found = Tracing(service, instance, [Told(exporter, tell) for exporter in to], heartbeats=heartbeats)
-    found.serve_user_code()
+        to = exporters(os.environ) if traces_enabled(os.environ) else []
+        to += [SpanSender(relay.sender(), relay.allow_scope)] if relay else []
+        found = Tracing(service, instance, [ReportingExporter(exporter, report) for exporter in to], heartbeats=heartbeats)
+    found.set_global()
     logs.correlate(found.ids)
     try:
         yield found
@@ -67,23 +70,23 @@ def tracing(
 
 
 @contextmanager
-def configured() -> Iterator[None]:
-    """Import and set up OpenTelemetry in the block: it reads its variables in both steps. Raises `ConfigurationError`."""
-    complain_shortly()
+def opentelemetry_setup() -> Iterator[None]:
+    """Shorten OpenTelemetry's warnings, and raise `ConfigurationError` for its errors, in a block that imports and sets it up."""
+    shorten_warnings()
     try:
         yield
     except ValueError as error:
         raise ConfigurationError(f"OTEL_*: {wire.one_line(redact(_named(str(error), os.environ)))}") from error
 
 
-def complain_shortly() -> None:
-    """Log OpenTelemetry's warnings as single lines without a traceback, each at most once in `COMPLAIN_EVERY` seconds."""
+def shorten_warnings() -> None:
+    """Log OpenTelemetry's warnings as single lines without a traceback, each at most once in `WARN_EVERY` seconds."""
     library = logging.getLogger("opentelemetry")
-    library.handlers, library.propagate = [_Complaints()], False
+    library.handlers, library.propagate = [_ShortWarnings()], False
 
 
 def _named(problem: str, environ: Mapping[str, str]) -> str:
-    """Return a problem and the variables that may cause it: it repeats their value, or contains part of their name."""
+    """Return a problem with the variables that may cause it: the problem contains their value, or part of their name."""
     set_ = {name: value for name, value in sorted(environ.items()) if name.startswith("OTEL_") and value}
     if any(name in problem for name in set_):
         return problem
@@ -91,8 +94,8 @@ def _named(problem: str, environ: Mapping[str, str]) -> str:
     return f"{problem} ({', '.join(names)})"
 
 
-class _Complaints(logging.Handler):
-    """Logs the SDK's warnings: see `complain_shortly`."""
+class _ShortWarnings(logging.Handler):
+    """Logs the SDK's warnings: see `shorten_warnings`."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -102,6 +105,6 @@ class _Complaints(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         line = record.name, record.lineno
         if record.created >= self._next.get(line, 0.0):
-            self._next[line] = record.created + COMPLAIN_EVERY
+            self._next[line] = record.created + WARN_EVERY
             signal = "metrics" if "metric" in record.name else "traces"
             LOG.warning("%s: %s", signal, redact(record.getMessage())[:200])

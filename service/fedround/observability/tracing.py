@@ -1,7 +1,9 @@
 """Traces: one per round across coordinator, participants and aggregator, and one per request outside of rounds.
 
-Imported only if a process makes traces. The SDK reads its own `OTEL_*` variables. HTTP spans are made here. The instrumentations of
-httpx and ASGI would record whole URLs, which contain ids and tokens, and take longer than a small request itself.
+Import this module only if the process makes traces: it imports OpenTelemetry, whose SDK reads its own `OTEL_*` variables.
+
+This module makes the HTTP spans itself. OpenTelemetry's instrumentations of httpx and ASGI would record whole URLs, which contain
+ids and tokens, and would take longer than a small request itself.
 """
 
 import os
@@ -32,7 +34,7 @@ ROUND = "fedround.round"
 REGISTER = "fedround.register"
 LEDGER = "/books/ledger"
 MAX_CHILDREN = 100
-"""Maximum selected participants whose spans join the coordinator's trace. With more, each has a separate, linked trace."""
+"""Maximum number of selected participants whose spans join the coordinator's trace. With more, each has its own, linked trace."""
 REGISTER_SECONDS = 60.0
 """Seconds after which a trace of failing registrations ends and the next one begins."""
 
@@ -43,7 +45,7 @@ _LONG_HEX = re.compile("[0-9a-fA-F]{9,}")
 
 
 class Tracing:
-    """The spans of a process. `before` and `after` are observers, which run before and after all others.
+    """The spans of a process. `before` and `after` are observers: they run before and after all others.
 
     Args:
         service: participant, coordinator, aggregator or platform.
@@ -55,7 +57,7 @@ class Tracing:
     def __init__(self, service: str, instance: str, exporters: list[SpanExporter], *, heartbeats: bool = True) -> None:
         self._ids = _Ids()
         self._train: int | None = None
-        """Id reserved for the span of the next training."""
+        """The reserved id of the next `train` span, which the worker already uses as a parent."""
         self._provider = TracerProvider(resource=resource(service, instance), shutdown_on_exit=False, id_generator=self._ids)
         for exporter in exporters:
             self._provider.add_span_processor(BatchSpanProcessor(exporter))
@@ -72,15 +74,16 @@ class Tracing:
         self._failed: dict[tuple[str, str], int] = {}
         """Consecutive failures, by method and path."""
 
-    def serve_user_code(self) -> None:
-        """Make this the process's tracer provider, so that spans of training code join the round's trace."""
+    def set_global(self) -> None:
+        """Make this the global tracer provider, so that spans of training code join the round's trace."""
         trace.set_tracer_provider(self._provider)
 
     def close(self, within: float = 2.0) -> None:
-        """Send the remaining spans, for at most `within` seconds. The SDK's own time-outs fail if the receiver does not respond."""
+        """Send the remaining spans, for at most `within` seconds."""
         for span in (self._round, self._registering):
             if span is not None:
                 span.end()
+        # On a thread, because the SDK does not keep its time-outs if the receiver does not respond.
         flushing = threading.Thread(target=self._provider.shutdown, name="fedround-traces", daemon=True)
         flushing.start()
         flushing.join(within)
@@ -104,12 +107,12 @@ class Tracing:
         finally:
             context.detach(token)
 
-    def enter(self, run: str, name: str) -> None:
+    def set_run(self, run: str, name: str) -> None:
         """Make all spans part of this run from now on."""
         self._run.attributes = {"fedround.run.id": run, "fedround.run.name": name} if run else {}
 
     def train_context(self) -> str | None:
-        """Return the context of the next training's span, as `traceparent` for the worker."""
+        """Return the context of the next `train` span, as `traceparent` for the worker."""
         if self._round is None:
             return None
         found, self._train = self._round.get_span_context(), self._ids.generate_span_id()
@@ -117,7 +120,7 @@ class Tracing:
         return f"00-{ids}-{found.trace_flags:02x}"
 
     def round_context(self) -> dict[str, str]:
-        """Return the context of the coordinator's open round, by its name in the protocol: a parent, or a link."""
+        """Return the context of the coordinator's round as a field of the protocol: `traceparent`, or `tracelink`."""
         if self._round is None:
             return {}
         carrier: dict[str, str] = {}
@@ -130,9 +133,9 @@ class Tracing:
         """Start the spans that `fact` starts."""
         match fact:
             case events.RunStarted(run, name):
-                self.enter(run, name)
+                self.set_run(run, name)
             case events.RoundJoined(number, _, traceparent, tracelink, run, name):
-                self.enter(run, name)
+                self.set_run(run, name)
                 self._begin_round(number, _remote(traceparent), _remote(tracelink))
             case events.AttemptOpened(number):
                 self._begin_round(number)
@@ -140,12 +143,12 @@ class Tracing:
                 self._selected += len(ids)
             case events.PhaseBegan(_, phase, ago):
                 if phase == "train":
-                    self._ids.promised, self._train = self._train, None
+                    self._ids.reserved, self._train = self._train, None
                 span = self._tracer.start_span(phase, self._parent(), start_time=_time(ago))
                 self._open_phases().append((span, context.attach(trace.set_span_in_context(span))))
 
     def after(self, fact: Fact) -> None:
-        """Set the attributes that `fact` has, and end the spans that it ends."""
+        """Set the attributes from `fact`, and end the spans that it ends."""
         match fact:
             case events.PhaseEnded(_, "confirm", seconds):
                 self._tracer.start_span("confirm", self._parent(), start_time=_time(seconds)).end()
@@ -205,14 +208,14 @@ class Tracing:
             span.end()
 
     def _open_phases(self) -> list[tuple[Span, Token[Context]]]:
-        # Per thread: a phase begins and ends on one thread.
+        # A phase begins and ends on one thread.
         if not hasattr(self._phases, "open"):
             self._phases.open = []
         phases: list[tuple[Span, Token[Context]]] = self._phases.open
         return phases
 
     def _parent(self) -> Context:
-        """Return this thread's current span, or else the round's, as parent."""
+        """Return the context of this thread's current span, or else of the round's span."""
         if trace.get_current_span().get_span_context().is_valid:
             return context.get_current()
         return NONE if self._round is None else trace.set_span_in_context(self._round)
@@ -253,7 +256,7 @@ class Tracing:
 
     @contextmanager
     def server(self, method: str, path: str, headers: Mapping[str, str]) -> Iterator["ServerSpan"]:
-        """Open the span of a request that this process serves. Relayed telemetry has none: its spans would be relayed too."""
+        """Open the span of a request that this process serves. Pushes of telemetry have none: each would cause another push."""
         if path in wire.OTLP:
             yield ServerSpan(trace.INVALID_SPAN, method)
             return
@@ -280,11 +283,13 @@ class _RunAttributes(SpanProcessor):
 
 
 class _Ids(IdGenerator, threading.local):
-    """Ids from the system's random numbers. The SDK uses `random`, which training code may seed. Then all participants would have
-    the same ids, and each span would change training code's random numbers.
+    """Ids from the system's random numbers.
+
+    The SDK uses the module `random`, which training code may seed. Then all participants would have the same ids, and each span
+    would change the random numbers of training code.
     """
 
-    promised: int | None = None
+    reserved: int | None = None
     """Reserved id of this thread's next span."""
     _random = SystemRandom()
 
@@ -294,8 +299,8 @@ class _Ids(IdGenerator, threading.local):
 
     def generate_span_id(self) -> int:
         """Return the reserved id, or one from 1 to 2**64 - 1."""
-        promised, self.promised = self.promised, None
-        return promised or self._random.randrange(1, 1 << 64)
+        reserved, self.reserved = self.reserved, None
+        return reserved or self._random.randrange(1, 1 << 64)
 
     def is_trace_id_random(self) -> bool:
         """Return True, so that samplers use the id."""
@@ -303,7 +308,7 @@ class _Ids(IdGenerator, threading.local):
 
 
 class ClientSpan:
-    """The span of a sent request. Send it with `headers`."""
+    """The span of a request that this process sends, with `headers`."""
 
     def __init__(self, span: Span, headers: Mapping[str, str]) -> None:
         self._span = span
@@ -311,7 +316,7 @@ class ClientSpan:
         self.status: int | None = None
 
     def answered(self, status: int) -> None:
-        """Note the status of the response."""
+        """Set the status of the response."""
         self.status = status
         self._span.set_attribute("http.response.status_code", status)
         _failed(self._span, str(status) if status >= 400 else "")
@@ -325,7 +330,7 @@ class ServerSpan:
         self._method = method
 
     def answered(self, route: str, status: int | None) -> None:
-        """Note the response; without a status the connection was cut. Only a server error is an error of the span."""
+        """Set the route and the status; None: the connection closed before. Only a server error is an error of the span."""
         if route:
             self._span.update_name(f"{self._method} {route}")
             self._span.set_attribute("http.route", route)

@@ -15,7 +15,7 @@ def serve_participant(settings: ParticipantSettings) -> int:
         FedroundError: See `fedround.errors` for the classes and their exit codes.
     """
     settings = named(settings)
-    logs.describe(participant=settings.name)
+    logs.add_fields(participant=settings.name)
     if settings.isolation is Isolation.THREAD:
         from fedround.participant.inside import serve_inside
 

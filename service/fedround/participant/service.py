@@ -83,7 +83,7 @@ def serve(settings: ParticipantSettings, trainer: ServiceTrainer, around: RunCon
         traces = exports.tracing
         metrics = partial(ParticipantMetrics, name=settings.name, local_values=settings.ops_token is not None)
         telemetry = Telemetry(metrics, [observer, current], traces, keep_log=not isolated)
-        exports.show("participant", telemetry)
+        exports.add("participant", telemetry)
         trainer.attach(telemetry.observe, traces.train_context if traces else lambda: None)
         opts = {name: getattr(settings, name) for name in ("heartbeat_period", *Options.__annotations__) if hasattr(settings, name)}
         terms = Terms(

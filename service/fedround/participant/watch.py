@@ -52,7 +52,7 @@ class StatusObserver:
             case events.ContactMade():
                 self._contact = self._clock()
                 if self._state.state in (State.WAITING, State.TRAINING, State.CONFIRMING):
-                    self._health.fine("coordinator", within=self._within)
+                    self._health.clear("coordinator", within=self._within)
             case events.ContactLost(reason) if self._state.state != State.FINISHED:
                 self._health.fault("coordinator", f"no contact with the coordinator: {reason}")
             case events.TransferLost(reason):
@@ -60,23 +60,23 @@ class StatusObserver:
                 if fact.intercepted:
                     self._health.fault("aggregator", reason)
             case events.WorkerReady():
-                self._health.fine("training")
+                self._health.clear("training")
             case events.WorkerEnded("unusable", reason):
                 self._health.fault("training", f"the training process {reason}")
             case events.RoundEnded(outcome=outcome):
                 self._rounds[outcome] = self._rounds.get(outcome, 0) + 1
                 if outcome in DELIVERED:
                     self._trouble = ""
-                    self._health.fine("aggregator")
+                    self._health.clear("aggregator")
 
     def _state_changed(self, fact: events.StateChanged) -> None:
         former, self._state = self._state.state, fact
         if fact.state == State.REGISTERING:
             self._health.fault("coordinator", "not registered")
         elif fact.state == State.FINISHED:
-            self._health.fine("coordinator")
+            self._health.clear("coordinator")
         elif former in (State.REGISTERING, State.FINISHED):
-            self._health.fine("coordinator", within=self._within)
+            self._health.clear("coordinator", within=self._within)
         if fact.draining or fact.state == State.STOPPED:
             self._health.fault("process", STOPPING)
 

@@ -168,9 +168,9 @@ class Worker:
         serial, model = message["serial"], Model(memories.pop())
         run = Run.decode(message["run"])
         if run is not None:
-            logs.describe(run=run.name, run_id=run.id)
+            logs.add_fields(run=run.name, run_id=run.id)
             if spans:
-                spans.enter(run.id, run.name)
+                spans.set_run(run.id, run.name)
         round = Round(message["round"], Shard(*message["shard"]), partial(self._report, serial), run)
         round.cancelled = message["cancelled"]
         self._round = serial, round

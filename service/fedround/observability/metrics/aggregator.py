@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from fedround import events
 from fedround.events import Fact
-from fedround.observability.metrics.base import NOT_KEPT, SIZE, WORK, Metrics
+from fedround.observability.metrics.base import SAVE_FAILURES, SIZE, WORK, Metrics
 from fedround.observability.metrics.evaluation import Evaluations
 from fedround.observability.metrics.http import Connections, Requests
 from fedround.observability.metrics.weights import SOURCES, Weights
@@ -36,7 +36,7 @@ class AggregatorMetrics(Metrics):
             "Time to write a model to the data directory and flush it to disk, in seconds.",
             buckets=WORK,
         )
-        self._not_kept = make(Counter, *NOT_KEPT)
+        self._save_failures = make(Counter, *SAVE_FAILURES)
         self._uploads = make(Gauge, "uploads_in_progress", "Number of updates that are being received.")
         self._dominated = make(
             Counter,
@@ -69,19 +69,19 @@ class AggregatorMetrics(Metrics):
             case events.StateSaved():
                 self.observe(self._checkpoint, fact.seconds)
             case events.SaveFailed():
-                self._not_kept.inc()
+                self._save_failures.inc()
             case events.WeightsMeasured():
-                self._weights.measured(fact)
+                self._weights.update(fact)
                 self._usable.set(not fact.statistics.flaw)
             case events.Dominated():
                 self._dominated.inc()
             case events.ModelEvaluated() | events.EvaluationFailed() | events.EvaluationSkipped():
-                self._evaluations.told(fact)
+                self._evaluations.update(fact)
             case events.RunStarted(id, name):
-                self.entered(id, name)
+                self.set_run(id, name)
             case events.RequestServed():
-                self._requests.served(fact)
+                self._requests.update(fact)
             case events.TelemetrySent():
-                self.sent(fact)
+                self.count_push(fact)
             case events.ConnectionsChanged() | events.ConnectionClosed() | events.RequestThrottled():
-                self._connections.told(fact)
+                self._connections.update(fact)

@@ -1,7 +1,7 @@
 """The base class of all services' Prometheus metrics. Only this package imports prometheus_client.
 
-Label values come from closed sets: never an id, a URL, a token or a round number. Series with known labels start at 0, so that
-`rate()` is correct from the first scrape. Each class registers its metrics in its own registry, or in `registry`.
+The values of labels come from closed sets: never an id, a URL, a token or a round number. Series with known labels start at 0, so
+that `rate()` is correct from the first scrape.
 """
 
 import os
@@ -23,7 +23,7 @@ from fedround.events import Fact
 from fedround.observability.shared import Shared
 
 Labels = Mapping[str, Sequence[str]]
-"""Names of labels, and their values that are known from the start."""
+"""The known values of each label. Each combination is a series from the start."""
 NO_LABELS: Labels = {}
 M = TypeVar("M", Counter, Gauge, Histogram)
 
@@ -34,11 +34,11 @@ REVISION = "FEDROUND_REVISION"
 WORK = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 1800, 3600)
 ROUND = (*WORK, 7200, 14400, 43200)
 SIZE = tuple(10.0**power for power in range(2, 11))
-NOT_KEPT = ("checkpoint_failures_total", "Number of failed writes to the data directory. The service retries every second.")
+SAVE_FAILURES = ("checkpoint_failures_total", "Number of failed writes to the data directory. The service retries every second.")
 
 
 def _check_directory(environ: Mapping[str, str]) -> None:
-    """Check the directory that prometheus_client writes its values to, if the variable names one. The first metric would fail."""
+    """Check the directory to which prometheus_client writes its values, if the variable is set. Raises `ConfigurationError`."""
     directory = environ.get(MULTIPROC)
     if directory is not None and not os.access(directory, os.W_OK | os.X_OK):
         raise ConfigurationError(f"{MULTIPROC}: {directory}: is not a writable directory; unset it, fedround does not need it")
@@ -48,27 +48,26 @@ class Metrics:
     """The metrics of a service.
 
     Args:
-        registry: Where the metrics are registered. Default: a new registry.
-        exemplar: Returns the labels of the current exemplar, or None.
+        registry: The registry to use. Default: a new one.
+        exemplar: Returns the labels of the current exemplar; None without one.
     """
 
     prefix = "fedround_"
-    of_process: tuple[type[ProcessCollector | GCCollector], ...] = (ProcessCollector, GCCollector)
+    process_collectors: tuple[type[ProcessCollector | GCCollector], ...] = (ProcessCollector, GCCollector)
 
     def __init__(
         self, registry: CollectorRegistry | None = None, *, exemplar: Callable[[], dict[str, str] | None] = lambda: None
     ) -> None:
         _check_directory(os.environ)
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # each labelset would be two series
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the number of series
         self.registry = registry or CollectorRegistry()
         self._exemplar = exemplar
         self._scrapes: dict[str, Shared[bytes]] = {}
         self._run = Gauge("fedround_run_info", "Name and id of the current run.", ("run", "run_id"), registry=self.registry)
         build = {"version": version("fedround"), "revision": os.environ.get(REVISION, ""), "python": platform.python_version()}
-        Info("fedround_build", "Version of fedround, commit of its image, and version of Python.", registry=self.registry).info(
-            build
-        )
-        for collector in self.of_process:
+        info = Info("fedround_build", "Version of fedround, commit of its image, and version of Python.", registry=self.registry)
+        info.info(build)
+        for collector in self.process_collectors:
             collector(registry=self.registry)
         outcomes = {"signal": ("metrics", "traces"), "outcome": ("arrived", "failed")}
         help = "Number of OTLP requests that this process sent, by whether the receiver accepted them."
@@ -78,18 +77,18 @@ class Metrics:
         """Update the metrics from `fact`."""
         raise NotImplementedError
 
-    def entered(self, id: str, name: str) -> None:
-        """Show this run as the current one."""
+    def set_run(self, id: str, name: str) -> None:
+        """Set the labels of the current run; an empty `id`: none."""
         self._run.clear()
         if id:
             self._run.labels(name, id).set(1)
 
-    def sent(self, fact: events.TelemetrySent) -> None:
-        """Count a push."""
+    def count_push(self, fact: events.TelemetrySent) -> None:
+        """Count a push of telemetry."""
         self._pushes.labels(fact.signal, "arrived" if fact.arrived else "failed").inc()
 
     def show(self, status: Callable[[], Mapping[str, Any]]) -> None:
-        """Set the gauges from `status` at each scrape."""
+        """Set gauges from `status` at each scrape."""
 
     def scrape(self, accept: str) -> tuple[bytes, str]:
         """Return all metrics in the format that an `Accept` header asks for, and the content type."""
@@ -101,7 +100,7 @@ class Metrics:
     def make(
         self, kind: type[M], name: str, help: str, labels: Labels = NO_LABELS, *, prefix: str | None = None, **options: Any
     ) -> M:
-        """Register a metric, with a series at 0 for each combination of the known values of its labels."""
+        """Register a metric, with a series at 0 for each combination of known label values. `prefix` replaces that of the class."""
         metric = kind((self.prefix if prefix is None else prefix) + name, help, tuple(labels), registry=self.registry, **options)
         for values in product(*labels.values()) if labels else ():
             metric.labels(*values)

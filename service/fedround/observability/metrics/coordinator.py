@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from fedround import events
 from fedround.events import Fact
-from fedround.observability.metrics.base import NOT_KEPT, ROUND, Metrics
+from fedround.observability.metrics.base import ROUND, SAVE_FAILURES, Metrics
 from fedround.observability.metrics.http import Connections, Requests
 from fedround.observability.metrics.silos import families
 
@@ -48,7 +48,7 @@ class CoordinatorMetrics(Metrics):
         self._sat_out = make(
             Counter, "sit_outs_total", "Number of times that a participant had to sit out rounds after consecutive failures."
         )
-        self._not_kept = make(Counter, *NOT_KEPT)
+        self._save_failures = make(Counter, *SAVE_FAILURES)
         signals = ("metrics", "traces")
         self._received = make(
             Counter,
@@ -90,19 +90,49 @@ class CoordinatorMetrics(Metrics):
             case events.TelemetryForwarded():
                 self._forwarded.labels(fact.signal, "arrived" if fact.arrived else "dropped").inc(fact.messages)
             case events.SaveFailed():
-                self._not_kept.inc()
+                self._save_failures.inc()
             case events.RunStarted(id, name):
-                self.entered(id, name)
+                self.set_run(id, name)
             case events.RequestServed():
-                self._requests.served(fact)
+                self._requests.update(fact)
             case events.TelemetrySent():
-                self.sent(fact)
+                self.count_push(fact)
             case events.ConnectionsChanged() | events.ConnectionClosed() | events.RequestThrottled():
-                self._connections.told(fact)
+                self._connections.update(fact)
+
+
+_GAUGES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], float]]] = {
+    "round": ("Number of the current or next round, counted from 0.", lambda status: status["round"]),
+    "rounds_configured": ("Number of the run's last round plus 1; 0: no limit.", lambda status: status["rounds"]),
+    "round_since_timestamp_seconds": ("Time of the first scrape in this round, in Unix time.", lambda status: status["since"]),
+    "round_timeout_seconds": (
+        "Time that selected participants have to upload their updates, in seconds.",
+        lambda status: status["round_timeout"],
+    ),
+    "aggregator_reachable": ("1 if the aggregator responds, 0 if not.", lambda status: status["aggregator_reachable"]),
+    "participants_missing": (
+        "Number of participants that timed out in the last hour and have not returned.",
+        lambda status: len(status["missing"]),
+    ),
+    "participants_sitting_out": (
+        "Number of participants that sit out the current round after consecutive failures.",
+        lambda status: status["sitting_out"],
+    ),
+    "round_failed_attempts": (
+        "Number of attempts of the current round that failed for a lasting reason.",
+        lambda status: status["failed_attempts"],
+    ),
+    "waiting_for_participants": (
+        "1 while there are too few participants to start a round.",
+        lambda status: status["state"].startswith("waiting for participants"),
+    ),
+    "training_complete": ("1 if training is complete, 0 if not.", lambda status: status["state"] == "complete"),
+}
+"""The help of gauges, and their values in a coordinator's status with `since`, the time of the first scrape in the round."""
 
 
 class CoordinatorState(Collector):
-    """The numbers in a coordinator's status."""
+    """The gauges from a coordinator's status."""
 
     def __init__(self, prefix: str, status: Callable[[], Mapping[str, Any]]) -> None:
         self._prefix = prefix
@@ -111,57 +141,27 @@ class CoordinatorState(Collector):
         self._since = 0.0
 
     def collect(self) -> Iterator[Metric]:
-        """Return the current values."""
+        """Yield all families."""
         status = self._status()
         if status["round"] != self._round:
             self._round, self._since = status["round"], time.time()
-        state: str = status["state"]
-        gauges = (
-            ("round", "Number of the current or next round, counted from 0.", status["round"]),
-            ("rounds_configured", "Number of the run's last round plus 1; 0: no limit.", status["rounds"]),
-            ("round_since_timestamp_seconds", "Time of the first scrape in this round, in Unix time.", self._since),
-            (
-                "round_timeout_seconds",
-                "Time that selected participants have to upload their updates, in seconds.",
-                status["round_timeout"],
-            ),
-            ("aggregator_reachable", "1 if the aggregator responds, 0 if not.", status["aggregator_reachable"]),
-            (
-                "participants_missing",
-                "Number of participants that timed out in the last hour and have not returned.",
-                len(status["missing"]),
-            ),
-            (
-                "participants_sitting_out",
-                "Number of participants that sit out the current round after consecutive failures.",
-                status["sitting_out"],
-            ),
-            (
-                "round_failed_attempts",
-                "Number of attempts of the current round that failed for a lasting reason.",
-                status["failed_attempts"],
-            ),
-            (
-                "waiting_for_participants",
-                "1 while there are too few participants to start a round.",
-                state.startswith("waiting for participants"),
-            ),
-            ("training_complete", "1 if training is complete, 0 if not.", state == "complete"),
-        )
-        for name, help, value in gauges:
-            yield GaugeMetricFamily(self._prefix + name, help, value=value)
-        parts = Counts(p["state"] for p in status["participants"])
-        family = GaugeMetricFamily(
-            self._prefix + "participants", "Number of present participants, by their part in the round.", labels=["state"]
-        )
-        for part in ("waiting", "chosen", "selected", "revoking", "done", "ignored"):
-            family.add_metric([part], parts[part])
-        yield family
-        shards = status["shards"] or {"count": 0, "missing": (), "doubled": ()}
+        status = {**status, "since": self._since}
+        for name, (help, value) in _GAUGES.items():
+            yield GaugeMetricFamily(self._prefix + name, help, value=value(status))
+        counts = Counts(participant["state"] for participant in status["participants"])
+        states = ("waiting", "chosen", "selected", "revoking", "done", "ignored")
+        help = "Number of present participants, by their part in the round."
+        yield self._by_state("participants", help, {state: counts[state] for state in states})
+        yield self._shards(status["shards"] or {"count": 0, "missing": (), "doubled": ()})
+        yield from families(self._prefix, status)
+
+    def _shards(self, shards: Mapping[str, Any]) -> Metric:
         missing, doubled = len(shards["missing"]), len(shards["doubled"])
         help = "Number of shards of the shared data set: held by one participant, by several (doubled), or by none (missing)."
-        family = GaugeMetricFamily(self._prefix + "shards", help, labels=["state"])
-        for part, value in (("held", shards["count"] - missing - doubled), ("doubled", doubled), ("missing", missing)):
-            family.add_metric([part], value)
-        yield family
-        yield from families(self._prefix, status)
+        return self._by_state("shards", help, {"held": shards["count"] - missing - doubled, "doubled": doubled, "missing": missing})
+
+    def _by_state(self, name: str, help: str, values: Mapping[str, int]) -> Metric:
+        family = GaugeMetricFamily(self._prefix + name, help, labels=["state"])
+        for state, value in values.items():
+            family.add_metric([state], value)
+        return family

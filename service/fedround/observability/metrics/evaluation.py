@@ -1,4 +1,4 @@
-"""The metrics of the aggregator's evaluation function."""
+"""The metrics of evaluations by the aggregator's function."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from fedround.observability.metrics.base import WORK, Metrics
 
 
 class Evaluations(Collector):
-    """The results, the outcomes and the duration of evaluations. `status` returns the aggregator's status."""
+    """The results, the outcomes and the durations of evaluations. Set `status`, which returns the aggregator's status."""
 
     def __init__(self, metrics: Metrics) -> None:
         self.status: Callable[[], Mapping[str, Any]] = dict
@@ -31,7 +31,8 @@ class Evaluations(Collector):
         )
         metrics.registry.register(self)
 
-    def told(self, fact: Fact) -> None:
+    def update(self, fact: Fact) -> None:
+        """Update the metrics from `fact`."""
         match fact:
             case events.ModelEvaluated():
                 self._outcomes.labels("incomplete" if fact.dropped else "succeeded").inc()

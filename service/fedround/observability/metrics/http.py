@@ -1,4 +1,4 @@
-"""The metrics of HTTP: the requests of clients and servers, and the connections to ports."""
+"""The metrics of HTTP: requests of clients, requests to servers, and connections to ports."""
 
 from typing import Any
 
@@ -10,12 +10,12 @@ from fedround.events import Fact
 from fedround.observability.metrics.base import Metrics
 
 MAX_FAILURES = 16
-"""Number of kinds of responses and failures that become series, besides the known ones."""
+"""Maximum number of series for responses and failures that are not known from the start."""
 OTHER = "_OTHER"
 
 REQUEST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30)
-_ASKED = (0.01, 0.1, 0.5, 2.5, 30)
-"""Few buckets: a federation has many participants. The last bound is longer than any long poll."""
+_CLIENT_REQUEST = (0.01, 0.1, 0.5, 2.5, 30)
+"""Few buckets, because a federation has many participants. The last bound is longer than any long poll."""
 _TRANSFERRED = (1e6, 1e8)
 _ALWAYS = (
     ("GET", wire.RENDEZ_VOUS, "200"),
@@ -23,12 +23,14 @@ _ALWAYS = (
     ("GET", wire.UPDATE, "200"),
     ("POST", wire.UPDATE, "200"),
 )
+"""Series that exist from the start."""
 _SOMETIMES = (("DELETE", wire.LEAVE, "204"), ("GET", wire.START_TRAINING, "200"), ("GET", wire.UPDATE, "304"))
+"""Known series that exist from the first such response."""
 PATHS = tuple(dict.fromkeys(path for _, path, _ in (*_ALWAYS, *_SOMETIMES)))
 
 
 class Exchanges:
-    """The metrics of a participant's HTTP requests, failed ones included. The names are OpenTelemetry's."""
+    """The metrics of a participant's HTTP requests, including failed ones. The names are those of OpenTelemetry."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -39,7 +41,7 @@ class Exchanges:
             "Time from sending a request to reading its response, in seconds, including failed requests.",
             labels,
             prefix="",
-            buckets=_ASKED,
+            buckets=_CLIENT_REQUEST,
         )
         for exchange in _ALWAYS:
             self._duration.labels(*exchange, "")
@@ -50,26 +52,27 @@ class Exchanges:
             Histogram, "http_client_response_body_size_bytes", "Size of responses to downloads and uploads, in bytes.", **sizes
         )
 
-    def ended(self, fact: events.ExchangeEnded) -> None:
-        self._metrics.observe(self._duration.labels(*self._kind(fact)), fact.seconds)
+    def update(self, fact: events.ExchangeEnded) -> None:
+        """Update the metrics from `fact`."""
+        self._metrics.observe(self._duration.labels(*self._labels(fact)), fact.seconds)
         if fact.path == wire.UPDATE:
             if fact.sent:
                 self._sent.labels(fact.path).observe(fact.sent)
             self._received.labels(fact.path).observe(fact.received)
 
-    def _kind(self, fact: events.ExchangeEnded) -> tuple[str, str, str, str]:
-        """Return the labels: the status of a complete response, otherwise the error."""
-        answered = fact.error is None or (fact.status or 0) >= 400
-        kind = (fact.method, fact.path, _text(fact.status) if answered else "", "" if answered else fact.error or "")
-        if kind[:3] not in (*_ALWAYS, *_SOMETIMES) and kind not in self._failures:
+    def _labels(self, fact: events.ExchangeEnded) -> tuple[str, str, str, str]:
+        """Return the values of the labels: with the status of a complete response, otherwise with the error."""
+        complete = fact.error is None or (fact.status or 0) >= 400
+        labels = (fact.method, fact.path, _text(fact.status) if complete else "", "" if complete else fact.error or "")
+        if labels[:3] not in (*_ALWAYS, *_SOMETIMES) and labels not in self._failures:
             if len(self._failures) >= MAX_FAILURES:
                 return fact.method, fact.path, "", OTHER
-            self._failures.add(kind)
-        return kind
+            self._failures.add(labels)
+        return labels
 
 
 class Requests:
-    """The metrics of requests to a server, except probes and scrapes. The name is OpenTelemetry's."""
+    """The metrics of requests to a server, except probes and scrapes. The name is that of OpenTelemetry."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -83,7 +86,8 @@ class Requests:
             buckets=REQUEST,
         )
 
-    def served(self, fact: events.RequestServed) -> None:
+    def update(self, fact: events.RequestServed) -> None:
+        """Update the metrics from `fact`."""
         self._metrics.observe(self._duration.labels(fact.method, fact.route, _text(fact.status)), fact.seconds)
 
 
@@ -102,7 +106,6 @@ class Connections:
             {"port": ports, "reason": ("port_limit", "address_limit", "head", "pipeline", "slow")},
             prefix="fedround_",
         )
-
         self._throttled = metrics.make(
             Counter,
             "http_requests_throttled_total",
@@ -111,7 +114,8 @@ class Connections:
             prefix="fedround_",
         )
 
-    def told(self, fact: Fact) -> None:
+    def update(self, fact: Fact) -> None:
+        """Update the metrics from `fact`."""
         match fact:
             case events.RequestThrottled(port):
                 self._throttled.labels(port).inc()

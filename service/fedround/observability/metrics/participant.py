@@ -12,9 +12,13 @@ from fedround.observability.metrics.http import PATHS, Connections, Exchanges
 from fedround.observability.metrics.weights import SOURCES, Change, Weights
 
 MAX_REPORTED = 20
-"""Number of reported metrics that become series."""
+"""Maximum number of reported metrics that become series."""
 _ROUND = (0.1, 0.5, 2.5, 10, 30, 120, 600, 3600, 43200)
-"""Few buckets: a federation has many participants with many phases each."""
+"""Few buckets, because a federation has many participants with many phases each."""
+_STATES = ["registering", "waiting", "training", "confirming", "finished", "stopped", "draining"]
+_OUTCOMES = ["completed", "evaluated", "unconfirmed", "failed", "refused", "abandoned"]
+_PHASES = ["download", "decode", "train", "encode", "check", "upload"]
+_WORKER_ENDS = ["exited", "killed", "crashed", "cancelled", "failing", "unusable", "lost"]
 
 
 class ParticipantMetrics(Metrics):
@@ -22,40 +26,31 @@ class ParticipantMetrics(Metrics):
 
     Args:
         name: The participant's name, as the coordinator shows it.
-        local_values: Whether to show each weight of a small local model. These are the silo's private data.
+        local_values: Whether to show each weight of a small local model, which is private to the silo.
     """
 
     prefix = "fedround_participant_"
-    of_process = (ProcessCollector,)  # no GC metrics: training, and its garbage collection, runs in another process
+    process_collectors = (ProcessCollector,)  # without the garbage collector: training code runs in another process
 
     def __init__(
         self, registry: CollectorRegistry | None = None, *, name: str = "", local_values: bool = False, **options: Any
     ) -> None:
         super().__init__(registry, **options)
         Info("fedround_participant", "Name of this participant.", registry=self.registry).info({"name": name})
-        states = ["registering", "waiting", "training", "confirming", "finished", "stopped", "draining"]
-        outcomes = {"outcome": ["completed", "evaluated", "unconfirmed", "failed", "refused", "abandoned"]}
-        phases = {"phase": ["download", "decode", "train", "encode", "check", "upload"]}
         make = self.make
-        self._state = Enum(f"{self.prefix}state", "Current state of this participant.", states=states, registry=self.registry)
+        self._state = Enum(f"{self.prefix}state", "Current state of this participant.", states=_STATES, registry=self.registry)
         self._joined = make(Counter, "rounds_joined_total", "Number of rounds this participant joined.")
-        self._rounds = make(Counter, "rounds_total", "Number of rounds that ended for this participant, by outcome.", outcomes)
+        help = "Number of rounds that ended for this participant, by outcome."
+        self._rounds = make(Counter, "rounds_total", help, {"outcome": _OUTCOMES})
         self._round = make(Gauge, "round_number", "Number of the newest round this participant joined, counted from 0.")
         self._in_progress = make(Gauge, "round_in_progress", "1 while this participant takes part in a round.")
         self._completed = make(
             Gauge, "last_round_completed_timestamp_seconds", "Time at which an update was last counted, in Unix time; 0: never."
         )
-        always = {"outcome": ["completed"]}
-        self._duration = make(
-            Histogram, "round_duration_seconds", "Time from selection to the end of the round, in seconds.", always, buckets=_ROUND
-        )
-        self._phase = make(
-            Histogram,
-            "round_phase_duration_seconds",
-            "Time in each phase of a round, in seconds. Each attempt of a transfer is a phase.",
-            phases,
-            buckets=_ROUND,
-        )
+        help = "Time from selection to the end of the round, in seconds."
+        self._duration = make(Histogram, "round_duration_seconds", help, {"outcome": ["completed"]}, buckets=_ROUND)
+        help = "Time in each phase of a round, in seconds. Each attempt of a transfer is a phase."
+        self._phase = make(Histogram, "round_phase_duration_seconds", help, {"phase": _PHASES}, buckets=_ROUND)
         self._retries = make(
             Counter, "retries_total", "Number of retried requests.", {"url_template": PATHS, "reason": ["unreachable"]}
         )
@@ -76,12 +71,8 @@ class ParticipantMetrics(Metrics):
         self._connections = Connections(self, "ops")
         self._samples = make(Counter, "trained_samples_total", "Number of samples that updates were trained on.")
         self._worker = make(Gauge, "worker_up", "1 if the training process is ready, 0 if not.")
-        self._worker_ends = make(
-            Counter,
-            "worker_restarts_total",
-            "Number of restarts of the training process, by the reason why the previous one ended.",
-            {"reason": ["exited", "killed", "crashed", "cancelled", "failing", "unusable", "lost"]},
-        )
+        help = "Number of restarts of the training process, by the reason why the previous one ended."
+        self._worker_ends = make(Counter, "worker_restarts_total", help, {"reason": _WORKER_ENDS})
 
     def __call__(self, fact: Fact) -> None:
         """Update the metrics from `fact`."""
@@ -90,7 +81,7 @@ class ParticipantMetrics(Metrics):
                 self._state.state("draining" if fact.draining and fact.state != "stopped" else fact.state)
             case events.RoundJoined():
                 self._joined.inc(fact.train)
-                self.entered(fact.run_id, fact.run_name)
+                self.set_run(fact.run_id, fact.run_name)
                 self._round.set(fact.round)
                 self._in_progress.set(1)
             case events.PhaseEnded():
@@ -102,7 +93,7 @@ class ParticipantMetrics(Metrics):
                 if fact.outcome == "completed":
                     self._completed.set_to_current_time()
             case events.ExchangeEnded():
-                self._exchanges.ended(fact)
+                self._exchanges.update(fact)
             case events.Retrying():
                 self._retries.labels(fact.path, fact.reason).inc()
             case events.ContactMade():
@@ -113,7 +104,7 @@ class ParticipantMetrics(Metrics):
             case events.Registered():
                 self._registrations.labels(fact.reason).inc()
             case events.WeightsMeasured():
-                self._weights.measured(fact)
+                self._weights.update(fact)
             case events.WorkerReady():
                 self._worker.set(1)
             case events.WorkerEnded():
@@ -123,9 +114,9 @@ class ParticipantMetrics(Metrics):
                 self._samples.inc(fact.samples)
                 self._change.newest = fact.change
             case events.TelemetrySent():
-                self.sent(fact)
+                self.count_push(fact)
             case events.ConnectionsChanged() | events.ConnectionClosed() | events.RequestThrottled():
-                self._connections.told(fact)
+                self._connections.update(fact)
             case events.MetricsReported():
                 for name, value in fact.metrics:
                     if name in self._names or len(self._names) < MAX_REPORTED:

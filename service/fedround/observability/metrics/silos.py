@@ -1,4 +1,4 @@
-"""The coordinator's metrics of each participant, by name."""
+"""The coordinator's metrics about each participant, by its name."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 _FAMILIES: tuple[tuple[type[GaugeMetricFamily | CounterMetricFamily], str, str, str], ...] = (
+    # type, name, label besides `participant`, help
     (GaugeMetricFamily, "up", "", "1 if a participant with this name is present, 0 for one hour after the last one left."),
     (GaugeMetricFamily, "seats", "", "Number of present participants with this name. They share its series."),
     (GaugeMetricFamily, "last_contact_timestamp_seconds", "", "Time of the last contact, in Unix time."),
@@ -41,7 +42,7 @@ _FAMILIES: tuple[tuple[type[GaugeMetricFamily | CounterMetricFamily], str, str, 
 
 
 def families(prefix: str, status: Mapping[str, Any]) -> Iterator[Metric]:
-    """Return all families; without participants they have no samples. `status`: see `coordinator.status.by_name`."""
+    """Yield all families; without participants they have no samples. `status`: the result of `coordinator.status.by_name`."""
     for kind, name, label, help in _FAMILIES:
         family = kind(f"{prefix}participant_{name}", help, labels=["participant", label] if label else ["participant"])
         for silo in status["silos"]:

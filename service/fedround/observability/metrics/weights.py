@@ -1,4 +1,4 @@
-"""The metrics of a model's weights, and of how training changed them."""
+"""The metrics of weights, and of their changes by training."""
 
 from collections.abc import Iterator, Sequence
 
@@ -22,7 +22,7 @@ _STATISTICS = {
 
 
 class Weights(Collector):
-    """The metrics of the newest weights of each source. Only sources in `values` show each weight."""
+    """The metrics of the newest weights of each source: the global model, the local one. Sources in `values` show each weight."""
 
     def __init__(self, metrics: Metrics, sources: Sequence[str], *, values: Sequence[str]) -> None:
         self._prefix = metrics.prefix
@@ -33,7 +33,8 @@ class Weights(Collector):
         )
         metrics.registry.register(self)
 
-    def measured(self, fact: events.WeightsMeasured) -> None:
+    def update(self, fact: events.WeightsMeasured) -> None:
+        """Update the metrics from `fact`."""
         self._newest[fact.source] = fact
         self._nonfinite.labels(fact.source).inc(fact.statistics.nonfinite)
 
@@ -49,7 +50,7 @@ class Weights(Collector):
             for source, found in newest.items():
                 family.add_metric([source], found.summary[name])
             yield family
-        one_by_one = GaugeMetricFamily(
+        each_weight = GaugeMetricFamily(
             self._prefix + "weight_value",
             "Each weight of a model with at most 32 weights. Local models only if PARTICIPANT_OPS_TOKEN is set.",
             labels=["index", "source"],
@@ -59,14 +60,14 @@ class Weights(Collector):
         )
         for source, found in newest.items():
             for index, value in enumerate(found.values if source in self._values else ()):
-                one_by_one.add_metric([str(index), source], value)
+                each_weight.add_metric([str(index), source], value)
             absolute.add_metric([source], list(_buckets(found)), found.l1_norm)
-        yield one_by_one
+        yield each_weight
         yield absolute
 
 
 class Change(Collector):
-    """The metrics of the newest update's change to the model. Without samples if it is not known."""
+    """The metrics of the newest update's change to the global model. The families have no samples if the change is unknown."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._prefix = metrics.prefix

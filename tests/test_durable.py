@@ -17,7 +17,7 @@ from fedround.aggregator.guards import Size
 from fedround.aggregator.store import ModelStore
 from fedround.common import durable
 from fedround.common.books import Run
-from fedround.common.durable import Directory, held
+from fedround.common.durable import Directory, locked
 from fedround.coordinator import store
 from fedround.coordinator.history import Past
 from fedround.coordinator.plan import Memory
@@ -58,7 +58,7 @@ def test_at_whatever_step_the_aggregator_dies_each_model_of_its_list_is_whole() 
             died = True
         for found in disk.found():
             after = MemoryDisk(found)
-            durable.tidy(after)
+            durable.remove_incomplete(after)
             back = ModelStore(after, keep=2)
             assert list(back.rounds) in ([[1, 2], [2, 3]] if died else [[2, 3]])
             for round in back.rounds:
@@ -101,7 +101,7 @@ def test_a_memory_of_before_seats_had_owners_is_read() -> None:
 
 
 def test_a_directory_gives_back_what_was_written(tmp_path: Path) -> None:
-    with held(tmp_path / "coordinator", SETTING) as disk, held(tmp_path / "aggregator", SETTING) as models:
+    with locked(tmp_path / "coordinator", SETTING) as disk, locked(tmp_path / "aggregator", SETTING) as models:
         assert disk is not None
         assert models is not None
         store.save(disk, memory(7))
@@ -154,7 +154,7 @@ def test_at_whatever_step_a_rollback_dies_it_is_done_or_not() -> None:
             died = True
         for found in disk.found():
             after = MemoryDisk(found)
-            durable.tidy(after)
+            durable.remove_incomplete(after)
             back = ModelStore(after)
             outcomes.add((back.generation, *back.rounds))
             assert len(after.files) == 1 + len(back.rounds)
@@ -175,7 +175,7 @@ def test_at_whatever_step_of_the_first_model_the_aggregator_dies_it_starts_again
         ModelStore(disk).save(0, model(0))
     for found in disk.found():
         after = MemoryDisk(found)
-        durable.tidy(after)
+        durable.remove_incomplete(after)
         ModelStore(after).save(0, model(0))
         assert ModelStore(after).rounds == [0]
 
@@ -305,7 +305,7 @@ def test_a_document_of_endless_depth_is_damaged() -> None:
     body = b"[" * 100_000
     head = f"fedround 1 {zlib.crc32(body):08x}\n".encode()
     for load in (store.load, ModelStore):
-        with pytest.raises(DataDamaged, match="no JSON document"):
+        with pytest.raises(DataDamaged, match="not JSON"):
             load(MemoryDisk({"rounds.json": head + body, "models.json": head + body}))
 
 
@@ -391,7 +391,7 @@ def test_a_full_disk_is_an_error_that_leaves_what_there_was(tmp_path: Path) -> N
 
 def test_what_was_left_half_written_is_removed(tmp_path: Path) -> None:
     (tmp_path / "round-000004.npy.part").write_bytes(b"half")
-    with held(tmp_path, SETTING) as directory:
+    with locked(tmp_path, SETTING) as directory:
         assert directory is not None
         assert directory.names() == ["lock"]
 
@@ -402,11 +402,11 @@ def test_a_directory_is_made_and_held_by_one_at_a_time(tmp_path: Path, caplog: p
     second = threading.Event()
 
     def wait_for_it() -> None:
-        with held(path, SETTING):
+        with locked(path, SETTING):
             second.set()
 
-    with held(path, SETTING):
-        with pytest.raises(DataDirectoryHeld, match="held by another process"), held(path, SETTING, within=0.01):
+    with locked(path, SETTING):
+        with pytest.raises(DataDirectoryHeld, match="held by another process"), locked(path, SETTING, within=0.01):
             pytest.fail("it was given to two")
         assert caplog.messages == [f"waiting: {SETTING}={path} is held by another process"]
         waiting = threading.Thread(target=wait_for_it)
@@ -420,7 +420,7 @@ def test_what_is_kept_is_for_this_user_alone_whatever_there_was_before(tmp_path:
     former = os.umask(0)
     try:
         path = tmp_path / "data"
-        with held(path, SETTING) as disk:
+        with locked(path, SETTING) as disk:
             assert disk is not None
             (path / "rounds.json").write_bytes(document({"round": 3, "participants": []}))
             (path / "rounds.json").chmod(0o644)
@@ -442,22 +442,22 @@ def test_a_place_without_locks_is_a_wrong_setting_and_held_by_nobody(tmp_path: P
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", flock)
-    with pytest.raises(ConfigurationError, match=rf"{SETTING}=.* cannot be used: No locks available"), held(tmp_path, SETTING):
+    with pytest.raises(ConfigurationError, match=rf"{SETTING}=.* cannot be used: No locks available"), locked(tmp_path, SETTING):
         pytest.fail("it was given")
 
 
 def test_what_was_left_and_cannot_be_removed_is_a_wrong_setting(tmp_path: Path) -> None:
     (tmp_path / "round-000004.npy.part").mkdir()
-    with pytest.raises(ConfigurationError, match=rf"{SETTING}=.* cannot be used: Is a directory"), held(tmp_path, SETTING):
+    with pytest.raises(ConfigurationError, match=rf"{SETTING}=.* cannot be used: Is a directory"), locked(tmp_path, SETTING):
         pytest.fail("it was given")
 
 
 def test_without_a_directory_nothing_is_held() -> None:
-    with held(None, SETTING) as nothing:
+    with locked(None, SETTING) as nothing:
         assert nothing is None
 
 
 def test_a_place_where_no_directory_can_be_is_a_wrong_setting(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigurationError, match=r"AGGREGATOR_DATA_DIR=.* cannot be used"), held(tmp_path / "file", SETTING):
+    with pytest.raises(ConfigurationError, match=r"AGGREGATOR_DATA_DIR=.* cannot be used"), locked(tmp_path / "file", SETTING):
         pytest.fail("it was given")

@@ -352,7 +352,7 @@ def test_what_is_no_shard_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "complaint"), [("{epochs: 3}", "this is no JSON: Expecting"), ("[3]", "this is no JSON object; ")]
+    ("text", "complaint"), [("{epochs: 3}", "this is not JSON: Expecting"), ("[3]", "this is not a JSON object; ")]
 )
 def test_options_that_are_no_object_are_told_with_how_to_write_one(text: str, complaint: str) -> None:
     told = problems(ParticipantSettings, NEEDED | {"PARTICIPANT_OPTIONS": text})
@@ -435,7 +435,7 @@ def test_a_number_of_many_digits_is_refused_in_a_short_message(variable: str) ->
 
 
 def test_options_without_an_end_are_no_json() -> None:
-    assert "no JSON" in problems(ParticipantSettings, NEEDED | {"PARTICIPANT_OPTIONS": "[" * 60_000})
+    assert "not JSON" in problems(ParticipantSettings, NEEDED | {"PARTICIPANT_OPTIONS": "[" * 60_000})
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "aggregator"])  # noqa: S104

@@ -105,12 +105,12 @@ def run(coordinator: CoordinatorSettings, aggregator: AggregatorSettings) -> Non
     if coordinator.data_dir and aggregator.data_dir and coordinator.data_dir.resolve() == aggregator.data_dir.resolve():
         raise ConfigurationError("COORDINATOR_DATA_DIR and AGGREGATOR_DATA_DIR are the same: give each service its own directory")
     with (
-        durable.held(coordinator.data_dir, "COORDINATOR_DATA_DIR") as rounds,
-        durable.held(aggregator.data_dir, "AGGREGATOR_DATA_DIR") as models,
+        durable.locked(coordinator.data_dir, "COORDINATOR_DATA_DIR") as rounds,
+        durable.locked(aggregator.data_dir, "AGGREGATOR_DATA_DIR") as models,
     ):
         evaluating = process.run(_run(coordinator, aggregator, rounds, models))
     if evaluating:
-        process.leave()
+        process.exit_now()
 
 
 async def _run(coordinator: CoordinatorSettings, aggregator: AggregatorSettings, *disks: Disk | None) -> bool:

@@ -14,7 +14,7 @@ from fedround.aggregator.remembering import seen
 from fedround.aggregator.service import AggregatorService
 from fedround.aggregator.state import State
 from fedround.aggregator.strategies import WeightedAverage
-from fedround.common.durable import Disk, tidy
+from fedround.common.durable import Disk, remove_incomplete
 from fedround.errors import Busy, Late, UnknownAttempt, WrongWeights
 from fedround.tensors.values import BLOCK
 from fedround.tensors.weights import Array, Spec, encode_update
@@ -314,7 +314,7 @@ def test_at_whatever_step_the_aggregator_dies_the_state_belongs_to_the_model() -
             died = True
         for found in disk.found():
             after = MemoryDisk(found)
-            tidy(after)
+            remove_incomplete(after)
             back = build(Adding, after)
             assert back.model is not None
             newest = back.model.round

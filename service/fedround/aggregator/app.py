@@ -190,10 +190,10 @@ def ops_endpoint(settings: AggregatorSettings, service: AggregatorService, healt
 
 def run(settings: AggregatorSettings) -> None:
     """Serve until SIGTERM or SIGINT. Raises `ConfigurationError`."""
-    with durable.held(settings.data_dir, "AGGREGATOR_DATA_DIR") as disk:
+    with durable.locked(settings.data_dir, "AGGREGATOR_DATA_DIR") as disk:
         evaluating = process.run(_run(settings, disk))
     if evaluating:
-        process.leave()
+        process.exit_now()
 
 
 async def keep_checking(settings: AggregatorSettings, health: Health, *, every: float = CHECK_EVERY) -> None:

@@ -1,7 +1,6 @@
 """The contents of updates and models: weights, or bytes that only a strategy and its participants understand."""
 
 import io
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from io import FileIO
@@ -10,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from fedround.aggregator.state import State
+from fedround.common.durable import checksum
 from fedround.errors import WrongWeights
 from fedround.tensors.npy import MAGIC
 from fedround.tensors.safetensors import is_safetensors
@@ -135,10 +135,7 @@ def _metadata(round: int | None) -> dict[str, str]:
 
 
 def _etag(round: int | None, data: Sequence[memoryview]) -> str:
-    checksum = 0
-    for part in data:
-        checksum = zlib.crc32(part, checksum)
-    return f'"{"initial" if round is None else round}-{checksum:08x}"'
+    return f'"{"initial" if round is None else round}-{checksum(data)}"'
 
 
 class OpaqueUpdate:

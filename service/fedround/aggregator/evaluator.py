@@ -17,7 +17,7 @@ from fedround.aggregator.evaluation import Candidate, Schedule
 from fedround.aggregator.state import State
 from fedround.common import evaluation
 from fedround.common.books import ServerEvaluation
-from fedround.common.objects import find
+from fedround.common.objects import import_object
 from fedround.common.text import described
 from fedround.common.wire import one_line
 from fedround.errors import ConfigurationError
@@ -133,7 +133,7 @@ def load(name: str, observer: Observer) -> Evaluator:
         ConfigurationError: The function is missing, or cannot be called with one argument, or its module raised an error.
     """
     try:
-        function = find(name, f"{SETTING} (--evaluate)")
+        function = import_object(name, f"{SETTING} (--evaluate)")
     except ConfigurationError:
         raise
     except BaseException as error:

@@ -27,6 +27,7 @@ from fedround.common.books import (
     carry_out,
     page_to_json,
 )
+from fedround.common.wire import media_type
 from fedround.events import Observer
 from fedround.http import asgi
 from fedround.http.tokens import NO_TOKENS, TokenCheck
@@ -46,7 +47,7 @@ def internal(
     async def call(request: Request) -> Response:
         if "origin" in request.headers:
             return asgi.problem(403, "web pages have no access to the books")
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        if media_type(request.headers) != "application/json":
             return asgi.problem(415, "a call of the books is `application/json`")
         body = await asgi.read_body(request, MAX_CALL)
         try:

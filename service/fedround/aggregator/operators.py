@@ -11,6 +11,7 @@ from starlette.routing import Route
 from fedround.aggregator.codecs import suffix_of
 from fedround.aggregator.service import AggregatorService
 from fedround.common import durable
+from fedround.common.wire import media_type
 from fedround.errors import DataDamaged, WeightsError
 from fedround.events import Fact, Observer, WeightsMeasured
 from fedround.http import asgi
@@ -55,7 +56,7 @@ def rollback_route(service: AggregatorService, access: ops.Access = ops.OPEN) ->
 
     async def roll_back(request: Request) -> Response:
         # A web page cannot send this type to another origin without a preflight request.
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        if media_type(request.headers) != "application/json":
             return asgi.problem(415, "the content type must be application/json")
         number = _round_of(await asgi.read_body(request, MAX_ROLLBACK))
         if number is None:

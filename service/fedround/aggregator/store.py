@@ -9,7 +9,6 @@ import errno
 import logging
 import math
 import re
-import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -81,7 +80,7 @@ class ModelStore:
         document = durable.load(disk, LIST)
         self._listed = document is not None
         if not self._listed:
-            durable.check_own(disk, LIST, OURS)
+            durable.check_new(disk, LIST, OURS)
         self.generation, self._kept = _parsed(document) if self._listed else (0, [])
         """Number of rollbacks."""
         self.held: frozenset[int] = frozenset()
@@ -124,7 +123,7 @@ class ModelStore:
             data = self._disk.read(name)
         except OSError as error:
             raise DataDamaged(name, f"it cannot be read: {error.strerror}") from error
-        if len(data) != size or _checksum([data]) != checksum:
+        if len(data) != size or durable.checksum([data]) != checksum:
             raise DataDamaged(name, "its size or its checksum is wrong")
         return data
 
@@ -142,9 +141,9 @@ class ModelStore:
 
         On a full disk, it removes the oldest models.
         """
-        new = Kept(round, _size(parts), _checksum(parts), lesson.samples, lesson.change, suffix, run.name, run.id)
+        new = Kept(round, _size(parts), durable.checksum(parts), lesson.samples, lesson.change, suffix, run.name, run.id)
         if state:
-            new = replace(new, state_size=_size(state), state_checksum=_checksum(state))
+            new = replace(new, state_size=_size(state), state_checksum=durable.checksum(state))
         if not self._listed:
             self._write(self._kept)  # write the list first: a crash must not leave a model without a list
         while True:
@@ -206,13 +205,6 @@ class ModelStore:
 
 def _size(parts: Sequence[bytes | memoryview]) -> int:
     return sum(map(len, parts))
-
-
-def _checksum(parts: Sequence[bytes | memoryview]) -> str:
-    checksum = 0
-    for part in parts:
-        checksum = zlib.crc32(part, checksum)
-    return f"{checksum:08x}"
 
 
 def _parsed(document: Any) -> tuple[int, list[Kept]]:

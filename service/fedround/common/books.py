@@ -1,8 +1,8 @@
-"""The books: the internal API between coordinator and aggregator, which keeps the ledger of counted updates. No I/O.
+"""The books: the internal API through which the coordinator controls the aggregator and reads its ledger. No I/O.
 
 The coordinator calls the five operations directly (`fedround platform`) or over the aggregator's internal port
-(`remote_books.RemoteBooks`). All are idempotent and keyed by an *attempt* of a round, so a caller without a response retries.
-This file owns the messages and their JSON.
+(`remote_books.RemoteBooks`). Each is idempotent and names an *attempt* of a round, so the coordinator repeats a call without a
+response. This file owns the messages and their JSON.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ class Verdict(StrEnum):
     COUNTED = "counted"
     """Too late: the update is in the aggregate."""
     RECEIVING = "receiving"
-    """The update is arriving and may be complete in time. Nothing was revoked: retry."""
+    """The update is arriving, and may be complete in time. Nothing was revoked yet: call again."""
 
 
 class Outcome(StrEnum):
@@ -40,12 +40,12 @@ class Admission:
     id: str
     token: str
     owner: str = ""
-    """The identity that may use it. Empty: any client with the token."""
+    """The identity that may use the token. Empty: any client."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """A participant's evaluation of the model of `round`, on its own data. None: the model that the run began with."""
+    """A participant's evaluation of the model of `round` on its own data. Without a `round`, it is the run's initial model."""
 
     round: int | None
     samples: int
@@ -70,12 +70,12 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Newest:
-    """The newest model that was trained."""
+    """The newest trained model of the aggregator."""
 
     round: int
     parameters: int
     run: str = ""
-    """Name of the run that trained it. Empty if the aggregator does not know."""
+    """Name of the run that trained it. Empty: unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ NO_RUN = Run()
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Statistics of the weights of a round's model, all finite, for operators."""
+    """Statistics of the weights of a round's model, for operators. All are finite."""
 
     round: int
     summary: Mapping[str, float]
@@ -101,9 +101,9 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class ServerEvaluation:
-    """The aggregator's evaluation of the model of `round`. None: the model that the run of this name began with.
+    """The aggregator's evaluation of the model of `round`. Without a `round`, it is the initial model of the run of this name.
 
-    Without metrics, `reason` says why: the evaluation failed, or the function returned none.
+    Without metrics, `reason` explains it: the evaluation failed, or the function returned None.
     """
 
     round: int | None
@@ -115,10 +115,11 @@ class ServerEvaluation:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """The entries that are not acknowledged yet. With a new `incarnation`, the aggregate was lost and `seq` starts again at 1.
+    """A page of the ledger: the entries that the coordinator has not acknowledged, and the state of the aggregator.
 
-    The round of `newest` is over, even if the response to `close` was lost. `measured` (the last models) and `faults` (why the
-    aggregator is not ready) are for operators: no decision depends on them.
+    A new `incarnation` means that the aggregate was lost, and that `seq` starts again at 1. The round of `newest` is over, even if
+    the response to `close` was lost. `measured` (statistics of the last models) and `faults` (why the aggregator is not ready) are
+    for operators: no decision depends on them.
     """
 
     incarnation: str
@@ -129,35 +130,35 @@ class Page:
     lost: str = ""
     """Why the aggregate before this incarnation was lost: a permanent problem. Empty after a restart."""
     generation: int = 0
-    """Number of rollbacks. If it grows, the rounds after that of `newest` are void."""
+    """Number of rollbacks. If it increases, all rounds after that of `newest` are void."""
     strategy: str = ""
     """Name of the strategy, for operators."""
     evaluator: str = ""
-    """Function that evaluates models at the aggregator. Empty: none."""
+    """Name of the function that evaluates models at the aggregator. Empty: none."""
     evaluations: tuple[ServerEvaluation, ...] = ()
-    """The last evaluations by that function, the oldest first. Each is on several pages. Models may be skipped."""
+    """The last evaluations by that function, oldest first. Each is on several pages, and models may be skipped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The attempt is closed; its result is the global model. `parameters` is its number of weights, or 0 if unknown."""
+    """The attempt is closed, and its result is the global model. `parameters` is the number of weights; 0: unknown."""
 
     parameters: int
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The attempt stays open: the ledger's ids differ from those that the coordinator expects."""
+    """The attempt stays open, because the ledger's ids differ from those that the coordinator expects."""
 
     missing: frozenset[str]
-    """Expected, not counted."""
+    """Ids that the coordinator expects and the ledger lacks."""
     surplus: frozenset[str]
-    """Counted, not expected."""
+    """Ids that the ledger has and the coordinator does not expect."""
 
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Ask the books to `open`."""
+    """A call of `Books.open`."""
 
     attempt: str
     round: int
@@ -166,9 +167,9 @@ class Open:
     forget: tuple[str, ...] = ()
     """Ids of participants that left. Their last counted tokens become invalid."""
     run: Run = NO_RUN
-    """If it is not the run of the newest model, its first attempt begins with the aggregator's initial model, if any."""
+    """The first attempt of a new run begins with the aggregator's initial model, if there is one."""
     train: bool = True
-    """Whether updates contain weights. If not, they only contain evaluations, and no model is made."""
+    """Whether updates contain weights. If not, they contain only evaluations, and the attempt makes no model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,33 +202,33 @@ Answer = None | Verdict | Closed | Difference
 
 
 class Books(Protocol):
-    """The five operations. With the aggregator in another process, each may raise `ExchangeError`."""
+    """The five operations. If the aggregator is another process, each may raise `ExchangeError`."""
 
     async def open(self, call: Open) -> None:
-        """Open an attempt. The aggregate of an attempt that was not closed is discarded."""
+        """Open an attempt, and discard the aggregate of an attempt that was not closed. Raises `UnknownAttempt` if it is over."""
         ...
 
     async def admit(self, attempt: str, admissions: Sequence[Admission]) -> None:
-        """Let more participants upload. Raises `UnknownAttempt`."""
+        """Give more participants an upload permission. Raises `UnknownAttempt`."""
         ...
 
     async def revoke(self, attempt: str, id: str, patience: float = 0.0) -> Verdict:
-        """Revoke an upload permission, if its update is not counted yet.
+        """Revoke an upload permission, unless its update was counted.
 
-        An upload that can finish within `patience` seconds at its rate so far continues for now. Any other is aborted. Raises
+        An upload that can finish within `patience` seconds at its rate so far continues for now. All others are aborted. Raises
         `UnknownAttempt`.
         """
         ...
 
     async def close(self, attempt: str, ids: Sequence[str]) -> Closed | Difference:
-        """Make the global model from the counted updates, if they are those of `ids`. Raises `UnknownAttempt`."""
+        """Make the global model if the counted updates are exactly those of `ids`. Raises `UnknownAttempt`."""
         ...
 
     async def ledger(self, incarnation: str, after: int, best: int | None = None) -> Page:
-        """Acknowledge the entries up to number `after`, and wait about 20 s at most for the next ones.
+        """Return the entries after number `after`, and acknowledge the others. Wait up to about 20 s for the first entry.
 
-        If `incarnation` is not its own, the aggregator acknowledges nothing and responds immediately, from its first entry. It
-        keeps the model of round `best`, the best one of its run so far.
+        With another `incarnation` than its own, the aggregator acknowledges nothing and immediately returns all entries. It stores
+        the model of round `best`, the best one of its run so far, for longer than others.
         """
         ...
 
@@ -247,13 +248,13 @@ async def carry_out(books: Books, call: Call) -> Answer:
 
 
 def valid_metrics(reported: object) -> dict[str, float]:
-    """Return the valid metrics of a JSON value, at most `MAX_METRICS`. Ignore the rest."""
+    """Return the valid metrics in a JSON value, at most `MAX_METRICS`. Ignore the rest."""
     found = reported.items() if isinstance(reported, dict) else ()
     return dict(islice(((name, float(value)) for name, value in found if _is_metric(name, value)), MAX_METRICS))
 
 
 def _is_metric(name: str, value: object) -> bool:
-    # Names are logged unescaped. Sums of values up to `LARGEST` do not overflow.
+    # Log lines contain the names unescaped. Sums of values up to `LARGEST` do not overflow.
     number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
     return number and 0 < len(name) <= MAX_METRIC_NAME and name.isprintable()
 

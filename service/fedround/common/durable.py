@@ -1,7 +1,8 @@
-"""Files that survive `kill -9`: replaced atomically, in a directory that one process holds.
+"""Files that survive `kill -9`: replaced atomically, in a directory that one process locks.
 
-A file is written under another name, flushed to the disk and renamed; then the directory is flushed. A restarted process finds the
-old file or the new one. The first line of a document has its version and checksum, so damage is never mistaken for an empty state.
+`replace` writes a file under another name, flushes it to the disk, renames it, and flushes the directory. So a restarted process
+finds the old file or the new one. The first line of a document has a version and a checksum: a damaged document is an error, and
+never an empty state.
 """
 
 import fcntl
@@ -22,13 +23,14 @@ from fedround.errors import ConfigurationError, DataDamaged, DataDirectoryHeld
 LOG = logging.getLogger(__name__)
 
 VERSION = 1
+"""Version of the format of documents."""
 LOCK = "lock"
 PART = ".part"
 """Suffix of incomplete files, which a restarted process removes."""
 LARGEST = 10**15
 """Maximum of whole numbers in a document: rounds, sizes, counts."""
 PATIENCE = 30.0
-"""Seconds to wait until another process releases the directory."""
+"""Maximum seconds to wait until another process unlocks the directory."""
 
 Buffer = bytes | memoryview
 
@@ -37,7 +39,7 @@ class Disk(Protocol):
     """A directory. Its methods raise `OSError`."""
 
     def read(self, name: str) -> memoryview:
-        """Return the content of a file, writable. Raises `FileNotFoundError`."""
+        """Return the content of a file, as a writable view. Raises `FileNotFoundError`."""
         ...
 
     def write(self, name: str, parts: Iterable[Buffer]) -> None:
@@ -47,7 +49,7 @@ class Disk(Protocol):
     def rename(self, old: str, new: str) -> None: ...
 
     def flush(self) -> None:
-        """Flush the directory itself: files created, renamed and removed."""
+        """Flush the directory itself, with the names of its files."""
         ...
 
     def remove(self, name: str) -> None: ...
@@ -102,15 +104,23 @@ def replace(disk: Disk, name: str, parts: Iterable[Buffer]) -> None:
         disk.rename(name + PART, name)
     except OSError:
         with suppress(OSError):
-            disk.remove(name + PART)  # it would take space on a full disk
+            disk.remove(name + PART)  # free its space, as the disk may be full
         raise
     disk.flush()
+
+
+def checksum(parts: Iterable[Buffer]) -> str:
+    """Return the CRC-32 of a content as 8 hexadecimal digits."""
+    found = 0
+    for part in parts:
+        found = zlib.crc32(part, found)
+    return f"{found:08x}"
 
 
 def save(disk: Disk, name: str, document: Any) -> None:
     """Write a JSON document atomically. Raises `OSError`."""
     body = json.dumps(document, separators=(",", ":")).encode()
-    replace(disk, name, [f"fedround {VERSION} {zlib.crc32(body):08x}\n".encode(), body])
+    replace(disk, name, [f"fedround {VERSION} {checksum([body])}\n".encode(), body])
 
 
 def load(disk: Disk, name: str) -> Any:
@@ -122,24 +132,29 @@ def load(disk: Disk, name: str) -> Any:
     except OSError as error:
         raise DataDamaged(name, f"it cannot be read: {error.strerror}") from error
     match head.split():
-        case [b"fedround", version, checksum] if version == str(VERSION).encode():
-            if f"{zlib.crc32(body):08x}".encode() != checksum:
+        case [b"fedround", version, expected] if version == str(VERSION).encode():
+            if checksum([body]).encode() != expected:
                 raise DataDamaged(name, "its checksum is wrong")
             try:
                 return json.loads(body)
             except (ValueError, RecursionError) as error:
-                raise DataDamaged(name, f"it is no JSON document: {error}") from error
+                raise DataDamaged(name, f"it is not JSON: {error}") from error
         case [b"fedround", version, _]:
-            raise DataDamaged(
-                name, f"it is of version {version.decode(errors='replace')}, and this is fedround for version {VERSION}"
-            )
+            found = version.decode(errors="replace")
+            raise DataDamaged(name, f"it has format version {found}, but this fedround reads version {VERSION}")
     raise DataDamaged(name, "it is not a file of fedround")
 
 
-def check_own(disk: Disk, name: str, files: "re.Pattern[str]" = re.compile("$^")) -> None:
-    """Check that a directory without the document `name` is new, and does not merely lack it. Raises `DataDamaged`.
+def check_new(disk: Disk, name: str, files: "re.Pattern[str]" = re.compile("$^")) -> None:
+    """Check that a directory without the document `name` is new, rather than damaged or of another service.
 
-    `files` matches the names of the files that the document would list.
+    Args:
+        disk: The directory.
+        name: The document that is missing.
+        files: A pattern for the files that the document would list.
+
+    Raises:
+        DataDamaged: Such a file exists, or a document of another service.
     """
     names = disk.names()
     if any(files.fullmatch(other) for other in names):
@@ -148,7 +163,7 @@ def check_own(disk: Disk, name: str, files: "re.Pattern[str]" = re.compile("$^")
         raise DataDamaged(name, f"it is missing, and {others[0]} of another service exists; each service needs its own directory")
 
 
-def tidy(disk: Disk) -> None:
+def remove_incomplete(disk: Disk) -> None:
     """Remove incomplete files."""
     for name in disk.names():
         if name.endswith(PART):
@@ -156,12 +171,17 @@ def tidy(disk: Disk) -> None:
 
 
 @contextmanager
-def held(path: Path | None, setting: str, *, within: float = PATIENCE) -> Iterator[Directory | None]:
-    """Lock the directory for this process within the block, and create it if it is missing. Yield None without a `path`.
+def locked(path: Path | None, setting: str, *, within: float = PATIENCE) -> Iterator[Directory | None]:
+    """Lock a directory for this process within the block. Create it if it is missing.
+
+    Args:
+        path: The directory; None: state does not persist, and the block gets None.
+        setting: The variable that names the directory, for messages.
+        within: Maximum seconds to wait for another process.
 
     Raises:
-        DataDirectoryHeld: Another process still holds it after `within` seconds.
-        ConfigurationError: It cannot be created, written or locked.
+        DataDirectoryHeld: Another process still locks the directory.
+        ConfigurationError: The directory cannot be created, written or locked.
     """
     if path is None:
         LOG.info("%s is not set: no state persists across restarts", setting)
@@ -177,23 +197,23 @@ def held(path: Path | None, setting: str, *, within: float = PATIENCE) -> Iterat
             except BlockingIOError:
                 taken = f"{setting}={path} is held by another process"
                 LOG.info("waiting: %s", taken)
-                if not _locked(lock, within):
+                if not _lock(lock, within):
                     raise DataDirectoryHeld(f"{taken}; one directory belongs to one service") from None
-            tidy(directory)
+            remove_incomplete(directory)
         except OSError as error:
             raise ConfigurationError(f"{setting}={path} cannot be used: {error.strerror}") from error
         yield directory
 
 
-def _locked(file: BinaryIO, within: float) -> bool:
+def _lock(file: BinaryIO, within: float) -> bool:
     """Lock a file. Return whether that succeeded in time."""
-    got = threading.Event()
+    locked = threading.Event()
 
     def wait() -> None:
-        with suppress(ValueError, OSError):  # the caller gave up and closed the file
+        with suppress(ValueError, OSError):  # the caller timed out and closed the file
             fcntl.flock(file, fcntl.LOCK_EX)
-            got.set()
+            locked.set()
 
-    # flock has no time-out: a thread waits, and is abandoned if that takes too long.
+    # `flock` has no time-out, so a daemon thread waits.
     threading.Thread(target=wait, name="fedround-lock", daemon=True).start()
-    return got.wait(within)
+    return locked.wait(within)

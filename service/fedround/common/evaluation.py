@@ -1,4 +1,4 @@
-"""Evaluations of global models that users' code returns. No I/O."""
+"""Evaluations that users' code returns for global models: the class, and the checks. No I/O."""
 
 import json
 import math
@@ -10,13 +10,14 @@ from fedround.common.wire import MAX_METRIC_NAME, MAX_METRICS, MAX_METRICS_BYTES
 from fedround.tensors.statistics import LARGEST
 
 HOW = "return fedround.Evaluation(samples, accuracy=...)"
+"""Advice for errors about an invalid evaluation."""
 
 
 class Evaluation:
-    """The result of `evaluate`: the quality of a global model on some data.
+    """The result of `evaluate`: metrics of a global model, measured on some data.
 
     Args:
-        samples: Number of samples it was evaluated on. It weights a participant's metrics in the mean.
+        samples: Number of samples that `evaluate` used: the weight of these metrics in the mean over participants.
         metrics: Metrics by name, as in `Evaluation(200, accuracy=0.9, loss=0.3)`.
     """
 
@@ -28,16 +29,16 @@ class Evaluation:
 
 
 def parts(returned: Any) -> tuple[Any, Any]:
-    """Return the samples and the metrics of an `Evaluation`, or of a pair. Raises `TypeError` or `ValueError`."""
+    """Return the samples and the metrics of an `Evaluation` or a pair. Raises `TypeError` or `ValueError`."""
     samples, metrics = (returned.samples, returned.metrics) if isinstance(returned, Evaluation) else returned
     return samples, metrics
 
 
 def number(name: Any, value: SupportsFloat) -> float:
-    """Return the value of a metric. Raises `ValueError` if it is not a number or its name is invalid."""
+    """Return the value of a metric. Raises `ValueError` if it is not a number, or its name is invalid."""
     try:
         found = float(value)
-    except OverflowError:  # an integer of more than 308 digits
+    except OverflowError:  # an integer with more than 308 digits
         found = math.inf
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be a number, not {value!r}") from None
@@ -47,7 +48,7 @@ def number(name: Any, value: SupportsFloat) -> float:
 
 
 def encoded(samples: SupportsIndex, metrics: Mapping[str, float]) -> str:
-    """Return the header that sends an evaluation with an update. Raises `TypeError` or `ValueError` if it is invalid."""
+    """Return the value of the `Fedround-Evaluation` header. Raises `TypeError` or `ValueError` for an invalid evaluation."""
     count = index(samples)
     text = json.dumps({"samples": count, "metrics": dict(metrics)}, separators=(",", ":"))
     if len(metrics) > MAX_METRICS or len(text) > MAX_METRICS_BYTES or not 0 <= count < 2**32:
@@ -59,10 +60,10 @@ def read(returned: Any) -> tuple[int, dict[str, float], list[str]]:
     """Return the samples, the finite metrics, and the names of the metrics that are not finite.
 
     Args:
-        returned: An `Evaluation`, a pair of samples and metrics, or only metrics (0 samples).
+        returned: The result of users' code: an `Evaluation`, a pair of samples and metrics, or only metrics (0 samples).
 
     Raises:
-        TypeError, ValueError: It is of another type, too large, or without a finite metric.
+        TypeError, ValueError: The result has another type, is too large, or has no finite metric.
     """
     if not isinstance(returned, Evaluation | Mapping | tuple | list):
         raise TypeError(f"it returned {type(returned).__name__}")

@@ -1,4 +1,4 @@
-"""Import of objects that settings name, such as `my_package.my_module:MyClass`."""
+"""The import of objects that settings name, such as `my_package.my_module:MyClass`."""
 
 import difflib
 import importlib
@@ -9,12 +9,16 @@ from typing import Any
 from fedround.errors import ConfigurationError
 
 
-def find(what: str, setting: str) -> Any:
-    """Import the object that `module:name` names. The working directory is searched too.
+def import_object(what: str, setting: str) -> Any:
+    """Import the object that `module:name` names. Search the working directory too.
+
+    Args:
+        what: The module and the name, such as `my_package.my_module:MyClass`.
+        setting: The setting that names the object, for messages.
 
     Raises:
-        ConfigurationError: The module does not exist, or lacks the name. The message begins with `setting`.
-        Exception: Whatever the module itself raises.
+        ConfigurationError: The module does not exist, or has no such name.
+        Exception: The import of the module failed with another error.
     """
     module, _, name = what.partition(":")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
@@ -22,7 +26,7 @@ def find(what: str, setting: str) -> Any:
     try:
         found: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        # A missing module is a wrong setting. An error inside an existing module, such as a failed import, is shown unchanged.
+        # If `error` names this module or a package of it, the setting is wrong. Otherwise the module itself has a wrong import.
         if not error.name or not f"{module}.".startswith(f"{error.name}."):
             raise
         where = f"neither in {Path.cwd()} nor installed"

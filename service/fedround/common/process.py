@@ -1,4 +1,4 @@
-"""The process of a service: event loop, signals, tuning. The only file that imports uvloop."""
+"""The process of a service: its event loop, signals and tuning. Only this file imports uvloop."""
 
 import asyncio
 import ctypes
@@ -17,7 +17,10 @@ T = TypeVar("T")
 
 @contextmanager
 def capture_signals() -> Iterator[asyncio.Event]:
-    """Set the event on SIGTERM or SIGINT. A second signal ends the process immediately. Main thread only, in a running loop."""
+    """Yield an event that SIGTERM or SIGINT sets. A second signal ends the process immediately.
+
+    Call this on the main thread, while the event loop runs.
+    """
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     caught = False
 
@@ -38,7 +41,7 @@ def capture_signals() -> Iterator[asyncio.Event]:
 
 def run(main: Coroutine[object, object, T]) -> T:
     """Run `main` on uvloop, in a process tuned for serving."""
-    import uvloop  # a participant, which serves only its ops port, does not need it
+    import uvloop  # here, because a participant does not need it
 
     with closing(main):  # a signal may end the loop before `main` starts
         tune()
@@ -46,8 +49,8 @@ def run(main: Coroutine[object, object, T]) -> T:
             return runner.run(main)
 
 
-def leave(code: int = 0) -> Never:
-    """End the process immediately, while users' code still runs. A regular shutdown under a running library may crash."""
+def exit_now(code: int = 0) -> Never:
+    """End the process immediately. A regular exit may crash while users' code still runs on a thread."""
     logging.shutdown()
     os._exit(code)
 
@@ -55,10 +58,10 @@ def leave(code: int = 0) -> Never:
 def tune() -> None:
     """Tune the process for serving. Call it after the imports.
 
-    - By default, glibc returns buffers to the kernel, and each receive pays page faults for new ones. Keep buffers of a few MB, but
-      neither those as large as a model nor much free memory.
-    - By default, glibc gives each thread a heap, and threads cannot reuse each other's freed memory. Aggregates of many small
-      tensors would be kept once per thread. Use one heap for all threads.
+    - glibc returns freed buffers to the kernel, so that each new one costs page faults. Let it reuse buffers of a few MB, but
+      neither buffers of a model's size nor much memory.
+    - glibc gives each thread a heap, and no thread reuses the freed memory of another. Aggregates of many small tensors would take
+      memory once per thread. Use one heap for all threads.
     - Each connection needs a file descriptor. Raise the limit to the maximum.
     - A full garbage collection over thousands of connections stalls all of them. Exclude existing objects, and make full
       collections rare.

@@ -1,8 +1,8 @@
 """The internal secret, which the coordinator sends to the aggregator's internal port.
 
-It comes from a setting or a file. The first service that finds no file creates it atomically, so two services that start at the
+The secret comes from a setting or a file. A service that finds no file creates it atomically, so two services that start at the
 same time read the same secret. By default the file is in a directory that only this user can read. Both services check the file
-at each request, so you can restart them and replace the file in any order.
+for changes at each request, so operators can restart them and replace the file in any order.
 """
 
 import hmac
@@ -23,21 +23,21 @@ LOG = logging.getLogger(__name__)
 
 NAME = "internal-secret"
 SHORTEST = 16
-"""Minimum number of characters of a secret in a file."""
 LONGEST = 1024
+"""Minimum and maximum number of characters of a secret in a file."""
 VARIABLE = "FEDROUND_INTERNAL_SECRET"
 
 Secret = Callable[[], str | None]
-"""Returns the current secret, or None to send none."""
+"""Returns the current secret; None: the coordinator sends none."""
 
 
 class SecretFile:
-    """A secret in a file, which is created if it is missing.
+    """A secret in a file. If the file is missing, this creates it with a new secret.
 
     Args:
         path: The file.
-        private: Whether file and directory must belong to this user, deny access to others, and not be links. If not, the file
-            may also belong to root, like a secret that Docker or Kubernetes mounts.
+        private: Whether the file and its directory must belong to this user, deny access to others, and not be links. If not, the
+            file may also belong to root, like a secret that Docker or Kubernetes mounts.
 
     Raises:
         ConfigurationError: The file cannot be created or read, other users can write it, or its content is not a valid secret.
@@ -47,20 +47,20 @@ class SecretFile:
         self._path = path
         self._private = private
         if private:
-            _make_private(path.parent)
+            _create_directory(path.parent)
         with suppress(FileExistsError):
-            _make(path)
+            _create(path)
         self._stamp, self._value = self._read()
 
     def __call__(self) -> str:
-        """Return the secret. If a changed file is invalid, log it once and keep the previous secret."""
+        """Return the secret. If the file has changed and is invalid, log that once, and return the previous secret."""
         try:
             found = self._path.stat(follow_symlinks=not self._private)
             if _stamp(found) != self._stamp:
                 self._stamp = _stamp(found)
                 self._stamp, self._value = self._read()
         except FileNotFoundError:
-            pass  # it was deleted: the next service that starts creates another one
+            pass  # an operator deleted it: the next service that starts creates another one
         except (OSError, ConfigurationError) as error:
             LOG.warning("%s; the previous secret stays active", error)
         return self._value
@@ -89,7 +89,7 @@ class SecretFile:
 
 
 class SecretHolder:
-    """The check of the secret at the internal port, with the interface of `Tokens`."""
+    """The internal port's check of the secret, with the interface of `http.tokens.Tokens`."""
 
     required = True
 
@@ -103,37 +103,37 @@ class SecretHolder:
 
 def of_aggregator(settings: AggregatorSettings) -> Secret:
     """Return the secret that the internal port requires. Raises `ConfigurationError`."""
-    return _set(settings) or SecretFile(_default(), private=True)
+    return _configured(settings) or SecretFile(_default_path(), private=True)
 
 
 def of_coordinator(settings: CoordinatorSettings) -> Secret:
     """Return the secret that the coordinator sends. The default one never leaves this machine. Raises `ConfigurationError`."""
-    if (found := _set(settings)) is not None:
+    if (found := _configured(settings)) is not None:
         return found
     if not is_loopback(urlsplit(settings.aggregator_internal_url).hostname or ""):
         return lambda: None
-    return SecretFile(_default(), private=True)
+    return SecretFile(_default_path(), private=True)
 
 
-def _set(settings: AggregatorSettings | CoordinatorSettings) -> Secret | None:
+def _configured(settings: AggregatorSettings | CoordinatorSettings) -> Secret | None:
     if (value := reveal(settings.internal_secret)) is not None:
         return lambda: value
     return SecretFile(settings.internal_secret_file, private=False) if settings.internal_secret_file else None
 
 
-def _default() -> Path:
+def _default_path() -> Path:
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     try:
-        place = Path(runtime, "fedround") if runtime else Path(tempfile.gettempdir(), f"fedround-{os.getuid()}")
+        directory = Path(runtime, "fedround") if runtime else Path(tempfile.gettempdir(), f"fedround-{os.getuid()}")
     except OSError as error:
         raise ConfigurationError(
             f"there is no directory for the internal secret: set {VARIABLE}, the same for both services"
         ) from error
-    return place / NAME
+    return directory / NAME
 
 
-def _make_private(directory: Path) -> None:
-    """Create the directory if it is missing. Raises `ConfigurationError` unless it is private to this user."""
+def _create_directory(directory: Path) -> None:
+    """Create a private directory if it is missing. Raises `ConfigurationError` if it is not private to this user."""
     try:
         with suppress(FileExistsError):
             directory.mkdir(0o700)
@@ -148,8 +148,8 @@ def _make_private(directory: Path) -> None:
         )
 
 
-def _make(path: Path) -> None:
-    """Create the file with a new secret, atomically. Raises `FileExistsError` or `ConfigurationError`."""
+def _create(path: Path) -> None:
+    """Create a file with a new secret, atomically. Raises `FileExistsError` or `ConfigurationError`."""
     if os.path.lexists(path):
         raise FileExistsError
     draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")

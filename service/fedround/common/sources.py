@@ -1,6 +1,6 @@
-"""Loading of settings from flags, environment variables, secret files and a 0.8 file, with messages for all problems.
+"""The loading of settings from flags, environment variables, secret files and a 0.8 file. The environment is an argument.
 
-A flag takes precedence over a variable, a variable over the file, the file over the default. The environment is an argument.
+A flag takes precedence over a variable, a variable over the 0.8 file, and that file over the default.
 """
 
 import difflib
@@ -16,8 +16,8 @@ from pydantic import ValidationError
 from fedround.common.settings import Row, Settings
 from fedround.errors import ConfigurationError
 
-# Kubernetes sets these variables for a Service called `coordinator`.
 _SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_\d+_")
+"""Variables that Kubernetes sets for a Service, such as COORDINATOR_SERVICE_HOST. They are not misspelt settings."""
 
 MOST_SHOWN = 80
 """Maximum number of characters of an invalid value in a message."""
@@ -26,7 +26,7 @@ S = TypeVar("S", bound=Settings)
 
 
 class Line(NamedTuple):
-    """One effective setting: its `value` as users write it, with secrets masked, and its `source`."""
+    """An effective setting: its `value` as users write it, with secrets masked, and its `source`."""
 
     variable: str
     value: str
@@ -54,7 +54,7 @@ def load(
         long_flags: Whether messages name flags with the service's prefix.
 
     Raises:
-        ConfigurationError: Settings are invalid. The message lists all problems.
+        ConfigurationError: A setting is missing or invalid. The message lists all problems.
     """
     rows = {row.name: row for row in cls.rows()}
     problems: list[str] = []
@@ -80,7 +80,7 @@ def load(
         problems += [_problem(cls, rows[str(e["loc"][0])], dict(e), long_flags) for e in error.errors()]
     unknown = list(_unknown(f"{cls.prefix}_", environ, {row.variable for row in rows.values()}))
     if problems:
-        # A misspelt setting often explains a missing one.
+        # List unknown variables too: a misspelt setting often explains a missing one.
         raise ConfigurationError("\n  ".join(["invalid settings:", *problems, *unknown]))
     warnings += unknown
     return Loaded(
@@ -100,7 +100,7 @@ def _line(row: Row, settings: Settings, text: str, source: str) -> Line:
 
 
 def _masked(value: object) -> object:
-    """Return options for display. Strings are masked: they may be passwords."""
+    """Return options for display, with all strings masked: they may be passwords."""
     match value:
         case str():
             return "***"
@@ -112,7 +112,7 @@ def _masked(value: object) -> object:
 
 
 def _from_environment(rows: Mapping[str, Row], environ: Mapping[str, str]) -> dict[str, str]:
-    # Compose passes an unset `${X:-}` as an empty variable.
+    # Compose passes an unset `${X:-}` as an empty variable. Kubernetes sets COORDINATOR_PORT=tcp://... for a Service.
     found = ((name, environ.get(row.variable, "").strip()) for name, row in rows.items())
     return {name: value for name, value in found if value and not value.startswith("tcp://")}
 

@@ -8,30 +8,30 @@ _SECRET = re.compile(rf"(?<={_UUID}/){_UUID}|(?<=bearer )[^\s'\"]+|(?<=basic )[^
 
 
 def short(id: str) -> str:
-    """Return the first 8 characters of an id. Logs, spans and pages may not show more."""
+    """Return the first 8 characters of an id. Logs, spans and pages must not show more."""
     return id[:8]
 
 
 def printable(text: str) -> str:
-    r"""Escape each character that is not printable, as Python writes it: `\x1b`, `\n`, `\u202e`.
+    r"""Return text with each character that is not printable escaped as in Python: `\x1b`, `\n`, `\u202e`.
 
-    Otherwise text from a peer could begin a line, move the cursor, change the text direction, or hide itself.
+    Otherwise text from a peer could begin a new line, move the cursor, change the text direction, or hide itself.
     """
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def indented(text: str) -> str:
-    """Return a traceback for a log: each line is indented, so it cannot look like a log line, and printable."""
+    """Return a traceback with each line printable and indented, so that no line looks like a log line."""
     return "\n".join(f"  {printable(line)}" for line in text.splitlines())
 
 
 def redact(text: str) -> str:
-    """Return text with ids cut to 8 characters, and with `***` for tokens and credentials. For other libraries' messages."""
+    """Return text, such as a library's message, with ids cut to 8 characters, and `***` for tokens and credentials."""
     return _ID.sub(lambda id: short(id[0]), _SECRET.sub("***", text))
 
 
 def described(error: BaseException) -> str:
-    """Return the class and the text of an exception of users' code. Its `__str__` may raise too."""
+    """Return the class and the text of an exception from users' code, whose `__str__` may raise too."""
     try:
         text = str(error)
     except Exception:  # noqa: BLE001 users' code may raise anything

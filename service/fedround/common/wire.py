@@ -1,6 +1,6 @@
-"""The protocol's messages, paths and headers: XAIN FL 0.8, and our optional additions. One definition for both ends; no I/O.
+"""The protocol's messages, paths and headers: XAIN FL 0.8, and fedround's optional additions. Both ends use them. No I/O.
 
-`encode` returns exactly the bytes that a 0.8 coordinator sends, followed by the additions. `decode` accepts the messages of any 0.8
+`encode` returns the exact bytes of a 0.8 coordinator, with the additions at the end. `decode` accepts the messages of any 0.8
 coordinator, ignores unknown fields, and raises `BadAnswer` for everything else.
 """
 
@@ -29,41 +29,42 @@ PREFERENCE_APPLIED = "Preference-Applied"
 PARTICIPANT_NAME = "Fedround-Participant"
 ORDINAL = "Fedround-Ordinal"
 SHARD = "Fedround-Shard"
-"""On a registration: the participant's shard, as `3/8`. With `Fedround-Shards`: its previous shard."""
+"""On a registration: the participant's shard, such as `3/8`. With `Fedround-Shards`: its previous shard."""
 SHARDS = "Fedround-Shards"
 """On a registration: the participant asks for one of this many shards."""
 UPDATE_OUTCOME = "Fedround-Update"
+"""On the response to an upload: an `UpdateOutcome`."""
 METRICS = "Fedround-Metrics"
+"""On an update: the metrics of training, as JSON."""
 EVALUATES = "Fedround-Evaluates"
 """On a registration: the participant can evaluate models."""
 EVALUATION = "Fedround-Evaluation"
 """On an update: the participant's evaluation of the global model, before training."""
 TROUBLE = "Fedround-Trouble"
-"""On a heartbeat: why the participant cannot reach the aggregator, one line for operators."""
+"""On a heartbeat: why the participant cannot reach the aggregator, in one line for operators."""
 PHASE = "Fedround-Phase"
 """On a heartbeat in a round: the participant's phase, one of `PHASES`."""
 PHASES = ("downloading", "evaluating", "training", "uploading", "retrying")
 
 MAX_METRICS_BYTES = 2048
-"""Maximum number of bytes of a `Fedround-Metrics` header."""
+"""Maximum number of bytes of a `Fedround-Metrics` or `Fedround-Evaluation` header."""
 MAX_METRICS = 20
 MAX_METRIC_NAME = 64
-"""Maximum number of metrics in it, and of characters in a name. All characters are printable."""
+"""Maximum number of metrics in such a header, and of characters in a name. All characters are printable."""
 MAX_SHARDS = 10_000
 """Maximum number of shards that a coordinator assigns."""
 MAX_REASON = 200
-"""Maximum number of characters of a reason that one peer sends another."""
+"""Maximum number of characters of a reason from a peer."""
 MAX_HOLD = 25.0
 """Maximum seconds for which the coordinator holds a heartbeat."""
 MAX_PROBLEM = 2048
 """Maximum number of bytes of the body with which a participant leaves."""
 DRAIN_SECONDS = 2.0
 DRAIN_BYTES = 64 << 20
-"""Limits on what a server reads and discards after a refusal, so that the client receives the reason."""
+"""Maximum seconds and bytes for which a server reads and discards a refused body, so that the client receives the refusal."""
 MIN_RATE = 10_000
-"""Minimum rate of an upload, in bytes per second, ..."""
 MIN_RATE_WINDOW = 30.0
-"""... averaged over this many seconds. Slower ones are aborted."""
+"""Minimum bytes per second of an upload, on average over a window in seconds. The aggregator aborts slower uploads."""
 
 SPEAKS_TLS = "this port speaks TLS: use https://"
 """The response of a TLS port to plain HTTP."""
@@ -77,6 +78,8 @@ _SHARD = re.compile(r"([0-9]{1,6})/([0-9]{1,6})")
 
 
 class HeartbeatState(StrEnum):
+    """The instruction in the response to a heartbeat."""
+
     STAND_BY = "stand_by"
     ROUND = "round"
     FINISH = "finish"
@@ -92,7 +95,7 @@ class UpdateOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RendezVous:
-    """`id` is None when training is complete."""
+    """The response to a registration. `id` is None when training is complete."""
 
     id: str | None
     ordinal: int | None = None
@@ -117,7 +120,7 @@ class Claim:
     count: int
     """Number of shards, at least 2."""
     index: int | None = None
-    """Index of the participant's shard. If it `asks`, of its previous shard."""
+    """Index of the participant's shard; if it `asks` for one, of its previous shard."""
     asks: bool = False
     """Whether the participant asks the coordinator for a shard."""
 
@@ -127,13 +130,13 @@ class Claim:
 
     @classmethod
     def decode(cls, headers: Mapping[str, str]) -> Self | None:
-        """Return None for missing or invalid headers: the participant trains without a shard."""
+        """Return the claim in the headers; None if they are missing or invalid: the participant trains without a shard."""
         own, asked = _SHARD.fullmatch(headers.get(SHARD, "")), _COUNT.fullmatch(headers.get(SHARDS, ""))
         index, count = (int(own[1]), int(own[2])) if own else (None, 0)
         if asked:
             index, count = index if count == int(asked[0]) else None, int(asked[0])
-        fits = 2 <= count <= MAX_SHARDS and (index is None or index < count)
-        return cls(count, index, asked is not None) if fits else None
+        valid = 2 <= count <= MAX_SHARDS and (index is None or index < count)
+        return cls(count, index, asked is not None) if valid else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,18 +166,18 @@ class Run:
             ):
                 asked = more.get("evaluate") is True, more.get("train") is not False
                 return cls(one_line(id), one_line(name), rounds, config, *asked, _shard(more.get("shard")))
-        raise BadAnswer("the answer's 'run' is no run")
+        raise BadAnswer("the answer's 'run' is not a run")
 
 
 @dataclass(frozen=True, slots=True)
 class StartTraining:
-    """A training request: URL and token to download the model and upload the update. Both are None if it was refused."""
+    """A training request: the aggregator's URL and the upload permission. Both are None for a participant that is not selected."""
 
     url: str | None
     token: str | None
     traceparent: str | None = None
     tracelink: str | None = None
-    """Like `traceparent`, if a round has too many participants for one trace. The participant's trace only links to it."""
+    """In place of `traceparent` if a round has too many participants for one trace: the participant's own trace links to it."""
     run: Run | None = None
 
     def encode(self) -> bytes:
@@ -196,7 +199,7 @@ class StartTraining:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """The response to a heartbeat. `round` is set only if `state` is ROUND. Clients that send `Prefer` get the other fields."""
+    """The response to a heartbeat. `round` is set only if `state` is ROUND. Only clients that send `Prefer` get further fields."""
 
     state: HeartbeatState
     round: int | None = None
@@ -221,7 +224,7 @@ class Heartbeat:
             raise BadAnswer(f"the heartbeat's state is {data['state']!r}, which the protocol does not know") from None
         number = _int(data, "round")
         if state is HeartbeatState.ROUND and number is None:
-            raise BadAnswer("the heartbeat says `round` without a number")
+            raise BadAnswer("the heartbeat's state is `round`, but its round is not a number")
         return cls(
             state=state,
             round=number if state is HeartbeatState.ROUND else None,
@@ -250,7 +253,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Departure:
-    """The body of a participant's DELETE (RFC 9457). `reason` says why it leaves, in one line. Empty: it did not fail."""
+    """The body of a participant's DELETE (RFC 9457). `reason`: why it failed, in one line; empty: it leaves without a failure."""
 
     reason: str = ""
 
@@ -259,7 +262,7 @@ class Departure:
 
     @classmethod
     def decode(cls, body: bytes) -> Self:
-        """Return an empty reason if the body is invalid: a participant may always leave."""
+        """Return the departure, with an empty reason if the body is invalid: a participant may always leave."""
         try:
             return cls(one_line(_str(_load(body), "detail")))
         except BadAnswer:
@@ -267,12 +270,12 @@ class Departure:
 
 
 def one_line(text: str) -> str:
-    """Return text of a peer for display: printable, at most 200 characters."""
+    """Return text from a peer for display: on one line, printable, with at most `MAX_REASON` characters."""
     return "".join(c if c.isprintable() else " " for c in text)[:MAX_REASON].strip()
 
 
 def parse_id(text: str) -> str | None:
-    """Return the canonical form of a UUID, or None. As tolerant as 0.8: upper case, no dashes, `urn:uuid:`."""
+    """Return the canonical form of a UUID; None if it is invalid. Accept what 0.8 accepts: upper case, no dashes, `urn:uuid:`."""
     try:
         return str(UUID(text)) if text.isascii() else None
     except ValueError:
@@ -285,8 +288,13 @@ def parse_name(text: str | None) -> str | None:
 
 
 def clean_name(text: str) -> str:
-    """Return the nearest valid name of a participant, for host names with capitals or underscores."""
+    """Return a valid name of a participant that resembles `text`, such as a host name with capitals or underscores."""
     return re.sub(r"[^a-z0-9.-]", "-", text.lower())[:63] or "participant"
+
+
+def media_type(headers: Mapping[str, str]) -> str:
+    """Return the media type of a body, in lower case and without parameters; empty if the headers name none."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def is_url(text: object) -> bool:
@@ -327,14 +335,13 @@ def _load(body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         data = None
     if not isinstance(data, dict):
-        # Too few characters to contain an id or token.
-        start = body[:24].decode(errors="replace")
-        raise BadAnswer(f"the answer is no JSON object but begins with {start!r}: is this URL a coordinator?")
+        start = body[:24].decode(errors="replace")  # too short to contain an id or a token
+        raise BadAnswer(f"the answer is not a JSON object; it begins with {start!r}: is this URL a coordinator?")
     return data
 
 
 def _ok(data: dict[str, Any]) -> bool:
-    # The response of another service must not count as a refusal: it would end the participant.
+    # Do not take the response of another service for a refusal, which ends the participant.
     if not isinstance(data.get("ok"), bool):
         raise BadAnswer("the answer's 'ok' is neither true nor false: is this URL a coordinator?")
     return data["ok"] is True
@@ -343,7 +350,7 @@ def _ok(data: dict[str, Any]) -> bool:
 def _str(data: dict[str, Any], key: str) -> str:
     value = data.get(key)
     if not isinstance(value, str):
-        raise BadAnswer(f"the answer's {key!r} is no text")
+        raise BadAnswer(f"the answer's {key!r} is not a string")
     return value
 
 
@@ -354,14 +361,14 @@ def _optional_str(data: dict[str, Any], key: str) -> str | None:
 def _uuid(data: dict[str, Any], key: str) -> str:
     value = parse_id(_str(data, key))
     if value is None:
-        raise BadAnswer(f"the answer's {key!r} is no UUID")
+        raise BadAnswer(f"the answer's {key!r} is not a UUID")
     return value
 
 
 def _int(data: dict[str, Any], key: str) -> int | None:
     value = data.get(key)
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-        raise BadAnswer(f"the answer's {key!r} is no number from 0")
+        raise BadAnswer(f"the answer's {key!r} is not a whole number of at least 0")
     return value
 
 
@@ -371,4 +378,4 @@ def _shard(value: object) -> Shard | None:
             return None
         case [int(index), int(count)] if 0 <= index < count:
             return index, count
-    raise BadAnswer("the answer's 'shard' is no shard")
+    raise BadAnswer("the answer's 'shard' is not a shard")

@@ -131,7 +131,7 @@ def _json(answer: RendezVous | Heartbeat | StartTraining, headers: dict[str, str
 async def _failure(request: Request) -> str:
     """Return why a participant leaves; empty if its request gives no valid reason. It may leave in any case."""
     body = bytearray()
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != Problem.media_type:
+    if wire.media_type(request.headers) != Problem.media_type:
         return ""
     with suppress(TimeoutError):
         async with asyncio.timeout(wire.DRAIN_SECONDS):
@@ -282,7 +282,7 @@ def ops_endpoint(settings: CoordinatorSettings, service: CoordinatorService, hea
 
 def run(settings: CoordinatorSettings) -> None:
     """Serve until SIGTERM or SIGINT. Raises `ConfigurationError`."""
-    with durable.held(settings.data_dir, "COORDINATOR_DATA_DIR") as disk:
+    with durable.locked(settings.data_dir, "COORDINATOR_DATA_DIR") as disk:
         process.run(_run(settings, disk))
 
 

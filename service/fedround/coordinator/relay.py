@@ -99,8 +99,7 @@ class Relay:
     async def _accept(self, path: str, name: str, request: Request) -> bool:
         from fedround.observability import stamping  # imports OpenTelemetry, which other coordinators do not need
 
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != wire.PROTOBUF:
+        if wire.media_type(request.headers) != wire.PROTOBUF:
             raise BadTelemetry(f"the content type must be {wire.PROTOBUF}", status=415)
         try:
             async with asyncio.timeout(BODY_SECONDS):

@@ -22,7 +22,7 @@ def load(disk: Disk) -> Memory:
     """Return the state on disk; an empty one if there is none. Raises `DataDamaged`."""
     document: Any = durable.load(disk, NAME)
     if document is None:
-        durable.check_own(disk, NAME)
+        durable.check_new(disk, NAME)
         return Memory()
     try:
         # Files of the first versions have neither a history nor a generation nor a run.

@@ -40,14 +40,14 @@ def load_participant(name: str, options: Mapping[str, Any]) -> ParticipantABC[An
 
 
 def find(what: str, setting: str) -> Any:
-    """Return the object that `module:name` names: see `objects.find`.
+    """Return the object that `module:name` names: see `objects.import_object`.
 
     Raises:
         ConfigurationError: The module does not exist, or does not have the name.
         ParticipantError: The module raised an exception.
     """
     try:
-        return objects.find(what, setting)
+        return objects.import_object(what, setting)
     except ConfigurationError:
         raise
     except Exception as error:

@@ -43,7 +43,7 @@ def persisted(participant: ParticipantABC[Any, Any], patterns: Sequence[str], di
     if directory is None or not participant.local_tensors:
         yield
         return
-    with durable.held(directory, DIRECTORY) as disk:
+    with durable.locked(directory, DIRECTORY) as disk:
         assert disk is not None  # noqa: S101 there is a directory
         participant._restore_local(_read(disk))
         participant._persist_local = lambda tensors: _write(disk, tensors)

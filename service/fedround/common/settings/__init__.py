@@ -1,6 +1,6 @@
-"""The settings of the three services. One definition each makes the variable, the flag, its help and its row in the reference.
+"""The settings of the three services. The definition of a setting also makes its variable, its flag, its help and its docs.
 
-They are plain frozen values: only `sources.load` knows where they come from. No import reads the environment.
+Settings are frozen. `sources.load` reads them from their sources; nothing reads the environment at import.
 """
 
 from fedround.common.settings.aggregator import AggregatorSettings

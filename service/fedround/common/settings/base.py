@@ -1,4 +1,4 @@
-"""The base of all settings: the class, and its rows in help and documentation."""
+"""The base class of all settings, and their rows in help and documentation."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
@@ -10,11 +10,12 @@ from fedround.common.settings.types import LogFormat, LogLevel
 
 
 def setting(default: Any, description: str, **constraints: Any) -> Any:
-    """Return a field. Its default is written and parsed like a value of the user."""
+    """Return a field for a setting. Write the default as users write values, for example "10s": it is parsed in the same way."""
     return Field(default, description=description, validate_default=True, **constraints)
 
 
 def for_operators_only(value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+    """Return the operators' token. Raises `ValueError` if it is also the participants' token."""
     if value is not None and value == info.data.get("token"):
         raise ValueError("participants have the same token: operators need a different one")
     return value
@@ -35,7 +36,7 @@ class Row(NamedTuple):
 
 
 class Settings(BaseSettings):
-    """Settings of all services. They are frozen, and read only their keyword arguments."""
+    """The settings that all services have. Instances are frozen, and get their values only from keyword arguments."""
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -48,19 +49,19 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Use only the arguments. `load` reads the other sources, and names variable and flag in its messages."""
+        """Use only the keyword arguments. `sources.load` reads the other sources, with better messages."""
         return (init_settings,)
 
     prefix: ClassVar[str]
     file_keys: ClassVar[Mapping[str, str]] = {}
-    """Fields by the keys of a 0.8 file."""
+    """The field for each key of a 0.8 file."""
 
     log_format: LogFormat = setting("text", "Format of log lines: plain text, or one JSON object per line.")
     log_level: LogLevel = setting("info", "Minimum level of log lines.")
 
     @classmethod
     def rows(cls) -> Iterator[Row]:
-        """Yield all settings, those of this service first. After each secret comes the setting of its file."""
+        """Yield all settings, those of this service first. Each secret is followed by the setting for its file."""
         for name, field in sorted(cls.model_fields.items(), key=lambda item: item[0] not in cls.__annotations__):
             prefix = "FEDROUND" if name.startswith("internal_secret") else cls.prefix
             variable = f"{prefix}_{name.rstrip('_').upper()}"

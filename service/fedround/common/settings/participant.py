@@ -30,7 +30,7 @@ from fedround.common.wire import clean_name, parse_name
 
 
 class Isolation(StrEnum):
-    """Where a participant's code runs."""
+    """Where the user's class runs."""
 
     PROCESS = "process"
     THREAD = "thread"
@@ -179,7 +179,7 @@ class ParticipantSettings(Settings):
 
     @property
     def made_from(self) -> tuple[str, dict[str, Any]]:
-        """The class of the participant, and its keyword arguments."""
+        """The class that `class_` or `flower` selects, and its keyword arguments."""
         return (self.class_, self.options) if self.class_ is not None else flower_app(self.flower or "", self.options)
 
 

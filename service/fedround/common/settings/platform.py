@@ -9,7 +9,7 @@ from fedround.common.settings.types import Number, Origins, Place, Secret
 
 
 class PlatformSettings(Settings):
-    """Settings of coordinator and aggregator."""
+    """The settings that coordinator and aggregator share."""
 
     token: Secret = setting(
         None, "Bearer token that all participants share. If no token, tokens file or client CA is set, participants need none."
@@ -65,5 +65,5 @@ class PlatformSettings(Settings):
 
     @property
     def limits(self) -> tuple[int, int]:
-        """Maximum number of connections of a port, and of one address. 0: derived from the limit of open files."""
+        """Maximum number of connections to a port, and from one address. 0: the default, from the limit of open files."""
         return self.max_connections, self.max_connections_per_address

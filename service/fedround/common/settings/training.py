@@ -1,4 +1,4 @@
-"""Types of settings that describe a training: its run, its round configuration, its goal; and options of a class."""
+"""Types of settings for a training: its run, its round configuration, its goal, and the options of a class."""
 
 import json
 import math
@@ -21,9 +21,9 @@ def _json_object(value: object) -> object:
     try:
         value = json.loads(value) if isinstance(value, str) else value
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"this is no JSON: {error}; {_OBJECT}") from None
+        raise ValueError(f"this is not JSON: {error}; {_OBJECT}") from None
     if not isinstance(value, dict):
-        raise ValueError(f"this is no JSON object; {_OBJECT}")
+        raise ValueError(f"this is not a JSON object; {_OBJECT}")
     if _depth(value) > MOST_NESTED:
         raise ValueError(f"this is nested more than {MOST_NESTED} levels deep; {_OBJECT}")
     return value

@@ -1,4 +1,4 @@
-"""Types of settings with their own syntax: durations, sizes, URLs, names, secrets. Each has a parser and a title."""
+"""Types of settings with their own syntax, such as durations and URLs. Each has a parser, and a title for help texts."""
 
 import ipaddress
 import math
@@ -21,7 +21,7 @@ LOCAL_SERIES = '{source="local"}'
 
 
 def parse_duration(value: object) -> float:
-    """Return seconds, from `500ms`, `30s`, `2m`, `1h` or plain seconds."""
+    """Return the seconds of a duration such as `500ms`, `30s`, `2m`, `1h` or `30`. Raises `ValueError`."""
     match = re.fullmatch(r"(\d+\.?\d*) *(ms|s|m|h|)", str(value).strip())
     seconds = math.inf if match is None else float(match[1]) * _SECONDS[match[2]]
     if seconds > LONGEST:
@@ -30,7 +30,7 @@ def parse_duration(value: object) -> float:
 
 
 def parse_size(value: object) -> int:
-    """Return bytes, from `512MiB`, `1GiB`, `10MB` or plain bytes."""
+    """Return the bytes of a size such as `512MiB`, `1GiB`, `10MB` or `4096`. Raises `ValueError`."""
     match = re.fullmatch(r"(\d{1,15}(?:\.\d*)?) *([kMGT]|[KMGT]i|)B?", str(value).strip())
     if match is None:
         raise ValueError("write a size as 512MiB, 1GiB, 10MB or in plain bytes")
@@ -55,6 +55,7 @@ def is_loopback(host: str) -> bool:
 
 
 def importable(value: str | None, example: str = "MyClass") -> str | None:
+    """Return `module:name` unchanged. Raises `ValueError` for another syntax."""
     if value is not None and re.fullmatch(r"[\w.]+:[\w.]+", value) is None:
         raise ValueError(f"write it as my_package.my_module:{example}")
     return value
@@ -65,7 +66,7 @@ def _function(value: str | None) -> str | None:
 
 
 def reveal(secret: SecretStr | None) -> str | None:
-    """Return the plain secret."""
+    """Return the secret as plain text."""
     return None if secret is None else secret.get_secret_value()
 
 
@@ -94,7 +95,7 @@ def _listed(value: object) -> object:
 
 def _patterns(value: tuple[str, ...]) -> tuple[str, ...]:
     if wrong := [each for each in value if not re.fullmatch(r"[\w.:*?-]+", each.removesuffix(LOCAL_SERIES), re.ASCII)]:
-        raise ValueError(f"{wrong[0]!r} is no pattern: write names with * and ?, such as fedround_*,process_*")
+        raise ValueError(f"{wrong[0]!r} is not a pattern: write names with * and ?, such as fedround_*,process_*")
     return value
 
 

@@ -10,7 +10,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 
 
 CORES := */participant/lifecycle.py,*/participant/work.py,*/participant/lane.py,*/participant/moves.py,*/participant/proximal.py,$\
 	*/coordinator/rounds.py,*/coordinator/run.py,*/coordinator/ending.py,*/coordinator/evaluation.py,*/coordinator/goal.py,*/coordinator/attempt.py,*/coordinator/backlog.py,*/coordinator/history.py,*/coordinator/plan.py,*/coordinator/presence.py,$\
-	*/coordinator/registrations.py,*/coordinator/reliability.py,*/coordinator/seats.py,*/coordinator/selection.py,*/coordinator/shards.py,*/coordinator/silos.py,*/coordinator/trouble.py,$\
+	*/coordinator/registrations.py,*/coordinator/reliability.py,*/coordinator/seats.py,*/coordinator/selection.py,*/coordinator/shards.py,*/coordinator/silos.py,*/coordinator/failed_attempts.py,$\
 	*/aggregator/evaluation.py,*/aggregator/ledger.py,*/aggregator/guards.py,*/aggregator/strategies.py,*/aggregator/averages.py,*/aggregator/robust.py,*/aggregator/optimisers.py,*/fedround/common/evaluation.py,*/tensors/weights.py,*/tensors/values.py,*/tensors/measures.py,*/common/wire.py,*/common/books.py,*/common/backoff.py,*/http/budgets.py
 
 # Each file of tests on one process; but what has an engine or a cluster to itself, one after the other.

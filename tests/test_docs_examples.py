@@ -174,7 +174,7 @@ LIMITS: dict[str, list[float]] = {
     "reason with which a participant leaves": [wire.MAX_PROBLEM],
     "shards of a data set": [wire.MAX_SHARDS],
     "participants whose failures the coordinator remembers": [reliability.MOST_RECORDS],
-    "upload: after the round's deadline": [plan.GRACE],
+    "upload: after the round's deadline": [plan.UPLOAD_GRACE],
     "long poll": [wire.MAX_HOLD, coordinator_service.HOLD_RATIO],
     "participant: to connect": [transport.CONNECT_TIMEOUT],
     "participant: a response other than a transfer's": [exchange.RESPONSE_TIMEOUT, transport.MAX_RESPONSE / KIB],

@@ -50,7 +50,7 @@ def test_an_aggregator_that_is_killed_in_a_round_gets_the_kept_update_again_and_
         assert delivered.wait(20)
         aggregator.kill()
         with running("aggregator", **aggregator.ports) as again:
-            coordinator.said("lost its sum")
+            coordinator.said("lost the updates of this round")
             lost.set()
             for future in futures:
                 future.result()

@@ -111,7 +111,7 @@ def metrics(kind: type[Metrics]) -> str:
     service = kind()
     rounds = Rounds(Plan(), Random())
     anna = rounds.present.add(0.0, "", "anna", None, extended=True)
-    anna.claims(Claim(2, 0))
+    anna.set_claim(Claim(2, 0))
     rounds.heartbeat(0.0, anna.id)
     silos = Silos(rounds.present)
     service.show(lambda: status(rounds, 0.0) | by_name(rounds, silos, 0.0, 0.0, 1) | {"receiving": 0})

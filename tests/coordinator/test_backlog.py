@@ -36,20 +36,20 @@ def test_a_participant_sends_only_so_many_messages() -> None:
 
 def test_a_participant_has_only_so_many_series_in_an_hour() -> None:
     backlog = Backlog()
-    assert backlog.know("anna", {1: MOST_SERIES - 1}, 0.0)
-    assert backlog.know("anna", {1: MOST_SERIES - 1, 2: 1}, 1.0), "what is known does not count twice"
-    assert not backlog.know("anna", {3: 1}, 2.0)
-    assert backlog.know("anna", {2: 1}, 3.0), "what was refused was not taken note of"
-    assert backlog.know("berta", {3: 1}, 3.0)
-    assert backlog.know("anna", {3: 1}, WINDOW)
+    assert backlog.add_series("anna", {1: MOST_SERIES - 1}, 0.0)
+    assert backlog.add_series("anna", {1: MOST_SERIES - 1, 2: 1}, 1.0), "what is known does not count twice"
+    assert not backlog.add_series("anna", {3: 1}, 2.0)
+    assert backlog.add_series("anna", {2: 1}, 3.0), "what was refused was not taken note of"
+    assert backlog.add_series("berta", {3: 1}, 3.0)
+    assert backlog.add_series("anna", {3: 1}, WINDOW)
 
 
 def test_only_so_many_participants_are_remembered() -> None:
     backlog = Backlog()
     for number in range(TABLE + 1):
-        assert backlog.know(f"silo-{number}", {1: MOST_SERIES}, 0.0)
-    assert backlog.know("silo-0", {2: 1}, 0.0), "the first one was forgotten"
-    assert not backlog.know(f"silo-{TABLE}", {2: 1}, 0.0)
+        assert backlog.add_series(f"silo-{number}", {1: MOST_SERIES}, 0.0)
+    assert backlog.add_series("silo-0", {2: 1}, 0.0), "the first one was forgotten"
+    assert not backlog.add_series(f"silo-{TABLE}", {2: 1}, 0.0)
 
 
 def test_one_participant_cannot_fill_the_queue() -> None:

@@ -10,7 +10,7 @@ from fedround.aggregator.evaluation import Candidate, Schedule
 from fedround.aggregator.ledger import Ledger
 from fedround.common.books import Admit, Answer, Call, Close, Closed, Evaluation, Newest, Open, Page, Revoke, ServerEvaluation
 from fedround.common.wire import HeartbeatState
-from fedround.coordinator.goal import Best, Goal, Stop, judged
+from fedround.coordinator.goal import Best, Goal, Stop, judge
 from fedround.coordinator.plan import Memory, Plan
 from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.status import status
@@ -330,7 +330,7 @@ def test_the_end_waits_no_longer_than_the_time_out_and_a_late_result_is_still_sh
         training.deliver(n)
     assert not training.rounds.complete
     assert training.rounds.next_deadline() <= training.now + 50
-    training.rounds.stood_still(training.now, 30.0)
+    training.rounds.suspended(training.now, 30.0)
     for _ in range(79):
         training.now += 1.0
         training.rounds.tick(training.now)
@@ -387,8 +387,8 @@ def test_the_model_that_a_run_began_with_is_evaluated_once_and_only_for_that_run
 def test_participants_cannot_pass_for_the_aggregator() -> None:
     goal = Goal("server_value", stop=Stop("server_value", ">", 0))
     fact = Evaluated(3, 1, (("server_value", 1.0),), (), ())
-    assert judged(goal, None, fact) == (None, "")
-    assert judged(goal, None, ServerEvaluated(3, 1, (("value", 1.0),))) == (Best(3, 1.0), "server_value > 0: 1 in round 3")
+    assert judge(goal, None, fact) == (None, "")
+    assert judge(goal, None, ServerEvaluated(3, 1, (("value", 1.0),))) == (Best(3, 1.0), "server_value > 0: 1 in round 3")
 
 
 def test_rounds_that_are_rolled_back_are_evaluated_anew() -> None:

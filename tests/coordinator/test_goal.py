@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedround.coordinator.goal import Best, Goal, Stop, judged
+from fedround.coordinator.goal import Best, Goal, Stop, judge
 from fedround.events import Evaluated
 
 
@@ -13,7 +13,7 @@ def evaluation(round: int | None, **metrics: float) -> Evaluated:
 def follow(goal: Goal, *values: float | None) -> tuple[Best | None, list[str]]:
     best, reasons = None, list[str]()
     for round, value in enumerate(values):
-        best, reason = judged(goal, best, evaluation(round, **({} if value is None else {"a": value})))
+        best, reason = judge(goal, best, evaluation(round, **({} if value is None else {"a": value})))
         reasons.append(reason)
     return best, reasons
 
@@ -51,7 +51,7 @@ def test_a_comparison_stops_training(comparison: str, value: float, stops: bool)
 
 
 def test_the_model_that_a_run_begins_with_is_none_of_its_own() -> None:
-    best, reason = judged(Goal("a", stop=Stop("a", ">", 0)), None, evaluation(None, a=1))
+    best, reason = judge(Goal("a", stop=Stop("a", ">", 0)), None, evaluation(None, a=1))
     assert best is None
     assert reason == "a > 0: 1 in round None"
     assert not Goal("a").stops

@@ -13,8 +13,8 @@ from fedround import events
 from fedround.aggregator.ledger import Ledger, Receipt
 from fedround.common.books import Admit, Answer, Call, Close, Closed, Newest, Open, Outcome, Revoke, Verdict
 from fedround.common.wire import HeartbeatState
-from fedround.coordinator.attempt import ASK_AGAIN, LATE
-from fedround.coordinator.plan import GRACE, Plan
+from fedround.coordinator.attempt import LATE, REVOKE_AGAIN
+from fedround.coordinator.plan import UPLOAD_GRACE, Plan
 from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.status import status
 from fedround.errors import Busy, Late, NotAdmitted, UnknownAttempt
@@ -47,13 +47,13 @@ def participant(table: Table, id: str) -> dict[str, int]:
     ],
 )
 def test_a_quorum_is_a_share_of_the_selected_or_a_number(quorum: float | None, selected: int, enough: int | None) -> None:
-    assert Plan(quorum=quorum).enough(10, selected) == enough
+    assert Plan(quorum=quorum).effective_quorum(10, selected) == enough
 
 
 def test_a_quorum_is_never_below_what_every_round_requires() -> None:
     plan = Plan(min_clients=6, participants_ratio=0.5, quorum=0.1)
-    assert (plan.required, plan.enough(10, 5)) == (3, 3)
-    assert plan.enough(10, 2) == 3, "where too few were selected, others come first"
+    assert (plan.required, plan.effective_quorum(10, 5)) == (3, 3)
+    assert plan.effective_quorum(10, 2) == 3, "where too few were selected, others come first"
 
 
 def test_a_quorum_that_min_clients_makes_ineffective_is_a_warning_once() -> None:
@@ -87,11 +87,11 @@ def test_an_overselection_is_added_to_the_ratio_and_the_quorum_is_the_number_wit
 
 
 def test_with_both_the_quorum_is_a_share_of_all_that_were_selected() -> None:
-    assert Plan(participants_ratio=0.5, overselect=0.6, quorum=0.5).enough(10, 8) == 4
+    assert Plan(participants_ratio=0.5, overselect=0.6, quorum=0.5).effective_quorum(10, 8) == 4
 
 
 def test_with_fewer_selected_than_wanted_all_of_them_are_the_quorum() -> None:
-    assert Plan(participants_ratio=0.5, overselect=0.3).enough(10, 4) == 4
+    assert Plan(participants_ratio=0.5, overselect=0.3).effective_quorum(10, 4) == 4
 
 
 # The end of a round
@@ -176,7 +176,7 @@ def test_a_grace_does_not_begin_anew_with_the_next_update() -> None:
 def test_a_grace_does_not_prolong_the_time_out_of_a_round_whose_end_is_a_failure() -> None:
     table, ids = three(replace(PLAN, quorum_grace=100.0))
     table.later(60)
-    assert table.due(Revoke).patience == GRACE
+    assert table.due(Revoke).patience == UPLOAD_GRACE
     table.revoke(Verdict.REVOKED)
     assert [fact.reason for fact in table.facts(events.Revoked)] == ["deadline"]
     assert participant(table, ids[2])["failures"] == 1
@@ -227,7 +227,7 @@ def test_an_update_that_is_arriving_after_its_deadline_is_not_waited_for_beyond_
         table.revoke(Verdict.RECEIVING if patience[-1] else Verdict.REVOKED)
         if not patience[-1]:
             break
-    assert patience == [2.5 - ASK_AGAIN, 2.5 - 2 * ASK_AGAIN, 0]
+    assert patience == [2.5 - REVOKE_AGAIN, 2.5 - 2 * REVOKE_AGAIN, 0]
     assert [fact.reason for fact in table.facts(events.Revoked)] == ["deadline"], "which was before the quorum"
     table.close()
 
@@ -244,7 +244,7 @@ def test_without_a_grace_one_that_is_being_revoked_is_cut_when_the_quorum_is_cou
     play_all_but(table, table.ids[2])
     table.open()
     table.rounds.leave(table.now, table.ids[2])
-    assert table.due(Revoke).patience == GRACE
+    assert table.due(Revoke).patience == UPLOAD_GRACE
     table.revoke(Verdict.RECEIVING)
     assert table.rests()
     table.enter(*table.ids[:2])
@@ -273,7 +273,7 @@ def test_a_refused_update_of_a_late_participant_is_a_failure() -> None:
 def test_while_the_coordinator_was_suspended_no_grace_passed() -> None:
     table, ids = three(replace(PLAN, quorum_grace=5.0))
     table.now += 100
-    table.rounds.stood_still(table.now, 100)
+    table.rounds.suspended(table.now, 100)
     table.later(4.9)
     assert table.rests()
     table.later(0.1)
@@ -420,7 +420,7 @@ plans = st.builds(
     overselect=st.sampled_from([0.0, 0.0, 0.3, 1.0, 10.0]),
 )
 EXAMPLES = 1000 if os.environ.get("CI") else 100
-LONGEST = 60.0 + GRACE
+LONGEST = 60.0 + UPLOAD_GRACE
 """Seconds from a selection to the end of a part, at most."""
 
 

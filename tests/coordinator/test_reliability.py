@@ -5,11 +5,11 @@ import pytest
 from fedround import events
 from fedround.common.books import Close, Outcome, Page, Verdict
 from fedround.common.wire import HeartbeatState
-from fedround.coordinator.attempt import ASK_AGAIN
-from fedround.coordinator.plan import GRACE, Plan
+from fedround.coordinator.attempt import REVOKE_AGAIN
+from fedround.coordinator.failed_attempts import MOST_PAUSE, PAUSE
+from fedround.coordinator.plan import UPLOAD_GRACE, Plan
 from fedround.coordinator.reliability import MOST_RECORDS, MOST_SAT_OUT, Reliability
 from fedround.coordinator.status import MOST_FAILURES, status
-from fedround.coordinator.trouble import MOST_PAUSE, PAUSE
 from fedround.errors import Busy
 from support.table import Table
 
@@ -163,14 +163,14 @@ def test_an_update_that_arrives_for_ever_does_not_extend_its_deadline_for_ever()
         if patience[-1] == 0:
             break
         table.revoke(Verdict.RECEIVING)
-    assert patience[0] == GRACE
+    assert patience[0] == UPLOAD_GRACE
     assert patience[-1] == 0
-    assert len(patience) == GRACE / ASK_AGAIN + 1
-    assert table.now == 160 + GRACE
+    assert len(patience) == UPLOAD_GRACE / REVOKE_AGAIN + 1
+    assert table.now == 160 + UPLOAD_GRACE
 
 
 def test_the_grace_is_not_longer_than_a_round() -> None:
-    assert (Plan(round_timeout=3).grace, Plan(round_timeout=3600).grace) == (3, GRACE)
+    assert (Plan(round_timeout=3).upload_grace, Plan(round_timeout=3600).upload_grace) == (3, UPLOAD_GRACE)
 
 
 # Rounds that fail for a reason that does not pass
@@ -212,7 +212,7 @@ def test_why_a_sum_was_lost_is_in_the_reason_and_a_restart_of_the_aggregator_is_
             table.rounds.tick(table.now)
         table.rounds.recorded(table.now, Page(life, (), lost=lost))
         (dropped,) = table.facts(events.AttemptDropped)
-        assert dropped.reason == "the aggregator lost its sum" + (f": {lost}" if lost else "")
+        assert dropped.reason == "the aggregator lost the updates of this round" + (f": {lost}" if lost else "")
         assert (dropped.failures, dropped.pause) == (failures, PAUSE)
         table.later(PAUSE)
 

@@ -6,14 +6,14 @@ import pytest
 from fedround import events
 from fedround.common.books import Admit, Close, Difference, Entry, Measured, Newest, Open, Outcome, Page, Revoke, Verdict
 from fedround.common.wire import MAX_METRICS, HeartbeatState
-from fedround.coordinator.attempt import ASK_AGAIN
+from fedround.coordinator.attempt import REVOKE_AGAIN
+from fedround.coordinator.failed_attempts import PAUSE
 from fedround.coordinator.history import MOST
 from fedround.coordinator.plan import Memory, Plan
-from fedround.coordinator.presence import MOST_MISSED, PROBE
+from fedround.coordinator.presence import MOST_MISSING, PROBE
 from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.seats import Known
 from fedround.coordinator.status import status
-from fedround.coordinator.trouble import PAUSE
 from fedround.errors import IllegalMove
 from support.table import LIFE, Table
 
@@ -156,7 +156,7 @@ def test_who_is_silent_is_gone_and_who_is_heard_stays() -> None:
 def test_nobody_is_taken_for_silent_because_the_coordinator_stood_still() -> None:
     table = Table(Plan(min_clients=9, heartbeat_timeout=15), present=2)
     table.now += 60
-    table.rounds.stood_still(table.now, 59)
+    table.rounds.suspended(table.now, 59)
     table.later(0)
     alive, silent = table.ids
     assert table.facts(events.ParticipantGone) == []
@@ -170,7 +170,7 @@ def test_the_deadline_is_later_by_the_time_for_which_the_coordinator_stood_still
     table.open()
     table.later(10)
     table.now += 100
-    table.rounds.stood_still(table.now, 100)
+    table.rounds.suspended(table.now, 100)
     table.later(49.5)
     assert table.rounds.pending(table.now) is None
     table.later(0.5)
@@ -227,8 +227,8 @@ def test_an_update_that_is_arriving_is_asked_for_again_a_little_later() -> None:
     table.revoke(Verdict.RECEIVING)
     assert table.state(table.ids[0]) is HeartbeatState.ROUND
     assert table.rests()
-    assert table.rounds.next_deadline() == table.now + ASK_AGAIN
-    table.later(ASK_AGAIN)
+    assert table.rounds.next_deadline() == table.now + REVOKE_AGAIN
+    table.later(REVOKE_AGAIN)
     assert table.revoke(Verdict.REVOKED) == table.ids[0]
 
 
@@ -612,10 +612,10 @@ def test_who_was_killed_and_is_back_at_once_is_not_missed_when_its_former_id_fal
 
 def test_the_missing_are_bounded() -> None:
     table = Table(Plan(min_clients=9999, shared_seats=9999))
-    for number in range(MOST_MISSED + 1):
+    for number in range(MOST_MISSING + 1):
         table.join(f"silo-{number}")
     table.later(20)
-    assert len(table.rounds.present.missing(table.now)) == MOST_MISSED
+    assert len(table.rounds.present.missing(table.now)) == MOST_MISSING
 
 
 def test_who_was_told_to_finish_is_not_missed() -> None:

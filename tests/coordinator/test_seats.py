@@ -54,7 +54,7 @@ def test_a_registration_is_dropped_after_the_time_out_unless_nobody_could_be_hea
     table = Table(Plan(heartbeat_timeout=10), life="")
     first = table.register()
     table.later(9.0)
-    table.rounds.stood_still(table.now, 9.0)
+    table.rounds.suspended(table.now, 9.0)
     second = table.register()
     assert table.rounds.next_deadline() == table.now + 10
     table.later(9.5)
@@ -233,7 +233,7 @@ def test_a_suspended_coordinator_gives_those_in_doubt_their_time_again() -> None
     table = Table(Plan(min_clients=9), present=1, extended=True)
     table.register("silo-0", extended=True)
     table.now += 60
-    table.rounds.stood_still(table.now, 60)
+    table.rounds.suspended(table.now, 60)
     table.later(PROBE / 2)
     assert table.ids[0] in table.rounds.present
     table.later(PROBE / 2)

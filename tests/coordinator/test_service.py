@@ -246,7 +246,7 @@ def test_an_attempt_that_the_books_do_not_know_is_dropped() -> None:
             books.core.open("another coordinator's", 0, ())
             c.service.leave(id)
             dropped = await c.recorder.until(events.AttemptDropped)
-            assert dropped.reason == "the aggregator lost its sum"
+            assert dropped.reason == "the aggregator lost the updates of this round"
 
     asyncio.run(main())
 
@@ -372,7 +372,7 @@ def test_what_cannot_be_kept_makes_the_round_wait_and_nothing_else(monkeypatch: 
 
 
 def test_a_coordinator_that_was_paused_takes_nobody_for_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedround.coordinator.service.TURN", 0.01)
+    monkeypatch.setattr("fedround.coordinator.service.MAX_SLEEP", 0.01)
     paused = 0.0
 
     async def main() -> None:

@@ -153,7 +153,7 @@ def test_a_participant_that_sits_out_gives_its_shard_to_one_that_stands_by() -> 
     fleet = Fleet()
     a, b, c = fleet.ask(), fleet.ask(), fleet.ask()
     for number in range(2):
-        fleet.rounds.reliability.failed(fleet.now, fleet.rounds.present.judged(b, ("", "")), "pod-2", number, "it failed")
+        fleet.rounds.reliability.failed(fleet.now, fleet.rounds.present.failure_key(b, ("", "")), "pod-2", number, "it failed")
     fleet.rounds.lost(fleet.rounds.attempt.id if fleet.rounds.attempt else "")
     fleet.rounds.recorded(fleet.now, Page("second-life", ()))
     d = fleet.ask()

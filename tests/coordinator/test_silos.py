@@ -12,7 +12,7 @@ from fedround.common.books import Evaluation, Newest, Outcome, Page, Verdict
 from fedround.common.wire import MAX_METRICS, Claim
 from fedround.coordinator.plan import Plan
 from fedround.coordinator.rounds import Rounds
-from fedround.coordinator.silos import KEPT, MOST_GONE, REASONS, Phase, Silos
+from fedround.coordinator.silos import MOST_GONE, REASONS, SHOWN_FOR, Phase, Silos
 from fedround.coordinator.status import by_name, status
 from support.table import Table
 
@@ -250,16 +250,16 @@ def test_the_series_of_one_that_left_end_after_an_hour_and_go_on_if_it_comes_bac
     table.later(1, table.by["ben"])
     table.rounds.leave(table.now, table.by["anna"])
     table.watch()
-    table.now += KEPT
+    table.now += SHOWN_FOR
     anna = table.shown()["anna"]
-    assert (anna["up"], anna["seats"], table.phase("anna")) == (False, 0, ("gone", KEPT))
-    assert anna["last_contact_timestamp_seconds"] == UNIX + table.now - KEPT - 1
+    assert (anna["up"], anna["seats"], table.phase("anna")) == (False, 0, ("gone", SHOWN_FOR))
+    assert anna["last_contact_timestamp_seconds"] == UNIX + table.now - SHOWN_FOR - 1
     id = table.join("anna", extended=True)
     anna = table.shown()["anna"]
     assert (anna["up"], anna["last_counted_round"]) == (True, 0)
     table.rounds.leave(table.now, id)
     table.watch()
-    table.now += KEPT + 1
+    table.now += SHOWN_FOR + 1
     assert list(table.shown()) == ["ben"]
 
 

@@ -119,7 +119,7 @@ async def coordinating(
     clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Coordinating]:
     recorder, rounds = Recorder(), Rounds(plan, Random(1))
-    service = CoordinatorService(rounds, books, aggregator_url=AGGREGATOR_URL, observer=recorder, keep=keep, clock=clock)
+    service = CoordinatorService(rounds, books, aggregator_url=AGGREGATOR_URL, observer=recorder, save=keep, clock=clock)
     async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
         work = tasks.create_task(service.run())
         yield Coordinating(service, recorder, work)

@@ -1,4 +1,4 @@
-"""The coordinator over HTTP: its public app, its ops app, and the process that serves both."""
+"""The process of the coordinator: the app for participants, the endpoints of both ports, and what runs until SIGTERM."""
 
 import asyncio
 import logging
@@ -48,12 +48,12 @@ from fedround.observability.telemetry import INSTANCE, Telemetry
 LOG = logging.getLogger(__name__)
 
 MOST_FAILURES = 3
-"""Number of attempts of a round that may fail for lasting reasons before the coordinator is not ready."""
+"""Number of attempts of a round that fail for lasting reasons until the coordinator is not ready."""
 ANONYMOUS = "participant"
 """Name of a participant that sends none."""
 
 
-# For participants
+# The app for participants
 
 
 def public(
@@ -65,30 +65,27 @@ def public(
     trace: asgi.Trace | None = None,
     relay: Relay | None = None,
 ) -> ASGIApp:
-    """Return the participants' app. A participant that uses no additions to the protocol gets exactly the bytes of 0.8.
+    """Return the app for participants. A participant that uses no additions to the protocol gets exactly the bytes of 0.8.
 
-    `tokens`, `origins`, `observe` and `trace`: see `asgi.application`. The owner of a token gives its participant the name.
-    `relay` receives telemetry.
+    A participant with a proved identity has the name of that identity.
+
+    Args:
+        service: The coordinator.
+        tokens: The tokens of participants. For this argument and the next three see `asgi.application`.
+        origins: The web origins whose pages may read responses.
+        observe: Receives facts about requests.
+        trace: Opens the span of a request.
+        relay: Receives telemetry; None: the coordinator refuses it.
     """
 
     async def rendez_vous(request: Request, _: str) -> Response:
-        name = request.headers.get(wire.PARTICIPANT_NAME)
-        ordinal = request.headers.get(wire.ORDINAL, "")
-        answer = service.join(
-            request.state.owner or wire.parse_name(name) or ANONYMOUS,
-            int(ordinal) if _is_ordinal(ordinal) else None,
-            extended=name is not None,
-            owner=request.state.owner,
-            evaluates=name is not None and request.headers.get(wire.EVALUATES) == "true",
-            claim=wire.Claim.decode(request.headers) if name is not None else None,
-        )
-        return _json(answer if name is not None else replace(answer, ordinal=None))
+        return _json(_join(service, request))
 
     async def heartbeat(request: Request, id: str) -> Response:
         wait = wire.parse_prefer_wait(request.headers.get(wire.PREFER))
         reported = {"trouble": wire.one_line(request.headers.get(wire.TROUBLE, "")), "phase": request.headers.get(wire.PHASE, "")}
         answer = await service.heartbeat(id, wait=wait or 0.0, **reported, hung_up=partial(_hung_up, request.receive))
-        asgi.check_admitted(request)  # the token may have been revoked while the request was held
+        asgi.check_admitted(request)  # the token may have been revoked during a long poll
         if wait is None:
             return _json(Heartbeat(answer.state, answer.round))
         return _json(answer, {wire.PREFERENCE_APPLIED: f"wait={wait:.0f}"})
@@ -110,6 +107,20 @@ def public(
     return asgi.application(routes, tokens=tokens, origins=origins, observe=observe, trace=trace)
 
 
+def _join(service: CoordinatorService, request: Request) -> RendezVous:
+    name = request.headers.get(wire.PARTICIPANT_NAME)
+    ordinal = request.headers.get(wire.ORDINAL, "")
+    answer = service.join(
+        request.state.owner or wire.parse_name(name) or ANONYMOUS,
+        int(ordinal) if _is_ordinal(ordinal) else None,
+        extended=name is not None,
+        owner=request.state.owner,
+        evaluates=name is not None and request.headers.get(wire.EVALUATES) == "true",
+        claim=wire.Claim.decode(request.headers) if name is not None else None,
+    )
+    return answer if name is not None else replace(answer, ordinal=None)
+
+
 def _route(path: str, method: str, handler: Callable[[Request, str], Awaitable[Response]], service: CoordinatorService) -> Route:
     async def endpoint(request: Request) -> Response:
         id = wire.parse_id(request.path_params["id"]) if "id" in request.path_params else ""
@@ -129,7 +140,7 @@ def _json(answer: RendezVous | Heartbeat | StartTraining, headers: dict[str, str
 
 
 async def _failure(request: Request) -> str:
-    """Return why a participant leaves; empty if its request gives no valid reason. It may leave in any case."""
+    """Return why a participant failed; empty if its request has no valid reason."""
     body = bytearray()
     if wire.media_type(request.headers) != Problem.media_type:
         return ""
@@ -165,7 +176,19 @@ def build(
     disk: Disk | None = None,
     trace: Callable[[], Mapping[str, str]] = dict,
 ) -> CoordinatorService:
-    """Return the service for the settings, with the state that `disk` holds. Raises `DataDamaged`."""
+    """Return the service for the settings.
+
+    Args:
+        settings: The settings of the coordinator.
+        books: The books of the aggregator.
+        observer: Receives every fact.
+        disk: The data directory, with the state from before a restart; None: state does not persist.
+        trace: See `CoordinatorService`.
+
+    Raises:
+        ConfigurationError: The settings contradict each other, or another run has the name.
+        DataDamaged: The state in the data directory cannot be read.
+    """
     plan = Plan(
         rounds=settings.rounds,
         participants_ratio=settings.participants_ratio,
@@ -183,41 +206,38 @@ def build(
         quorum_grace=settings.grace,
         overselect=settings.overselect,
     )
-    memory = entered(store.load(disk) if disk else Memory(), settings.run_name)
-    # Its random numbers become tokens, so they must be unpredictable.
-    rounds = Rounds(plan, SystemRandom(), time.monotonic(), memory)
+    memory = with_run(store.load(disk) if disk else Memory(), settings.run_name)
+    rounds = Rounds(plan, SystemRandom(), time.monotonic(), memory)  # the random numbers must be unpredictable: they become tokens
     if memory.participants:
         LOG.info("resumed after a restart: round %d, %d known participants", memory.round, len(memory.participants))
     if rounds.complete:
         more = "to continue it, raise COORDINATOR_ROUNDS; to start another run, change COORDINATOR_RUN_NAME"
         LOG.info("run %s is already complete, after %d rounds: %s", settings.run_name, plan.rounds, more)
     archive = Archive(disk.path if isinstance(disk, Directory) else None)
-    known: Any = {"archive": archive, "keep": partial(store.save, disk) if disk else None}
+    known: Any = {"archive": archive, "save": partial(store.save, disk) if disk else None}
     archive.check(rounds.run)
     return CoordinatorService(rounds, books, aggregator_url=settings.aggregator_url, observer=observer, trace=trace, **known)
 
 
 def _goal(settings: CoordinatorSettings) -> Goal:
     if settings.patience and settings.best_by is None:
-        raise ConfigurationError("COORDINATOR_PATIENCE needs COORDINATOR_BEST_BY, the metric that says which model is the best")
+        raise ConfigurationError("COORDINATOR_PATIENCE: set COORDINATOR_BEST_BY too: the metric that selects the best model")
     metric, largest = settings.best_by or ("", True)
     return Goal(metric, largest, settings.patience, Stop(*settings.stop_when) if settings.stop_when else None)
 
 
-def entered(memory: Memory, name: str) -> Memory:
-    """Return the memory with the run of that name. A new run continues the round numbers; all participants register again."""
-    if memory.run is not None and memory.run.name == name:
+def with_run(memory: Memory, name: str) -> Memory:
+    """Return the memory with the run of this name. In a new run, round numbers continue, and participants register again."""
+    if memory.run is None:
+        return replace(memory, run=Run(str(uuid4()), name, 0, time.time()))
+    if memory.run.name == name:
         return memory
-    run = Run(str(uuid4()), name, memory.round if memory.run else 0, time.time())
-    return (
-        replace(memory, run=run)
-        if memory.run is None
-        else Memory(memory.round, generation=memory.generation, run=run, evaluated=memory.evaluated)
-    )
+    run = Run(str(uuid4()), name, memory.round, time.time())
+    return Memory(memory.round, generation=memory.generation, run=run, evaluated=memory.evaluated)
 
 
 def readiness(health: Health) -> Observer:
-    """Return an observer that sets readiness: ready while the aggregator is reachable, writes succeed and rounds complete."""
+    """Return an observer that sets readiness: the aggregator is reachable, writes succeed, and rounds complete."""
     health.fault("aggregator", "the aggregator has not been reached yet")
 
     def observer(fact: Fact) -> None:
@@ -241,7 +261,7 @@ def readiness(health: Health) -> Observer:
 def public_endpoint(
     settings: CoordinatorSettings, service: CoordinatorService, telemetry: Telemetry, relay: Relay | None = None
 ) -> Endpoint:
-    """Return the endpoint for participants."""
+    """Return the endpoint of the participants' port."""
     observed: Any = {"observe": telemetry.observe, "trace": telemetry.server}
     app = public(service, tokens=tokens_of(settings), origins=settings.cors_origins, relay=relay, **observed)
     return Endpoint(
@@ -258,7 +278,7 @@ def public_endpoint(
 
 
 def ops_endpoint(settings: CoordinatorSettings, service: CoordinatorService, health: Health, telemetry: Telemetry) -> Endpoint:
-    """Return the endpoint for operators."""
+    """Return the endpoint of the operations port."""
 
     def status() -> Mapping[str, object]:
         return service.status() | {"warnings": telemetry.log.warnings}

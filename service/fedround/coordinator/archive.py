@@ -1,6 +1,6 @@
-"""The archive: every run and every completed round, in an SQLite database in the data directory, or in memory.
+"""The archive of all runs and completed rounds: an SQLite database in the data directory, or in memory.
 
-Training does not depend on the archive. If the coordinator is killed, the archive lacks the last second at most.
+Training does not depend on the archive. If the coordinator is killed, the archive lacks at most the last second.
 """
 
 import json
@@ -26,25 +26,31 @@ CREATE TABLE IF NOT EXISTS rounds (round INTEGER PRIMARY KEY, run TEXT NOT NULL 
 """
 
 Document = Mapping[str, Any]
+"""JSON-able data about a run or a round."""
 
 
 class Archive:
-    """The runs and rounds of a data directory; without a `path`, those of this process. Thread-safe.
+    """The runs and rounds of a data directory. Thread-safe.
+
+    Args:
+        path: The data directory; None: the archive is in memory.
 
     Raises:
+        ConfigurationError: The file cannot be opened.
         DataDamaged: The file is not an archive, or has the format of a later version.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self._lock = threading.Lock()
         try:
-            if path is not None:  # SQLite would create a file that other users can read; its log gets the same mode
+            if path is not None:  # SQLite would create a file that other users can read. It copies the mode for its log.
                 os.close(os.open(path / NAME, os.O_RDWR | os.O_CREAT, 0o600))
             self._database = sqlite3.connect(path / NAME if path else ":memory:", check_same_thread=False, isolation_level=None)
             found: int = self._database.execute("PRAGMA user_version").fetchone()[0]
             if found not in (0, FORMAT):
                 raise DataDamaged(NAME, f"it has format {found}, but this version reads format {FORMAT}")
-            # Only this process uses the directory, so the log needs no shared memory, which network file systems lack.
+            # This process has the directory for itself, so an exclusive lock is possible. It avoids shared memory for the log,
+            # which network file systems lack.
             self._database.executescript("PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;")
             self._database.executescript(f"{_SCHEMA} PRAGMA user_version = {FORMAT};")
         except (OSError, sqlite3.OperationalError) as error:
@@ -57,7 +63,7 @@ class Archive:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Write all changes of the block in one transaction, or none of them. Raises `OSError`."""
+        """Write all changes within the block in one transaction, or none of them. Raises `OSError`."""
         with self._lock:
             try:
                 self._database.execute("BEGIN IMMEDIATE")
@@ -72,10 +78,10 @@ class Archive:
                     self._database.execute("ROLLBACK")
                 raise OSError(f"{NAME}: {error}") from error
 
-    # Within `writing`
+    # Call these within `writing`.
 
-    def enter(self, run: Run, document: Document) -> None:
-        """Begin a run, or update its document. End all other runs."""
+    def save_run(self, run: Run, document: Document) -> None:
+        """Add a run, or update its document. End all other runs."""
         known = self._database.execute("SELECT document FROM runs WHERE id = ?", (run.id,)).fetchone()
         merged = json.dumps({"strategy": "", **(json.loads(known[0]) if known else {}), **document})
         self._database.execute(
@@ -99,7 +105,7 @@ class Archive:
         self._database.execute("UPDATE runs SET ended = NULL, reason = NULL, first = ? WHERE id = ?", (run.first, run.id))
 
     def amend(self, round: int, document: Document) -> None:
-        """Add to the document of a round."""
+        """Add fields to the document of a round, if the archive has it."""
         row = self._database.execute("SELECT document FROM rounds WHERE round = ?", (round,)).fetchone()
         if row is not None:
             merged = json.dumps({**json.loads(row[0]), **document})
@@ -112,7 +118,7 @@ class Archive:
     # Reading
 
     def check(self, run: Run) -> None:
-        """Check that no former run has this name. Raises `ConfigurationError`."""
+        """Check that no other run has the name of `run`. Raises `ConfigurationError`."""
         if self._rows("SELECT 1 FROM runs WHERE name = ? AND id != ?", (run.name, run.id)):
             raise ConfigurationError(f"COORDINATOR_RUN_NAME: run {run.name} has ended, and names are used once: choose another")
 

@@ -2,10 +2,11 @@
 
 The rules:
 
-1. A participant sends one message at a time to each path, and at most `RATE` messages a second.
-2. Its metrics have at most `MOST_SERIES` series within `WINDOW`. A message that exceeds this is refused as a whole.
+1. A participant may send one message at a time to each path, and `RATE` messages a second.
+2. The metrics of a participant may have `MOST_SERIES` series within `WINDOW` seconds. A message that exceeds this is refused as a
+   whole.
 3. The queue is bounded, in total and for each participant. A message that does not fit is refused.
-4. A batch holds messages for one path, up to `MOST_BATCH` bytes. Concatenated OTLP messages are one valid OTLP message.
+4. A batch consists of messages for one path, up to `MOST_BATCH` bytes. Concatenated OTLP messages are one valid OTLP message.
 """
 
 from collections import Counter, OrderedDict, deque
@@ -16,19 +17,19 @@ from typing import NamedTuple
 from fedround.http.budgets import Buckets
 
 RATE, BURST = 2.0, 20.0
-"""Messages a second, and in a burst, from one participant to one path."""
-MOST_SERIES = 2000
-"""Maximum number of series from one participant within `WINDOW` seconds."""
-WINDOW = 3600.0
+"""Maximum messages a second, and in a burst, from one participant to one path."""
+MOST_SERIES, WINDOW = 2000, 3600.0
+"""Maximum number of series from one participant, within these seconds."""
 MOST_BYTES, MOST_OF_ONE = 16 << 20, 2 << 20
-"""Maximum bytes in the queue, and those from one participant."""
+"""Maximum bytes in the queue, and from one participant."""
 MOST_BATCH = 1 << 20
+"""Maximum bytes of a batch."""
 TABLE = 4096
 """Maximum number of participants whose limits are remembered."""
 
 
 class Waiting(NamedTuple):
-    """A message from a participant."""
+    """A message in the queue, and the name of its participant."""
 
     name: str
     message: bytes
@@ -36,14 +37,14 @@ class Waiting(NamedTuple):
 
 @dataclass(slots=True)
 class _Seen:
-    """The series that a participant has sent since a time."""
+    """The series that a participant has sent since `since`, in monotonic seconds."""
 
     since: float
     series: dict[int, int] = field(default_factory=dict)
 
 
 class Backlog:
-    """The queue."""
+    """The queue, by the rules above."""
 
     def __init__(self) -> None:
         self._rates = Buckets[tuple[str, str]](RATE, BURST, 2 * TABLE)
@@ -58,7 +59,7 @@ class Backlog:
         return self._bytes.total()
 
     def begin(self, path: str, name: str, now: float) -> bool:
-        """Begin to receive a message. Return whether the limits allow it; if so, the caller must call `end`."""
+        """Begin to receive a message. Return whether the limits allow it. If so, the caller must call `end`."""
         key = path, name
         if key in self._under_way or not self._rates.take(key, now):
             return False
@@ -66,21 +67,21 @@ class Backlog:
         return True
 
     def end(self, path: str, name: str) -> None:
-        """End the reception of a message, successful or not."""
+        """End the reception of a message, whether it succeeded or not."""
         self._under_way.discard((path, name))
 
-    def know(self, name: str, series: Mapping[int, int], now: float) -> bool:
-        """Note the series of a participant. Return whether it stays within `MOST_SERIES`."""
+    def add_series(self, name: str, series: Mapping[int, int], now: float) -> bool:
+        """Add the series of a message. Return whether the participant stays within `MOST_SERIES`; if not, change nothing."""
         seen = self._seen.pop(name, None)
         if seen is None or now - seen.since >= WINDOW:
             seen = _Seen(now)
         self._seen[name] = seen
         if len(self._seen) > TABLE:
             self._seen.popitem(last=False)
-        all_of_them = {**seen.series, **series}
-        if sum(all_of_them.values()) > MOST_SERIES:
+        together = {**seen.series, **series}
+        if sum(together.values()) > MOST_SERIES:
             return False
-        seen.series = all_of_them
+        seen.series = together
         return True
 
     def add(self, path: str, name: str, message: bytes) -> bool:

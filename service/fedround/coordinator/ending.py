@@ -1,20 +1,20 @@
-"""How a run ends: why it stops, and what is still to be evaluated. Part of the coordinator's core: no I/O, no clock.
+"""The end of a run: why it stops, and which evaluations remain. Part of the coordinator's core: no I/O, no clock.
 
 The rules:
 
-1. The run has no more rounds after its last one, or after it stopped early. Then its final model is evaluated. Training is complete
-   when that is over.
-2. Participants evaluate the final model in an attempt without training. It is over when that attempt is closed, or when no
-   participant can evaluate.
-3. The aggregator evaluates the final model if it has a function for that. It is over when the ledger shows it, or after
-   `evaluate_timeout`. Rounds never wait for it.
-4. An evaluation may stop the run early (`goal.py`). If participants made it, the round that brought it is the last. If the
-   aggregator made it, the round that is open is the last, and no other attempt of it begins.
+1. The run has no more rounds after its last one, or after it stopped early. Then participants and aggregator evaluate its final
+   model. Training is complete when both evaluations are over.
+2. Participants evaluate the final model in an attempt without training. This evaluation is over when that attempt is closed, or
+   when no participant can evaluate.
+3. The aggregator evaluates the final model if it has a function for that. This evaluation is over when the ledger contains it, or
+   after `evaluate_timeout`. Rounds never wait for it.
+4. An evaluation may stop the run early (`goal.py`). An evaluation by participants ends the run after the round that reported it.
+   One by the aggregator ends it after the open round, which begins no further attempt.
 5. After a rollback the run continues, even if training was complete.
 """
 
 from fedround.coordinator.evaluation import ServerSide
-from fedround.coordinator.goal import Best, judged
+from fedround.coordinator.goal import Best, judge
 from fedround.coordinator.history import History
 from fedround.coordinator.plan import Memory, Plan
 from fedround.coordinator.run import Run
@@ -22,14 +22,14 @@ from fedround.events import Evaluated, Fact, FinalNotEvaluated, ServerEvaluated,
 
 
 class Ending:
-    """See the rules above. `done` is the number of completed rounds of the run."""
+    """The end of a run, by the rules above. `done`, here and in methods, is the number of completed rounds of the run."""
 
     def __init__(self, plan: Plan, memory: Memory, done: int) -> None:
         self._plan = plan
         self.best, self.stopped = memory.best, memory.stopped if plan.goal.stops else ""
-        """The best model of the run, and why the run stopped early; empty if it did not."""
+        """The best model of the run, and why the run stopped early; empty: it did not."""
         self.stop = ""
-        """Why the run stops as soon as no attempt is open."""
+        """Why the run is to stop when no attempt is open; empty: it continues."""
         self.final = memory.final and self.trained(done)
         """Whether participants have still to evaluate the final model."""
         self.server = ServerSide(memory.evaluated, awaited=memory.awaited and self.trained(done))
@@ -50,13 +50,13 @@ class Ending:
         return self.trained(done) and not self._open
 
     def begin(self, final: int, reason: str = "") -> None:
-        """The run's last round is over, for a `reason` if it stops early: the model of round `final` is evaluated next."""
+        """Begin to evaluate the final model, that of round `final`. `reason`: why the run stopped early, if it did."""
         self.stopped, self.stop = reason or self.stopped, ""
         self._open = self.final = True
         self.server.end(final)
 
     def settle(self, now: float, round: int, first: int) -> list[Fact]:
-        """Complete training if nothing is left to evaluate. `round` would be the next, `first` was the run's first."""
+        """Complete training if no evaluation remains. `round` would be the next round, `first` is the first of the run."""
         facts: list[Fact] = []
         if self.server.awaited and self.server.settle(now, round - 1, self._plan.evaluate_timeout):
             facts.append(FinalNotEvaluated(round - 1, self._plan.evaluate_timeout))
@@ -66,12 +66,12 @@ class Ending:
         return facts
 
     def evaluated(self, found: Evaluated, first: int) -> None:
-        """Participants evaluated a model."""
+        """Judge an evaluation by participants."""
         reason = self._judge(found, first)
         self.stopped = self.stopped or reason
 
     def read_server(self, round: int, run: Run, history: History) -> list[ServerEvaluated]:
-        """Return the new evaluations by the aggregator, and judge them."""
+        """Judge the new evaluations by the aggregator, and return them."""
         news = self.server.news(round, run.name, history)
         for found in news:
             history.evaluated_by_server(found)
@@ -80,11 +80,11 @@ class Ending:
         return news
 
     def go_on(self) -> None:
-        """Another round begins."""
+        """Go on to another round: no evaluation of a final model remains."""
         self._open = self.final = self.server.awaited = False
 
     def roll_back(self, newest: int) -> None:
-        """The model of round `newest` is the newest again."""
+        """Go back to the model of round `newest`: discard later evaluations and the end of the run."""
         self.best = None if self.best is None or self.best.round > newest else self.best
         self.stopped = self.stop = ""
         self.server.roll_back(newest)
@@ -92,5 +92,5 @@ class Ending:
     def _judge(self, found: Evaluated | ServerEvaluated, first: int) -> str:
         if found.round is None or found.round < first:
             return ""
-        self.best, reason = judged(self._plan.goal, self.best, found)
+        self.best, reason = judge(self._plan.goal, self.best, found)
         return reason

@@ -1,7 +1,7 @@
-"""Evaluations of global models: which participants evaluate, and the results. Part of the coordinator's core: no I/O, no clock.
+"""Evaluations of global models: the selection of participants, and the results. Part of the core: no I/O, no clock.
 
-Participants evaluate the model that an attempt begins with, before they train on it. After the last round of a run an attempt
-without training evaluates the final model. The aggregator may evaluate models too, at its own pace.
+Participants evaluate the model that an attempt begins with, before they train it. After the last round of a run, an attempt without
+training evaluates the final model. The aggregator may evaluate models too; no round waits for that.
 """
 
 import math
@@ -22,7 +22,7 @@ def draw(rng: Random, ratio: float, seats: Iterable[Participant]) -> list[Partic
 
 
 def evaluated(attempt: Attempt) -> Evaluated | None:
-    """Return how participants evaluated the attempt's model; None if none of them did."""
+    """Return the evaluation of the attempt's model by its members; None if no member evaluated it."""
     members = attempt.counted.values()
     found = [(member, member.entry.evaluation) for member in members if member.entry and member.entry.evaluation]
     if not found:
@@ -44,36 +44,38 @@ def evaluated(attempt: Attempt) -> Evaluated | None:
 
 
 class ServerSide:
-    """The evaluations by the aggregator's function. See rule 3 of `ending.py`.
+    """The evaluations by the aggregator's function: rule 3 of `ending.py`.
 
     Args:
-        evaluated: The newest round whose evaluation was known to be over before a restart.
+        evaluated: The newest round whose evaluation was over before a restart; -1: none.
         awaited: Whether the end of the run waits for the evaluation of the final model.
     """
 
     def __init__(self, evaluated: int, *, awaited: bool) -> None:
         self.function = ""
-        """Name of the function; empty if the aggregator is not known to have one."""
+        """Name of the function; empty: none, or not yet known."""
         self.evaluated = evaluated
         self.awaited = awaited
         self.problem = ""
-        """Why the last evaluation failed, for operators."""
+        """Why the last evaluation failed, for operators; empty: it succeeded."""
         self.until = math.inf
         """When the end of the run stops waiting, in monotonic seconds."""
         self._page: tuple[ServerEvaluation, ...] = ()
+        """The evaluations on the last page of the ledger."""
         self._initial_known = False
+        """Whether the evaluation of the run's initial model is known."""
 
     def read(self, page: Page) -> None:
-        """Note a page of the ledger."""
+        """Take the evaluations from a page of the ledger."""
         self.function, self._page = page.evaluator, page.evaluations
         self.awaited = self.awaited and bool(page.evaluator)
 
     def news(self, round: int, run: str, history: History) -> list[ServerEvaluated]:
-        """Return the new evaluations on the last page, of rounds before `round`. A model may be evaluated before its round ends."""
+        """Return the new evaluations of rounds before `round`. Later evaluations wait until their round is completed."""
         facts = []
         for found in self._page:
-            ahead = found.round is not None and found.round >= round
-            if ahead or not self._is_new(found, run, history):
+            too_early = found.round is not None and found.round >= round
+            if too_early or not self._is_new(found, run, history):
                 continue
             self.evaluated = max(self.evaluated, -1 if found.round is None else found.round)
             self._initial_known = self._initial_known or found.round is None
@@ -88,16 +90,16 @@ class ServerSide:
         return found.round > self.evaluated or (bool(found.metrics) and history.lacks_server(found.round))
 
     def end(self, final: int) -> None:
-        """Note that the run has trained the model of round `final`, its last."""
+        """Begin to wait for the evaluation of the run's final model, that of round `final`."""
         self.awaited, self.until = bool(self.function) and self.evaluated < final, math.inf
 
     def settle(self, now: float, final: int, timeout: float) -> bool:
-        """Stop waiting once the final model is evaluated, or `timeout` has passed. Return whether it timed out."""
+        """Stop waiting when the final model is evaluated, or after `timeout` seconds. Return whether it timed out."""
         self.until = now + timeout if self.until == math.inf else self.until
         late = self.evaluated < final and now >= self.until
         self.awaited = self.evaluated < final and not late
         return late
 
     def roll_back(self, newest: int) -> None:
-        """Forget the rounds after `newest`: their numbers will be used again."""
+        """Forget the rounds after `newest`, as new rounds will have their numbers."""
         self.evaluated = min(self.evaluated, newest)

@@ -1,4 +1,4 @@
-"""The goal of a run: which model is the best, and when the run stops early. Part of the coordinator's core: no I/O, no clock."""
+"""The goal of a run: the metric of the best model, and the conditions to stop early. A part of the core: no I/O, no clock."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ COMPARISONS = {">=": ge, "<=": le, ">": gt, "<": lt}
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """A condition on a metric of the global model that stops the run."""
+    """A condition on a metric of the global model. The run stops when the condition is met."""
 
     metric: str
     comparison: str
@@ -31,7 +31,7 @@ class Goal:
     metric: str = ""
     largest: bool = True
     patience: int = 0
-    """Stop after this many consecutive evaluated models that are not better than the best; 0: never."""
+    """Stop after this many consecutive evaluated models without a better one; 0: never."""
     stop: Stop | None = None
 
     @property
@@ -42,6 +42,7 @@ class Goal:
 
     @property
     def stops(self) -> bool:
+        """Whether the goal may stop the run early."""
         return self.patience > 0 or self.stop is not None
 
 
@@ -52,24 +53,24 @@ class Best:
     round: int
     value: float
     worse: int = 0
-    """Number of models evaluated since then."""
+    """Number of models that were evaluated since then."""
 
 
 SERVER = "server_"
-"""Prefix with which goals name the metrics of the aggregator's evaluations."""
+"""Prefix of the metrics of the aggregator's evaluations in goals."""
 
 
 def comparable(fact: Evaluated | ServerEvaluated) -> dict[str, float]:
-    """Return the metrics by the names that goals use. Participants cannot report metrics with the aggregator's prefix."""
+    """Return the metrics of an evaluation by the names that goals use. Ignore participants' metrics with the prefix `SERVER`."""
     if isinstance(fact, ServerEvaluated):
         return {SERVER + name: value for name, value in fact.metrics}
     return {name: value for name, value in fact.metrics if not name.startswith(SERVER)}
 
 
-def judged(goal: Goal, best: Best | None, fact: Evaluated | ServerEvaluated) -> tuple[Best | None, str]:
-    """Return the best model after one more evaluation, and why the run is to stop; empty if it continues.
+def judge(goal: Goal, best: Best | None, fact: Evaluated | ServerEvaluated) -> tuple[Best | None, str]:
+    """Return the best model after one more evaluation, and why the run must stop; empty: it continues.
 
-    The first of equal models is the best.
+    Of equal models, the first is the best.
     """
     metrics, reason = comparable(fact), ""
     if goal.stop is not None and goal.stop.reached(metrics):

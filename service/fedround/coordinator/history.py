@@ -1,4 +1,4 @@
-"""The last completed rounds, for display only: no decision uses them. Part of the coordinator's core: no I/O, no clock."""
+"""The last completed rounds, for display: no decision depends on them. Part of the coordinator's core: no I/O, no clock."""
 
 import math
 from collections import Counter, deque
@@ -16,7 +16,7 @@ MOST = 50
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """A completed round: see `events.RoundCompleted`. `weights` are the statistics of its model, once they are known."""
+    """A completed round: see `events.RoundCompleted`."""
 
     round: int
     seconds: float
@@ -25,19 +25,21 @@ class Past:
     samples: int
     parameters: int
     figures: Mapping[str, float]
+    """Sample-weighted means of the metrics of training. The field has its former name on disk and in `/status`."""
     weights: Mapping[str, float] = field(default_factory=dict)
+    """Statistics of the weights of its model, once they are known."""
     rollbacks: int = 0
     """Number of rollbacks to the model of this round."""
     evaluation: Mapping[str, float] = field(default_factory=dict)
     """Sample-weighted means of the participants' evaluations of its model."""
     server: Mapping[str, float] = field(default_factory=dict)
-    """The evaluation of its model by the aggregator's function."""
+    """The aggregator's evaluation of its model."""
     late: int = 0
     """Number of members that the quorum was counted without. They are not in `dropped`."""
 
 
 class History:
-    """The rounds in order. `before` are those from before a restart."""
+    """The last rounds, oldest first. `before`: the rounds from before a restart."""
 
     def __init__(self, before: Iterable[Past] = ()) -> None:
         self._rounds = deque(before, maxlen=MOST)
@@ -46,7 +48,7 @@ class History:
         return iter(self._rounds)
 
     def completed(self, fact: RoundCompleted) -> None:
-        """Add a round, and drop the oldest one beyond `MOST`."""
+        """Add a round. Beyond `MOST` rounds, remove the oldest."""
         self._rounds.append(
             Past(
                 fact.round,
@@ -61,17 +63,17 @@ class History:
         )
 
     def rolled_back(self, newest: int) -> None:
-        """Drop the rounds after `newest`, and count a rollback to that round."""
-        kept = [past for past in self._rounds if past.round <= newest]
+        """Remove the rounds after `newest`, and count a rollback to that round."""
+        remaining = [past for past in self._rounds if past.round <= newest]
         self._rounds.clear()
-        self._rounds.extend(replace(past, rollbacks=past.rollbacks + (past.round == newest)) for past in kept)
+        self._rounds.extend(replace(past, rollbacks=past.rollbacks + (past.round == newest)) for past in remaining)
 
     def evaluated(self, fact: Evaluated) -> None:
-        """Add the participants' evaluation of a model, which comes in the round after its own."""
+        """Add the participants' evaluation of a model, which they report in the round after its own."""
         self._amend(fact.round, evaluation=dict(fact.metrics))
 
     def evaluated_by_server(self, fact: ServerEvaluated) -> None:
-        """Add the aggregator's evaluation of a model, which comes at any time after its round."""
+        """Add the aggregator's evaluation of a model, which may end at any time after its round."""
         self._amend(fact.round, server=dict(fact.metrics))
 
     def lacks_server(self, round: int | None) -> bool:
@@ -84,7 +86,7 @@ class History:
                 self._rounds[index] = replace(past, **known)
 
     def measured(self, models: Iterable[Measured]) -> None:
-        """Add the statistics of models. They arrive late and repeatedly, and their round may be gone from the history."""
+        """Add the statistics of models. Ignore those that are known, or whose round is no longer in the history."""
         for model in models:
             for index, past in enumerate(self._rounds):
                 if past.round == model.round and not past.weights:
@@ -94,10 +96,11 @@ class History:
 def weighted_means(entries: Sequence[tuple[int, Mapping[str, float]]]) -> tuple[tuple[str, float], ...]:
     """Return the sample-weighted mean of each metric over the entries that have it; the plain mean if all sample counts are 0.
 
-    The metrics in most entries come first, up to `MAX_METRICS`: a client that invents names cannot displace common metrics.
-
     Args:
         entries: The number of samples and the metrics of each entry.
+
+    Returns:
+        At most `MAX_METRICS` metrics, the most frequent first: a client that invents names cannot displace common metrics.
     """
     names = Counter(name for _, metrics in entries for name in metrics)
     means = []

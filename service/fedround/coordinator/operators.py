@@ -1,4 +1,4 @@
-"""The routes of the operations port for the runs and their rounds."""
+"""The routes of the coordinator's operations port for runs and their rounds."""
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -11,7 +11,7 @@ from fedround.observability import ops
 
 
 def routes(service: CoordinatorService, access: ops.Access = ops.OPEN) -> list[Route]:
-    """Return the routes `/runs` and `/history?run=NAME`; the default is the current run."""
+    """Return the routes `/runs` and `/history?run=NAME`. The default of `run` is the current run."""
 
     async def runs(request: Request) -> Response:
         return JSONResponse({"runs": await service.runs()})

@@ -1,4 +1,4 @@
-"""The coordinator's page on its operations port: one HTML file, updated by server-sent events with the status."""
+"""The coordinator's page on its operations port: one HTML file, which server-sent events with the status update."""
 
 import asyncio
 import base64
@@ -21,8 +21,8 @@ EVERY = 1.0
 """Seconds between two events."""
 MANY = 500
 """Number of participants above which the interval between events grows in proportion."""
-SELDOM = 10.0
-"""Maximum seconds between two events: after a longer pause, a page considers the connection lost."""
+MOST_SECONDS = 10.0
+"""Maximum seconds between two events. After a longer pause, the page shows that the connection is lost."""
 MAX_STREAMS = 50
 """Maximum number of open pages."""
 POLICY = "; ".join(
@@ -31,11 +31,17 @@ POLICY = "; ".join(
         *("base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"),
     ]
 )
-"""Content Security Policy: the browser may use only the page's own script and style, which their digests identify."""
+"""Content Security Policy: the browser may use only the page's own script and style, identified by their digests."""
 
 
 def routes(health: Health, status: Callable[[], Mapping[str, object]], access: ops.Access = ops.OPEN) -> list[Route]:
-    """Return the routes `/` and `/events`, protected by `access`."""
+    """Return the routes `/` and `/events`.
+
+    Args:
+        health: The reasons why the service is not ready. When it stops, the streams end.
+        status: Returns the status, as JSON-able data.
+        access: Protects the routes.
+    """
     page = files(__package__).joinpath("page.html").read_bytes()
     policy = POLICY.format(style=_digest(page, b"style"), script=_digest(page, b"script"))
     streams = 0
@@ -44,7 +50,7 @@ def routes(health: Health, status: Callable[[], Mapping[str, object]], access: o
         """Return the current event, and the seconds until the next."""
         now = status()
         event = f"data: {json.dumps({'reasons': health.reasons, **now})}\n\n"
-        return event, min(EVERY * max(1.0, _participants(now) / MANY), SELDOM)
+        return event, min(EVERY * max(1.0, _participants(now) / MANY), MOST_SECONDS)
 
     rendered = Shared(render)
 
@@ -54,12 +60,12 @@ def routes(health: Health, status: Callable[[], Mapping[str, object]], access: o
     async def events(request: Request) -> Response:
         if streams >= MAX_STREAMS:
             return asgi.problem(503, "too many pages are open: close some", {"Retry-After": "10"})
-        # Otherwise nginx holds events back until its buffer is full.
+        # The header turns off nginx's buffer, which would delay events until it is full.
         return Stream(sent(), headers={"X-Accel-Buffering": "no"}, media_type="text/event-stream")
 
     class Stream(StreamingResponse):
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-            # Count here, not at the first event: many simultaneous requests would all pass the check before their first event.
+            # Count now: before the first event, many simultaneous requests could all pass the check.
             nonlocal streams
             streams += 1
             try:
@@ -68,19 +74,19 @@ def routes(health: Health, status: Callable[[], Mapping[str, object]], access: o
                 streams -= 1
 
     async def sent() -> AsyncIterator[str]:
-        # Milliseconds until the browser reconnects after the stream ends; short, since a restart takes only seconds.
+        # Milliseconds until the browser reconnects after the stream ends. A restart takes only seconds.
         yield "retry: 1000\n\n"
         while not health.stopping:
             event, pause = rendered()
             yield event
             await asyncio.sleep(pause)
 
-    # No Basic challenge for events: the browser would show its dialog repeatedly over the page. The page reloads itself instead.
+    # Without a Basic challenge for events: the browser would show its dialog over the page, again and again.
     return [access.route("/", show), access.route("/events", events, basic=False)]
 
 
 def _digest(page: bytes, tag: bytes) -> str:
-    """Return the digest of the content of the page's only element with this tag, as the policy names it."""
+    """Return the digest of the page's only element with this tag, in the form that the policy requires."""
     content = page.partition(b"<%s>" % tag)[2].partition(b"</%s>" % tag)[0]
     return f"'sha256-{base64.b64encode(hashlib.sha256(content).digest()).decode()}'"
 

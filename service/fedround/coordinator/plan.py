@@ -8,8 +8,8 @@ from fedround.coordinator.history import Past
 from fedround.coordinator.run import Config, Run
 from fedround.coordinator.seats import Known
 
-GRACE = 30.0
-"""Seconds in which an arriving update may complete when its upload permission is to be revoked; at most the round time-out."""
+UPLOAD_GRACE = 30.0
+"""Seconds for an arriving update to complete when its upload permission is to be revoked; at most the round time-out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,25 +30,27 @@ class Plan:
     quorum: float | None = None
     """Counted updates that close the round: up to 1 a share of the selected, above 1 a whole number. None: no quorum."""
     quorum_grace: float = 0.0
-    """Time for the other updates once the quorum is counted."""
+    """Time for the other updates after the quorum is counted."""
     overselect: float = 0.0
-    """Additional participants to select, as a share of those wanted."""
+    """Additional participants to select, as a share of the wanted number."""
     evaluate_every: int = 1
     """Number of rounds from one evaluated model to the next; 0: no model is evaluated."""
     goal: Goal = field(default_factory=Goal)
-    """Which model is the best, and when the run stops early."""
+    """The metric of the best model, and the conditions to stop early."""
     evaluate_ratio: float = 1.0
-    """Share of the selected participants able to evaluate that do evaluate."""
+    """Share of the selected participants that evaluate, of those that can."""
     evaluate_timeout: float = 600.0
     """Maximum time that the end of the run waits for the aggregator's evaluation of the final model."""
 
     @property
     def required(self) -> int:
+        """Minimum number of counted updates of a round."""
         return max(1, math.floor(self.participants_ratio * self.min_clients + 1e-9))
 
     @property
-    def grace(self) -> float:
-        return min(GRACE, self.round_timeout)
+    def upload_grace(self) -> float:
+        """Time for an arriving update to complete when its upload permission is to be revoked."""
+        return min(UPLOAD_GRACE, self.round_timeout)
 
     def evaluates(self, round: int) -> bool:
         """Return whether participants evaluate the model that a round begins with. Rounds count from the run's first."""
@@ -63,17 +65,17 @@ class Plan:
         wanted = self.wanted(present)
         return min(wanted + math.ceil(self.overselect * wanted - 1e-9), present)
 
-    def enough(self, present: int, selected: int) -> int | None:
-        """Return the quorum of an attempt that begins with `selected` participants; None: it waits for all of them.
+    def effective_quorum(self, present: int, selected: int) -> int | None:
+        """Return the quorum of an attempt that begins with `selected` participants; None: it waits for all of them."""
+        configured = self.configured_quorum(present, selected)
+        return None if configured is None else max(configured, self.required)
 
-        It is a share of the selected, or a number that the selected limit. With overselection and no quorum setting, it is the
-        wanted number. It is never below `required`.
+    def configured_quorum(self, present: int, selected: int) -> int | None:
+        """Return the quorum that the settings describe, which may be below `required`; None: no quorum.
+
+        It is a share of the selected, or a number up to that of the selected. With overselection and no quorum setting, it is the
+        wanted number.
         """
-        asked = self.asked(present, selected)
-        return None if asked is None else max(asked, self.required)
-
-    def asked(self, present: int, selected: int) -> int | None:
-        """Return the quorum of the settings, before `required` raises it; None: no quorum."""
         if self.quorum is None:
             return min(self.wanted(present), selected) if self.overselect else None
         return min(math.ceil(self.quorum * selected - 1e-9) if self.quorum <= 1 else int(self.quorum), selected)
@@ -81,23 +83,23 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """The state that a coordinator has after a restart."""
+    """The state of a coordinator that survives a restart."""
 
     round: int = 0
     participants: tuple[Known, ...] = ()
     history: tuple[Past, ...] = ()
     generation: int | None = None
-    """Generation of the books; None if they were never read."""
+    """Generation on the last page of the ledger; None: no page was read."""
     run: Run | None = None
     final: bool = False
     """Whether participants have yet to evaluate the final model."""
     best: Best | None = None
     stopped: str = ""
-    """Why the run stopped early."""
+    """Why the run stopped early; empty: it did not."""
     awaited: bool = False
     """Whether the aggregator has yet to evaluate the final model."""
     evaluated: int = -1
-    """The newest round for whose model the aggregator's evaluation ended, successful or not."""
+    """The newest round whose model the aggregator evaluated, with success or without; -1: none."""
 
 
-NOTHING = Memory()
+NO_MEMORY = Memory()

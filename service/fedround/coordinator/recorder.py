@@ -1,4 +1,4 @@
-"""The recorder: collects facts for the archive until they are written."""
+"""The recorder: it collects facts for the archive, and writes them in batches."""
 
 import time
 from collections import deque
@@ -15,11 +15,11 @@ from fedround.coordinator.rounds import Rounds
 from fedround.events import Fact
 
 REMEMBERED = 10
-"""Number of rounds whose model statistics are known to be in the archive."""
+"""Number of rounds for which the recorder remembers that it has the statistics of their model."""
 
 
 class Recorder:
-    """Writes the history of `rounds` to `archive`."""
+    """The recorder of `rounds`, which writes to `archive`."""
 
     def __init__(self, archive: Archive, rounds: Rounds) -> None:
         self._archive = archive
@@ -27,31 +27,31 @@ class Recorder:
         self._strategy = ""
         self._measured: deque[int] = deque(maxlen=REMEMBERED)
         self._waiting: list[Callable[[], None]] = []
-        self._enter()
+        self._save_run()
 
-    def fact(self, fact: Fact) -> None:
-        """Note a fact."""
+    def record(self, fact: Fact) -> None:
+        """Collect a fact."""
         run, now = self._rounds.run, time.time()
         match fact:
             case events.RoundCompleted():
                 self._waiting.append(partial(self._archive.add, run, fact.round, _document(fact, now)))
             case events.Evaluated(None):
-                self._enter(initial=_evaluation(fact))
+                self._save_run(initial=_evaluation(fact))
             case events.Evaluated(int(round)):
                 self._waiting.append(partial(self._archive.amend, round, {"evaluation": _evaluation(fact)}))
             case events.ServerEvaluated(None):
-                self._enter(server_initial=_server(fact))
+                self._save_run(server_initial=_server(fact))
             case events.ServerEvaluated(int(round)):
                 self._waiting.append(partial(self._archive.amend, round, {"server": _server(fact)}))
             case events.RolledBack(newest=newest):
-                self._measured.clear()  # the numbers of these rounds are used again
+                self._measured.clear()  # new rounds will have the numbers of the removed ones
                 self._waiting.append(partial(self._archive.roll_back, newest))
             case events.TrainingCompleted():
                 reason = f"complete, stopped early: {fact.reason}" if fact.reason else "complete"
                 self._waiting.append(partial(self._archive.end, run, now, reason))
 
-    def page(self, page: Page) -> bool:
-        """Note the statistics of models on a page of the ledger. Return whether there are new ones."""
+    def record_page(self, page: Page) -> bool:
+        """Collect the statistics of models on a page of the ledger. Return whether there are new ones."""
         news = [measured for measured in page.measured if measured.round not in self._measured]
         for measured in news:
             self._measured.append(measured.round)
@@ -59,11 +59,11 @@ class Recorder:
             self._waiting.append(partial(self._archive.amend, measured.round, more))
         if page.strategy != self._strategy:
             self._strategy = page.strategy
-            self._enter(strategy=page.strategy)
+            self._save_run(strategy=page.strategy)
         return bool(news)
 
     def write(self) -> None:
-        """Write all waiting entries in one transaction. One thread at a time may call it. Raises `OSError`."""
+        """Write all collected entries in one transaction. Only one thread at a time may call this. Raises `OSError`."""
         entries = self._waiting[:]
         if entries:
             with self._archive.writing():
@@ -71,13 +71,13 @@ class Recorder:
                     entry()
             del self._waiting[: len(entries)]
 
-    def _enter(self, **known: Any) -> None:
+    def _save_run(self, **known: Any) -> None:
         document = {"plan": asdict(self._rounds.plan), "version": version("fedround"), **known}
-        self._waiting.append(partial(self._archive.enter, self._rounds.run, document))
+        self._waiting.append(partial(self._archive.save_run, self._rounds.run, document))
 
 
 def _document(fact: events.RoundCompleted, now: float) -> Mapping[str, Any]:
-    """Return the archive's document of a completed round. `now` is in Unix time."""
+    """Return the document of a completed round. `now` is in Unix time."""
     return {
         "ended": now,
         "seconds": fact.seconds,
@@ -94,7 +94,7 @@ def _document(fact: events.RoundCompleted, now: float) -> Mapping[str, Any]:
 
 
 def _evaluation(fact: events.Evaluated) -> Mapping[str, Any]:
-    """Return the archive's document of an evaluation: the means, the range, and each participant's metrics."""
+    """Return the document of an evaluation by participants: the means, the range, and the metrics of each."""
     return {
         "samples": fact.samples,
         "metrics": dict(fact.metrics),
@@ -105,5 +105,5 @@ def _evaluation(fact: events.Evaluated) -> Mapping[str, Any]:
 
 
 def _server(fact: events.ServerEvaluated) -> Mapping[str, Any]:
-    """Return the archive's document of an evaluation by the aggregator."""
+    """Return the document of an evaluation by the aggregator."""
     return {"samples": fact.samples, "metrics": dict(fact.metrics)}

@@ -1,6 +1,6 @@
-"""The relay: forwards participants' telemetry to the operators' collector, so that silos need to reach only the coordinator.
+"""The relay: it forwards participants' telemetry to the operators' collector, so that silos connect only to the coordinator.
 
-It has its own task, connection and time-outs, so a slow collector delays nothing else.
+The relay has its own tasks, connections and time-outs, so a slow collector delays nothing else.
 """
 
 import asyncio
@@ -34,31 +34,31 @@ ANSWER_SECONDS = 10.0
 RETRY_FOR = 60.0
 """Seconds for which the relay retries a batch while the collector is unavailable."""
 LAST_SECONDS = 2.0
-"""Seconds to forward the queue when the coordinator stops."""
+"""Maximum seconds to forward the queue when the coordinator stops."""
 WARN_EVERY = 60.0
 """Seconds between two log lines about rejected telemetry."""
 RETRY_LATER = {429, 502, 503, 504}
-"""Status codes after which OTLP over HTTP sends the batch again later."""
+"""Status codes after which OTLP over HTTP requires a retry."""
 SIGNALS = {wire.OTLP_METRICS: "metrics", wire.OTLP_TRACES: "traces"}
 
 Post = Callable[[str, bytes], Awaitable[int]]
-"""Sends a message to a path of the collector. Returns the status code. Raises `ExchangeError`."""
+"""Sends a message to a path of the collector, and returns the status code. Raises `ExchangeError`."""
 
 
 class Answer(Enum):
     """The collector's response to a batch."""
 
-    ARRIVED = auto()
-    REFUSED = auto()
-    AWAY = auto()
+    ACCEPTED = auto()
+    REJECTED = auto()
+    UNAVAILABLE = auto()
 
 
 class Relay:
-    """Receives telemetry on the participants' port and forwards it. For one event loop.
+    """A relay from the participants' port to the collector. For one event loop.
 
     Args:
         post: Sends a message to the collector.
-        observe: Receives a fact for each message that was received, forwarded or dropped.
+        observe: Receives a fact about each message that arrives, and about each batch that is forwarded or dropped.
         clock: Returns monotonic seconds.
     """
 
@@ -67,13 +67,14 @@ class Relay:
         self._observe = observe
         self._clock = clock
         self._backlog = Backlog()
-        self._news = {path: asyncio.Event() for path in wire.OTLP}
-        self._away: set[str] = set()
+        self._queued = {path: asyncio.Event() for path in wire.OTLP}
+        """Set while the queue may have messages for the path."""
+        self._unavailable: set[str] = set()
         """Paths at which the collector is unavailable now."""
         self._warn_from = -math.inf
 
     async def receive(self, path: str, request: Request) -> Response:
-        """Receive a message from the participant whose identity the request proves."""
+        """Respond to a request with a message from the participant whose identity it proves."""
         name: str = request.state.owner
         if not name:
             reason = "telemetry needs an identity: a token of COORDINATOR_TOKENS_FILE or a client certificate"
@@ -97,7 +98,7 @@ class Relay:
         return asgi.problem(status, reason, {"Retry-After": "5"})
 
     async def _accept(self, path: str, name: str, request: Request) -> bool:
-        from fedround.observability import stamping  # imports OpenTelemetry, which other coordinators do not need
+        from fedround.observability import stamping  # here, because it imports OpenTelemetry
 
         if wire.media_type(request.headers) != wire.PROTOBUF:
             raise BadTelemetry(f"the content type must be {wire.PROTOBUF}", status=415)
@@ -113,45 +114,45 @@ class Relay:
 
         message, series = await asyncio.to_thread(stamp)
         asgi.check_admitted(request)
-        if not self._backlog.know(name, series, self._clock()):
+        if not self._backlog.add_series(name, series, self._clock()):
             raise BadTelemetry("too many series within an hour: use labels with few values")
         if not self._backlog.add(path, name, message):
             return False
-        self._news[path].set()
+        self._queued[path].set()
         return True
 
     async def run(self) -> None:
-        """Forward until cancelled, then flush the queue for `LAST_SECONDS`. Metrics and traces are independent of each other."""
+        """Forward until cancelled, then flush the queue for `LAST_SECONDS`. Metrics and traces have separate tasks."""
         async with asyncio.TaskGroup() as tasks:
             for path in wire.OTLP:
-                tasks.create_task(self._follow(path))
+                tasks.create_task(self._forward_all(path))
 
-    async def _follow(self, path: str) -> None:
+    async def _forward_all(self, path: str) -> None:
         try:
             while True:
-                await self._news[path].wait()
+                await self._queued[path].wait()
                 if batch := self._backlog.batch(path):
                     await self._forward(path, batch)
                 else:
-                    self._news[path].clear()
+                    self._queued[path].clear()
         finally:
             with suppress(TimeoutError):
                 async with asyncio.timeout(LAST_SECONDS):
                     while batch := self._backlog.batch(path):
-                        self._report(path, batch, arrived=await self._send(path, batch) is Answer.ARRIVED)
+                        self._report(path, batch, arrived=await self._send(path, batch) is Answer.ACCEPTED)
 
     async def _forward(self, path: str, batch: Sequence[Waiting]) -> None:
         until = self._clock() + RETRY_FOR
         for delay in delays(random, first=0.5, most=10.0, spread=0.5):
             match await self._send(path, batch):
-                case Answer.ARRIVED:
+                case Answer.ACCEPTED:
                     self._report(path, batch, arrived=True)
                     return
-                case Answer.REFUSED if len(batch) > 1:
-                    for each in batch:  # a rejected message must not cost the other participants theirs
+                case Answer.REJECTED if len(batch) > 1:
+                    for each in batch:  # one message may be invalid, but not those of the other participants
                         await self._forward(path, [each])
                     return
-                case Answer.AWAY if self._clock() < until:
+                case Answer.UNAVAILABLE if self._clock() < until:
                     await asyncio.sleep(delay)
                 case _:
                     self._report(path, batch, arrived=False)
@@ -164,28 +165,28 @@ class Relay:
             return self._failed(path, str(error))
         if status in RETRY_LATER:
             return self._failed(path, f"status {status}")
-        if path in self._away:
-            self._away.discard(path)
+        if path in self._unavailable:
+            self._unavailable.discard(path)
             LOG.info("the collector accepts %s again", SIGNALS[path])
         if 200 <= status < 300:
-            return Answer.ARRIVED
+            return Answer.ACCEPTED
         if len(batch) == 1 and self._clock() >= self._warn_from:
             self._warn_from = self._clock() + WARN_EVERY
             LOG.warning("the collector rejects %s, for example from %s: status %d", SIGNALS[path], batch[0].name, status)
-        return Answer.REFUSED
+        return Answer.REJECTED
 
     def _failed(self, path: str, reason: str) -> Answer:
-        if path not in self._away:
-            self._away.add(path)
+        if path not in self._unavailable:
+            self._unavailable.add(path)
             LOG.warning("cannot forward %s to the collector; retrying: %s", SIGNALS[path], reason)
-        return Answer.AWAY
+        return Answer.UNAVAILABLE
 
     def _report(self, path: str, batch: Sequence[Waiting], *, arrived: bool) -> None:
         self._observe(TelemetryForwarded(SIGNALS[path], len(batch), arrived))
 
 
 def routes(relay: Relay | None) -> list[Route]:
-    """Return the routes for telemetry. Without a relay, they respond with 404."""
+    """Return the routes for telemetry. Without a `relay`, they respond with 404."""
 
     def route(path: str) -> Route:
         async def endpoint(request: Request) -> Response:
@@ -200,7 +201,7 @@ def routes(relay: Relay | None) -> list[Route]:
 
 @asynccontextmanager
 async def relaying(settings: CoordinatorSettings, observe: Observer) -> AsyncIterator[Relay | None]:
-    """Forward within the block if the settings name a collector. Raises `ConfigurationError`."""
+    """Run a relay within the block if the settings name a collector; otherwise yield None. Raises `ConfigurationError`."""
     if settings.otlp_endpoint is None:
         yield None
         return

@@ -1,16 +1,16 @@
-"""The seats of participants, and the ordinals that seats hold. Part of the coordinator's core: no I/O, no clock."""
+"""The seats of participants, and their ordinals. Part of the coordinator's core: no I/O, no clock."""
 
 import math
 from dataclasses import dataclass
 
 from fedround.common.wire import Claim, Shard
 
-Who = tuple[str, str]
-"""The identity that failures count against, and that identifies a participant across restarts."""
+Key = tuple[str, str]
+"""What identifies a participant across its registrations: the kind of the identifier, and its value."""
 
 
-def who(id: str, name: str, owner: str, *, extended: bool) -> Who:
-    """Return the proved identity, or else the name. A 0.8 participant sends no name and has only its id."""
+def key_of(id: str, name: str, owner: str, *, extended: bool) -> Key:
+    """Return the proved identity, or else the name; for a 0.8 participant, which sends no name, the id."""
     if owner:
         return "owner", owner
     return ("name", name) if extended else ("id", id)
@@ -18,7 +18,7 @@ def who(id: str, name: str, owner: str, *, extended: bool) -> Who:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """The part of a seat that survives a restart."""
+    """The part of a seat that survives a restart of the coordinator. See `Participant`."""
 
     id: str
     name: str
@@ -31,9 +31,11 @@ class Known:
     counted_rounds: int = 0
     evaluates: bool = False
     shards: int = 0
-    """Number of shards in its claim; 0: no claim."""
+    """Number of shards in its claim; 0: it has none."""
     shard: int | None = None
+    """Index of its shard."""
     asks: bool = False
+    """Whether the coordinator assigns its shard."""
 
     @property
     def claim(self) -> Claim | None:
@@ -47,41 +49,43 @@ class Participant:
     id: str
     name: str
     owner: str
-    """The proved identity that registered it, which alone may act for it; empty: any client that is let in."""
+    """The proved identity that registered it, and that alone may act for it; empty: every authorized client may."""
     extended: bool
     """Whether the participant understands fedround's additions to the protocol."""
     ordinal: int | None
-    """The lowest free number when it was assigned; None before the first heartbeat of a 0.8 participant."""
+    """The lowest number that was free; None before the first heartbeat of a 0.8 participant."""
     joined: float
+    """When it registered, or when the coordinator restarted."""
     seen: float
     """When it last sent a heartbeat, or received the response to one."""
     expires: float
-    heard: bool = False
-    """Whether it has ever sent a heartbeat, including before a restart of the coordinator."""
-    beat: float = -math.inf
+    """When it times out."""
+    present: bool = False
+    """Whether it has sent a heartbeat, perhaps before a restart of the coordinator."""
+    heartbeat_at: float = -math.inf
     """When it last sent a heartbeat."""
     free_since: float = 0.0
-    """When its last part in an attempt ended."""
-    pause: float = 0.0
-    """Seconds from its last response to its last heartbeat."""
+    """When its last attempt ended."""
+    heartbeat_gap: float = 0.0
+    """Seconds from the last response to the following heartbeat."""
     probed: float = -math.inf
     """When its last probe began."""
     probe_at: float = math.inf
-    """When its next probe begins."""
-    gone_at: float = math.inf
-    """When it is removed, unless it sends a heartbeat before."""
+    """When its next probe begins; infinite: no probe is scheduled."""
+    probe_ends: float = math.inf
+    """When the running probe removes it, unless it sends a heartbeat; infinite: no probe runs."""
     trouble: str = ""
-    """Why it cannot reach the aggregator, for operators."""
+    """Why it cannot reach the aggregator, for operators; empty: it can."""
     counted: int | None = None
     """The last round in which its update was counted."""
     delivered: bool = False
     """Whether an update of this seat was counted since the coordinator started."""
     owed: int | None = None
-    """The round that selects it again: it had a part in a lost attempt, and may have learned that its update was counted."""
+    """The round whose next attempt must select it again. An earlier attempt failed after it may have counted its update."""
     selected_rounds: int = 0
     """Number of completed rounds that selected it, since it joined."""
     counted_rounds: int = 0
-    """Number of those that counted its update."""
+    """Number of these rounds that counted its update."""
     evaluates: bool = False
     """Whether it can evaluate models."""
     known_to_books: bool = False
@@ -92,13 +96,13 @@ class Participant:
     """Index of the shard that it holds."""
 
     @property
-    def who(self) -> Who:
-        return who(self.id, self.name, self.owner, extended=self.extended)
+    def key(self) -> Key:
+        return key_of(self.id, self.name, self.owner, extended=self.extended)
 
     @property
-    def judged(self) -> Who:
-        """The identity that its failures count against: its id once it has delivered, as any client may use an unproved name."""
-        return ("id", self.id) if self.delivered and not self.owner else self.who
+    def failure_key(self) -> Key:
+        """The key that its failures count against: without an owner, the id after a counted update (see `reliability.py`)."""
+        return ("id", self.id) if self.delivered and not self.owner else self.key
 
     @property
     def shard(self) -> Shard | None:
@@ -110,17 +114,18 @@ class Participant:
         """Whether the coordinator assigns its shard."""
         return self.claim is not None and self.claim.asks
 
-    def claims(self, claim: Claim | None) -> None:
-        """Set its claim about shards."""
+    def set_claim(self, claim: Claim | None) -> None:
+        """Set the claim of its registration: its fixed shard, or its request for one."""
         self.claim, self.index = claim, None if claim is None or claim.asks else claim.index
 
     def known(self, owed: int | None) -> Known:
+        """Return the part that survives a restart. `owed` replaces that of the seat."""
         seat = self.id, self.name, self.ordinal, self.extended, self.counted, owed, self.owner
         shard = (self.claim.count, self.index, self.claim.asks) if self.claim else ()
         return Known(*seat, self.selected_rounds, self.counted_rounds, self.evaluates, *shard)
 
     def rolled_back(self, newest: int) -> None:
-        """Note a rollback to the model of round `newest`: discard what concerns later rounds."""
+        """Go back to the model of round `newest`: discard values of later rounds."""
         if self.counted is not None and self.counted > newest:
             self.counted = newest
         if self.owed != newest + 1:
@@ -128,7 +133,7 @@ class Participant:
 
 
 class Ordinals:
-    """The numbers that seats hold."""
+    """The ordinals that are taken."""
 
     def __init__(self) -> None:
         self._taken: set[int] = set()

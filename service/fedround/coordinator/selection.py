@@ -1,4 +1,4 @@
-"""Which participants an attempt of a round selects. Part of the coordinator's core: no I/O, no clock."""
+"""The selection of participants for an attempt. Part of the coordinator's core: no I/O, no clock."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -10,13 +10,13 @@ from fedround.coordinator.evaluation import draw
 from fedround.coordinator.plan import Plan
 from fedround.coordinator.presence import PROBE, Presence
 from fedround.coordinator.reliability import Reliability
-from fedround.coordinator.seats import Participant, Who
+from fedround.coordinator.seats import Key, Participant
 from fedround.coordinator.shards import Shards
 from fedround.events import QuorumRaised
 
 
 class Selection:
-    """Selects participants at random, and gives them shards. See the rules of `rounds.py` and `registrations.py`."""
+    """Selects participants at random, and assigns shards, by the rules of `rounds.py`, `registrations.py` and `shards.py`."""
 
     def __init__(self, plan: Plan, present: Presence, rng: Random) -> None:
         self.reliability, self.shards = Reliability(), Shards()
@@ -27,11 +27,11 @@ class Selection:
         return str(UUID(int=self._rng.getrandbits(128), version=4))
 
     def able(self, *, open: bool) -> int:
-        """Return how many are present and, unless an attempt is `open`, do not stand by."""
+        """Return the number of present participants. Unless an attempt is `open`, exclude those that stand by."""
         return len(self._present) - (0 if open else self.shards.standing_by)
 
     def share(self, round: int) -> set[str]:
-        """Assign shards before an attempt. Return the ids of those that have nothing to train."""
+        """Assign shards before an attempt. Return the ids of the participants that cannot train."""
         return self.shards.assign(self._present, self._present, lambda p: self._sits_out(p, round))
 
     def select(self, attempt: Attempt, first: int) -> bool:
@@ -42,7 +42,7 @@ class Selection:
         return bool(chosen)
 
     def select_to_evaluate(self, now: float, round: int) -> Attempt | None:
-        """Return an attempt without training, for participants that evaluate the final model; None if none can."""
+        """Return an attempt without training that evaluates the final model; None if no participant can evaluate."""
         idle, ratio = self.share(round), self._plan.evaluate_ratio if self._plan.evaluate_every else 0.0
         able = draw(self._rng, ratio, [p for p in self._present if p.id not in idle])
         if not able:
@@ -54,16 +54,16 @@ class Selection:
     def set_quorum(self, attempt: Attempt) -> QuorumRaised | None:
         """Set the quorum of a new attempt. Return a fact the second time that `min_clients` makes the quorum ineffective."""
         present, selected = len(self._present), attempt.outstanding
-        attempt.quorum = self._plan.enough(present, selected)
-        asked = self._plan.asked(present, selected)
-        if asked is None or not asked < selected <= self._plan.required:
+        attempt.quorum = self._plan.effective_quorum(present, selected)
+        configured = self._plan.configured_quorum(present, selected)
+        if configured is None or not configured < selected <= self._plan.required:
             return None
         self._quorum_raised += 1
-        # The first round may begin before all participants have joined.
-        return QuorumRaised(attempt.round, asked, selected, self._plan.min_clients) if self._quorum_raised == 2 else None
+        # Not the first time: the first round may begin before all participants have joined.
+        return QuorumRaised(attempt.round, configured, selected, self._plan.min_clients) if self._quorum_raised == 2 else None
 
     def _sits_out(self, participant: Participant, round: int) -> bool:
-        return self.reliability.sits_out(participant.judged, round)
+        return self.reliability.sits_out(participant.failure_key, round)
 
     def _take(self, attempt: Attempt, chosen: Sequence[Participant], evaluating: Sequence[Participant]) -> None:
         for p in chosen:
@@ -73,7 +73,10 @@ class Selection:
             attempt.move(member, State.CHOSEN)
 
     def _choose(self, attempt: Attempt) -> list[Participant]:
-        """Draw up to the wanted number: first those that are owed it; those that sit out only if too few others are left."""
+        """Choose up to the wanted number of participants.
+
+        Those that the round must select again (`owed`) come first. Those that sit out are chosen only if too few others are left.
+        """
         plan, present = self._plan, self._present
         waiting = list(_waiting(attempt, present, plan))
         idle = self.shards.assign(present, waiting, lambda p: self._sits_out(p, attempt.round), attempt.members.values())
@@ -90,26 +93,26 @@ class Selection:
 
 
 def _waiting(attempt: Attempt, present: Presence, plan: Plan) -> Iterator[Participant]:
-    """Yield those without a part in the attempt, if no former registration of theirs may have been counted in it."""
-    parts: dict[Who, list[Member]] = defaultdict(list)
+    """Yield the participants that the attempt may select: not its members, and not those that may be a member after a restart."""
+    parts: dict[Key, list[Member]] = defaultdict(list)
     for member in attempt.members.values():
         if member.state is not State.IGNORED:
-            parts[member.who].append(member)
-    taken = {who: len(members) for who, members in parts.items()}
+            parts[member.key].append(member)
+    taken = {key: len(members) for key, members in parts.items()}
     for p in present:
-        if p.id in attempt.members or any(_may_be_former(member, p, present) for member in parts.get(p.who, ())):
+        if p.id in attempt.members or any(_may_be_former(member, p, present) for member in parts.get(p.key, ())):
             continue
         if p.owner:
-            taken[p.who] = taken.get(p.who, 0) + 1
-            if taken[p.who] > plan.seats:
+            taken[p.key] = taken.get(p.key, 0) + 1
+            if taken[p.key] > plan.seats:
                 continue
         yield p
 
 
 def _may_be_former(member: Member, newcomer: Participant, present: Presence) -> bool:
-    """Whether the two may be one participant before and after a restart: then the newcomer could be counted twice."""
+    """Return whether a member and a newcomer may be one participant before and after a restart, which must not count twice."""
     seat = present.get(member.id)
-    return seat is None or seat.beat < newcomer.joined + PROBE
+    return seat is None or seat.heartbeat_at < newcomer.joined + PROBE
 
 
 def _draw(rng: Random, candidates: list[Participant], count: int) -> list[Participant]:

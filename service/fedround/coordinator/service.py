@@ -1,4 +1,4 @@
-"""The coordinator's service: it answers participants, calls the books as `Rounds` asks, and emits facts. It decides nothing."""
+"""The shell of the coordinator: it responds to participants, makes the calls that `Rounds` returns, and emits facts."""
 
 import asyncio
 import math
@@ -16,54 +16,53 @@ from fedround.common.backoff import delays
 from fedround.common.books import Admit, Books, Call, Open, carry_out
 from fedround.common.wire import MAX_HOLD, Heartbeat, HeartbeatState, RendezVous, StartTraining
 from fedround.coordinator.archive import Archive
-from fedround.coordinator.holds import Holds
+from fedround.coordinator.long_polls import LongPolls
+from fedround.coordinator.missing_metrics import MissingMetrics
 from fedround.coordinator.plan import Memory
 from fedround.coordinator.recorder import Recorder
 from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.run import Run, config_of
 from fedround.coordinator.silos import Silos
 from fedround.coordinator.status import by_name, status
-from fedround.coordinator.wanted import Wanted
 from fedround.errors import ExchangeError, UnknownAttempt
 from fedround.events import Observer
 
-RETRY_FIRST = 0.1
-RETRY_MOST = 1.0
-"""Seconds between two calls to books that do not answer."""
-WORTH_KEEPING = (
+RETRY_FIRST, RETRY_MOST = 0.1, 1.0
+"""First and maximum delay between two calls in an outage of the aggregator, in seconds."""
+SAVED_IMMEDIATELY = (
     events.ParticipantJoined,
     events.ParticipantGone,
     events.ServerEvaluated,
     events.TrainingCompleted,
     events.RolledBack,
 )
-"""Facts after which the memory is written down immediately; after a round, when what is written is older than ..."""
-STALE = 1.0
-"""... so many seconds."""
-TURN = 1.0
-"""Seconds after which the loop turns, whether or not there is something to do: one that turns later by ..."""
-STOOD_STILL = 2.0
-"""... so many did not run meanwhile."""
+"""Facts after which the state is saved immediately."""
+SAVE_INTERVAL = 1.0
+"""Minimum seconds between two saves because of completed rounds."""
+MAX_SLEEP = 1.0
+"""Maximum seconds for which the loop sleeps."""
+SUSPENDED = 2.0
+"""Seconds: if the loop wakes later than planned by more than this, the process was suspended."""
 HOLD_RATIO = 0.9
-"""Longest hold of a heartbeat as a share of the heartbeat time-out, so that a hold never causes a time-out."""
+"""Maximum time of a long poll as a share of the heartbeat time-out, so that a long poll never causes a time-out."""
 
 
 async def never() -> None:
-    """Wait for ever: a participant that does not hang up."""
+    """Wait for ever, as for a participant that does not disconnect."""
     await asyncio.Future()
 
 
 class CoordinatorService:
-    """Answers participants from `rounds`, and carries out the calls of `rounds` at `books`. For one event loop.
+    """The coordinator of one run. For one event loop.
 
     Args:
         rounds: The core. Only this service may use it.
-        books: The aggregator's.
-        aggregator_url: The URL that participants are sent to.
+        books: The books of the aggregator.
+        aggregator_url: The URL of the aggregator for participants.
         observer: Receives every fact, in order.
-        trace: Returns the fields of a training request that name the open round's trace.
-        keep: Persists what must survive a restart; raises `OSError`.
-        archive: Holds all runs and rounds.
+        save: Writes the state that must survive a restart; raises `OSError`. None: it does not survive.
+        archive: The archive of runs and rounds. Default: one in memory.
+        trace: Returns the fields of a training request that refer to the trace of the open round.
         clock: Returns monotonic seconds.
     """
 
@@ -74,7 +73,7 @@ class CoordinatorService:
         *,
         aggregator_url: str,
         observer: Observer,
-        keep: Callable[[Memory], None] | None = None,
+        save: Callable[[Memory], None] | None = None,
         archive: Archive | None = None,
         trace: Callable[[], Mapping[str, Any]] = dict,
         clock: Callable[[], float] = time.monotonic,
@@ -83,8 +82,8 @@ class CoordinatorService:
         self._books = books
         self.aggregator_url = aggregator_url
         self._observer = observer
-        self._keep = keep
-        self._kept: Memory | None = None
+        self._save = save
+        self._saved: Memory | None = None
         self._archive = archive or Archive()
         self._recorder = Recorder(self._archive, rounds)
         self._silos = Silos(rounds.present)
@@ -92,39 +91,41 @@ class CoordinatorService:
         """One thread, so that older state never overwrites newer state."""
         self._trace = trace
         self._clock = clock
-        self._kick = asyncio.Event()
-        self._news = asyncio.Event()
-        """The memory is to be written down."""
-        self._news.set()
-        self._stale_from = -math.inf
+        self._wake = asyncio.Event()
+        """Set when the core may have a call to the books."""
+        self._unsaved = asyncio.Event()
+        """Set when the state is to be saved."""
+        self._unsaved.set()
+        self._save_at = -math.inf
+        """When the next completed round is to be saved."""
         self._reachable = asyncio.Event()
         self._poll: asyncio.Timeout | None = None
-        """Of the ledger."""
+        """The time-out of the current call that reads the ledger."""
         self._best: int | None = None
-        """The round of the best model that the aggregator knows."""
+        """The round of the best model, as the last call has sent it to the aggregator."""
         self._ended = False
-        self._wanted = Wanted(rounds.plan.goal)
+        self._missing_metrics = MissingMetrics(rounds.plan.goal)
         self._delays: Iterator[float] | None = None
-        """Delays of the current outage; None without one."""
+        """Delays between calls in the current outage; None: there is no outage."""
         self._faults: tuple[str, ...] = ()
-        """Faults that the aggregator reports."""
-        self._holds = Holds(min(MAX_HOLD, HOLD_RATIO * rounds.plan.heartbeat_timeout))
+        """Why the aggregator is not ready."""
+        self._long_polls = LongPolls(min(MAX_HOLD, HOLD_RATIO * rounds.plan.heartbeat_timeout))
 
     async def run(self) -> None:
-        """Work until cancelled. Then answer every held heartbeat, and hold no more."""
+        """Run until cancelled. Then respond to all long polls, and save the state."""
         self._observer(events.RunStarted(self._rounds.run.id, self._rounds.run.name))
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow_ledger())
                 tasks.create_task(self._follow_rounds())
-                tasks.create_task(self._keep_up())
+                tasks.create_task(self._keep_writing())
         finally:
-            self._holds.close()
-            await self._write_down_or_tell()
+            self._long_polls.close()
+            await self._try_write()
             self._writer.shutdown(wait=False)
             self._ended = True
 
-    # What participants ask
+    # Requests of participants
 
     def join(
         self,
@@ -136,11 +137,7 @@ class CoordinatorService:
         evaluates: bool = False,
         claim: wire.Claim | None = None,
     ) -> RendezVous:
-        """Register a participant, until training is complete.
-
-        `ordinal` is the one it held before, `owner` its proved identity, `claim` what it says about shards; with `extended` it
-        understands our additions. Raises `NoSeat`.
-        """
+        """Register a participant, unless training is complete. For the arguments see `Rounds.join`. Raises `NoSeat`."""
         now = self._clock()
         try:
             participant = self._rounds.join(now, name, ordinal, extended=extended, owner=owner, evaluates=evaluates, claim=claim)
@@ -149,7 +146,7 @@ class CoordinatorService:
         return RendezVous(None) if participant is None else RendezVous(participant.id, participant.ordinal)
 
     def known(self, id: str) -> tuple[str, str] | None:
-        """A key of a registered participant and of the attempt that is open; None for others."""
+        """Return a key for the throttling of a registered participant: its id and the open attempt; None for an unknown id."""
         attempt = self._rounds.attempt
         return None if self._rounds.present.find(id) is None else (id, attempt.id if attempt else "")
 
@@ -166,74 +163,82 @@ class CoordinatorService:
         phase: str = "",
         hung_up: Callable[[], Awaitable[object]] = never,
     ) -> Heartbeat:
-        """Return the answer to a heartbeat, with every addition to the protocol.
+        """Return the response to a heartbeat, with all additions to the protocol.
 
-        The answer `stand_by` is held for up to `wait` seconds: until there is another answer, until the next heartbeat of the same
-        id, or until `hung_up()` returns. `trouble`: why the participant cannot reach the aggregator. `phase`: its phase of the
-        round (`wire.PHASES`). Raises `Busy` or `NoSeat`.
+        The response `stand_by` waits until there is another one, until the next heartbeat of the same id, or until the participant
+        disconnects.
+
+        Args:
+            id: Id of the participant.
+            wait: Maximum seconds for which the response may wait (long poll); 0: it must not wait.
+            trouble: Why the participant cannot reach the aggregator; empty: it can.
+            phase: The participant's phase of the round (`wire.PHASES`).
+            hung_up: Returns when the participant disconnects.
+
+        Raises:
+            Busy, NoSeat: See `Rounds.heartbeat`.
         """
-        self._holds.release(id)
-        # An idle participant asks for its answer to be held.
-        answer = self._answer(id, idle=wait > 0)
+        self._long_polls.release(id)
+        answer = self._answer(id, idle=wait > 0)  # only idle participants make long polls
         self._rounds.present.trouble(id, trouble)
         if self._rounds.attempt is not None:
             self._rounds.attempt.report(id, phase, self._clock())
-        wait = self._holds.allowed(wait)
+        wait = self._long_polls.allowed(wait)
         if wait <= 0 or answer.state is not HeartbeatState.STAND_BY:
             return answer
-        return self._answer(id, idle=True, held=True) if await self._holds.hold(id, wait, hung_up) else answer
+        return self._answer(id, idle=True, held=True) if await self._long_polls.hold(id, wait, hung_up) else answer
 
     def start_training(self, id: str) -> StartTraining:
-        """Return the aggregator's URL and the token, which the books admitted before the participant heard of the round."""
+        """Return the training request of a selected participant: the aggregator's URL, the upload permission, the additions."""
         token = self._rounds.start_training(id)
         if token is None:
             return StartTraining(None, None)
         seat = self._rounds.present.get(id)
-        return StartTraining(self.aggregator_url, token, **(self._told(id) if seat is not None and seat.extended else {}))
+        additions = self._additions(id) if seat is not None and seat.extended else {}
+        return StartTraining(self.aggregator_url, token, **additions)
 
     def leave(self, id: str, failure: str = "") -> None:
-        """Remove a participant that leaves, for a `failure` if there is one. Ignore an unknown id."""
+        """Remove a participant that leaves. `failure`: why it failed, if it did. Ignore an unknown id."""
         self._rounds.leave(self._clock(), id, failure)
         self._changed()
 
     @property
     def current(self) -> Run:
-        """The current run, or the last one."""
+        """The current run, which may be complete."""
         return self._rounds.run
 
     async def runs(self) -> list[dict[str, Any]]:
-        """Return all runs, the oldest first."""
-        await self._bring_up_to_date()
+        """Return all runs, oldest first."""
+        await self._update_archive()
         return await asyncio.to_thread(self._archive.runs)
 
     async def history(self, run: str) -> str | None:
         """Return a run and its rounds as JSON; None if no run has that name or id."""
-        await self._bring_up_to_date()
-        # A long history takes a while, and the event loop answers heartbeats.
-        return await asyncio.to_thread(self._archive.history, run)
+        await self._update_archive()
+        return await asyncio.to_thread(self._archive.history, run)  # a long history must not delay heartbeats
 
-    async def _bring_up_to_date(self) -> None:
-        if not self._ended:  # afterwards nothing happens
-            await self._write_down_or_tell()
+    async def _update_archive(self) -> None:
+        if not self._ended:  # then the archive is complete
+            await self._try_write()
 
     def status(self) -> dict[str, Any]:
-        """Return the state as JSON-able data with short ids."""
+        """Return the content of `/status`."""
         return status(self._rounds, self._clock(), self._silos, reachable=self._reachable.is_set(), faults=self._faults)
 
     def by_name(self, most: int) -> dict[str, Any]:
-        """Return what the metrics show of at most `most` participants, by name."""
+        """Return the values of metrics of at most `most` participants, by name."""
         return by_name(self._rounds, self._silos, self._clock(), time.time(), most)
 
     def _answer(self, id: str, *, idle: bool, held: bool = False) -> Heartbeat:
         try:
             answer = self._rounds.heartbeat(self._clock(), id, idle=idle, held=held)
         finally:
-            if self._tell():
-                self._kick.set()
-        return answer if answer.token is None else replace(answer, url=self.aggregator_url, **self._told(id))
+            if self._emit():
+                self._wake.set()
+        return answer if answer.token is None else replace(answer, url=self.aggregator_url, **self._additions(id))
 
-    def _told(self, id: str) -> Mapping[str, Any]:
-        """Return the additions to a training request."""
+    def _additions(self, id: str) -> Mapping[str, Any]:
+        """Return the additions of a training request to the protocol."""
         rounds, attempt = self._rounds, self._rounds.attempt
         member = attempt.members.get(id) if attempt else None
         asked = {"evaluate": member is not None and member.evaluates, "train": attempt is None or attempt.train}
@@ -242,70 +247,70 @@ class CoordinatorService:
         return {**self._trace(), "run": wire.Run(rounds.run.id, rounds.run.name, rounds.end, config, **asked, shard=shard)}
 
     def _changed(self) -> None:
-        self._tell()
-        self._kick.set()
+        self._emit()
+        self._wake.set()
 
-    def _tell(self) -> bool:
+    def _emit(self) -> bool:
         """Emit the facts since the last call. Return False if there were none."""
         facts = self._rounds.take_facts()
         for fact in facts:
             match fact:
                 case events.Selected(ids=ids):
                     for id in ids:
-                        self._holds.release(id)
+                        self._long_polls.release(id)
                 case events.ParticipantGone(id=id) | events.ParticipantProbed(id=id):
-                    self._holds.release(id)
+                    self._long_polls.release(id)
                 case events.TrainingCompleted():
-                    self._holds.release_all()
+                    self._long_polls.release_all()
                 case events.Evaluated() | events.ServerEvaluated():
-                    self._tell_of_best(fact)
+                    self._report_best(fact)
             self._observer(fact)
-            self._recorder.fact(fact)
+            self._recorder.record(fact)
             self._silos.note(self._clock(), fact)
-            if isinstance(fact, WORTH_KEEPING) or (isinstance(fact, events.RoundCompleted) and self._clock() >= self._stale_from):
-                self._news.set()
+            if isinstance(fact, SAVED_IMMEDIATELY) or (isinstance(fact, events.RoundCompleted) and self._clock() >= self._save_at):
+                self._unsaved.set()
         return bool(facts)
 
-    def _tell_of_best(self, fact: events.Evaluated | events.ServerEvaluated) -> None:
+    def _report_best(self, fact: events.Evaluated | events.ServerEvaluated) -> None:
         """Report the best model to the aggregator, and check that the wanted metric exists."""
         best = self._rounds.ending.best
         if best is not None and best.round != self._best and self._poll is not None:
             self._poll.reschedule(0.0)
-        self._wanted.evaluated(fact)
+        self._missing_metrics.evaluated(fact)
 
-    async def _keep_up(self) -> None:
-        """Keep the memory on disk. It may lag behind quick rounds: the books know which are over."""
+    async def _keep_writing(self) -> None:
+        """Save the state whenever it changes. The file may lag behind quick rounds, because the books know which are over."""
         while True:
-            await self._news.wait()
-            if not await self._write_down_or_tell():
+            await self._unsaved.wait()
+            if not await self._try_write():
                 await asyncio.sleep(RETRY_MOST)
 
-    async def _write_down_or_tell(self) -> bool:
+    async def _try_write(self) -> bool:
         try:
-            await self._write_down()
+            await self._write()
         except OSError as error:
             self._observer(events.SaveFailed("the state of the run", str(error)))
             return False
         return True
 
-    async def _write_down(self) -> None:
-        """Write the current memory to disk. Raises `OSError`; `_keep_up` then tries again."""
-        self._news.clear()
+    async def _write(self) -> None:
+        """Write the current state and the archive to disk. After an error `_keep_writing` retries. Raises `OSError`."""
+        self._unsaved.clear()
         memory, began = self._rounds.memory, time.perf_counter()
-        self._stale_from = self._clock() + STALE
+        self._save_at = self._clock() + SAVE_INTERVAL
 
         def write() -> None:
             self._recorder.write()
-            if self._keep is not None and memory != self._kept:
-                self._keep(memory)
-                self._kept = memory
+            if self._save is not None and memory != self._saved:
+                self._save(memory)
+                self._saved = memory
 
         try:
             await asyncio.get_running_loop().run_in_executor(self._writer, write)
         except OSError:
-            self._news.set()
+            self._unsaved.set()
             raise
-        if self._keep is not None:
+        if self._save is not None:
             self._observer(events.StateSaved(time.perf_counter() - began))
 
     # The books
@@ -313,7 +318,7 @@ class CoordinatorService:
     async def _follow_ledger(self) -> None:
         while True:
             try:
-                # In an outage, ask without an incarnation: the answer comes immediately, and shows that the outage is over.
+                # In an outage, send no incarnation: then the aggregator responds immediately, and the outage is over.
                 await self._read_ledger(self._rounds.incarnation if self._delays is None else "")
             except ExchangeError as error:
                 await self._unreachable("ledger", error)
@@ -325,46 +330,46 @@ class CoordinatorService:
                 self._best = self._rounds.ending.best.round if self._rounds.ending.best else None
                 page = await self._books.ledger(incarnation, self._rounds.after, self._best)
         except TimeoutError:
-            return  # the next call asks again
+            return  # `_poll` was rescheduled: read again, with the newest arguments
         finally:
             self._poll = None
         self._reached()
         self._faults = page.faults
-        self._wanted.read(page)
+        self._missing_metrics.read(page)
         self._rounds.recorded(self._clock(), page)
         self._changed()
-        if self._recorder.page(page):
-            self._news.set()
+        if self._recorder.record_page(page):
+            self._unsaved.set()
 
     async def _follow_rounds(self) -> None:
         while True:
-            self._kick.clear()
+            self._wake.clear()
             now = self._clock()
             self._rounds.tick(now)
-            self._tell()
+            self._emit()
             call = self._rounds.pending(now)
             if call is None:
                 await self._idle(now)
                 continue
             if isinstance(call, Open | Admit):
-                # Before the call: after a crash we must know every participant whose update may have been counted.
+                # Save before the call: after a crash, the state must have every participant whose update may have been counted.
                 try:
-                    await self._write_down()
+                    await self._write()
                 except OSError:
-                    await _set(self._kick, within=RETRY_MOST)
+                    await _set(self._wake, within=RETRY_MOST)
                     continue
             try:
                 await self._carry_out(call)
             except ExchangeError as error:
-                # Do not repeat this call: another one may be due by then.
+                # Then ask the core again, because another call may be due.
                 await self._unreachable(type(call).__name__.lower(), error)
 
     async def _idle(self, since: float) -> None:
-        within = min(max(self._rounds.next_deadline() - since, 0.0), TURN)
-        await _set(self._kick, within=within)
+        within = min(max(self._rounds.next_deadline() - since, 0.0), MAX_SLEEP)
+        await _set(self._wake, within=within)
         now = self._clock()
-        if (late := now - since - within) > STOOD_STILL:
-            self._rounds.stood_still(now, late)
+        if (late := now - since - within) > SUSPENDED:
+            self._rounds.suspended(now, late)
 
     async def _carry_out(self, call: Call) -> None:
         try:
@@ -384,7 +389,7 @@ class CoordinatorService:
             self._observer(events.AggregatorReached())
 
     async def _unreachable(self, operation: str, error: ExchangeError) -> None:
-        """Report an outage once. Wait until the next try is due, or until the other loop has reached the books."""
+        """Report the start of an outage. Wait until the next call is due, or until another task has reached the aggregator."""
         self._reachable.clear()
         if self._delays is None:
             self._delays = delays(random, first=RETRY_FIRST, most=RETRY_MOST, spread=0.5)

@@ -4,15 +4,15 @@ The rules:
 
 1. A participant registers with a *fixed* shard, asks for a shard, or does neither. Participants that name the same number of
    shards share one data set. The other rules apply to these.
-2. A participant that asks keeps its shard while it is present. It loses the shard only by rules 4 and 5.
-3. Shards change only before a selection. A free shard goes to a participant that asks and has none: the lowest shard first, the
-   longest present participant first. A participant that had this shard before its restart has priority.
-   Once every shard has a participant, the others *stand by*: they are not selected, and do not count towards `min_clients`.
+2. A participant that asks keeps its shard while it is present, except by rules 4 and 5.
+3. The coordinator assigns shards only before a selection. It gives the lowest free shard to the participant without one that has
+   been present for longest. A participant that had a free shard before its restart gets that one first. When no shard is free, the
+   others *stand by*: no attempt selects them, and they do not count towards `min_clients`.
 4. A fixed shard has priority over an assigned one. If two participants have the same fixed shard, both train it, and `Coverage`
-   warns.
-5. A participant that sits out, or that lost its part in the open attempt, gives its shard to one that stands by, if there is one.
-6. An attempt selects a participant that asks only with a shard that no other participant trains or has trained in this attempt.
-   So a replacement trains the shard of the participant that it replaces.
+   has a warning.
+5. A participant that sits out, or that lost its part in the open attempt, loses its shard to one that stands by.
+6. In one attempt, no two participants that ask train the same shard. So a replacement trains the shard of the participant that it
+   replaces.
 """
 
 from collections import Counter, defaultdict
@@ -25,14 +25,14 @@ from fedround.coordinator.seats import Participant
 from fedround.events import ShardsChanged
 
 SHOWN = 10
-"""Maximum number of shards that a warning names."""
+"""Maximum number of shards in a warning."""
 
 SitsOut = Callable[[Participant], bool]
 
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """How participants cover the shards. If they disagree on the number of shards, the most common one applies."""
+    """The shards that participants hold. If participants disagree on the number of shards, the most common number applies."""
 
     count: int = 0
     """The number of shards; 0: no participant has one."""
@@ -43,7 +43,7 @@ class Coverage:
     standing_by: int = 0
     """Number of participants without a shard."""
     other_counts: tuple[int, ...] = ()
-    """Other numbers of shards that participants name."""
+    """Other numbers of shards, from participants that disagree."""
 
     @property
     def warning(self) -> str:
@@ -59,7 +59,7 @@ class Coverage:
 
 
 def coverage(present: Presence) -> Coverage:
-    """Return how the present participants cover the shards."""
+    """Return which shards the present participants hold."""
     groups = _groups(present)
     if not groups:
         return Coverage()
@@ -85,9 +85,13 @@ class Shards:
     def assign(
         self, present: Presence, waiting: Iterable[Participant], sits_out: SitsOut, members: Iterable[Member] = ()
     ) -> set[str]:
-        """Assign shards by the rules. Return the ids of the participants that cannot train now.
+        """Assign shards. Return the ids of the participants that cannot train now.
 
-        `waiting` are the participants that can be selected, `members` those of the open attempt.
+        Args:
+            present: All present participants.
+            waiting: The participants that the attempt may select.
+            sits_out: Returns whether a participant sits out.
+            members: The members of the open attempt.
         """
         idle: set[str] = set()
         for count, group in _groups(present).items():
@@ -109,9 +113,14 @@ class Shards:
 def _assign(
     count: int, group: Sequence[Participant], here: Sequence[Participant], trained: Mapping[int, bool], sits_out: SitsOut
 ) -> set[str]:
-    """Assign the shards of the `group` that names `count` shards to those that can be selected (`here`).
+    """Assign the shards of one data set. Return the ids of the participants that cannot train now.
 
-    `trained` has the shards of the attempt's members, and whether the member asked for its shard.
+    Args:
+        count: Number of shards.
+        group: The participants that share the data set.
+        here: Those that the attempt may select.
+        trained: The shards of the attempt's members, and whether the member asked for its shard.
+        sits_out: Returns whether a participant sits out.
     """
     fixed = [p for p in here if not p.asks]
     able, resting = ([p for p in here if p.asks and sits_out(p) is out] for out in (False, True))
@@ -127,22 +136,22 @@ def _assign(
         take(p, p.index)
     for p in able:
         take(p, p.claim.index if p.claim else None)
-    idle_holders = {p.index for p in group if p.id not in takes}  # their holders cannot train them now
-    spare = iter(sorted(free, key=lambda index: (index in idle_holders, index)))
+    idle = {p.index for p in group if p.id not in takes}  # shards whose holder cannot train now
+    spare = iter(sorted(free, key=lambda index: (index in idle, index)))
     for p in able:
         if p.id not in takes:
             take(p, next(spare, None))
     for p in resting:
         take(p, p.index)
     for p in resting:
-        take(p, min(free - idle_holders, default=None))
+        take(p, min(free - idle, default=None))
     _hold(group, takes)
     second = {p.id for p in fixed if trained.get(p.index or 0) or (sits_out(p) and p.index in takes.values())}
     return second | {p.id for p in (*able, *resting) if p.id not in takes}
 
 
 def _hold(group: Sequence[Participant], takes: Mapping[str, int]) -> None:
-    """Give each participant the shard that it takes. The others keep theirs unless another participant holds it now."""
+    """Give each participant the shard that it takes. The others keep theirs, unless another participant takes it."""
     for p in group:
         p.index = takes.get(p.id, p.index)
     holders = Counter(p.index for p in group)
@@ -159,7 +168,7 @@ def _beyond(count: int, group: Sequence[Participant]) -> int:
 def _groups(present: Presence) -> dict[int, list[Participant]]:
     """Return the participants that use shards, by the number of shards that they name."""
     groups: dict[int, list[Participant]] = defaultdict(list)
-    for p in present if present.sharing else ():  # fast for thousands of participants without shards
+    for p in present if present.with_shards else ():  # do not visit thousands of participants without shards
         if p.claim is not None:
             groups[p.claim.count].append(p)
     return groups

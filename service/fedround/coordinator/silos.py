@@ -2,11 +2,11 @@
 
 The rules:
 
-1. A *silo* is a name. Participants with the same name share one silo: its counters include all of them, and its phase is that of
-   the participant that has been at work for longest, so that a hung participant stays visible.
-2. A silo without participants is forgotten after `KEPT` seconds, or earlier if there are more than `MOST_GONE`.
+1. Participants with the same name are one silo. Its counters include all of them. Its phase is that of the participant that has
+   been at work for longest, so that a hung participant stays visible.
+2. A silo without participants is forgotten after `SHOWN_FOR` seconds, or earlier if there are more than `MOST_GONE`.
 3. A failure is an event that can make a participant sit out (`reliability.py`): a missed deadline, a refused update, a restart or
-   a time-out in a round, or a departure because of a failure. Being late and stopping on request are not failures.
+   a time-out in a round, or a departure because of a failure. To be late, or to stop on request, is not a failure.
 4. The next counted update resets the consecutive failures.
 5. If there are too many silos to show, those with a problem come first. Of these, silos with a counted update come before the
    others: clients can invent names, but not counted updates.
@@ -25,7 +25,7 @@ from fedround.coordinator.reliability import Reliability
 from fedround.coordinator.seats import Participant
 from fedround.events import Fact
 
-KEPT = 3600.0
+SHOWN_FOR = 3600.0
 """Seconds for which a silo is shown after its last participant is gone."""
 MOST_GONE = 1000
 """Maximum number of silos without a participant, as clients can invent names."""
@@ -34,7 +34,7 @@ REASONS = ("deadline", "failed", "refused", "replaced", "silent")
 
 
 class Phase(StrEnum):
-    """The phase of a participant. It reports the phases between SELECTED and COUNTED itself; a 0.8 participant reports none."""
+    """The phase of a participant, which itself reports those between SELECTED and COUNTED. A 0.8 participant reports none."""
 
     WAITING = "waiting"
     RESTING = "resting"
@@ -57,7 +57,7 @@ AT_WORK = (Phase.SELECTED, Phase.DOWNLOADING, Phase.EVALUATING, Phase.TRAINING, 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The last failure of a silo. `at` is in monotonic seconds."""
+    """The last failure of a silo: when (`at`, in monotonic seconds), and why."""
 
     reason: str
     detail: str
@@ -76,16 +76,17 @@ class Silo:
     seats: dict[str, Participant] = field(default_factory=dict)
     """The present participants, by id."""
     seen: float = 0.0
-    """Last contact with the participant that left last."""
+    """Last contact with the last participant that left."""
     gone_at: float = 0.0
+    """When that participant left."""
     lost: bool = False
-    """Whether the participant that left last timed out or failed."""
+    """Whether that participant timed out or failed."""
     counted: int | None = None
     """The last round in which an update was counted."""
     rounds: int = 0
-    """Number of updates in completed rounds."""
+    """Number of its updates in completed rounds."""
     seconds: float | None = None
-    """Seconds that the last of these took, from the selection on."""
+    """Seconds from the selection to the last of these updates."""
     dominated: int = 0
     """Number of rounds with three or more updates in which the silo had more than half of all samples."""
     consecutive: int = 0
@@ -95,31 +96,33 @@ class Silo:
     failures: Counter[str] = field(default_factory=Counter)
     """Number of failures by reason."""
     late: int = 0
+    """Number of rounds that closed by their quorum before its update was counted."""
     failure: Failure | None = None
     training: Mapping[str, float] = field(default_factory=dict)
     evaluation: Mapping[str, float] = field(default_factory=dict)
-    """The metrics of the last round that has some."""
+    """Its metrics in the last round that has some."""
 
     @property
     def troubled(self) -> bool:
+        """Whether it has a problem that operators should see."""
         blocked = any(seat.trouble for seat in self.seats.values())
         return bool(self.consecutive or blocked or (self.lost and not self.seats))
 
 
 class Silos:
-    """The silos by name. They follow the facts of the rounds that have these `present` participants."""
+    """The silos by name, as the facts about the `present` participants change them."""
 
     def __init__(self, present: Presence) -> None:
         self._present = present
-        self._here: dict[str, Silo] = {}
+        self._active: dict[str, Silo] = {}
         self._gone: dict[str, Silo] = {}
-        """In the order in which their last participants left."""
+        """Silos without participants, in the order in which the last of them left."""
         self._by_id: dict[str, Silo] = {}
         for seat in present:
             self._joined(seat)
 
     def note(self, now: float, fact: Fact) -> None:
-        """Note a fact."""
+        """Update the silos from `fact`."""
         match fact:
             case events.ParticipantJoined(id) if (seat := self._present.get(id)) is not None:
                 self._joined(seat)
@@ -128,7 +131,7 @@ class Silos:
                 if reason == "failed":
                     self._failed(name, Failure(reason, detail, now))
             case events.Revoked(number, _, reason, name, detail, seconds, phase):
-                self._revoked(now, name, Failure(reason, detail, now, number, phase, seconds))
+                self._revoked(name, Failure(reason, detail, now, number, phase, seconds))
             case events.UpdateCounted(number, id) if (silo := self._by_id.get(id)) is not None:
                 silo.counted, silo.consecutive, silo.missed = number, 0, 0
             case events.RoundCompleted(members=members, samples=samples):
@@ -142,22 +145,22 @@ class Silos:
                     if (silo := self.get(member.name)) is not None:
                         silo.evaluation = member.metrics
             case events.RolledBack(newest=newest):
-                for silo in (*self._here.values(), *self._gone.values()):
+                for silo in (*self._active.values(), *self._gone.values()):
                     silo.counted = None if silo.counted is None else min(silo.counted, newest)
 
     def get(self, name: str) -> Silo | None:
-        return self._here.get(name) or self._gone.get(name)
+        return self._active.get(name) or self._gone.get(name)
 
     def shown(self, now: float, most: int) -> tuple[list[Silo], int]:
-        """Return at most `most` silos by rule 5, sorted by name, and the number of omitted silos."""
-        while self._gone and (oldest := next(iter(self._gone.values()))).gone_at + KEPT < now:
+        """Return at most `most` silos, chosen by rule 5 and sorted by name, and the number of omitted silos."""
+        while self._gone and (oldest := next(iter(self._gone.values()))).gone_at + SHOWN_FOR < now:
             del self._gone[oldest.name]
-        silos = [*self._here.values(), *self._gone.values()]
+        silos = [*self._active.values(), *self._gone.values()]
         first = nsmallest(most, silos, key=lambda silo: (not silo.troubled, silo.troubled and silo.counted is None, silo.name))
         return sorted(first, key=lambda silo: silo.name), len(silos) - len(first)
 
     def _joined(self, seat: Participant) -> None:
-        silo = self._here[seat.name] = self._here.get(seat.name) or self._gone.pop(seat.name, None) or Silo(seat.name)
+        silo = self._active[seat.name] = self._active.get(seat.name) or self._gone.pop(seat.name, None) or Silo(seat.name)
         self._by_id[seat.id] = silo
         silo.seats[seat.id] = seat
         silo.counted = seat.counted if silo.counted is None else silo.counted
@@ -168,18 +171,18 @@ class Silos:
             return
         silo.seen, silo.gone_at, silo.lost = silo.seats.pop(id).seen, now, reason in ("silent", "failed")
         if not silo.seats:
-            self._gone[silo.name] = self._here.pop(silo.name)
+            self._gone[silo.name] = self._active.pop(silo.name)
             if len(self._gone) > MOST_GONE:
                 del self._gone[next(iter(self._gone))]
 
-    def _revoked(self, now: float, name: str, failure: Failure) -> None:
+    def _revoked(self, name: str, failure: Failure) -> None:
         silo = self.get(name)
         if silo is None:
             return
         match failure.reason:
             case "late":
                 silo.late += 1
-            case "failed":  # the failure was counted when the participant left
+            case "failed":  # `ParticipantGone` has counted this failure
                 silo.failure = failure
             case "deadline" | "refused" | "replaced" | "silent":
                 silo.missed += failure.reason == "deadline"
@@ -196,7 +199,7 @@ def phase(seat: Participant, attempt: Attempt | None, reliability: Reliability, 
     """Return the phase of a present participant, and when it began."""
     member = attempt.members.get(seat.id) if attempt else None
     if attempt is None or member is None:
-        resting = reliability.sits_out(seat.judged, round)
+        resting = reliability.sits_out(seat.failure_key, round)
         return Phase.RESTING if resting else Phase.WAITING, max(seat.joined, seat.free_since)
     match member.state:
         case State.CHOSEN:

@@ -1,4 +1,4 @@
-"""The content of `/status` about the rounds, as JSON-able data with shortened ids."""
+"""The content of the coordinator's `/status`, and the values of its metrics by participant. JSON-able, with shortened ids."""
 
 from collections import Counter
 from collections.abc import Container, Iterable
@@ -8,6 +8,8 @@ from typing import Any
 from fedround.common.text import short
 from fedround.common.wire import MAX_METRICS, Shard
 from fedround.coordinator.attempt import Attempt, State
+from fedround.coordinator.history import Past
+from fedround.coordinator.reliability import Record
 from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.seats import Participant
 from fedround.coordinator.shards import coverage
@@ -20,9 +22,14 @@ MOST_FAILURES = 50
 def status(
     rounds: Rounds, now: float, silos: Silos | None = None, *, reachable: bool = True, faults: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """Return the state of the training at `now`, in monotonic seconds.
+    """Return the content of `/status`.
 
-    `reachable` is whether the coordinator reaches the aggregator; `faults` are the aggregator's problems.
+    Args:
+        rounds: The core.
+        now: Monotonic seconds.
+        silos: The silos, for the last failure of each participant.
+        reachable: Whether the coordinator reaches the aggregator.
+        faults: The aggregator's faults.
     """
     attempt = rounds.attempt
     return {
@@ -45,31 +52,33 @@ def status(
         "registered": rounds.present.registered,
         "shards": _shards(rounds),
         "participants": [_participant(rounds, silos.get(p.name) if silos else None, p, now) for p in rounds.present],
-        "sitting_out": sum(rounds.reliability.sits_out(p.judged, rounds.round) for p in rounds.present),
-        "failures": [
-            {"name": r.name, "failures": r.failures, "reason": r.reason, "seconds": round(now - r.at, 3)}
-            for r in list(rounds.reliability)[: -MOST_FAILURES - 1 : -1]
-        ],
-        "failed_attempts": rounds.trouble.lasting,
-        "trouble": rounds.trouble.reason,
+        "sitting_out": sum(rounds.reliability.sits_out(p.failure_key, rounds.round) for p in rounds.present),
+        "failures": [_record(record, now) for record in list(rounds.reliability)[: -MOST_FAILURES - 1 : -1]],
+        "failed_attempts": rounds.failed_attempts.lasting,
+        "trouble": rounds.failed_attempts.reason,
         "missing": [{"name": name, "seconds": round(seconds, 3)} for name, seconds in rounds.present.missing(now).items()],
-        "last_rounds": [
-            {
-                "round": r.round,
-                "seconds": round(r.seconds, 3),
-                "counted": r.counted,
-                "dropped": r.dropped,
-                "late": r.late,
-                "samples": r.samples,
-                "parameters": r.parameters,
-                "figures": dict(r.figures),
-                "evaluation": dict(r.evaluation),
-                "server": dict(r.server),
-                "weights": dict(r.weights),
-                **({"rollbacks": r.rollbacks} if r.rollbacks else {}),
-            }
-            for r in rounds.history
-        ],
+        "last_rounds": [_past(past) for past in rounds.history],
+    }
+
+
+def _record(record: Record, now: float) -> dict[str, Any]:
+    return {"name": record.name, "failures": record.failures, "reason": record.reason, "seconds": round(now - record.at, 3)}
+
+
+def _past(past: Past) -> dict[str, Any]:
+    return {
+        "round": past.round,
+        "seconds": round(past.seconds, 3),
+        "counted": past.counted,
+        "dropped": past.dropped,
+        "late": past.late,
+        "samples": past.samples,
+        "parameters": past.parameters,
+        "figures": dict(past.figures),
+        "evaluation": dict(past.evaluation),
+        "server": dict(past.server),
+        "weights": dict(past.weights),
+        **({"rollbacks": past.rollbacks} if past.rollbacks else {}),
     }
 
 
@@ -86,19 +95,22 @@ def _server(rounds: Rounds) -> dict[str, Any] | None:
 
 
 def _shards(rounds: Rounds) -> dict[str, Any] | None:
-    """Return how the shards are covered; None if no participant has one."""
+    """Return which shards are held; None if no participant has one."""
     now = coverage(rounds.present)
     return {**asdict(now), "warning": now.warning} if now.count else None
 
 
 def _shard(p: Participant, attempt: Attempt | None) -> Shard | None:
-    """Return the shard that a participant trains, or else holds for the next round; None if it uses none."""
+    """Return the shard that a participant trains, or holds for the next round; None if it has none."""
     member = attempt.members.get(p.id) if attempt else None
     return member.shard if member is not None and member.state is not State.IGNORED else p.shard
 
 
 def by_name(rounds: Rounds, silos: Silos, now: float, unix: float, most: int) -> dict[str, Any]:
-    """Return the values for the metrics of at most `most` silos, and how many are `omitted`. `unix` is now, in Unix time."""
+    """Return the values of the metrics of at most `most` silos, and the number of `omitted` silos.
+
+    `now` is in monotonic seconds, and `unix` the same moment in Unix time.
+    """
     shown, omitted = silos.shown(now, most)
     names = Counter(name for silo in shown for name in {**silo.training, **silo.evaluation})
     common = {name for name, _ in names.most_common(MAX_METRICS)}
@@ -106,9 +118,9 @@ def by_name(rounds: Rounds, silos: Silos, now: float, unix: float, most: int) ->
 
 
 def _silo(rounds: Rounds, silo: Silo, names: Container[str], now: float, unix: float) -> dict[str, Any]:
-    known = [phase(seat, rounds.attempt, rounds.reliability, rounds.round) for seat in silo.seats.values()]
+    phases = [phase(seat, rounds.attempt, rounds.reliability, rounds.round) for seat in silo.seats.values()]
     absent = Phase.MISSING if silo.lost else Phase.GONE
-    current, since = min(known, key=lambda one: (one[0] not in AT_WORK, one[1]), default=(absent, silo.gone_at))
+    current, since = min(phases, key=lambda one: (one[0] not in AT_WORK, one[1]), default=(absent, silo.gone_at))
     shards = [shard for seat in silo.seats.values() if (shard := _shard(seat, rounds.attempt))]
     return {
         "name": silo.name,
@@ -143,16 +155,16 @@ def _failure(failure: Failure, now: float) -> dict[str, Any]:
 
 
 def _participant(rounds: Rounds, silo: Silo | None, p: Participant, now: float) -> dict[str, Any]:
-    attempt, record = rounds.attempt, rounds.reliability.get(p.judged)
+    attempt, record = rounds.attempt, rounds.reliability.get(p.failure_key)
     member = attempt.members.get(p.id) if attempt else None
-    doing, since = phase(p, attempt, rounds.reliability, rounds.round)
+    current, since = phase(p, attempt, rounds.reliability, rounds.round)
     shard = _shard(p, attempt)
     return {
         "name": p.name,
         "id": short(p.id),
         "shard": None if shard is None else "{}/{}".format(*shard),
         "state": "waiting" if member is None else member.state.value,
-        "phase": doing.value,
+        "phase": current.value,
         "phase_seconds": round(now - since, 3),
         "seconds_since_selection": None if member is None or member.selected_at > now else round(now - member.selected_at, 3),
         "seconds_since_contact": round(now - p.seen, 3),

@@ -1,4 +1,4 @@
-"""The state that survives a restart: the round, the participants' ids, the last rounds. A restart begins a new attempt."""
+"""The file of the state that survives a restart: see `plan.Memory`."""
 
 import math
 from collections.abc import Iterable
@@ -19,13 +19,13 @@ NAME = "rounds.json"
 
 
 def load(disk: Disk) -> Memory:
-    """Return the state on disk; an empty one if there is none. Raises `DataDamaged`."""
+    """Return the state on disk, or an empty state if there is none. Raises `DataDamaged`."""
     document: Any = durable.load(disk, NAME)
     if document is None:
         durable.check_new(disk, NAME)
         return Memory()
     try:
-        # Files of the first versions have neither a history nor a generation nor a run.
+        # Files of the first versions lack the history, the generation and the run.
         return Memory(
             _whole(document["round"]),
             tuple(map(_known, document["participants"])),
@@ -51,7 +51,7 @@ def save(disk: Disk, memory: Memory) -> None:
 
 
 def _plain(entries: Iterable[Known | Past]) -> list[dict[str, Any]]:
-    # There may be thousands of entries in every round, and `asdict` would copy each value.
+    # Not `asdict`: it would copy each value, and there may be thousands of entries in each round.
     return [{field.name: getattr(entry, field.name) for field in fields(entry)} for entry in entries]
 
 

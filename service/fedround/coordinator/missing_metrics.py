@@ -1,4 +1,4 @@
-"""Warnings about metrics that a goal names but no evaluation has."""
+"""Warnings about metrics that the goal of a run names, but no evaluation has."""
 
 import logging
 
@@ -9,8 +9,8 @@ from fedround.events import Evaluated, ServerEvaluated
 LOG = logging.getLogger(__name__)
 
 
-class Wanted:
-    """Warns once for each setting."""
+class MissingMetrics:
+    """The metrics of a goal that may be missing. Each setting causes one warning at most."""
 
     def __init__(self, goal: Goal) -> None:
         self._metrics = dict(goal.metrics)
@@ -23,7 +23,7 @@ class Wanted:
                 self._warn(setting, f"no evaluation has the metric {metric}; available: {', '.join(metrics) or 'none'}")
 
     def read(self, page: Page) -> None:
-        """Check a page of the ledger, which shows whether the aggregator evaluates models."""
+        """Check a page of the ledger: does the aggregator evaluate models?"""
         for setting, metric in tuple(self._metrics.items()):
             if metric.startswith(SERVER) and not page.evaluator:
                 self._warn(setting, f"no evaluation has the metric {metric}: set AGGREGATOR_EVALUATE at the aggregator")

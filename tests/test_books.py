@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from fedround.aggregator.ledger import MOST_AT_ONCE, Ledger, Receipt
+from fedround.aggregator.ledger import MOST_AT_ONCE, Ledger, Upload
 from fedround.aggregator.strategies import WeightedAverage
 from fedround.common.books import Admit, Answer, Call, Close, Closed, Newest, Open, Page, Revoke
 from fedround.common.wire import HeartbeatState
@@ -39,7 +39,7 @@ class Silo:
     """The token it was last told, which it uses as long as it is not refused."""
     used: str | None = None
     """The token it used last."""
-    uploads: list[Receipt] = field(default_factory=list)
+    uploads: list[Upload] = field(default_factory=list)
 
 
 class Aggregator:
@@ -96,13 +96,13 @@ class Aggregator:
             counted = [id for id, _, _ in self.folded.get(self.ledger.attempt.id, [])]
             self.answered.setdefault(self.ledger.attempt.round, set()).update(id for id in counted if id not in unless)
 
-    def fold(self, receipt: Receipt, samples: int, value: float) -> None:
+    def fold(self, receipt: Upload, samples: int, value: float) -> None:
         attempt = self.ledger.attempt
         assert attempt is not None
         self.sum = self.sum or WeightedAverage(Spec(np.dtype("<f8"), (1,)))
         self.sum.fold(samples, [np.array([value])])
         self.ledger.count(receipt, samples, {})
-        self.counted_tokens.add(receipt.right.token)
+        self.counted_tokens.add(receipt.permission.token)
         self.folded.setdefault(attempt.id, []).append((receipt.id, samples, value))
 
     def carry_out(self, call: Call) -> Answer:
@@ -268,7 +268,7 @@ class Federation(RuleBasedStateMachine):
     def a_piece_of_an_upload_comes(self, n: int, size: int) -> None:
         for receipt in tuple(self.silos[n].uploads):
             try:
-                self.aggregator.ledger.took(receipt, size)
+                self.aggregator.ledger.receive(receipt, size)
             except Late:
                 self.aggregator.ledger.abort(receipt)
                 self.silos[n].uploads.remove(receipt)
@@ -283,7 +283,7 @@ class Federation(RuleBasedStateMachine):
         for receipt in self.take_uploads(n):
             self.aggregator.ledger.refuse(receipt)
 
-    def take_uploads(self, n: int) -> list[Receipt]:
+    def take_uploads(self, n: int) -> list[Upload]:
         uploads, self.silos[n].uploads = self.silos[n].uploads, []
         return uploads
 

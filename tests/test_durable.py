@@ -109,7 +109,7 @@ def test_a_directory_gives_back_what_was_written(tmp_path: Path) -> None:
         ModelStore(models, keep=1).save(5, [b"head", memoryview(b"body" * 1000)], Size(3, 0.5))
         assert store.load(disk) == memory(7)
         again = ModelStore(models)
-        assert (again.rounds, again.lessons) == ([5], [Size(3, 0.5)])
+        assert (again.rounds, again.baselines) == ([5], [Size(3, 0.5)])
         assert bytes(again.read(5)) == b"head" + b"body" * 1000
     written = {path.relative_to(tmp_path).as_posix(): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*.*")}
     assert written == dict.fromkeys(["coordinator/rounds.json", "aggregator/models.json", "aggregator/round-000005.npy"], 0o600)

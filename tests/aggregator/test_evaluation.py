@@ -232,10 +232,10 @@ def test_no_model_outlives_its_evaluation() -> None:
 
 def test_a_model_that_may_turn_out_to_be_the_best_is_kept_for_longer(tmp_path: Any) -> None:
     store = ModelStore(Directory(tmp_path), keep=1)
-    store.held = frozenset({0, 1})
+    store.protected = frozenset({0, 1})
     for round in range(4):
         store.save(round, [b"x"])
     assert store.rounds == [0, 1, 3]
-    store.held = frozenset()
+    store.protected = frozenset()
     store.save(4, [b"x"])
     assert store.rounds == [4]

@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedround.aggregator.guards import FEW, NOTHING, ROUNDS, Dominant, Guard, Limits, Odd, Size
+from fedround.aggregator.guards import FEW, NO_BASELINE, ROUNDS, Dominant, Guard, Limits, Outlier, Size
 from fedround.errors import Implausible
 
 SILOS = ["anna", "bert", "carl", "dora"]
 
 
-def attempt(guard: Guard, updates: Sequence[Size], *, norm: float = 0.0) -> Odd | None:
+def attempt(guard: Guard, updates: Sequence[Size], *, norm: float = 0.0) -> Outlier | None:
     """One whole attempt in which every update is plausible so far."""
     guard.open(SILOS[: len(updates)])
     for id, size in zip(SILOS, updates, strict=False):
@@ -78,12 +78,12 @@ def test_the_samples_do_not_matter_to_a_strategy_that_does_not_weigh_by_them() -
     [
         (
             changes(1, 1e14, 2),
-            Odd("bert", "a change of 1e+14 is more than 100 times the 2 of other updates, and larger than the model"),
+            Outlier("bert", "a change of 1e+14 is more than 100 times the 2 of other updates, and larger than the model"),
         ),
-        (samples(100, 90, 10_001, 100), Odd("carl", "10001 samples are more than 100 times the 100 of other updates")),
+        (samples(100, 90, 10_001, 100), Outlier("carl", "10001 samples are more than 100 times the 100 of other updates")),
     ],
 )
-def test_without_history_the_odd_one_of_an_attempt_voids_it_once_and_is_refused_then(first: list[Size], odd: Odd) -> None:
+def test_without_history_the_odd_one_of_an_attempt_voids_it_once_and_is_refused_then(first: list[Size], odd: Outlier) -> None:
     guard = Guard()
     found = attempt(guard, first)
     assert found is not None
@@ -129,7 +129,7 @@ def test_what_was_learned_before_a_restart_counts_as_long_as_it_is_recent() -> N
     assert guard.newest == Size(10, 1.0)
     assert attempt(guard, changes(100, 100, 100)) is None
     assert guard.newest == Size(10, 100.0)
-    assert attempt(Guard(Limits(), [NOTHING]), changes(1, 2, 1e14)) is not None
+    assert attempt(Guard(Limits(), [NO_BASELINE]), changes(1, 2, 1e14)) is not None
     for _ in range(ROUNDS):
         attempt(guard, changes(1, 1, 1))
     refusal(guard, Size(10, 101.0))

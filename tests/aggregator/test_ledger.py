@@ -1,6 +1,6 @@
 import pytest
 
-from fedround.aggregator.ledger import MOST_AT_ONCE, REMEMBERED_ATTEMPTS, Ledger, Receipt
+from fedround.aggregator.ledger import MOST_AT_ONCE, REMEMBERED_ATTEMPTS, Ledger, Upload
 from fedround.common.books import Admission, Difference, Newest, Outcome, Verdict
 from fedround.errors import Busy, Forbidden, IllegalMove, Late, NotAdmitted, UnknownAttempt
 
@@ -11,7 +11,7 @@ def a_ledger(*ids: str, attempt: str = "attempt-1") -> Ledger:
     return ledger
 
 
-def deliver(ledger: Ledger, id: str, token: str | None = None, samples: int = 1) -> Receipt:
+def deliver(ledger: Ledger, id: str, token: str | None = None, samples: int = 1) -> Upload:
     receipt = ledger.begin(id, token or f"token-{id}")
     assert ledger.countable(receipt)
     ledger.count(receipt, samples, {"loss": 0.5})
@@ -201,11 +201,11 @@ def test_an_update_that_cannot_be_whole_in_time_is_cut(length: int | None, recei
     ledger = a_ledger("a")
     receipt = ledger.begin("a", "token-a", now=100.0, length=length)
     assert ledger.revoke("attempt-1", "a", 30.0, now=100.5) is Verdict.RECEIVING, "its rate is not known yet"
-    ledger.took(receipt, received)
+    ledger.receive(receipt, received)
     assert ledger.revoke("attempt-1", "a", 30.0, now=120.0) is verdict
     assert ledger.revoke("attempt-1", "a", 0.0, now=150.0) is Verdict.REVOKED, "patience has an end"
     with pytest.raises(Late):
-        ledger.took(receipt, 1)
+        ledger.receive(receipt, 1)
     with pytest.raises(Late):
         ledger.countable(receipt)
 

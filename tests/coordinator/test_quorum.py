@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fedround import events
-from fedround.aggregator.ledger import Ledger, Receipt
+from fedround.aggregator.ledger import Ledger, Upload
 from fedround.common.books import Admit, Answer, Call, Close, Closed, Newest, Open, Outcome, Revoke, Verdict
 from fedround.common.wire import HeartbeatState
 from fedround.coordinator.attempt import LATE, REVOKE_AGAIN
@@ -334,7 +334,7 @@ class Silo:
     id: str = ""
     token: str | None = None
     told: float = 0.0
-    receipt: Receipt | None = None
+    receipt: Upload | None = None
 
     def act(self, rounds: Rounds, ledger: Ledger, now: float) -> None:
         """Do what is due: once a second."""
@@ -360,7 +360,7 @@ class Silo:
             if self.receipt is None:
                 self.receipt = ledger.begin(self.id, self.token or "", now=now, length=self.takes + 1)
             else:
-                ledger.took(self.receipt, 1)
+                ledger.receive(self.receipt, 1)
             if now < self.told + self.after + self.takes or not ledger.countable(self.receipt):
                 return
         except (Late, NotAdmitted):

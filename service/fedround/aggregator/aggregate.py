@@ -1,4 +1,4 @@
-"""The running aggregate of an attempt: checks updates, adds them, makes the model. It runs on threads, without an event loop.
+"""The aggregate of an attempt: it checks updates, adds them, and makes the model. It runs on threads, without an event loop.
 
 Call `open`, `admit`, `fold` and `result` one at a time, in the order of the ledger. Call `check` at any time.
 """
@@ -24,19 +24,19 @@ from fedround.tensors.weights import Array, Layout
 LOG = logging.getLogger(__name__)
 
 
-class Spoilt(Exception):
-    """The sum is unusable: it may contain part of an update. `__cause__` is the error."""
+class AggregateCorrupted(Exception):
+    """The aggregate is unusable: it may contain part of an update. `__cause__` is the error."""
 
 
 class Checked(NamedTuple):
-    """An update that was checked completely, with its sample count and change."""
+    """A checked update, with its sample count and change."""
 
     update: Update
     size: Size
 
 
 class Aggregate:
-    """See `AggregatorService` for the arguments."""
+    """The aggregate of one attempt after another. For the arguments see `AggregatorService`."""
 
     def __init__(self, begin: Callable[[Layout], Running], spool: Spool, guard: Guard, layout: Layout | None = None) -> None:
         self._begin = begin
@@ -45,13 +45,13 @@ class Aggregate:
         self._guard = guard
         self._model: Model | None = None
         self._layout: Layout | None = None
-        self._sum: Running | None = None
+        self._running: Running | None = None
         self._fixed: Mapping[str, Array] = {}
         """Tensors that are not averaged, from the model or the first update."""
 
     def open(self, model: Model | None, ids: Iterable[str]) -> None:
         """Begin an attempt to train `model` with these participants."""
-        self._model, self._layout, self._sum = model, model.layout if model else self._always, None
+        self._model, self._layout, self._running = model, model.layout if model else self._always, None
         self._fixed = model.fixed if model else {}
         self._guard.open(ids)
 
@@ -60,23 +60,23 @@ class Aggregate:
         self._guard.admit(ids)
 
     def drop(self) -> None:
-        """Discard the sum, and release the state that the attempt began with."""
-        self._sum = None
+        """Discard the aggregate, and release the state that the attempt began with."""
+        self._running = None
         self._model = self._model and replace(self._model, state=State())
 
-    def roll_back(self, lessons: Iterable[Size]) -> None:
-        """Discard the sum and the lessons of later rounds. `lessons` are those of the remaining rounds."""
+    def roll_back(self, baselines: Iterable[Size]) -> None:
+        """Discard the aggregate, and replace the guard's baselines by those of the remaining rounds."""
         self.drop()
-        self._guard.roll_back(lessons)
+        self._guard.roll_back(baselines)
 
     @property
     def empty(self) -> bool:
-        """Whether there is no sum."""
-        return self._sum is None
+        """Whether no update was added."""
+        return self._running is None
 
     @property
     def largest_update(self) -> int | None:
-        """Maximum size of an update in bytes. None: no limit, for the first update and for opaque formats."""
+        """Maximum size of an update in bytes; None: unknown, for the first update and for custom formats."""
         return None if self._layout is None or self._layout is OPAQUE else self._layout.largest_update
 
     def read(self, round: int | None, data: memoryview, state: memoryview | None = None) -> Model:
@@ -101,11 +101,11 @@ class Aggregate:
             raise WrongWeights("these weights cannot be read") from error
 
     def fold(self, id: str, checked: Checked) -> None:
-        """Add an update to the sum.
+        """Add an update to the aggregate.
 
         Raises:
             WeightsError, SpoolFull: Nothing was added.
-            Spoilt: The sum is unusable.
+            AggregateCorrupted: The aggregate is unusable.
         """
         update, size = checked
         first, layout = self._layout is None, self._layout or update.layout
@@ -117,18 +117,18 @@ class Aggregate:
         self._guard.check(id, size, self._norm)
         watched = _Watched(update)
         try:
-            total = self._sum or self._begun(layout)
-            total.add(watched)
-        except (SpoolFull, Spoilt):
+            running = self._running or self._begun(layout)
+            running.add(watched)
+        except (SpoolFull, AggregateCorrupted):
             raise
         except Exception as error:
             if watched.begun or isinstance(error, MemoryError):
-                raise Spoilt from error
+                raise AggregateCorrupted from error
             LOG.exception("refused an update that the strategy cannot add")
             raise WrongWeights(f"the strategy cannot add this update: {error}") from error
         if first:
             LOG.info("no model yet: the first update sets the layout of the training: %s", layout)
-        self._sum, self._layout, self._fixed = total, layout, fixed
+        self._running, self._layout, self._fixed = running, layout, fixed
         self._guard.count(id, size)
 
     def _begun(self, layout: Layout) -> Running:
@@ -136,29 +136,29 @@ class Aggregate:
         try:
             running.begin(self._model)
         except Exception as error:
-            raise Spoilt from error
+            raise AggregateCorrupted from error
         return running
 
     def result(self, round: int, run: Run = NO_RUN) -> Model:
-        """Return the model of a round. After any exception the sum is unusable."""
-        assert self._sum is not None and self._layout is not None  # noqa: S101 PT018 an update was folded
-        if (odd := self._guard.close(self._norm)) is not None:
-            raise Implausible(f"the update of {short(odd.id)} differs too much from the others: {odd.reason}")
-        results = self._sum.results()
+        """Return the model of a round. After any exception the aggregate is unusable."""
+        assert self._running is not None and self._layout is not None  # noqa: S101 PT018 an update was folded
+        if (outlier := self._guard.close(self._norm)) is not None:
+            raise Implausible(f"the update of {short(outlier.id)} differs too much from the others: {outlier.reason}")
+        results = self._running.results()
         if self._layout is OPAQUE:
             model = opaque_model(round, next(results))
         else:
             model = assembled(round, self._layout, results, self._model, self._fixed, run)
-        return replace(model, state=self._sum.state())
+        return replace(model, state=self._running.state())
 
     @property
-    def lesson(self) -> Size:
-        """The guard's lesson from the attempt that produced the last result."""
+    def baseline(self) -> Size:
+        """The guard's baseline from the attempt that produced the last result."""
         return self._guard.newest
 
     @property
     def dominant(self) -> Dominant | None:
-        """The update with more than half of the attempt's samples."""
+        """The participant whose update has more than half of the attempt's samples; None without one."""
         return self._guard.dominant()
 
     def _norm(self) -> float:
@@ -166,7 +166,7 @@ class Aggregate:
 
 
 class _Watched:
-    """An update that records whether the strategy has begun to read its weights."""
+    """An update that records whether the strategy has begun to read its weights: from then on an error leaves a partial sum."""
 
     def __init__(self, update: Update) -> None:
         self._update = update
@@ -184,7 +184,7 @@ class _Watched:
 
 
 def outcome(error: NotAdmitted | Forbidden | Late | WeightsError) -> str:
-    """Return the metrics' label of a refusal."""
+    """Return the outcome of a refused update, as `UpdateReceived` and the metrics show it."""
     match error:
         case NotAdmitted() | Forbidden():
             return "unauthorized"

@@ -1,4 +1,4 @@
-"""The aggregator's process: its port for participants, the endpoints of all its ports, and what it runs until SIGTERM."""
+"""The process of the aggregator: the app for participants, the endpoints of all ports, and what runs until SIGTERM."""
 
 import asyncio
 import json
@@ -42,7 +42,7 @@ CHECK_WITHIN = 30.0
 """Seconds after which an unfinished check is a fault: the disk hangs."""
 
 
-# For participants
+# The app for participants
 
 
 def public(
@@ -102,7 +102,7 @@ def _matches(if_none_match: str, etag: str) -> bool:
 
 
 def _metrics(id: str, header: str | None) -> dict[str, float]:
-    """Return the reported metrics that are finite numbers. Others are ignored: they are no reason to refuse the update."""
+    """Return the reported metrics that are valid. Invalid metrics are ignored: they are no reason to refuse the update."""
     if header is None:
         return {}
     reported = None
@@ -110,12 +110,12 @@ def _metrics(id: str, header: str | None) -> dict[str, float]:
         reported = json.loads(header) if len(header) <= wire.MAX_METRICS_BYTES else None
     found = valid_metrics(reported)
     if found != reported:
-        LOG.warning("the %s of %s are no JSON object of a few finite numbers: what is none is ignored", wire.METRICS, short(id))
+        LOG.warning("ignored invalid metrics: %s of %s is not a JSON object of a few finite numbers", wire.METRICS, short(id))
     return found
 
 
 def _evaluation(header: str | None) -> tuple[int, Mapping[str, float]] | None:
-    """Return the samples and metrics of an evaluation; None without one."""
+    """Return the samples and the metrics of an evaluation; None without a valid one."""
     found = None
     with suppress(ValueError, RecursionError):
         found = json.loads(header) if header is not None and len(header) <= wire.MAX_METRICS_BYTES else None
@@ -129,7 +129,7 @@ def _evaluation(header: str | None) -> tuple[int, Mapping[str, float]] | None:
 
 
 def public_endpoint(settings: AggregatorSettings, service: AggregatorService, telemetry: Telemetry) -> Endpoint:
-    """Return the port for participants."""
+    """Return the endpoint of the participants' port."""
     app = public(
         service, tokens=tokens_of(settings), origins=settings.cors_origins, observe=telemetry.observe, trace=telemetry.server
     )
@@ -147,7 +147,7 @@ def public_endpoint(settings: AggregatorSettings, service: AggregatorService, te
 
 
 def internal_endpoint(settings: AggregatorSettings, service: AggregatorService, telemetry: Telemetry) -> Endpoint:
-    """Return the port for a coordinator in another process."""
+    """Return the endpoint of the internal port, for a coordinator in another process."""
     tokens = SecretHolder(secret.of_aggregator(settings))
     app = internal(service, tokens=tokens, observe=telemetry.observe, trace=telemetry.server)
     files = settings.internal_tls_cert_file, settings.internal_tls_key_file, settings.internal_tls_client_ca_file
@@ -169,7 +169,7 @@ def internal_endpoint(settings: AggregatorSettings, service: AggregatorService, 
 
 
 def ops_endpoint(settings: AggregatorSettings, service: AggregatorService, health: Health, telemetry: Telemetry) -> Endpoint:
-    """Return the port for operators."""
+    """Return the endpoint of the operations port."""
     telemetry.show(service.status)
     service.faults = lambda: health.reasons
     access = ops.access(settings)
@@ -197,7 +197,7 @@ def run(settings: AggregatorSettings) -> None:
 
 
 async def keep_checking(settings: AggregatorSettings, health: Health, *, every: float = CHECK_EVERY) -> None:
-    """Check the directories until cancelled. The service is not ready while one is not writable."""
+    """Check every `every` seconds that the directories are writable, until cancelled. If one is not, the service is not ready."""
     directories = {"spool directory": settings.spool_dir} | ({"data directory": settings.data_dir} if settings.data_dir else {})
     failing: set[str] = set()
     while True:

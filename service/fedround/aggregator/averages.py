@@ -1,4 +1,4 @@
-"""Strategies that add each update to a sum: sums and averages. A protocol core: no I/O."""
+"""Strategies that add each update to sums: the sum and the weighted average. A protocol core: no I/O."""
 
 from collections.abc import Iterable
 
@@ -23,7 +23,7 @@ class Sums:
     def __init__(self, spec: Spec) -> None:
         self._count = spec.count
         self._sums = np.zeros(spec.count)
-        # bfloat16, whose NumPy kind is not "f", needs no errors either.
+        # By itemsize, because the NumPy kind of bfloat16 is not "f".
         self._errors = np.zeros(spec.count) if spec.dtype.itemsize == 8 or spec.dtype.kind in "iu" else None
 
     def clear(self) -> None:
@@ -56,7 +56,7 @@ class Sums:
         sums[:] = total
 
     def over(self, divisor: int) -> Array:
-        """Return the sums divided by `divisor`, in float64. It consumes the sums."""
+        """Return the sums divided by `divisor`, in float64. This consumes the sums."""
         if self._errors is not None:
             self._sums += self._errors
             self._errors = None

@@ -1,4 +1,4 @@
-"""Builds the aggregator's service from its settings: its strategy, its guard, and the model that training continues from."""
+"""The construction of the aggregator's service: its strategy, its guard, and the model with which training continues."""
 
 import json
 import logging
@@ -27,7 +27,16 @@ LOG = logging.getLogger(__name__)
 
 
 def build(settings: AggregatorSettings, observer: Observer, disk: Disk | None = None) -> AggregatorService:
-    """Return the service for these settings, with the models on `disk`. Raises `ConfigurationError`."""
+    """Return the service for the settings.
+
+    Args:
+        settings: The settings of the aggregator.
+        observer: Receives every fact.
+        disk: The data directory; None: models stay in memory only.
+
+    Raises:
+        ConfigurationError: A setting is invalid, or a file that it names cannot be used.
+    """
     spool = Spool(settings.spool_dir, max_size=settings.max_model_size)
     spool.check()
     layout, begin = _strategy(settings, spool)
@@ -39,7 +48,7 @@ def build(settings: AggregatorSettings, observer: Observer, disk: Disk | None = 
         samples=settings.max_samples,
         weighted=settings.strategy not in UNWEIGHTED,
     )
-    guard = Guard(limits, store.lessons if store else ())
+    guard = Guard(limits, store.baselines if store else ())
     initial = partial(_initial, settings, layout, spool) if settings.initial_model else None
     evaluator = evaluators.load(settings.evaluate, observer) if settings.evaluate else None
     known: Any = {"layout": layout, "model": model, "initial": initial, "store": store, "evaluator": evaluator}
@@ -49,6 +58,7 @@ def build(settings: AggregatorSettings, observer: Observer, disk: Disk | None = 
 
 
 def _strategy(settings: AggregatorSettings, spool: Spool) -> tuple[Layout | None, Callable[[Layout], Running]]:
+    """Return the layout of a custom format, or None, and the function that begins a running aggregate."""
     make: Callable[[Spec], Any] = partial(load_strategy(settings.strategy), **settings.strategy_options)
     try:
         example = make(Spec(np.dtype("<f4"), (1,)))
@@ -68,14 +78,14 @@ def _strategy(settings: AggregatorSettings, spool: Spool) -> tuple[Layout | None
 
 
 def _model(settings: AggregatorSettings, layout: Layout | None, store: ModelStore | None, spool: Spool) -> Model | None:
-    """Return the model that training continues from."""
+    """Return the newest stored model, or else the initial one; None: there is none."""
     if store is not None and store.rounds:
         newest = store.rounds[-1]
-        LOG.info("back with the model of round %d", newest)
+        LOG.info("resumed with the model of round %d", newest)
         try:
             return read_model(newest, store.read(newest), layout, store.read_state(newest))
         except WeightsError as error:
-            why = f"the model of round {newest} in AGGREGATOR_DATA_DIR is of another: {error}"
+            why = f"the model of round {newest} in AGGREGATOR_DATA_DIR is of another strategy: {error}"
             raise ConfigurationError(f"AGGREGATOR_STRATEGY={settings.strategy}: {why}") from error
     return None if settings.initial_model is None else _initial(settings, layout, spool)
 
@@ -83,7 +93,7 @@ def _model(settings: AggregatorSettings, layout: Layout | None, store: ModelStor
 def _initial(settings: AggregatorSettings, layout: Layout | None, spool: Spool) -> Model:
     """Return the initial model. Raises `ConfigurationError`."""
     path = settings.initial_model
-    assert path is not None  # noqa: S101 the callers look
+    assert path is not None  # noqa: S101 the callers check it
     try:
         model = read_model(None, memoryview(bytearray(path.read_bytes())), layout)
         spool.check_size(sum(array.nbytes for array in model.tensors), "as a model it has ")

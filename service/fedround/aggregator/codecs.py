@@ -71,7 +71,7 @@ class Model:
 
 
 class Update(Protocol):
-    """An update that was received completely. See `UpdateReader`."""
+    """A received update. For the methods see `UpdateReader`."""
 
     samples: int
     layout: Layout
@@ -86,14 +86,20 @@ class Update(Protocol):
 
 
 def suffix_of(content: bytes | memoryview) -> str:
-    """Return the suffix of a model's file, given its first bytes."""
+    """Return the suffix of a model's file, from its first bytes."""
     if bytes(content[:6]) == MAGIC:
         return ".npy"
     return ".safetensors" if is_safetensors(content) else ".bin"
 
 
 def model_of(round: int | None, weights: Weights, metadata: Mapping[str, str] = {}) -> Model:
-    """Return the model of a round. `weights` are C-contiguous, in the order of their layout; named tensors carry `metadata`."""
+    """Return the model of a round.
+
+    Args:
+        round: The round that made it. None: the initial model.
+        weights: The weights, C-contiguous and in the order of their layout.
+        metadata: Further metadata for the file of named tensors.
+    """
     layout = Layout.of(weights)
     tensors = tuple(weights.values()) if isinstance(weights, Mapping) else (weights,)
     header, *data = encode_model(weights, {**_metadata(round), **metadata})
@@ -101,13 +107,16 @@ def model_of(round: int | None, weights: Weights, metadata: Mapping[str, str] = 
 
 
 def read_model(round: int | None, data: memoryview, layout: Layout | None = None, state: memoryview | None = None) -> Model:
-    """Return the model in a file. Raises `WeightsError`.
+    """Return the model in a file.
 
     Args:
         round: The round that made it. None: the initial model.
         data: The content of the file.
-        layout: `OPAQUE` for a custom format. All other values are ignored: the file has its layout.
-        state: The content of the file with its state.
+        layout: `OPAQUE` for a custom format. Other values have no effect: the file describes its layout.
+        state: The content of the file with the model's state.
+
+    Raises:
+        WeightsError: The files do not contain a model and a state.
     """
     model = opaque_model(round, data) if layout is OPAQUE else _read(round, data)
     return model if state is None else replace(model, state=State.read(state))
@@ -119,18 +128,18 @@ def _read(round: int | None, data: memoryview) -> Model:
     if not isinstance(weights, Mapping):
         # In C order like a strategy's result, so that updates can be compared with it block by block.
         return model_of(round, np.ascontiguousarray(weights, found.tensors[0].dtype))
-    kept = parse_head(data[: header_size(data[:FIRST_BYTES])]).metadata
-    return model_of(round, {spec.name: weights[spec.name] for spec in found.tensors}, kept)
+    metadata = parse_head(data[: header_size(data[:FIRST_BYTES])]).metadata
+    return model_of(round, {spec.name: weights[spec.name] for spec in found.tensors}, metadata)
 
 
 def opaque_model(round: int | None, data: Array | memoryview) -> Model:
-    """Return a model in a format that only a strategy and its participants understand."""
+    """Return a model in a custom format."""
     array = np.frombuffer(data, np.uint8)
     return Model(round, OPAQUE, (array,), (array.data,), _etag(round, [array.data]))
 
 
 def _metadata(round: int | None) -> dict[str, str]:
-    # PyTorch libraries look for "pt"; others ignore it.
+    # PyTorch libraries expect "pt"; others ignore it.
     return {"format": "pt"} | ({} if round is None else {"fedround.round": str(round)})
 
 
@@ -139,7 +148,7 @@ def _etag(round: int | None, data: Sequence[memoryview]) -> str:
 
 
 class OpaqueUpdate:
-    """An update in a custom format: a sample count, and bytes. See `UpdateReader`."""
+    """An update in a custom format: a sample count, and bytes. For the methods see `UpdateReader`."""
 
     layout = OPAQUE
 
@@ -151,7 +160,7 @@ class OpaqueUpdate:
         self.samples = int.from_bytes(self._file.read(SAMPLES_BYTES), "big")
 
     def check(self, model: Model | None = None) -> float:
-        """Return 0.0: the content of a custom format can neither be checked nor compared."""
+        """Return 0.0: nothing can check or compare a custom format."""
         return 0.0
 
     def check_booleans(self, fixed: Mapping[str, Array]) -> None:

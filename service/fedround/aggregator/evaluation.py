@@ -3,10 +3,10 @@
 The rules:
 
 1. The function evaluates one model at a time.
-2. One model of each run waits: the newest. A newer one replaces it, and the older one is skipped. So the final model of a run
-   is evaluated even if the next run begins meanwhile. Models of at most `MOST_WAITING` runs wait; those of older runs are skipped.
-3. A rollback removes later models from the queue and discards their results.
-4. The last results are remembered. A model that has one, or is being evaluated, is not evaluated again.
+2. Only the newest model of each run waits: a newer one replaces it, and the older one is skipped. So the final model of a run is
+   evaluated even if the next run begins meanwhile. Models of at most `MOST_WAITING` runs wait; those of older runs are skipped.
+3. A rollback removes the models of later rounds from the queue, and discards their results.
+4. A model is not evaluated again while its evaluation runs, or while its result is among the last `REMEMBERED`.
 """
 
 from collections import deque
@@ -17,12 +17,12 @@ from fedround.common.books import ServerEvaluation
 
 MOST_WAITING = 2
 REMEMBERED = 3
-"""Number of results that are remembered."""
+"""Number of results to remember."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A model of a run. `round` is None for the run's initial model."""
+    """A model to evaluate. `round` is None for the initial model of the run."""
 
     round: int | None
     run: str
@@ -30,7 +30,7 @@ class Candidate:
 
 
 class Schedule:
-    """See the rules above."""
+    """The schedule of evaluations, by the rules above."""
 
     def __init__(self) -> None:
         self.running: Candidate | None = None
@@ -38,7 +38,7 @@ class Schedule:
         self._void = False
         """Whether a rollback has removed the model that is being evaluated."""
         self._waiting: dict[str, Candidate] = {}
-        """By run, oldest first."""
+        """The waiting models by run, oldest first."""
 
     @property
     def waiting(self) -> list[Candidate]:
@@ -46,13 +46,13 @@ class Schedule:
 
     @property
     def rounds(self) -> frozenset[int]:
-        """The rounds whose models must be kept, as they may turn out to be the best."""
-        unknown = [*self._waiting.values(), *([self.running] if self.running else [])]
-        rounds = [one.round for one in unknown] + [result.round for result in self.results]
+        """The rounds whose models the store must keep, because they may be the best."""
+        candidates = [*self._waiting.values(), *([self.running] if self.running else [])]
+        rounds = [one.round for one in candidates] + [result.round for result in self.results]
         return frozenset(round for round in rounds if round is not None)
 
     def submit(self, new: Candidate) -> list[Candidate]:
-        """Queue a model for evaluation. Return the models that are skipped because of it."""
+        """Queue a model. Return the models that are skipped because of it."""
         if new.round is not None and new.round in self._known():
             return []
         former = self._waiting.pop(new.run, None)
@@ -63,7 +63,7 @@ class Schedule:
         return skipped
 
     def begin(self) -> Candidate | None:
-        """Return the model to evaluate now; None if one is being evaluated, or none waits."""
+        """Begin the next evaluation, and return its model; None if one is running, or no model waits."""
         if self.running is not None or not self._waiting:
             return None
         self.running = self._waiting.pop(next(iter(self._waiting)))

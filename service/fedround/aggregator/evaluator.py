@@ -1,4 +1,4 @@
-"""The evaluator: calls the user's function on global models, on its own thread that nothing waits for."""
+"""The evaluator: it calls the user's function for global models, on a thread that nothing waits for."""
 
 import asyncio
 import inspect
@@ -14,7 +14,7 @@ from typing import Any
 from fedround import events
 from fedround.aggregator.codecs import Model
 from fedround.aggregator.evaluation import Candidate, Schedule
-from fedround.aggregator.state import State
+from fedround.aggregator.state import State, read_only
 from fedround.common import evaluation
 from fedround.common.books import ServerEvaluation
 from fedround.common.objects import import_object
@@ -22,7 +22,7 @@ from fedround.common.text import described
 from fedround.common.wire import one_line
 from fedround.errors import ConfigurationError
 from fedround.events import Fact, Observer, Observers
-from fedround.tensors.weights import Array, Weights
+from fedround.tensors.weights import Weights
 
 LOG = logging.getLogger(__name__)
 
@@ -30,10 +30,10 @@ SETTING = "AGGREGATOR_EVALUATE"
 
 
 class Evaluator:
-    """Evaluates models, for one event loop. Failures of the function do not reach the caller of `submit`.
+    """The evaluator of models. For one event loop. Errors of the function do not reach the caller of `submit`.
 
     Args:
-        function: Takes a model's weights, read-only, and returns an evaluation: see `fedround.common.evaluation.read`.
+        function: Takes the read-only weights of a model, and returns an evaluation: see `fedround.common.evaluation.read`.
         name: Name of the function in logs and in the status.
         observer: Receives every fact.
     """
@@ -50,11 +50,11 @@ class Evaluator:
         self._what = f"{SETTING}={name}"
         self._began = 0.0
         self._reason = ""
-        """Reason of the last failure."""
+        """The reason of the last failure."""
 
     def submit(self, model: Model, run: str) -> None:
         """Queue a model of a run for evaluation. A newer model may replace it."""
-        stateless = replace(model, state=State())  # release the strategy's state early
+        stateless = replace(model, state=State())  # so that a waiting model does not keep the strategy's state in memory
         for skipped in self.schedule.submit(Candidate(model.round, run, stateless)):
             self._observer(events.EvaluationSkipped(skipped.round))
         self._begin()
@@ -77,7 +77,7 @@ class Evaluator:
             return
         self._began = time.monotonic()
         if self._thread is None:
-            # A daemon thread, not an executor's: even the interpreter's exit must not wait for a function that never returns.
+            # A daemon thread, because the interpreter's exit must not wait for a function that never returns.
             arguments = (asyncio.get_running_loop(),)
             self._thread = threading.Thread(target=self._run, args=arguments, name="fedround-evaluate", daemon=True)
             self._thread.start()
@@ -98,10 +98,10 @@ class Evaluator:
                 loop.call_soon_threadsafe(self._ended, *found)
 
     def _evaluated(self, candidate: Candidate) -> tuple[ServerEvaluation, Fact]:
-        """Evaluate a model. No reference to the model outlives this call."""
+        """Evaluate a model, and keep no reference to it."""
         began, round, run = time.perf_counter(), candidate.round, candidate.run
         try:
-            returned = self._function(_read_only(candidate.model.weights))
+            returned = self._function(_locked(candidate.model.weights))
         except BaseException as error:  # noqa: BLE001 users' code may raise anything, SystemExit too
             return self._failed(candidate, described(error), time.perf_counter() - began, error)
         seconds = time.perf_counter() - began
@@ -109,7 +109,7 @@ class Evaluator:
             return ServerEvaluation(round, run, reason="the function returned None"), events.EvaluationSkipped(round)
         try:
             samples, metrics, dropped = evaluation.read(returned)
-        except Exception as error:  # noqa: BLE001 what it returned may raise anything
+        except Exception as error:  # noqa: BLE001 the returned object may raise anything
             return self._failed(candidate, f"{described(error)}; {evaluation.HOW}", seconds)
         if dropped:
             LOG.warning("%s: model of round %s: dropped metrics that are not finite: %s", self._what, round, ", ".join(dropped))
@@ -120,17 +120,21 @@ class Evaluator:
         self, candidate: Candidate, why: str, seconds: float, error: BaseException | None = None
     ) -> tuple[ServerEvaluation, Fact]:
         round, reason = candidate.round, one_line(why)
-        trace = None if reason == self._reason else error  # log the traceback once if each round fails for the same reason
+        trace = None if reason == self._reason else error  # one traceback, even if each round fails for the same reason
         self._reason = reason
         LOG.warning("%s: evaluation of the model of round %s failed: %s", self._what, round, reason, exc_info=trace)
         return ServerEvaluation(round, candidate.run, reason=reason), events.EvaluationFailed(self.name, round, reason, seconds)
 
 
 def load(name: str, observer: Observer) -> Evaluator:
-    """Return the evaluator for the function `module:function`.
+    """Return an evaluator.
+
+    Args:
+        name: The function, as `module:function`.
+        observer: Receives every fact.
 
     Raises:
-        ConfigurationError: The function is missing, or cannot be called with one argument, or its module raised an error.
+        ConfigurationError: There is no such function, its module raised an error, or it does not accept one argument.
     """
     try:
         function = import_object(name, f"{SETTING} (--evaluate)")
@@ -151,13 +155,7 @@ def load(name: str, observer: Observer) -> Evaluator:
     return Evaluator(function, name, observer)
 
 
-def _read_only(weights: Weights) -> Weights:
+def _locked(weights: Weights) -> Weights:
     if isinstance(weights, Mapping):
-        return {name: _locked(array) for name, array in weights.items()}
-    return _locked(weights)
-
-
-def _locked(array: Array) -> Array:
-    view = array.view()
-    view.flags.writeable = False
-    return view
+        return {name: read_only(array) for name, array in weights.items()}
+    return read_only(weights)

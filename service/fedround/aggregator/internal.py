@@ -1,4 +1,4 @@
-"""The round ledger over HTTP, for the coordinator: calls and answers as JSON (`fedround.http.remote_books` is the other side)."""
+"""The books over HTTP: the app of the internal port, with calls and answers as JSON. `http/remote_books.py` is the other end."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -39,21 +39,25 @@ MAX_CALL = 64 << 20
 def internal(
     books: Books, *, tokens: TokenCheck = NO_TOKENS, observe: Observer | None = None, trace: asgi.Trace | None = None
 ) -> ASGIApp:
-    """Return the app of the internal port. Only a coordinator with one of the `tokens` may call it.
+    """Return the app of the internal port. It refuses web pages: their requests have an `Origin`, or a type other than JSON.
 
-    Web pages are refused: their requests have an `Origin`, or another content type than JSON.
+    Args:
+        books: The books of the aggregator.
+        tokens: The check of the internal secret.
+        observe: Receives facts about requests.
+        trace: Opens the span of a request.
     """
 
     async def call(request: Request) -> Response:
         if "origin" in request.headers:
             return asgi.problem(403, "web pages have no access to the books")
         if media_type(request.headers) != "application/json":
-            return asgi.problem(415, "a call of the books is `application/json`")
+            return asgi.problem(415, "the content type must be application/json")
         body = await asgi.read_body(request, MAX_CALL)
         try:
             call = _CALLS[request.path_params["operation"]](json.loads(body))
         except (KeyError, TypeError, ValueError, RecursionError):
-            return asgi.problem(400, "this is no call of the books")
+            return asgi.problem(400, "this is not a call of the books")
         return _answer(_answer_to_json(await carry_out(books, call)))
 
     async def ledger(request: Request) -> Response:

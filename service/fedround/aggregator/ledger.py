@@ -1,20 +1,20 @@
 """The ledger: the upload permissions, and the counted updates in order. A protocol core: no I/O, no clock.
 
-The code calls an upload permission a *right*.
-
 The rules:
 
 1. One attempt of a round is open at a time. Opening another attempt ends it and voids its updates. An ended attempt stays ended.
-2. A right belongs to one id and its newest token. It is admitted once. Then it is counted, or it is over: revoked, refused, or its
-   attempt has ended. Only the right's owner, if it has one, may use it to read, deliver or repeat.
-3. An update is counted only while its right is admitted, and at most once. Counting it makes an entry. The caller folds in the
-   same step (`countable`, fold, `count`, with nothing in between), so the entries always match the sum.
-4. A counted token stays valid for reading, and for a repeat that is received and discarded, until its id uses a newer token or is
-   forgotten. xain-sdk 0.8.0 may train and deliver again with it, even when it is selected again, and exits if it is refused.
-5. The ledger does not revoke a right while it receives an update that can complete in time: within the coordinator's patience, at
-   its rate so far. After a revocation request, no other upload begins, and an upload that cannot complete in time is cut.
-6. A round whose model exists is over: no attempt of it is opened.
-7. Entries are numbered from 1 within an incarnation, and kept until they are acknowledged. Losing the sum begins a new incarnation.
+2. An upload permission consists of an id and its newest token. It is *admitted* once. Then it is *counted* with its update, or is
+   *over*: it was revoked, its update was refused, or its attempt has ended. If it has an owner, only the owner may use it.
+3. An update is counted at most once, and only while its permission is admitted. Counting makes an entry. The caller folds it in the
+   same step (`countable`, fold, `count`, with nothing in between), so the entries always match the aggregate.
+4. With a counted token, a participant may still read the model, and repeat its upload, which is discarded. This ends when the id
+   uses a newer token or is forgotten. xain-sdk 0.8.0 may train and upload again with a counted token, even when it is selected
+   again, and exits if that is refused.
+5. A revocation waits while an upload can complete in time: within the coordinator's patience, at its rate so far. Meanwhile no
+   other upload begins. If no upload can complete in time, the permission is over and its uploads are aborted.
+6. A round whose model exists is over: no attempt of it opens.
+7. Entries have numbers from 1 within an incarnation, and remain until the coordinator acknowledges them. If the aggregate is lost,
+   a new incarnation begins.
 """
 
 import math
@@ -31,13 +31,13 @@ OVER = "the round is over, or was reassigned to other participants"
 MEASURED = 1.0
 """Seconds after which the rate of an upload is known."""
 MOST_AT_ONCE = 4
-"""Maximum number of simultaneous uploads for one right. A retry may begin before the aggregator notices a lost connection."""
+"""Maximum number of simultaneous uploads for one permission: a retry may begin before the aggregator notices a lost connection."""
 REMEMBERED_ATTEMPTS = 64
-"""Number of ended attempts that are remembered, so that a delayed call cannot open one of them again."""
+"""Number of ended attempts to remember, so that a delayed call does not open one of them again."""
 
 
 class State(Enum):
-    """The state of a right."""
+    """The state of a permission: rule 2."""
 
     ADMITTED = "admitted"
     COUNTED = "counted"
@@ -45,43 +45,45 @@ class State(Enum):
 
 
 @dataclass(slots=True)
-class Right:
+class Permission:
     """An upload permission."""
 
     id: str
     token: str
     owner: str = ""
-    """The proved identity that alone may use it; empty: any client with the token."""
+    """The only proved identity that may use it; empty: any client with the token may."""
     former: str | None = None
-    """The token that this one replaced. A request with it is late, rather than unknown."""
-    counted_before: "Right | None" = None
-    """The right that was counted last, until this one is used."""
+    """The token that this one replaced. A request with it is late, and not unknown."""
+    counted_before: "Permission | None" = None
+    """The last counted permission of the id, which stays valid until this one is used: rule 4."""
     state: State = State.ADMITTED
-    receiving: list["Receipt"] = field(default_factory=list)
+    receiving: list["Upload"] = field(default_factory=list)
+    """The uploads that have not ended."""
     revoking: bool = False
+    """Whether it is revoked as soon as no upload can complete in time: rule 5."""
 
 
 @dataclass(slots=True)
-class Receipt:
-    """An upload, from its first byte to its end by `abort`, `count` or `refuse`."""
+class Upload:
+    """An upload, from `begin` to its end by `abort`, `count` or `refuse`."""
 
-    right: Right
+    permission: Permission
     repeated: bool
-    """Whether its update was counted before it began. If so, receive and discard it, and report the repeat."""
+    """Whether the permission was counted before. If so, receive and discard the upload, and report the repeat."""
     began: float = 0.0
-    """In monotonic seconds."""
+    """When it began, in monotonic seconds."""
     length: int | None = None
-    """Announced size in bytes."""
+    """Announced size in bytes; None: unknown."""
     received: int = 0
     """Bytes received so far."""
     ended: bool = False
 
     @property
     def id(self) -> str:
-        return self.right.id
+        return self.permission.id
 
-    def left(self, now: float) -> float:
-        """Return the remaining seconds at its rate so far; 0 if they are unknown."""
+    def remaining(self, now: float) -> float:
+        """Return the remaining seconds at the rate so far; 0 if they are unknown."""
         seconds = now - self.began
         if self.length is None or seconds < MEASURED:
             return 0.0
@@ -91,16 +93,24 @@ class Receipt:
 
 @dataclass(slots=True)
 class Attempt:
+    """The open attempt."""
+
     id: str
     round: int
     closed: bool = False
     counted: dict[str, int] = field(default_factory=dict)
-    """Samples by id, in the order in which the updates were folded."""
+    """Sample counts by id, in the order of folding."""
     revoked: set[str] = field(default_factory=set)
+    """Ids that lost their permission, which a delayed call must not admit again."""
 
 
 class Ledger:
-    """See the rules above. `incarnation` identifies the sum, `newest` the newest model."""
+    """The ledger of an aggregator, by the rules above.
+
+    Args:
+        incarnation: Identifies the aggregate.
+        newest: The newest trained model.
+    """
 
     def __init__(self, incarnation: str, newest: Newest | None = None) -> None:
         self.incarnation = incarnation
@@ -108,15 +118,15 @@ class Ledger:
         self.acknowledged = 0
         self.attempt: Attempt | None = None
         self._ended: deque[str] = deque(maxlen=REMEMBERED_ATTEMPTS)
-        self._rights: dict[str, Right] = {}
+        self._permissions: dict[str, Permission] = {}
         self._entries: deque[Entry] = deque()
         self._seq = 0
         self._lost = ""
 
-    # The coordinator's calls
+    # Calls of the coordinator
 
     def open(self, attempt: str, round: int, admissions: Sequence[Admission], forget: Sequence[str] = ()) -> bool:
-        """Open an attempt. Return whether it is new, with a new sum. Raises `UnknownAttempt` if it or its round is over."""
+        """Open an attempt. Return whether it is new, with a new aggregate. Raises `UnknownAttempt` if it or its round is over."""
         new = self.attempt is None or self.attempt.id != attempt
         if attempt in self._ended or (new and self.newest is not None and self.newest.round >= round):
             raise UnknownAttempt(attempt)
@@ -124,44 +134,41 @@ class Ledger:
             self._end_attempt()
             self.attempt = Attempt(attempt, round)
         for id in forget:
-            self._rights.pop(id, None)
+            self._permissions.pop(id, None)
         self.admit(attempt, admissions)
         return new
 
     def admit(self, attempt: str, admissions: Sequence[Admission]) -> None:
-        """Admit each id with its token. A repeated call changes nothing. Raises `UnknownAttempt`."""
+        """Admit ids with their tokens. A repeated call changes nothing. Raises `UnknownAttempt`."""
         current = self._current(attempt)
         if current.closed:
             return
         for admission in admissions:
-            right = self._rights.get(admission.id)
-            known = right is not None and right.token == admission.token
+            permission = self._permissions.get(admission.id)
+            known = permission is not None and permission.token == admission.token
             if known or admission.id in current.revoked:
                 continue
             if admission.id in current.counted:
                 raise IllegalMove("counted", f"admit({admission.id[:8]})")
-            new = Right(admission.id, admission.token, admission.owner)
-            if right is not None:
-                new.former = right.token
-                new.counted_before = right if right.state is State.COUNTED else right.counted_before
-                if right.state is State.ADMITTED:
-                    right.state = State.OVER
-            self._rights[admission.id] = new
+            new = Permission(admission.id, admission.token, admission.owner)
+            if permission is not None:
+                new.former = permission.token
+                new.counted_before = permission if permission.state is State.COUNTED else permission.counted_before
+                if permission.state is State.ADMITTED:
+                    permission.state = State.OVER
+            self._permissions[admission.id] = new
 
     def revoke(self, attempt: str, id: str, patience: float = 0.0, now: float = 0.0) -> Verdict:
-        """Revoke an id's right, unless its update was counted or can complete within `patience` seconds.
-
-        Raises `UnknownAttempt`.
-        """
+        """Revoke the permission of an id: rule 5, with a patience in seconds. Raises `UnknownAttempt`."""
         current = self._current(attempt)
         if id in current.counted:
             return Verdict.COUNTED
-        right = self._rights.get(id)
-        if right is not None and right.state is State.ADMITTED:
-            if patience > 0 and any(receipt.left(now) <= patience for receipt in right.receiving):
-                right.revoking = True
+        permission = self._permissions.get(id)
+        if permission is not None and permission.state is State.ADMITTED:
+            if patience > 0 and any(upload.remaining(now) <= patience for upload in permission.receiving):
+                permission.revoking = True
                 return Verdict.RECEIVING
-            right.state = State.OVER
+            permission.state = State.OVER
         current.revoked.add(id)
         return Verdict.REVOKED
 
@@ -172,11 +179,11 @@ class Ledger:
         if expected != counted:
             return Difference(missing=expected - counted, surplus=counted - expected)
         current.closed = True
-        self._end_rights()
+        self._end_permissions()
         return None
 
     def page(self, incarnation: str, after: int) -> Page:
-        """Return the entries after number `after`. If `incarnation` is the current one, this acknowledges the others."""
+        """Return the entries after number `after`, and acknowledge the others. With a wrong `incarnation`, return all entries."""
         if incarnation != self.incarnation:
             after = 0
         self.acknowledged = max(self.acknowledged, min(after, self._seq))
@@ -184,67 +191,76 @@ class Ledger:
             self._entries.popleft()
         return Page(self.incarnation, tuple(self._entries), self.newest, lost=self._lost)
 
-    # The participants' exchanges
+    # Requests of participants
 
     def check_read(self, id: str, token: str, owner: str = "") -> None:
-        """Check that the proved identity `owner` may read the global model. Raises `NotAdmitted`, `Forbidden` or `Late`."""
-        self._right(id, token, owner)
+        """Check that a request with the proved identity `owner` may read the model. Raises `NotAdmitted`, `Forbidden` or `Late`."""
+        self._permission(id, token, owner)
 
     def knows(self, id: str, token: str) -> bool:
-        """Return whether a participant has this token for the open round or the one before."""
-        right = self._rights.get(id)
-        before = right.counted_before if right else None
-        return right is not None and token in (right.token, right.former, before.token if before else None)
+        """Return whether this is a token of the id, for the open attempt or the one before."""
+        permission = self._permissions.get(id)
+        before = permission.counted_before if permission else None
+        return permission is not None and token in (permission.token, permission.former, before.token if before else None)
 
-    def begin(self, id: str, token: str, owner: str = "", *, now: float = 0.0, length: int | None = None) -> Receipt:
-        """Begin an upload of `length` bytes by `owner`.
+    def begin(self, id: str, token: str, owner: str = "", *, now: float = 0.0, length: int | None = None) -> Upload:
+        """Begin an upload.
 
-        Raises the errors of `check_read`, and `Busy` if the right has too many uploads under way.
+        Args:
+            id: Id of the participant.
+            token: Its token.
+            owner: The proved identity of the request; empty: none.
+            now: Monotonic seconds.
+            length: The announced size in bytes.
+
+        Raises:
+            NotAdmitted, Forbidden, Late: The permission does not allow it.
+            Busy: The permission has too many simultaneous uploads.
         """
-        right = self._right(id, token, owner)
-        if right.revoking and right.state is State.ADMITTED:
+        permission = self._permission(id, token, owner)
+        if permission.revoking and permission.state is State.ADMITTED:
             raise Late("the upload permission is being revoked: only uploads that had already begun are accepted")
-        if len(right.receiving) >= MOST_AT_ONCE:
+        if len(permission.receiving) >= MOST_AT_ONCE:
             raise Busy("too many simultaneous uploads of one participant", retry_after=5.0)
-        receipt = Receipt(right, repeated=right.state is State.COUNTED, began=now, length=length)
-        right.receiving.append(receipt)
-        return receipt
+        upload = Upload(permission, repeated=permission.state is State.COUNTED, began=now, length=length)
+        permission.receiving.append(upload)
+        return upload
 
-    def took(self, receipt: Receipt, size: int) -> None:
-        """Note `size` more received bytes. Raises `Late` if the right is over: do not receive the rest."""
-        receipt.received += size
-        if receipt.right.state is State.OVER:
+    def receive(self, upload: Upload, size: int) -> None:
+        """Add `size` received bytes. Raises `Late` if the permission is over: do not receive the rest."""
+        upload.received += size
+        if upload.permission.state is State.OVER:
             raise Late(OVER)
 
-    def abort(self, receipt: Receipt) -> None:
-        """End an upload without an update: cut, too slow, or a repeat."""
-        self._end(receipt, "abort")
+    def abort(self, upload: Upload) -> None:
+        """End an upload without a new update: it was cut, too slow, or a repeat."""
+        self._end_upload(upload, "abort")
 
-    def countable(self, receipt: Receipt) -> bool:
-        """Return whether to fold and then `count` the update; False: it was counted meanwhile. Raises `Late`."""
-        if receipt.right.state is State.OVER:
+    def countable(self, upload: Upload) -> bool:
+        """Return whether to fold and then `count` the update; False: another upload was counted meanwhile. Raises `Late`."""
+        if upload.permission.state is State.OVER:
             raise Late(OVER)
-        return receipt.right.state is State.ADMITTED
+        return upload.permission.state is State.ADMITTED
 
-    def count(self, receipt: Receipt, samples: int, metrics: Mapping[str, float], evaluation: Evaluation | None = None) -> Entry:
-        """Enter the update that was just folded."""
-        if self.attempt is None or receipt.right.state is not State.ADMITTED:
-            raise IllegalMove(receipt.right.state, "count")
-        self._end(receipt, "count")
-        receipt.right.state = State.COUNTED
-        self.attempt.counted[receipt.id] = samples
-        return self._enter(Outcome.COUNTED, self.attempt, receipt.id, samples, metrics, evaluation=evaluation)
+    def count(self, upload: Upload, samples: int, metrics: Mapping[str, float], evaluation: Evaluation | None = None) -> Entry:
+        """Count the update that was just folded. Return its entry."""
+        if self.attempt is None or upload.permission.state is not State.ADMITTED:
+            raise IllegalMove(upload.permission.state, "count")
+        self._end_upload(upload, "count")
+        upload.permission.state = State.COUNTED
+        self.attempt.counted[upload.id] = samples
+        return self._append(Outcome.COUNTED, self.attempt, upload.id, samples, metrics, evaluation=evaluation)
 
-    def refuse(self, receipt: Receipt, reason: str = "") -> None:
-        """End the right of an invalid update. The entry gives the coordinator the `reason`."""
-        self._end(receipt, "refuse")
-        if self.attempt is not None and receipt.right.state is State.ADMITTED:
-            receipt.right.state = State.OVER
-            self.attempt.revoked.add(receipt.id)
-            self._enter(Outcome.REFUSED, self.attempt, receipt.id, 0, {}, one_line(reason))
+    def refuse(self, upload: Upload, reason: str = "") -> None:
+        """End the permission of an invalid update. Its entry has the `reason`."""
+        self._end_upload(upload, "refuse")
+        if self.attempt is not None and upload.permission.state is State.ADMITTED:
+            upload.permission.state = State.OVER
+            self.attempt.revoked.add(upload.id)
+            self._append(Outcome.REFUSED, self.attempt, upload.id, 0, {}, one_line(reason))
 
     def lose(self, incarnation: str, reason: str = "") -> None:
-        """Discard the sum, the attempt and all entries. The next page gives the coordinator the `reason`."""
+        """Discard the attempt and all entries, because the aggregate is lost. The next page has the `reason`."""
         self._end_attempt()
         self.attempt = None
         self._entries.clear()
@@ -256,31 +272,31 @@ class Ledger:
             raise UnknownAttempt(attempt)
         return self.attempt
 
-    def _right(self, id: str, token: str, owner: str) -> Right:
-        right = self._rights.get(id)
-        if right is None:
+    def _permission(self, id: str, token: str, owner: str) -> Permission:
+        permission = self._permissions.get(id)
+        if permission is None:
             raise NotAdmitted("no such id and token")
-        before = right.counted_before
+        before = permission.counted_before
         if before is not None and token != before.token:
             before = None
-        if before is None and token not in (right.token, right.former):
+        if before is None and token not in (permission.token, permission.former):
             raise NotAdmitted("no such id and token")
-        if right.owner not in ("", owner):
+        if permission.owner not in ("", owner):
             raise Forbidden
         if before is not None:
             return before
-        if token == right.former or right.state is State.OVER:
+        if token == permission.former or permission.state is State.OVER:
             raise Late("the round of this token is over, or was reassigned to other participants")
-        right.counted_before = None
-        return right
+        permission.counted_before = None
+        return permission
 
-    def _end(self, receipt: Receipt, event: str) -> None:
-        if receipt.ended:
+    def _end_upload(self, upload: Upload, event: str) -> None:
+        if upload.ended:
             raise IllegalMove("ended", event)
-        receipt.ended = True
-        receipt.right.receiving = [other for other in receipt.right.receiving if other is not receipt]
+        upload.ended = True
+        upload.permission.receiving = [other for other in upload.permission.receiving if other is not upload]
 
-    def _enter(
+    def _append(
         self,
         outcome: Outcome,
         attempt: Attempt,
@@ -298,9 +314,9 @@ class Ledger:
     def _end_attempt(self) -> None:
         if self.attempt is not None:
             self._ended.append(self.attempt.id)
-            self._end_rights()
+            self._end_permissions()
 
-    def _end_rights(self) -> None:
-        for right in self._rights.values():
-            if right.state is State.ADMITTED:
-                right.state = State.OVER
+    def _end_permissions(self) -> None:
+        for permission in self._permissions.values():
+            if permission.state is State.ADMITTED:
+                permission.state = State.OVER

@@ -1,4 +1,4 @@
-"""The measurer: computes the statistics of models, for observers only. Its failures and results do not affect training."""
+"""The measurer: it computes the statistics of models, for observers. Neither its results nor its errors affect training."""
 
 import asyncio
 import hashlib
@@ -16,11 +16,11 @@ from fedround.tensors.statistics import Statistics
 LOG = logging.getLogger(__name__)
 
 REPORTED = 3
-"""Number of models whose statistics a page of the ledger reports, as one page may cover several short rounds."""
+"""Number of models whose statistics a page of the ledger reports: one page may cover several short rounds."""
 
 
 class Measurer:
-    """Measures models, and sends `observer` a fact about each."""
+    """The measurer of models. `observer` receives a fact about each."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
@@ -43,10 +43,10 @@ class Measurer:
             LOG.exception("failed to measure the weights of the model of round %s", model.round)
             return
         if rollbacks != self._rollbacks:
-            return  # the rollback may have removed its round
+            return  # a rollback may have removed the round
         self._observer(WeightsMeasured(model.round or 0, "global", sum(map(len, model.buffers)), found))
         if model.round is not None:
-            # The next page reports it. A separate page would cost one more request in every round.
+            # The next page reports this. A separate page would cost one more request in every round.
             finite = {name: value for name, value in found.summary.items() if math.isfinite(value)}
             self._newest.append(Measured(model.round, finite, digest))
 

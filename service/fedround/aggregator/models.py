@@ -1,4 +1,4 @@
-"""The global models: the newest, the stored ones, their statistics and evaluations."""
+"""The global models: the newest one, the stored ones, and their statistics and evaluations."""
 
 import asyncio
 import time
@@ -11,8 +11,8 @@ from fedround.aggregator.evaluator import Evaluator
 from fedround.aggregator.guards import Size
 from fedround.aggregator.measurer import Measurer
 from fedround.aggregator.state import State
-from fedround.aggregator.steps import Steps
 from fedround.aggregator.store import ModelStore
+from fedround.aggregator.tasks import Tasks
 from fedround.common.books import NO_RUN, Newest, Page, Run
 from fedround.errors import Busy, ConfigurationError, DataDamaged
 from fedround.events import Observer, SaveFailed, StateSaved
@@ -25,9 +25,9 @@ class Models:
         newest: The initial model, or the newest one from before a restart.
         initial: Reads the initial model of a new run; raises `ConfigurationError`. None: a new run begins with the newest model.
         store: Stores models on disk; None: models stay in memory only.
-        evaluator: Evaluates models, as far as it has time; None: the aggregator evaluates none.
+        evaluator: Evaluates models in the background; None: the aggregator evaluates none.
         observer: Receives every fact.
-        steps: Runs background steps.
+        tasks: Runs background tasks.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Models:
         evaluator: Evaluator | None,
         *,
         observer: Observer,
-        steps: Steps,
+        tasks: Tasks,
     ) -> None:
         self.newest = newest
         self._initial = initial
@@ -48,13 +48,13 @@ class Models:
         self.news = False
         """Whether there is an evaluation that no page has reported."""
         self._observer = observer
-        self._steps = steps
+        self._tasks = tasks
         self._measurer = Measurer(observer)
         self._evaluator = evaluator
 
     @property
     def trained(self) -> Newest | None:
-        """The newest model as the coordinator sees it; None if it was not trained."""
+        """The newest model for the ledger; None if no round has trained it."""
         if self.newest is None or self.newest.round is None:
             return None
         return Newest(self.newest.round, self.newest.parameters, self.run.name)
@@ -66,7 +66,7 @@ class Models:
 
     @property
     def best(self) -> int | None:
-        """The round with the best model of the current run; None if none is stored as the best."""
+        """The round of the best model of the current run; None if no model is marked."""
         return self.store.best if self.store else None
 
     @property
@@ -83,13 +83,13 @@ class Models:
             "evaluation": self._evaluator and self._evaluator.status(),
         }
 
-    def on_news(self, ring: Callable[[], None]) -> None:
-        """Call `ring` when there is news for the coordinator."""
+    def on_news(self, notify: Callable[[], None]) -> None:
+        """Call `notify` when a page of the ledger would report a new evaluation."""
 
         def on_result() -> None:
-            self._hold()
+            self._protect()
             self.news = True
-            ring()
+            notify()
 
         if self._evaluator is not None:
             self._evaluator.on_result = on_result
@@ -108,31 +108,31 @@ class Models:
         except ConfigurationError as error:
             raise Busy(str(error), retry_after=1.0) from error
 
-    def enter(self, run: Run, *, begins: bool, initial: Model | None) -> None:
-        """Switch to a run. If it `begins` now, start with `initial` or the newest model, without a strategy's state."""
+    def set_run(self, run: Run, *, begins: bool, initial: Model | None) -> None:
+        """Switch to a run. If it `begins` now, its first model is `initial` or the newest one, without a strategy's state."""
         self.run = run
         if begins and initial is not None:
             self.newest = initial
-            self._steps.start(self._measurer.measure(initial))
+            self._tasks.start(self._measurer.measure(initial))
         elif begins and self.newest is not None:
             self.newest = replace(self.newest, state=State())
         if self.newest is not None and self.newest.round is None:
             self._evaluate(self.newest)
 
     def serve(self, model: Model) -> None:
-        """Make a model the newest."""
+        """Make a model the newest, and evaluate and measure it in the background."""
         self.newest = model
         self._evaluate(model)
-        self._steps.start(self._measurer.measure(model))
+        self._tasks.start(self._measurer.measure(model))
 
-    async def keep(self, model: Model, lesson: Size) -> None:
+    async def save(self, model: Model, baseline: Size) -> None:
         """Store a model on disk. Raises `Busy` if that fails."""
         if self.store is None or model.round is None:
             return
         began = time.perf_counter()
         try:
             save = partial(self.store.save, run=self.run, state=model.state.buffers)
-            await asyncio.to_thread(save, model.round, model.buffers, lesson, model.suffix)
+            await asyncio.to_thread(save, model.round, model.buffers, baseline, model.suffix)
         except OSError as error:
             self._observer(SaveFailed(f"the model of round {model.round}", str(error)))
             raise Busy(f"the model of round {model.round} cannot be stored: {error}", retry_after=1.0) from error
@@ -148,12 +148,12 @@ class Models:
             self._observer(SaveFailed(f"the mark of the best model, that of round {round},", str(error)))
 
     def read(self, round: int, read: Callable[[int, memoryview, memoryview | None], Model]) -> Model:
-        """Return a stored model, which `read` makes of its files. Raises `DataDamaged`, and the errors of `read`."""
+        """Return a stored model. `read` makes it from its files. Raises `DataDamaged`, and the errors of `read`."""
         assert self.store is not None  # noqa: S101 the model is stored
         return read(round, self.store.read(round), self.store.read_state(round))
 
     async def roll_back(self, round: int) -> Sequence[Size]:
-        """Remove the models of all rounds after `round`. Return the lessons of the others. Raises `Busy` if that fails."""
+        """Remove the models of all rounds after `round`. Return the baselines of the others. Raises `Busy` if that fails."""
         assert self.store is not None  # noqa: S101 the model is stored
         try:
             await asyncio.to_thread(self.store.roll_back, round)
@@ -162,9 +162,9 @@ class Models:
         self._measurer.forget(round)
         if self._evaluator is not None:
             self._evaluator.schedule.roll_back(round)
-        return self.store.lessons
+        return self.store.baselines
 
-    async def kept(self, round: int | None) -> Sequence[bytes | memoryview] | None:
+    async def file_of(self, round: int | None) -> Sequence[bytes | memoryview] | None:
         """Return the file of a round's model, or of the initial one; None if it is not stored. Raises `DataDamaged`."""
         if self.newest is not None and self.newest.round == round:
             return self.newest.buffers
@@ -173,12 +173,12 @@ class Models:
         try:
             return [await asyncio.to_thread(self.store.read, round)]
         except DataDamaged:
-            if round not in self.store.rounds:  # a newer one has replaced it meanwhile
+            if round not in self.store.rounds:  # the store has removed it meanwhile
                 return None
             raise
 
     def described(self, page: Page) -> Page:
-        """Return a page of the ledger with the statistics and evaluations of models."""
+        """Return a page of the ledger with the statistics and evaluations of models added."""
         self.news = False
         page = replace(page, measured=tuple(self._measurer.newest), generation=self.store.generation if self.store else 0)
         if self._evaluator is None:
@@ -188,8 +188,8 @@ class Models:
     def _evaluate(self, model: Model) -> None:
         if self._evaluator is not None:
             self._evaluator.submit(model, self.run.name)
-            self._hold()
+            self._protect()
 
-    def _hold(self) -> None:
+    def _protect(self) -> None:
         if self.store is not None and self._evaluator is not None:
-            self.store.held = self._evaluator.schedule.rounds
+            self.store.protected = self._evaluator.schedule.rounds

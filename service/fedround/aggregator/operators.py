@@ -1,4 +1,4 @@
-"""The routes of the aggregator's operations port for models."""
+"""The aggregator's operations port: the routes for models, and its readiness."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ from fedround.observability.health import Health
 LOG = logging.getLogger(__name__)
 
 MAX_ROLLBACK = 1024
-"""Maximum bytes in a request to roll back."""
+"""Maximum bytes of the body of a rollback request."""
 
 
 def model_route(service: AggregatorService, access: ops.Access = ops.OPEN) -> Route:
@@ -37,7 +37,7 @@ def model_route(service: AggregatorService, access: ops.Access = ops.OPEN) -> Ro
             return asgi.problem(400, "`round` must be the number of a round, or `best`")
         number = int(wanted) if wanted is not None else service.model.round if service.model else None
         try:
-            buffers = await service.models.kept(number)
+            buffers = await service.models.file_of(number)
         except DataDamaged as error:
             LOG.error("%s", error)
             return asgi.problem(500, str(error))
@@ -55,7 +55,7 @@ def rollback_route(service: AggregatorService, access: ops.Access = ops.OPEN) ->
     """Return the route `POST /rollback`: `{"round": N}` makes the stored model of round N the newest."""
 
     async def roll_back(request: Request) -> Response:
-        # A web page cannot send this type to another origin without a preflight request.
+        # This type protects from web pages: they cannot send it to another origin without a preflight request.
         if media_type(request.headers) != "application/json":
             return asgi.problem(415, "the content type must be application/json")
         number = _round_of(await asgi.read_body(request, MAX_ROLLBACK))
@@ -82,7 +82,7 @@ def _round_of(body: bytearray) -> int | None:
 
 
 def readiness(health: Health) -> Observer:
-    """Return an observer that sets readiness: ready while the newest model can be trained."""
+    """Return an observer that sets readiness: the newest model can be trained."""
 
     def observer(fact: Fact) -> None:
         if not isinstance(fact, WeightsMeasured):

@@ -1,7 +1,4 @@
-"""The memory of strategies: passes them the round's model and their state, and takes their new state.
-
-It applies to strategies with the method `begin` (see `strategies.Remembering`).
-"""
+"""The state of strategies with the method `begin` (see `strategies.Remembering`): how they receive it and return it."""
 
 import logging
 from collections.abc import Sequence
@@ -19,20 +16,22 @@ from fedround.tensors.weights import Array, Layout
 LOG = logging.getLogger(__name__)
 
 
-class Memory:
-    """The state of one attempt's strategies. `names` are the names of their tensors."""
+class StrategyStates:
+    """The states of one attempt's strategies. `names`: the names of their tensors."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
         self._taken: dict[str, dict[str, Array]] = {}
 
     def begin(self, strategies: Sequence[Any], model: Model | None, tensors: Sequence[Any]) -> None:
-        """Begin the attempt. If a state from a file does not fit, all strategies begin with an empty one.
+        """Begin the attempt: pass the round's model and the states to the strategies.
+
+        If a state from a file does not fit, all strategies begin with an empty state.
 
         Args:
-            strategies: One for each name.
-            model: The round's model.
-            tensors: The part of the model that each strategy sees.
+            strategies: The strategy of each tensor.
+            model: The round's model, with its state.
+            tensors: The part of the model for each strategy.
         """
         state = model.state if model else State()
         if not any(hasattr(strategy, "begin") for strategy in strategies):
@@ -57,7 +56,7 @@ class Memory:
                 strategy.begin(tensor, state.tensors.get(name, {}))
 
     def take(self, name: str, strategy: Any) -> None:
-        """Take the state of a strategy after its result. Raises `WrongWeights` if it cannot be stored."""
+        """Take the new state of a strategy after its result. Raises `WrongWeights` if it cannot be stored."""
         if not hasattr(strategy, "begin") or not hasattr(strategy, "state"):
             return
         if not callable(strategy.state):
@@ -66,14 +65,14 @@ class Memory:
             self._taken[name] = arrays
 
     def state(self) -> State:
-        """Return the state of all strategies. Raises `WrongWeights` if it does not fit into a file."""
+        """Return the new state of all strategies. Raises `WrongWeights` if no file can store it."""
         return State.of(self._taken)
 
 
 def seen(layout: Layout, model: Model | None) -> list[Array | None]:
-    """Return the averaged tensors of a model as strategies see them: flat and read-only, with the same values as in updates.
+    """Return the averaged tensors of a model for strategies: flat, read-only, and with the same values as in updates.
 
-    They are views, with two exceptions: bfloat16 is copied to float32, and in tensors with constants a copy has 0 for these.
+    They are views, with two exceptions: bfloat16 is copied as float32, and tensors with constants are copied with 0 for these.
     """
     averaged = [number for number, spec in enumerate(layout.tensors) if spec.averaged]
     return [None if model is None else _seen(model.tensors[number]) for number in averaged]

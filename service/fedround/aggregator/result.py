@@ -1,4 +1,4 @@
-"""The global model from the strategies' results: rounded once, with the tensors that are not averaged."""
+"""The global model, assembled from the strategies' results, rounded once, and from the tensors that are not averaged."""
 
 from collections.abc import Iterator, Mapping
 
@@ -21,8 +21,8 @@ def assembled(
         round: The number of the round.
         layout: The layout of the training.
         results: Each averaged tensor, flat, in the dtype `Spec.result`.
-        before: The model that the round began with, whose constants stay. See `fedround.tensors.values`.
-        fixed: The tensors with other dtypes than floats, from that model or the first update.
+        before: The model that the round began with. Its constants stay: see `fedround.tensors.values`.
+        fixed: The tensors that are not floats, from that model or the first update.
         run: The run of the round, for the metadata.
 
     Raises:
@@ -75,12 +75,12 @@ def _store(result: Array, out: Array, fixed: Array | None) -> None:
 def _store_integers(block: Array, out: Array, fixed: Array | None) -> None:
     limits = np.iinfo(out.dtype)
     rounded = np.rint(block)
-    # As floats, these limits may lie just beyond the range of the integers.
+    # As floats, the limits may be just beyond the range of the integers.
     large, small = rounded >= float(limits.max), rounded <= float(limits.min)
     rounded[large | small] = 0
     out[:] = rounded.astype(out.dtype)
     out[large], out[small] = limits.max, limits.min
-    if fixed is not None:  # float64 may lack digits of a large integer, so copy unchanged ones
+    if fixed is not None:  # copy unchanged integers, because float64 may lack digits of large ones
         np.copyto(out, fixed, where=rounded == fixed.astype(np.float64))
 
 

@@ -10,9 +10,9 @@ from fedround.tensors.weights import Array, Spec
 
 
 class TrimmedMean:
-    """The mean of each weight without its smallest and its largest values, whatever the sample counts.
+    """The mean of each weight without its smallest and its largest values. It ignores the sample counts.
 
-    If no more updates are hostile than are left out at each end, the mean stays within the range of the others (Yin et al.,
+    If not more updates are hostile than are left out at each end, the mean stays within the range of the others (Yin et al.,
     "Byzantine-Robust Distributed Learning", ICML 2018).
 
     Args:
@@ -46,7 +46,7 @@ class Median(TrimmedMean):
 
 
 class Krum:
-    """The one update that is closest to its neighbours, whatever the sample counts.
+    """The one update that is closest to its neighbours. It ignores the sample counts.
 
     The score of an update is the sum of its squared distances to the `n - f - 2` closest updates, over all its floats. The
     smallest score wins (Blanchard et al., "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent", NeurIPS
@@ -65,11 +65,11 @@ class Krum:
         count, least = len(samples), 2 * self._byzantine + 3
         _check_enough(f"byzantine={self._byzantine}", least, count)
         nearest = np.sort(distances**2, axis=1)[:, 1 : count - self._byzantine - 1]  # the first is the distance to itself
-        # Of equal scores, the first in the ledger wins.
-        best: list[int] = np.argsort(nearest.sum(axis=1), kind="stable")[: self._kept(count)].tolist()
+        # A stable sort: of equal scores, the first in the ledger wins.
+        best: list[int] = np.argsort(nearest.sum(axis=1), kind="stable")[: self._chosen_count(count)].tolist()
         return best
 
-    def _kept(self, count: int) -> int:
+    def _chosen_count(self, count: int) -> int:
         return 1
 
     def combine(self, samples: Sequence[int], updates: Array) -> Array:
@@ -91,7 +91,7 @@ class MultiKrum(Krum):
         super().__init__(spec, byzantine=byzantine)
         self._keep = None if keep is None else _count("keep", keep, 1)
 
-    def _kept(self, count: int) -> int:
+    def _chosen_count(self, count: int) -> int:
         if self._keep is None:
             return count - self._byzantine - 2
         _check_enough(f"byzantine={self._byzantine}, keep={self._keep}", self._keep + self._byzantine, count)

@@ -1,7 +1,7 @@
-"""Running aggregates: the state of an attempt's strategies after the updates counted so far.
+"""Running aggregates: what an attempt's strategies have made of the updates counted so far.
 
-`Folded` adds each update with a strategy for each tensor. For strategies that need all updates together, `Collected` and
-`CollectedBytes` collect the updates of an attempt in a file of the spool.
+`Folded` has a strategy for each tensor, which adds each update. For strategies that combine all updates at the end, `Collected` and
+`CollectedBytes` collect the updates in a file of the spool.
 """
 
 import mmap
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from fedround.aggregator.codecs import Model, Update
-from fedround.aggregator.remembering import Memory, seen
+from fedround.aggregator.remembering import StrategyStates, seen
 from fedround.aggregator.spool import Spool, write
 from fedround.aggregator.state import State
 from fedround.aggregator.strategies import Combining, CombiningBytes, Strategy
@@ -23,9 +23,9 @@ from fedround.errors import WrongWeights
 from fedround.tensors.weights import Array, Layout, Spec
 
 AT_ONCE = 1 << 21
-"""Number of weights, over all updates, in a block to combine: 16 MB of float64."""
+"""Maximum number of weights, over all updates, in a block to combine: 16 MB of float64."""
 COLUMNS = 1 << 12
-"""Number of weights of each update in a block to compare: it fits into the processor's cache."""
+"""Maximum number of weights of each update in a block to compare, which fits into the processor's cache."""
 
 
 class Running(Protocol):
@@ -49,18 +49,18 @@ class Running(Protocol):
 
 
 class Folded:
-    """A strategy for each tensor. It uses only the memory of the strategies."""
+    """The running aggregate of strategies that fold: one strategy for each tensor. It needs no other memory."""
 
     def __init__(self, layout: Layout, make: Callable[[Spec], Strategy]) -> None:
         self._layout = layout
         self._specs = [spec for spec in layout.tensors if spec.averaged]
         self._strategies = [make(spec) for spec in self._specs]
-        self._memory = Memory([spec.name for spec in self._specs])
-        self.state = self._memory.state
+        self._states = StrategyStates([spec.name for spec in self._specs])
+        self.state = self._states.state
 
     def begin(self, model: Model | None) -> None:
         """See `Running.begin`."""
-        self._memory.begin(self._strategies, model, seen(self._layout, model))
+        self._states.begin(self._strategies, model, seen(self._layout, model))
 
     def add(self, update: Update) -> None:
         """See `Running.add`."""
@@ -68,30 +68,30 @@ class Folded:
             strategy.fold(update.samples, blocks)
 
     def results(self) -> Iterator[Array]:
-        """See `Running.results`. Asking for the next tensor releases the sums of the one before."""
+        """See `Running.results`. Each step of the iteration releases the sums of the tensor before."""
         self._strategies.reverse()
         for spec in self._specs:
             yield self._result(spec, self._strategies.pop())
 
     def _result(self, spec: Spec, strategy: Strategy) -> Array:
         result = strategy.result()
-        self._memory.take(spec.name, strategy)
+        self._states.take(spec.name, strategy)
         return result
 
 
 class _Updates:
-    """The sample counts and the file of collected updates. `SpoolFull` leaves earlier updates intact."""
+    """The collected updates: their sample counts, and a file. `SpoolFull` leaves earlier updates intact."""
 
     def __init__(self, spool: Spool) -> None:
         self.samples: list[int] = []
         self.ends = [0]
         """Byte offsets in the file: the start of the first update, then the end of each."""
         self.file = spool.create()
-        # Garbage collection of an abandoned attempt closes its file.
+        # The file closes also when an attempt is abandoned and its memory is freed.
         self.close = weakref.finalize(self, self.file.close)
 
     def add(self, samples: int, blocks: Iterable[Array]) -> None:
-        end = self.file.seek(self.ends[-1])  # overwrites the rest of an update that did not fit
+        end = self.file.seek(self.ends[-1])  # overwrite what remains of an update that did not fit
         for block in blocks:
             write(self.file, block.view(np.uint8).data)
             end += block.nbytes
@@ -110,22 +110,22 @@ class _Tensor(NamedTuple):
 
 
 class Collected:
-    """All updates, for a strategy that combines them.
+    """The running aggregate of strategies that combine all updates.
 
-    The file holds every update, with bfloat16 as float32. Memory holds one tensor of the result, and a block of each update.
+    The file has every update, with bfloat16 as float32. Memory has one tensor of the result, and one block of each update.
     """
 
     def __init__(self, layout: Layout, make: Callable[[Spec], Combining], spool: Spool) -> None:
         self._layout = layout
         self._tensors = list(_tensors(layout))
         self._strategies = [make(tensor.spec) for tensor in self._tensors]
-        self._memory = Memory([tensor.spec.name for tensor in self._tensors])
-        self.state = self._memory.state
+        self._states = StrategyStates([tensor.spec.name for tensor in self._tensors])
+        self.state = self._states.state
         self._updates = _Updates(spool)
 
     def begin(self, model: Model | None) -> None:
         """See `Running.begin`."""
-        self._memory.begin(self._strategies, model, seen(self._layout, model))
+        self._states.begin(self._strategies, model, seen(self._layout, model))
 
     def add(self, update: Update) -> None:
         """See `Running.add`. Raises `SpoolFull`, and then changes nothing."""
@@ -137,28 +137,28 @@ class Collected:
         chosen = self._chosen()
         for tensor, strategy in zip(self._tensors, self._strategies, strict=True):
             result = self._combined(strategy, tensor, chosen)
-            self._memory.take(tensor.spec.name, strategy)
+            self._states.take(tensor.spec.name, strategy)
             yield result
         self._updates.close()
 
     def _chosen(self) -> Sequence[int]:
         """Return the positions of the updates to combine."""
-        everyone = range(len(self._updates.samples))
+        positions = range(len(self._updates.samples))
         strategy: Any = next(iter(self._strategies), None)  # None if all tensors are booleans
         if not hasattr(strategy, "choose"):
-            return everyone
+            return positions
         chosen: Sequence[int] = [index(one) for one in strategy.choose(self._updates.samples, self._distances())]
-        if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(everyone):
-            raise WrongWeights(f"the strategy chose {chosen} of {len(everyone)} updates: choose different positions from 0 on")
+        if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(positions):
+            raise WrongWeights(f"the strategy chose {chosen} of {len(positions)} updates: choose different positions from 0 on")
         return chosen
 
     def _distances(self) -> Array:
-        """Return the L2 distances between the updates. It reads all updates once."""
-        everyone, measured = range(len(self._updates.samples)), frozenset(self._layout.measured)
-        squares = np.zeros((len(everyone), len(everyone)))
+        """Return the L2 distances between the updates. This reads all updates once."""
+        positions, measured = range(len(self._updates.samples)), frozenset(self._layout.measured)
+        squares = np.zeros((len(positions), len(positions)))
         for tensor in self._tensors:
             if tensor.spec in measured:
-                for _, rows in self._blocks(tensor, everyone):
+                for _, rows in self._blocks(tensor, positions):
                     _add_squares(squares, rows)
         return np.sqrt(squares + squares.T)
 
@@ -200,7 +200,7 @@ def _tensors(layout: Layout) -> Iterator[_Tensor]:
 def _add_squares(squares: Array, rows: Array) -> None:
     """Add the square of the distance between rows i and j to `squares[i, j]`, for i < j.
 
-    It uses differences, not products: if one update is very large, products lose the distances between the others.
+    This uses differences, not products: if one update is very large, products lose the distances between the others.
     """
     for start in range(0, rows.shape[1], COLUMNS):
         part = rows[:, start : start + COLUMNS]
@@ -210,17 +210,17 @@ def _add_squares(squares: Array, rows: Array) -> None:
 
 
 class CollectedBytes:
-    """All updates, for a strategy with a custom format: the blocks and the result are bytes."""
+    """The running aggregate of a strategy with a custom format: the updates and the result are bytes."""
 
     def __init__(self, strategy: CombiningBytes, spool: Spool) -> None:
         self._strategy = strategy
-        self._memory = Memory([""])
-        self.state = self._memory.state
+        self._states = StrategyStates([""])
+        self.state = self._states.state
         self._updates = _Updates(spool)
 
     def begin(self, model: Model | None) -> None:
         """See `Running.begin`."""
-        self._memory.begin([self._strategy], model, [model and model.tensors[0].data.toreadonly()])
+        self._states.begin([self._strategy], model, [model and model.tensors[0].data.toreadonly()])
 
     def add(self, update: Update) -> None:
         """See `Running.add`. Raises `SpoolFull`, and then changes nothing."""
@@ -228,12 +228,12 @@ class CollectedBytes:
 
     def results(self) -> Iterator[Array]:
         """See `Running.results`. Raises `WrongWeights` if the strategy returns no bytes."""
-        # Do not close the map: the strategy may have kept a view of it.
+        # The map stays open, because the strategy may keep a view of it.
         whole = memoryview(mmap.mmap(self._updates.file.fileno(), 0, access=mmap.ACCESS_READ))
         views = [whole[begin:end] for begin, end in pairwise(self._updates.ends)]
         result = np.frombuffer(bytes(self._strategy.combine(self._updates.samples, views)), np.uint8)
         if not result.size:
             raise WrongWeights("the strategy returned an empty model")
-        self._memory.take("", self._strategy)
+        self._states.take("", self._strategy)
         self._updates.close()
         yield result

@@ -1,4 +1,4 @@
-"""The spool: receives the bodies of uploads, small ones in memory and large ones in unnamed files. It does not parse them."""
+"""The spool: it receives the bodies of uploads, small ones in memory and large ones in unnamed files. It does not parse them."""
 
 import asyncio
 import tempfile
@@ -19,7 +19,7 @@ BLOCK = 4096
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A body that was received completely. Its owner must call `discard`."""
+    """A completely received body. Its owner must call `discard`."""
 
     source: bytearray | FileIO
     size: int
@@ -30,9 +30,13 @@ class Received:
 
 
 class Spool:
-    """Receives bodies of at most `max_size` bytes.
+    """The spool of an aggregator.
 
-    Every `window` seconds an upload must deliver at least `min_rate` bytes per second.
+    Args:
+        directory: Directory for files; None: the system's directory for temporary files.
+        max_size: Maximum bytes of a body.
+        min_rate: Minimum bytes per second of an upload, on average over each `window`.
+        window: The length of a window, in seconds.
     """
 
     def __init__(
@@ -51,9 +55,16 @@ class Spool:
             raise ConfigurationError(f"AGGREGATOR_SPOOL_DIR: cannot create a file there: {error}") from error
 
     async def receive(self, chunks: AsyncIterator[bytes], length: int | None = None, *, most: int | None = None) -> Received:
-        """Read `chunks` to their end. `length` is the announced size, and `most` the largest acceptable size, in bytes.
+        """Receive a body. After an error, no file remains.
 
-        Raises `TooLarge`, `TooSlow`, `SpoolFull`, and the errors of reading `chunks`. Then it leaves no file behind.
+        Args:
+            chunks: The body.
+            length: The announced size in bytes; None: unknown.
+            most: Maximum size in bytes, in addition to that of the spool.
+
+        Raises:
+            TooLarge, TooSlow, SpoolFull: The body was not received.
+            Exception: Reading `chunks` failed.
         """
         self._check_body(length or 0, most)
         batch = await self._batch(chunks, 0, most)
@@ -72,7 +83,7 @@ class Spool:
         return Received(file, size)
 
     async def _batch(self, chunks: AsyncIterator[bytes], before: int, most: int | None) -> bytearray:
-        """Read just more than `IN_MEMORY` bytes, or all that are left. `before` is the number of bytes already read."""
+        """Read the next bytes: just more than `IN_MEMORY`, or all that remain. `before`: the number of bytes read before."""
         batch, milestone = bytearray(), 0.0
         clock = asyncio.get_running_loop().time
         try:
@@ -95,7 +106,7 @@ class Spool:
             raise TooLarge(f"more than {most} bytes, the largest update that this training's model allows")
 
     def check_size(self, size: int, of: str = "") -> None:
-        """Check a size in bytes. Raises `TooLarge`."""
+        """Check a size in bytes. `of` begins the message. Raises `TooLarge`."""
         if size > self._max_size:
             raise TooLarge(f"{of}more than {self._max_size} bytes (AGGREGATOR_MAX_MODEL_SIZE)")
 
@@ -123,7 +134,7 @@ def write(file: FileIO, data: memoryview) -> None:
 
 
 def _close(file: FileIO) -> None:
-    # Freeing the pages of a large file takes a while, so do not block the event loop.
+    # Not on the event loop, because freeing the pages of a large file takes a while.
     asyncio.get_running_loop().run_in_executor(None, file.close)
 
 

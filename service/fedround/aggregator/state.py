@@ -1,7 +1,7 @@
 """The state that strategies keep from one round to the next: named arrays for each tensor of the model.
 
-A state belongs to the model that was made with it. Its file is safetensors. It names the array `m` of the tensor `layer.weight`
-`layer.weight/m`, and just `/m` if the model is one array.
+A state belongs to the model that was made with it. Its file has the format safetensors. In the file, the array `m` of the tensor
+`layer.weight` has the name `layer.weight/m`; if the model is one array, `/m`.
 """
 
 from collections.abc import Mapping
@@ -17,36 +17,36 @@ from fedround.tensors.weights import Array, decode, encode_model
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The strategies' state that belongs to a model."""
+    """The state of a model's strategies."""
 
     tensors: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
     """Read-only arrays by the name of the tensor and the name of the array."""
     buffers: tuple[memoryview, ...] = ()
-    """The file's content: a header, and the arrays' memory. Empty if there is no state."""
+    """The content of the file: a header, and the memory of the arrays. Empty: there is no state."""
     restored: bool = False
-    """Whether it was read from a file, which another strategy may have written."""
+    """Whether it comes from a file, which another strategy may have written."""
 
     @classmethod
     def of(cls, tensors: Mapping[str, Mapping[str, Array]]) -> "State":
-        """Return the state of `checked` arrays. Raises `WrongWeights` if they do not fit into a file."""
+        """Return the state with these arrays, which are results of `checked`. Raises `WrongWeights` if no file can store them."""
         named = {f"{tensor}/{name}": array for tensor, arrays in tensors.items() for name, array in arrays.items()}
         return cls(tensors, tuple(encode_model(named))) if named else cls()
 
     @classmethod
     def read(cls, data: memoryview) -> "State":
-        """Return the state in a file. Raises `WeightsError`."""
+        """Return the state in a file with this content. Raises `WeightsError`."""
         found = decode(data)
         if not isinstance(found, Mapping):
             raise WrongWeights("the state of a strategy must be named tensors")
         tensors: dict[str, dict[str, Array]] = {}
         for path, array in found.items():
             tensor, _, name = path.rpartition("/")
-            tensors.setdefault(tensor, {})[name] = _read_only(array)
+            tensors.setdefault(tensor, {})[name] = read_only(array)
         return cls(tensors, restored=True)
 
 
 def checked(tensor: str, found: object) -> dict[str, Array]:
-    """Return the result of a strategy's `state()` as read-only arrays. Raises `WrongWeights` if a file cannot store it."""
+    """Return the result of a strategy's `state()` as read-only arrays. Raises `WrongWeights` if no file can store it."""
     where = f"{shown(tensor)}: " if tensor else ""
     if not isinstance(found, Mapping):
         raise WrongWeights(f"{where}state() of the strategy returned {_kind(found)} instead of a mapping of names to arrays")
@@ -60,11 +60,12 @@ def checked(tensor: str, found: object) -> dict[str, Array]:
             dtype = safetensors.tensor_of(f"{tensor}/{name}", value.dtype, value.shape).dtype
         except WrongWeights as error:
             raise WrongWeights(f"cannot store the state of the strategy: {error}") from error
-        arrays[name] = _read_only(np.asarray(value, dtype, order="C"))
+        arrays[name] = read_only(np.asarray(value, dtype, order="C"))
     return arrays
 
 
-def _read_only(array: Array) -> Array:
+def read_only(array: Array) -> Array:
+    """Return a read-only view of an array."""
     view = array.view()
     view.flags.writeable = False
     return view

@@ -1,8 +1,8 @@
-"""The model store: the newest global model and a few before it, and their list `models.json`.
+"""The model store: the newest global models, and their list `models.json`.
 
-The list names every model, and its strategy's state if there is one, with size and checksum. The store writes both files before
-the list names them, and removes them after the list has dropped them. So after a crash at any moment, each listed model is complete
-and has its state. If there are models but no list, the store changes nothing.
+The list has each model, and the state of its strategy if there is one, with sizes and checksums. The store writes files before it
+lists them, and removes files after it has removed them from the list. So after a crash at any moment, each listed model is complete
+and has its state. If there are models without a list, the store changes nothing and raises `DataDamaged`.
 """
 
 import errno
@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from fedround.aggregator.guards import NOTHING, Size
+from fedround.aggregator.guards import NO_BASELINE, Size
 from fedround.common import durable
 from fedround.common.books import NO_RUN, Run
 from fedround.common.durable import Disk
@@ -26,14 +26,15 @@ LOG = logging.getLogger(__name__)
 LIST = "models.json"
 SUFFIXES = ".npy", ".safetensors", ".bin"
 STATE = ".state.safetensors"
-OURS = re.compile(r"round-\d{6,}(\.npy|(\.state)?\.safetensors|\.bin)")
+FILES = re.compile(r"round-\d{6,}(\.npy|(\.state)?\.safetensors|\.bin)")
 FULL = (errno.ENOSPC, errno.EDQUOT)
-SAFE = 2
-"""Number of newest models that the store keeps even on a full disk."""
+"""Errors of a full disk."""
+ALWAYS_KEPT = 2
+"""Number of newest models that stay even on a full disk."""
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StoredModel:
     """A model on disk."""
 
     round: int
@@ -41,15 +42,15 @@ class Kept:
     checksum: str
     samples: int = 0
     change: float = 0.0
-    """Samples and change are the lesson of its round: see `guards`."""
+    """The samples and the change are the baseline of its round: see `guards.py`."""
     suffix: str = ".npy"
     run: str = ""
     run_id: str = ""
-    """Name and id of the run that trained it; empty if unknown."""
+    """Name and id of the run that trained it; empty: unknown."""
     best: bool = False
-    """Whether it is the best of its run. If so, it is kept regardless of its age."""
+    """Whether it is the best of its run. If so, it stays regardless of its age."""
     state_size: int = 0
-    """0: there is no state. The list then omits the fields of the state, so that former versions can read it."""
+    """Size of the state in bytes; 0: there is no state. Then the list omits the fields of the state for former versions."""
     state_checksum: str = ""
 
     @property
@@ -72,7 +73,15 @@ class Kept:
 
 
 class ModelStore:
-    """The models of the last `keep` rounds. Raises `DataDamaged` if the list cannot be read."""
+    """The stored models.
+
+    Args:
+        disk: The data directory.
+        keep: Number of newest models to keep.
+
+    Raises:
+        DataDamaged: The list cannot be read, or is missing although there are models.
+    """
 
     def __init__(self, disk: Disk, *, keep: int = 10) -> None:
         self._disk = disk
@@ -80,43 +89,43 @@ class ModelStore:
         document = durable.load(disk, LIST)
         self._listed = document is not None
         if not self._listed:
-            durable.check_new(disk, LIST, OURS)
-        self.generation, self._kept = _parsed(document) if self._listed else (0, [])
+            durable.check_new(disk, LIST, FILES)
+        self.generation, self._models = _parsed(document) if self._listed else (0, [])
         """Number of rollbacks."""
-        self.held: frozenset[int] = frozenset()
-        """Rounds whose models are kept longer, as they may turn out to be the best."""
+        self.protected: frozenset[int] = frozenset()
+        """Rounds whose models stay regardless of their age, because they may be the best."""
         self._sweep()
 
     @property
     def rounds(self) -> Sequence[int]:
         """The rounds whose models are stored, oldest first."""
-        return [kept.round for kept in self._kept]
+        return [model.round for model in self._models]
 
     @property
-    def lessons(self) -> Sequence[Size]:
-        """The lessons of the rounds whose models are stored, oldest first."""
-        return [Size(kept.samples, kept.change) for kept in self._kept]
+    def baselines(self) -> Sequence[Size]:
+        """The baselines of the rounds whose models are stored, oldest first."""
+        return [Size(model.samples, model.change) for model in self._models]
 
     @property
     def run(self) -> Run:
         """The run of the newest model."""
-        return Run(self._kept[-1].run_id, self._kept[-1].run) if self._kept else NO_RUN
+        return Run(self._models[-1].run_id, self._models[-1].run) if self._models else NO_RUN
 
     def read(self, round: int) -> memoryview:
         """Return the bytes of a stored model, writable. Raises `DataDamaged`."""
-        kept = self._find(round)
-        return self._read(kept.name, kept.size, kept.checksum)
+        model = self._find(round)
+        return self._read(model.name, model.size, model.checksum)
 
     def read_state(self, round: int) -> memoryview | None:
         """Return the bytes of the model's state; None if there is none. Raises `DataDamaged`."""
-        kept = self._find(round)
-        return self._read(kept.state, kept.state_size, kept.state_checksum) if kept.state_size else None
+        model = self._find(round)
+        return self._read(model.state, model.state_size, model.state_checksum) if model.state_size else None
 
-    def _find(self, round: int) -> Kept:
-        kept = next((kept for kept in self._kept if kept.round == round), None)
-        if kept is None:
+    def _find(self, round: int) -> StoredModel:
+        model = next((model for model in self._models if model.round == round), None)
+        if model is None:
             raise DataDamaged(LIST, f"it has no model of round {round}")
-        return kept
+        return model
 
     def _read(self, name: str, size: int, checksum: str) -> memoryview:
         try:
@@ -131,74 +140,86 @@ class ModelStore:
         self,
         round: int,
         parts: Sequence[bytes | memoryview],
-        lesson: Size = NOTHING,
+        baseline: Size = NO_BASELINE,
         suffix: str = SUFFIXES[0],
         *,
         run: Run = NO_RUN,
         state: Sequence[bytes | memoryview] = (),
     ) -> None:
-        """Store the model of a round with its state, and make it the newest. Raises `OSError`, and then keeps the former models.
+        """Store the model of a round, and make it the newest. On a full disk, remove the oldest models.
 
-        On a full disk, it removes the oldest models.
+        Args:
+            round: The round.
+            parts: The content of the model's file.
+            baseline: The guard's baseline of the round.
+            suffix: The suffix of the file.
+            run: The run that trained the model.
+            state: The content of the file with the strategy's state; empty: there is none.
+
+        Raises:
+            OSError: The model was not stored, and the former ones remain.
         """
-        new = Kept(round, _size(parts), durable.checksum(parts), lesson.samples, lesson.change, suffix, run.name, run.id)
+        new = StoredModel(round, _size(parts), durable.checksum(parts), baseline.samples, baseline.change, suffix, run.name, run.id)
         if state:
             new = replace(new, state_size=_size(state), state_checksum=durable.checksum(state))
         if not self._listed:
-            self._write(self._kept)  # write the list first: a crash must not leave a model without a list
+            self._write(self._models)  # write the list first: a crash must not leave a model without a list
         while True:
             try:
                 if state:
                     durable.replace(self._disk, new.state, state)
                 durable.replace(self._disk, new.name, parts)
-                kept = [*(kept for kept in self._kept if kept.round < round), new]
-                self._write([one for one in kept if one.best or one.round in self.held or one in kept[-self._keep :]])
+                models = [*(model for model in self._models if model.round < round), new]
+                newest = models[-self._keep :]
+                self._write([model for model in models if model.best or model.round in self.protected or model in newest])
                 return
             except OSError as error:
-                if error.errno not in FULL or len(self._kept) <= SAFE:
+                if error.errno not in FULL or len(self._models) <= ALWAYS_KEPT:
                     raise
                 self._retire()
 
     @property
     def best(self) -> int | None:
         """The round of the best model of the newest run; None if none is marked."""
-        return next((kept.round for kept in self._kept if kept.best and kept.run == self.run.name), None)
+        return next((model.round for model in self._models if model.best and model.run == self.run.name), None)
 
     def mark_best(self, round: int) -> None:
         """Mark the model of a round, if it is stored, as the best of its run. Raises `OSError`, and then changes nothing."""
-        marked = next((kept for kept in self._kept if kept.round == round), None)
-        if marked is not None:
-            self._write([replace(kept, best=kept.round == round) if kept.run == marked.run else kept for kept in self._kept])
+        best = next((model for model in self._models if model.round == round), None)
+        if best is not None:
+            self._write([replace(model, best=model is best) if model.run == best.run else model for model in self._models])
 
     def roll_back(self, round: int) -> None:
         """Make the model of a round the newest, and remove all later ones. Raises `OSError`, and then changes nothing."""
-        self._write([kept for kept in self._kept if kept.round <= round], self.generation + 1)
+        self._write([model for model in self._models if model.round <= round], self.generation + 1)
 
     def _retire(self) -> None:
-        oldest = next((kept for kept in self._kept[:-SAFE] if not (kept.best or kept.round in self.held)), self._kept[0])
-        rest = [kept for kept in self._kept if kept is not oldest]
+        """Remove the oldest model, because the disk is full."""
+        removable = (model for model in self._models[:-ALWAYS_KEPT] if not (model.best or model.round in self.protected))
+        oldest = next(removable, self._models[0])
+        rest = [model for model in self._models if model is not oldest]
         LOG.warning("the disk is full: removed the model of round %d early", oldest.round)
         try:
             self._write(rest)
         except OSError:
-            # There is no room even for the list. Until it is written, it names a removed model, but not one of the newest.
+            # There is no room even for the list, so remove the files first. A crash now leaves a list with a missing old model.
             for name in oldest.names:
                 self._disk.remove(name)
-            self._kept = rest
+            self._models = rest
             self._write(rest)
 
-    def _write(self, kept: list[Kept], generation: int | None = None) -> None:
-        """Replace the list, and remove the files that it no longer names."""
+    def _write(self, models: list[StoredModel], generation: int | None = None) -> None:
+        """Replace the list, and remove the files of models that it no longer has."""
         generation = self.generation if generation is None else generation
-        durable.save(self._disk, LIST, {"generation": generation, "models": [one.entry() for one in kept]})
-        self.generation, self._kept, self._listed = generation, kept, True
+        durable.save(self._disk, LIST, {"generation": generation, "models": [model.entry() for model in models]})
+        self.generation, self._models, self._listed = generation, models, True
         self._sweep()
 
     def _sweep(self) -> None:
-        """Remove the models that the list does not name, but no other files."""
-        named = {name for kept in self._kept for name in kept.names}
+        """Remove the files of models that the list does not have, but no other files."""
+        listed = {name for model in self._models for name in model.names}
         for name in self._disk.names():
-            if OURS.fullmatch(name) and name not in named:
+            if FILES.fullmatch(name) and name not in listed:
                 with suppress(OSError):  # the next sweep tries again
                     self._disk.remove(name)
 
@@ -207,24 +228,24 @@ def _size(parts: Sequence[bytes | memoryview]) -> int:
     return sum(map(len, parts))
 
 
-def _parsed(document: Any) -> tuple[int, list[Kept]]:
+def _parsed(document: Any) -> tuple[int, list[StoredModel]]:
     if isinstance(document, list):  # of the first versions
         document = {"generation": 0, "models": document}
     match document:
         case {"generation": int(generation), "models": list(models)} if 0 <= generation <= durable.LARGEST:
-            kept = [_kept(entry) for entry in models]
-            if all(former.round < later.round for former, later in pairwise(kept)):
-                return generation, kept
+            stored = [_stored_model(entry) for entry in models]
+            if all(former.round < later.round for former, later in pairwise(stored)):
+                return generation, stored
             raise DataDamaged(LIST, "its models are not in the order of their rounds")
     raise DataDamaged(LIST, "it is not a list of models")
 
 
-def _kept(entry: Any) -> Kept:
+def _stored_model(entry: Any) -> StoredModel:
     try:
-        kept = Kept(**entry)
+        model = StoredModel(**entry)
     except TypeError as error:
         raise DataDamaged(LIST, f"it has an invalid entry: {error}") from error
-    for name, value in asdict(kept).items():
+    for name, value in asdict(model).items():
         match name, value:
             case "best", bool():
                 continue
@@ -237,4 +258,4 @@ def _kept(entry: Any) -> Kept:
             case (("round" | "size" | "samples" | "state_size"), int()) if 0 <= value <= durable.LARGEST:
                 continue
         raise DataDamaged(LIST, f"it has an entry with an invalid {name}")
-    return kept
+    return model

@@ -1,9 +1,9 @@
 """Strategies: they combine updates into a global model. A protocol core: no I/O.
 
-A `Strategy` folds each update into sums as it arrives. A `Combining` strategy combines all updates at the end; `running.py`
-collects them. A strategy object computes one tensor, described by its `Spec`, of one attempt. The aggregator checks updates before
-it folds them. An exception from `fold` still makes the sums unusable, and the attempt is lost. The exact bits of the result depend
-only on the order of folding, which the ledger records.
+A strategy object computes one tensor, described by its `Spec`, in one attempt. A `Strategy` folds each update as it arrives. A
+`Combining` strategy combines all updates at the end; `running.py` collects them. The aggregator checks updates before it folds
+them. If `fold` raises an exception nevertheless, the attempt is lost. The exact bits of the result depend only on the order of
+folding, which the ledger records.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -51,7 +51,7 @@ class Strategy(Protocol):
         ...
 
     def result(self) -> Array:
-        """Return the tensor of the global model: flat, finite, with dtype `spec.result`. Called once, at the end."""
+        """Return the tensor of the global model: flat, finite, with the dtype `spec.result`. Called once, at the end."""
         ...
 
 
@@ -77,7 +77,7 @@ class Choosing(Combining, Protocol):
     def choose(self, samples: Sequence[int], distances: Array) -> Sequence[int]:
         """Return the positions of the updates to combine.
 
-        Called once in an attempt, before `combine`, on the strategy of the first tensor. The choice applies to all tensors.
+        The aggregator calls this once in an attempt, before `combine`, for the first tensor. The choice applies to all tensors.
 
         Args:
             samples: The sample count of each update, in the order of the ledger.
@@ -96,8 +96,8 @@ class Remembering(Protocol):
     def begin(self, model: Array | None, state: Mapping[str, Array]) -> None:
         """Begin the attempt. Called once, before the first `fold` or `combine`.
 
-        A state from before a restart may be that of another strategy. If `begin` raises an error for it, the aggregator calls
-        `begin` again with an empty state. Any other error loses the attempt.
+        After a restart, the state may be that of another strategy. If `begin` raises an error for it, the aggregator calls `begin`
+        again with an empty state. After any other error the attempt is lost.
 
         Args:
             model: The tensor of the round's model, flat and read-only, with the same values as in updates: bfloat16 is float32.
@@ -109,7 +109,7 @@ class Remembering(Protocol):
     def state(self) -> Mapping[str, Array]:
         """Return the state to keep: named arrays of any shape. Called once, after the result.
 
-        The aggregator keeps them in memory and on disk as long as the model. Their dtypes must be those that tensors may have.
+        The aggregator keeps them in memory and on disk as long as the model. Their dtypes must be valid for tensors.
         """
         ...
 
@@ -130,7 +130,7 @@ class CombiningBytes(Protocol):
 
 
 StrategyFactory = Callable[..., Strategy | Combining | CombiningBytes]
-"""Returns a strategy for a tensor and an attempt, given the tensor's `Spec` and the options as keyword arguments."""
+"""Makes a strategy for a tensor and an attempt, from the tensor's `Spec` and the options as keyword arguments."""
 
 STRATEGIES: Mapping[str, StrategyFactory] = {
     "weighted_average": WeightedAverage,

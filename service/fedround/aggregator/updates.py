@@ -1,4 +1,4 @@
-"""The reader of received updates, from memory or a file: it reads block by block, never the whole update."""
+"""The reader of received updates, from memory or a file. It reads block by block, never the whole update."""
 
 import io
 import math
@@ -41,10 +41,13 @@ class UpdateReader:
         self._places = tuple(zip(head.layout.tensors, head.places, strict=True))
 
     def check(self, model: Model | None = None) -> float:
-        """Check all weights in one pass. Return the L2 norm of the change of the floats, or of the floats without a `model`.
+        """Check all weights in one pass.
 
         Args:
-            model: The round's model, with the same layout.
+            model: The round's model, with the same layout; None: there is no model yet.
+
+        Returns:
+            The L2 norm of the change of all floats; without a model, of the floats themselves.
 
         Raises:
             NotFinite: A weight cannot be averaged, and is not a constant of the model.
@@ -67,19 +70,19 @@ class UpdateReader:
         for block in self._blocks(place):
             stop = start + block.size
             former = None if before is None else widened(before[start:stop])
-            # Only named tensors have constants. See `NumPyParticipant`.
-            odd = flaws.check_block(block, former if spec.name else None) if spec.floating else None
-            moved = buffer[: block.size]
+            # Only named tensors have constants: see `NumPyParticipant`.
+            unfit = flaws.check_block(block, former if spec.name else None) if spec.floating else None
+            change = buffer[: block.size]
             with np.errstate(over="ignore", invalid="ignore"):
-                np.subtract(block, 0.0 if former is None else former, out=moved, dtype=np.float64)
-            if odd is not None:
-                moved[odd] = 0.0
-            square, start = square + float(moved @ moved), stop
+                np.subtract(block, 0.0 if former is None else former, out=change, dtype=np.float64)
+            if unfit is not None:
+                change[unfit] = 0.0
+            square, start = square + float(change @ change), stop
         flaws.check()
         return square
 
     def check_booleans(self, fixed: Mapping[str, Array]) -> None:
-        """Check that the booleans equal those of `fixed`, whose other tensors are ignored. Raises `WrongWeights`."""
+        """Check that the booleans are equal to those in `fixed`, whose other tensors are ignored. Raises `WrongWeights`."""
         for spec, place in self._places:
             if spec.dtype.kind == "b" and spec.count:
                 wanted, start, differ = fixed[spec.name].reshape(-1), 0, 0
@@ -92,7 +95,7 @@ class UpdateReader:
     def tensors(self) -> Iterator[Iterator[Array]]:
         """Yield the weights of each averaged tensor in C order, in 1-D blocks of at most `BLOCK` elements.
 
-        bfloat16 is converted to float32. Constants that cannot be averaged are 0. A block is valid until the next.
+        bfloat16 is converted to float32. Constants that cannot be averaged are 0. A block is valid until the next one.
         """
         for spec, place in self._places:
             if spec.averaged:

@@ -26,7 +26,7 @@ from fedround.errors import (
     TooLarge,
     Untrusted,
 )
-from fedround.events import Observer, MetricsReported, ShardAssigned, TransferLost
+from fedround.events import MetricsReported, Observer, ShardAssigned, TransferLost
 from fedround.participant import moves as m
 from fedround.participant.lifecycle import LEAVE_TIMEOUT, Lifecycle
 from fedround.participant.peers import Aggregator, Coordinator, Trainer

@@ -27,11 +27,13 @@ class Sums:
         self._errors = np.zeros(spec.count) if spec.dtype.itemsize == 8 or spec.dtype.kind in "iu" else None
 
     def clear(self) -> None:
+        """Set all sums to 0."""
         self._sums.fill(0)
         if self._errors is not None:
             self._errors.fill(0)
 
     def add(self, factor: int, blocks: Iterable[Array]) -> None:
+        """Add `factor` times an update, which comes in 1-D blocks."""
         start, scratch = 0, np.empty((4, min(BLOCK, self._count)))
         for block in blocks:
             stop = start + block.size
@@ -66,7 +68,7 @@ class Sums:
 
 
 class WeightedAverage:
-    """The mean of the updates, weighted by their samples (McMahan et al., AISTATS 2017).
+    """The mean of the updates, weighted by their sample counts (McMahan et al., AISTATS 2017).
 
     An update with 0 samples has no weight. If all have 0, the result is their plain mean, as in 0.8.
     """
@@ -76,8 +78,10 @@ class WeightedAverage:
         self._sums = Sums(spec)
         self._samples = 0
         self._without = 0
+        """Number of updates with 0 samples in the sums."""
 
     def fold(self, samples: int, blocks: Iterable[Array]) -> None:
+        """See `strategies.Strategy`."""
         if samples and self._without:
             self._sums.clear()
             self._without = 0
@@ -89,6 +93,7 @@ class WeightedAverage:
             self._sums.add(1, blocks)
 
     def result(self) -> Array:
+        """See `strategies.Strategy`."""
         return rounded(self.average(), self._spec)
 
     def average(self) -> Array:
@@ -97,16 +102,18 @@ class WeightedAverage:
 
 
 class ModelSum:
-    """The plain sum of the updates, whatever their sample counts (0.8's `model_sum`)."""
+    """The plain sum of the updates, regardless of their sample counts (0.8's `model_sum`)."""
 
     def __init__(self, spec: Spec) -> None:
         self._spec = spec
         self._sums = Sums(spec)
 
     def fold(self, samples: int, blocks: Iterable[Array]) -> None:
+        """See `strategies.Strategy`."""
         self._sums.add(1, blocks)
 
     def result(self) -> Array:
+        """See `strategies.Strategy`."""
         return rounded(self._sums.over(1), self._spec)
 
 

@@ -42,6 +42,7 @@ class Schedule:
 
     @property
     def waiting(self) -> list[Candidate]:
+        """The waiting models, oldest run first."""
         return list(self._waiting.values())
 
     @property

@@ -80,6 +80,7 @@ class Upload:
 
     @property
     def id(self) -> str:
+        """Id of the participant."""
         return self.permission.id
 
     def remaining(self, now: float) -> float:

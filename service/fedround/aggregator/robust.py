@@ -26,6 +26,7 @@ class TrimmedMean:
         self._trim = trim
 
     def combine(self, samples: Sequence[int], updates: Array) -> Array:
+        """See `strategies.Combining`."""
         left_out = self._left_out(len(updates))
         updates.sort(axis=0)
         mean: Array = updates[left_out : len(updates) - left_out].mean(axis=0)
@@ -73,6 +74,7 @@ class Krum:
         return 1
 
     def combine(self, samples: Sequence[int], updates: Array) -> Array:
+        """See `strategies.Combining`."""
         mean: Array = updates.mean(axis=0)
         return mean
 

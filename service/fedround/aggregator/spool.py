@@ -25,6 +25,7 @@ class Received:
     size: int
 
     def discard(self) -> None:
+        """Release the memory or the file."""
         if isinstance(self.source, FileIO):
             _close(self.source)
 

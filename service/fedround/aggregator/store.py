@@ -55,10 +55,12 @@ class StoredModel:
 
     @property
     def name(self) -> str:
+        """The name of its file."""
         return f"round-{self.round:06d}{self.suffix}"
 
     @property
     def state(self) -> str:
+        """The name of the file of its state."""
         return f"round-{self.round:06d}{STATE}"
 
     @property

@@ -59,6 +59,7 @@ class Archive:
             raise DataDamaged(NAME, f"it is not an SQLite database: {error}") from error
 
     def close(self) -> None:
+        """Close the database."""
         self._database.close()
 
     @contextmanager

@@ -78,6 +78,7 @@ class Member:
 
     @classmethod
     def of(cls, seat: Participant, token: str) -> "Member":
+        """Return a new member for the participant of a seat."""
         return cls(seat.id, seat.name, seat.owner, seat.key, token, shard=seat.shard, asks=seat.asks)
 
 
@@ -103,6 +104,7 @@ class Attempt:
     _deadlines: list[tuple[float, str]] = field(default_factory=list)
 
     def move(self, member: Member, state: State) -> None:
+        """Move a member to a state, or add a new one."""
         self.by_state[member.state].pop(member.id, None)
         member.state = state
         self.by_state[state][member.id] = member
@@ -115,6 +117,7 @@ class Attempt:
 
     @property
     def counted(self) -> dict[str, Member]:
+        """The members whose update was counted, by id."""
         return self.by_state[State.DONE]
 
     def selected_member(self, id: str) -> Member | None:
@@ -123,6 +126,7 @@ class Attempt:
         return member if member is not None and member.state in (State.SELECTED, State.REVOKING) else None
 
     def admissions(self) -> tuple[Admission, ...]:
+        """Return the upload permissions that the books have not admitted yet."""
         return tuple(Admission(m.id, m.token, m.owner) for m in self.by_state[State.CHOSEN].values())
 
     def next_call(self, now: float, required: int) -> Admit | Revoke | Close | None:
@@ -147,7 +151,7 @@ class Attempt:
         return tuple(member.id for member in selected)
 
     def report(self, id: str, phase: str, now: float) -> None:
-        """Note the phase that a selected participant reports. Ignore values that are not in `PHASES`."""
+        """Record the phase that a selected participant reports. Ignore values that are not in `PHASES`."""
         member = self.selected_member(id)
         if member is not None and phase in PHASES and phase != member.reported:
             member.reported, member.reported_at = phase, now
@@ -193,7 +197,7 @@ class Attempt:
                 self.revoke(member, now, grace, LATE if member.deadline == self.closes else "deadline")
 
     def check_quorum(self, now: float, grace: float) -> None:
-        """When the quorum is first counted, limit all outstanding members to the quorum's `grace`."""
+        """Limit all outstanding members to the quorum's `grace`, if the quorum is counted now."""
         if self.quorum is None or len(self.counted) < self.quorum or self.closes < math.inf:
             return
         self.closes = now + grace

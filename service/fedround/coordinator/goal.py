@@ -18,6 +18,7 @@ class Stop:
     value: float
 
     def reached(self, metrics: Mapping[str, float]) -> bool:
+        """Return whether these metrics meet the condition."""
         return self.metric in metrics and COMPARISONS[self.comparison](metrics[self.metric], self.value)
 
     def __str__(self) -> str:

@@ -89,10 +89,11 @@ class Presence:
         return len(self._registered)
 
     def get(self, id: str) -> Participant | None:
+        """Return the present participant with this id."""
         return self._present.get(id)
 
     def find(self, id: str) -> Participant | None:
-        """Return the seat of this id, present or only registered."""
+        """Return the seat with this id, present or only registered."""
         return self._present.get(id) or self._registered.get(id)
 
     def authorize(self, id: str, owner: str) -> None:

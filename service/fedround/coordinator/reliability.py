@@ -43,6 +43,7 @@ class Reliability:
         return iter(self._records.values())
 
     def get(self, key: Key) -> Record | None:
+        """Return the record of a participant; None if it has none."""
         return self._records.get(key)
 
     def failed(self, now: float, key: Key, name: str, round: int, reason: str) -> list[SatOut]:
@@ -68,5 +69,6 @@ class Reliability:
             record.failures = record.until = 0
 
     def sits_out(self, key: Key, round: int) -> bool:
+        """Return whether a participant sits out a round."""
         record = self._records.get(key)
         return record is not None and round < record.until

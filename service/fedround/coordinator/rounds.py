@@ -91,6 +91,7 @@ class Rounds(Registrations):
 
     @property
     def complete(self) -> bool:
+        """Whether training is complete."""
         return self.ending.complete(self._done)
 
     @property
@@ -176,7 +177,7 @@ class Rounds(Registrations):
         self._advance(now)
 
     def lost(self, attempt: str) -> None:
-        """Note that the books lost this attempt. The next page of the ledger has a new incarnation, and the reason."""
+        """Record that the books lost this attempt. The next page of the ledger has a new incarnation, and the reason."""
         if self.attempt is not None and self.attempt.id == attempt:
             self.incarnation = ""
             self.attempt.lost = self._undecided = True

@@ -39,6 +39,7 @@ class Known:
 
     @property
     def claim(self) -> Claim | None:
+        """The claim of its registration."""
         return Claim(self.shards, self.shard, self.asks) if self.shards else None
 
 
@@ -81,7 +82,7 @@ class Participant:
     delivered: bool = False
     """Whether an update of this seat was counted since the coordinator started."""
     owed: int | None = None
-    """The round whose next attempt must select it again. An earlier attempt failed after it may have counted its update."""
+    """The round that must select it again, because a failed attempt of that round may have counted its update."""
     selected_rounds: int = 0
     """Number of completed rounds that selected it, since it joined."""
     counted_rounds: int = 0
@@ -97,6 +98,7 @@ class Participant:
 
     @property
     def key(self) -> Key:
+        """What identifies the participant across its registrations."""
         return key_of(self.id, self.name, self.owner, extended=self.extended)
 
     @property
@@ -150,5 +152,6 @@ class Ordinals:
         return wanted
 
     def free(self, ordinal: int) -> None:
+        """Make an ordinal free again."""
         self._taken.discard(ordinal)
         self._lowest_free = min(self._lowest_free, ordinal)

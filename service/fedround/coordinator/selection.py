@@ -16,7 +16,7 @@ from fedround.events import QuorumRaised
 
 
 class Selection:
-    """Selects participants at random, and assigns shards, by the rules of `rounds.py`, `registrations.py` and `shards.py`."""
+    """The random selection of participants, by the rules of `rounds.py`, `registrations.py` and `shards.py`."""
 
     def __init__(self, plan: Plan, present: Presence, rng: Random) -> None:
         self.reliability, self.shards = Reliability(), Shards()
@@ -24,6 +24,7 @@ class Selection:
         self._quorum_raised = 0
 
     def uuid(self) -> str:
+        """Return a random id or token."""
         return str(UUID(int=self._rng.getrandbits(128), version=4))
 
     def able(self, *, open: bool) -> int:

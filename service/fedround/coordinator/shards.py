@@ -75,7 +75,7 @@ def coverage(present: Presence) -> Coverage:
 
 
 class Shards:
-    """Assigns the shards, and reports changes."""
+    """The assignment of shards, by the rules above."""
 
     def __init__(self) -> None:
         self.standing_by = 0

@@ -149,6 +149,7 @@ class Silos:
                     silo.counted = None if silo.counted is None else min(silo.counted, newest)
 
     def get(self, name: str) -> Silo | None:
+        """Return the silo with this name; None if there is none."""
         return self._active.get(name) or self._gone.get(name)
 
     def shown(self, now: float, most: int) -> tuple[list[Silo], int]:

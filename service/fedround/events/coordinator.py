@@ -77,7 +77,7 @@ class Selected(Fact):
 
 @dataclass(frozen=True, slots=True)
 class QuorumRaised(Fact):
-    """The round waits for all `selected` participants, because `min_clients` is larger than the configured quorum, `asked`.
+    """The round waits for all `selected` participants, because `min_clients` requires more updates than the quorum, `asked`.
 
     Emitted once, the second time that this happens.
     """

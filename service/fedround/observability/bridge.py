@@ -69,7 +69,7 @@ class _Buckets:
 
 
 class Bridge:
-    """Converts the metric families of a registry to `MetricsData`.
+    """The conversion of the metric families of one registry to `MetricsData`, by the rules above.
 
     Args:
         resource: The service that the metrics describe.

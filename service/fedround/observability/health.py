@@ -45,6 +45,7 @@ class Health:
 
     @property
     def alive(self) -> bool:
+        """Whether the main loop makes progress."""
         return self._clock() <= self._beat_due
 
     def stop(self) -> None:

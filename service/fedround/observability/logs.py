@@ -34,7 +34,7 @@ _COLOURS = {"DEBUG": "\x1b[2m", "WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRI
 
 
 class LogObserver:
-    """Logs what an operator should know at INFO and above, and all other facts at DEBUG.
+    """The log of facts: those that an operator should know at INFO and above, and all others at DEBUG.
 
     Args:
         keep: Whether fedround's log keeps the root logger's current level and handlers, even if training code changes them. For a

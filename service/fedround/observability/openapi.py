@@ -50,7 +50,7 @@ SECURITY: Mapping[str, Sequence[Mapping[str, Sequence[str]]]] = {
     "operator": [{}, {"operatorToken": []}],
     "operator with the token": [{"operatorToken": []}],
 }
-"""Ways to authenticate, by who may use an endpoint. `{}` allows none, because the service's settings may require none."""
+"""Ways to authenticate, by the kind of client. `{}` means none, because the service's settings may require none."""
 
 
 class Parameter(NamedTuple):

@@ -70,7 +70,7 @@ class Access:
         return Route(path, guarded, methods=[method])
 
     def known(self, scope: Scope) -> Hashable | None:
-        """Exempt operators with the token from throttling (see `fedround.http.throttle`)."""
+        """Return `EXEMPT` for operators with the token, which exempts them from throttling; None for others."""
         proved = self._tokens.required and asgi.bearer(Headers(scope=scope), self._tokens, basic=True) is not None
         return EXEMPT if proved else None
 

@@ -114,7 +114,7 @@ class ReportingExporter(SpanExporter):
 
 
 class SpanSender(SpanExporter):
-    """Sends spans with `send`. `allow` decides by the name of a span's instrumentation scope whether it is sent."""
+    """An exporter of spans that calls `send`. `allow` decides by the name of a span's instrumentation scope."""
 
     def __init__(self, send: Send, allow: Callable[[str], bool]) -> None:
         self._send = send
@@ -128,7 +128,7 @@ class SpanSender(SpanExporter):
 
 
 class MetricSender:
-    """Sends metrics with `send`."""
+    """An exporter of metrics that calls `send`."""
 
     def __init__(self, send: Send) -> None:
         self._send = send

@@ -41,7 +41,7 @@ EXPORTERS = ("otlp", "prometheus", "none")
 
 
 class Push:
-    """Pushes one registry to one receiver.
+    """The pushes of one registry to one receiver, on a thread.
 
     Args:
         collect: Returns the registry's metric families.

@@ -95,7 +95,7 @@ def _named(problem: str, environ: Mapping[str, str]) -> str:
 
 
 class _ShortWarnings(logging.Handler):
-    """Logs the SDK's warnings: see `shorten_warnings`."""
+    """The handler of the SDK's warnings: see `shorten_warnings`."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)

@@ -273,7 +273,7 @@ class Tracing:
 
 
 class _RunAttributes(SpanProcessor):
-    """Adds the run to each span, including those of training code."""
+    """The attributes of the current run, which each span gets, including those of training code."""
 
     attributes: Mapping[str, str] = {}
 

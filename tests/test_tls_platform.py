@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import ssl
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,6 +19,8 @@ from support.processes import ANY_PORT, LOOPBACK, Process, beside, running, unti
 
 ROUNDS = 3
 PLATFORM = ("COORDINATOR", "AGGREGATOR")
+OWN = "fedround_tls_certificate_not_after_timestamp_seconds"
+CLIENT = "fedround_coordinator_participant_certificate_not_after_timestamp_seconds"
 
 
 @pytest.fixture(scope="module")
@@ -46,19 +49,31 @@ def silo(url: str, authority: Authority, own: Pair | None = None, **settings: st
 
 
 def ask(process: Process, port: str, path: str, authority: Authority) -> Any:
+    return json.loads(read(process, port, path, authority))
+
+
+def read(process: Process, port: str, path: str, authority: Authority) -> str:
     url = f"https://127.0.0.1:{process.ports[port]}{path}"
     with urllib.request.urlopen(url, timeout=10, context=ssl.create_default_context(cafile=authority.file)) as answer:
-        return json.load(answer)
+        text: str = answer.read().decode()
+        return text
+
+
+def ends(process: Process, port: str, authority: Authority, metric: str = OWN) -> dict[str, int]:
+    """In how many days each certificate ends, as the metrics show it, by the metric's label."""
+    found = re.findall(rf'^{metric}{{\w+="([\w-]+)"}} (\S+)$', read(process, port, "/metrics", authority), re.MULTILINE)
+    return {setting: round((float(end) - time.time()) / 86400) for setting, end in found}
 
 
 def test_a_training_with_certificates_on_both_sides_and_names_from_them(authority: Authority, pair: Pair) -> None:
     settings = serving(pair, *PLATFORM, client_ca=authority.file)
     with running("platform", COORDINATOR_ROUNDS="0", **settings) as platform:
         url = f"https://localhost:{platform.ports['COORDINATOR_PORT']}"
-        with silo(url, authority, authority.issue("silo-1"), PARTICIPANT_NAME="liar") as participant:
+        with silo(url, authority, authority.issue("silo-1", days=5), PARTICIPANT_NAME="liar") as participant:
             participant.said("round 2 completed")
             [seen] = ask(platform, "COORDINATOR_OPS_PORT", "/status", authority)["participants"]
             assert seen["name"] == "silo-1"
+            assert ends(platform, "COORDINATOR_OPS_PORT", authority, CLIENT) == {"silo-1": 5}
             assert ask(platform, "AGGREGATOR_OPS_PORT", "/readyz", authority)["ready"]
             assert participant.end() == 0
 
@@ -80,6 +95,12 @@ def test_coordinator_and_aggregator_prove_to_each_other_who_they_are(authority: 
         url = f"https://127.0.0.1:{coordinator.ports['COORDINATOR_PORT']}"
         with silo(url, authority) as participant:
             assert participant.wait() == 0
+        assert ends(coordinator, "COORDINATOR_OPS_PORT", authority) == dict.fromkeys(
+            ["COORDINATOR_TLS_CERT_FILE", "COORDINATOR_INTERNAL_TLS_CERT_FILE", "COORDINATOR_INTERNAL_TLS_CA_FILE"], 2
+        )
+        assert ends(aggregator, "AGGREGATOR_OPS_PORT", authority) == dict.fromkeys(
+            ["AGGREGATOR_TLS_CERT_FILE", "AGGREGATOR_INTERNAL_TLS_CERT_FILE", "AGGREGATOR_INTERNAL_TLS_CLIENT_CA_FILE"], 2
+        )
 
 
 def test_certificates_that_are_replaced_under_way_cost_no_round(authority: Authority, pair: Pair, tmp_path: Path) -> None:
@@ -160,8 +181,14 @@ def test_a_service_whose_certificate_cannot_be_served_with_exits_with_78(service
 
 
 def test_a_participant_serves_its_operators_with_tls(authority: Authority, pair: Pair) -> None:
-    with silo("http://127.0.0.1:1", authority, None, **pair.settings("PARTICIPANT_OPS")) as participant:
+    own = authority.issue("silo-1", days=5)
+    with silo("http://127.0.0.1:1", authority, own, **pair.settings("PARTICIPANT_OPS")) as participant:
         assert ask(participant, "PARTICIPANT_OPS_PORT", "/livez", authority) == {"alive": True}
+        assert ends(participant, "PARTICIPANT_OPS_PORT", authority) == {
+            "PARTICIPANT_OPS_TLS_CERT_FILE": 2,
+            "PARTICIPANT_TLS_CERT_FILE": 5,
+            "PARTICIPANT_TLS_CA_FILE": 2,
+        }
         assert participant.end() == 0
 
 

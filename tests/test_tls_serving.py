@@ -6,6 +6,8 @@ import logging
 import os
 import shutil
 import ssl
+import subprocess
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -23,6 +25,7 @@ from fedround.http.serve import Endpoint, serving
 from fedround.http.tokens import Tokens
 from support.certificates import Authority, Pair
 from support.sockets import Answer, connected
+from support.tools import tool
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 BIG = os.urandom(3_000_000)
@@ -389,3 +392,51 @@ def test_a_certificate_that_peers_will_refuse_is_warned_of(
 def test_a_good_certificate_is_not_warned_of(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
     assert tls.server("A", *authority.server("good", usage="serverAuth"))
     assert caplog.messages == []
+
+
+# When certificates end
+
+
+def dates(cert: str) -> tls.Validity:
+    """The validity of a certificate, as openssl shows it."""
+    shown = subprocess.run([tool("openssl"), "x509", "-in", cert, "-noout", "-dates"], capture_output=True, text=True, check=True)
+    return tls.Validity(*(float(ssl.cert_time_to_seconds(line.partition("=")[2])) for line in shown.stdout.splitlines()))
+
+
+@pytest.mark.parametrize(("days", "age"), [(-1, 0), (10, 355), (20_000, 0)])  # beyond 2050, dates have another form
+def test_the_validity_of_a_certificate_is_that_of_openssl(authority: Authority, days: int, age: int) -> None:
+    pair = authority.server(f"days{days}", days=days, age=age)
+    context = tls.server("A", *pair, client_ca=authority.file)
+    assert context is not None
+    assert context.validity() == {"A_TLS_CERT_FILE": dates(pair.cert), "A_TLS_CLIENT_CA_FILE": dates(authority.file)}
+    assert abs(dates(pair.cert).not_after - time.time() - 86400 * days) < 3600
+    assert abs(time.time() - 86400 * age - dates(pair.cert).not_before) < 3600
+
+
+def test_of_a_file_the_certificate_that_ends_first_counts(authority: Authority, pair: Pair, tmp_path: Path) -> None:
+    short = authority.server("short", days=1)
+    trusted = subprocess.run([tool("openssl"), "x509", "-in", short.cert, "-trustout"], capture_output=True, text=True, check=True)
+    (bundle := tmp_path / "bundle.pem").write_text(f"# ours\n{Path(authority.file).read_text()}{trusted.stdout}")
+    assert "TRUSTED CERTIFICATE" in bundle.read_text()
+    context = tls.client(tls.Names.of("B"), bundle, pair.cert, pair.key, base=lambda: ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+    assert context.validity() == {"B_TLS_CERT_FILE": dates(pair.cert), "B_TLS_CA_FILE": dates(short.cert)}
+
+
+def test_the_validity_is_that_of_the_files_in_use(authority: Authority, pair: Pair, tmp_path: Path) -> None:
+    """Also without a handshake after they were replaced, and while the new ones do not fit together."""
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    new = authority.server("new", days=30)
+    shutil.copy(pair.cert, cert)
+    shutil.copy(pair.key, key)
+    context = tls.server("A", cert, key)
+    assert context is not None
+    assert context.validity()["A_TLS_CERT_FILE"] == dates(pair.cert)
+    shutil.copy(new.cert, cert)
+    assert context.validity()["A_TLS_CERT_FILE"] == dates(pair.cert)
+    shutil.copy(new.key, key)
+    assert context.validity()["A_TLS_CERT_FILE"] == dates(new.cert)
+
+
+@pytest.mark.parametrize("block", [b"", b"MA==", b"MAA=", b"MIL/////", b"not base64", b"MAYwBDACMAA=", bytes(range(32, 44))])
+def test_what_is_no_certificate_has_no_validity(block: bytes) -> None:
+    assert tls._earliest(b"-----BEGIN CERTIFICATE-----\n" + block + b"\n-----END CERTIFICATE-----\n") is None

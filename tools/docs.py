@@ -19,6 +19,7 @@ from fedround.coordinator.plan import Plan
 from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.silos import Silos
 from fedround.coordinator.status import by_name, status
+from fedround.http.tls import Validity
 from fedround.observability import endpoints
 from fedround.observability.metrics.aggregator import AggregatorMetrics
 from fedround.observability.metrics.base import Metrics
@@ -114,6 +115,8 @@ def metrics(kind: type[Metrics]) -> str:
     anna.set_claim(Claim(2, 0))
     rounds.heartbeat(0.0, anna.id)
     silos = Silos(rounds.present)
+    silos.note_certificate(anna.id, (0.0, 0.0))
+    service.certificates.watch(lambda: {"": Validity(0.0, 0.0)})
     service.show(lambda: status(rounds, 0.0) | by_name(rounds, silos, 0.0, 0.0, 1) | {"receiving": 0})
     for fact in ONE_OF_EACH:
         service(fact)

@@ -338,6 +338,24 @@ def test_the_shard_is_the_one_that_the_participant_trains_on() -> None:
     assert {name: silo["shard"] for name, silo in table.shown().items()} == {"anna": None, "berta": 3}
 
 
+def test_the_certificate_is_that_of_the_last_request() -> None:
+    table = Watched(PLAN, "anna", "ben")
+    names = [f"certificate_not_{end}_timestamp_seconds" for end in ("before", "after")]
+
+    def certificate(name: str) -> list[float | None]:
+        return [table.shown()[name][end] for end in names]
+
+    table.silos.note_certificate(table.by["anna"], (1e9, 2e9))
+    table.silos.note_certificate("nobody's id", (1e9, 3e9))
+    assert (certificate("anna"), certificate("ben")) == ([1e9, 2e9], [None, None])
+    table.rounds.leave(table.now, table.by["anna"])
+    assert certificate("anna") == [1e9, 2e9]
+    id = table.join("anna", extended=True)
+    table.watch()
+    table.silos.note_certificate(id, None)
+    assert certificate("anna") == [None, None]
+
+
 def test_a_rollback_takes_back_what_was_counted_after_it() -> None:
     table = Watched(PLAN, "anna", "ben")
     for _ in range(3):

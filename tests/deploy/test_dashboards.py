@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from fedround import events
+from fedround.http.tls import Validity
 from fedround.observability.metrics.aggregator import AggregatorMetrics
 from fedround.observability.metrics.base import Metrics
 from fedround.observability.metrics.coordinator import CoordinatorMetrics
@@ -30,6 +31,7 @@ PARTICIPANTS, SILOS = 3000, 300
 IN_FULL = 60
 """So many of them show all that they have; the others only what is asked of all at once: it is enough for one series too many."""
 MOST_SERIES, MOST_ROWS = 50, 200
+CERTIFICATE = Validity(1.7e9, 1.7e9 + 365 * 86400)
 PANELS = dict(panels())
 # Recorded series have no exemplars; those of single participants are on their own dashboard.
 NO_EXEMPLARS = {"fleet: Phases of rounds"}
@@ -133,7 +135,7 @@ def test_the_fleet_is_shown_without_a_series_of_the_participants() -> None:
             assert row == MEASURED_BY_PARTICIPANTS, panel["title"]
         reads |= set(re.findall(r"fedround_coordinator_participant_\w+", asked))
     made = {name for name in documented() if name.startswith("fedround_coordinator_participant_")}
-    left_out = {"seats", "missed_deadlines", "dominated_rounds_total"}  # of these, alerts tell
+    left_out = {"seats", "missed_deadlines", "dominated_rounds_total", "certificate_not_before_timestamp_seconds"}  # alerts tell
     assert reads == made - {f"fedround_coordinator_participant_{name}" for name in left_out}
 
 
@@ -141,7 +143,7 @@ def test_a_participant_is_selected_by_its_name_alone() -> None:
     """Whatever process or address it has, and however its series came to Prometheus."""
     for name, query in queries():
         if name.startswith("participant: "):
-            selectors = re.findall(r"\b(?:fedround_participant|http_client|process)_\w+{", query)
+            selectors = re.findall(r"\b(?:fedround_participant|fedround_tls|http_client|process)_\w+{", query)
             by_name = query.count(
                 'and on (namespace, job, instance) fedround_participant_info{namespace=~"$namespace", name="$participant"}'
             )
@@ -184,6 +186,7 @@ def lines(metrics: Metrics, job: str, instances: int) -> Iterator[str]:
 def busy_participant() -> ParticipantMetrics:
     """One that has seen everything go wrong that there is."""
     metrics = ParticipantMetrics(name="silo", local_values=True)
+    metrics.certificates.watch(lambda: dict.fromkeys(("PARTICIPANT_TLS_CERT_FILE", "PARTICIPANT_TLS_CA_FILE"), CERTIFICATE))
     weights = statistics(np.linspace(-1, 1, 32))
     facts: list[events.Fact] = [
         events.StateChanged("training", 1, draining=False),
@@ -214,10 +217,11 @@ def platform_metrics() -> list[tuple[Metrics, str, int]]:
         events.Evaluated(0, 5, (), (), (), members),
         *(events.Revoked(1, "", reason, name) for name in names for reason in ("deadline", "refused", "late")),
     ]
-    now = observed(*names, facts=facts)
+    now = observed(*names, facts=facts, certificate=CERTIFICATE)
     coordinator, aggregator = CoordinatorMetrics(), AggregatorMetrics()
     for metrics in (coordinator, aggregator):
         metrics.show(lambda: now)
+        metrics.certificates.watch(lambda: {"COORDINATOR_TLS_CERT_FILE": CERTIFICATE})
         for route in ("/rendez_vous", "/heartbeat/{id}", "/start_training/{id}", "/{id}/{token}", "/books/{operation}"):
             for code in (200, 204, 304, 401, 404, 409, 422, 503, None):
                 metrics(events.RequestServed("GET", route, code, 0.1))

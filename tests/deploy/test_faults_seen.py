@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from support.certificates import Authority
 from support.dashboards import ALERTS, asked, queries, runbook_queries
 from support.link import SlowLink
 from support.processes import Process, free_port, until
@@ -49,6 +50,7 @@ EXPECTED = {
     "AggregatorRefusingUpdates invalid",
     "AggregatorRefusingUpdates unavailable",
     "AggregatorRefusingUpdates gone",
+    "CertificateExpiring",
 }
 NAMED = {
     "ParticipantDown": {"two"},
@@ -58,6 +60,7 @@ NAMED = {
     "ShardAssignmentWrong": {"", "berlin", "oslo"},
     "NeverSelected": {"astray"},
     "UpdateNormExploding": {"three"},
+    "CertificateExpiring": {"", "astray"},
 }
 """Of alerts about one silo: its name. Oslo and Berlin are scraped by nobody."""
 Fires = Callable[..., None]
@@ -90,13 +93,20 @@ def faults(f: Federation) -> Seen:
     f.start_aggregator()
     f.start_coordinator()
     url = f.coordinator.url("COORDINATOR_PORT")
-    one, two, three = (f.participant(name, url) for name in ("one", "two", "three"))
+    authority = Authority(f.directory)
+    one, two, three = (f.participant(name, url, PARTICIPANT_TLS_CA_FILE=authority.file) for name in ("one", "two", "three"))
 
-    # Registered where too few ever come and the model is of no use, and started with the address of nobody: both from the start.
+    # Registered where too few ever come, the model is of no use and certificates end soon; and started with the address of nobody:
+    # both from the start.
+    own = authority.issue("astray", days=10, age=355)
+    of_astray = {"PARTICIPANT_TLS_CA_FILE": authority.file, "PARTICIPANT_TLS_CERT_FILE": f.certify("astray", own)}
+    secured = {"COORDINATOR_TLS_CLIENT_CA_FILE": authority.file} | dict.fromkeys(
+        ("COORDINATOR_TLS_CERT_FILE", "AGGREGATOR_TLS_CERT_FILE"), f.certify("platform", authority.server(days=10, age=355))
+    )
     unusable = f.directory / "unusable.npy"
     np.save(unusable, np.array([1e20]))
-    wrong = f.start("platform", COORDINATOR_MIN_CLIENTS="5", AGGREGATOR_INITIAL_MODEL=str(unusable))
-    astray = f.participant("astray", wrong.url("COORDINATOR_PORT"))
+    wrong = f.start("platform", COORDINATOR_MIN_CLIENTS="5", AGGREGATOR_INITIAL_MODEL=str(unusable), **secured)
+    astray = f.participant("astray", wrong.url("COORDINATOR_PORT").replace("http:", "https:"), **of_astray)
     lost = f.participant("lost", f"http://127.0.0.1:{free_port()}")
 
     slow = f.start("platform", COORDINATOR_ROUNDS="0")
@@ -107,7 +117,7 @@ def faults(f: Federation) -> Seen:
     targets = {
         "coordinator": addresses(f.coordinator),
         "aggregator": addresses(f.aggregator),
-        "wrong-platform": addresses(wrong),
+        "wrong-platform": [f"https://{address}" for address in addresses(wrong)],
         "far-platform": addresses(slow),
         "remote-platform": addresses(silos),
         "participant": addresses(one, two, three, astray, lost, far),
@@ -117,7 +127,10 @@ def faults(f: Federation) -> Seen:
     def fires(*names: str) -> None:
         until(lambda: set(names) <= p.told.names("firing"), 120)
 
-    fires("ParticipantNotReady", "ModelUnusable")
+    fires("ParticipantNotReady", "ModelUnusable", "CertificateExpiring")
+    until(lambda: {a["labels"].get("participant", "") for a in p.told.of("CertificateExpiring")} == {"", "astray"})
+    f.certify("astray", authority.issue("astray", days=365))
+    f.certify("platform", authority.server(days=365))
     lost.kill()
     f.participant("lost", url, **lost.ports)
 
@@ -166,7 +179,7 @@ def faults(f: Federation) -> Seen:
     astray.end()
     f.participant("astray", url, **astray.ports)
     wrong.kill()
-    f.start("platform", COORDINATOR_MIN_CLIENTS="5", **wrong.ports)
+    f.start("platform", COORDINATOR_MIN_CLIENTS="5", **secured, **wrong.ports)
 
     faults_of_remote_silos(f, p, silos, *remote, fires=fires)
 
@@ -258,7 +271,7 @@ def test_no_alert_is_missing_and_each_told_what_to_do(seen: Seen) -> None:
 
 @pytest.mark.parametrize("alert", NAMED)
 def test_an_alert_about_a_silo_has_its_name(seen: Seen, alert: str) -> None:
-    told = [a for a in seen.prometheus.told.firing if a["labels"]["alertname"] == alert]
+    told = seen.prometheus.told.of(alert)
     assert {a["labels"].get("participant", "") for a in told} >= NAMED[alert]
     assert all(a["labels"].get("participant", "") in a["annotations"]["summary"] for a in told)
 

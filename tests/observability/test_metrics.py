@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from fedround import events
 from fedround.coordinator.silos import Phase
 from fedround.events import Fact
+from fedround.http import transport
 from fedround.observability.metrics.aggregator import AggregatorMetrics
 from fedround.observability.metrics.base import Metrics
 from fedround.observability.metrics.coordinator import CoordinatorMetrics
@@ -21,6 +22,7 @@ from fedround.observability.metrics.http import MAX_FAILURES
 from fedround.observability.metrics.participant import ParticipantMetrics
 from fedround.tensors.measures import statistics
 from fedround.tensors.statistics import Change
+from support.certificates import Authority
 from support.observed import observed
 from support.tools import tool
 
@@ -361,6 +363,16 @@ def test_promtool_has_nothing_to_say(kind: type[Metrics]) -> None:
     body, _ = told(shown(kind()), WEIGHTS).scrape("")
     done = subprocess.run([tool("promtool"), "check", "metrics"], input=body, capture_output=True, check=False)
     assert (done.returncode, done.stdout + done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_validity_of_certificates_is_shown_by_the_setting_of_their_file(kind: type[Metrics], authority: Authority) -> None:
+    metrics = kind()
+    context = transport.authorities(authority.file, transport.TLS_FILES)
+    metrics.certificates.watch(context.validity)
+    (validity,) = context.validity().values()
+    for name, value in validity._asdict().items():
+        assert sample(metrics, f"fedround_tls_certificate_{name}_timestamp_seconds", setting="PARTICIPANT_TLS_CA_FILE") == value
 
 
 @pytest.mark.parametrize("kind", KINDS)

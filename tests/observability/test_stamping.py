@@ -16,10 +16,12 @@ from opentelemetry.sdk.resources import Resource
 
 from fedround.common import wire
 from fedround.errors import BadTelemetry, TooLarge
+from fedround.http import transport
 from fedround.observability.bridge import Bridge
 from fedround.observability.metrics.participant import ParticipantMetrics
 from fedround.observability.stamping import MAX_BUCKETS, MAX_BYTES, MAX_ITEMS, MAX_LABELS, MAX_TEXT, Stamped, inflated, stamped
 from observability.test_metrics import LOCAL, WEIGHTS, told
+from support.certificates import Authority
 from support.otlp import Receiver, values
 
 NOW = 10**18
@@ -84,8 +86,9 @@ def test_the_name_that_a_silo_claims_is_replaced_by_the_proved_one() -> None:
     assert (point.as_double, point.time_unix_nano) == (7, NOW), "a silo with a wrong clock is heard at the time of its arrival"
 
 
-def test_what_a_participant_of_ours_sends_passes_whole() -> None:
+def test_what_a_participant_of_ours_sends_passes_whole(authority: Authority) -> None:
     own = told(ParticipantMetrics(name="anna", local_values=True), WEIGHTS, LOCAL)
+    own.certificates.watch(transport.authorities(authority.file, transport.TLS_FILES).validity)
     message = encode_metrics(Bridge(Resource.create({}), 1).data(own.registry.collect(), NOW)).SerializeToString()
     found = stamped(wire.OTLP_METRICS, message, "anna", NOW)
     before, after = Receiver(), Receiver()
@@ -94,6 +97,7 @@ def test_what_a_participant_of_ours_sends_passes_whole() -> None:
     assert [(each.name, each.kind, each.labels) for each in after.series] == [
         (each.name, each.kind, each.labels) for each in before.series
     ]
+    assert "fedround_tls_certificate_not_after_timestamp_seconds" in {each.name for each in after.series}
     assert sum(found.series.values()) < 1000
     assert stamped(wire.OTLP_METRICS, message, "anna", NOW).series == found.series
 

@@ -1,10 +1,26 @@
 """Certificates of an authority of the tests, made with openssl."""
 
 import subprocess
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from support.tools import tool
+
+_CONFIG = """
+[ca]
+default_ca = tests
+[tests]
+database = {directory}/index.txt
+serial = {directory}/serial
+new_certs_dir = {directory}
+default_md = sha256
+unique_subject = no
+copy_extensions = copyall
+policy = names
+[names]
+commonName = optional
+"""
 
 
 class Pair(NamedTuple):
@@ -27,19 +43,31 @@ class Authority:
         usage = ("-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign,cRLSign")
         _openssl("req", "-x509", *_NEW_KEY, self._key, "-subj", f"/CN={name}", "-days", "2", *usage, "-out", self.file)
 
-    def issue(self, name: str, *alternative: str, common: str | None = None, days: int = 2, usage: str = "") -> Pair:
+    def issue(self, name: str, *alternative: str, common: str | None = None, days: int = 2, age: int = 0, usage: str = "") -> Pair:
         """A certificate, in files named by `name`. `alternative`: such as `DNS:localhost`; `usage`: `serverAuth` or `clientAuth`.
 
-        `days`: for how long it is valid; with -1 it has expired.
+        `days`: for how long it is valid from now on; with -1 it has expired. `age`: the days for which it has been valid already.
         """
         cert, key, request = (str(self._directory / f"{name}{suffix}.pem") for suffix in ("", "-key", "-request"))
         extensions = {"subjectAltName": ",".join(alternative), "extendedKeyUsage": usage, "basicConstraints": "CA:FALSE"}
         added = [word for kind, value in extensions.items() if value for word in ("-addext", f"{kind}={value}")]
         subject = "/" if common == "" else f"/CN={common or name}"
         _openssl("req", "-new", *_NEW_KEY, key, "-subj", subject, *added, "-out", request)
-        signed = ("-CA", self.file, "-CAkey", self._key, "-copy_extensions", "copyall", "-days", str(days))
-        _openssl("x509", "-req", "-in", request, *signed, "-out", cert)
+        if age:
+            self._sign(request, cert, datetime.now(UTC) - timedelta(age), datetime.now(UTC) + timedelta(days))
+        else:
+            signed = ("-CA", self.file, "-CAkey", self._key, "-copy_extensions", "copyall", "-days", str(days))
+            _openssl("x509", "-req", "-in", request, *signed, "-out", cert)
         return Pair(cert, key)
+
+    def _sign(self, request: str, cert: str, start: datetime, end: datetime) -> None:
+        """Sign with a start in the past, which `openssl x509` cannot before OpenSSL 3.4."""
+        (self._directory / "index.txt").touch()
+        config = self._directory / "ca.conf"
+        config.write_text(_CONFIG.format(directory=self._directory))
+        signed = ("-batch", "-notext", "-config", str(config), "-cert", self.file, "-keyfile", self._key, "-create_serial")
+        dates = ("-startdate", f"{start:%Y%m%d%H%M%SZ}", "-enddate", f"{end:%Y%m%d%H%M%SZ}")
+        _openssl("ca", *signed, *dates, "-in", request, "-out", cert)
 
     def server(self, name: str = "server", **options: Any) -> Pair:
         """For services of this machine."""

@@ -39,6 +39,10 @@ class Told:
     firing: list[dict[str, Any]] = field(default_factory=list)
     resolved: list[dict[str, Any]] = field(default_factory=list)
 
+    def of(self, alert: str) -> list[dict[str, Any]]:
+        """Those with this name that were firing."""
+        return [each for each in self.firing if each["labels"]["alertname"] == alert]
+
     def names(self, status: str) -> set[str]:
         alerts: list[dict[str, Any]] = getattr(self, status)
         return {_name(alert["labels"]) for alert in alerts}
@@ -58,9 +62,14 @@ class Prometheus:
     """Where it finds the addresses of each job."""
 
     def find(self, job: str, *addresses: str) -> None:
-        """Let it find these from now on, and no others; as the discovery of Kubernetes does after an installation or removal."""
+        """Let it find these from now on, and no others; as the discovery of Kubernetes does after an installation or removal.
+
+        An address is `host:port`, with `https://` before it if it serves TLS.
+        """
         new = self.targets / f"{job}.new"
-        new.write_text(json.dumps([{"targets": addresses}]))
+        secured = {True: {"__scheme__": "https"}, False: {}}
+        targets = [{"targets": [a.removeprefix("https://")], "labels": secured[a.startswith("https://")]} for a in addresses]
+        new.write_text(json.dumps(targets))
         new.rename(self.targets / f"{job}.json")
 
     def query(self, query: str, **parameters: object) -> list[tuple[dict[str, str], float]]:
@@ -103,6 +112,7 @@ def prometheus(
                 "job_name": job,
                 "honor_labels": labels,
                 "file_sd_configs": [{"files": [str(directory / f"{job}.json")]}],
+                "tls_config": {"insecure_skip_verify": True},
                 "authorization": {"credentials": OPS_TOKEN},  # services without a token of operators ignore it
             }
             for job in targets

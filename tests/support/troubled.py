@@ -10,6 +10,7 @@ from pathlib import Path
 from socket import create_connection
 from threading import Event, Thread
 
+from support.certificates import Pair
 from support.processes import Process, until
 from support.prometheus import OPS_TOKEN
 
@@ -59,6 +60,13 @@ class Federation:
 
     def start_aggregator(self, **ports: str) -> None:
         self.aggregator = self.start("aggregator", AGGREGATOR_DATA_DIR=str(self.directory / "models"), **ports)
+
+    def certify(self, name: str, pair: Pair) -> str:
+        """A file with this certificate and its key, to be replaced at once."""
+        file, new = self.directory / f"{name}.pem", self.directory / f"{name}.new"
+        new.write_text(Path(pair.cert).read_text() + Path(pair.key).read_text())
+        new.rename(file)
+        return str(file)
 
     def start_coordinator(self, **ports: str) -> None:
         self.coordinator = self.start(

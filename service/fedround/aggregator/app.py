@@ -141,7 +141,7 @@ def public_endpoint(settings: AggregatorSettings, service: AggregatorService, te
         kind="public",
         limits=settings.limits,
         known=lambda scope: service.known(*_ids(scope["path"])),
-        tls=tls.public(settings),
+        tls=telemetry.watched(tls.public(settings)),
         observe=telemetry.observe,
     )
 
@@ -151,7 +151,7 @@ def internal_endpoint(settings: AggregatorSettings, service: AggregatorService, 
     tokens = SecretHolder(secret.of_aggregator(settings))
     app = internal(service, tokens=tokens, observe=telemetry.observe, trace=telemetry.server)
     files = settings.internal_tls_cert_file, settings.internal_tls_key_file, settings.internal_tls_client_ca_file
-    secured = tls.server("AGGREGATOR_INTERNAL", *files)
+    secured = telemetry.watched(tls.server("AGGREGATOR_INTERNAL", *files))
 
     def known(scope: Scope) -> object | None:
         return None if asgi.bearer(Headers(scope=scope), tokens) is None else EXEMPT

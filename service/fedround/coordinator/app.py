@@ -130,6 +130,7 @@ def _route(path: str, method: str, handler: Callable[[Request, str], Awaitable[R
             # HEAD is safe (RFC 9110, section 9.2.1): it must neither register a participant nor count as a heartbeat.
             return Response(media_type="application/json")
         service.authorize(id, request.state.owner)
+        service.note_certificate(id, request.state.certificate)
         return await handler(request, id)
 
     return Route(path, endpoint, methods=[method])
@@ -272,7 +273,7 @@ def public_endpoint(
         kind="public",
         limits=settings.limits,
         known=lambda scope: service.known(wire.parse_id(_last(scope["path"])) or ""),
-        tls=tls.public(settings),
+        tls=telemetry.watched(tls.public(settings)),
         observe=telemetry.observe,
     )
 
@@ -310,7 +311,8 @@ def _books(settings: CoordinatorSettings, telemetry: Telemetry) -> RemoteBooks:
     names = Names.of("COORDINATOR_INTERNAL")
     files = settings.internal_tls_ca_file, settings.internal_tls_cert_file, settings.internal_tls_key_file
     url, internal_secret = settings.aggregator_internal_url, secret.of_coordinator(settings)
-    return RemoteBooks(url, secret=internal_secret, tls=client_tls(*files, names), trace=telemetry.client)
+    internal_tls = telemetry.watched(client_tls(*files, names))
+    return RemoteBooks(url, secret=internal_secret, tls=internal_tls, trace=telemetry.client)
 
 
 async def _run(settings: CoordinatorSettings, disk: Disk | None) -> None:

@@ -154,6 +154,10 @@ class CoordinatorService:
         """Check that a request with the proved identity `owner` may act for this id. Raises `Forbidden`."""
         self._rounds.present.authorize(id, owner)
 
+    def note_certificate(self, id: str, validity: tuple[float, float] | None) -> None:
+        """Note start and end of the client certificate that a participant uses, in Unix time; None: it uses none."""
+        self._silos.note_certificate(id, validity)
+
     async def heartbeat(
         self,
         id: str,

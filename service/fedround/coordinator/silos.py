@@ -101,6 +101,8 @@ class Silo:
     training: Mapping[str, float] = field(default_factory=dict)
     evaluation: Mapping[str, float] = field(default_factory=dict)
     """Its metrics in the last round that has some."""
+    certificate: tuple[float, float] | None = None
+    """Start and end of the client certificate of its last request, in Unix time. None without one."""
 
     @property
     def troubled(self) -> bool:
@@ -147,6 +149,11 @@ class Silos:
             case events.RolledBack(newest=newest):
                 for silo in (*self._active.values(), *self._gone.values()):
                     silo.counted = None if silo.counted is None else min(silo.counted, newest)
+
+    def note_certificate(self, id: str, validity: tuple[float, float] | None) -> None:
+        """Note the validity of the client certificate that a participant uses."""
+        if (silo := self._by_id.get(id)) is not None:
+            silo.certificate = validity
 
     def get(self, name: str) -> Silo | None:
         """Return the silo with this name; None if there is none."""

@@ -122,6 +122,7 @@ def _silo(rounds: Rounds, silo: Silo, names: Container[str], now: float, unix: f
     absent = Phase.MISSING if silo.lost else Phase.GONE
     current, since = min(phases, key=lambda one: (one[0] not in AT_WORK, one[1]), default=(absent, silo.gone_at))
     shards = [shard for seat in silo.seats.values() if (shard := _shard(seat, rounds.attempt))]
+    not_before, not_after = silo.certificate or (None, None)
     return {
         "name": silo.name,
         "up": bool(silo.seats),
@@ -138,6 +139,8 @@ def _silo(rounds: Rounds, silo: Silo, names: Container[str], now: float, unix: f
         "missed_deadlines": silo.missed,
         "late": silo.late,
         "shard": shards[0][0] if shards else None,
+        "certificate_not_before_timestamp_seconds": not_before,
+        "certificate_not_after_timestamp_seconds": not_after,
         "training_metric": {name: value for name, value in silo.training.items() if name in names},
         "evaluation_metric": {name: value for name, value in silo.evaluation.items() if name in names},
     }

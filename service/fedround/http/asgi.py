@@ -143,6 +143,7 @@ class Front:
     """The outermost layer of an app: trailing slashes, authentication, CORS, and error responses that reach the client.
 
     `state.owner` of a request is the name that its certificate or token proves. `check_admitted` checks this again later.
+    `state.certificate` is the validity of its client certificate; None without one.
 
     The app may refuse a request before it has read the body. If it closed the connection then, TCP would reset it, and many clients
     would never see the response. So `Front` reads and discards the rest of the body first, up to a bound. To respond first would
@@ -180,7 +181,11 @@ class Front:
             return identity(client, headers, self._tokens, needs=self._needs)
 
         owner = proved()
-        scope.setdefault("state", {}).update(owner=owner if isinstance(owner, str) else None, admitted=lambda: proved() == owner)
+        scope.setdefault("state", {}).update(
+            owner=owner if isinstance(owner, str) else None,
+            admitted=lambda: proved() == owner,
+            certificate=client.validity if client else None,
+        )
         await (self._app if isinstance(owner, str) else owner)(scope, body.receive, send_response)
 
 

@@ -3,10 +3,13 @@
 import logging
 import re
 import ssl
+import threading
 import time
+from binascii import a2b_base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -31,7 +34,8 @@ DIAGNOSIS = 2.0
 MISMATCH = (62, 64)
 """OpenSSL's verification errors for a certificate of another host name or another IP address."""
 _PRIVATE_KEY = re.compile(rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----")
-_CERTIFICATE = re.compile(rb"-----BEGIN (?:TRUSTED |X509 )?CERTIFICATE-----")
+_CERTIFICATE = re.compile(rb"-----BEGIN (?:TRUSTED |X509 )?CERTIFICATE-----([^-]*)")
+_SEQUENCE, _UTC_TIME = 0x30, 0x17
 
 
 class Names(NamedTuple):
@@ -47,6 +51,13 @@ class Names(NamedTuple):
         return cls(*(f"{prefix}_TLS_{file}_FILE" for file in ("CERT", "KEY", "CLIENT_CA" if server else "CA")))
 
 
+class Validity(NamedTuple):
+    """When a certificate begins and ends to be valid, in Unix time."""
+
+    not_before: float
+    not_after: float
+
+
 class Context(ssl.SSLContext):
     """A TLS context that reloads when one of its files changes.
 
@@ -59,29 +70,54 @@ class Context(ssl.SSLContext):
     Args:
         names: Settings that name the files.
         make: Makes a context from the files. Raises `ConfigurationError`.
-        files: Files to check for changes.
+        cert: Certificate and its chain.
+        key: Private key of the certificate, if it is in another file.
+        ca: CA certificates.
         names_clients: Whether the names in their certificates identify clients.
     """
 
     def __new__(cls, *_args: object, **_options: object) -> Self:
         return super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
 
-    def __init__(self, names: Names, make: Make, files: Sequence[File], *, names_clients: bool = False) -> None:
+    def __init__(
+        self,
+        names: Names,
+        make: Make,
+        *,
+        cert: File | None = None,
+        key: File | None = None,
+        ca: File | None = None,
+        names_clients: bool = False,
+    ) -> None:
         self.names = names
         self.names_clients = names_clients
         self._make = make
-        self._files = [Path(file) for file in files]
+        self._files = [Path(file) for file in (ca, cert, key) if file is not None]
+        self._certificates = {setting: Path(file) for setting, file in {names.cert: cert, names.ca: ca}.items() if file is not None}
         self._seen = self._tried = self._stamps()
         self._again = 0.0
-        self._current = make()
+        self._lock = threading.Lock()
+        self._current, self._validity = make(), self._read_validity()
 
     def current(self) -> ssl.SSLContext:
         """Return the context for the next handshake, reloaded if the files changed."""
+        with self._lock:  # a participant's metrics are read on another thread than its requests
+            return self._reloaded()
+
+    def validity(self) -> Mapping[str, Validity]:
+        """Return the validity of the certificates in use, by the setting that names the file. Reloads changed files.
+
+        Of several certificates in a file, the one that ends first counts.
+        """
+        self.current()
+        return self._validity
+
+    def _reloaded(self) -> ssl.SSLContext:
         stamps, now = self._stamps(), time.monotonic()
         if stamps != self._seen and (stamps != self._tried or now >= self._again):
             known, self._tried, self._again = stamps == self._tried, stamps, now + RETRY
             try:
-                self._current = self._make()
+                self._current, self._validity = self._make(), self._read_validity()
             except ConfigurationError as error:
                 if not known:
                     LOG.error("%s; the previous certificates stay active", error)
@@ -103,6 +139,12 @@ class Context(ssl.SSLContext):
                 raise Misnamed(error, _presented_names(current, address)) from error
             raise
 
+    def _read_validity(self) -> Mapping[str, Validity]:
+        with suppress(OSError):
+            found = {setting: _earliest(file.read_bytes()) for setting, file in self._certificates.items()}
+            return {setting: validity for setting, validity in found.items() if validity is not None}
+        return {}
+
     def _stamps(self) -> list[tuple[int, int, int] | None]:
         return [_stamp(file) for file in self._files]
 
@@ -112,6 +154,14 @@ class Client:
     """A client of a port that requests certificates. `name` is None without one, "" if it does not name a participant."""
 
     name: str | None
+    validity: Validity | None = None
+    """Validity of the certificate. None without one."""
+
+    @classmethod
+    def of(cls, certificate: Mapping[str, Any]) -> Self:
+        """Return the client with this certificate (as `getpeercert` returns it)."""
+        dates = (ssl.cert_time_to_seconds(certificate[date]) for date in ("notBefore", "notAfter"))
+        return cls(client_name(certificate), Validity(*dates))
 
 
 class Misnamed(ssl.SSLCertVerificationError):
@@ -161,8 +211,7 @@ def server(
             context.verify_mode = ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL
         return context
 
-    files = [file for file in (cert, key, client_ca) if file is not None]
-    return Context(names, make, files, names_clients=names_clients and client_ca is not None)
+    return Context(names, make, cert=cert, key=key, ca=client_ca, names_clients=names_clients and client_ca is not None)
 
 
 def public(settings: "PlatformSettings") -> Context | None:
@@ -205,7 +254,7 @@ def client(names: Names, ca: File | None, cert: File | None, key: File | None, *
             _load_pair(context, names, cert, key, server=False)
         return context
 
-    return Context(names, make, [file for file in (ca, cert, key) if file is not None])
+    return Context(names, make, cert=cert, key=key, ca=ca)
 
 
 def trusting_only(settings: Names, file: File, *, check_hostname: bool = True) -> ssl.SSLContext:
@@ -364,6 +413,42 @@ def _flaw(cert: File, key: File | None, *, server: bool) -> str:
     except ssl.SSLError as error:
         return error.reason or str(error)
     return ""
+
+
+def _earliest(pem: bytes) -> Validity | None:
+    """Return the validity of the certificate that ends first; None without one that can be read."""
+    found = [_validity(block) for block in _CERTIFICATE.findall(pem)]
+    return min((validity for validity in found if validity is not None), key=lambda validity: validity.not_after, default=None)
+
+
+def _validity(block: bytes) -> Validity | None:
+    """Return the validity of a certificate, base64 of its DER (RFC 5280, section 4.1). `ssl` shows it only after a handshake."""
+    try:
+        (_, certificate), *_ = _elements(a2b_base64(block))
+        (_, signed), *_ = _elements(certificate)
+        _algorithm, _issuer, validity, *_ = (content for tag, content in _elements(signed) if tag == _SEQUENCE)
+        return Validity(*(_time(*each) for each in _elements(validity)))
+    except (IndexError, TypeError, ValueError):
+        return None
+
+
+def _elements(der: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the tag and the content of each element."""
+    at = 0
+    while at < len(der):
+        tag, length, at = der[at], der[at + 1], at + 2
+        if length >= 0x80:
+            size = length - 0x80
+            length, at = int.from_bytes(der[at : at + size], "big"), at + size
+        yield tag, der[at : at + length]
+        at += length
+
+
+def _time(tag: int, content: bytes) -> float:
+    text = content.decode()
+    if tag == _UTC_TIME:
+        text = ("19" if text >= "5" else "20") + text
+    return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()
 
 
 def _stamp(file: Path) -> tuple[int, int, int] | None:

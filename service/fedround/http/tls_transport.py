@@ -12,7 +12,7 @@ from enum import Enum, auto
 from typing import Any
 
 from fedround.common.wire import DRAIN_SECONDS, SPEAKS_TLS, Problem
-from fedround.http.tls import CLIENT, Client, Context, client_name
+from fedround.http.tls import CLIENT, Client, Context
 
 HANDSHAKE = 0x16
 """The first byte of a TLS connection (RFC 8446, section 5.1)."""
@@ -106,7 +106,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._flush()
         self._state = _State.OPEN
         if certificate := self._tls.getpeercert():
-            self._client = Client(client_name(certificate))
+            self._client = Client.of(certificate)
         return True
 
     def _refuse(self, reason: str) -> None:

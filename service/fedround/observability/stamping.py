@@ -31,7 +31,7 @@ MAX_ITEMS = 2000
 MAX_LABELS, MAX_TEXT, MAX_BUCKETS = 16, 256, 64
 """Maximum labels of a data point; characters of a label's value or a description; buckets of a histogram."""
 METRIC = re.compile(
-    r"(fedround_(participant|http|telemetry)|http_client|process|python)_[a-z0-9_]{1,100}|fedround_(build|run)_info"
+    r"(fedround_(participant|http|telemetry|tls)|http_client|process|python)_[a-z0-9_]{1,100}|fedround_(build|run)_info"
 )
 LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,63}")
 IDENTITY_LABELS = frozenset(

@@ -9,6 +9,7 @@ from fedround.observability.logs import LogObserver
 from fedround.observability.metrics.base import Metrics
 
 if TYPE_CHECKING:
+    from fedround.http.tls import Context
     from fedround.observability.tracing import Tracing
 
 INSTANCE = socket.gethostname()
@@ -43,3 +44,9 @@ class Telemetry:
         self.client = tracing.client if tracing else None
         self.server = tracing.server if tracing else None
         self.round_context = tracing.round_context if tracing else dict
+
+    def watched(self, context: "Context | None") -> "Context | None":
+        """Show in the metrics when the certificates of a TLS context end. Return the context."""
+        if context is not None:
+            self.metrics.certificates.watch(context.validity)
+        return context

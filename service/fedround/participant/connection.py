@@ -11,6 +11,7 @@ from fedround.http import hosts
 from fedround.http.bodies import Sink
 from fedround.http.client import AggregatorClient, CoordinatorClient
 from fedround.http.exchange import Options, Trace
+from fedround.http.tls import Context
 from fedround.http.transport import Transport
 from fedround.http.transport import tls as client_tls
 from fedround.participant.lifecycle import Lifecycle
@@ -34,6 +35,7 @@ def connected(
     trace: Trace | None = None,
     beat: Callable[[float], None] = lambda _within: None,
     current_phase: Callable[[], str] = str,
+    watched: Callable[[Context | None], Context | None] = lambda context: context,
 ) -> Iterator[Runtime]:
     """Yield a participant that is ready to run, with its connections open.
 
@@ -48,12 +50,13 @@ def connected(
         trace: Wraps each request in a span.
         beat: Called when the loop makes progress, with the maximum seconds until it does again.
         current_phase: Returns the participant's phase in a round, one of `wire.PHASES`, or an empty string.
+        watched: Called with the TLS context of the connections. Returns it.
 
     Raises:
         ConfigurationError: A URL, a certificate or a proxy cannot be used.
     """
     configured = None if terms.shard is None else Shard(*terms.shard)
-    tls = client_tls(terms.tls_ca_file, terms.tls_cert_file, terms.tls_key_file)
+    tls = watched(client_tls(terms.tls_ca_file, terms.tls_cert_file, terms.tls_key_file))
     allow = [*terms.aggregator_allow, *filter(None, [urlsplit(terms.aggregator_url or "").hostname])]
     trusting = Options(trusted=partial(hosts.trusted, coordinator_url=coordinator_url, allow=allow))
     both = Options(token=terms.token, tls=tls, observe=observe, transport=transport, trace=trace)

@@ -12,6 +12,7 @@ from fedround.events import Observer
 from fedround.observability.health import Health
 
 if TYPE_CHECKING:
+    from fedround.http.tls import Context
     from fedround.observability.ops import Scrape
 
 Status = Callable[[], Mapping[str, object]]
@@ -29,6 +30,7 @@ class OpsPort:
         *,
         on_failure: Callable[[], None],
         observe: Observer,
+        watched: "Callable[[Context | None], Context | None]",
     ) -> None:
         self._settings = settings
         self._health = health
@@ -36,6 +38,7 @@ class OpsPort:
         self._scrape = scrape
         self._on_failure = on_failure
         self._observe = observe
+        self._watched = watched
         self._started: Future[Callable[[], object]] = Future()
         """A function that stops the server."""
         self._error: Exception | None = None
@@ -79,7 +82,7 @@ class OpsPort:
             port=settings.ops_port,
             setting="PARTICIPANT_OPS_PORT",
             kind="ops",
-            tls=tls.server("PARTICIPANT_OPS", settings.ops_tls_cert_file, settings.ops_tls_key_file),
+            tls=self._watched(tls.server("PARTICIPANT_OPS", settings.ops_tls_cert_file, settings.ops_tls_key_file)),
             observe=self._observe,
             known=access.known,
         )

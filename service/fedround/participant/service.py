@@ -101,6 +101,7 @@ def serve(settings: ParticipantSettings, trainer: ServiceTrainer, around: RunCon
             trace=telemetry.client,
             beat=lambda within: health.beat(within=within),
             current_phase=lambda: current.name,
+            watched=telemetry.watched,
         ) as runtime:
             ops_port = OpsPort(
                 settings,
@@ -109,6 +110,7 @@ def serve(settings: ParticipantSettings, trainer: ServiceTrainer, around: RunCon
                 telemetry.scrape,
                 on_failure=partial(runtime.stop, 0.0),
                 observe=telemetry.observe,
+                watched=telemetry.watched,
             )
 
             def stop() -> None:

@@ -20,6 +20,7 @@ from prometheus_client.process_collector import ProcessCollector
 from fedround import events
 from fedround.errors import ConfigurationError
 from fedround.events import Fact
+from fedround.observability.metrics.certificates import Certificates
 from fedround.observability.shared import Shared
 
 Labels = Mapping[str, Sequence[str]]
@@ -72,6 +73,7 @@ class Metrics:
         outcomes = {"signal": ("metrics", "traces"), "outcome": ("arrived", "failed")}
         help = "Number of OTLP requests that this process sent, by whether the receiver accepted them."
         self._pushes = self.make(Counter, "telemetry_pushes_total", help, outcomes, prefix="fedround_")
+        self.certificates = Certificates(self.registry)
 
     def __call__(self, fact: Fact) -> None:
         """Update the metrics from `fact`."""

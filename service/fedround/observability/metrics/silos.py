@@ -36,6 +36,18 @@ _FAMILIES: tuple[tuple[type[GaugeMetricFamily | CounterMetricFamily], str, str, 
     (GaugeMetricFamily, "missed_deadlines", "", "Number of missed deadlines since the last counted update."),
     (CounterMetricFamily, "late", "", "Number of rounds that closed by their quorum before the participant's update was counted."),
     (GaugeMetricFamily, "shard", "", "Index of the shard of the data that the participant trains on, counted from 0."),
+    (
+        GaugeMetricFamily,
+        "certificate_not_before_timestamp_seconds",
+        "",
+        "Start of the validity of the participant's client certificate, in Unix time.",
+    ),
+    (
+        GaugeMetricFamily,
+        "certificate_not_after_timestamp_seconds",
+        "",
+        "End of the validity of the participant's client certificate, in Unix time.",
+    ),
     (GaugeMetricFamily, "training_metric", "name", "Metrics of training in the last completed round that counted an update."),
     (GaugeMetricFamily, "evaluation_metric", "name", "Metrics of the last evaluation of a global model."),
 )

@@ -72,7 +72,7 @@ def test_each_round_has_the_metrics_of_its_own_model_wherever_they_are_shown(tmp
         assert told["last"] == {"round": 3, "run": "default", "samples": 4, "metrics": {"weight": 4, "peak": -1}, "reason": ""}
         assert sample(platform, 'evaluation_metric{metric="weight"}') == 4
         assert sample(platform, "evaluation_round") == 3
-        assert sample(platform, "evaluation_running_seconds") == 0
+        assert sample(platform, "evaluation_running_seconds") == sample(platform, "evaluation_models_behind") == 0
         counts = [sample(platform, f'evaluations_total{{outcome="{outcome}"}}') for outcome in ("succeeded", "skipped")]
         assert (counts[0], sum(counts)) == (len(found), 4)
         platform.said(r"model of round 3 evaluated by support.examiner:first in [\d.]+ s: weight=4 peak=-1")
@@ -142,6 +142,8 @@ def test_a_function_that_fails_is_named_and_costs_no_round() -> None:
         assert (
             sample(platform, 'evaluations_total{outcome="failed"}') + sample(platform, 'evaluations_total{outcome="skipped"}') == 3
         )
+        assert sample(platform, "evaluation_consecutive_failures") == sample(platform, 'evaluations_total{outcome="failed"}')
+        assert sample(platform, "evaluation_models_behind") == 3
 
 
 def test_a_function_that_never_returns_keeps_neither_a_round_nor_the_end_nor_the_exit() -> None:
@@ -151,6 +153,7 @@ def test_a_function_that_never_returns_keeps_neither_a_round_nor_the_end_nor_the
             assert participant.wait() == 0
         platform.said("the aggregator did not evaluate the final model within 1 s; the run ends without it: round 2")
         assert platform.status("AGGREGATOR_OPS_PORT")["evaluation"]["evaluating"]["round"] == 0
+        assert (sample(platform, "evaluation_consecutive_failures"), sample(platform, "evaluation_models_behind")) == (0, 3)
         assert platform.end() == 0
 
 

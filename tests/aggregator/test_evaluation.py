@@ -27,9 +27,9 @@ def candidate(round: int | None, run: str = "run") -> Candidate:
     return Candidate(round, run, None)
 
 
-def end(schedule: Schedule) -> bool:
+def end(schedule: Schedule, *, failed: bool = False) -> bool:
     assert schedule.running is not None
-    return schedule.ended(ServerEvaluation(schedule.running.round, schedule.running.run, metrics={"m": 1.0}))
+    return schedule.ended(ServerEvaluation(schedule.running.round, schedule.running.run, metrics={"m": 1.0}), failed=failed)
 
 
 def test_of_models_that_wait_the_newest_is_evaluated_next() -> None:
@@ -86,6 +86,39 @@ def test_a_model_that_is_known_is_not_evaluated_again() -> None:
     assert schedule.rounds == {1}
 
 
+def test_failures_in_a_row_and_models_that_wait_for_a_result_are_counted() -> None:
+    schedule = Schedule()
+    seen = []
+    for round, failed in enumerate([False, True, True, False]):
+        schedule.submit(candidate(round))
+        schedule.begin()
+        before = schedule.behind
+        end(schedule, failed=failed)
+        seen.append((before, schedule.failures, schedule.behind))
+    assert seen == [(1, 0, 0), (1, 1, 1), (2, 2, 2), (3, 0, 0)]
+    for round in range(4, 8):  # while that of round 4 does not end
+        schedule.submit(candidate(round))
+        schedule.begin()
+    assert schedule.behind == 4
+    end(schedule)
+    assert schedule.behind == 3, "those of rounds 5 to 7"
+    schedule.begin()
+    end(schedule)
+    assert schedule.behind == 0
+
+
+def test_after_a_rollback_models_are_counted_anew() -> None:
+    schedule = Schedule()
+    for round in range(3):
+        schedule.submit(candidate(round))
+        schedule.begin()
+    schedule.roll_back(-1)
+    assert schedule.behind == 0
+    schedule.submit(candidate(0))
+    assert not end(schedule)
+    assert (schedule.behind, schedule.begin()) == (1, candidate(0))
+
+
 @given(st.lists(st.sampled_from(["submit", "begin", "end", "run", "roll back"]), max_size=60))
 def test_whatever_happens_little_is_held_and_the_newest_model_comes_to_its_turn(steps: list[str]) -> None:
     schedule, round, run = Schedule(), -1, 0
@@ -109,6 +142,7 @@ def test_whatever_happens_little_is_held_and_the_newest_model_comes_to_its_turn(
         if schedule.running or schedule.begin():
             end(schedule)
     assert schedule.results[-1].round == round + 1
+    assert (schedule.behind, schedule.failures) == (0, 0)
 
 
 @pytest.mark.parametrize(

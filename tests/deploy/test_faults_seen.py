@@ -50,6 +50,8 @@ EXPECTED = {
     "AggregatorRefusingUpdates invalid",
     "AggregatorRefusingUpdates unavailable",
     "AggregatorRefusingUpdates gone",
+    "EvaluationFailing",
+    "EvaluationFailing slow",
     "CertificateExpiring",
 }
 NAMED = {
@@ -136,9 +138,12 @@ def faults(f: Federation) -> Seen:
 
     until(lambda: p.value("max(fedround_coordinator_round)") > 20, 90)
     f.mood("large", "three")
-    fires("UpdateNormExploding")
+    f.mood("raise", "examiner")
+    fires("UpdateNormExploding", "EvaluationFailing")
     f.mood("heavy", "three")
-    fires("DominantUpdate")
+    f.mood("hang", "examiner")
+    fires("DominantUpdate", "EvaluationFailing slow")
+    f.mood("", "examiner")
 
     f.mood("nan", "three")
     f.shown("NaN", lambda: p.value("sum(increase(fedround_participant_nonfinite_weights_total[5s]))") > 0)

@@ -1,12 +1,17 @@
 """A participant for processes under test that behaves as a file says, from one round to the next."""
 
+import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 import fedround
 from fedround.tensors.weights import Array
+
+EXAMINER = "EXAMINER_MOOD"
+"""The variable with the file that says how `examine` behaves: nothing, `raise` or `hang`."""
 
 
 class Moody(fedround.NumPyParticipant):
@@ -43,3 +48,13 @@ class Judge(Moody):
 
     def evaluate(self, weights: Array) -> fedround.Evaluation:
         return fedround.Evaluation(1, accuracy=self.loss)
+
+
+def examine(weights: Array) -> Mapping[str, float]:
+    """An evaluation at the aggregator."""
+    mood = Path(os.environ[EXAMINER])
+    while mood.read_text() == "hang":
+        time.sleep(0.1)
+    if mood.read_text() == "raise":
+        raise ValueError("no test set")
+    return {"mean": float(weights.mean())}

@@ -59,7 +59,11 @@ class Federation:
             (self.directory / name).write_text(mood)
 
     def start_aggregator(self, **ports: str) -> None:
-        self.aggregator = self.start("aggregator", AGGREGATOR_DATA_DIR=str(self.directory / "models"), **ports)
+        examined = {"AGGREGATOR_EVALUATE": "support.moody:examine", "PYTHONPATH": str(TESTS)}
+        mood = self.directory / "examiner"
+        mood.touch()
+        models = str(self.directory / "models")
+        self.aggregator = self.start("aggregator", AGGREGATOR_DATA_DIR=models, EXAMINER_MOOD=str(mood), **examined, **ports)
 
     def certify(self, name: str, pair: Pair) -> str:
         """A file with this certificate and its key, to be replaced at once."""

@@ -10,7 +10,7 @@ The rules:
 """
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedround.common.books import ServerEvaluation
@@ -27,6 +27,8 @@ class Candidate:
     round: int | None
     run: str
     model: Any
+    number: int = field(default=0, compare=False)
+    """How many models were submitted until this one."""
 
 
 class Schedule:
@@ -35,6 +37,11 @@ class Schedule:
     def __init__(self) -> None:
         self.running: Candidate | None = None
         self.results: deque[ServerEvaluation] = deque(maxlen=REMEMBERED)
+        self.failures = 0
+        """Number of failed evaluations since the last one that succeeded."""
+        self._submitted = 0
+        self._evaluated = 0
+        """Number of the newest model that was evaluated."""
         self._void = False
         """Whether a rollback has removed the model that is being evaluated."""
         self._waiting: dict[str, Candidate] = {}
@@ -44,6 +51,11 @@ class Schedule:
     def waiting(self) -> list[Candidate]:
         """The waiting models, oldest run first."""
         return list(self._waiting.values())
+
+    @property
+    def behind(self) -> int:
+        """Number of models that are newer than the last one that was evaluated."""
+        return self._submitted - self._evaluated
 
     @property
     def rounds(self) -> frozenset[int]:
@@ -57,7 +69,8 @@ class Schedule:
         if new.round is not None and new.round in self._known():
             return []
         former = self._waiting.pop(new.run, None)
-        self._waiting[new.run] = new
+        self._submitted += 1
+        self._waiting[new.run] = replace(new, number=self._submitted)
         skipped = [] if former is None else [former]
         if len(self._waiting) > MOST_WAITING:
             skipped.append(self._waiting.pop(next(iter(self._waiting))))
@@ -70,18 +83,22 @@ class Schedule:
         self.running = self._waiting.pop(next(iter(self._waiting)))
         return self.running
 
-    def ended(self, result: ServerEvaluation) -> bool:
+    def ended(self, result: ServerEvaluation, *, failed: bool = False) -> bool:
         """End the running evaluation. Return whether its result counts."""
-        void, self.running, self._void = self._void, None, False
-        if not void:
-            self.results.append(result)
-        return not void
+        ended, void, self.running, self._void = self.running, self._void, None, False
+        if void:
+            return False
+        self.results.append(result)
+        self.failures = self.failures + 1 if failed else 0
+        self._evaluated = max(self._evaluated, ended.number if ended and not failed else 0)
+        return True
 
     def roll_back(self, newest: int) -> None:
         """Discard the models of all rounds after `newest`."""
         self._waiting = {run: one for run, one in self._waiting.items() if not _after(newest, one.round)}
         self.results = deque((result for result in self.results if not _after(newest, result.round)), REMEMBERED)
         self._void = self._void or (self.running is not None and _after(newest, self.running.round))
+        self._evaluated = self._submitted
 
     def _known(self) -> set[int | None]:
         running = set() if self.running is None or self._void else {self.running.round}

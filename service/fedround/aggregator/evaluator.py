@@ -66,6 +66,8 @@ class Evaluator:
         return {
             "function": self.name,
             "evaluating": running and {"round": running.round, "run": running.run, "seconds": seconds},
+            "failures": self.schedule.failures,
+            "behind": self.schedule.behind,
             "waiting": [{"round": one.round, "run": one.run} for one in self.schedule.waiting],
             "last": last
             and {"round": last.round, "run": last.run, "samples": last.samples, "metrics": last.metrics, "reason": last.reason},
@@ -84,7 +86,7 @@ class Evaluator:
         self._work.put(candidate)
 
     def _ended(self, result: ServerEvaluation, fact: Fact) -> None:
-        if self.schedule.ended(result):
+        if self.schedule.ended(result, failed=isinstance(fact, events.EvaluationFailed)):
             self._observer(fact)
             self.on_result()
         self._begin()

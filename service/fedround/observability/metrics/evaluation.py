@@ -47,7 +47,8 @@ class Evaluations(Collector):
     def collect(self) -> Iterator[Metric]:
         """Return all families. A family without a value has no samples."""
         prefix, found = self._metrics.prefix, self._newest
-        running = (self.status().get("evaluation") or {}).get("evaluating")
+        status = self.status().get("evaluation") or {}
+        running = status.get("evaluating")
         metric = GaugeMetricFamily(
             prefix + "evaluation_metric", "Metrics of the last model that AGGREGATOR_EVALUATE evaluated.", labels=["metric"]
         )
@@ -63,4 +64,14 @@ class Evaluations(Collector):
             prefix + "evaluation_running_seconds",
             "Time since the current evaluation began, in seconds; 0: no evaluation is running.",
             value=running["seconds"] if running else 0,
+        )
+        yield GaugeMetricFamily(
+            prefix + "evaluation_consecutive_failures",
+            "Number of failed evaluations since the last one that succeeded.",
+            value=status.get("failures", 0),
+        )
+        yield GaugeMetricFamily(
+            prefix + "evaluation_models_behind",
+            "Number of models that are newer than the last one that was evaluated, or that needed no evaluation.",
+            value=status.get("behind", 0),
         )

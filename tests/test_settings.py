@@ -108,6 +108,7 @@ def test_the_coordinators_defaults_are_the_documented_ones() -> None:
         "internal_tls_key_file": None,
         "otlp_endpoint": None,
         "otlp_headers": None,
+        "otlp_namespace": None,
         "data_dir": None,
         "bind": "0.0.0.0",  # noqa: S104
         "port": 8081,
@@ -518,3 +519,9 @@ def test_every_setting_has_a_variable_a_flag_and_a_description_of_its_own(cls: t
     rows = list(cls.rows())
     assert len({row.variable for row in rows}) == len({row.flag() for row in rows}) == len(rows)
     assert all(row.description.endswith(".") for row in rows)
+
+
+@pytest.mark.parametrize("text", ["a b", "x" * 64, "a\nb", 'fl"', "ä"])
+def test_a_namespace_is_a_plain_label(text: str) -> None:
+    assert load(CoordinatorSettings, {"COORDINATOR_OTLP_NAMESPACE": "team-a.fl_1"}, {}).settings.otlp_namespace == "team-a.fl_1"
+    assert "COORDINATOR_OTLP_NAMESPACE" in problems(CoordinatorSettings, {"COORDINATOR_OTLP_NAMESPACE": text})

@@ -240,6 +240,19 @@ def test_a_coordinator_may_connect_to_the_collector_that_it_relays_to() -> None:
     assert [[port["port"] for port in rule["ports"]] for rule in policy["egress"]] == [[53, 53], [4319]]
 
 
+@pytest.mark.parametrize(
+    ("settings", "namespace"),
+    [
+        ([], None),
+        (["otlp_endpoint=http://collector:4318"], "default"),
+        (["otlp_endpoint=http://collector:4318", "otlp_namespace=fl"], "fl"),
+    ],
+)
+def test_relayed_metrics_have_the_namespace_that_a_pod_monitor_gives_the_others(settings: list[str], namespace: str | None) -> None:
+    objects = rendered("coordinator", *(f"coordinator.settings.{setting}" for setting in settings))
+    assert objects["ConfigMap", "fl-coordinator"]["data"].get("COORDINATOR_OTLP_NAMESPACE") == namespace
+
+
 def test_the_ops_ports_are_not_open_to_the_world_with_the_public_ones() -> None:
     def ports(*settings: str) -> dict[str, list[str]]:
         services = [found for (kind, _), found in rendered("coordinator", *settings).items() if kind == "Service"]

@@ -112,6 +112,14 @@ def test_a_prometheus_has_the_same_series_whether_it_scrapes_or_receives(tmp_pat
         assert {name: exemplar["labels"][name] for name in IDS} == IDS
 
 
+def test_what_is_pushed_can_have_the_label_of_its_federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the guide says."""
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "namespace=fl")
+    found: list[Service] = [(ParticipantMetrics(name="anna"), "participant", "anna")]
+    with prometheus3(tmp_path / "receiving", promoted=["namespace"]) as store, pushing(found, of_receiver(store)):
+        until(lambda: store.query('fedround_participant_info{namespace="fl"}'))
+
+
 def rules() -> list[str]:
     """The query of each rule."""
     found = re.findall(r"expr: (?:\|\n)?((?:.+\n)(?: {10}.*\n)*)", RULES_TEXT)

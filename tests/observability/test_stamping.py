@@ -71,7 +71,7 @@ def test_the_name_that_a_silo_claims_is_replaced_by_the_proved_one() -> None:
         "host": "x",
     }
     request = metrics(**claims, service__instance__id="berta", service__version="1.2")
-    for key in ("job", "instance", "participant", "service.name"):
+    for key in ("job", "instance", "participant", "service.name", "namespace"):
         label(metric_of(request).gauge.data_points[0], key, "berta")
     label(metric_of(request).gauge.data_points[0], "source", "global")
     found = of(stamp(request))
@@ -84,6 +84,17 @@ def test_the_name_that_a_silo_claims_is_replaced_by_the_proved_one() -> None:
     (point,) = metric_of(found).gauge.data_points
     assert values(point.attributes) == {"source": "global"}
     assert (point.as_double, point.time_unix_nano) == (7, NOW), "a silo with a wrong clock is heard at the time of its arrival"
+
+
+def test_the_coordinators_namespace_is_a_label_of_each_point() -> None:
+    request = metrics()
+    point = metric_of(request).gauge.data_points[0]
+    for number in range(MAX_LABELS):
+        label(point, f"own{number}")
+    label(point, "namespace", "of-others")
+    found = stamped(wire.OTLP_METRICS, request.SerializeToString(), "anna", NOW, "fl")
+    labels = values(metric_of(of(found)).gauge.data_points[0].attributes)
+    assert (labels["namespace"], len(labels)) == ("fl", MAX_LABELS + 1)
 
 
 def test_what_a_participant_of_ours_sends_passes_whole(authority: Authority) -> None:

@@ -30,10 +30,10 @@ def queries() -> Iterator[tuple[str, str]]:
             yield name, target["expr"]
 
 
-def asked(query: str, *, participant: str = "a", interval: str = "5m", window: str = "10m") -> str:
+def asked(query: str, *, participant: str = "a", interval: str = "5m", window: str = "10m", namespace: str = ".*") -> str:
     """As Grafana sends it, with its variables filled in."""
     filled = {
-        "$namespace": ".*",
+        "$namespace": namespace,
         "$participant": participant,
         "$instance": ".*",
         "$__rate_interval": interval,

@@ -3,7 +3,7 @@
 import json
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,20 @@ class Store:
     """A Prometheus."""
 
     url: str
+    targets: Path
+    """Where it finds the addresses to scrape."""
+    labels: Mapping[str, str]
+    """Labels of all that it scrapes."""
+
+    def find(self, targets: Mapping[tuple[str, str], str]) -> None:
+        """Let it scrape these addresses, by job and instance."""
+        found = [
+            {"targets": [address], "labels": {**self.labels, "job": job, "instance": instance}}
+            for (job, instance), address in targets.items()
+        ]
+        new = self.targets.with_suffix(".new")
+        new.write_text(json.dumps(found))
+        new.rename(self.targets)
 
     def ask(self, path: str, **parameters: str) -> Any:
         with urllib.request.urlopen(f"{self.url}{path}?{urllib.parse.urlencode(parameters)}", timeout=30) as answer:
@@ -50,18 +64,28 @@ class Store:
 
 @contextmanager
 def prometheus3(
-    directory: Path, *, targets: Mapping[tuple[str, str], str] | None = None, strategy: str = "UnderscoreEscapingWithSuffixes"
+    directory: Path,
+    *,
+    targets: Mapping[tuple[str, str], str] | None = None,
+    strategy: str = "UnderscoreEscapingWithSuffixes",
+    promoted: Sequence[str] = (),
+    rules: Sequence[Path] = (),
+    **labels: str,
 ) -> Iterator[Store]:
-    """One that receives OTLP, and scrapes an address for each job and instance."""
+    """One that receives OTLP, and scrapes an address for each job and instance.
+
+    `promoted`: attributes of resources that become labels. `labels`: of all that it scrapes.
+    """
     directory.mkdir()
-    of_job: dict[str, list[object]] = {}
-    for (job, instance), address in (targets or {}).items():
-        of_job.setdefault(job, []).append({"targets": [address], "labels": {"instance": instance}})
-    jobs = [{"job_name": job, "static_configs": addresses} for job, addresses in of_job.items()]
-    timing = {"scrape_interval": "1s", "scrape_timeout": "1s"}
-    config = {"global": timing, "scrape_configs": jobs, "otlp": {"translation_strategy": strategy}}
-    (directory / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
     address = f"127.0.0.1:{free_port()}"
+    store = Store(f"http://{address}", directory / "targets.json", labels)
+    store.find(targets or {})
+    scraping = [{"job_name": "all", "file_sd_configs": [{"files": [str(store.targets)]}]}]
+    timing = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
+    otlp = {"translation_strategy": strategy, "promote_resource_attributes": promoted}
+    files = {"rule_files": [str(path) for path in rules]}
+    config = {"global": timing, "scrape_configs": scraping, "otlp": otlp, **files}
+    (directory / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
     command = [
         tool("prometheus3"),
         f"--config.file={directory / 'prometheus.yml'}",
@@ -71,7 +95,7 @@ def prometheus3(
         "--enable-feature=exemplar-storage",
     ]
     with at_work(command, f"http://{address}/-/ready", directory / "log"):
-        yield Store(f"http://{address}")
+        yield store
 
 
 @contextmanager

@@ -59,12 +59,16 @@ class Relay:
     Args:
         post: Sends a message to the collector.
         observe: Receives a fact about each message that arrives, and about each batch that is forwarded or dropped.
+        namespace: Label `namespace` of all metrics. None: no label.
         clock: Returns monotonic seconds.
     """
 
-    def __init__(self, post: Post, observe: Observer, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, post: Post, observe: Observer, *, namespace: str | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._post = post
         self._observe = observe
+        self._namespace = namespace
         self._clock = clock
         self._backlog = Backlog()
         self._queued = {path: asyncio.Event() for path in wire.OTLP}
@@ -110,7 +114,7 @@ class Relay:
         encoding = request.headers.get("content-encoding", "").strip().lower()
 
         def stamp() -> stamping.Stamped:
-            return stamping.stamped(path, stamping.inflated(body, encoding), name, time.time_ns())
+            return stamping.stamped(path, stamping.inflated(body, encoding), name, time.time_ns(), self._namespace)
 
         message, series = await asyncio.to_thread(stamp)
         asgi.check_admitted(request)
@@ -211,7 +215,7 @@ async def relaying(settings: CoordinatorSettings, observe: Observer) -> AsyncIte
         async def post(path: str, message: bytes) -> int:
             return await collector.post(path, message, headers, timeout=ANSWER_SECONDS)
 
-        relay = Relay(post, observe)
+        relay = Relay(post, observe, namespace=settings.otlp_namespace)
         task = asyncio.create_task(relay.run())
         try:
             yield relay

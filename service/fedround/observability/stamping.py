@@ -3,7 +3,8 @@
 1. The size of a message, also decompressed, and its number of data points or spans are bounded.
 2. A message may contain only metrics of participants, by name: a participant cannot report for another service.
 3. The resource is replaced, except for the version. The new resource has the authenticated identity of the sender.
-4. Labels that name a service or a participant are removed. `fedround_participant_info` gets the name of the sender.
+4. Labels that name a service, a participant or a namespace are removed. `fedround_participant_info` gets the name of the sender,
+   and all data points get the coordinator's namespace.
 5. Data points get the time of their arrival, so that a wrong clock does not harm the collector.
 6. An inconsistent message is rejected. Otherwise the collector would reject it together with the rest of its batch.
 """
@@ -34,8 +35,19 @@ METRIC = re.compile(
     r"(fedround_(participant|http|telemetry|tls)|http_client|process|python)_[a-z0-9_]{1,100}|fedround_(build|run)_info"
 )
 LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,63}")
+NAMESPACE = "namespace"
+"""The label by which dashboards and alerts group a federation."""
 IDENTITY_LABELS = frozenset(
-    {"participant", "job", "instance", "fedround.participant", "service.name", "service.namespace", "service.instance.id"}
+    {
+        "participant",
+        "job",
+        "instance",
+        "fedround.participant",
+        "service.name",
+        "service.namespace",
+        "service.instance.id",
+        NAMESPACE,
+    }
 )
 INFO = "fedround_participant_info"
 """The metric whose label `name` is the participant's name."""
@@ -68,7 +80,7 @@ def inflated(body: bytes | bytearray, encoding: str) -> bytes:
     return found
 
 
-def stamped(path: str, body: bytes, name: str, now: int) -> Stamped:
+def stamped(path: str, body: bytes, name: str, now: int, namespace: str | None = None) -> Stamped:
     """Check a message, and stamp it with the name of its sender.
 
     Args:
@@ -76,14 +88,16 @@ def stamped(path: str, body: bytes, name: str, now: int) -> Stamped:
         body: The message.
         name: The authenticated name of the sender.
         now: Unix time in nanoseconds.
+        namespace: Label `namespace` of all data points. None: no label.
 
     Raises:
         BadTelemetry: The message breaks a rule.
     """
-    return _metrics(body, name, now) if path == wire.OTLP_METRICS else _spans(body, name)
+    return _metrics(body, name, now, namespace) if path == wire.OTLP_METRICS else _spans(body, name)
 
 
-def _metrics(body: bytes, name: str, now: int) -> Stamped:
+def _metrics(body: bytes, name: str, now: int, namespace: str | None) -> Stamped:
+    added = {NAMESPACE: namespace} if namespace else {}
     request = _parse(ExportMetricsServiceRequest, body)
     series: dict[int, int] = {}
     items = 0
@@ -96,7 +110,7 @@ def _metrics(body: bytes, name: str, now: int) -> Stamped:
                 items += len(points) + sum(len(point.exemplars) for point in points)
                 _check_items(items)
                 for point in points:
-                    labels = _labels(point, now, {"name": name} if metric.name == INFO else {})
+                    labels = _labels(point, now, added | ({"name": name} if metric.name == INFO else {}))
                     series[hash((metric.name, labels))] = _series_of(metric, point)
     return Stamped(request.SerializeToString(), series)
 
@@ -118,7 +132,7 @@ def _points(metric: Metric) -> Sequence[Any]:
 
 def _labels(point: Any, now: int, stamp: dict[str, str]) -> frozenset[tuple[str, str]]:
     """Check a data point, remove the labels that name a sender, and add those of `stamp`. Return the labels."""
-    labels = {each.key: each.value.string_value for each in point.attributes if each.key not in IDENTITY_LABELS} | stamp
+    labels = {each.key: each.value.string_value for each in point.attributes if each.key not in IDENTITY_LABELS}
     if len(labels) > MAX_LABELS:
         raise BadTelemetry(f"a data point has {MAX_LABELS} labels at most")
     for each in point.attributes:
@@ -126,6 +140,7 @@ def _labels(point: Any, now: int, stamp: dict[str, str]) -> frozenset[tuple[str,
             raise BadTelemetry(f"{wire.one_line(each.key[:100])!r} is not a valid label name")
         if each.value.WhichOneof("value") != "string_value" or len(each.value.string_value) > MAX_TEXT:
             raise BadTelemetry(f"a label is a text of at most {MAX_TEXT} characters")
+    labels |= stamp
     _set_attributes(point.attributes, labels)
     point.time_unix_nano = now
     point.start_time_unix_nano = min(point.start_time_unix_nano, now)

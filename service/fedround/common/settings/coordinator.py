@@ -7,7 +7,7 @@ from pydantic import Field
 from fedround.common.settings.base import setting
 from fedround.common.settings.platform import PlatformSettings
 from fedround.common.settings.training import BestBy, Quorum, RoundConfig, RunName, StopWhen
-from fedround.common.settings.types import Duration, HeaderFields, Number, Place, Port, Url, header_fields
+from fedround.common.settings.types import Duration, HeaderFields, Label, Number, Place, Port, Url, header_fields
 
 
 class CoordinatorSettings(PlatformSettings):
@@ -108,6 +108,11 @@ class CoordinatorSettings(PlatformSettings):
     )
     otlp_headers: HeaderFields = setting(
         None, "Header fields for that collector: name=value, separated by commas, for example Authorization=Bearer%20abc."
+    )
+    otlp_namespace: Label = setting(
+        None,
+        "Label `namespace` of the metrics that the coordinator forwards. Set it to the `namespace` that the "
+        "coordinator's metrics have in Prometheus: dashboards and alerts group a federation by this label. Unset: no label.",
     )
     data_dir: Place = setting(
         None,

@@ -93,6 +93,12 @@ def _listed(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+def _label(value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(r"[\w.-]{1,63}", value, re.ASCII):
+        raise ValueError("write 1 to 63 letters, digits, dots, hyphens and underscores")
+    return value
+
+
 def _patterns(value: tuple[str, ...]) -> tuple[str, ...]:
     if wrong := [each for each in value if not re.fullmatch(r"[\w.:*?-]+", each.removesuffix(LOCAL_SERIES), re.ASCII)]:
         raise ValueError(f"{wrong[0]!r} is not a pattern: write names with * and ?, such as fedround_*,process_*")
@@ -135,6 +141,7 @@ Port = Annotated[int, Field(ge=0, le=65535, title="port")]
 Origins = Annotated[tuple[str, ...], BeforeValidator(_origins), Field(title="origins")]
 Secret = Annotated[SecretStr | None, AfterValidator(_sendable), Field(title="secret")]
 HeaderFields = Annotated[SecretStr | None, AfterValidator(_headers), Field(title="secret")]
+Label = Annotated[str | None, AfterValidator(_label), Field(title="text")]
 Patterns = Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_patterns), Field(title="patterns")]
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed), Field(title="names")]
 Hosts = Annotated[tuple[str, ...], BeforeValidator(_hosts), Field(title="hosts")]

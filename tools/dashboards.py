@@ -22,14 +22,18 @@ KEEP = "${datasource:queryparam}&${namespace:queryparam}&${window:queryparam}"
 WINDOWS = ("5m", "10m", "30m", "1h", "6h", "1d")
 WINDOW = "10m"
 """Default window of panels that count. Rounds take seconds in one federation and hours in another."""
-TRACES: Mapping[str, Mapping[str, object]] = {
-    # Jaeger's search requires a service.
-    "jaeger": {"queryType": "search", "service": "fedround-coordinator", "operation": "fedround.round"},
-    "tempo": {
-        "queryType": "traceql",
-        "query": '{ name = "fedround.round" && resource.service.name =~ "fedround-(coordinator|platform)" }',
-        "tableType": "traces",
-    },
+SERVICES = ("fedround-coordinator", "fedround-platform")
+"""The services that begin the traces of rounds: a coordinator alone, or together with an aggregator."""
+TRACES: Mapping[str, list[Mapping[str, object]]] = {
+    # Jaeger's search requires one service. If the store does not know it, the result is empty.
+    "jaeger": [{"queryType": "search", "service": service, "operation": "fedround.round"} for service in SERVICES],
+    "tempo": [
+        {
+            "queryType": "traceql",
+            "query": f'{{ name = "fedround.round" && resource.service.name =~ "{"|".join(SERVICES)}" }}',
+            "tableType": "traces",
+        }
+    ],
 }
 """Queries for the traces of rounds, by kind of data source. Each kind has its own variable, because the queries differ."""
 SHORT = {
@@ -109,8 +113,9 @@ def window() -> Json:
 def traces(kind: str) -> str:
     """Return the URL at which Explore shows the traces of rounds in the dashboard's time range."""
     datasource = f"${{{kind}}}"
-    query = {"refId": "A", "datasource": {"type": kind, "uid": datasource}, **TRACES[kind]}
-    pane = {"datasource": datasource, "queries": [query], "range": {"from": "${__from}", "to": "${__to}"}}
+    source = {"type": kind, "uid": datasource}
+    queries = [{"refId": letter, "datasource": source, **query} for letter, query in zip(LETTERS, TRACES[kind], strict=False)]
+    pane = {"datasource": datasource, "queries": queries, "range": {"from": "${__from}", "to": "${__to}"}}
     return f"/explore?schemaVersion=1&panes={quote(json.dumps({'traces': pane}), safe='${}')}"
 
 
@@ -173,7 +178,7 @@ def columns(queries: list[Json]) -> tuple[list[Json], list[Json]]:
 
 
 def target(kind: str, letter: str, source: Json) -> Json:
-    """Return a query in Grafana's format. A query of a histogram of durations includes its exemplars."""
+    """Return a query in Grafana's format. A query of a histogram of durations includes its exemplars, unless it has none."""
     instant = kind in ("bargauge", "stat", "table")
     return {
         "refId": letter,
@@ -183,7 +188,7 @@ def target(kind: str, letter: str, source: Json) -> Json:
         "instant": instant,
         "range": not instant,
         "format": "table" if kind == "table" else "time_series",
-        "exemplar": "_seconds_bucket{" in source["query"],
+        "exemplar": source.get("exemplar", "_seconds_bucket{" in source["query"]),
     }
 
 

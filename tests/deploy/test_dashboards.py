@@ -9,6 +9,7 @@ import urllib.parse
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,8 +34,8 @@ IN_FULL = 60
 MOST_SERIES, MOST_ROWS = 50, 200
 CERTIFICATE = Validity(1.7e9, 1.7e9 + 365 * 86400)
 PANELS = dict(panels())
-# Recorded series have no exemplars; those of single participants are on their own dashboard.
-NO_EXEMPLARS = {"fleet: Phases of rounds"}
+# Recorded series have no exemplars; those of single participants are on their own dashboard. Evaluations are not traced.
+NO_EXEMPLARS = {"fleet: Phases of rounds", "platform: Duration of evaluations"}
 MEASURED_BY_PARTICIPANTS = "Metrics of participants that are scraped or push"
 
 
@@ -111,18 +112,21 @@ def test_a_dashboard_leads_to_the_others(name: str) -> None:
 
 @pytest.mark.parametrize("name", DASHBOARDS)
 def test_a_dashboard_leads_to_traces_in_jaeger_and_in_tempo(name: str) -> None:
-    """Each asks as its data source wants to be asked: Jaeger for one service, Tempo in TraceQL."""
-    asked = {}
+    """Each asks as its data source wants to be asked: Jaeger for one service at a time, Tempo in TraceQL."""
+    asked: dict[str, list[dict[str, Any]]] = {}
     for link in DASHBOARDS[name]["links"]:
         if link["url"].startswith("/explore?"):
             (pane,) = json.loads(urllib.parse.parse_qs(urllib.parse.urlsplit(link["url"]).query)["panes"][0]).values()
-            (query,) = pane["queries"]
-            assert pane["datasource"] == query["datasource"]["uid"] == f"${{{query['datasource']['type']}}}"
-            asked[query["datasource"]["type"]] = query
+            for query in pane["queries"]:
+                assert pane["datasource"] == query["datasource"]["uid"] == f"${{{query['datasource']['type']}}}"
+                asked.setdefault(query["datasource"]["type"], []).append(query)
+            assert len({query["refId"] for query in pane["queries"]}) == len(pane["queries"])
     kinds = {variable["query"] for variable in DASHBOARDS[name]["templating"]["list"] if variable["type"] == "datasource"}
     assert kinds - {"prometheus"} == set(asked) == {"jaeger", "tempo"}
-    assert (asked["jaeger"]["service"], asked["jaeger"]["operation"]) == ("fedround-coordinator", "fedround.round")
-    assert re.search(asked["tempo"]["query"].split('"')[3], "fedround-coordinator")
+    services = ["fedround-coordinator", "fedround-platform"]
+    assert [(query["service"], query["operation"]) for query in asked["jaeger"]] == [(name, "fedround.round") for name in services]
+    (tempo,) = asked["tempo"]
+    assert all(re.fullmatch(tempo["query"].split('"')[3], name) for name in services)
 
 
 def test_the_fleet_is_shown_without_a_series_of_the_participants() -> None:

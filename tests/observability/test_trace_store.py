@@ -163,15 +163,39 @@ def test_the_exemplars_of_the_dashboards_are_traces_in_the_store(seen: Seen) -> 
     assert without == set(), "no trace for any dot"
 
 
-@pytest.mark.parametrize("name", DASHBOARDS)
-def test_a_dashboards_link_to_traces_finds_all_rounds(name: str, seen: Seen) -> None:
+def by_link(name: str, store: Jaeger, began: float, ended: float) -> list[list[Span]]:
+    """The traces that a dashboard's link finds."""
     (pane,) = (
         json.loads(urllib.parse.parse_qs(urllib.parse.urlsplit(link["url"]).query)["panes"][0])["traces"]
         for link in DASHBOARDS[name]["links"]
         if "jaeger" in link["url"]
     )
-    (query,) = pane["queries"]
-    within = {"start": int(seen.began * 1e6), "end": int(seen.ended * 1e6)}
-    found = seen.jaeger.search(service=query["service"], operation=query["operation"], **within)
+    within = {"start": int(began * 1e6), "end": int(ended * 1e6)}
+    asked_for = [{field: query[field] for field in ("service", "operation")} for query in pane["queries"]]
+    return [spans for query in asked_for for spans in store.search(**query, **within)]
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_a_dashboards_link_to_traces_finds_all_rounds(name: str, seen: Seen) -> None:
+    found = by_link(name, seen.jaeger, seen.began, seen.ended)
     assert len(found) == ROUNDS + 1
     assert {root(spans).name for spans in found} == {"fedround.round"}
+
+
+def test_the_links_find_the_rounds_of_a_platform_in_one_process_as_well(tmp_path: Path) -> None:
+    began = time.time()
+    with jaeger(tmp_path) as store:
+        traced = {"OTEL_EXPORTER_OTLP_ENDPOINT": store.endpoint, "OTEL_BSP_SCHEDULE_DELAY": "100"}
+        with running("platform", COORDINATOR_ROUNDS="2", **traced) as platform:
+            silo = {
+                "PARTICIPANT_COORDINATOR_URL": platform.url("COORDINATOR_PORT"),
+                "PARTICIPANT_CLASS": "fedround.demo:HousePrices",
+            }
+            with running("participant", **silo, **traced) as participant:
+                assert participant.wait() == 0
+            assert platform.end() == 0
+        for name in DASHBOARDS:
+            found = by_link(name, store, began, time.time())
+            numbers = sorted(root(spans).attributes["fedround.round.number"] for spans in found)
+            assert numbers[:2] == [0, 1]
+            assert {root(spans).service for spans in found} == {"fedround-platform"}

@@ -6,8 +6,15 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
+from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.resources import Resource
 
+from fedround.common import wire
 from fedround.common.settings import Settings
+from fedround.observability.bridge import Bridge
+from fedround.observability.metrics.participant import ParticipantMetrics
 from support.updates import claiming, npy, update
 
 ID = "0b8b3f6e-52a5-4b44-8e51-5f0a3c1f0a77"
@@ -228,3 +235,91 @@ REQUESTS = [
     f"DELETE /rendez_vous/{ID} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n".encode(),
 ]
 requests = noisy(*REQUESTS)
+
+
+# Telemetry of participants
+
+LABELS = ["service.name", "service.instance.id", "fedround.participant", "namespace", "job", "name", "le"]
+METRICS = ["fedround_participant_info", "fedround_participant_rounds_total", "process_x"]
+NOT_ALLOWED = ["fedround_coordinator_round", "node_load1", ""]
+few = st.integers(0, 3)
+stamps = st.sampled_from([0, 1, 2**63, 2**64 - 1])
+
+
+def _or(draw: st.DrawFn, right: Any, *wrong: Any) -> Any:
+    """Mostly what is right: one mistake, and the whole message is refused."""
+    return draw(st.sampled_from(wrong)) if draw(st.integers(0, 29)) == 7 else right
+
+
+def _attributes(draw: st.DrawFn, attributes: Any) -> None:
+    for _ in range(draw(few)):
+        value = attributes.add(key=_or(draw, draw(st.sampled_from(LABELS)), "service.version", "a b", "")).value
+        match _or(draw, "text", "long", "number", "list", "none"):
+            case "text":
+                value.string_value = draw(st.sampled_from(["berta", "fedround-coordinator", "x\n", "1.0"]))
+            case "long":
+                value.string_value = "x" * 5000
+            case "number":
+                value.int_value = 7
+            case "list":
+                value.kvlist_value.values.add(key="service.instance.id").value.string_value = "berta"
+
+
+def _points(draw: st.DrawFn, metric: Any) -> None:
+    kind = _or(draw, draw(st.sampled_from(["gauge", "sum", "histogram"])), "summary", "exponential_histogram", "")
+    if kind:
+        getattr(metric, kind).SetInParent()
+    if kind in ("sum", "histogram"):
+        getattr(metric, kind).aggregation_temporality = _or(draw, 2, 0, 1, 9)
+    for _ in range(draw(few) if kind else 0):
+        point = getattr(metric, kind).data_points.add(time_unix_nano=draw(stamps), start_time_unix_nano=draw(stamps))
+        _attributes(draw, point.attributes)
+        if kind == "histogram":
+            bounds = draw(st.sampled_from([[], [0.5], [0.5, 1.0]]))
+            point.explicit_bounds.extend(_or(draw, bounds, [float("nan")], [float("inf")], [2.0, 1.0]))
+            point.bucket_counts.extend(_or(draw, [3] * (len(bounds) + 1), [2**64 - 1] * 2, []))
+            point.count = _or(draw, 3 * (len(bounds) + 1), 0, 2**64 - 2)
+        for _ in range(draw(few) if kind in ("gauge", "sum", "histogram") else 0):
+            exemplar = point.exemplars.add(trace_id=_or(draw, b"t" * 16, b"", b"x"), span_id=_or(draw, b"s" * 8, b"", b"x"))
+            _attributes(draw, exemplar.filtered_attributes)
+
+
+def _spans(draw: st.DrawFn, spans: Any) -> None:
+    for _ in range(draw(few)):
+        trace, span, parent = (_or(draw, right, b"", b"x") for right in (b"t" * 16, b"s" * 8, b"p" * 8))
+        made = spans.add(trace_id=trace, span_id=span, parent_span_id=parent, name="train")
+        for attributes in (made.attributes, made.events.add().attributes, made.links.add().attributes):
+            _attributes(draw, attributes)
+
+
+@st.composite
+def _messages(draw: st.DrawFn, path: str) -> bytes:
+    """A message with every part that a sender may fill in."""
+    metrics = path == wire.OTLP_METRICS
+    request: Any = ExportMetricsServiceRequest() if metrics else ExportTraceServiceRequest()
+    for _ in range(draw(few)):
+        of_resource = (request.resource_metrics if metrics else request.resource_spans).add(schema_url="https://x")
+        _attributes(draw, of_resource.resource.attributes)
+        for _ in range(draw(few)):
+            scope = (of_resource.scope_metrics if metrics else of_resource.scope_spans).add(schema_url="https://x")
+            _attributes(draw, scope.scope.attributes)
+            if metrics:
+                for _ in range(draw(few)):
+                    name = _or(draw, draw(st.sampled_from(METRICS)), *NOT_ALLOWED)
+                    _points(draw, scope.metrics.add(name=name, unit="s", description="x" * 300))
+            else:
+                _spans(draw, scope.spans)
+    message: bytes = request.SerializeToString()
+    return message
+
+
+_PUSHED = encode_metrics(Bridge(Resource.create({}), 1).data(ParticipantMetrics(name="berta").registry.collect(), 2))
+telemetry = st.sampled_from(wire.OTLP).flatmap(
+    lambda path: st.tuples(
+        st.just(path),
+        st.one_of(_messages(path), _messages(path), noisy(_PUSHED.SerializeToString())),
+        st.sampled_from([0, 0, 0, 0, 0, 0, 0, 0, 1, 100, 100_000]),
+        st.sampled_from(["", "", "identity", "gzip", "half a gzip", "br"]),
+    )
+)
+"""A path, a message, how many empty resources follow, and how it is encoded."""

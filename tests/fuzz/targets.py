@@ -1,6 +1,7 @@
 """Every parser of something that others wrote, and what it may do with it: understand it, or refuse it in our own words."""
 
 import asyncio
+import gzip
 import re
 import socket
 import tempfile
@@ -15,6 +16,8 @@ from typing import Any
 
 import httpx
 from hypothesis import strategies as st
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from fedround.aggregator.internal import internal
 from fedround.aggregator.store import ModelStore
@@ -24,14 +27,16 @@ from fedround.common.books import valid_metrics
 from fedround.common.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings, Settings
 from fedround.common.sources import load
 from fedround.coordinator import store
-from fedround.errors import BadAnswer, ConfigurationError, DataDamaged, ExchangeError, WeightsError
+from fedround.errors import BadAnswer, BadTelemetry, ConfigurationError, DataDamaged, ExchangeError, TooLarge, WeightsError
 from fedround.http.client import AggregatorClient, CoordinatorClient
 from fedround.http.remote_books import RemoteBooks
 from fedround.http.tokens import Tokens
+from fedround.observability.stamping import MAX_BYTES, MAX_ITEMS, inflated, stamped
 from fedround.tensors.weights import decode, parse_head
 from fuzz import inputs
 from support.coordinating import MemoryBooks
 from support.disks import MemoryDisk
+from support.otlp import values
 from support.processes import Process, running
 
 Feed = Callable[[Any], None]
@@ -92,6 +97,58 @@ def _stored(name: str, read: Callable[[MemoryDisk], object]) -> Feed:
         read(MemoryDisk({name: data}))
 
     return feed
+
+
+NAME, NAMESPACE, NOW = "anna", "fl", 10**18
+ADDED = 512
+"""Bytes that a stamp may add to each of the parts that a message may have."""
+
+
+EMPTY = b"\n\0"
+"""A resource without anything."""
+
+
+def _encoded(message: bytes, encoding: str) -> tuple[bytes, str]:
+    """A body, and the encoding that its sender says it has."""
+    if encoding in ("gzip", "half a gzip"):
+        whole = gzip.compress(message, mtime=0)
+        return whole[: len(whole) // 2] if encoding == "half a gzip" else whole, "gzip"
+    return message, encoding
+
+
+def _stamped(data: tuple[str, bytes, int, str]) -> None:
+    """What passes is the sender's, whatever it says, and not much larger than what was sent."""
+    path, message, empty, encoding = data
+    found = stamped(path, inflated(*_encoded(message + EMPTY * empty, encoding)), NAME, NOW, NAMESPACE)
+    assert len(found.message) <= MAX_BYTES + ADDED * MAX_ITEMS
+    metrics = path == wire.OTLP_METRICS
+    request: Any = (ExportMetricsServiceRequest if metrics else ExportTraceServiceRequest).FromString(found.message)
+    whole = request.SerializeToString()
+    request.DiscardUnknownFields()
+    assert request.SerializeToString() == whole
+    resources = request.resource_metrics if metrics else request.resource_spans
+    points: list[Any] = []
+    for of_resource in resources:
+        attributes = values(of_resource.resource.attributes)
+        attributes.pop("service.version", "")
+        assert attributes == {"service.name": "fedround-participant", "service.instance.id": NAME, "fedround.participant": NAME}
+        for scope in of_resource.scope_metrics if metrics else of_resource.scope_spans:
+            points += [point for metric in scope.metrics for point in _points(metric)] if metrics else scope.spans
+    assert len(resources) + len(points) <= 2 * MAX_ITEMS
+    for point in points:
+        labels = {each.key: each.value.string_value for each in point.attributes}
+        assert not {"job", "instance", "participant", "service.name", "service.instance.id", "fedround.participant"} & labels.keys()
+        assert labels.get("namespace") == (NAMESPACE if metrics else None)
+    assert stamped(path, found.message, NAME, NOW, NAMESPACE).message == found.message
+
+
+def _points(metric: Any) -> Any:
+    assert not metric.name.startswith("fedround_coordinator")
+    points = getattr(metric, metric.WhichOneof("data")).data_points
+    for point in points:
+        assert point.time_unix_nano == NOW
+        assert metric.name != "fedround_participant_info" or values(point.attributes)["name"] == NAME
+    return points
 
 
 @contextmanager
@@ -272,6 +329,7 @@ TARGETS: Sequence[Target] = (
     plain("models.json", inputs.documents(inputs.MODELS), _stored("models.json", ModelStore), DataDamaged),
     Target("TOML of a coordinator", inputs.toml, lambda: _file(lambda file: load(CoordinatorSettings, {}, {}, file=file))),
     Target("TOML of an aggregator", inputs.toml, lambda: _file(lambda file: load(AggregatorSettings, {}, {}, file=file))),
+    plain("telemetry", inputs.telemetry, _stamped, BadTelemetry, TooLarge),
     Target("files of tokens", inputs.tokens, lambda: _file(_tokens)),
     Target(
         "a coordinator's answers",

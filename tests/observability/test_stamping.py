@@ -139,6 +139,19 @@ def _delta(request: Any) -> None:
     metric_of(request).sum.aggregation_temporality = 1
 
 
+def _repeated(part: str) -> Callable[[Any], object]:
+    """So many empty parts of a kind, each of which has two bytes."""
+
+    def change(request: Any) -> None:
+        of_resource = request.resource_metrics[0]
+        parts = {"resources": request.resource_metrics, "scopes": of_resource.scope_metrics}
+        added = parts.get(part, of_resource.scope_metrics[0].metrics)
+        for _ in range(MAX_ITEMS):
+            added.add()
+
+    return change
+
+
 HARMFUL: dict[str, tuple[Callable[[Any], object], str]] = {
     "a metric of the coordinator": (_rename("fedround_coordinator_round"), "is not a metric of a participant"),
     "a metric of another program": (_rename("node_load1"), "is not a metric of a participant"),
@@ -152,6 +165,7 @@ HARMFUL: dict[str, tuple[Callable[[Any], object], str]] = {
     "many labels": (_point(lambda point: [label(point, f"l{n}") for n in range(MAX_LABELS + 1)]), "labels at most"),
     "a short trace id": (_point(lambda point: point.exemplars.add(trace_id=b"t")), "a trace id has 16 bytes"),
     "many exemplars": (_point(lambda point: [point.exemplars.add() for _ in range(MAX_ITEMS)]), "data points, exemplars or spans"),
+    **{f"many {part}": (_repeated(part), "at most 2000 resources") for part in ("resources", "scopes", "metrics")},
     "many points": (
         lambda request: [metric_of(request).gauge.data_points.add() for _ in range(MAX_ITEMS)],
         "data points, exemplars or spans",
@@ -177,6 +191,16 @@ def test_a_span_without_an_id_is_refused() -> None:
     request = ExportTraceServiceRequest()
     request.resource_spans.add().scope_spans.add().spans.add(trace_id=b"t" * 16, name="train")
     with pytest.raises(BadTelemetry, match="a trace id has 16 bytes, a span id has 8"):
+        stamp(request)
+
+
+@pytest.mark.parametrize("part", ["resources", "scopes"])
+def test_too_many_empty_parts_of_traces_are_refused(part: str) -> None:
+    request = ExportTraceServiceRequest()
+    of_resource = request.resource_spans.add()
+    for _ in range(MAX_ITEMS + 1):
+        (request.resource_spans if part == "resources" else of_resource.scope_spans).add()
+    with pytest.raises(BadTelemetry, match="at most 2000 resources"):
         stamp(request)
 
 

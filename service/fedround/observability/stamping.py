@@ -1,6 +1,7 @@
 """The check of participants' OTLP messages, which also stamps each with the name of its sender. No I/O, no clock.
 
-1. The size of a message, also decompressed, and its number of data points or spans are bounded.
+1. The size of a message, also decompressed, and the number of its parts are bounded. An empty resource has 2 bytes, and a stamped
+   one more than 100.
 2. A message may contain only metrics of participants, by name: a participant cannot report for another service.
 3. The resource is replaced, except for the version. The new resource has the authenticated identity of the sender.
 4. Labels that name a service, a participant or a namespace are removed. `fedround_participant_info` gets the name of the sender,
@@ -28,7 +29,7 @@ from fedround.errors import BadTelemetry, TooLarge
 MAX_BYTES = 1 << 20
 """Maximum bytes of a message, as sent and decompressed."""
 MAX_ITEMS = 2000
-"""Maximum number of data points and exemplars, or of spans, in a message."""
+"""Maximum number of data points and exemplars, or of spans, in a message. Also of resources, of scopes, and of metrics."""
 MAX_LABELS, MAX_TEXT, MAX_BUCKETS = 16, 256, 64
 """Maximum labels of a data point; characters of a label's value or a description; buckets of a histogram."""
 METRIC = re.compile(
@@ -99,6 +100,9 @@ def stamped(path: str, body: bytes, name: str, now: int, namespace: str | None =
 def _metrics(body: bytes, name: str, now: int, namespace: str | None) -> Stamped:
     added = {NAMESPACE: namespace} if namespace else {}
     request = _parse(ExportMetricsServiceRequest, body)
+    _check_items(len(request.resource_metrics))
+    _check_items(sum(len(of_resource.scope_metrics) for of_resource in request.resource_metrics))
+    _check_items(sum(len(scope.metrics) for of_resource in request.resource_metrics for scope in of_resource.scope_metrics))
     series: dict[int, int] = {}
     items = 0
     for of_resource in request.resource_metrics:
@@ -140,7 +144,7 @@ def _labels(point: Any, now: int, stamp: dict[str, str]) -> frozenset[tuple[str,
             raise BadTelemetry(f"{wire.one_line(each.key[:100])!r} is not a valid label name")
         if each.value.WhichOneof("value") != "string_value" or len(each.value.string_value) > MAX_TEXT:
             raise BadTelemetry(f"a label is a text of at most {MAX_TEXT} characters")
-    labels |= stamp
+    labels = dict(sorted((labels | stamp).items()))
     _set_attributes(point.attributes, labels)
     point.time_unix_nano = now
     point.start_time_unix_nano = min(point.start_time_unix_nano, now)
@@ -164,6 +168,8 @@ def _series_of(metric: Metric, point: Any) -> int:
 
 def _spans(body: bytes, name: str) -> Stamped:
     request = _parse(ExportTraceServiceRequest, body)
+    _check_items(len(request.resource_spans))
+    _check_items(sum(len(of_resource.scope_spans) for of_resource in request.resource_spans))
     items = 0
     for of_resource in request.resource_spans:
         _stamp(of_resource, name)
@@ -213,4 +219,4 @@ def _check_ids(*ids: tuple[bytes, int, bool]) -> None:
 
 def _check_items(items: int) -> None:
     if items > MAX_ITEMS:
-        raise BadTelemetry(f"a message has at most {MAX_ITEMS} data points, exemplars or spans", status=413)
+        raise BadTelemetry(f"a message has at most {MAX_ITEMS} resources, metrics, data points, exemplars or spans", status=413)

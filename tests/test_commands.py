@@ -1,6 +1,9 @@
 """The commands as processes: a federation of them trains, and each ends with the exit code that says why."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,6 +63,15 @@ def test_a_participant_trains_with_the_platform_and_the_model_can_be_fetched(pla
     status = fedround("status", "--from", platform.url("COORDINATOR_OPS_PORT"))
     assert (status.returncode, json.loads(status.stdout)["state"]) == (0, "complete")
     assert fedround("healthcheck", "--from", platform.url("AGGREGATOR_OPS_PORT")).returncode == 0
+
+
+def test_a_reader_that_closes_the_pipe_ends_a_command_without_an_error(platform: Process) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "fedround", "status", "--from", platform.url("COORDINATOR_OPS_PORT")]
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (0, b"")
 
 
 def test_a_model_that_is_not_there_is_not_written(platform: Process, directory: Path) -> None:

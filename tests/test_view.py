@@ -1,5 +1,7 @@
 """A status as text: what is single in lines, what is many in tables, and of what is long the last."""
 
+from datetime import datetime
+
 from fedround.commands.view import LAST, lines
 
 STATUS = {
@@ -7,38 +9,45 @@ STATUS = {
     "state": "training",
     "attempt": None,
     "warned": False,
+    "run": {"name": "default", "started": 1.796e9},
     "model": {"round": 3, "dtype": "<f4"},
     "models": [2, 3],
     "faults": [],
     "participants": [
-        {"name": "anna", "seconds_since_contact": 0.123456, "figures": {"loss": 0.25}},
-        {"name": "bob, the second", "seconds_since_contact": 12.0, "figures": {}},
+        {"name": "anna", "shard": None, "seconds_since_contact": 0.123456, "figures": {"loss": 0.25}},
+        {"name": "bob, the second", "shard": None, "seconds_since_contact": 12.0, "figures": {}},
     ],
     "last_rounds": [{"round": n} for n in range(LAST + 5)],
 }
 
 
 def test_a_status_is_told_in_lines_and_tables() -> None:
+    began = datetime.fromtimestamp(1.796e9).astimezone().isoformat(" ", "seconds")
     told = list(lines(STATUS))
-    assert told[:7] == [
+    assert told[:8] == [
         "ready    yes",
         "state    training",
         "attempt  -",
         "warned   no",
+        f"run      name=default started={began}",
         "model    round=3 dtype=<f4",
         "models   2, 3",
         "faults   -",
     ]
-    assert told[7:12] == [
+    assert told[8:13] == [
         "",
-        "participants",
+        "participants (2)",
         "  name             seconds_since_contact  figures",
         "  anna             0.1235                 loss=0.25",
         "  bob, the second  12                     -",
     ]
-    assert told[13:15] == [f"last_rounds (the last {LAST})", "  round"]
+    assert told[14:16] == [f"last_rounds (the last {LAST} of {LAST + 5})", "  round"]
     assert told[-1] == f"  {LAST + 4}"
-    assert len(told) == 15 + LAST
+    assert len(told) == 16 + LAST
+
+
+def test_a_table_has_a_column_even_where_all_is_empty() -> None:
+    assert list(lines({"participants": [{"name": "", "shard": None}]}))[1:] == ["participants (1)", "  name", "  -"]
 
 
 def test_times_are_told_as_people_write_them() -> None:

@@ -5,6 +5,7 @@ A command's own code is imported when that command is chosen: `fedround --help` 
 
 import difflib
 import logging
+import os
 import signal
 import sys
 from argparse import ArgumentParser, HelpFormatter
@@ -56,9 +57,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, _end)
     try:
-        return _main(argv)
+        code = _main(argv)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
+    except BrokenPipeError:
+        if SERVICES.intersection(argv[:1]):
+            raise
+        # A reader such as `head` has closed the pipe. Python flushes once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.OK
+    return code
 
 
 def _main(argv: Sequence[str]) -> int:

@@ -11,7 +11,7 @@ LAST = 10
 
 
 def lines(status: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a line for each single value, then a table for each list of objects."""
+    """Yield a line for each single value, then a table for each list of objects, without the columns that have no value."""
     tables = {
         name: value for name, value in status.items() if isinstance(value, list) and any(isinstance(row, dict) for row in value)
     }
@@ -19,9 +19,11 @@ def lines(status: Mapping[str, Any]) -> Iterator[str]:
     for name, rows in tables.items():
         shown = rows[-LAST:] if name in ("last_rounds", "warnings") else rows
         heads = list(dict.fromkeys(key for row in shown for key in row))
+        table = [(head, *(_text(head, row.get(head)) for row in shown)) for head in heads]
+        used = [column for column in table if set(column[1:]) != {"-"}] or table[:1]
         yield ""
-        yield printable(name) + (f" (the last {len(shown)})" if len(shown) < len(rows) else "")
-        yield from (f"  {line}" for line in columns([heads, *([_text(key, row.get(key)) for key in heads] for row in shown)]))
+        yield f"{printable(name)} ({f'the last {len(shown)} of ' if len(shown) < len(rows) else ''}{len(rows)})"
+        yield from (f"  {line}" for line in columns(list(zip(*used, strict=True))))
 
 
 def columns(rows: Sequence[Iterable[str]]) -> Iterator[str]:
@@ -38,7 +40,7 @@ def _text(name: str, value: Any) -> str:
             return "-"
         case bool():
             return "yes" if value else "no"
-        case float() if name == "time":
+        case float() if name in ("time", "started"):
             return datetime.fromtimestamp(value).astimezone().isoformat(" ", "seconds")
         case float():
             return f"{value:.4g}"

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from support.pages import PAGES, ROOT, Block, blocks, session
+from support.pages import PAGES, ROOT, Block, blocks, lacks, session
 
-RUN = [page for page in PAGES if any(block.runs for block in blocks(page))]
+RUN = [page for page in PAGES if any(block.runs() for block in blocks(page))]
 ELSEWHERE = [block for page in PAGES for block in blocks(page) if block.comment.startswith("run by ")]
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("page", RUN, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_runs_as_it_is_written(page: Path, tmp_path: Path) -> None:
-    with session(tmp_path) as reader:
+    with session(page, tmp_path) as reader:
         for block in blocks(page):
             reader.run(block)
 
@@ -24,3 +24,18 @@ def test_a_block_that_another_test_runs_names_that_test(block: Block) -> None:
     found = re.fullmatch(r"run by (tests/[\w/]+\.py)::(\w+)", block.comment)
     assert found is not None
     assert f"def {found[2]}(" in (ROOT / found[1]).read_text()
+
+
+@pytest.mark.parametrize(
+    ("written", "missing"),
+    [
+        (["round 3", "ready"], None),
+        (["...", "round ...", "...", "ready"], None),
+        (["ready", "round 3"], "round 3"),
+        (["round"], "round"),
+        (["round 3", "round 3"], "round 3"),
+        (["ro.nd 3"], "ro.nd 3"),
+    ],
+)
+def test_output_must_have_the_lines_of_the_page_in_their_order(written: list[str], missing: str | None) -> None:
+    assert lacks("begin\nround 3\n  indented\n\nready\n", written) == missing

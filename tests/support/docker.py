@@ -48,6 +48,29 @@ def built() -> str:
     return IMAGE
 
 
+def watchers(directory: Path) -> dict[str, str]:
+    """Build images of ours in the place of those that Compose would pull, and return the variables that name them.
+
+    They run the programs of this machine. There is no Grafana: its container does nothing.
+    """
+    programs = {"prometheus": "prometheus", "prometheus-alertmanager": "alertmanager", "jaeger": "traces"}
+    templates = Path("/usr/share/prometheus/alertmanager")  # without which Debian's Alertmanager does not start
+    for name, program in programs.items():
+        context = directory / program
+        (context / "templates").mkdir(parents=True)
+        shutil.copy(tool(name), context / program)
+        for template in templates.glob("*.tmpl"):
+            shutil.copy(template, context / "templates")
+        copies = f"COPY {program} /bin/{program}\nCOPY templates {templates}\nRUN mkdir /{program}\n"
+        dockerfile = f'FROM {BASE}\n{copies}ENTRYPOINT ["/bin/{program}"]\n'
+        (context / "Dockerfile").write_text(dockerfile)
+        build(context, f"fedround-{program}:test")
+    (directory / "Dockerfile").write_text(f'FROM {BASE}\nENTRYPOINT ["sleep", "infinity"]\n')
+    (directory / ".dockerignore").write_text("*\n")
+    build(directory, "fedround-grafana:test")
+    return {f"{program.upper()}_IMAGE": f"fedround-{program}:test" for program in (*programs.values(), "grafana")}
+
+
 def copy_of_the_source(directory: Path) -> Path:
     """What an image is made of, to be changed."""
     for name in ("pyproject.toml", "README.md", "LICENSE", "Dockerfile", ".dockerignore"):

@@ -45,6 +45,7 @@ from support.processes import until
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [
     ROOT / "README.md",
+    *sorted(ROOT.glob("examples/*/README.md")),
     *sorted(page for part in ("tutorial", "guides", "reference", "explanation") for page in (ROOT / "docs" / part).glob("*.md")),
 ]
 RUN = ("console", "sh", "python")

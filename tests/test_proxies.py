@@ -1,10 +1,24 @@
-"""Which proxy is asked for which URL."""
+"""Which proxy is used for which URL."""
+
+import socket
+from functools import partial
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedround.common.wire import RendezVous
+from fedround.errors import (
+    ConfigurationError,
+    NotConnected,
+)
+from fedround.http import transport
+from fedround.http.client import CoordinatorClient
+from fedround.http.peer import AsyncPeer
 from fedround.http.proxies import Proxy, proxy_for
+from support.exchanges import ID, download, rendez_vous
+from support.peer import Peer, answer
 
 ALL = {"HTTP_PROXY": "http://plain:3128", "HTTPS_PROXY": "http://secure:3128"}
 
@@ -92,3 +106,70 @@ def test_what_a_proxys_url_is(url: str, valid: bool) -> None:
 @given(st.text(), st.sampled_from(["fl", "10.0.0.1", "[fd00::1]:8081"]))
 def test_whatever_no_proxy_says_it_is_read(no_proxy: str, host: str) -> None:
     proxy_for(f"http://{host}", ALL | {"NO_PROXY": no_proxy})
+
+
+def test_a_peer_that_the_proxy_does_not_reach_is_not_connected(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Peer(answer("502 Bad Gateway")) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        with pytest.raises(NotConnected, match="502"):
+            rendez_vous("https://nowhere.invalid")
+
+
+def test_loopback_is_reached_without_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
+    with Peer(answer("200 OK", RendezVous(ID).encode())) as peer:
+        assert rendez_vous(peer) == RendezVous(ID)
+
+
+@pytest.mark.parametrize("proxy", ["gopher://ada:geheim@proxy", "http://[::1"])
+def test_an_unusable_proxy_is_a_configuration_error(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+    with pytest.raises(ConfigurationError, match="proxy") as caught:
+        CoordinatorClient("http://coordinator")
+    assert "geheim" not in str(caught.value)
+
+
+@pytest.mark.parametrize("no_proxy", ["localhost,fd00:1::/64", "[::1]", "127.0.0.0/8", "[", "://"])
+def test_unusable_proxy_variables_for_other_urls_are_ignored(no_proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://nowhere.invalid")
+    monkeypatch.setenv("HTTPS_PROXY", "gopher://[")
+    monkeypatch.setenv("NO_PROXY", no_proxy)
+    monkeypatch.setenv("SSL_CERT_FILE", "/nope")
+    with Peer(answer("200 OK", RendezVous(ID).encode()), answer("200 OK", b"model")) as peer:
+        assert rendez_vous(peer) == RendezVous(ID)
+        assert download(peer).body == b"model"
+
+
+def test_hosts_in_no_proxy_are_reached_directly(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = socket.gethostname()
+    monkeypatch.setattr(socket, "getaddrinfo", partial(_here, socket.getaddrinfo, host))
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    with Peer(*[answer("200 OK", RendezVous(ID).encode())] * 2) as peer:
+        url = peer.url.replace("127.0.0.1", host)
+        with pytest.raises(NotConnected):
+            rendez_vous(url)
+        monkeypatch.setenv("NO_PROXY", f"example.org, {host}:{peer.server_address[1]}")
+        assert rendez_vous(url) == RendezVous(ID)
+
+
+def _here(resolve: Any, name: str, host: Any, *others: Any, **options: Any) -> Any:
+    return resolve("127.0.0.1" if host in (name, name.encode()) else host, *others, **options)
+
+
+def test_a_socks_proxy_without_its_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "find_spec", lambda _name: None)
+    monkeypatch.setenv("ALL_PROXY", "socks5://proxy")
+    with pytest.raises(ConfigurationError, match=r"^ALL_PROXY: .*pip install 'httpx\[socks\]'$"):
+        CoordinatorClient("http://coordinator")
+    with pytest.raises(ConfigurationError, match="ALL_PROXY"):
+        download("http://aggregator")
+    with pytest.raises(ConfigurationError, match="ALL_PROXY"):
+        AsyncPeer("http://aggregator:7082")
+
+
+def test_an_unreadable_certificate_file_is_a_configuration_error_for_https_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    transport._default_tls.cache_clear()
+    monkeypatch.setenv("SSL_CERT_FILE", "/nope")
+    CoordinatorClient("http://coordinator").close()
+    with pytest.raises(ConfigurationError, match=r"^SSL_CERT_FILE: /nope: No such file"):
+        CoordinatorClient("https://coordinator")

@@ -1,5 +1,7 @@
-"""Rules for all tests: what may be skipped elsewhere, because a tool is missing, fails in CI; Ctrl-C interrupts."""
+"""Rules for all tests: coroutines run; what is skipped elsewhere for want of a tool fails in CI; Ctrl-C interrupts."""
 
+import asyncio
+import inspect
 import os
 import signal
 from collections.abc import Generator
@@ -35,6 +37,16 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     return _fail_where_skipped((yield))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test that is a coroutine function on an event loop of its own."""
+    if not inspect.iscoroutinefunction(pyfuncitem.function):
+        return None
+    arguments = inspect.signature(pyfuncitem.function).parameters
+    asyncio.run(pyfuncitem.function(**{name: pyfuncitem.funcargs[name] for name in arguments}))
+    return True
 
 
 @pytest.fixture(scope="session")

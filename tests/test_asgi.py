@@ -180,57 +180,43 @@ def refusing() -> Endpoint:
     return Endpoint(app, host="127.0.0.1", port=0, setting="PORT")
 
 
-def test_a_refusal_reaches_a_peer_that_writes_all_before_it_reads() -> None:
-    async def main() -> None:
-        served, body = refusing(), bytes(5 << 20)
-        async with serving(served), connected(served.port) as connection:
-            for _ in range(2):  # on the same connection
-                await connection.ask("POST", "/", Content_Length=str(len(body)))
-                await connection.send(body)
-                answer = await connection.answer()
-                assert answer.status == 409
-                assert json.loads(answer.body)["detail"] == "too late for this"
-                assert "connection" not in answer.headers
-
-    asyncio.run(main())
+async def test_a_refusal_reaches_a_peer_that_writes_all_before_it_reads() -> None:
+    served, body = refusing(), bytes(5 << 20)
+    async with serving(served), connected(served.port) as connection:
+        for _ in range(2):  # on the same connection
+            await connection.ask("POST", "/", Content_Length=str(len(body)))
+            await connection.send(body)
+            answer = await connection.answer()
+            assert answer.status == 409
+            assert json.loads(answer.body)["detail"] == "too late for this"
+            assert "connection" not in answer.headers
 
 
-def test_more_than_the_bound_is_not_read_on(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_more_than_the_bound_is_not_read_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asgi, "DRAIN_BYTES", 1 << 20)
-
-    async def main() -> None:
-        served = refusing()
-        async with serving(served), connected(served.port) as connection:
-            await connection.ask("POST", "/", Content_Length=str(1 << 40))
-            await connection.send(bytes(1 << 20))
-            answer = await connection.answer()
-            assert (answer.status, answer.headers["connection"]) == (409, "close")
-            assert await connection.at_end()
-
-    asyncio.run(main())
+    served = refusing()
+    async with serving(served), connected(served.port) as connection:
+        await connection.ask("POST", "/", Content_Length=str(1 << 40))
+        await connection.send(bytes(1 << 20))
+        answer = await connection.answer()
+        assert (answer.status, answer.headers["connection"]) == (409, "close")
+        assert await connection.at_end()
 
 
-def test_a_refused_peer_that_sends_nothing_does_not_hold_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_refused_peer_that_sends_nothing_does_not_hold_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asgi, "DRAIN_SECONDS", 0.05)
+    served = refusing()
+    async with serving(served), connected(served.port) as connection:
+        await connection.ask("POST", "/", Content_Length="10")
+        answer = await connection.answer()
+        assert (answer.status, answer.headers["connection"]) == (409, "close")
+        assert await connection.at_end()
 
-    async def main() -> None:
-        served = refusing()
-        async with serving(served), connected(served.port) as connection:
-            await connection.ask("POST", "/", Content_Length="10")
+
+async def test_a_peer_that_asks_first_is_refused_before_it_sends_anything() -> None:
+    served = refusing()
+    async with serving(served), connected(served.port) as connection:
+        async with asyncio.timeout(wire.DRAIN_SECONDS / 2):
+            await connection.ask("POST", "/", Content_Length="10", Expect="100-continue")
             answer = await connection.answer()
-            assert (answer.status, answer.headers["connection"]) == (409, "close")
-            assert await connection.at_end()
-
-    asyncio.run(main())
-
-
-def test_a_peer_that_asks_first_is_refused_before_it_sends_anything() -> None:
-    async def main() -> None:
-        served = refusing()
-        async with serving(served), connected(served.port) as connection:
-            async with asyncio.timeout(wire.DRAIN_SECONDS / 2):
-                await connection.ask("POST", "/", Content_Length="10", Expect="100-continue")
-                answer = await connection.answer()
-            assert (answer.status, answer.headers["connection"]) == (409, "close")
-
-    asyncio.run(main())
+        assert (answer.status, answer.headers["connection"]) == (409, "close")

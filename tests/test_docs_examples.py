@@ -1,6 +1,5 @@
 """What the pages name is what the code names."""
 
-import asyncio
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -151,20 +150,16 @@ MESSAGES: dict[str, type[wire.RendezVous | wire.Heartbeat | wire.StartTraining]]
 }
 
 
-def test_the_calls_of_the_books_are_answered_as_told() -> None:
+async def test_the_calls_of_the_books_are_answered_as_told() -> None:
     aggregator = build(AggregatorSettings(), Observers())
     calls = section(PROTOCOL, "The books")
     told = re.findall(r"^(GET|POST) (\S+)(?: (\{.*))?\n(\{.*)$", calls, re.MULTILINE)
-
-    async def main() -> None:
-        transport = httpx.ASGITransport(internal(aggregator))
-        async with httpx.AsyncClient(transport=transport, base_url="http://books") as peer:
-            for method, path, body, expected in told:
-                answer = await peer.request(method, path, content=body, headers={"Content-Type": "application/json"})
-                assert expected == re.sub(r'(?<="incarnation":")[^"]+', "INCARNATION", answer.text)
-
     assert len(told) == 7
-    asyncio.run(main())
+    transport = httpx.ASGITransport(internal(aggregator))
+    async with httpx.AsyncClient(transport=transport, base_url="http://books") as peer:
+        for method, path, body, expected in told:
+            answer = await peer.request(method, path, content=body, headers={"Content-Type": "application/json"})
+            assert expected == re.sub(r'(?<="incarnation":")[^"]+', "INCARNATION", answer.text)
 
 
 KIB, MIB = 1 << 10, 1 << 20

@@ -1,6 +1,5 @@
 """Floods of requests against a real platform: who is known is served, whoever else sends too many is refused."""
 
-import asyncio
 import json
 from typing import Any
 
@@ -33,65 +32,53 @@ async def flood(port: int, path: str, **headers: str) -> set[int]:
     return {(await ask(port, path, **headers)).status for _ in range(30)}
 
 
-def test_a_flood_from_an_address_is_refused_and_known_participants_at_this_address_are_not() -> None:
-    async def main() -> None:
-        coordinator = CoordinatorSettings(**LOOPBACK, min_clients=1)
-        async with platform.serving(coordinator, AggregatorSettings(**LOOPBACK)) as running:
-            at_coordinator, at_aggregator = running.coordinator_public.port, running.aggregator_public.port
-            id = json.loads((await ask(at_coordinator, "/rendez_vous")).body)["id"]
-            assert await flood(at_coordinator, "/nowhere") == {404, 429}
-            assert await flood(at_aggregator, f"/{SOME_ID}/{SOME_ID}") == {404, 429}
-            assert (await ask(at_coordinator, "/rendez_vous")).status == 429
-            assert (await ask(at_coordinator, f"/heartbeat/{SOME_ID}")).status == 429
-            refused = await ask(at_aggregator, f"/{id}/{SOME_ID}")
-            assert (refused.status, refused.headers["retry-after"]) == (429, "0"), "to know an id is not enough there"
-            await ask(at_coordinator, f"/heartbeat/{id.upper()}/", Prefer="wait=5")
-            order = json.loads((await ask(at_coordinator, f"/start_training/{id}")).body)
-            assert (await ask(at_aggregator, f"/{id}/{order['token']}")).status == 200
-
-    asyncio.run(main())
+async def test_a_flood_from_an_address_is_refused_and_known_participants_at_this_address_are_not() -> None:
+    coordinator = CoordinatorSettings(**LOOPBACK, min_clients=1)
+    async with platform.serving(coordinator, AggregatorSettings(**LOOPBACK)) as running:
+        at_coordinator, at_aggregator = running.coordinator_public.port, running.aggregator_public.port
+        id = json.loads((await ask(at_coordinator, "/rendez_vous")).body)["id"]
+        assert await flood(at_coordinator, "/nowhere") == {404, 429}
+        assert await flood(at_aggregator, f"/{SOME_ID}/{SOME_ID}") == {404, 429}
+        assert (await ask(at_coordinator, "/rendez_vous")).status == 429
+        assert (await ask(at_coordinator, f"/heartbeat/{SOME_ID}")).status == 429
+        refused = await ask(at_aggregator, f"/{id}/{SOME_ID}")
+        assert (refused.status, refused.headers["retry-after"]) == (429, "0"), "to know an id is not enough there"
+        await ask(at_coordinator, f"/heartbeat/{id.upper()}/", Prefer="wait=5")
+        order = json.loads((await ask(at_coordinator, f"/start_training/{id}")).body)
+        assert (await ask(at_aggregator, f"/{id}/{order['token']}")).status == 200
 
 
-def test_one_known_participant_does_not_take_the_services_time() -> None:
-    async def main() -> None:
-        coordinator = CoordinatorSettings(**LOOPBACK, min_clients=2)
-        async with platform.serving(coordinator, AggregatorSettings(**LOOPBACK)) as running:
-            port = running.coordinator_public.port
-            ids = [json.loads((await ask(port, "/rendez_vous")).body)["id"] for _ in range(2)]
-            assert await flood(port, f"/heartbeat/{ids[0]}") == {200, 429}
-            assert (await ask(port, f"/heartbeat/{ids[1]}")).status == 200
-
-    asyncio.run(main())
+async def test_one_known_participant_does_not_take_the_services_time() -> None:
+    coordinator = CoordinatorSettings(**LOOPBACK, min_clients=2)
+    async with platform.serving(coordinator, AggregatorSettings(**LOOPBACK)) as running:
+        port = running.coordinator_public.port
+        ids = [json.loads((await ask(port, "/rendez_vous")).body)["id"] for _ in range(2)]
+        assert await flood(port, f"/heartbeat/{ids[0]}") == {200, 429}
+        assert (await ask(port, f"/heartbeat/{ids[1]}")).status == 200
 
 
-def test_operators_with_their_token_and_probes_are_answered_beside_a_flood() -> None:
-    async def main() -> None:
-        aggregator = AggregatorSettings(**LOOPBACK, ops_token=SecretStr("geheim"))
-        async with platform.serving(CoordinatorSettings(**LOOPBACK), aggregator) as running:
-            port = running.aggregator_ops.port
-            assert await flood(port, "/metrics") == {401, 429}
-            assert await flood(port, "/livez") == {200}
-            assert await flood(port, "/status", Authorization="Bearer geheim") == {200}
-            port = running.coordinator_ops.port
-            assert await flood(port, "/status") == {200, 429}
-            assert await flood(port, "/readyz") <= {200, 503}
-
-    asyncio.run(main())
+async def test_operators_with_their_token_and_probes_are_answered_beside_a_flood() -> None:
+    aggregator = AggregatorSettings(**LOOPBACK, ops_token=SecretStr("geheim"))
+    async with platform.serving(CoordinatorSettings(**LOOPBACK), aggregator) as running:
+        port = running.aggregator_ops.port
+        assert await flood(port, "/metrics") == {401, 429}
+        assert await flood(port, "/livez") == {200}
+        assert await flood(port, "/status", Authorization="Bearer geheim") == {200}
+        port = running.coordinator_ops.port
+        assert await flood(port, "/status") == {200, 429}
+        assert await flood(port, "/readyz") <= {200, 503}
 
 
-def test_the_coordinators_calls_of_the_books_are_not_counted() -> None:
+async def test_the_coordinators_calls_of_the_books_are_not_counted() -> None:
     from fedround.aggregator import app
     from fedround.http.serve import serving
     from fedround.observability.metrics.aggregator import AggregatorMetrics
     from fedround.observability.telemetry import Telemetry
 
-    async def main() -> None:
-        settings = AggregatorSettings(internal_port=0, internal_secret=SecretStr("geheim"))
-        telemetry = Telemetry(AggregatorMetrics)
-        endpoint = app.internal_endpoint(settings, build(settings, telemetry.observe), telemetry)
-        async with serving(endpoint):
-            path = "/books/ledger?after=nonsense"
-            assert await flood(endpoint.port, path) == {401, 429}
-            assert await flood(endpoint.port, path, Authorization="Bearer geheim") == {400}
-
-    asyncio.run(main())
+    settings = AggregatorSettings(internal_port=0, internal_secret=SecretStr("geheim"))
+    telemetry = Telemetry(AggregatorMetrics)
+    endpoint = app.internal_endpoint(settings, build(settings, telemetry.observe), telemetry)
+    async with serving(endpoint):
+        path = "/books/ledger?after=nonsense"
+        assert await flood(endpoint.port, path) == {401, 429}
+        assert await flood(endpoint.port, path, Authorization="Bearer geheim") == {400}

@@ -44,45 +44,37 @@ async def joined(http: httpx.AsyncClient, coordinator: str, token: str) -> str:
 
 
 @pytest.mark.parametrize("thief", ["token-of-bert", "shared"])
-def test_no_other_identity_can_act_with_the_id_of_a_participant(tmp_path: Path, thief: str) -> None:
-    async def main() -> None:
-        async with guarded(tmp_path) as (p, http):
-            coordinator = url(p.coordinator_public)
-            id = await joined(http, coordinator, "token-of-anna")
-            order = (await http.get(f"{coordinator}/heartbeat/{id}", headers=LONG_POLL | bearer("token-of-anna"))).json()
-            place = f"{order['url']}/{id}/{order['token']}"
-            refused = [
-                await http.get(f"{coordinator}/heartbeat/{id}", headers=bearer(thief)),
-                await http.get(f"{coordinator}/start_training/{id}", headers=bearer(thief)),
-                await http.delete(f"{coordinator}/rendez_vous/{id}", headers=bearer(thief)),
-                await http.get(place, headers=bearer(thief)),
-                await http.post(place, headers=bearer(thief), content=update(1, 9.0)),
-            ]
-            assert [answer.status_code for answer in refused] == [403] * 5
-            assert {answer.headers["content-type"] for answer in refused} == {"application/problem+json"}
-            assert {answer.json()["detail"] for answer in refused} == {
-                "this id belongs to another participant: use the token or the certificate with which it registered"
-            }
-            assert p.coordinator.status()["counted"] == 0
-            mine = await http.post(place, headers=bearer("token-of-anna"), content=update(1, 1.0))
-            assert mine.headers["fedround-update"] == "counted"
-            assert p.coordinator.status()["round"] == 1 or p.coordinator.status()["counted"] == 1
-
-    asyncio.run(main())
+async def test_no_other_identity_can_act_with_the_id_of_a_participant(tmp_path: Path, thief: str) -> None:
+    async with guarded(tmp_path) as (p, http):
+        coordinator = url(p.coordinator_public)
+        id = await joined(http, coordinator, "token-of-anna")
+        order = (await http.get(f"{coordinator}/heartbeat/{id}", headers=LONG_POLL | bearer("token-of-anna"))).json()
+        place = f"{order['url']}/{id}/{order['token']}"
+        refused = [
+            await http.get(f"{coordinator}/heartbeat/{id}", headers=bearer(thief)),
+            await http.get(f"{coordinator}/start_training/{id}", headers=bearer(thief)),
+            await http.delete(f"{coordinator}/rendez_vous/{id}", headers=bearer(thief)),
+            await http.get(place, headers=bearer(thief)),
+            await http.post(place, headers=bearer(thief), content=update(1, 9.0)),
+        ]
+        assert [answer.status_code for answer in refused] == [403] * 5
+        assert {answer.headers["content-type"] for answer in refused} == {"application/problem+json"}
+        assert {answer.json()["detail"] for answer in refused} == {
+            "this id belongs to another participant: use the token or the certificate with which it registered"
+        }
+        assert p.coordinator.status()["counted"] == 0
+        mine = await http.post(place, headers=bearer("token-of-anna"), content=update(1, 1.0))
+        assert mine.headers["fedround-update"] == "counted"
+        assert p.coordinator.status()["round"] == 1 or p.coordinator.status()["counted"] == 1
 
 
-def test_an_id_that_was_registered_with_the_shared_token_serves_everybody_that_is_let_in(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with guarded(tmp_path) as (p, http):
-            coordinator = url(p.coordinator_public)
-            id = await joined(http, coordinator, "shared")
-            order = (await http.get(f"{coordinator}/heartbeat/{id}", headers=LONG_POLL | bearer("token-of-anna"))).json()
-            answer = await http.post(
-                f"{order['url']}/{id}/{order['token']}", headers=bearer("token-of-bert"), content=update(1, 1.0)
-            )
-            assert answer.headers["fedround-update"] == "counted"
-
-    asyncio.run(main())
+async def test_an_id_that_was_registered_with_the_shared_token_serves_everybody_that_is_let_in(tmp_path: Path) -> None:
+    async with guarded(tmp_path) as (p, http):
+        coordinator = url(p.coordinator_public)
+        id = await joined(http, coordinator, "shared")
+        order = (await http.get(f"{coordinator}/heartbeat/{id}", headers=LONG_POLL | bearer("token-of-anna"))).json()
+        answer = await http.post(f"{order['url']}/{id}/{order['token']}", headers=bearer("token-of-bert"), content=update(1, 1.0))
+        assert answer.headers["fedround-update"] == "counted"
 
 
 def revoke(tokens: Path) -> None:
@@ -92,63 +84,54 @@ def revoke(tokens: Path) -> None:
     other.replace(tokens)
 
 
-def test_a_token_that_is_revoked_during_an_upload_counts_for_nothing_at_its_end(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with guarded(tmp_path) as (p, http):
-            coordinator = url(p.coordinator_public)
-            id = await joined(http, coordinator, "token-of-anna")
-            order = (await http.get(f"{coordinator}/heartbeat/{id}", headers=LONG_POLL | bearer("token-of-anna"))).json()
-            begun = asyncio.Event()
+async def test_a_token_that_is_revoked_during_an_upload_counts_for_nothing_at_its_end(tmp_path: Path) -> None:
+    async with guarded(tmp_path) as (p, http):
+        coordinator = url(p.coordinator_public)
+        id = await joined(http, coordinator, "token-of-anna")
+        order = (await http.get(f"{coordinator}/heartbeat/{id}", headers=LONG_POLL | bearer("token-of-anna"))).json()
+        begun = asyncio.Event()
 
-            async def body() -> AsyncIterator[bytes]:
-                whole = update(1, 1.0)
-                yield whole[:20]
-                begun.set()
-                await revoked.wait()
-                yield whole[20:]
+        async def body() -> AsyncIterator[bytes]:
+            whole = update(1, 1.0)
+            yield whole[:20]
+            begun.set()
+            await revoked.wait()
+            yield whole[20:]
 
-            async with asyncio.TaskGroup() as tasks:
-                revoked = asyncio.Event()
-                place = f"{order['url']}/{id}/{order['token']}"
-                upload = tasks.create_task(http.post(place, headers=bearer("token-of-anna"), content=body()))
-                await begun.wait()
-                revoke(tmp_path / "tokens")
-                revoked.set()
-            answer = upload.result()
-            assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
-            assert answer.json()["detail"] == "the token was revoked during this request"
-            assert (p.aggregator.status()["counted"], p.aggregator.status()["receiving"]) == (0, 0)
-
-    asyncio.run(main())
+        async with asyncio.TaskGroup() as tasks:
+            revoked = asyncio.Event()
+            place = f"{order['url']}/{id}/{order['token']}"
+            upload = tasks.create_task(http.post(place, headers=bearer("token-of-anna"), content=body()))
+            await begun.wait()
+            revoke(tmp_path / "tokens")
+            revoked.set()
+        answer = upload.result()
+        assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+        assert answer.json()["detail"] == "the token was revoked during this request"
+        assert (p.aggregator.status()["counted"], p.aggregator.status()["receiving"]) == (0, 0)
 
 
-def test_a_held_heartbeat_of_a_revoked_token_is_not_answered_with_a_training_request(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with guarded(tmp_path, min_clients=2) as (p, http):
-            coordinator = url(p.coordinator_public)
-            id = await joined(http, coordinator, "token-of-anna")
-            async with asyncio.TaskGroup() as tasks:
-                held = tasks.create_task(http.get(f"{coordinator}/heartbeat/{id}", headers=LONG_POLL | bearer("token-of-anna")))
-                await asyncio.to_thread(until, lambda: id in p.coordinator._long_polls)
-                revoke(tmp_path / "tokens")
-                other = await joined(http, coordinator, "token-of-bert")  # now there are enough to begin
-                tasks.create_task(http.get(f"{coordinator}/heartbeat/{other}", headers=LONG_POLL | bearer("token-of-bert")))
-            assert held.result().status_code == 401
-            assert "url" not in held.result().json()
-
-    asyncio.run(main())
+async def test_a_held_heartbeat_of_a_revoked_token_is_not_answered_with_a_training_request(tmp_path: Path) -> None:
+    async with guarded(tmp_path, min_clients=2) as (p, http):
+        coordinator = url(p.coordinator_public)
+        id = await joined(http, coordinator, "token-of-anna")
+        async with asyncio.TaskGroup() as tasks:
+            held = tasks.create_task(http.get(f"{coordinator}/heartbeat/{id}", headers=LONG_POLL | bearer("token-of-anna")))
+            await asyncio.to_thread(until, lambda: id in p.coordinator._holds)
+            revoke(tmp_path / "tokens")
+            other = await joined(http, coordinator, "token-of-bert")  # now there are enough to begin
+            tasks.create_task(http.get(f"{coordinator}/heartbeat/{other}", headers=LONG_POLL | bearer("token-of-bert")))
+        assert held.result().status_code == 401
+        assert "url" not in held.result().json()
 
 
-def test_an_unknown_id_is_answered_alike_for_everybody(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with guarded(tmp_path) as (p, http):
-            coordinator, aggregator = url(p.coordinator_public), url(p.aggregator_public)
-            id = await joined(http, coordinator, "token-of-anna")
-            unknown = "00000000-0000-4000-8000-000000000000"
-            for token in ("token-of-anna", "token-of-bert"):
-                answer = await http.get(f"{coordinator}/heartbeat/{unknown}", headers=bearer(token))
-                assert (answer.status_code, answer.json()["state"]) == (200, "reject")
-                # Whoever knows an id, but not its upload token, learns nothing from the aggregator.
-                assert (await http.get(f"{aggregator}/{id}/{unknown}", headers=bearer(token))).status_code == 404
-
-    asyncio.run(main())
+async def test_an_unknown_id_is_answered_alike_for_everybody(tmp_path: Path) -> None:
+    async with guarded(tmp_path) as (p, http):
+        coordinator, aggregator = url(p.coordinator_public), url(p.aggregator_public)
+        id = await joined(http, coordinator, "token-of-anna")
+        unknown = "00000000-0000-4000-8000-000000000000"
+        for token in ("token-of-anna", "token-of-bert"):
+            answer = await http.get(f"{coordinator}/heartbeat/{unknown}", headers=bearer(token))
+            assert (answer.status_code, answer.json()["state"]) == (200, "reject")
+            # Whoever knows an id, but not its upload token, learns nothing from the aggregator.
+            assert (await http.get(f"{aggregator}/{id}/{unknown}", headers=bearer(token))).status_code == 404

@@ -47,61 +47,49 @@ async def serving(**settings: object) -> AsyncIterator[tuple[Platform, httpx.Asy
         yield p, http
 
 
-def test_a_federation_trains_on_one_process_that_goes_on_serving_its_result() -> None:
-    async def main() -> None:
-        async with serving(rounds=3, min_clients=4) as (p, http):
-            coordinator = url(p.coordinator_public)
-            trained = await asyncio.gather(*(participate(http, coordinator, value) for value in (0.0, 1.0, 2.0, 3.0)))
-            assert trained == [3, 3, 3, 3]
-            model = await http.get(f"{url(p.aggregator_ops)}/model")
-            assert model.headers["etag"] == '"2"'
-            assert np.load(io.BytesIO(model.content)).tolist() == [1.5] * 5
-            status = (await http.get(f"{url(p.coordinator_ops)}/status")).json()
-            assert (status["state"], status["round"], len(status["last_rounds"])) == ("complete", 3, 3)
-            assert (await http.get(f"{coordinator}/rendez_vous")).json() == {"id": None, "ok": False}
-            for ops in (p.coordinator_ops, p.aggregator_ops):
-                assert (await http.get(f"{url(ops)}/readyz")).status_code == 200
-
-    asyncio.run(main())
+async def test_a_federation_trains_on_one_process_that_goes_on_serving_its_result() -> None:
+    async with serving(rounds=3, min_clients=4) as (p, http):
+        coordinator = url(p.coordinator_public)
+        trained = await asyncio.gather(*(participate(http, coordinator, value) for value in (0.0, 1.0, 2.0, 3.0)))
+        assert trained == [3, 3, 3, 3]
+        model = await http.get(f"{url(p.aggregator_ops)}/model")
+        assert model.headers["etag"] == '"2"'
+        assert np.load(io.BytesIO(model.content)).tolist() == [1.5] * 5
+        status = (await http.get(f"{url(p.coordinator_ops)}/status")).json()
+        assert (status["state"], status["round"], len(status["last_rounds"])) == ("complete", 3, 3)
+        assert (await http.get(f"{coordinator}/rendez_vous")).json() == {"id": None, "ok": False}
+        for ops in (p.coordinator_ops, p.aggregator_ops):
+            assert (await http.get(f"{url(ops)}/readyz")).status_code == 200
 
 
-def test_an_invalid_update_is_refused_and_the_round_goes_on_with_others() -> None:
-    async def main() -> None:
-        async with serving(rounds=1, min_clients=2, participants_ratio=0.5) as (p, http):
-            coordinator = url(p.coordinator_public)
-            ids = [(await http.get(f"{coordinator}/rendez_vous")).json()["id"] for _ in range(2)]
-            orders = {id: asyncio.create_task(http.get(f"{coordinator}/heartbeat/{id}", headers=LONG_POLL)) for id in ids}
-            (first,), (second,) = await asyncio.wait(orders.values(), return_when=asyncio.FIRST_COMPLETED)
-            bad = first.result().json()
-            id = next(id for id, task in orders.items() if task is first)
-            refused = await http.post(f"{bad['url']}/{id}/{bad['token']}", content=b"nonsense")
-            assert refused.status_code == 415
-            order = (await second).json()
-            id = next(id for id, task in orders.items() if task is second)
-            await http.post(f"{order['url']}/{id}/{order['token']}", content=update(1, *[1.0] * 5))
-            # The update is counted, but its round may be a moment from being closed.
-            assert (await http.get(f"{coordinator}/heartbeat/{id}", headers=LONG_POLL)).json()["state"] == "finish"
-
-    asyncio.run(main())
+async def test_an_invalid_update_is_refused_and_the_round_goes_on_with_others() -> None:
+    async with serving(rounds=1, min_clients=2, participants_ratio=0.5) as (p, http):
+        coordinator = url(p.coordinator_public)
+        ids = [(await http.get(f"{coordinator}/rendez_vous")).json()["id"] for _ in range(2)]
+        orders = {id: asyncio.create_task(http.get(f"{coordinator}/heartbeat/{id}", headers=LONG_POLL)) for id in ids}
+        (first,), (second,) = await asyncio.wait(orders.values(), return_when=asyncio.FIRST_COMPLETED)
+        bad = first.result().json()
+        id = next(id for id, task in orders.items() if task is first)
+        refused = await http.post(f"{bad['url']}/{id}/{bad['token']}", content=b"nonsense")
+        assert refused.status_code == 415
+        order = (await second).json()
+        id = next(id for id, task in orders.items() if task is second)
+        await http.post(f"{order['url']}/{id}/{order['token']}", content=update(1, *[1.0] * 5))
+        # The update is counted, but its round may be a moment from being closed.
+        assert (await http.get(f"{coordinator}/heartbeat/{id}", headers=LONG_POLL)).json()["state"] == "finish"
 
 
-def test_participants_are_sent_where_the_settings_say_if_they_say_so() -> None:
-    async def main() -> None:
-        async with serving(aggregator_url="http://elsewhere:1") as (p, _):
-            assert p.coordinator.aggregator_url == "http://elsewhere:1"
-
-    asyncio.run(main())
+async def test_participants_are_sent_where_the_settings_say_if_they_say_so() -> None:
+    async with serving(aggregator_url="http://elsewhere:1") as (p, _):
+        assert p.coordinator.aggregator_url == "http://elsewhere:1"
 
 
-def test_a_port_in_use_is_a_wrong_setting() -> None:
-    async def main() -> None:
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            port = taken.getsockname()[1]
-            with pytest.raises(ConfigurationError, match=f"COORDINATOR_PORT={port}"):
-                async with serving(port=port):
-                    pass
-
-    asyncio.run(main())
+async def test_a_port_in_use_is_a_wrong_setting() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigurationError, match=f"COORDINATOR_PORT={port}"):
+            async with serving(port=port):
+                pass
 
 
 @pytest.mark.timeout(20)
@@ -113,15 +101,12 @@ def test_two_services_in_one_directory_are_a_wrong_setting(tmp_path: Path) -> No
         platform.run(coordinator, aggregator)
 
 
-def test_sigterm_ends_a_platform_at_once_and_answers_who_is_held() -> None:
-    async def main() -> None:
-        with running("platform", COORDINATOR_MIN_CLIENTS="2") as p:
-            async with asyncio.timeout(30), httpx.AsyncClient(base_url=p.url("COORDINATOR_PORT")) as http:
-                id = (await http.get("/rendez_vous")).json()["id"]
-                holds = [asyncio.create_task(http.get(f"/heartbeat/{id}", headers=LONG_POLL)) for _ in range(2)]
-                # One of the two ended the other's hold: so one is held now.
-                (_,), (held,) = await asyncio.wait(holds, return_when=asyncio.FIRST_COMPLETED)
-                assert await asyncio.to_thread(p.end) == 0
-                assert (await held).json()["state"] == "stand_by"
-
-    asyncio.run(main())
+async def test_sigterm_ends_a_platform_at_once_and_answers_who_is_held() -> None:
+    with running("platform", COORDINATOR_MIN_CLIENTS="2") as p:
+        async with asyncio.timeout(30), httpx.AsyncClient(base_url=p.url("COORDINATOR_PORT")) as http:
+            id = (await http.get("/rendez_vous")).json()["id"]
+            holds = [asyncio.create_task(http.get(f"/heartbeat/{id}", headers=LONG_POLL)) for _ in range(2)]
+            # One of the two ended the other's hold: so one is held now.
+            (_,), (held,) = await asyncio.wait(holds, return_when=asyncio.FIRST_COMPLETED)
+            assert await asyncio.to_thread(p.end) == 0
+            assert (await held).json()["state"] == "stand_by"

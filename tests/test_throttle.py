@@ -86,23 +86,19 @@ def test_probes_are_delayed_and_never_refused() -> None:
     assert len(port.told) == 7
 
 
-def test_beyond_the_requests_that_are_delayed_refusals_are_immediate_and_end_the_connection(
+async def test_beyond_the_requests_that_are_delayed_refusals_are_immediate_and_end_the_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(throttle, "DELAY", 60.0)
     monkeypatch.setattr(throttle, "MAX_DELAYED", 2)
-
-    async def main() -> None:
-        port = Port()
-        for _ in range(3):
-            await port.ask()
-        delayed = [asyncio.ensure_future(port.ask()) for _ in range(2)]
-        await asyncio.wait(delayed, timeout=0.1)
-        answer = await port.ask()
-        assert (answer.status_code, answer.headers["connection"], answer.headers["retry-after"]) == (429, "close", "60")
-        assert not any(task.done() for task in delayed)
-        for task in delayed:
-            task.cancel()
-        await asyncio.gather(*delayed, return_exceptions=True)
-
-    asyncio.run(main())
+    port = Port()
+    for _ in range(3):
+        await port.ask()
+    delayed = [asyncio.ensure_future(port.ask()) for _ in range(2)]
+    await asyncio.wait(delayed, timeout=0.1)
+    answer = await port.ask()
+    assert (answer.status_code, answer.headers["connection"], answer.headers["retry-after"]) == (429, "close", "60")
+    assert not any(task.done() for task in delayed)
+    for task in delayed:
+        task.cancel()
+    await asyncio.gather(*delayed, return_exceptions=True)

@@ -93,90 +93,72 @@ async def on_sockets(service: AggregatorService) -> AsyncIterator[tuple[int, htt
         yield endpoint.port, client
 
 
-def test_before_the_first_aggregation_the_global_model_is_empty() -> None:
-    async def main() -> None:
-        service = make()
-        await open_round(service)
-        async with asking(service) as client:
-            answer = await client.get(path(ANNA))
-            assert (answer.status_code, answer.content, answer.headers["content-length"]) == (200, b"", "0")
-            assert answer.headers["content-type"] == "application/octet-stream"
-            assert (await client.get(path(ANNA), headers={"If-None-Match": answer.headers["etag"]})).status_code == 304
-
-    asyncio.run(main())
+async def test_before_the_first_aggregation_the_global_model_is_empty() -> None:
+    service = make()
+    await open_round(service)
+    async with asking(service) as client:
+        answer = await client.get(path(ANNA))
+        assert (answer.status_code, answer.content, answer.headers["content-length"]) == (200, b"", "0")
+        assert answer.headers["content-type"] == "application/octet-stream"
+        assert (await client.get(path(ANNA), headers={"If-None-Match": answer.headers["etag"]})).status_code == 304
 
 
-def test_the_global_model_is_what_numpy_would_have_saved() -> None:
-    async def main() -> None:
-        service = make()
-        await open_round(service)
-        await service.deliver(ANNA, TOKEN[ANNA], only(update(1, 1, 2)))
-        await service.close("attempt-0", [ANNA])
-        async with asking(service) as client:
-            answer = await client.get(path(ANNA))
-            expected = npy(np.array([1, 2], "<f4"), version=(1, 0))
-            assert (answer.content, answer.headers["content-length"]) == (expected, str(len(expected)))
-
-    asyncio.run(main())
+async def test_the_global_model_is_what_numpy_would_have_saved() -> None:
+    service = make()
+    await open_round(service)
+    await service.deliver(ANNA, TOKEN[ANNA], only(update(1, 1, 2)))
+    await service.close("attempt-0", [ANNA])
+    async with asking(service) as client:
+        answer = await client.get(path(ANNA))
+        expected = npy(np.array([1, 2], "<f4"), version=(1, 0))
+        assert (answer.content, answer.headers["content-length"]) == (expected, str(len(expected)))
 
 
 async def only(data: bytes) -> AsyncIterator[bytes]:
     yield data
 
 
-def test_who_has_the_newest_model_is_told_so() -> None:
-    async def main() -> None:
-        service = make()
-        await open_round(service)
-        async with asking(service) as client:
-            await client.post(path(ANNA), content=update(1, 1, 2))
-            await service.close("attempt-0", [ANNA])
-            etag = (await client.get(path(ANNA))).headers["etag"]
-            for known in (etag, f'"other", W/{etag}'):
-                answer = await client.get(path(ANNA), headers={"If-None-Match": known})
-                assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", etag)
-            assert (await client.get(path(ANNA), headers={"If-None-Match": '"none"'})).status_code == 200
-
-    asyncio.run(main())
+async def test_who_has_the_newest_model_is_told_so() -> None:
+    service = make()
+    await open_round(service)
+    async with asking(service) as client:
+        await client.post(path(ANNA), content=update(1, 1, 2))
+        await service.close("attempt-0", [ANNA])
+        etag = (await client.get(path(ANNA))).headers["etag"]
+        for known in (etag, f'"other", W/{etag}'):
+            answer = await client.get(path(ANNA), headers={"If-None-Match": known})
+            assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", etag)
+        assert (await client.get(path(ANNA), headers={"If-None-Match": '"none"'})).status_code == 200
 
 
-def test_ids_and_tokens_are_read_as_tolerantly_as_in_0_8() -> None:
-    async def main() -> None:
-        service = make()
-        await open_round(service)
-        async with asking(service) as client:
-            for written in (ANNA.upper(), ANNA.replace("-", ""), f"urn:uuid:{ANNA}"):
-                assert (await client.get(f"/{written}/{TOKEN[ANNA].replace('-', '')}/?x=y")).status_code == 200
-
-    asyncio.run(main())
+async def test_ids_and_tokens_are_read_as_tolerantly_as_in_0_8() -> None:
+    service = make()
+    await open_round(service)
+    async with asking(service) as client:
+        for written in (ANNA.upper(), ANNA.replace("-", ""), f"urn:uuid:{ANNA}"):
+            assert (await client.get(f"/{written}/{TOKEN[ANNA].replace('-', '')}/?x=y")).status_code == 200
 
 
-def test_an_update_may_come_in_chunks_without_a_length() -> None:
-    async def main() -> None:
-        service = make()
-        await open_round(service)
+async def test_an_update_may_come_in_chunks_without_a_length() -> None:
+    service = make()
+    await open_round(service)
 
-        async def chunks() -> AsyncIterator[bytes]:
-            for byte in update(1, 1, 2):
-                yield bytes([byte])
+    async def chunks() -> AsyncIterator[bytes]:
+        for byte in update(1, 1, 2):
+            yield bytes([byte])
 
-        async with on_sockets(service) as (_, client):
-            assert (await client.post(path(ANNA), content=chunks())).headers["fedround-update"] == "counted"
-
-    asyncio.run(main())
+    async with on_sockets(service) as (_, client):
+        assert (await client.post(path(ANNA), content=chunks())).headers["fedround-update"] == "counted"
 
 
-def test_a_repeat_is_answered_with_200_and_says_so() -> None:
-    async def main() -> None:
-        service = make()
-        await open_round(service)
-        async with asking(service) as client:
-            await client.post(path(ANNA), content=update(1, 1, 2))
-            again = await client.post(path(ANNA), content=update(1, 1, 2))
-            assert (again.status_code, again.content, again.headers["fedround-update"]) == (200, b"", "repeated")
-            await assert_both_counted(service, client)
-
-    asyncio.run(main())
+async def test_a_repeat_is_answered_with_200_and_says_so() -> None:
+    service = make()
+    await open_round(service)
+    async with asking(service) as client:
+        await client.post(path(ANNA), content=update(1, 1, 2))
+        again = await client.post(path(ANNA), content=update(1, 1, 2))
+        assert (again.status_code, again.content, again.headers["fedround-update"]) == (200, b"", "repeated")
+        await assert_both_counted(service, client)
 
 
 async def assert_both_counted(service: AggregatorService, client: httpx.AsyncClient) -> None:
@@ -185,16 +167,13 @@ async def assert_both_counted(service: AggregatorService, client: httpx.AsyncCli
 
 
 @pytest.mark.parametrize("samples", [0, 1, 100_000_000])
-def test_every_sample_count_up_to_the_limit_is_valid(samples: int) -> None:
-    async def main() -> None:
-        service = make()
-        await open_round(service)
-        async with asking(service) as client:
-            assert (await client.post(path(ANNA), content=update(samples, 1, 2))).status_code == 200
-            assert [entry.samples for entry in (await service.ledger("another", 0)).entries] == [samples]
-            await assert_both_counted(service, client)
-
-    asyncio.run(main())
+async def test_every_sample_count_up_to_the_limit_is_valid(samples: int) -> None:
+    service = make()
+    await open_round(service)
+    async with asking(service) as client:
+        assert (await client.post(path(ANNA), content=update(samples, 1, 2))).status_code == 200
+        assert [entry.samples for entry in (await service.ledger("another", 0)).entries] == [samples]
+        await assert_both_counted(service, client)
 
 
 @pytest.mark.parametrize(
@@ -208,52 +187,43 @@ def test_every_sample_count_up_to_the_limit_is_valid(samples: int) -> None:
         "/",
     ],
 )
-def test_without_credentials_there_is_nothing(address: str) -> None:
-    async def main() -> None:
-        service = make()
-        await open_round(service)
-        async with asking(service) as client:
-            for method in ("GET", "POST"):
-                answer = await client.request(method, address, content=update(1, 1, 2) if method == "POST" else None)
-                assert answer.status_code == 404
-                assert answer.headers["content-type"] == "application/problem+json"
-                assert answer.json()["title"] == "Not Found"
-            await assert_the_others_go_on(service, client)
-
-    asyncio.run(main())
+async def test_without_credentials_there_is_nothing(address: str) -> None:
+    service = make()
+    await open_round(service)
+    async with asking(service) as client:
+        for method in ("GET", "POST"):
+            answer = await client.request(method, address, content=update(1, 1, 2) if method == "POST" else None)
+            assert answer.status_code == 404
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert answer.json()["title"] == "Not Found"
+        await assert_the_others_go_on(service, client)
 
 
-def test_an_aggregator_with_a_token_serves_nobody_without_it() -> None:
-    async def main() -> None:
-        service = make()
-        await open_round(service)
-        async with asking(service, token="secret") as client:
-            for headers in ({}, {"Authorization": "Bearer wrong"}):
-                answer = await client.post(path(ANNA), content=update(1, 1, 2), headers=headers)
-                assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
-                assert (await client.get(path(ANNA), headers=headers)).status_code == 401
-            client.headers["Authorization"] = "Bearer secret"
-            await assert_the_others_go_on(service, client)
-
-    asyncio.run(main())
+async def test_an_aggregator_with_a_token_serves_nobody_without_it() -> None:
+    service = make()
+    await open_round(service)
+    async with asking(service, token="secret") as client:
+        for headers in ({}, {"Authorization": "Bearer wrong"}):
+            answer = await client.post(path(ANNA), content=update(1, 1, 2), headers=headers)
+            assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+            assert (await client.get(path(ANNA), headers=headers)).status_code == 401
+        client.headers["Authorization"] = "Bearer secret"
+        await assert_the_others_go_on(service, client)
 
 
-def test_an_update_for_a_round_that_is_over_is_told_so() -> None:
-    async def main() -> None:
-        service = make()
-        await open_round(service)
-        await service.revoke("attempt-0", ANNA)
-        async with asking(service) as client:
-            answer = await client.post(path(ANNA), content=update(1, 1, 2))
-            assert answer.status_code == 409
-            assert answer.json() == {
-                "title": "Conflict",
-                "status": 409,
-                "detail": "the round of this token is over, or was reassigned to other participants",
-            }
-            await assert_the_others_go_on(service, client)
-
-    asyncio.run(main())
+async def test_an_update_for_a_round_that_is_over_is_told_so() -> None:
+    service = make()
+    await open_round(service)
+    await service.revoke("attempt-0", ANNA)
+    async with asking(service) as client:
+        answer = await client.post(path(ANNA), content=update(1, 1, 2))
+        assert answer.status_code == 409
+        assert answer.json() == {
+            "title": "Conflict",
+            "status": 409,
+            "detail": "the round of this token is over, or was reassigned to other participants",
+        }
+        await assert_the_others_go_on(service, client)
 
 
 GOOD = update(1, 1, 2)
@@ -278,19 +248,16 @@ OBJECTS = b"\0\0\0\1" + npy(np.array([{}], object))
         pytest.param(bytes(MAX_SIZE + 1), 413, f"more than {MAX_SIZE} bytes", id="too large"),
     ],
 )
-def test_what_is_no_update_is_refused_with_the_reason(body: bytes, status: int, detail: str) -> None:
-    async def main() -> None:
-        service = make()
-        await open_round(service)
-        async with on_sockets(service) as (_, client):
-            answer = await client.post(path(ANNA), content=body)
-            assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
-            assert detail in answer.json()["detail"]
-            entry = (await service.ledger("another", 0)).entries[0]
-            assert (entry.id, entry.outcome) == (ANNA, Outcome.REFUSED)
-            await assert_the_others_go_on(service, client)
-
-    asyncio.run(main())
+async def test_what_is_no_update_is_refused_with_the_reason(body: bytes, status: int, detail: str) -> None:
+    service = make()
+    await open_round(service)
+    async with on_sockets(service) as (_, client):
+        answer = await client.post(path(ANNA), content=body)
+        assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+        assert detail in answer.json()["detail"]
+        entry = (await service.ledger("another", 0)).entries[0]
+        assert (entry.id, entry.outcome) == (ANNA, Outcome.REFUSED)
+        await assert_the_others_go_on(service, client)
 
 
 @pytest.mark.parametrize(
@@ -300,50 +267,41 @@ def test_what_is_no_update_is_refused_with_the_reason(body: bytes, status: int, 
         (update(1, 1, 2, dtype="<f8"), "these are float64 weights"),
     ],
 )
-def test_an_update_unlike_the_others_is_refused(body: bytes, detail: str) -> None:
-    async def main() -> None:
-        service = make()
-        await open_round(service)
-        async with asking(service) as client:
-            await client.post(path(BERT), content=GOOD)
-            answer = await client.post(path(ANNA), content=body)
-            assert answer.status_code == 422
-            assert detail in answer.json()["detail"]
-            assert await service.close("attempt-0", [BERT]) == Closed(parameters=2)
-
-    asyncio.run(main())
+async def test_an_update_unlike_the_others_is_refused(body: bytes, detail: str) -> None:
+    service = make()
+    await open_round(service)
+    async with asking(service) as client:
+        await client.post(path(BERT), content=GOOD)
+        answer = await client.post(path(ANNA), content=body)
+        assert answer.status_code == 422
+        assert detail in answer.json()["detail"]
+        assert await service.close("attempt-0", [BERT]) == Closed(parameters=2)
 
 
-def test_what_grows_too_large_without_an_announcement_is_refused() -> None:
-    async def main() -> None:
-        service = make()
-        await open_round(service)
+async def test_what_grows_too_large_without_an_announcement_is_refused() -> None:
+    service = make()
+    await open_round(service)
 
-        async def endless() -> AsyncIterator[bytes]:
-            for _ in range(100):
-                yield bytes(100_000)
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(100):
+            yield bytes(100_000)
 
-        async with on_sockets(service) as (_, client):
-            answer = await client.post(path(ANNA), content=endless())
-            assert answer.status_code == 413
-            await assert_the_others_go_on(service, client)
-
-    asyncio.run(main())
+    async with on_sockets(service) as (_, client):
+        answer = await client.post(path(ANNA), content=endless())
+        assert answer.status_code == 413
+        await assert_the_others_go_on(service, client)
 
 
-def test_a_full_spool_asks_to_come_again(tmp_path: Path) -> None:
-    async def main() -> None:
-        service = make(directory=tmp_path / "gone")
-        await open_round(service)
-        async with asking(service) as client:
-            large = b"\0\0\0\1" + npy(np.zeros(1 << 19, "<f4"))
-            answer = await client.post(path(ANNA), content=large)
-            assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
-            assert "cannot write the update to the spool directory" in answer.json()["detail"]
-            (tmp_path / "gone").mkdir()
-            assert (await client.post(path(ANNA), content=large)).headers["fedround-update"] == "counted"
-
-    asyncio.run(main())
+async def test_a_full_spool_asks_to_come_again(tmp_path: Path) -> None:
+    service = make(directory=tmp_path / "gone")
+    await open_round(service)
+    async with asking(service) as client:
+        large = b"\0\0\0\1" + npy(np.zeros(1 << 19, "<f4"))
+        answer = await client.post(path(ANNA), content=large)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+        assert "cannot write the update to the spool directory" in answer.json()["detail"]
+        (tmp_path / "gone").mkdir()
+        assert (await client.post(path(ANNA), content=large)).headers["fedround-update"] == "counted"
 
 
 @pytest.mark.parametrize(
@@ -367,15 +325,14 @@ def test_a_full_spool_asks_to_come_again(tmp_path: Path) -> None:
         (json.dumps({f"figure {n}": n for n in range(25)}), {f"figure {n}": float(n) for n in range(20)}),
     ],
 )
-def test_of_what_a_participant_reports_the_numbers_are_entered_that_can_be_shown(header: str, figures: Mapping[str, float]) -> None:
-    async def main() -> None:
-        service = make()
-        await open_round(service)
-        async with asking(service) as client:
-            await client.post(path(ANNA), content=GOOD, headers={"Fedround-Metrics": header})
-            assert (await service.ledger("another", 0)).entries == (Entry(1, "attempt-0", ANNA, Outcome.COUNTED, 1, figures),)
-
-    asyncio.run(main())
+async def test_of_what_a_participant_reports_the_numbers_are_entered_that_can_be_shown(
+    header: str, figures: Mapping[str, float]
+) -> None:
+    service = make()
+    await open_round(service)
+    async with asking(service) as client:
+        await client.post(path(ANNA), content=GOOD, headers={"Fedround-Metrics": header})
+        assert (await service.ledger("another", 0)).entries == (Entry(1, "attempt-0", ANNA, Outcome.COUNTED, 1, figures),)
 
 
 # What only sockets show
@@ -410,72 +367,61 @@ async def be_slow(connection: Connection) -> None:
 
 
 @pytest.mark.parametrize("misbehave", [hang_up, hang_up_in_a_large_one, hang_up_in_a_chunk, be_slow])
-def test_an_upload_that_does_not_arrive_whole_counts_for_nothing(misbehave: Misbehaving, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_upload_that_does_not_arrive_whole_counts_for_nothing(
+    misbehave: Misbehaving, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("fedround.http.asgi.DRAIN_SECONDS", 0.05)
+    failed = asyncio.Event()
 
-    async def main() -> None:
-        failed = asyncio.Event()
+    def observe(fact: Fact) -> None:
+        if isinstance(fact, UploadFailed):
+            assert fact.id == ANNA
+            failed.set()
 
-        def observe(fact: Fact) -> None:
-            if isinstance(fact, UploadFailed):
-                assert fact.id == ANNA
-                failed.set()
-
-        service = make(window=0.2, observer=observe)
-        await open_round(service)
-        async with on_sockets(service) as (port, client):
-            async with connected(port) as connection:
-                await misbehave(connection)
-                await failed.wait()
-            await assert_the_others_go_on(service, client)
-
-    asyncio.run(main())
+    service = make(window=0.2, observer=observe)
+    await open_round(service)
+    async with on_sockets(service) as (port, client):
+        async with connected(port) as connection:
+            await misbehave(connection)
+            await failed.wait()
+        await assert_the_others_go_on(service, client)
 
 
-def test_more_than_was_announced_harms_nobody() -> None:
-    async def main() -> None:
-        service = make()
-        await open_round(service)
-        async with on_sockets(service) as (port, client):
-            async with connected(port) as connection:
-                await connection.ask("POST", path(ANNA), Content_Length=str(len(GOOD) - 1))
-                await connection.send(GOOD)
-                # What is too much is no request: it is answered with 400, and that ends the connection.
-                assert (await connection.answer()).status in (400, 422)
-            answer = await client.post(path(BERT), content=GOOD)
-            assert answer.headers["fedround-update"] == "counted"
-            assert await service.close("attempt-0", [BERT]) == Closed(parameters=2)
-
-    asyncio.run(main())
+async def test_more_than_was_announced_harms_nobody() -> None:
+    service = make()
+    await open_round(service)
+    async with on_sockets(service) as (port, client):
+        async with connected(port) as connection:
+            await connection.ask("POST", path(ANNA), Content_Length=str(len(GOOD) - 1))
+            await connection.send(GOOD)
+            # What is too much is no request: it is answered with 400, and that ends the connection.
+            assert (await connection.answer()).status in (400, 422)
+        answer = await client.post(path(BERT), content=GOOD)
+        assert answer.headers["fedround-update"] == "counted"
+        assert await service.close("attempt-0", [BERT]) == Closed(parameters=2)
 
 
-def test_a_refusal_reaches_who_reads_nothing_before_everything_is_written() -> None:
-    async def main() -> None:
-        service = make()
-        await open_round(service)
-        async with on_sockets(service) as (port, _), connected(port) as connection:
-            for address, status in [(f"/{ANNA}/{TOKEN[BERT]}", 404), (path(ANNA), 413)]:
-                await connection.ask("POST", address, Content_Length=str(5 << 20))
-                await connection.send(bytes(5 << 20))
-                answer = await connection.answer()
-                assert (answer.status, json.loads(answer.body)["status"]) == (status, status)
-
-    asyncio.run(main())
+async def test_a_refusal_reaches_who_reads_nothing_before_everything_is_written() -> None:
+    service = make()
+    await open_round(service)
+    async with on_sockets(service) as (port, _), connected(port) as connection:
+        for address, status in [(f"/{ANNA}/{TOKEN[BERT]}", 404), (path(ANNA), 413)]:
+            await connection.ask("POST", address, Content_Length=str(5 << 20))
+            await connection.send(bytes(5 << 20))
+            answer = await connection.answer()
+            assert (answer.status, json.loads(answer.body)["status"]) == (status, status)
 
 
-def test_a_reader_that_hangs_up_in_the_middle_of_a_model_harms_nobody() -> None:
-    async def main() -> None:
-        service = make()
-        await open_round(service)
-        await service.deliver(ANNA, TOKEN[ANNA], only(b"\0\0\0\1" + npy(np.zeros(1 << 18))))
-        await service.close("attempt-0", [ANNA])
-        async with on_sockets(service) as (port, client):
-            async with connected(port) as connection:
-                await connection.ask("GET", path(ANNA))
-                connection.reset()
-            assert len((await client.get(path(ANNA))).content) == (8 << 18) + 128
-
-    asyncio.run(main())
+async def test_a_reader_that_hangs_up_in_the_middle_of_a_model_harms_nobody() -> None:
+    service = make()
+    await open_round(service)
+    await service.deliver(ANNA, TOKEN[ANNA], only(b"\0\0\0\1" + npy(np.zeros(1 << 18))))
+    await service.close("attempt-0", [ANNA])
+    async with on_sockets(service) as (port, client):
+        async with connected(port) as connection:
+            await connection.ask("GET", path(ANNA))
+            connection.reset()
+        assert len((await client.get(path(ANNA))).content) == (8 << 18) + 128
 
 
 # The coordinator's side
@@ -493,56 +439,47 @@ async def remote(service: AggregatorService, *, secret: str | None = None, sent:
             await books.aclose()
 
 
-def test_the_books_are_the_same_over_the_internal_port() -> None:
-    async def main() -> None:
-        service = make()
-        async with remote(service) as books:
-            await books.open(Open("attempt-0", 0, (Admission(ANNA, TOKEN[ANNA]),), ("somebody-gone",)))
-            await books.admit("attempt-0", [Admission(BERT, TOKEN[BERT])])
-            await service.deliver(ANNA, TOKEN[ANNA], only(GOOD), metrics={"loss": 0.5})
-            page = await books.ledger("another", 0)
-            assert page.entries == (Entry(1, "attempt-0", ANNA, Outcome.COUNTED, 1, {"loss": 0.5}),)
-            assert await books.revoke("attempt-0", ANNA) is Verdict.COUNTED
-            assert await books.revoke("attempt-0", BERT) is Verdict.REVOKED
-            assert await books.close("attempt-0", [BERT]) == Difference(frozenset([BERT]), frozenset([ANNA]))
-            assert await books.close("attempt-0", [ANNA]) == Closed(parameters=2)
-            with pytest.raises(UnknownAttempt):
-                await books.close("attempt-9", [ANNA])
-
-    asyncio.run(main())
+async def test_the_books_are_the_same_over_the_internal_port() -> None:
+    service = make()
+    async with remote(service) as books:
+        await books.open(Open("attempt-0", 0, (Admission(ANNA, TOKEN[ANNA]),), ("somebody-gone",)))
+        await books.admit("attempt-0", [Admission(BERT, TOKEN[BERT])])
+        await service.deliver(ANNA, TOKEN[ANNA], only(GOOD), metrics={"loss": 0.5})
+        page = await books.ledger("another", 0)
+        assert page.entries == (Entry(1, "attempt-0", ANNA, Outcome.COUNTED, 1, {"loss": 0.5}),)
+        assert await books.revoke("attempt-0", ANNA) is Verdict.COUNTED
+        assert await books.revoke("attempt-0", BERT) is Verdict.REVOKED
+        assert await books.close("attempt-0", [BERT]) == Difference(frozenset([BERT]), frozenset([ANNA]))
+        assert await books.close("attempt-0", [ANNA]) == Closed(parameters=2)
+        with pytest.raises(UnknownAttempt):
+            await books.close("attempt-9", [ANNA])
 
 
-def test_the_internal_port_asks_for_its_secret() -> None:
-    async def main() -> None:
-        service = make()
-        async with remote(service, secret="secret", sent="secret") as books:
-            await books.open(Open("attempt-0", 0, ()))
-        for wrong in (None, "wrong"):
-            async with remote(service, secret="secret", sent=wrong) as books:
-                with pytest.raises(ExchangeError):
-                    await books.open(Open("attempt-1", 0, ()))
-        assert service.status()["attempt"] == "attempt-"
-
-    asyncio.run(main())
+async def test_the_internal_port_asks_for_its_secret() -> None:
+    service = make()
+    async with remote(service, secret="secret", sent="secret") as books:
+        await books.open(Open("attempt-0", 0, ()))
+    for wrong in (None, "wrong"):
+        async with remote(service, secret="secret", sent=wrong) as books:
+            with pytest.raises(ExchangeError):
+                await books.open(Open("attempt-1", 0, ()))
+    assert service.status()["attempt"] == "attempt-"
 
 
-def test_a_server_with_an_open_long_poll_stops_at_once() -> None:
-    async def main() -> None:
-        service = make(patience=60.0)
-        await open_round(service)
-        async with AsyncExitStack() as after, asyncio.timeout(4):  # the poll would last for a minute, the grace is 5 s
-            endpoint = Endpoint(internal(service), host="127.0.0.1", port=0, setting="PORT")
-            async with serving(endpoint), asyncio.TaskGroup() as tasks:
-                upload = tasks.create_task(service.deliver(ANNA, TOKEN[ANNA], only(GOOD)))
-                incarnation = (await service.ledger("another", 0)).incarnation
-                coordinator = await after.enter_async_context(connected(endpoint.port))
-                await coordinator.ask("GET", f"/books/ledger?incarnation={incarnation}&after=1")
-                await upload  # this poll has begun: it acknowledges the update
-                service.stop()
-            answer = await coordinator.answer()
-            assert (answer.status, answer.headers["retry-after"]) == (503, "1")
-
-    asyncio.run(main())
+async def test_a_server_with_an_open_long_poll_stops_at_once() -> None:
+    service = make(patience=60.0)
+    await open_round(service)
+    async with AsyncExitStack() as after, asyncio.timeout(4):  # the poll would last for a minute, the grace is 5 s
+        endpoint = Endpoint(internal(service), host="127.0.0.1", port=0, setting="PORT")
+        async with serving(endpoint), asyncio.TaskGroup() as tasks:
+            upload = tasks.create_task(service.deliver(ANNA, TOKEN[ANNA], only(GOOD)))
+            incarnation = (await service.ledger("another", 0)).incarnation
+            coordinator = await after.enter_async_context(connected(endpoint.port))
+            await coordinator.ask("GET", f"/books/ledger?incarnation={incarnation}&after=1")
+            await upload  # this poll has begun: it acknowledges the update
+            service.stop()
+        answer = await coordinator.answer()
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
 
 
 JSON = {"Content-Type": "application/json; charset=utf-8"}
@@ -560,21 +497,17 @@ JSON = {"Content-Type": "application/json; charset=utf-8"}
         (JSON, 200),
     ],
 )
-def test_a_web_page_on_the_same_machine_cannot_call_the_books(headers: Mapping[str, str], status: int) -> None:
+async def test_a_web_page_on_the_same_machine_cannot_call_the_books(headers: Mapping[str, str], status: int) -> None:
     """Without asking first a page can send text, a form, or no type at all; with anything else comes its origin."""
-
-    async def main() -> None:
-        service = make()
-        transport = httpx.ASGITransport(internal(service))
-        opened = json.dumps({"attempt": "a", "round": 0, "admissions": [], "forget": []}).encode()
-        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
-            answer = await client.post("/books/open", content=opened, headers=headers)
-            assert answer.status_code == status
-            assert (service.status()["attempt"] == "a") is (status == 200)
-            page = await client.get("/books/ledger", headers=headers)
-            assert page.status_code == (403 if "Origin" in headers else 200)
-
-    asyncio.run(main())
+    service = make()
+    transport = httpx.ASGITransport(internal(service))
+    opened = json.dumps({"attempt": "a", "round": 0, "admissions": [], "forget": []}).encode()
+    async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+        answer = await client.post("/books/open", content=opened, headers=headers)
+        assert answer.status_code == status
+        assert (service.status()["attempt"] == "a") is (status == 200)
+        page = await client.get("/books/ledger", headers=headers)
+        assert page.status_code == (403 if "Origin" in headers else 200)
 
 
 @pytest.mark.parametrize(
@@ -589,25 +522,18 @@ def test_a_web_page_on_the_same_machine_cannot_call_the_books(headers: Mapping[s
         ("GET", "/books/open", b"", 405),
     ],
 )
-def test_what_is_no_call_of_the_books_changes_nothing(method: str, address: str, body: bytes, status: int) -> None:
-    async def main() -> None:
-        transport = httpx.ASGITransport(internal(make()))
-        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
-            answer = await client.request(method, address, content=body, headers=JSON)
-            assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
-
-    asyncio.run(main())
+async def test_what_is_no_call_of_the_books_changes_nothing(method: str, address: str, body: bytes, status: int) -> None:
+    transport = httpx.ASGITransport(internal(make()))
+    async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+        answer = await client.request(method, address, content=body, headers=JSON)
+        assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
 
 
-def test_a_call_of_the_books_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_call_of_the_books_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedround.aggregator.internal.MAX_CALL", 100)
-
-    async def main() -> None:
-        transport = httpx.ASGITransport(internal(make()))
-        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
-            assert (await client.post("/books/open", content=bytes(101), headers=JSON)).status_code == 413
-
-    asyncio.run(main())
+    transport = httpx.ASGITransport(internal(make()))
+    async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+        assert (await client.post("/books/open", content=bytes(101), headers=JSON)).status_code == 413
 
 
 # The operators' side
@@ -796,7 +722,7 @@ def test_an_initial_model_that_is_none_is_told_at_the_start(tmp_path: Path, cont
 
 
 @pytest.mark.parametrize("kind", ["spool", "data"])
-def test_a_directory_that_cannot_be_written_makes_unready_until_it_can(kind: str, tmp_path: Path) -> None:
+async def test_a_directory_that_cannot_be_written_makes_unready_until_it_can(kind: str, tmp_path: Path) -> None:
     directories = {name: tmp_path / name for name in ("spool", "data")}
     for directory in directories.values():
         directory.mkdir()
@@ -818,16 +744,13 @@ def test_a_directory_that_cannot_be_written_makes_unready_until_it_can(kind: str
                     self.looked.clear()
                     await self.looked.wait()
 
-    async def main() -> None:
-        health = Telling()
-        values = {f"{name}_dir": str(directory) for name, directory in directories.items()}
-        async with running(health, app.keep_checking(settings(**values), health, every=0.001)):
-            directories[kind].rmdir()
-            await health.until([f"the {kind} directory cannot be written: No such file or directory"])
-            directories[kind].mkdir()
-            await health.until([])
-
-    asyncio.run(main())
+    health = Telling()
+    values = {f"{name}_dir": str(directory) for name, directory in directories.items()}
+    async with running(health, app.keep_checking(settings(**values), health, every=0.001)):
+        directories[kind].rmdir()
+        await health.until([f"the {kind} directory cannot be written: No such file or directory"])
+        directories[kind].mkdir()
+        await health.until([])
 
 
 def test_an_aggregator_serves_three_ports_until_it_is_told_to_stop() -> None:

@@ -79,19 +79,16 @@ def test_any_bytes_are_counted_or_refused_and_the_sum_is_never_lost(data: bytes,
 @pytest.mark.parametrize(
     "array", [np.ones((1,) * 39 + (4,)), np.asfortranarray(np.ones((2,) * 3 + (1,) * 37, "<i4")), np.ones((1,) * 32 + (4,), "<f4")]
 )
-def test_weights_of_too_many_dimensions_are_refused_and_named(array: Array) -> None:
-    async def main() -> None:
-        aggregator = service()
-        await open_round(aggregator)
-        header = f"{{'descr': '{array.dtype.str}', 'fortran_order': {not array.flags.c_contiguous}, 'shape': {array.shape}, }}"
-        data = struct.pack(">I", 1) + b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + array.tobytes()
-        with pytest.raises(WrongWeights, match="weights have 32 dimensions at most, but these have "):
-            await send(aggregator, ANNA, data)
-        assert [(entry.id, entry.outcome, entry.reason[:12]) for entry in await entries(aggregator)] == [
-            (ANNA, Outcome.REFUSED, "weights have")
-        ]
-
-    asyncio.run(main())
+async def test_weights_of_too_many_dimensions_are_refused_and_named(array: Array) -> None:
+    aggregator = service()
+    await open_round(aggregator)
+    header = f"{{'descr': '{array.dtype.str}', 'fortran_order': {not array.flags.c_contiguous}, 'shape': {array.shape}, }}"
+    data = struct.pack(">I", 1) + b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + array.tobytes()
+    with pytest.raises(WrongWeights, match="weights have 32 dimensions at most, but these have "):
+        await send(aggregator, ANNA, data)
+    assert [(entry.id, entry.outcome, entry.reason[:12]) for entry in await entries(aggregator)] == [
+        (ANNA, Outcome.REFUSED, "weights have")
+    ]
 
 
 async def attempt(aggregator: AggregatorService, number: int, values: Iterable[tuple[str, int, Array]]) -> list[str]:
@@ -108,17 +105,14 @@ async def attempt(aggregator: AggregatorService, number: int, values: Iterable[t
 
 
 @pytest.mark.parametrize("lie", [np.full(3, 1e200), np.full(3, 2e15), np.full(3, -np.inf)])
-def test_weights_that_would_end_every_training_are_refused_from_the_first_round_on(lie: Array) -> None:
-    async def main() -> None:
-        aggregator = service()
-        await open_round(aggregator)
-        with pytest.raises(NotFinite):
-            await send(aggregator, ANNA, struct.pack(">I", 1) + npy(lie))
-        await deliver(aggregator, BERT, 1.0, 1.0, 1.0, dtype="<f8")
-        await aggregator.close("attempt-0", [BERT])
-        assert weights(aggregator) == [1.0, 1.0, 1.0]
-
-    asyncio.run(main())
+async def test_weights_that_would_end_every_training_are_refused_from_the_first_round_on(lie: Array) -> None:
+    aggregator = service()
+    await open_round(aggregator)
+    with pytest.raises(NotFinite):
+        await send(aggregator, ANNA, struct.pack(">I", 1) + npy(lie))
+    await deliver(aggregator, BERT, 1.0, 1.0, 1.0, dtype="<f8")
+    await aggregator.close("attempt-0", [BERT])
+    assert weights(aggregator) == [1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("constant", [np.nan, np.inf, 1e20])
@@ -130,44 +124,37 @@ def test_one_array_has_no_constants(constant: float) -> None:
 
 
 @pytest.mark.parametrize(("samples", "scale"), [(1, 1e6), (90_000_000, 1.0)])
-def test_an_odd_first_round_is_void_and_the_second_attempt_refuses_the_liar(
+async def test_an_odd_first_round_is_void_and_the_second_attempt_refuses_the_liar(
     samples: int, scale: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     honest = [(id, 100, np.array([1.0, 2.0, 3.0])) for id in SILOS[1:]]
     liar = (ANNA, samples, np.array([9.0, 9.0, 9.0]) * scale)
-
-    async def main() -> None:
-        facts: list[Fact] = []
-        aggregator = service(facts=facts)
-        assert await attempt(aggregator, 0, [liar, *honest]) == SILOS
-        with pytest.raises(UnknownAttempt):
-            await aggregator.close("attempt-0", SILOS)
-        assert f"the update of {ANNA[:8]} differs too much from the others" in caplog.text
-        assert "Traceback" not in caplog.text
-        assert aggregator.model is None
-        assert await attempt(aggregator, 1, [liar, *honest]) == SILOS[1:]
-        await aggregator.close("attempt-1", SILOS[1:])
-        assert weights(aggregator) == [1.0, 2.0, 3.0]
-        assert [fact.outcome for fact in facts if isinstance(fact, UpdateReceived) and fact.id == ANNA] == [
-            "accepted",
-            "implausible",
-        ]
-        (refused,) = [entry for entry in await entries(aggregator) if entry.outcome is Outcome.REFUSED]
-        assert refused.id == ANNA
-        assert "more than 100 times the" in refused.reason
-
-    asyncio.run(main())
+    facts: list[Fact] = []
+    aggregator = service(facts=facts)
+    assert await attempt(aggregator, 0, [liar, *honest]) == SILOS
+    with pytest.raises(UnknownAttempt):
+        await aggregator.close("attempt-0", SILOS)
+    assert f"the update of {ANNA[:8]} differs too much from the others" in caplog.text
+    assert "Traceback" not in caplog.text
+    assert aggregator.model is None
+    assert await attempt(aggregator, 1, [liar, *honest]) == SILOS[1:]
+    await aggregator.close("attempt-1", SILOS[1:])
+    assert weights(aggregator) == [1.0, 2.0, 3.0]
+    assert [fact.outcome for fact in facts if isinstance(fact, UpdateReceived) and fact.id == ANNA] == [
+        "accepted",
+        "implausible",
+    ]
+    (refused,) = [entry for entry in await entries(aggregator) if entry.outcome is Outcome.REFUSED]
+    assert refused.id == ANNA
+    assert "more than 100 times the" in refused.reason
 
 
-def test_a_round_that_one_update_dominates_is_told() -> None:
-    async def main() -> None:
-        facts: list[Fact] = []
-        aggregator = service(facts=facts)
-        counted = await attempt(aggregator, 0, [(id, 30 if id == BERT else 10, np.ones(2)) for id in (ANNA, BERT, CARL)])
-        await aggregator.close("attempt-0", counted)
-        assert [fact for fact in facts if isinstance(fact, Dominated)] == [Dominated(0, BERT, 0.6)]
-
-    asyncio.run(main())
+async def test_a_round_that_one_update_dominates_is_told() -> None:
+    facts: list[Fact] = []
+    aggregator = service(facts=facts)
+    counted = await attempt(aggregator, 0, [(id, 30 if id == BERT else 10, np.ones(2)) for id in (ANNA, BERT, CARL)])
+    await aggregator.close("attempt-0", counted)
+    assert [fact for fact in facts if isinstance(fact, Dominated)] == [Dominated(0, BERT, 0.6)]
 
 
 class Picky(WeightedAverage):
@@ -181,30 +168,24 @@ class Picky(WeightedAverage):
             raise WrongWeights("I have taken 8 samples already")
 
 
-def test_what_a_strategy_does_not_begin_to_add_is_refused_and_the_sum_goes_on() -> None:
-    async def main() -> None:
-        aggregator = service(Picky)
-        await open_round(aggregator)
-        with pytest.raises(WrongWeights, match="the strategy cannot add this update: I do not take 7 samples"):
-            await send(aggregator, ANNA, update(7, 9.0))
-        await deliver(aggregator, BERT, 1.0)
-        assert await aggregator.close("attempt-0", [BERT]) == Closed(parameters=1)
-        assert weights(aggregator) == [1.0]
-
-    asyncio.run(main())
+async def test_what_a_strategy_does_not_begin_to_add_is_refused_and_the_sum_goes_on() -> None:
+    aggregator = service(Picky)
+    await open_round(aggregator)
+    with pytest.raises(WrongWeights, match="the strategy cannot add this update: I do not take 7 samples"):
+        await send(aggregator, ANNA, update(7, 9.0))
+    await deliver(aggregator, BERT, 1.0)
+    assert await aggregator.close("attempt-0", [BERT]) == Closed(parameters=1)
+    assert weights(aggregator) == [1.0]
 
 
-def test_what_a_strategy_has_added_in_part_is_not_in_any_model() -> None:
-    async def main() -> None:
-        aggregator = service(Picky)
-        await open_round(aggregator)
-        await deliver(aggregator, BERT, 1.0)
-        before = (await aggregator.ledger("", 0)).incarnation
-        with pytest.raises(Exception, match="the round restarts"):
-            await send(aggregator, ANNA, update(8, 9.0))
-        assert (await aggregator.ledger("", 0)).incarnation != before
-
-    asyncio.run(main())
+async def test_what_a_strategy_has_added_in_part_is_not_in_any_model() -> None:
+    aggregator = service(Picky)
+    await open_round(aggregator)
+    await deliver(aggregator, BERT, 1.0)
+    before = (await aggregator.ledger("", 0)).incarnation
+    with pytest.raises(Exception, match="the round restarts"):
+        await send(aggregator, ANNA, update(8, 9.0))
+    assert (await aggregator.ledger("", 0)).incarnation != before
 
 
 def averaging(layout: Layout) -> Folded:
@@ -231,43 +212,34 @@ class Broken(Spool):
 @pytest.mark.parametrize(
     ("error", "answer"), [(KeyError("x"), WrongWeights), (OSError("bad sector"), SpoolFull), (MemoryError(), SpoolFull)]
 )
-def test_an_update_that_cannot_be_read_is_refused_or_asked_for_again(error: Exception, answer: type[Exception]) -> None:
-    async def main() -> None:
-        aggregator = AggregatorService(averaging, Broken(error), patience=0.0)
-        await open_round(aggregator)
-        with pytest.raises(answer, match="cannot be read"):
-            await deliver(aggregator, ANNA, 1.0)
-
-    asyncio.run(main())
+async def test_an_update_that_cannot_be_read_is_refused_or_asked_for_again(error: Exception, answer: type[Exception]) -> None:
+    aggregator = AggregatorService(averaging, Broken(error), patience=0.0)
+    await open_round(aggregator)
+    with pytest.raises(answer, match="cannot be read"):
+        await deliver(aggregator, ANNA, 1.0)
 
 
-def test_a_model_that_cannot_be_measured_keeps_nothing_from_its_work(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_model_that_cannot_be_measured_keeps_nothing_from_its_work(caplog: pytest.LogCaptureFixture) -> None:
     class Unmeasurable(np.ndarray[tuple[int], np.dtype[np.float64]]):
         @property
         def size(self) -> int:
             raise IndexError("too many indices")
 
-    async def main() -> None:
-        facts: list[Fact] = []
-        model = model_of(None, np.ones(2))
-        object.__setattr__(model, "tensors", (model.tensors[0].view(Unmeasurable),))
-        aggregator = AggregatorService(averaging, Spool(None, max_size=1 << 20), model=model, observer=facts.append, patience=0.0)
-        await aggregator.models.begin()
-        assert not [fact for fact in facts if isinstance(fact, WeightsMeasured)]
-
-    asyncio.run(main())
+    facts: list[Fact] = []
+    model = model_of(None, np.ones(2))
+    object.__setattr__(model, "tensors", (model.tensors[0].view(Unmeasurable),))
+    aggregator = AggregatorService(averaging, Spool(None, max_size=1 << 20), model=model, observer=facts.append, patience=0.0)
+    await aggregator.models.begin()
+    assert not [fact for fact in facts if isinstance(fact, WeightsMeasured)]
     assert "failed to measure the weights of the model of round None" in caplog.text
 
 
-def test_the_relative_guard_compares_with_the_round_s_model() -> None:
-    async def main() -> None:
-        aggregator = service()
-        await attempt(aggregator, 0, [(id, 1, np.full(4, 1000.0)) for id in SILOS])
-        await aggregator.close("attempt-0", SILOS)
-        counted = await attempt(aggregator, 1, [(id, 1, np.full(4, 1000.5)) for id in SILOS])
-        await aggregator.close("attempt-1", counted)
-        await aggregator.open(Open("attempt-2", 2, (Admission(ANNA, "token"),)))
-        with pytest.raises(Implausible):
-            await aggregator.deliver(ANNA, "token", stream(struct.pack(">I", 1) + npy(np.full(4, 1e8))))
-
-    asyncio.run(main())
+async def test_the_relative_guard_compares_with_the_round_s_model() -> None:
+    aggregator = service()
+    await attempt(aggregator, 0, [(id, 1, np.full(4, 1000.0)) for id in SILOS])
+    await aggregator.close("attempt-0", SILOS)
+    counted = await attempt(aggregator, 1, [(id, 1, np.full(4, 1000.5)) for id in SILOS])
+    await aggregator.close("attempt-1", counted)
+    await aggregator.open(Open("attempt-2", 2, (Admission(ANNA, "token"),)))
+    with pytest.raises(Implausible):
+        await aggregator.deliver(ANNA, "token", stream(struct.pack(">I", 1) + npy(np.full(4, 1e8))))

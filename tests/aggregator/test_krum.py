@@ -49,61 +49,49 @@ def numbered(updates: Sequence[Weights]) -> list[tuple[int, Weights]]:
 
 @pytest.mark.parametrize("dtype", ["<f8", "<f4", "<f2"])
 @pytest.mark.parametrize(("count", "byzantine"), [(3, 0), (5, 1), (8, 1), (8, 2)])
-def test_krum_takes_the_update_with_the_smallest_score(count: int, byzantine: int, dtype: str) -> None:
-    async def main() -> None:
-        updates = np.random.default_rng(count).normal(size=(count, 2 * BLOCK + 5)).astype(dtype)
-        model = await train(built("krum", byzantine=byzantine), 0, *numbered(list(updates)))
-        np.testing.assert_array_equal(model, updates[best(list(updates), byzantine, 1)[0]])
-
-    asyncio.run(main())
+async def test_krum_takes_the_update_with_the_smallest_score(count: int, byzantine: int, dtype: str) -> None:
+    updates = np.random.default_rng(count).normal(size=(count, 2 * BLOCK + 5)).astype(dtype)
+    model = await train(built("krum", byzantine=byzantine), 0, *numbered(list(updates)))
+    np.testing.assert_array_equal(model, updates[best(list(updates), byzantine, 1)[0]])
 
 
 @pytest.mark.parametrize(
     ("options", "kept"), [({}, 5), ({"keep": 3}, 3), ({"keep": 7}, 7), ({"keep": 1}, 1), ({"byzantine": 2}, 4)]
 )
-def test_multi_krum_averages_those_with_the_best_scores(options: dict[str, Any], kept: int) -> None:
-    async def main() -> None:
-        updates = list(np.random.default_rng(0).normal(size=(8, 1000)))
-        model = await train(built("multi_krum", **options), 0, *numbered(updates))
-        chosen = best(updates, options.get("byzantine", 1), kept)
-        np.testing.assert_allclose(model, np.mean([updates[one] for one in chosen], axis=0), rtol=1e-14)
-
-    asyncio.run(main())
+async def test_multi_krum_averages_those_with_the_best_scores(options: dict[str, Any], kept: int) -> None:
+    updates = list(np.random.default_rng(0).normal(size=(8, 1000)))
+    model = await train(built("multi_krum", **options), 0, *numbered(updates))
+    chosen = best(updates, options.get("byzantine", 1), kept)
+    np.testing.assert_allclose(model, np.mean([updates[one] for one in chosen], axis=0), rtol=1e-14)
 
 
-def test_all_floats_of_an_update_decide_together_and_counters_do_not() -> None:
-    async def main() -> None:
-        random = np.random.default_rng(5)
-        updates: list[dict[str, Array]] = [
-            {
-                "a": random.normal(size=(3, 2)).astype("<f4"),
-                "b": random.normal(size=7),
-                "n": np.array(10**9 * k, "<i8"),
-                "empty": np.zeros(0),
-                "mask": np.array([True]),
-            }
-            for k in range(7)
-        ]
-        chosen = best(updates, 1, 1)[0]
-        alone = {name: best([update[name] for update in updates], 1, 1)[0] for name in "ab"}
-        assert set(alone.values()) != {chosen}, "tensor by tensor it would be another one"
-        aggregator = built("krum")
-        await train(aggregator, 0, *numbered(updates))
-        assert aggregator.model is not None
-        made = aggregator.model.weights
-        assert isinstance(made, dict)
-        for name, tensor in updates[chosen].items():
-            np.testing.assert_array_equal(made[name], tensor)
-
-    asyncio.run(main())
+async def test_all_floats_of_an_update_decide_together_and_counters_do_not() -> None:
+    random = np.random.default_rng(5)
+    updates: list[dict[str, Array]] = [
+        {
+            "a": random.normal(size=(3, 2)).astype("<f4"),
+            "b": random.normal(size=7),
+            "n": np.array(10**9 * k, "<i8"),
+            "empty": np.zeros(0),
+            "mask": np.array([True]),
+        }
+        for k in range(7)
+    ]
+    chosen = best(updates, 1, 1)[0]
+    alone = {name: best([update[name] for update in updates], 1, 1)[0] for name in "ab"}
+    assert set(alone.values()) != {chosen}, "tensor by tensor it would be another one"
+    aggregator = built("krum")
+    await train(aggregator, 0, *numbered(updates))
+    assert aggregator.model is not None
+    made = aggregator.model.weights
+    assert isinstance(made, dict)
+    for name, tensor in updates[chosen].items():
+        np.testing.assert_array_equal(made[name], tensor)
 
 
-def test_a_model_of_integers_alone_is_compared_by_these() -> None:
-    async def main() -> None:
-        updates = [{"n": np.array([value], "<i4")} for value in (900, 1, 2, 3, -900)]
-        assert (await train(built("krum"), 0, *numbered(updates))).tolist() == [2]
-
-    asyncio.run(main())
+async def test_a_model_of_integers_alone_is_compared_by_these() -> None:
+    updates = [{"n": np.array([value], "<i4")} for value in (900, 1, 2, 3, -900)]
+    assert (await train(built("krum"), 0, *numbered(updates))).tolist() == [2]
 
 
 @given(st.integers(0, 4), st.sampled_from([1e15, -1e15, 1e8, 0.0]))
@@ -213,12 +201,9 @@ def test_a_class_of_ones_own_is_given_the_chosen_updates_in_its_order() -> None:
 
 
 @pytest.mark.parametrize("chosen", [[], [0, 0], [3], [-1], [0.5], None])
-def test_a_choice_of_something_else_than_updates_loses_the_round(chosen: Any, caplog: pytest.LogCaptureFixture) -> None:
-    async def main() -> None:
-        aggregator = built(f"{__name__}:Choosing", chosen=chosen)
-        with pytest.raises(UnknownAttempt):
-            await train(aggregator, 0, *numbered([np.array([value]) for value in (1.0, 2.0, 4.0)]))
-        assert aggregator.model is None
-
-    asyncio.run(main())
+async def test_a_choice_of_something_else_than_updates_loses_the_round(chosen: Any, caplog: pytest.LogCaptureFixture) -> None:
+    aggregator = built(f"{__name__}:Choosing", chosen=chosen)
+    with pytest.raises(UnknownAttempt):
+        await train(aggregator, 0, *numbered([np.array([value]) for value in (1.0, 2.0, 4.0)]))
+    assert aggregator.model is None
     assert "cannot make a model" in caplog.text

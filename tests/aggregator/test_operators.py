@@ -1,4 +1,3 @@
-import asyncio
 from pathlib import Path
 
 import httpx
@@ -37,29 +36,26 @@ async def ask(
         return await client.post("/rollback", content=body, headers={"Content-Type": kind, "Authorization": f"Bearer {bearer}"})
 
 
-def test_a_rollback_makes_a_former_model_the_newest_and_voids_the_open_attempt(tmp_path: Path) -> None:
-    async def main() -> None:
-        facts: list[Fact] = []
-        aggregator = await trained(5, ModelStore(Directory(tmp_path)), facts)
-        await open_round(aggregator, 5)
-        await deliver(aggregator, ANNA, 9.0, 2.0, number=5)
-        before = await aggregator.ledger("", 0)
-        answer = await ask(aggregator, b'{"round": 2}')
-        assert (answer.status_code, answer.json()) == (200, {"round": 2, "removed": [3, 4]})
-        assert ModelsRolledBack(2, 2) in facts
-        page = await aggregator.ledger("", 0)
-        assert (page.generation, page.incarnation != before.incarnation, page.entries) == (1, True, ())
-        assert page.newest is not None
-        assert (page.newest.round, weights(aggregator)) == (2, [2.0, 2.0])
-        assert sorted(Directory(tmp_path).names()) == ["models.json", *(f"round-00000{n}.npy" for n in range(3))]
-        with pytest.raises(Late):
-            await deliver(aggregator, BERT, 9.0, 2.0, number=5)
-        with pytest.raises(UnknownAttempt):
-            await aggregator.open(Open("another-2", 2, ()))
-        await aggregator.open(Open("another-3", 3, ()))
-        assert ModelStore(Directory(tmp_path)).generation == 1
-
-    asyncio.run(main())
+async def test_a_rollback_makes_a_former_model_the_newest_and_voids_the_open_attempt(tmp_path: Path) -> None:
+    facts: list[Fact] = []
+    aggregator = await trained(5, ModelStore(Directory(tmp_path)), facts)
+    await open_round(aggregator, 5)
+    await deliver(aggregator, ANNA, 9.0, 2.0, number=5)
+    before = await aggregator.ledger("", 0)
+    answer = await ask(aggregator, b'{"round": 2}')
+    assert (answer.status_code, answer.json()) == (200, {"round": 2, "removed": [3, 4]})
+    assert ModelsRolledBack(2, 2) in facts
+    page = await aggregator.ledger("", 0)
+    assert (page.generation, page.incarnation != before.incarnation, page.entries) == (1, True, ())
+    assert page.newest is not None
+    assert (page.newest.round, weights(aggregator)) == (2, [2.0, 2.0])
+    assert sorted(Directory(tmp_path).names()) == ["models.json", *(f"round-00000{n}.npy" for n in range(3))]
+    with pytest.raises(Late):
+        await deliver(aggregator, BERT, 9.0, 2.0, number=5)
+    with pytest.raises(UnknownAttempt):
+        await aggregator.open(Open("another-2", 2, ()))
+    await aggregator.open(Open("another-3", 3, ()))
+    assert ModelStore(Directory(tmp_path)).generation == 1
 
 
 @pytest.mark.parametrize(
@@ -77,43 +73,34 @@ def test_a_rollback_makes_a_former_model_the_newest_and_voids_the_open_attempt(t
         (b'{"round": 7}', 404),
     ],
 )
-def test_a_request_that_is_none_changes_nothing(body: bytes, status: int) -> None:
-    async def main() -> None:
-        aggregator = await trained(2, ModelStore(MemoryDisk()))
-        assert (await ask(aggregator, body)).status_code == status
-        assert (await aggregator.ledger("", 0)).generation == 0
-        assert weights(aggregator) == [1.0, 2.0]
-
-    asyncio.run(main())
+async def test_a_request_that_is_none_changes_nothing(body: bytes, status: int) -> None:
+    aggregator = await trained(2, ModelStore(MemoryDisk()))
+    assert (await ask(aggregator, body)).status_code == status
+    assert (await aggregator.ledger("", 0)).generation == 0
+    assert weights(aggregator) == [1.0, 2.0]
 
 
-def test_a_rollback_needs_the_operators_token_and_a_content_type_that_no_page_sends_unasked() -> None:
-    async def main() -> None:
-        aggregator = await trained(2, ModelStore(MemoryDisk()))
-        for answer, status in [
-            (await ask(aggregator, b'{"round": 0}', token=None), 403),
-            (await ask(aggregator, b'{"round": 0}', bearer="another"), 401),
-            (await ask(aggregator, b'{"round": 0}', kind="text/plain"), 415),
-            (await ask(await trained(2, None), b'{"round": 0}'), 404),
-        ]:
-            assert answer.status_code == status
-            assert answer.json()["detail"]
-        assert weights(aggregator) == [1.0, 2.0]
-
-    asyncio.run(main())
+async def test_a_rollback_needs_the_operators_token_and_a_content_type_that_no_page_sends_unasked() -> None:
+    aggregator = await trained(2, ModelStore(MemoryDisk()))
+    for answer, status in [
+        (await ask(aggregator, b'{"round": 0}', token=None), 403),
+        (await ask(aggregator, b'{"round": 0}', bearer="another"), 401),
+        (await ask(aggregator, b'{"round": 0}', kind="text/plain"), 415),
+        (await ask(await trained(2, None), b'{"round": 0}'), 404),
+    ]:
+        assert answer.status_code == status
+        assert answer.json()["detail"]
+    assert weights(aggregator) == [1.0, 2.0]
 
 
-def test_a_rollback_that_cannot_be_written_is_to_be_tried_again_and_one_to_a_damaged_model_fails() -> None:
-    async def main() -> None:
-        disk = MemoryDisk()
-        aggregator = await trained(3, ModelStore(disk))
-        disk.files["round-000000.npy"] = b"damaged"
-        assert (await ask(aggregator, b'{"round": 0}')).status_code == 500
-        disk.flush = _full  # type: ignore[method-assign]  # a disk that cannot write its directory
-        assert (await ask(aggregator, b'{"round": 1}')).status_code == 503
-        assert weights(aggregator) == [2.0, 2.0]
-
-    asyncio.run(main())
+async def test_a_rollback_that_cannot_be_written_is_to_be_tried_again_and_one_to_a_damaged_model_fails() -> None:
+    disk = MemoryDisk()
+    aggregator = await trained(3, ModelStore(disk))
+    disk.files["round-000000.npy"] = b"damaged"
+    assert (await ask(aggregator, b'{"round": 0}')).status_code == 500
+    disk.flush = _full  # type: ignore[method-assign]  # a disk that cannot write its directory
+    assert (await ask(aggregator, b'{"round": 1}')).status_code == 503
+    assert weights(aggregator) == [2.0, 2.0]
 
 
 def _full() -> None:

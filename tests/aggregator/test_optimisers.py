@@ -1,6 +1,5 @@
 """Server optimisers against the formulas of the papers, and against Flower's."""
 
-import asyncio
 import json
 import subprocess
 from collections.abc import Callable, Mapping
@@ -105,58 +104,52 @@ def exact(dtype: np.dtype[Any]) -> float:
 
 @pytest.mark.parametrize(("name", "options", "step"), CASES)
 @pytest.mark.parametrize("dtype", ["<f4", "<f8"])
-def test_one_array_takes_the_steps_of_the_paper(name: str, options: dict[str, Any], step: Step, dtype: str) -> None:
-    async def main() -> None:
-        random, kept = np.random.default_rng(7), Kept()
-        aggregator = built(name, **options)
-        model = random.normal(size=(BLOCK + 3,)).astype(dtype)
-        first = await train(aggregator, 0, *((samples, model) for samples in SAMPLES))
-        np.testing.assert_array_equal(first, model)  # there was no model: this is the plain average
-        assert aggregator.model is not None
-        assert aggregator.model.state.tensors == {}
-        for number in range(1, 5):
-            updates = [update["w"] for update in around({"w": model}, random)]
-            expected = model + step(weighed(updates) - model, kept)
-            model = await train(aggregator, number, *zip(SAMPLES, updates, strict=True))
-            assert model.dtype == np.dtype(dtype)
-            np.testing.assert_allclose(model, expected, rtol=exact(model.dtype), atol=exact(model.dtype))
-
-    asyncio.run(main())
+async def test_one_array_takes_the_steps_of_the_paper(name: str, options: dict[str, Any], step: Step, dtype: str) -> None:
+    random, kept = np.random.default_rng(7), Kept()
+    aggregator = built(name, **options)
+    model = random.normal(size=(BLOCK + 3,)).astype(dtype)
+    first = await train(aggregator, 0, *((samples, model) for samples in SAMPLES))
+    np.testing.assert_array_equal(first, model)  # there was no model: this is the plain average
+    assert aggregator.model is not None
+    assert aggregator.model.state.tensors == {}
+    for number in range(1, 5):
+        updates = [update["w"] for update in around({"w": model}, random)]
+        expected = model + step(weighed(updates) - model, kept)
+        model = await train(aggregator, number, *zip(SAMPLES, updates, strict=True))
+        assert model.dtype == np.dtype(dtype)
+        np.testing.assert_allclose(model, expected, rtol=exact(model.dtype), atol=exact(model.dtype))
 
 
 @pytest.mark.parametrize(("name", "options", "step"), CASES)
-def test_each_float_of_a_mapping_takes_its_own_steps_and_counters_are_averaged(
+async def test_each_float_of_a_mapping_takes_its_own_steps_and_counters_are_averaged(
     name: str, options: dict[str, Any], step: Step
 ) -> None:
-    async def main() -> None:
-        random = np.random.default_rng(7)
-        memories: dict[str, Kept] = {name: {} for name in ("f8", "f4", "f2", "bf")}
-        model: dict[str, Array] = {
-            "f8": random.normal(size=(3, 2)),
-            "n": np.array(7, "<i8"),
-            "f4": random.normal(size=4).astype("<f4"),
-            "f2": random.normal(size=5).astype("<f2"),
-            "bf": random.normal(size=6).astype(BF16),
-        }
-        aggregator = built(name, **options)
-        await train(aggregator, 0, (1, model))
-        for number in range(1, 5):
-            updates = around(model, random)
-            means = {tensor: weighed([update[tensor] for update in updates]) for tensor in model}
-            await train(aggregator, number, *zip(SAMPLES, updates, strict=True))
-            assert aggregator.model is not None
-            made = aggregator.model.weights
-            assert isinstance(made, Mapping)
-            for tensor, kept in memories.items():
-                former = model[tensor].astype("f8")
-                expected = former + step(means[tensor] - former, kept)
-                error = exact(model[tensor].dtype)
-                np.testing.assert_allclose(made[tensor].astype("f8"), expected, rtol=error, atol=error)
-            assert made["n"] == 7 + number
-            assert aggregator.model.state.tensors.keys() == memories.keys()
-            model = dict(made)
-
-    asyncio.run(main())
+    random = np.random.default_rng(7)
+    memories: dict[str, Kept] = {name: {} for name in ("f8", "f4", "f2", "bf")}
+    model: dict[str, Array] = {
+        "f8": random.normal(size=(3, 2)),
+        "n": np.array(7, "<i8"),
+        "f4": random.normal(size=4).astype("<f4"),
+        "f2": random.normal(size=5).astype("<f2"),
+        "bf": random.normal(size=6).astype(BF16),
+    }
+    aggregator = built(name, **options)
+    await train(aggregator, 0, (1, model))
+    for number in range(1, 5):
+        updates = around(model, random)
+        means = {tensor: weighed([update[tensor] for update in updates]) for tensor in model}
+        await train(aggregator, number, *zip(SAMPLES, updates, strict=True))
+        assert aggregator.model is not None
+        made = aggregator.model.weights
+        assert isinstance(made, Mapping)
+        for tensor, kept in memories.items():
+            former = model[tensor].astype("f8")
+            expected = former + step(means[tensor] - former, kept)
+            error = exact(model[tensor].dtype)
+            np.testing.assert_allclose(made[tensor].astype("f8"), expected, rtol=error, atol=error)
+        assert made["n"] == 7 + number
+        assert aggregator.model.state.tensors.keys() == memories.keys()
+        model = dict(made)
 
 
 class Fixed(fedround.NumPyParticipant):
@@ -177,43 +170,34 @@ def test_a_constant_stays_and_its_neighbours_take_their_steps() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_restart_at_any_time_changes_no_bit(name: str, tmp_path: Path) -> None:
-    async def main() -> None:
-        random = np.random.default_rng(1)
-        disk, through = Directory(tmp_path), built(name)
-        model: Array = random.normal(size=50).astype("<f4")
-        for number in range(6):
-            updates: list[tuple[int, Weights]] = [(samples, model + random.normal(size=50).astype("<f4")) for samples in SAMPLES]
-            restarted = await train(built(name, disk), number, *updates)
-            model = await train(through, number, *updates)
-            np.testing.assert_array_equal(restarted, model)
-
-    asyncio.run(main())
+async def test_a_restart_at_any_time_changes_no_bit(name: str, tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    disk, through = Directory(tmp_path), built(name)
+    model: Array = random.normal(size=50).astype("<f4")
+    for number in range(6):
+        updates: list[tuple[int, Weights]] = [(samples, model + random.normal(size=50).astype("<f4")) for samples in SAMPLES]
+        restarted = await train(built(name, disk), number, *updates)
+        model = await train(through, number, *updates)
+        np.testing.assert_array_equal(restarted, model)
 
 
-def test_after_a_rollback_the_same_updates_make_the_same_model() -> None:
-    async def main() -> None:
-        aggregator = built("fedadam", MemoryDisk())
-        made = [await train(aggregator, number, (1, np.full(3, number**2, "<f4"))) for number in range(4)]
-        await aggregator.roll_back(1)
-        again = [await train(aggregator, number + 10, (1, np.full(3, number**2, "<f4"))) for number in (2, 3)]
-        assert [model.tolist() for model in again] == [model.tolist() for model in made[2:]]
-
-    asyncio.run(main())
+async def test_after_a_rollback_the_same_updates_make_the_same_model() -> None:
+    aggregator = built("fedadam", MemoryDisk())
+    made = [await train(aggregator, number, (1, np.full(3, number**2, "<f4"))) for number in range(4)]
+    await aggregator.roll_back(1)
+    again = [await train(aggregator, number + 10, (1, np.full(3, number**2, "<f4"))) for number in (2, 3)]
+    assert [model.tolist() for model in again] == [model.tolist() for model in made[2:]]
 
 
 @pytest.mark.parametrize("other", ["fedavgm", "fedadagrad", "fedyogi"])
-def test_the_state_of_another_optimiser_is_not_taken_for_its_own(other: str, caplog: pytest.LogCaptureFixture) -> None:
-    async def main() -> None:
-        disk = MemoryDisk()
-        for number in range(3):
-            await train(built("fedadam", disk), number, (1, np.full(2, 1.0 + number, "<f4")))
-        changed, fresh = built(other, disk), built(other)
-        await train(fresh, 2, (1, built("fedadam", disk).model.tensors[0]))  # type: ignore[union-attr]
-        update = 1, np.full(2, 9.0, "<f4")
-        np.testing.assert_array_equal(await train(changed, 3, update), await train(fresh, 3, update))
-
-    asyncio.run(main())
+async def test_the_state_of_another_optimiser_is_not_taken_for_its_own(other: str, caplog: pytest.LogCaptureFixture) -> None:
+    disk = MemoryDisk()
+    for number in range(3):
+        await train(built("fedadam", disk), number, (1, np.full(2, 1.0 + number, "<f4")))
+    changed, fresh = built(other, disk), built(other)
+    await train(fresh, 2, (1, built("fedadam", disk).model.tensors[0]))  # type: ignore[union-attr]
+    update = 1, np.full(2, 9.0, "<f4")
+    np.testing.assert_array_equal(await train(changed, 3, update), await train(fresh, 3, update))
     assert "begins with an empty state: the state of the model of round 2 does not fit" in caplog.text
     assert "m (float32 of shape (2,)), rounds (int64 of shape ()), v (float32 of shape (2,))" in caplog.text
 
@@ -223,16 +207,13 @@ def test_a_counter_has_no_state() -> None:
         FedAdam(Spec(np.dtype("<i8"), (1,))).begin(np.zeros(1, "<i8"), {"m": np.zeros(1)})
 
 
-def test_a_step_beyond_the_dtype_loses_the_round_and_not_the_state() -> None:
-    async def main() -> None:
-        aggregator = built("fedavgm", server_learning_rate=1e6)
-        await train(aggregator, 0, (1, np.zeros(2, "<f2")))
-        with pytest.raises(UnknownAttempt):
-            await train(aggregator, 1, (1, np.ones(2, "<f2")))
-        assert aggregator.model is not None
-        assert (aggregator.model.round, aggregator.model.state.tensors) == (0, {})
-
-    asyncio.run(main())
+async def test_a_step_beyond_the_dtype_loses_the_round_and_not_the_state() -> None:
+    aggregator = built("fedavgm", server_learning_rate=1e6)
+    await train(aggregator, 0, (1, np.zeros(2, "<f2")))
+    with pytest.raises(UnknownAttempt):
+        await train(aggregator, 1, (1, np.ones(2, "<f2")))
+    assert aggregator.model is not None
+    assert (aggregator.model.round, aggregator.model.state.tensors) == (0, {})
 
 
 @pytest.mark.parametrize(
@@ -288,7 +269,7 @@ FLOWER: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
 
 @pytest.mark.timeout(600)  # it may have to be installed
 @pytest.mark.parametrize(("ours", "options", "theirs", "their_options"), FLOWER)
-def test_the_models_are_those_of_flower(
+async def test_the_models_are_those_of_flower(
     ours: str, options: dict[str, Any], theirs: str, their_options: dict[str, Any], tmp_path: Path
 ) -> None:
     random = np.random.default_rng(3)
@@ -302,17 +283,13 @@ def test_the_models_are_those_of_flower(
         "rounds": [[update.tolist() for update in updates] for updates in rounds],
     }
     command = [venvs.required(*venvs.FLOWER), "-m", "support.flower_optimisers"]
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: ASYNC221 nothing else runs on this loop
         command, input=json.dumps(task), cwd=tmp_path, env=venvs.environ("tests"), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     expected = [np.array(model) for model in json.loads(done.stdout.splitlines()[-1])]
-
-    async def main() -> None:
-        aggregator = built(ours, **options)
-        await train(aggregator, 0, (1, first))
-        for number, updates in enumerate(rounds):
-            model = await train(aggregator, number + 1, *zip(SAMPLES, updates, strict=True))
-            np.testing.assert_allclose(model, expected[number], rtol=1e-6)
-
-    asyncio.run(main())
+    aggregator = built(ours, **options)
+    await train(aggregator, 0, (1, first))
+    for number, updates in enumerate(rounds):
+        model = await train(aggregator, number + 1, *zip(SAMPLES, updates, strict=True))
+        np.testing.assert_allclose(model, expected[number], rtol=1e-6)

@@ -142,78 +142,60 @@ def array(*weights: float) -> Array:
 
 
 @pytest.mark.parametrize("strategy", [Adding, Combined])
-def test_a_strategy_is_given_what_it_returned_after_the_last_round(strategy: type) -> None:
-    async def main() -> None:
-        aggregator = build(strategy)
-        for number in range(4):
-            await train(aggregator, number, (1, array(number, 1)))
-        assert state(aggregator) == {"": {"total": [6.0, 4.0]}}
-
-    asyncio.run(main())
+async def test_a_strategy_is_given_what_it_returned_after_the_last_round(strategy: type) -> None:
+    aggregator = build(strategy)
+    for number in range(4):
+        await train(aggregator, number, (1, array(number, 1)))
+    assert state(aggregator) == {"": {"total": [6.0, 4.0]}}
 
 
-def test_each_tensor_has_a_state_of_its_own() -> None:
-    async def main() -> None:
-        aggregator = build(Adding)
-        for number in range(1, 3):
-            tensors = {
-                "a/b": array(number),
-                "c": np.array([[number, 2 * number]], "<i4"),
-                "none": np.zeros(0),
-                "?": np.array([True]),
-            }
-            await train(aggregator, number, (1, tensors))
-        assert state(aggregator) == {"a/b": {"total": [3.0]}, "c": {"total": [3.0, 6.0]}}
-        assert aggregator.model is not None
-        read = State.read(memoryview(b"".join(aggregator.model.state.buffers)))
-        assert {name: arrays["total"].tolist() for name, arrays in read.tensors.items()} == {"a/b": [3.0], "c": [3.0, 6.0]}
-
-    asyncio.run(main())
+async def test_each_tensor_has_a_state_of_its_own() -> None:
+    aggregator = build(Adding)
+    for number in range(1, 3):
+        tensors = {
+            "a/b": array(number),
+            "c": np.array([[number, 2 * number]], "<i4"),
+            "none": np.zeros(0),
+            "?": np.array([True]),
+        }
+        await train(aggregator, number, (1, tensors))
+    assert state(aggregator) == {"a/b": {"total": [3.0]}, "c": {"total": [3.0, 6.0]}}
+    assert aggregator.model is not None
+    read = State.read(memoryview(b"".join(aggregator.model.state.buffers)))
+    assert {name: arrays["total"].tolist() for name, arrays in read.tensors.items()} == {"a/b": [3.0], "c": [3.0, 6.0]}
 
 
 def of_two_kinds(spec: Spec) -> WeightedAverage:
     return Adding(spec) if spec.name == "w" else WeightedAverage(spec)
 
 
-def test_a_function_may_make_strategies_with_and_without_memory() -> None:
-    async def main() -> None:
-        aggregator = built(f"{__name__}:of_two_kinds")
-        for number in range(3):
-            await train(aggregator, number, (1, {"v": array(1), "w": array(number)}))
-        assert state(aggregator) == {"w": {"total": [3.0]}}
-
-    asyncio.run(main())
+async def test_a_function_may_make_strategies_with_and_without_memory() -> None:
+    aggregator = built(f"{__name__}:of_two_kinds")
+    for number in range(3):
+        await train(aggregator, number, (1, {"v": array(1), "w": array(number)}))
+    assert state(aggregator) == {"w": {"total": [3.0]}}
 
 
 @pytest.mark.parametrize("strategy", ["fedadam", "multi_krum", "median"])
-def test_a_model_of_booleans_needs_no_strategy(strategy: str) -> None:
-    async def main() -> None:
-        aggregator = built(strategy)
-        for number in range(2):
-            assert (await train(aggregator, number, *[(1, {"mask": np.array([True])})] * 5)).tolist() == [True]
-
-    asyncio.run(main())
+async def test_a_model_of_booleans_needs_no_strategy(strategy: str) -> None:
+    aggregator = built(strategy)
+    for number in range(2):
+        assert (await train(aggregator, number, *[(1, {"mask": np.array([True])})] * 5)).tolist() == [True]
 
 
-def test_a_strategy_sees_the_model_and_may_remember_nothing() -> None:
-    async def main() -> None:
-        aggregator = build(Seeing)
-        await train(aggregator, 0, (1, array(1, 2)))
-        assert (await train(aggregator, 1, (1, array(5, 2.5)))).tolist() == [2.0, 2.5]
-        assert state(aggregator) == {}
-
-    asyncio.run(main())
+async def test_a_strategy_sees_the_model_and_may_remember_nothing() -> None:
+    aggregator = build(Seeing)
+    await train(aggregator, 0, (1, array(1, 2)))
+    assert (await train(aggregator, 1, (1, array(5, 2.5)))).tolist() == [2.0, 2.5]
+    assert state(aggregator) == {}
 
 
-def test_bytes_are_seen_and_remembered_too() -> None:
-    async def main() -> None:
-        disk = MemoryDisk()
-        await train(build(Words, disk), 0, (1, b"anna"))
-        again = build(Words, disk)
-        assert (await train(again, 1, (1, b"bert"))).tobytes() == b"annabert"
-        assert state(again) == {"": {"rounds": 2}}
-
-    asyncio.run(main())
+async def test_bytes_are_seen_and_remembered_too() -> None:
+    disk = MemoryDisk()
+    await train(build(Words, disk), 0, (1, b"anna"))
+    again = build(Words, disk)
+    assert (await train(again, 1, (1, b"bert"))).tobytes() == b"annabert"
+    assert state(again) == {"": {"rounds": 2}}
 
 
 def test_a_strategy_sees_the_numbers_that_updates_have_without_a_copy_where_it_can() -> None:
@@ -241,20 +223,17 @@ def test_a_strategy_sees_the_numbers_that_updates_have_without_a_copy_where_it_c
 # Over a restart
 
 
-def test_what_is_remembered_survives_a_restart_and_a_restart_changes_no_bit() -> None:
-    async def main() -> None:
-        rounds = [array(0.1 * number, 1 / (number + 1)) for number in range(5)]
-        disk, through = MemoryDisk(), build(Adding)
-        for number, weights in enumerate(rounds):
-            await train(build(Adding, disk), number, (1, weights))
-            await train(through, number, (1, weights))
-        assert state(build(Adding, disk)) == state(through)
-        assert set(disk.files) == {
-            "models.json",
-            *(f"round-00000{n}{end}" for n in range(5) for end in (".npy", ".state.safetensors")),
-        }
-
-    asyncio.run(main())
+async def test_what_is_remembered_survives_a_restart_and_a_restart_changes_no_bit() -> None:
+    rounds = [array(0.1 * number, 1 / (number + 1)) for number in range(5)]
+    disk, through = MemoryDisk(), build(Adding)
+    for number, weights in enumerate(rounds):
+        await train(build(Adding, disk), number, (1, weights))
+        await train(through, number, (1, weights))
+    assert state(build(Adding, disk)) == state(through)
+    assert set(disk.files) == {
+        "models.json",
+        *(f"round-00000{n}{end}" for n in range(5) for end in (".npy", ".state.safetensors")),
+    }
 
 
 def test_a_data_directory_of_a_strategy_without_memory_is_gone_on_with(caplog: pytest.LogCaptureFixture) -> None:
@@ -276,19 +255,16 @@ class WeightedAverage_(WeightedAverage):  # noqa: N801 of this module, and witho
 
 
 @pytest.mark.parametrize(("other", "says"), [(Choosy, "begins with an empty state"), (WeightedAverage_, "keeps no state")])
-def test_another_strategy_after_a_restart_begins_with_an_empty_state_and_says_so(
+async def test_another_strategy_after_a_restart_begins_with_an_empty_state_and_says_so(
     other: type, says: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def main() -> None:
-        disk = MemoryDisk()
-        await train(build(Adding, disk), 0, (1, array(1, 2)))
-        aggregator = build(other, disk)
-        await train(aggregator, 1, (1, array(3, 3)))
-        assert state(aggregator) == ({"": {"other": [3.0, 3.0]}} if other is Choosy else {})
-        await train(aggregator, 2, (1, array(3, 3)))
-        assert build(other, disk).status()["models"] == [0, 1, 2]
-
-    asyncio.run(main())
+    disk = MemoryDisk()
+    await train(build(Adding, disk), 0, (1, array(1, 2)))
+    aggregator = build(other, disk)
+    await train(aggregator, 1, (1, array(3, 3)))
+    assert state(aggregator) == ({"": {"other": [3.0, 3.0]}} if other is Choosy else {})
+    await train(aggregator, 2, (1, array(3, 3)))
+    assert build(other, disk).status()["models"] == [0, 1, 2]
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 1
     assert says in warnings[0]
@@ -335,56 +311,47 @@ def test_at_whatever_step_the_aggregator_dies_the_state_belongs_to_the_model() -
     asyncio.run(main())
 
 
-def test_a_full_disk_keeps_neither_and_the_same_state_is_kept_later() -> None:
-    async def main() -> None:
-        disk = SmallDisk(10**6)
-        aggregator = build(Adding, disk)
-        for number in range(2):
-            await train(aggregator, number, (1, np.full(1000, number + 1.0)))
-        disk.room = disk.used + 9000  # for the state, and not for the model
-        await open_round(aggregator, 2)
-        await send(aggregator, ANNA, b"".join(encode_update(1, np.full(1000, 7.0))), number=2)
-        with pytest.raises(Busy):
-            await aggregator.close("attempt-2", [ANNA])
-        back = build(Adding, MemoryDisk(disk.files))
-        assert back.model is not None
-        assert (back.model.round, state(back)[""]["total"][0]) == (1, 3.0)
-        disk.room = 10**6
+async def test_a_full_disk_keeps_neither_and_the_same_state_is_kept_later() -> None:
+    disk = SmallDisk(10**6)
+    aggregator = build(Adding, disk)
+    for number in range(2):
+        await train(aggregator, number, (1, np.full(1000, number + 1.0)))
+    disk.room = disk.used + 9000  # for the state, and not for the model
+    await open_round(aggregator, 2)
+    await send(aggregator, ANNA, b"".join(encode_update(1, np.full(1000, 7.0))), number=2)
+    with pytest.raises(Busy):
         await aggregator.close("attempt-2", [ANNA])
-        assert state(build(Adding, MemoryDisk(disk.files)))[""]["total"][0] == 10.0
+    back = build(Adding, MemoryDisk(disk.files))
+    assert back.model is not None
+    assert (back.model.round, state(back)[""]["total"][0]) == (1, 3.0)
+    disk.room = 10**6
+    await aggregator.close("attempt-2", [ANNA])
+    assert state(build(Adding, MemoryDisk(disk.files)))[""]["total"][0] == 10.0
 
-    asyncio.run(main())
 
-
-def test_a_rollback_restores_the_state_of_its_round() -> None:
-    async def main() -> None:
-        disk = MemoryDisk()
-        aggregator = build(Adding, disk)
-        for number in range(4):
-            await train(aggregator, number, (1, array(10**number, 1)))
-        assert await aggregator.roll_back(1) == [2, 3]
-        assert state(aggregator) == {"": {"total": [11.0, 2.0]}}
-        assert sum("state" in name for name in disk.files) == 2
-        await train(aggregator, 5, (1, array(0.5, 1)))
-        assert state(aggregator) == state(build(Adding, disk)) == {"": {"total": [11.5, 3.0]}}
-
-    asyncio.run(main())
+async def test_a_rollback_restores_the_state_of_its_round() -> None:
+    disk = MemoryDisk()
+    aggregator = build(Adding, disk)
+    for number in range(4):
+        await train(aggregator, number, (1, array(10**number, 1)))
+    assert await aggregator.roll_back(1) == [2, 3]
+    assert state(aggregator) == {"": {"total": [11.0, 2.0]}}
+    assert sum("state" in name for name in disk.files) == 2
+    await train(aggregator, 5, (1, array(0.5, 1)))
+    assert state(aggregator) == state(build(Adding, disk)) == {"": {"total": [11.5, 3.0]}}
 
 
 # Mistakes
 
 
-def test_a_round_that_is_lost_changes_nothing_that_is_remembered() -> None:
-    async def main() -> None:
-        disk = MemoryDisk()
-        aggregator = build(Adding, disk)
-        await train(aggregator, 0, (1, array(1, 2)))
-        with pytest.raises(UnknownAttempt):
-            await train(aggregator, 1, (1, array(-1, 2)))
-        await train(aggregator, 2, (1, array(3, 3)))
-        assert state(aggregator) == state(build(Adding, disk)) == {"": {"total": [4.0, 5.0]}}
-
-    asyncio.run(main())
+async def test_a_round_that_is_lost_changes_nothing_that_is_remembered() -> None:
+    disk = MemoryDisk()
+    aggregator = build(Adding, disk)
+    await train(aggregator, 0, (1, array(1, 2)))
+    with pytest.raises(UnknownAttempt):
+        await train(aggregator, 1, (1, array(-1, 2)))
+    await train(aggregator, 2, (1, array(3, 3)))
+    assert state(aggregator) == state(build(Adding, disk)) == {"": {"total": [4.0, 5.0]}}
 
 
 @pytest.mark.parametrize(
@@ -402,50 +369,40 @@ def test_a_round_that_is_lost_changes_nothing_that_is_remembered() -> None:
         ({"m": np.zeros(0)}, "hold no weights"),
     ],
 )
-def test_a_state_that_cannot_be_kept_loses_the_round_with_its_reason(
+async def test_a_state_that_cannot_be_kept_loses_the_round_with_its_reason(
     found: Any, message: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(Nonsense, "found", found)
-
-    async def main() -> None:
-        disk = MemoryDisk()
-        aggregator = build(Nonsense, disk)
-        await train(aggregator, 0, (1, {"w": array(1, 2)}))
-        files, incarnation = dict(disk.files), (await aggregator.ledger("", 0)).incarnation
-        with pytest.raises(UnknownAttempt):
-            await train(aggregator, 1, (1, {"w": array(3, 4)}))
-        page = await aggregator.ledger("", 0)
-        assert page.incarnation != incarnation
-        assert message in page.lost
-        assert disk.files == files
-        monkeypatch.setattr(Nonsense, "found", {"m": np.zeros(2, ">f4")[::-1], "n": np.float64(1)})
-        assert (await train(aggregator, 2, (1, {"w": array(5, 6)}))).tolist() == [5, 6]
-        assert state(build(Nonsense, disk)) == {"w": {"m": [0.0, 0.0], "n": 1.0}}
-
-    asyncio.run(main())
+    disk = MemoryDisk()
+    aggregator = build(Nonsense, disk)
+    await train(aggregator, 0, (1, {"w": array(1, 2)}))
+    files, incarnation = dict(disk.files), (await aggregator.ledger("", 0)).incarnation
+    with pytest.raises(UnknownAttempt):
+        await train(aggregator, 1, (1, {"w": array(3, 4)}))
+    page = await aggregator.ledger("", 0)
+    assert page.incarnation != incarnation
+    assert message in page.lost
+    assert disk.files == files
+    monkeypatch.setattr(Nonsense, "found", {"m": np.zeros(2, ">f4")[::-1], "n": np.float64(1)})
+    assert (await train(aggregator, 2, (1, {"w": array(5, 6)}))).tolist() == [5, 6]
+    assert state(build(Nonsense, disk)) == {"w": {"m": [0.0, 0.0], "n": 1.0}}
     assert message in caplog.text
     assert "Traceback" not in caplog.text
 
 
-def test_a_state_that_is_no_method_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    async def main() -> None:
-        with pytest.raises(UnknownAttempt):
-            await train(build(Unmethodical), 0, (1, array(1)))
-
-    asyncio.run(main())
+async def test_a_state_that_is_no_method_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(UnknownAttempt):
+        await train(build(Unmethodical), 0, (1, array(1)))
     assert "the strategy has `begin`, but its `state` is not a method" in caplog.text
 
 
-def test_a_strategy_that_cannot_begin_with_its_own_state_loses_the_round(caplog: pytest.LogCaptureFixture) -> None:
-    async def main() -> None:
-        aggregator = build(Forgetful)
-        await train(aggregator, 0, (1, array(1)))
-        with pytest.raises(Late, match="the round restarts"):
-            await train(aggregator, 1, (1, array(2)))
-        assert "nothing but trouble" in (await aggregator.ledger("", 0)).lost
-        assert state(aggregator) == {"": {"total": [1.0]}}
-
-    asyncio.run(main())
+async def test_a_strategy_that_cannot_begin_with_its_own_state_loses_the_round(caplog: pytest.LogCaptureFixture) -> None:
+    aggregator = build(Forgetful)
+    await train(aggregator, 0, (1, array(1)))
+    with pytest.raises(Late, match="the round restarts"):
+        await train(aggregator, 1, (1, array(2)))
+    assert "nothing but trouble" in (await aggregator.ledger("", 0)).lost
+    assert state(aggregator) == {"": {"total": [1.0]}}
     assert "nothing but trouble" in caplog.text
 
 
@@ -455,16 +412,13 @@ class Starved(Adding):
             raise MemoryError
 
 
-def test_too_little_memory_is_no_reason_to_forget() -> None:
-    async def main() -> None:
-        disk = MemoryDisk()
-        await train(build(Starved, disk), 0, (1, array(1)))
-        aggregator = build(Starved, disk)
-        with pytest.raises(Late):
-            await train(aggregator, 1, (1, array(2)))
-        assert state(aggregator) == {"": {"total": [1.0]}}
-
-    asyncio.run(main())
+async def test_too_little_memory_is_no_reason_to_forget() -> None:
+    disk = MemoryDisk()
+    await train(build(Starved, disk), 0, (1, array(1)))
+    aggregator = build(Starved, disk)
+    with pytest.raises(Late):
+        await train(aggregator, 1, (1, array(2)))
+    assert state(aggregator) == {"": {"total": [1.0]}}
 
 
 def test_a_file_of_a_state_is_of_named_tensors() -> None:
@@ -488,12 +442,9 @@ class OfToday:
         return (self.state / self.updates).astype("<f4")
 
 
-def test_a_class_that_was_written_before_runs_unchanged() -> None:
-    async def main() -> None:
-        disk = MemoryDisk()
-        aggregator = build(OfToday, disk)
-        for number in range(3):
-            assert (await train(aggregator, number, (1, array(number, 2)))).tolist() == [number, 2]
-        assert set(disk.files) == {"models.json", *(f"round-00000{n}.npy" for n in range(3))}
-
-    asyncio.run(main())
+async def test_a_class_that_was_written_before_runs_unchanged() -> None:
+    disk = MemoryDisk()
+    aggregator = build(OfToday, disk)
+    for number in range(3):
+        assert (await train(aggregator, number, (1, array(number, 2)))).tolist() == [number, 2]
+    assert set(disk.files) == {"models.json", *(f"round-00000{n}.npy" for n in range(3))}

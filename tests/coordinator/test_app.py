@@ -51,180 +51,141 @@ async def web(
             yield Web(c.service, c.recorder, c.work, http, books)
 
 
-def test_a_participant_of_0_8_gets_the_bytes_of_0_8() -> None:
-    async def main() -> None:
-        async with web(Plan(rounds=1)) as w:
-            answer = await w.http.get("/rendez_vous")
-            id = answer.json()["id"]
-            assert answer.content == b'{"id":"%s","ok":true}' % id.encode()
-            assert answer.headers["content-type"] == "application/json"
-            assert UUID(id).version == 4
-            assert (await w.http.get(f"/heartbeat/{id}")).content == b'{"round":null,"state":"stand_by"}'
-            await w.recorder.until(events.Selected)
-            assert (await w.http.get(f"/heartbeat/{id}")).content == b'{"round":0,"state":"round"}'
-            answer = await w.http.get(f"/start_training/{id}")
-            token = answer.json()["token"]
-            assert answer.content == b'{"url":"%s","token":"%s","ok":true}' % (AGGREGATOR_URL.encode(), token.encode())
-            late = await w.join()
-            assert (await w.http.get(f"/heartbeat/{late}")).content == b'{"round":null,"state":"stand_by"}'
-            assert (await w.http.get(f"/start_training/{late}")).content == b'{"url":null,"token":null,"ok":false}'
-            w.books.deliver(id, token)
-            await w.recorder.until(events.TrainingCompleted)
-            assert (await w.http.get(f"/heartbeat/{id}")).content == b'{"round":null,"state":"finish"}'
-            assert (await w.http.get("/rendez_vous")).content == b'{"id":null,"ok":false}'
-
-    asyncio.run(main())
+async def test_a_participant_of_0_8_gets_the_bytes_of_0_8() -> None:
+    async with web(Plan(rounds=1)) as w:
+        answer = await w.http.get("/rendez_vous")
+        id = answer.json()["id"]
+        assert answer.content == b'{"id":"%s","ok":true}' % id.encode()
+        assert answer.headers["content-type"] == "application/json"
+        assert UUID(id).version == 4
+        assert (await w.http.get(f"/heartbeat/{id}")).content == b'{"round":null,"state":"stand_by"}'
+        await w.recorder.until(events.Selected)
+        assert (await w.http.get(f"/heartbeat/{id}")).content == b'{"round":0,"state":"round"}'
+        answer = await w.http.get(f"/start_training/{id}")
+        token = answer.json()["token"]
+        assert answer.content == b'{"url":"%s","token":"%s","ok":true}' % (AGGREGATOR_URL.encode(), token.encode())
+        late = await w.join()
+        assert (await w.http.get(f"/heartbeat/{late}")).content == b'{"round":null,"state":"stand_by"}'
+        assert (await w.http.get(f"/start_training/{late}")).content == b'{"url":null,"token":null,"ok":false}'
+        w.books.deliver(id, token)
+        await w.recorder.until(events.TrainingCompleted)
+        assert (await w.http.get(f"/heartbeat/{id}")).content == b'{"round":null,"state":"finish"}'
+        assert (await w.http.get("/rendez_vous")).content == b'{"id":null,"ok":false}'
 
 
-def test_an_unknown_id_is_rejected() -> None:
-    async def main() -> None:
-        async with web(Plan()) as w:
-            assert (await w.http.get(f"/heartbeat/{UNKNOWN}")).content == b'{"round":null,"state":"reject"}'
-            assert (await w.http.get(f"/start_training/{UNKNOWN}")).content == b'{"url":null,"token":null,"ok":false}'
-
-    asyncio.run(main())
+async def test_an_unknown_id_is_rejected() -> None:
+    async with web(Plan()) as w:
+        assert (await w.http.get(f"/heartbeat/{UNKNOWN}")).content == b'{"round":null,"state":"reject"}'
+        assert (await w.http.get(f"/start_training/{UNKNOWN}")).content == b'{"url":null,"token":null,"ok":false}'
 
 
 @pytest.mark.parametrize("path", ["/heartbeat/7", "/start_training/7", "/heartbeat/ "])
-def test_an_id_that_is_no_uuid_is_answered_with_an_empty_404(path: str) -> None:
-    async def main() -> None:
-        async with web(Plan()) as w:
-            answer = await w.http.get(path)
-            assert (answer.status_code, answer.content) == (404, b"")
-
-    asyncio.run(main())
+async def test_an_id_that_is_no_uuid_is_answered_with_an_empty_404(path: str) -> None:
+    async with web(Plan()) as w:
+        answer = await w.http.get(path)
+        assert (answer.status_code, answer.content) == (404, b"")
 
 
 @pytest.mark.parametrize("form", ["{}/", "{}?x=1", "{}//", "urn:uuid:{}"])
-def test_0_8_s_tolerance_for_paths_is_ours(form: str) -> None:
-    async def main() -> None:
-        async with web(Plan(min_clients=2)) as w:
-            id = await w.join()
-            for spelt in (id, id.upper(), id.replace("-", "")):
-                answer = await w.http.get("/heartbeat/" + form.format(spelt))
-                assert answer.json()["state"] == "stand_by"
-
-    asyncio.run(main())
+async def test_0_8_s_tolerance_for_paths_is_ours(form: str) -> None:
+    async with web(Plan(min_clients=2)) as w:
+        id = await w.join()
+        for spelt in (id, id.upper(), id.replace("-", "")):
+            answer = await w.http.get("/heartbeat/" + form.format(spelt))
+            assert answer.json()["state"] == "stand_by"
 
 
-def test_the_origin_of_a_request_is_echoed_as_by_0_8_where_every_origin_is_allowed() -> None:
-    async def main() -> None:
-        async with web(Plan(), origins=["*"]) as w:
-            answer = await w.http.get("/rendez_vous", headers={"Origin": "http://page"})
-            assert answer.headers["access-control-allow-origin"] == "http://page"
-            assert "access-control-allow-origin" not in (await w.http.get("/rendez_vous")).headers
-
-    asyncio.run(main())
+async def test_the_origin_of_a_request_is_echoed_as_by_0_8_where_every_origin_is_allowed() -> None:
+    async with web(Plan(), origins=["*"]) as w:
+        answer = await w.http.get("/rendez_vous", headers={"Origin": "http://page"})
+        assert answer.headers["access-control-allow-origin"] == "http://page"
+        assert "access-control-allow-origin" not in (await w.http.get("/rendez_vous")).headers
 
 
 @pytest.mark.parametrize("path", ["/rendez_vous", f"/heartbeat/{UNKNOWN}", f"/start_training/{UNKNOWN}"])
-def test_other_methods_than_get_are_not_allowed(path: str) -> None:
-    async def main() -> None:
-        async with web(Plan()) as w:
-            assert (await w.http.post(path)).status_code == 405
-
-    asyncio.run(main())
+async def test_other_methods_than_get_are_not_allowed(path: str) -> None:
+    async with web(Plan()) as w:
+        assert (await w.http.post(path)).status_code == 405
 
 
-def test_head_looks_and_changes_nothing() -> None:
-    async def main() -> None:
-        async with web(Plan()) as w:
-            answer = await w.http.head("/rendez_vous")
-            assert (answer.status_code, answer.content) == (200, b"")
-            assert w.service.status()["participants"] == []
-
-    asyncio.run(main())
+async def test_head_looks_and_changes_nothing() -> None:
+    async with web(Plan()) as w:
+        answer = await w.http.head("/rendez_vous")
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert w.service.status()["participants"] == []
 
 
-def test_where_a_token_is_set_nobody_is_served_without_it() -> None:
-    async def main() -> None:
-        async with web(Plan(), token="s3cret") as w:
-            assert (await w.http.get("/rendez_vous")).status_code == 401
-            assert (await w.http.get("/rendez_vous", headers={"Authorization": "Bearer s3cret"})).json()["ok"] is True
-
-    asyncio.run(main())
+async def test_where_a_token_is_set_nobody_is_served_without_it() -> None:
+    async with web(Plan(), token="s3cret") as w:
+        assert (await w.http.get("/rendez_vous")).status_code == 401
+        assert (await w.http.get("/rendez_vous", headers={"Authorization": "Bearer s3cret"})).json()["ok"] is True
 
 
-def test_the_preference_to_wait_holds_the_heartbeat_and_brings_everything_in_its_answer() -> None:
-    async def main() -> None:
-        async with web(Plan(rounds=2, min_clients=2)) as w:
-            ids = [await w.join(), await w.join()]
-            answer = await w.http.get(f"/heartbeat/{ids[0]}", headers=PREFER)
-            assert answer.headers["preference-applied"] == "wait=25"
-            run = {"id": w.service.current.id, "name": "default", "rounds": 2, "config": {}}
-            token = answer.json()["token"]
-            assert answer.json() == {"round": 0, "state": "round", "url": AGGREGATOR_URL, "token": token, "run": run}
-            w.books.deliver(ids[0], token)
-            await w.recorder.until(events.UpdateCounted)
-            # To ask for no wait is to know of the additions too.
-            answer = await w.http.get(f"/heartbeat/{ids[0]}", headers={"Prefer": "wait=0"})
-            assert answer.content == b'{"round":null,"state":"stand_by","counted":0}'
-            assert "preference-applied" not in (await w.http.get(f"/heartbeat/{ids[0]}")).headers
-
-    asyncio.run(main())
+async def test_the_preference_to_wait_holds_the_heartbeat_and_brings_everything_in_its_answer() -> None:
+    async with web(Plan(rounds=2, min_clients=2)) as w:
+        ids = [await w.join(), await w.join()]
+        answer = await w.http.get(f"/heartbeat/{ids[0]}", headers=PREFER)
+        assert answer.headers["preference-applied"] == "wait=25"
+        run = {"id": w.service.current.id, "name": "default", "rounds": 2, "config": {}}
+        token = answer.json()["token"]
+        assert answer.json() == {"round": 0, "state": "round", "url": AGGREGATOR_URL, "token": token, "run": run}
+        w.books.deliver(ids[0], token)
+        await w.recorder.until(events.UpdateCounted)
+        # To ask for no wait is to know of the additions too.
+        answer = await w.http.get(f"/heartbeat/{ids[0]}", headers={"Prefer": "wait=0"})
+        assert answer.content == b'{"round":null,"state":"stand_by","counted":0}'
+        assert "preference-applied" not in (await w.http.get(f"/heartbeat/{ids[0]}")).headers
 
 
-def test_who_says_its_name_gets_an_ordinal_and_gets_it_back_when_it_comes_again() -> None:
-    async def main() -> None:
-        async with web(Plan(min_clients=9)) as w:
-            names = ["silo-a", "silo-b", "NOT A NAME"]
-            answers = [(await w.http.get("/rendez_vous", headers={"Fedround-Participant": name})).json() for name in names]
-            assert [answer["ordinal"] for answer in answers] == [0, 1, 2]
-            for answer in answers:
-                await w.http.get(f"/heartbeat/{answer['id']}")
-            shown = [(p["name"], p["id"]) for p in w.service.status()["participants"]]
-            assert shown[0] == ("silo-a", answers[0]["id"][:8])
-            assert shown[2][0] == "participant"
-            assert (await w.http.delete(f"/rendez_vous/{answers[1]['id']}")).status_code == 204
-            again = {"Fedround-Participant": "silo-b", "Fedround-Ordinal": "1"}
-            assert (await w.http.get("/rendez_vous", headers=again)).json()["ordinal"] == 1
-            nonsense = {"Fedround-Participant": "silo-c", "Fedround-Ordinal": "-1"}
-            assert (await w.http.get("/rendez_vous", headers=nonsense)).json()["ordinal"] == 3
-
-    asyncio.run(main())
+async def test_who_says_its_name_gets_an_ordinal_and_gets_it_back_when_it_comes_again() -> None:
+    async with web(Plan(min_clients=9)) as w:
+        names = ["silo-a", "silo-b", "NOT A NAME"]
+        answers = [(await w.http.get("/rendez_vous", headers={"Fedround-Participant": name})).json() for name in names]
+        assert [answer["ordinal"] for answer in answers] == [0, 1, 2]
+        for answer in answers:
+            await w.http.get(f"/heartbeat/{answer['id']}")
+        shown = [(p["name"], p["id"]) for p in w.service.status()["participants"]]
+        assert shown[0] == ("silo-a", answers[0]["id"][:8])
+        assert shown[2][0] == "participant"
+        assert (await w.http.delete(f"/rendez_vous/{answers[1]['id']}")).status_code == 204
+        again = {"Fedround-Participant": "silo-b", "Fedround-Ordinal": "1"}
+        assert (await w.http.get("/rendez_vous", headers=again)).json()["ordinal"] == 1
+        nonsense = {"Fedround-Participant": "silo-c", "Fedround-Ordinal": "-1"}
+        assert (await w.http.get("/rendez_vous", headers=nonsense)).json()["ordinal"] == 3
 
 
-def test_to_leave_is_possible_at_any_time_and_twice() -> None:
-    async def main() -> None:
-        async with web(Plan(min_clients=2)) as w:
-            id = await w.join()
-            for _ in range(2):
-                answer = await w.http.delete(f"/rendez_vous/{id.upper()}")
-                assert (answer.status_code, answer.content) == (204, b"")
-            assert (await w.http.get(f"/heartbeat/{id}")).json()["state"] == "reject"
-
-    asyncio.run(main())
+async def test_to_leave_is_possible_at_any_time_and_twice() -> None:
+    async with web(Plan(min_clients=2)) as w:
+        id = await w.join()
+        for _ in range(2):
+            answer = await w.http.delete(f"/rendez_vous/{id.upper()}")
+            assert (answer.status_code, answer.content) == (204, b"")
+        assert (await w.http.get(f"/heartbeat/{id}")).json()["state"] == "reject"
 
 
-def test_what_keeps_a_participant_from_the_aggregator_is_shown_until_its_next_heartbeat() -> None:
-    async def main() -> None:
-        async with web(Plan(min_clients=2)) as w:
-            id = await w.join(**{"Fedround-Participant": "anna"})
-            for trouble, shown in (("413 without our header", "413 without our header"), ("x" * 300, "x" * 200), ("", "")):
-                await w.http.get(f"/heartbeat/{id}", headers={"Fedround-Trouble": trouble})
-                assert [p["trouble"] for p in w.service.status()["participants"]] == [shown]
-            await w.http.get(f"/heartbeat/{uuid4()}", headers={"Fedround-Trouble": "of nobody"})
-
-    asyncio.run(main())
+async def test_what_keeps_a_participant_from_the_aggregator_is_shown_until_its_next_heartbeat() -> None:
+    async with web(Plan(min_clients=2)) as w:
+        id = await w.join(**{"Fedround-Participant": "anna"})
+        for trouble, shown in (("413 without our header", "413 without our header"), ("x" * 300, "x" * 200), ("", "")):
+            await w.http.get(f"/heartbeat/{id}", headers={"Fedround-Trouble": trouble})
+            assert [p["trouble"] for p in w.service.status()["participants"]] == [shown]
+        await w.http.get(f"/heartbeat/{uuid4()}", headers={"Fedround-Trouble": "of nobody"})
 
 
-def test_what_a_selected_participant_says_that_it_does_is_shown() -> None:
-    async def main() -> None:
-        async with web(Plan(rounds=1)) as w:
-            id = await w.join(**{"Fedround-Participant": "anna"})
-            await w.http.get(f"/heartbeat/{id}", headers={"Fedround-Phase": "training"})
-            await w.recorder.until(events.Selected)
-            seen = []
-            for phase in ("", "sleeping", "training", "uploading", ""):
-                await w.http.get(f"/heartbeat/{id}", headers={"Fedround-Phase": phase})
-                seen.append([p["phase"] for p in w.service.status()["participants"]])
-            assert seen == [["selected"], ["selected"], ["training"], ["uploading"], ["uploading"]]
-            await w.http.get(f"/heartbeat/{uuid4()}", headers={"Fedround-Phase": "training"})
-            (silo,) = w.service.by_name(1)["silos"]
-            assert silo["phase"]["uploading"]
-            assert w.service.by_name(0) == {"silos": [], "omitted": 1}
-
-    asyncio.run(main())
+async def test_what_a_selected_participant_says_that_it_does_is_shown() -> None:
+    async with web(Plan(rounds=1)) as w:
+        id = await w.join(**{"Fedround-Participant": "anna"})
+        await w.http.get(f"/heartbeat/{id}", headers={"Fedround-Phase": "training"})
+        await w.recorder.until(events.Selected)
+        seen = []
+        for phase in ("", "sleeping", "training", "uploading", ""):
+            await w.http.get(f"/heartbeat/{id}", headers={"Fedround-Phase": phase})
+            seen.append([p["phase"] for p in w.service.status()["participants"]])
+        assert seen == [["selected"], ["selected"], ["training"], ["uploading"], ["uploading"]]
+        await w.http.get(f"/heartbeat/{uuid4()}", headers={"Fedround-Phase": "training"})
+        (silo,) = w.service.by_name(1)["silos"]
+        assert silo["phase"]["uploading"]
+        assert w.service.by_name(0) == {"silos": [], "omitted": 1}
 
 
 PROBLEM = {"Content-Type": "application/problem+json"}
@@ -258,17 +219,14 @@ def test_a_participant_may_say_for_which_failure_it_leaves(body: bytes, headers:
     assert (gone.name, gone.reason, gone.detail) == ("anna", reason, detail)
 
 
-def test_beyond_the_shared_seats_a_registration_is_refused_with_the_time_to_wait() -> None:
-    async def main() -> None:
-        async with web(Plan(min_clients=9, shared_seats=1)) as w:
-            late = (await w.http.get("/rendez_vous")).json()["id"]
-            await w.join()
-            for path in ("/rendez_vous", f"/heartbeat/{late}"):
-                answer = await w.http.get(path)
-                assert (answer.status_code, answer.headers["retry-after"]) == (429, "10")
-                assert answer.json()["detail"].startswith("all 1 seats for participants without an individual token or certificate")
-
-    asyncio.run(main())
+async def test_beyond_the_shared_seats_a_registration_is_refused_with_the_time_to_wait() -> None:
+    async with web(Plan(min_clients=9, shared_seats=1)) as w:
+        late = (await w.http.get("/rendez_vous")).json()["id"]
+        await w.join()
+        for path in ("/rendez_vous", f"/heartbeat/{late}"):
+            answer = await w.http.get(path)
+            assert (answer.status_code, answer.headers["retry-after"]) == (429, "10")
+            assert answer.json()["detail"].startswith("all 1 seats for participants without an individual token or certificate")
 
 
 async def take_part(w: Web, rounds: list[int]) -> None:
@@ -281,15 +239,12 @@ async def take_part(w: Web, rounds: list[int]) -> None:
             await w.recorder.until(events.RoundCompleted, answer["round"] + 1)
 
 
-def test_ten_participants_train_five_rounds_over_http() -> None:
-    async def main() -> None:
-        async with web(Plan(rounds=5, min_clients=10)) as w:
-            trained: list[list[int]] = [[] for _ in range(10)]
-            await asyncio.gather(*(take_part(w, rounds) for rounds in trained))
-            assert trained == [[0, 1, 2, 3, 4]] * 10
-            assert [len(fact.ids) for fact in w.recorder.all(events.RoundCompleted)] == [10] * 5
-
-    asyncio.run(main())
+async def test_ten_participants_train_five_rounds_over_http() -> None:
+    async with web(Plan(rounds=5, min_clients=10)) as w:
+        trained: list[list[int]] = [[] for _ in range(10)]
+        await asyncio.gather(*(take_part(w, rounds) for rounds in trained))
+        assert trained == [[0, 1, 2, 3, 4]] * 10
+        assert [len(fact.ids) for fact in w.recorder.all(events.RoundCompleted)] == [10] * 5
 
 
 @dataclass(frozen=True)
@@ -316,97 +271,82 @@ async def served(w: Web) -> AsyncIterator[Served]:
 
 
 @pytest.mark.parametrize("token", [None, "secret"])
-def test_an_outsider_who_tries_everything_makes_fewer_than_500_series(token: str | None) -> None:
-    async def main() -> None:
-        metrics = CoordinatorMetrics()
-        async with web(Plan(min_clients=2), token=token, observe=metrics) as w:
-            id = w.service.join("p").id
-            for path in ("rendez_vous", "heartbeat", "start_training", "elsewhere", ""):
-                for suffix in ("", "/", f"/{id}", f"/{UNKNOWN}", "/no-id", f"/{id}/{id}"):
-                    for method in (*METHODS, "BREW"):
-                        for secret in ("secret", "wrong"):
-                            await w.http.request(method, f"/{path}{suffix}", headers={"Authorization": f"Bearer {secret}"})
-        series = [line for line in metrics.scrape("")[0].decode().splitlines() if line[0] != "#"]
-        assert 200 < len(series) < 500
-
-    asyncio.run(main())
+async def test_an_outsider_who_tries_everything_makes_fewer_than_500_series(token: str | None) -> None:
+    metrics = CoordinatorMetrics()
+    async with web(Plan(min_clients=2), token=token, observe=metrics) as w:
+        id = w.service.join("p").id
+        for path in ("rendez_vous", "heartbeat", "start_training", "elsewhere", ""):
+            for suffix in ("", "/", f"/{id}", f"/{UNKNOWN}", "/no-id", f"/{id}/{id}"):
+                for method in (*METHODS, "BREW"):
+                    for secret in ("secret", "wrong"):
+                        await w.http.request(method, f"/{path}{suffix}", headers={"Authorization": f"Bearer {secret}"})
+    series = [line for line in metrics.scrape("")[0].decode().splitlines() if line[0] != "#"]
+    assert 200 < len(series) < 500
 
 
-def test_a_participant_whose_connection_ends_is_held_no_more() -> None:
-    async def main() -> None:
-        async with web(Plan(min_clients=2)) as w, served(w) as s:
-            _, writer = await asyncio.open_connection("127.0.0.1", s.endpoint.port)
-            writer.write(f"GET /heartbeat/{await w.join()} HTTP/1.1\r\nHost: x\r\nPrefer: wait=25\r\n\r\n".encode())
-            await s.began.wait()
-            assert not s.ended.is_set()
-            writer.close()
-            await s.ended.wait()
-
-    asyncio.run(main())
+async def test_a_participant_whose_connection_ends_is_held_no_more() -> None:
+    async with web(Plan(min_clients=2)) as w, served(w) as s:
+        _, writer = await asyncio.open_connection("127.0.0.1", s.endpoint.port)
+        writer.write(f"GET /heartbeat/{await w.join()} HTTP/1.1\r\nHost: x\r\nPrefer: wait=25\r\n\r\n".encode())
+        await s.began.wait()
+        assert not s.ended.is_set()
+        writer.close()
+        await s.ended.wait()
 
 
-def test_a_coordinator_that_stops_answers_who_is_held() -> None:
-    async def main() -> None:
-        async with web(Plan(min_clients=2)) as w, served(w) as s, httpx.AsyncClient() as http:
-            url = f"http://127.0.0.1:{s.endpoint.port}/heartbeat/{await w.join()}"
-            hold = asyncio.create_task(http.get(url, headers=PREFER))
-            await s.began.wait()
-            assert not s.ended.is_set()
-            w.work.cancel()
-            assert (await hold).json()["state"] == "stand_by"
-
-    asyncio.run(main())
+async def test_a_coordinator_that_stops_answers_who_is_held() -> None:
+    async with web(Plan(min_clients=2)) as w, served(w) as s, httpx.AsyncClient() as http:
+        url = f"http://127.0.0.1:{s.endpoint.port}/heartbeat/{await w.join()}"
+        hold = asyncio.create_task(http.get(url, headers=PREFER))
+        await s.began.wait()
+        assert not s.ended.is_set()
+        w.work.cancel()
+        assert (await hold).json()["state"] == "stand_by"
 
 
 @pytest.mark.parametrize(("rounds", "told"), [(3, True), (4, False), (0, False)])
-def test_who_is_back_after_the_last_round_says_so(rounds: int, told: bool, caplog: pytest.LogCaptureFixture) -> None:
-    async def main() -> None:
-        disk = MemoryDisk()
-        store.save(disk, Memory(round=3))
-        app.build(CoordinatorSettings(rounds=rounds), MemoryBooks(), Observers(), disk)
-
+async def test_who_is_back_after_the_last_round_says_so(rounds: int, told: bool, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    asyncio.run(main())
+    disk = MemoryDisk()
+    store.save(disk, Memory(round=3))
+    app.build(CoordinatorSettings(rounds=rounds), MemoryBooks(), Observers(), disk)
     more = "to continue it, raise COORDINATOR_ROUNDS; to start another run, change COORDINATOR_RUN_NAME"
     complete = f"run default is already complete, after 3 rounds: {more}"
     assert (complete in caplog.messages) is told
 
 
-def test_a_coordinator_is_ready_once_it_has_reached_the_aggregator_and_as_long_as_it_does() -> None:
-    async def main() -> None:
-        books = MemoryBooks()
-        changed = asyncio.Event()
+async def test_a_coordinator_is_ready_once_it_has_reached_the_aggregator_and_as_long_as_it_does() -> None:
+    books = MemoryBooks()
+    changed = asyncio.Event()
 
-        def observe(fact: events.Fact) -> None:
-            if isinstance(fact, events.AggregatorReached | events.AggregatorUnreachable):
-                changed.set()
+    def observe(fact: events.Fact) -> None:
+        if isinstance(fact, events.AggregatorReached | events.AggregatorUnreachable):
+            changed.set()
 
-        health, settings = Health(), CoordinatorSettings()
-        telemetry = Telemetry(
-            CoordinatorMetrics,
-            [app.readiness(health), observe],
-        )
-        service = app.build(settings, books, telemetry.observe)
-        operators = httpx.ASGITransport(app.ops_endpoint(settings, service, health, telemetry).app)
-        async with httpx.AsyncClient(transport=operators, base_url="http://ops") as http:
-            assert (await http.get("/readyz")).json()["reasons"] == ["the aggregator has not been reached yet"]
-            async with asyncio.TaskGroup() as tasks:
-                work = tasks.create_task(service.run())
-                await changed.wait()
-                assert (await http.get("/readyz")).status_code == 200
-                changed.clear()
-                books.fail(times=1)
-                await changed.wait()
-                assert (await http.get("/readyz")).json()["reasons"] == ["no contact with the aggregator: connection refused"]
-                changed.clear()
-                await changed.wait()
-                assert (await http.get("/readyz")).status_code == 200
-                status = (await http.get("/status")).json()
-                assert (status["state"], status["round"], status["rounds"]) == ("waiting for participants: 0 of 1", 0, 10)
-                assert (await http.get("/livez")).status_code == 200
-                work.cancel()
-
-    asyncio.run(main())
+    health, settings = Health(), CoordinatorSettings()
+    telemetry = Telemetry(
+        CoordinatorMetrics,
+        [app.readiness(health), observe],
+    )
+    service = app.build(settings, books, telemetry.observe)
+    operators = httpx.ASGITransport(app.ops_endpoint(settings, service, health, telemetry).app)
+    async with httpx.AsyncClient(transport=operators, base_url="http://ops") as http:
+        assert (await http.get("/readyz")).json()["reasons"] == ["the aggregator has not been reached yet"]
+        async with asyncio.TaskGroup() as tasks:
+            work = tasks.create_task(service.run())
+            await changed.wait()
+            assert (await http.get("/readyz")).status_code == 200
+            changed.clear()
+            books.fail(times=1)
+            await changed.wait()
+            assert (await http.get("/readyz")).json()["reasons"] == ["no contact with the aggregator: connection refused"]
+            changed.clear()
+            await changed.wait()
+            assert (await http.get("/readyz")).status_code == 200
+            status = (await http.get("/status")).json()
+            assert (status["state"], status["round"], status["rounds"]) == ("waiting for participants: 0 of 1", 0, 10)
+            assert (await http.get("/livez")).status_code == 200
+            work.cancel()
 
 
 def test_a_coordinator_whose_round_fails_for_a_lasting_reason_is_not_ready_and_says_why() -> None:
@@ -422,24 +362,21 @@ def test_a_coordinator_whose_round_fails_for_a_lasting_reason_is_not_ready_and_s
     assert health.reasons == []
 
 
-def test_a_coordinator_that_cannot_keep_who_takes_part_is_not_ready_and_says_why(tmp_path: Path) -> None:
-    async def main() -> None:
-        health, recorder, settings = Health(), Recorder(), CoordinatorSettings()
-        telemetry = Telemetry(CoordinatorMetrics, [app.readiness(health), recorder])
-        service = app.build(settings, MemoryBooks(), telemetry.observe, Directory(tmp_path))
-        async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
-            work = tasks.create_task(service.run())
-            await recorder.until(events.AggregatorReached)
-            await recorder.until(events.StateSaved)
-            assert health.reasons == []
-            with files_of_at_most(10):
-                await service.heartbeat(service.join("anna").id or "")
-                await recorder.until(events.SaveFailed)
-                (reason,) = health.reasons
-                assert reason.startswith("the state of the run cannot be written to the data directory, and no round begins: ")
-                assert "File too large" in reason
-            await recorder.until(events.Selected)
-            assert health.reasons == []
-            work.cancel()
-
-    asyncio.run(main())
+async def test_a_coordinator_that_cannot_keep_who_takes_part_is_not_ready_and_says_why(tmp_path: Path) -> None:
+    health, recorder, settings = Health(), Recorder(), CoordinatorSettings()
+    telemetry = Telemetry(CoordinatorMetrics, [app.readiness(health), recorder])
+    service = app.build(settings, MemoryBooks(), telemetry.observe, Directory(tmp_path))
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        work = tasks.create_task(service.run())
+        await recorder.until(events.AggregatorReached)
+        await recorder.until(events.StateSaved)
+        assert health.reasons == []
+        with files_of_at_most(10):
+            await service.heartbeat(service.join("anna").id or "")
+            await recorder.until(events.SaveFailed)
+            (reason,) = health.reasons
+            assert reason.startswith("the state of the run cannot be written to the data directory, and no round begins: ")
+            assert "File too large" in reason
+        await recorder.until(events.Selected)
+        assert health.reasons == []
+        work.cancel()

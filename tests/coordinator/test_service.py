@@ -42,272 +42,217 @@ async def ordered(c: Coordinating, id: str) -> Heartbeat:
     return answer
 
 
-def test_a_held_heartbeat_is_answered_when_its_participant_is_selected() -> None:
-    async def main() -> None:
-        async with coordinating(Plan(min_clients=2), MemoryBooks()) as c:
-            first = await join(c.service)
-            hold = await held(c.service, first)
-            await join(c.service)
-            answer = await hold
-            assert (answer.state, answer.round, answer.url) == (HeartbeatState.ROUND, 0, AGGREGATOR_URL)
-            assert answer.token == c.service.start_training(first).token is not None
-
-    asyncio.run(main())
+async def test_a_held_heartbeat_is_answered_when_its_participant_is_selected() -> None:
+    async with coordinating(Plan(min_clients=2), MemoryBooks()) as c:
+        first = await join(c.service)
+        hold = await held(c.service, first)
+        await join(c.service)
+        answer = await hold
+        assert (answer.state, answer.round, answer.url) == (HeartbeatState.ROUND, 0, AGGREGATOR_URL)
+        assert answer.token == c.service.start_training(first).token is not None
 
 
-def test_a_newer_heartbeat_ends_the_hold_of_an_older() -> None:
-    async def main() -> None:
-        async with coordinating(Plan(min_clients=2), MemoryBooks()) as c:
-            id = await join(c.service)
-            older = await held(c.service, id)
-            newer = await held(c.service, id)
-            assert (await older).state is HeartbeatState.STAND_BY
-            assert not newer.done()
-            assert (await c.service.heartbeat(id)).state is HeartbeatState.STAND_BY
-            await newer
-
-    asyncio.run(main())
+async def test_a_newer_heartbeat_ends_the_hold_of_an_older() -> None:
+    async with coordinating(Plan(min_clients=2), MemoryBooks()) as c:
+        id = await join(c.service)
+        older = await held(c.service, id)
+        newer = await held(c.service, id)
+        assert (await older).state is HeartbeatState.STAND_BY
+        assert not newer.done()
+        assert (await c.service.heartbeat(id)).state is HeartbeatState.STAND_BY
+        await newer
 
 
-def test_a_participant_that_hangs_up_ends_its_hold() -> None:
-    async def main() -> None:
-        async with coordinating(Plan(min_clients=2), MemoryBooks()) as c:
-            hung_up = asyncio.Event()
-            hold = await held(c.service, await join(c.service), hung_up.wait())
-            hung_up.set()
-            await hold
-
-    asyncio.run(main())
+async def test_a_participant_that_hangs_up_ends_its_hold() -> None:
+    async with coordinating(Plan(min_clients=2), MemoryBooks()) as c:
+        hung_up = asyncio.Event()
+        hold = await held(c.service, await join(c.service), hung_up.wait())
+        hung_up.set()
+        await hold
 
 
-def test_a_hold_ends_after_the_seconds_that_were_asked_for() -> None:
-    async def main() -> None:
-        async with coordinating(Plan(min_clients=2), MemoryBooks()) as c:
-            answer = await c.service.heartbeat(await join(c.service), wait=0.01)
-            assert answer.state is HeartbeatState.STAND_BY
-
-    asyncio.run(main())
+async def test_a_hold_ends_after_the_seconds_that_were_asked_for() -> None:
+    async with coordinating(Plan(min_clients=2), MemoryBooks()) as c:
+        answer = await c.service.heartbeat(await join(c.service), wait=0.01)
+        assert answer.state is HeartbeatState.STAND_BY
 
 
-def test_when_the_service_stops_every_hold_is_answered_and_none_begins() -> None:
-    async def main() -> None:
-        async with coordinating(Plan(min_clients=3), MemoryBooks()) as c:
-            ids = [await join(c.service), await join(c.service)]
-            holds = [await held(c.service, id) for id in ids]
-            c.work.cancel()
-            assert {(await hold).state for hold in holds} == {HeartbeatState.STAND_BY}
-            assert (await c.service.heartbeat(ids[0], wait=25)).state is HeartbeatState.STAND_BY
-
-    asyncio.run(main())
+async def test_when_the_service_stops_every_hold_is_answered_and_none_begins() -> None:
+    async with coordinating(Plan(min_clients=3), MemoryBooks()) as c:
+        ids = [await join(c.service), await join(c.service)]
+        holds = [await held(c.service, id) for id in ids]
+        c.work.cancel()
+        assert {(await hold).state for hold in holds} == {HeartbeatState.STAND_BY}
+        assert (await c.service.heartbeat(ids[0], wait=25)).state is HeartbeatState.STAND_BY
 
 
-def test_nobody_is_silent_while_its_heartbeat_is_held() -> None:
-    async def main() -> None:
-        async with coordinating(Plan(min_clients=2, heartbeat_timeout=0.2), MemoryBooks()) as c:
-            id = await join(c.service)
-            for _ in range(4):
-                assert (await c.service.heartbeat(id, wait=25)).state is HeartbeatState.STAND_BY
-            assert c.recorder.all(events.ParticipantGone) == []
-
-    asyncio.run(main())
+async def test_nobody_is_silent_while_its_heartbeat_is_held() -> None:
+    async with coordinating(Plan(min_clients=2, heartbeat_timeout=0.2), MemoryBooks()) as c:
+        id = await join(c.service)
+        for _ in range(4):
+            assert (await c.service.heartbeat(id, wait=25)).state is HeartbeatState.STAND_BY
+        assert c.recorder.all(events.ParticipantGone) == []
 
 
-def test_the_silent_are_gone_and_rejected() -> None:
-    async def main() -> None:
-        async with coordinating(Plan(min_clients=2, heartbeat_timeout=0.05), MemoryBooks()) as c:
-            id = await join(c.service, "quiet")
-            assert await c.recorder.until(events.ParticipantGone) == events.ParticipantGone(id, "quiet", "silent")
-            assert (await c.service.heartbeat(id, wait=25)).state is HeartbeatState.REJECT
-
-    asyncio.run(main())
+async def test_the_silent_are_gone_and_rejected() -> None:
+    async with coordinating(Plan(min_clients=2, heartbeat_timeout=0.05), MemoryBooks()) as c:
+        id = await join(c.service, "quiet")
+        assert await c.recorder.until(events.ParticipantGone) == events.ParticipantGone(id, "quiet", "silent")
+        assert (await c.service.heartbeat(id, wait=25)).state is HeartbeatState.REJECT
 
 
-def test_who_leaves_is_told_so_by_its_held_heartbeat() -> None:
-    async def main() -> None:
-        async with coordinating(Plan(min_clients=2), MemoryBooks()) as c:
-            id = await join(c.service)
-            hold = await held(c.service, id)
-            c.service.leave(id)
-            assert (await hold).state is HeartbeatState.REJECT
-            c.service.leave(id)
-
-    asyncio.run(main())
+async def test_who_leaves_is_told_so_by_its_held_heartbeat() -> None:
+    async with coordinating(Plan(min_clients=2), MemoryBooks()) as c:
+        id = await join(c.service)
+        hold = await held(c.service, id)
+        c.service.leave(id)
+        assert (await hold).state is HeartbeatState.REJECT
+        c.service.leave(id)
 
 
-def test_a_thousand_holds_need_no_task_beyond_their_own() -> None:
-    async def main() -> None:
-        async with coordinating(Plan(min_clients=1001, shared_seats=1001), MemoryBooks()) as c:
-            await c.recorder.until(events.AggregatorReached)
-            before = len(asyncio.all_tasks())
-            holds = [await held(c.service, await join(c.service)) for _ in range(1000)]
-            assert len(asyncio.all_tasks()) - before == len(holds)
-            await join(c.service)
-            assert {(await hold).state for hold in holds} == {HeartbeatState.ROUND}
-
-    asyncio.run(main())
+async def test_a_thousand_holds_need_no_task_beyond_their_own() -> None:
+    async with coordinating(Plan(min_clients=1001, shared_seats=1001), MemoryBooks()) as c:
+        await c.recorder.until(events.AggregatorReached)
+        before = len(asyncio.all_tasks())
+        holds = [await held(c.service, await join(c.service)) for _ in range(1000)]
+        assert len(asyncio.all_tasks()) - before == len(holds)
+        await join(c.service)
+        assert {(await hold).state for hold in holds} == {HeartbeatState.ROUND}
 
 
-def test_after_the_last_round_everybody_is_told_finish_also_who_is_held_and_who_is_unknown() -> None:
-    async def main() -> None:
-        books = MemoryBooks()
-        async with coordinating(Plan(rounds=1, participants_ratio=0.5, min_clients=2), books) as c:
-            ids = [await join(c.service), await join(c.service)]
-            selected = (await c.recorder.until(events.Selected)).ids[0]
-            waiting = await held(c.service, next(id for id in ids if id != selected))
-            books.deliver(selected, c.service.start_training(selected).token)
-            assert (await waiting).state is HeartbeatState.FINISH
-            assert (await c.service.heartbeat(UNKNOWN)).state is HeartbeatState.FINISH
-            assert c.service.join("late").id is None
-            assert c.service.start_training(selected).token is None
-            assert c.service.status()["state"] == "complete"
-
-    asyncio.run(main())
+async def test_after_the_last_round_everybody_is_told_finish_also_who_is_held_and_who_is_unknown() -> None:
+    books = MemoryBooks()
+    async with coordinating(Plan(rounds=1, participants_ratio=0.5, min_clients=2), books) as c:
+        ids = [await join(c.service), await join(c.service)]
+        selected = (await c.recorder.until(events.Selected)).ids[0]
+        waiting = await held(c.service, next(id for id in ids if id != selected))
+        books.deliver(selected, c.service.start_training(selected).token)
+        assert (await waiting).state is HeartbeatState.FINISH
+        assert (await c.service.heartbeat(UNKNOWN)).state is HeartbeatState.FINISH
+        assert c.service.join("late").id is None
+        assert c.service.start_training(selected).token is None
+        assert c.service.status()["state"] == "complete"
 
 
-def test_rounds_follow_one_another_and_say_what_was_counted() -> None:
-    async def main() -> None:
-        books = MemoryBooks()
-        async with coordinating(Plan(rounds=3, min_clients=2), books) as c:
-            ids = [await join(c.service), await join(c.service)]
-            for number in range(3):
-                for samples, id in enumerate(ids, start=1):
-                    answer = await ordered(c, id)
-                    assert (answer.round, answer.counted) == (number, number - 1 if number else None)
-                    books.deliver(id, answer.token, samples, loss=float(samples))
-                completed = await c.recorder.until(events.RoundCompleted, number + 1)
-                assert (completed.samples, completed.metrics) == (3, (("loss", 5 / 3),))
-
-    asyncio.run(main())
-
-
-def test_the_status_says_what_the_models_are_like_and_what_the_aggregator_lacks() -> None:
-    async def main() -> None:
-        books = MemoryBooks()
-        async with coordinating(Plan(), books) as c:
-            id = await join(c.service)
-            for number in range(3):
+async def test_rounds_follow_one_another_and_say_what_was_counted() -> None:
+    books = MemoryBooks()
+    async with coordinating(Plan(rounds=3, min_clients=2), books) as c:
+        ids = [await join(c.service), await join(c.service)]
+        for number in range(3):
+            for samples, id in enumerate(ids, start=1):
                 answer = await ordered(c, id)
-                books.told["measured"] = (Measured(number - 1, {"mean": float(number)}),) if number else ()
-                books.deliver(id, answer.token)
-                await c.recorder.until(events.RoundCompleted, number + 1)
-            books.told["faults"] = ("the disk hangs",)
+                assert (answer.round, answer.counted) == (number, number - 1 if number else None)
+                books.deliver(id, answer.token, samples, loss=float(samples))
+            completed = await c.recorder.until(events.RoundCompleted, number + 1)
+            assert (completed.samples, completed.metrics) == (3, (("loss", 5 / 3),))
+
+
+async def test_the_status_says_what_the_models_are_like_and_what_the_aggregator_lacks() -> None:
+    books = MemoryBooks()
+    async with coordinating(Plan(), books) as c:
+        id = await join(c.service)
+        for number in range(3):
             answer = await ordered(c, id)
+            books.told["measured"] = (Measured(number - 1, {"mean": float(number)}),) if number else ()
             books.deliver(id, answer.token)
-            await c.recorder.until(events.RoundCompleted, 4)
-            status = c.service.status()
-            assert [round["weights"] for round in status["last_rounds"]] == [{"mean": 1.0}, {"mean": 2.0}, {}, {}]
-            assert status["aggregator_faults"] == ["the disk hangs"]
-
-    asyncio.run(main())
-
-
-def test_an_outage_of_the_books_is_told_once_and_survived() -> None:
-    async def main() -> None:
-        books = MemoryBooks()
-        async with coordinating(Plan(rounds=1), books) as c:
-            await c.recorder.until(events.AggregatorReached)
-            books.fail(times=4)
-            await c.recorder.until(events.AggregatorUnreachable)
-            hold = await held(c.service, await join(c.service))
-            assert (await hold).state is HeartbeatState.ROUND
-            assert len(c.recorder.all(events.AggregatorUnreachable)) == 1
-            assert len(c.recorder.all(events.AggregatorReached)) == 2
-
-    asyncio.run(main())
+            await c.recorder.until(events.RoundCompleted, number + 1)
+        books.told["faults"] = ("the disk hangs",)
+        answer = await ordered(c, id)
+        books.deliver(id, answer.token)
+        await c.recorder.until(events.RoundCompleted, 4)
+        status = c.service.status()
+        assert [round["weights"] for round in status["last_rounds"]] == [{"mean": 1.0}, {"mean": 2.0}, {}, {}]
+        assert status["aggregator_faults"] == ["the disk hangs"]
 
 
-def test_an_aggregator_that_lost_its_sum_is_given_the_same_round_again() -> None:
-    async def main() -> None:
-        books = MemoryBooks()
-        async with coordinating(Plan(rounds=1, min_clients=2), books) as c:
-            ids = [await join(c.service), await join(c.service)]
-            first = await ordered(c, ids[0])
-            books.deliver(ids[0], first.token)
-            await c.recorder.until(events.UpdateCounted)
-            books.restart()
-            await c.recorder.until(events.Selected, 2)
-            again = await ordered(c, ids[0])
-            assert again.round == 0
-            assert again.token != first.token
-            for id in ids:
-                books.deliver(id, (await ordered(c, id)).token)
-            assert (await c.recorder.until(events.RoundCompleted)).samples == 2
-            assert len(c.recorder.all(events.AttemptDropped)) == 1
-
-    asyncio.run(main())
+async def test_an_outage_of_the_books_is_told_once_and_survived() -> None:
+    books = MemoryBooks()
+    async with coordinating(Plan(rounds=1), books) as c:
+        await c.recorder.until(events.AggregatorReached)
+        books.fail(times=4)
+        await c.recorder.until(events.AggregatorUnreachable)
+        hold = await held(c.service, await join(c.service))
+        assert (await hold).state is HeartbeatState.ROUND
+        assert len(c.recorder.all(events.AggregatorUnreachable)) == 1
+        assert len(c.recorder.all(events.AggregatorReached)) == 2
 
 
-def test_an_attempt_that_the_books_do_not_know_is_dropped() -> None:
-    async def main() -> None:
-        books = MemoryBooks()
-        async with coordinating(Plan(rounds=1, min_clients=1), books) as c:
-            id = await join(c.service)
-            await ordered(c, id)
-            books.core.open("another coordinator's", 0, ())
-            c.service.leave(id)
-            dropped = await c.recorder.until(events.AttemptDropped)
-            assert dropped.reason == "the aggregator lost the updates of this round"
-
-    asyncio.run(main())
-
-
-def test_at_the_deadline_the_round_is_given_to_others() -> None:
-    async def main() -> None:
-        books = MemoryBooks()
-        async with coordinating(Plan(rounds=1, participants_ratio=0.5, min_clients=2, round_timeout=0.05), books) as c:
-            ids = [await join(c.service), await join(c.service)]
-            slow = (await c.recorder.until(events.Selected)).ids[0]
-            other = next(id for id in ids if id != slow)
-            answer = await ordered(c, other)
-            revoked = await c.recorder.until(events.Revoked)
-            assert (revoked.id, revoked.reason, revoked.phase) == (slow, "deadline", "selected")
-            assert revoked.seconds >= 0.05
-            books.deliver(other, answer.token)
-            assert (await c.recorder.until(events.RoundCompleted)).ids == (other,)
-
-    asyncio.run(main())
+async def test_an_aggregator_that_lost_its_sum_is_given_the_same_round_again() -> None:
+    books = MemoryBooks()
+    async with coordinating(Plan(rounds=1, min_clients=2), books) as c:
+        ids = [await join(c.service), await join(c.service)]
+        first = await ordered(c, ids[0])
+        books.deliver(ids[0], first.token)
+        await c.recorder.until(events.UpdateCounted)
+        books.restart()
+        await c.recorder.until(events.Selected, 2)
+        again = await ordered(c, ids[0])
+        assert again.round == 0
+        assert again.token != first.token
+        for id in ids:
+            books.deliver(id, (await ordered(c, id)).token)
+        assert (await c.recorder.until(events.RoundCompleted)).samples == 2
+        assert len(c.recorder.all(events.AttemptDropped)) == 1
 
 
-def test_a_lost_sum_costs_one_attempt_even_if_a_call_meets_it_before_the_ledger_is_read() -> None:
-    async def main() -> None:
-        books = MemoryBooks()
-        async with coordinating(Plan(rounds=1), books) as c:
-            await ordered(c, id := await join(c.service))
-            books.core.lose("second life")
-            c.service.leave(id)
-            await c.recorder.until(events.AttemptDropped)
-            books.ring()
-            other = await join(c.service)
-            books.deliver(other, (await ordered(c, other)).token)
-            await c.recorder.until(events.TrainingCompleted)
-            assert len(c.recorder.all(events.AttemptDropped)) == 1
-
-    asyncio.run(main())
+async def test_an_attempt_that_the_books_do_not_know_is_dropped() -> None:
+    books = MemoryBooks()
+    async with coordinating(Plan(rounds=1, min_clients=1), books) as c:
+        id = await join(c.service)
+        await ordered(c, id)
+        books.core.open("another coordinator's", 0, ())
+        c.service.leave(id)
+        dropped = await c.recorder.until(events.AttemptDropped)
+        assert dropped.reason == "the aggregator lost the updates of this round"
 
 
-def test_who_takes_part_is_kept_and_what_could_not_be_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_at_the_deadline_the_round_is_given_to_others() -> None:
+    books = MemoryBooks()
+    async with coordinating(Plan(rounds=1, participants_ratio=0.5, min_clients=2, round_timeout=0.05), books) as c:
+        ids = [await join(c.service), await join(c.service)]
+        slow = (await c.recorder.until(events.Selected)).ids[0]
+        other = next(id for id in ids if id != slow)
+        answer = await ordered(c, other)
+        revoked = await c.recorder.until(events.Revoked)
+        assert (revoked.id, revoked.reason, revoked.phase) == (slow, "deadline", "selected")
+        assert revoked.seconds >= 0.05
+        books.deliver(other, answer.token)
+        assert (await c.recorder.until(events.RoundCompleted)).ids == (other,)
+
+
+async def test_a_lost_sum_costs_one_attempt_even_if_a_call_meets_it_before_the_ledger_is_read() -> None:
+    books = MemoryBooks()
+    async with coordinating(Plan(rounds=1), books) as c:
+        await ordered(c, id := await join(c.service))
+        books.core.lose("second life")
+        c.service.leave(id)
+        await c.recorder.until(events.AttemptDropped)
+        books.ring()
+        other = await join(c.service)
+        books.deliver(other, (await ordered(c, other)).token)
+        await c.recorder.until(events.TrainingCompleted)
+        assert len(c.recorder.all(events.AttemptDropped)) == 1
+
+
+async def test_who_takes_part_is_kept_and_what_could_not_be_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedround.coordinator.service.RETRY_MOST", 0.0)
     kept: asyncio.Queue[Memory] = asyncio.Queue()
+    loop, disk = asyncio.get_running_loop(), Directory(tmp_path)
 
-    async def main() -> None:
-        loop, disk = asyncio.get_running_loop(), Directory(tmp_path)
+    def keep(memory: Memory) -> None:
+        store.save(disk, memory)
+        loop.call_soon_threadsafe(kept.put_nowait, store.load(disk))
 
-        def keep(memory: Memory) -> None:
-            store.save(disk, memory)
-            loop.call_soon_threadsafe(kept.put_nowait, store.load(disk))
-
-        async with coordinating(Plan(min_clients=2), MemoryBooks(), keep) as c:
-            with files_of_at_most(10):
-                anna = await join(c.service, "anna")
-                told = await c.recorder.until(events.SaveFailed)
-                assert (told.what, "File too large" in told.reason) == ("the state of the run", True)
-            memory = await kept.get()
-            assert [(known.id, known.name) for known in memory.participants] == [(anna, "anna")]
-            c.service.leave(anna)
-            while (await kept.get()).participants:
-                pass
-
-    asyncio.run(main())
+    async with coordinating(Plan(min_clients=2), MemoryBooks(), keep) as c:
+        with files_of_at_most(10):
+            anna = await join(c.service, "anna")
+            told = await c.recorder.until(events.SaveFailed)
+            assert (told.what, "File too large" in told.reason) == ("the state of the run", True)
+        memory = await kept.get()
+        assert [(known.id, known.name) for known in memory.participants] == [(anna, "anna")]
+        c.service.leave(anna)
+        while (await kept.get()).participants:
+            pass
 
 
 class CheckingBooks(MemoryBooks):
@@ -333,62 +278,50 @@ class CheckingBooks(MemoryBooks):
         assert {admission.id for admission in admissions} <= {known.id for known in self.disk.participants if known.owed == round}
 
 
-def test_nobody_is_admitted_to_a_round_before_it_is_kept_that_it_has_a_part_in_it() -> None:
-    async def main() -> None:
-        books = CheckingBooks()
-        async with coordinating(Plan(rounds=0, participants_ratio=0.5, min_clients=2), books, books.keep) as c:
-            ids = {await join(c.service), await join(c.service)}
-            for number in range(20):
-                (first,) = (await c.recorder.until(events.Selected, 2 * number + 1)).ids
-                books.core.refuse(books.core.begin(first, c.service.start_training(first).token or ""))
-                books.ring()
-                (second,) = (await c.recorder.until(events.Selected, 2 * number + 2)).ids
-                assert {first, second} == ids
-                books.deliver(second, c.service.start_training(second).token)
-
-    asyncio.run(main())
+async def test_nobody_is_admitted_to_a_round_before_it_is_kept_that_it_has_a_part_in_it() -> None:
+    books = CheckingBooks()
+    async with coordinating(Plan(rounds=0, participants_ratio=0.5, min_clients=2), books, books.keep) as c:
+        ids = {await join(c.service), await join(c.service)}
+        for number in range(20):
+            (first,) = (await c.recorder.until(events.Selected, 2 * number + 1)).ids
+            books.core.refuse(books.core.begin(first, c.service.start_training(first).token or ""))
+            books.ring()
+            (second,) = (await c.recorder.until(events.Selected, 2 * number + 2)).ids
+            assert {first, second} == ids
+            books.deliver(second, c.service.start_training(second).token)
 
 
-def test_what_cannot_be_kept_makes_the_round_wait_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_cannot_be_kept_makes_the_round_wait_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedround.coordinator.service.RETRY_MOST", 0.01)
+    books, full = MemoryBooks(), True
 
-    async def main() -> None:
-        books, full = MemoryBooks(), True
+    def keep(memory: Memory) -> None:
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device")
 
-        def keep(memory: Memory) -> None:
-            if full:
-                raise OSError(errno.ENOSPC, "No space left on device")
-
-        async with coordinating(Plan(heartbeat_timeout=0.1), books, keep) as c:
-            await join(c.service, "quiet")
-            await c.recorder.until(events.SaveFailed, 2)
-            await c.recorder.until(events.ParticipantGone)
-            assert books.core.attempt is None
-            hold = await held(c.service, await join(c.service))
-            full = False
-            assert (await hold).state is HeartbeatState.ROUND
-
-    asyncio.run(main())
+    async with coordinating(Plan(heartbeat_timeout=0.1), books, keep) as c:
+        await join(c.service, "quiet")
+        await c.recorder.until(events.SaveFailed, 2)
+        await c.recorder.until(events.ParticipantGone)
+        assert books.core.attempt is None
+        hold = await held(c.service, await join(c.service))
+        full = False
+        assert (await hold).state is HeartbeatState.ROUND
 
 
-def test_a_coordinator_that_was_paused_takes_nobody_for_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_coordinator_that_was_paused_takes_nobody_for_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedround.coordinator.service.MAX_SLEEP", 0.01)
     paused = 0.0
-
-    async def main() -> None:
-        nonlocal paused
-        async with coordinating(Plan(min_clients=2), MemoryBooks(), clock=lambda: time.monotonic() + paused) as c:
-            await c.recorder.until(events.AggregatorReached)
-            anna = await join(c.service)
-            paused = 100.0
-            assert (await c.recorder.until(events.Suspended)).seconds == pytest.approx(100, abs=5)
-            assert (await c.service.heartbeat(anna)).state is HeartbeatState.STAND_BY
-            assert c.recorder.all(events.ParticipantGone) == []
-
-    asyncio.run(main())
+    async with coordinating(Plan(min_clients=2), MemoryBooks(), clock=lambda: time.monotonic() + paused) as c:
+        await c.recorder.until(events.AggregatorReached)
+        anna = await join(c.service)
+        paused = 100.0
+        assert (await c.recorder.until(events.Suspended)).seconds == pytest.approx(100, abs=5)
+        assert (await c.service.heartbeat(anna)).state is HeartbeatState.STAND_BY
+        assert c.recorder.all(events.ParticipantGone) == []
 
 
-def test_what_is_not_kept_yet_is_kept_at_the_end() -> None:
+async def test_what_is_not_kept_yet_is_kept_at_the_end() -> None:
     asked, let, disk = threading.Event(), threading.Event(), [Memory()]
 
     def keep(memory: Memory) -> None:
@@ -396,14 +329,11 @@ def test_what_is_not_kept_yet_is_kept_at_the_end() -> None:
         assert let.wait(10)
         disk[0] = memory
 
-    async def main() -> None:
-        async with coordinating(Plan(min_clients=3), MemoryBooks(), keep) as c:
-            await join(c.service, "anna")
-            assert await asyncio.to_thread(asked.wait, 10)
-            await join(c.service, "bert")
-            c.work.cancel()
-            let.set()
-            await asyncio.wait([c.work])
-            assert [known.name for known in disk[0].participants] == ["anna", "bert"]
-
-    asyncio.run(main())
+    async with coordinating(Plan(min_clients=3), MemoryBooks(), keep) as c:
+        await join(c.service, "anna")
+        assert await asyncio.to_thread(asked.wait, 10)
+        await join(c.service, "bert")
+        c.work.cancel()
+        let.set()
+        await asyncio.wait([c.work])
+        assert [known.name for known in disk[0].participants] == ["anna", "bert"]

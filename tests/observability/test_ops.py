@@ -80,26 +80,23 @@ def test_a_loop_that_stands_still_is_not_alive() -> None:
     assert health.alive
 
 
-def test_a_tended_service_is_alive_while_its_loop_turns_and_unready_from_the_end_on() -> None:
-    async def main() -> None:
-        health, working, cancelled = Health(clock=(clock := Clock())), asyncio.Event(), asyncio.Event()
+async def test_a_tended_service_is_alive_while_its_loop_turns_and_unready_from_the_end_on() -> None:
+    health, working, cancelled = Health(clock=(clock := Clock())), asyncio.Event(), asyncio.Event()
 
-        async def chore() -> None:
-            working.set()
-            try:
-                await asyncio.Future()
-            finally:
-                cancelled.set()
+    async def chore() -> None:
+        working.set()
+        try:
+            await asyncio.Future()
+        finally:
+            cancelled.set()
 
-        async with running(health, chore()):
-            await working.wait()
-            assert (health.alive, health.reasons) == (True, [])
-            clock.now += 16
-            assert not health.alive
-        assert cancelled.is_set()
-        assert health.reasons == ["the process is stopping"]
-
-    asyncio.run(main())
+    async with running(health, chore()):
+        await working.wait()
+        assert (health.alive, health.reasons) == (True, [])
+        clock.now += 16
+        assert not health.alive
+    assert cancelled.is_set()
+    assert health.reasons == ["the process is stopping"]
 
 
 def test_a_chore_that_fails_ends_the_service() -> None:
@@ -115,7 +112,7 @@ def test_a_chore_that_fails_ends_the_service() -> None:
     assert raised.group_contains(LookupError)
 
 
-def test_a_loop_that_turns_beats_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_loop_that_turns_beats_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedround.observability.health.BEAT", 0.001)
 
     class Counting(Health):
@@ -125,12 +122,8 @@ def test_a_loop_that_turns_beats_again_and_again(monkeypatch: pytest.MonkeyPatch
                 thrice.set()
 
     beats, thrice = count(), asyncio.Event()
-
-    async def main() -> None:
-        async with running(Counting()):
-            await thrice.wait()
-
-    asyncio.run(main())
+    async with running(Counting()):
+        await thrice.wait()
 
 
 def test_an_unready_service_is_alive() -> None:

@@ -76,38 +76,35 @@ def test_where_operators_have_a_token_the_page_asks_for_it_as_a_password() -> No
         assert next(events(platform, Authorization=password))["state"].startswith("waiting")
 
 
-def test_of_many_pages_that_are_opened_at_once_no_more_are_told_than_there_may_be() -> None:
-    async def main() -> None:
-        app = ops.app(Health(), dict, routes=page.routes(Health(), lambda: {"participants": []}))
-        answers: asyncio.Queue[int] = asyncio.Queue()
-        closed = asyncio.Event()
+async def test_of_many_pages_that_are_opened_at_once_no_more_are_told_than_there_may_be() -> None:
+    app = ops.app(Health(), dict, routes=page.routes(Health(), lambda: {"participants": []}))
+    answers: asyncio.Queue[int] = asyncio.Queue()
+    closed = asyncio.Event()
 
-        async def receive() -> Message:
-            await closed.wait()
-            return {"type": "http.disconnect"}
+    async def receive() -> Message:
+        await closed.wait()
+        return {"type": "http.disconnect"}
 
-        async def send(message: Message) -> None:
-            await asyncio.sleep(0)
-            if message["type"] == "http.response.start":
-                answers.put_nowait(message["status"])
+    async def send(message: Message) -> None:
+        await asyncio.sleep(0)
+        if message["type"] == "http.response.start":
+            answers.put_nowait(message["status"])
 
-        async def ask() -> None:
-            await app(dict(SCOPE), receive, send)
+    async def ask() -> None:
+        await app(dict(SCOPE), receive, send)
 
-        async def open(count: int) -> list[int]:
-            for _ in range(count):
-                tasks.create_task(ask())
-            return sorted([await answers.get() for _ in range(count)])
+    async def open(count: int) -> list[int]:
+        for _ in range(count):
+            tasks.create_task(ask())
+        return sorted([await answers.get() for _ in range(count)])
 
-        async with asyncio.TaskGroup() as tasks:
-            assert await open(page.MAX_STREAMS + 2) == [200] * page.MAX_STREAMS + [503, 503]
-            closed.set()
-        closed.clear()
-        async with asyncio.TaskGroup() as tasks:
-            assert await open(1) == [200]
-            closed.set()
-
-    asyncio.run(main())
+    async with asyncio.TaskGroup() as tasks:
+        assert await open(page.MAX_STREAMS + 2) == [200] * page.MAX_STREAMS + [503, 503]
+        closed.set()
+    closed.clear()
+    async with asyncio.TaskGroup() as tasks:
+        assert await open(1) == [200]
+        closed.set()
 
 
 SCOPE: Scope = {

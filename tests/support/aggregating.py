@@ -72,6 +72,16 @@ async def train(aggregator: AggregatorService, number: int, *updates: tuple[int,
     return aggregator.model.tensors[0]
 
 
+async def trained(*rounds: int, store: ModelStore | None = None, facts: list[Fact] | None = None) -> AggregatorService:
+    """An aggregator after these rounds; the model of round n has the weights n and 2."""
+    aggregator = service(store=store, facts=facts)
+    for number in rounds:
+        await open_round(aggregator, number)
+        await deliver(aggregator, ANNA, float(number), 2.0, number=number)
+        await aggregator.close(f"attempt-{number}", [ANNA])
+    return aggregator
+
+
 async def stream(*chunks: bytes) -> AsyncIterator[bytes]:
     for chunk in chunks:
         yield chunk

@@ -1,11 +1,12 @@
 """An aggregator's service in this process, and what participants and coordinators do with it."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from functools import partial
 from io import BytesIO
 from typing import Any
 
 import numpy as np
+import pytest
 
 from fedround.aggregator.build import build
 from fedround.aggregator.running import Folded, Running
@@ -52,6 +53,13 @@ async def open_round(service: AggregatorService, number: int = 0, ids: Sequence[
     await service.open(Open(f"attempt-{number}", number, tuple(Admission(id, f"{id} {number}") for id in ids)))
 
 
+async def opened(strategy: Callable[[Spec], Strategy] = WeightedAverage, **options: Any) -> AggregatorService:
+    """A service whose first attempt is open."""
+    aggregator = service(strategy, **options)
+    await open_round(aggregator)
+    return aggregator
+
+
 async def send(service: AggregatorService, id: str, *chunks: bytes, number: int = 0, **options: Any) -> UpdateOutcome:
     return await service.deliver(id, f"{id} {number}", stream(*chunks), **options)
 
@@ -80,6 +88,11 @@ async def trained(*rounds: int, store: ModelStore | None = None, facts: list[Fac
         await deliver(aggregator, ANNA, float(number), 2.0, number=number)
         await aggregator.close(f"attempt-{number}", [ANNA])
     return aggregator
+
+
+async def fails(error: type[Exception], step: Coroutine[Any, Any, object]) -> None:
+    with pytest.raises(error):
+        await step
 
 
 async def stream(*chunks: bytes) -> AsyncIterator[bytes]:

@@ -24,7 +24,7 @@ PLAN = Plan(rounds=0, min_clients=2, round_timeout=60, heartbeat_timeout=1000, q
 
 
 def participant(table: Table, id: str) -> dict[str, int]:
-    (shown,) = [p for p in status(table.rounds, table.now)["participants"] if p["id"] == id[:8]]
+    (shown,) = [p for p in table.status()["participants"] if p["id"] == id[:8]]
     return {name: shown[name] for name in ("selected_rounds", "counted_rounds", "failures")}
 
 
@@ -121,23 +121,19 @@ def test_a_round_closes_without_those_that_are_slower_than_the_quorum() -> None:
     assert [fact for fact in facts if isinstance(fact, events.SatOut)] == []
     assert participant(table, slow) == {"selected_rounds": 1, "counted_rounds": 0, "failures": 0}
     assert participant(table, one) == {"selected_rounds": 2, "counted_rounds": 2, "failures": 0}
-    assert [past["late"] for past in status(table.rounds, table.now)["last_rounds"]] == [0, 1]
+    assert [past["late"] for past in table.status()["last_rounds"]] == [0, 1]
 
 
 def play_all(table: Table) -> None:
     """A round of those that were there at its beginning."""
-    table.open()
-    table.enter(*table.ids)
-    table.close()
+    table.play()
 
 
 def three(plan: Plan = PLAN) -> tuple[Table, list[str]]:
     """A table with three participants, whose quorum of two is counted: the third is slow."""
     table = Table(plan, present=2, extended=True)
     table.ids.append(table.join("slow", extended=True))
-    table.open()
-    table.enter(*table.ids[:2])
-    table.close()
+    table.play(*table.ids[:2])
     table.open()
     table.enter(*table.ids[:2])
     return table, table.ids
@@ -198,11 +194,9 @@ def test_an_update_that_was_counted_when_the_grace_ended_counts() -> None:
 def test_one_that_is_known_to_be_counted_is_not_revoked_when_the_quorum_is() -> None:
     table = Table(replace(PLAN, min_clients=1, quorum=2), present=1, extended=True)
     table.ids += [table.join("one", extended=True), table.join("two", extended=True)]
+    table.play(table.ids[0])
     table.open()
-    table.enter(table.ids[0])
-    table.close()
-    table.open()
-    table.rounds.leave(table.now, table.ids[2])
+    table.leave(table.ids[2])
     table.revoke(Verdict.COUNTED)
     table.enter(*table.ids[:2])
     table.later(0)
@@ -233,9 +227,7 @@ def test_an_update_that_is_arriving_after_its_deadline_is_not_waited_for_beyond_
 
 
 def play_all_but(table: Table, slow: str) -> None:
-    table.open()
-    table.enter(*(id for id in table.ids if id != slow))
-    table.close()
+    table.play(*(id for id in table.ids if id != slow))
 
 
 def test_without_a_grace_one_that_is_being_revoked_is_cut_when_the_quorum_is_counted() -> None:
@@ -243,7 +235,7 @@ def test_without_a_grace_one_that_is_being_revoked_is_cut_when_the_quorum_is_cou
     table.ids.append(table.join("leaves", extended=True))
     play_all_but(table, table.ids[2])
     table.open()
-    table.rounds.leave(table.now, table.ids[2])
+    table.leave(table.ids[2])
     assert table.due(Revoke).patience == UPLOAD_GRACE
     table.revoke(Verdict.RECEIVING)
     assert table.rests()
@@ -255,7 +247,7 @@ def test_without_a_grace_one_that_is_being_revoked_is_cut_when_the_quorum_is_cou
 
 def test_a_departure_in_the_grace_is_a_departure_and_does_not_prolong_it() -> None:
     table, ids = three(replace(PLAN, quorum_grace=5.0))
-    table.rounds.leave(table.now, ids[2], "out of memory")
+    table.leave(ids[2], "out of memory")
     assert table.due(Revoke).patience == 5
     table.revoke(Verdict.REVOKED)
     assert [fact.reason for fact in table.facts(events.Revoked)] == ["failed"]
@@ -285,7 +277,7 @@ def test_a_participant_that_leaves_before_the_quorum_is_replaced_and_after_it_is
     table = Table(replace(PLAN, min_clients=4, participants_ratio=0.5, quorum_grace=5.0), present=5)
     first = {a.id for a in table.open().admissions}
     assert len(first) == 2
-    table.rounds.leave(table.now, first.pop())
+    table.leave(first.pop())
     table.revoke(Verdict.REVOKED)
     (again,) = (a.id for a in table.due(Admit).admissions)
     table.admit()
@@ -298,7 +290,7 @@ def test_a_quorum_that_cannot_be_reached_any_more_delays_nothing() -> None:
     table.ids.append(table.join())
     play_all_but(table, table.ids[2])
     table.open()
-    table.rounds.leave(table.now, table.ids[2])
+    table.leave(table.ids[2])
     table.revoke(Verdict.REVOKED)
     table.enter(*table.ids[:2])
     table.close()
@@ -316,7 +308,7 @@ def test_how_often_a_participant_was_counted_is_remembered_over_a_restart() -> N
 
 def test_the_status_shows_the_quorum_of_the_attempt() -> None:
     table, _ = three()
-    shown = status(table.rounds, table.now)
+    shown = table.status()
     assert (shown["required"], shown["quorum"]) == (2, 2)
     assert status(Rounds(PLAN, Random(1)), 0)["quorum"] is None
 

@@ -9,7 +9,7 @@ from fedround.coordinator.attempt import REVOKE_AGAIN
 from fedround.coordinator.failed_attempts import MOST_PAUSE, PAUSE
 from fedround.coordinator.plan import UPLOAD_GRACE, Plan
 from fedround.coordinator.reliability import MOST_RECORDS, MOST_SAT_OUT, Reliability
-from fedround.coordinator.status import MOST_FAILURES, status
+from fedround.coordinator.status import MOST_FAILURES
 from fedround.errors import Busy
 from support.table import Table
 
@@ -44,8 +44,8 @@ def test_a_counted_update_ends_it() -> None:
         play(table, hung)
     play(table, "nobody")
     assert [record.failures for record in table.rounds.reliability] == [0]
-    assert status(table.rounds, table.now)["sitting_out"] == 0
-    assert status(table.rounds, table.now)["failures"][0]["reason"] == "deadline", "it can still be looked up"
+    assert table.status()["sitting_out"] == 0
+    assert table.status()["failures"][0]["reason"] == "deadline", "it can still be looked up"
 
 
 def test_the_status_names_a_participant_that_sits_out() -> None:
@@ -53,7 +53,7 @@ def test_the_status_names_a_participant_that_sits_out() -> None:
     for _ in range(2):
         play(table, table.ids[2])
     table.now += 5
-    told = status(table.rounds, table.now)
+    told = table.status()
     assert [(p["name"], p["failures"], p["sits_out_until"]) for p in told["participants"]] == [
         ("silo-0", 0, None),
         ("silo-1", 0, None),
@@ -80,11 +80,11 @@ def test_failures_are_remembered_over_registrations(known_by: str) -> None:
     owner = "anna" if known_by == "owner" else ""
     for _ in range(2):
         failing = table.join("anna", extended=True, owner=owner)
-        table.rounds.leave(table.now, failing, "RuntimeError in train_round: no such file")
+        table.leave(failing, "RuntimeError in train_round: no such file")
     (fact,) = table.facts(events.SatOut)
     assert (fact.name, fact.rounds, fact.reason) == ("anna", 1, "RuntimeError in train_round: no such file")
     table.join("anna", extended=True, owner=owner)
-    assert status(table.rounds, table.now)["sitting_out"] == 1
+    assert table.status()["sitting_out"] == 1
 
 
 def test_a_seat_that_delivers_does_not_answer_for_others_that_use_its_name() -> None:
@@ -94,7 +94,7 @@ def test_a_seat_that_delivers_does_not_answer_for_others_that_use_its_name() -> 
     table.later(1, *table.ids, thief)
     play(table, "nobody")  # this round had begun before it came
     assert [play(table, thief) for _ in range(7)] == [True, True, False, True, False, False, True]
-    assert [p["failures"] for p in status(table.rounds, table.now)["participants"]] == [0, 0, 4]
+    assert [p["failures"] for p in table.status()["participants"]] == [0, 0, 4]
 
 
 def test_a_seat_that_has_delivered_answers_for_itself() -> None:
@@ -114,7 +114,7 @@ def test_what_is_a_failure(how: str) -> None:
         table.later(10, other)
         table.revoke(Verdict.REVOKED)
     else:
-        table.rounds.leave(table.now, one, "it failed" if how == "failed" else "")
+        table.leave(one, "it failed" if how == "failed" else "")
         table.revoke(Verdict.REVOKED)
     reasons = [record.reason for record in table.rounds.reliability]
     expected = {
@@ -141,8 +141,8 @@ def test_the_records_are_bounded() -> None:
 def test_the_status_shows_the_last_failures_first_and_not_all() -> None:
     table = Table(Plan(min_clients=9999), extended=True)
     for number in range(MOST_FAILURES + 1):
-        table.rounds.leave(table.now, table.join(f"silo-{number}", extended=True), "broken")
-    shown = status(table.rounds, table.now)["failures"]
+        table.leave(table.join(f"silo-{number}", extended=True), "broken")
+    shown = table.status()["failures"]
     assert (len(shown), shown[0]["name"], shown[-1]["name"]) == (MOST_FAILURES, f"silo-{MOST_FAILURES}", "silo-1")
 
 
@@ -191,12 +191,10 @@ def test_a_round_that_fails_for_a_lasting_reason_is_tried_again_more_and_more_ra
     assert [fact.pause for fact in dropped] == pauses
     reason = "too few delivered (1 of 2): silo-1: its update was refused: float32 in place of float64"
     assert {fact.reason for fact in dropped} == {reason}
-    told = status(table.rounds, table.now)
+    told = table.status()
     assert (told["failed_attempts"], told["trouble"]) == (9, reason)
-    table.open()
-    table.enter(*table.ids)
-    table.close()
-    told = status(table.rounds, table.now)
+    table.play()
+    told = table.status()
     assert (told["failed_attempts"], told["trouble"]) == (0, "")
 
 

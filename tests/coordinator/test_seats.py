@@ -11,7 +11,6 @@ from fedround.common.wire import HeartbeatState
 from fedround.coordinator.plan import Plan
 from fedround.coordinator.presence import MOST_REGISTERED, PROBE
 from fedround.coordinator.rounds import Rounds
-from fedround.coordinator.status import status
 from fedround.errors import Forbidden, NoSeat
 from support.table import LIFE, Table
 
@@ -27,8 +26,8 @@ def test_a_registration_without_a_heartbeat_neither_counts_nor_is_selected() -> 
     table = Table(Plan(min_clients=2), present=1)
     unheard = table.register()
     assert table.rests()
-    assert status(table.rounds, table.now)["state"] == "waiting for participants: 1 of 2"
-    assert status(table.rounds, table.now)["registered"] == 1
+    assert table.status()["state"] == "waiting for participants: 1 of 2"
+    assert table.status()["registered"] == 1
     assert len(table.facts(events.ParticipantJoined)) == 1
     assert table.rounds.start_training(unheard) is None
     assert table.rounds.memory.participants[0].id == table.ids[0]
@@ -47,7 +46,7 @@ def test_strays_that_only_register_cost_the_rounds_nothing() -> None:
         assert table.rounds.round == number + 1
     newcomer = table.join(extended=True)
     assert table.rounds.present.find(newcomer).ordinal == 2  # type: ignore[union-attr]  # just joined
-    assert status(table.rounds, table.now)["missing"] == []
+    assert table.status()["missing"] == []
 
 
 def test_a_registration_is_dropped_after_the_time_out_unless_nobody_could_be_heard() -> None:
@@ -69,14 +68,14 @@ def test_registrations_are_bounded_and_the_oldest_is_dropped() -> None:
     oldest, second = table.register(), table.register()
     for _ in range(MOST_REGISTERED - 1):
         table.register()
-    assert status(table.rounds, table.now)["registered"] == MOST_REGISTERED
+    assert table.status()["registered"] == MOST_REGISTERED
     assert table.state(oldest) is HeartbeatState.REJECT
     assert table.state(second) is HeartbeatState.STAND_BY
 
 
 def test_a_registration_can_be_given_back() -> None:
     table = Table(Plan(min_clients=9))
-    assert table.rounds.leave(table.now, id := table.register(extended=True))
+    assert table.leave(id := table.register(extended=True))
     assert table.state(id) is HeartbeatState.REJECT
     assert table.facts(events.ParticipantGone) == []
 
@@ -102,7 +101,7 @@ def test_an_identity_that_registers_again_replaces_its_seat_at_once() -> None:
     old = table.join("anna", owner="anna", extended=True)
     ordinal = table.rounds.present.find(old).ordinal  # type: ignore[union-attr]  # just joined
     table.join("other", extended=True)
-    table.rounds.leave(table.now, table.ids[0])
+    table.leave(table.ids[0])
     new = table.register("anna", owner="anna", extended=True)
     assert table.state(old) is HeartbeatState.REJECT
     assert [gone.reason for gone in table.facts(events.ParticipantGone)] == ["left", "replaced"]
@@ -136,7 +135,7 @@ def test_an_identity_may_have_more_seats_and_no_more_parts_than_these() -> None:
     table.enter(first, second)
     third = table.join("anna", owner="anna")
     assert ids(table.rounds) == {second, third, other}
-    table.rounds.leave(table.now, other)
+    table.leave(other)
     table.join("carl", owner="carl")
     table.revoke(Verdict.REVOKED)
     table.admit()
@@ -165,7 +164,7 @@ def test_all_participants_without_an_identity_share_a_number_of_seats() -> None:
         table.state(late)
     assert table.state(last) is HeartbeatState.STAND_BY
     table.join("anna", owner="anna")
-    table.rounds.leave(table.now, last)
+    table.leave(last)
     assert table.state(late) is HeartbeatState.STAND_BY
 
 
@@ -223,7 +222,7 @@ def test_two_live_participants_of_one_name_are_both_selected() -> None:
     table.open()
     twin = table.join("silo-0", extended=True)
     table.later(PROBE, *table.ids, twin)
-    table.rounds.leave(table.now, table.ids[1])
+    table.leave(table.ids[1])
     table.revoke(Verdict.REVOKED)
     table.admit()
     assert table.state(twin) is HeartbeatState.ROUND

@@ -108,9 +108,7 @@ def test_an_attempt_that_only_evaluates_is_a_phase_of_its_own() -> None:
     participant = table.rounds.join(table.now, "anna", evaluates=True)
     assert participant is not None
     table.rounds.heartbeat(table.now, participant.id)
-    table.open()
-    table.enter(participant.id)
-    table.close()
+    table.play(participant.id)
     table.open()
     table.later(2)
     assert table.phase("anna") == ("evaluating", 2)
@@ -153,7 +151,7 @@ def test_the_status_says_what_a_participant_does_and_for_how_long() -> None:
     table.later(4)
     table.reports("anna", "training")
     table.later(5)
-    shown, _ = status(table.rounds, table.now)["participants"]
+    shown, _ = table.status()["participants"]
     assert (shown["phase"], shown["phase_seconds"], shown["seconds_since_selection"]) == ("training", 5, 9)
 
 
@@ -165,9 +163,7 @@ def test_the_next_counted_update_ends_the_failures_in_a_row() -> None:
     table.open()  # ben sits out
     table.enter(table.by["anna"])
     table.close()
-    table.open()
-    table.enter(*table.by.values())
-    table.close()
+    table.play(*table.by.values())
     ben = table.shown()["ben"]
     assert (ben["missed_deadlines"], ben["consecutive_failures"], ben["failures"]["deadline"]) == (0, {}, 2)
     assert (ben["last_counted_round"], ben["rounds_counted"]) == (3, 1)
@@ -185,14 +181,14 @@ def test_failures_are_counted_once_and_by_reason(how: str, reason: str) -> None:
         case "refused":
             table.enter(ben, outcome=Outcome.REFUSED, reason="NaN")
         case "leaves failing":
-            table.rounds.leave(table.now, ben, "train failed: boom")
+            table.leave(ben, "train failed: boom")
         case "silent":
             table.later(10, anna)
         case "replaced":
             table.join("ben", extended=True)
             table.later(9, anna)
         case "leaves":
-            table.rounds.leave(table.now, ben)
+            table.leave(ben)
     if how != "refused":
         table.revoke(Verdict.REVOKED)
     silo = table.shown()["ben"]
@@ -207,7 +203,7 @@ def test_one_that_leaves_failing_between_rounds_has_failed_too() -> None:
     table = Watched(PLAN, "anna", "ben")
     table.open()
     table.enter(*table.by.values())
-    table.rounds.leave(table.now, table.by["ben"], "it failed 5 times")
+    table.leave(table.by["ben"], "it failed 5 times")
     assert table.shown()["ben"]["failures"]["failed"] == 1
     (missing,) = [f for f in status(table.rounds, table.now, table.silos)["failures"] if f["name"] == "ben"]
     assert missing["reason"] == "it failed 5 times"
@@ -248,7 +244,7 @@ def test_the_series_of_one_that_left_end_after_an_hour_and_go_on_if_it_comes_bac
     table.open()
     table.enter(table.by["anna"])
     table.later(1, table.by["ben"])
-    table.rounds.leave(table.now, table.by["anna"])
+    table.leave(table.by["anna"])
     table.watch()
     table.now += SHOWN_FOR
     anna = table.shown()["anna"]
@@ -257,7 +253,7 @@ def test_the_series_of_one_that_left_end_after_an_hour_and_go_on_if_it_comes_bac
     id = table.join("anna", extended=True)
     anna = table.shown()["anna"]
     assert (anna["up"], anna["last_counted_round"]) == (True, 0)
-    table.rounds.leave(table.now, id)
+    table.leave(id)
     table.watch()
     table.now += SHOWN_FOR + 1
     assert list(table.shown()) == ["ben"]
@@ -273,7 +269,7 @@ def test_participants_of_the_same_name_share_a_silo_that_shows_the_one_that_hang
     table.later(2)
     twin = table.shown()["twin"]
     assert (twin["seats"], twin["up"], table.phase("twin")) == (2, True, ("training", 2))
-    table.rounds.leave(table.now, table.by["twin"])
+    table.leave(table.by["twin"])
     twin = table.shown()["twin"]
     assert (twin["seats"], twin["up"], table.phase("twin")) == (1, True, ("counted", 2))
 
@@ -283,7 +279,7 @@ def test_beyond_the_limit_those_with_a_problem_are_shown_and_counted_ones_before
     table.open()
     table.enter(table.by["dora"], table.by["carl"], table.by["anna"])
     table.rounds.present.trouble(table.by["dora"], "413")
-    table.rounds.leave(table.now, table.by["ben"], "it failed")
+    table.leave(table.by["ben"], "it failed")
     assert [list(table.shown(most)) for most in range(5)] == [
         [],
         ["dora"],
@@ -299,7 +295,7 @@ def test_names_of_those_that_are_gone_do_not_pile_up() -> None:
     for n in range(MOST_GONE + 1):
         id = table.join(f"invented-{n}")
         table.watch()
-        table.rounds.leave(table.now, id)
+        table.leave(id)
         table.watch()
     shown = table.shown(2 * MOST_GONE)
     assert (len(shown), "invented-0" in shown) == (MOST_GONE, False)
@@ -311,9 +307,7 @@ def test_metrics_are_those_of_the_last_round_that_had_some_and_their_names_are_b
     table.enter(table.by["anna"], figures={"loss": 1.0})
     table.enter(table.by["ben"], figures={"loss": 2.0} | {f"mine{n}": 0.0 for n in range(MAX_METRICS)})
     table.close()
-    table.open()
-    table.enter(*table.by.values())
-    table.close()
+    table.play(*table.by.values())
     found = Evaluation(1, 10, {"accuracy": 0.5})
     table.silos.note(0, events.Evaluated(1, 10, (), (), (), (events.Contribution("anna", 10, 1.0, found.metrics),)))
     for fact in (
@@ -359,11 +353,9 @@ def test_the_certificate_is_that_of_the_last_request() -> None:
 def test_a_rollback_takes_back_what_was_counted_after_it() -> None:
     table = Watched(PLAN, "anna", "ben")
     for _ in range(3):
-        table.open()
-        table.enter(*table.by.values())
-        table.close()
+        table.play(*table.by.values())
     table.join("carl")
-    table.rounds.leave(table.now, table.by["ben"])
+    table.leave(table.by["ben"])
     assert {name: silo["last_counted_round"] for name, silo in table.shown().items()} == {"anna": 2, "ben": 2, "carl": None}
     table.rounds.recorded(table.now, Page("second-life", (), newest=Newest(0, 5), generation=1))
     assert {name: silo["last_counted_round"] for name, silo in table.shown().items()} == {"anna": 0, "ben": 0, "carl": None}

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from random import Random
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fedround import events
 from fedround.common.books import Admit, Close, Closed, Entry, Open, Outcome, Page, Revoke, Verdict
@@ -10,6 +10,7 @@ from fedround.common.wire import Claim, HeartbeatState
 from fedround.coordinator.history import Past
 from fedround.coordinator.plan import Plan
 from fedround.coordinator.rounds import Rounds
+from fedround.coordinator.status import status
 
 LIFE = "first-life"
 
@@ -82,6 +83,22 @@ class Table:
     def close(self) -> None:
         call = self.due(Close)
         self.rounds.answered(self.now, call, Closed(5))
+
+    def play(self, *ids: str, **options: Any) -> None:
+        """Complete a round in which these deliver, or all."""
+        self.open()
+        self.enter(*(ids or self.ids), **options)
+        self.close()
+
+    def leave(self, id: str, reason: str = "") -> bool:
+        return self.rounds.leave(self.now, id, reason)
+
+    def restart_aggregator(self) -> None:
+        """It returns with an empty ledger."""
+        self.rounds.recorded(self.now, Page("second-life", ()))
+
+    def status(self) -> Any:
+        return status(self.rounds, self.now)
 
     def past(self) -> Past:
         """The only round that is over."""

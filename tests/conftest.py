@@ -1,13 +1,15 @@
 """Rules for all tests: coroutines run; what is skipped elsewhere for want of a tool fails in CI; Ctrl-C interrupts."""
 
 import asyncio
+import gc
 import inspect
 import os
 import signal
-from collections.abc import Generator
-from typing import TypeVar
+from collections.abc import Generator, Iterator
+from typing import Any, TypeVar
 
 import pytest
+import uvloop
 from hypothesis import settings
 
 from support.certificates import Authority
@@ -41,11 +43,13 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run a test that is a coroutine function on an event loop of its own."""
+    """Run a test that is a coroutine function: on uvloop, as in production, or on a loop of its fixture `loop_factory`."""
     if not inspect.iscoroutinefunction(pyfuncitem.function):
         return None
     arguments = inspect.signature(pyfuncitem.function).parameters
-    asyncio.run(pyfuncitem.function(**{name: pyfuncitem.funcargs[name] for name in arguments}))
+    loop_factory: Any = pyfuncitem.funcargs.get("loop_factory", uvloop.new_event_loop)
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(pyfuncitem.function(**{name: pyfuncitem.funcargs[name] for name in arguments}))
     return True
 
 
@@ -53,3 +57,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     """An authority for this session of tests, and certificates of it."""
     return Authority(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture
+def garbage_collection_as_before() -> Iterator[None]:
+    """Undo what the tuning of a process does to the garbage collector."""
+    thresholds = gc.get_threshold()
+    yield
+    gc.set_threshold(*thresholds)
+    gc.unfreeze()

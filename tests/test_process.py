@@ -3,19 +3,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
 from fedround.common.process import capture_signals, run, tune
 
-
-@pytest.fixture(autouse=True)
-def garbage_collection_as_before() -> Iterator[None]:
-    thresholds = gc.get_threshold()
-    yield
-    gc.set_threshold(*thresholds)
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("garbage_collection_as_before")
 
 
 def test_a_signal_sets_the_event_and_afterwards_the_handlers_are_as_before() -> None:

@@ -1,8 +1,6 @@
-"""Strategies that see the round's model and remember something: in memory, over a restart, a crash and a rollback."""
+"""Strategies that see the round's model and have a state: in memory, over a restart, a crash and a rollback."""
 
-import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -11,145 +9,40 @@ import pytest
 
 from fedround.aggregator.codecs import model_of
 from fedround.aggregator.remembering import seen
-from fedround.aggregator.service import AggregatorService
 from fedround.aggregator.state import State
-from fedround.aggregator.strategies import WeightedAverage
-from fedround.common.durable import Disk, remove_incomplete
 from fedround.errors import Busy, Late, UnknownAttempt, WrongWeights
 from fedround.tensors.values import BLOCK
-from fedround.tensors.weights import Array, Spec, encode_update
+from fedround.tensors.weights import encode_update
 from support.aggregating import ANNA, built, open_round, send, train
 from support.disks import Died, MemoryDisk, SmallDisk
-
-Options = Mapping[str, Any]
-
-
-class Adding(WeightedAverage):
-    """Adds up all averages that there were; a weight of -1 spoils the result after the state was made."""
-
-    def __init__(self, spec: Spec) -> None:
-        super().__init__(spec)
-        self.total = np.zeros(spec.count)
-        self.model: Array | None = None
-
-    def begin(self, model: Array | None, state: Mapping[str, Array]) -> None:
-        self.model = model
-        if state:
-            self.total = self.total + state["total"]
-
-    def result(self) -> Array:
-        average = super().result()
-        self.total = self.total + average
-        return average if average[0] != -1 else np.full_like(average, np.nan)
-
-    def state(self) -> Mapping[str, Array]:
-        return {"total": self.total}
-
-
-class Combined:
-    """The same for all updates at once."""
-
-    def __init__(self, spec: Spec) -> None:
-        self.adding = Adding(spec)
-        self.begin, self.state = self.adding.begin, self.adding.state
-
-    def combine(self, samples: Sequence[int], updates: Array) -> Array:
-        for count, update in zip(samples, updates, strict=True):
-            self.adding.fold(count, [update])
-        return self.adding.result()
-
-
-class Words:
-    """The same for bytes: the model is the longest update, and the state how often there was one."""
-
-    codec = "bytes"
-
-    def __init__(self, spec: Spec) -> None:
-        self.rounds = 0
-
-    def begin(self, model: memoryview | None, state: Mapping[str, Array]) -> None:
-        self.model, self.rounds = model, int(state.get("rounds", 0))
-
-    def combine(self, samples: Sequence[int], updates: Sequence[memoryview]) -> bytes:
-        return bytes(self.model or b"") + bytes(max(updates, key=len))
-
-    def state(self) -> Mapping[str, Any]:
-        return {"rounds": np.int64(self.rounds + 1)}
-
-
-class Seeing(WeightedAverage):
-    """Has `begin`, and nothing to remember: a round never moves a weight by more than 1."""
-
-    def begin(self, model: Array | None, state: Mapping[str, Array]) -> None:
-        assert not state
-        self.model = model
-
-    def result(self) -> Array:
-        average = super().result()
-        return average if self.model is None else np.clip(average, self.model - 1, self.model + 1)
-
-
-class Choosy(Adding):
-    """Its state is of another strategy unless its name is `other`."""
-
-    def begin(self, model: Array | None, state: Mapping[str, Array]) -> None:
-        if state:
-            self.total = self.total + state["other"]
-
-    def state(self) -> Mapping[str, Array]:
-        return {"other": self.total}
-
-
-class Nonsense(WeightedAverage):
-    """Its state is `NONSENSE`, once there is a model."""
-
-    found: Any = None
-
-    def begin(self, model: Array | None, state: Mapping[str, Array]) -> None:
-        self.first = model is None
-
-    def state(self) -> Any:
-        return {} if self.first else self.found
-
-
-class Unmethodical(WeightedAverage):
-    state = 7
-
-    def begin(self, model: Array | None, state: Mapping[str, Array]) -> None:
-        pass
-
-
-class Forgetful(Adding):
-    """Cannot begin with what it remembered itself."""
-
-    def begin(self, model: Array | None, state: Mapping[str, Array]) -> None:
-        if state:
-            raise RuntimeError("nothing but trouble")
-
-
-def build(strategy: type, disk: Disk | None = None) -> AggregatorService:
-    return built(f"{__name__}:{strategy.__name__}", disk)
-
-
-def state(aggregator: AggregatorService) -> dict[str, dict[str, Any]]:
-    assert aggregator.model is not None
-    tensors = aggregator.model.state.tensors
-    return {tensor: {name: array.tolist() for name, array in arrays.items()} for tensor, arrays in tensors.items()}
-
-
-def array(*weights: float) -> Array:
-    return np.array(weights, "<f4")
+from support.remembering import (
+    Adding,
+    Choosy,
+    Combined,
+    Forgetful,
+    Nonsense,
+    OfToday,
+    Seeing,
+    Starved,
+    Unmethodical,
+    WeightedAverage_,
+    Words,
+    array,
+    build,
+    of_two_kinds,
+    state,
+)
 
 
 @pytest.mark.parametrize("strategy", [Adding, Combined])
-async def test_a_strategy_is_given_what_it_returned_after_the_last_round(strategy: type) -> None:
+async def test_a_strategy_gets_the_state_that_it_returned_after_the_last_round(strategy: type) -> None:
     aggregator = build(strategy)
     for number in range(4):
         await train(aggregator, number, (1, array(number, 1)))
     assert state(aggregator) == {"": {"total": [6.0, 4.0]}}
 
 
-async def test_each_tensor_has_a_state_of_its_own() -> None:
+async def test_each_tensor_has_its_own_state() -> None:
     aggregator = build(Adding)
     for number in range(1, 3):
         tensors = {
@@ -165,12 +58,8 @@ async def test_each_tensor_has_a_state_of_its_own() -> None:
     assert {name: arrays["total"].tolist() for name, arrays in read.tensors.items()} == {"a/b": [3.0], "c": [3.0, 6.0]}
 
 
-def of_two_kinds(spec: Spec) -> WeightedAverage:
-    return Adding(spec) if spec.name == "w" else WeightedAverage(spec)
-
-
-async def test_a_function_may_make_strategies_with_and_without_memory() -> None:
-    aggregator = built(f"{__name__}:of_two_kinds")
+async def test_a_function_may_create_strategies_with_and_without_state() -> None:
+    aggregator = build(of_two_kinds)
     for number in range(3):
         await train(aggregator, number, (1, {"v": array(1), "w": array(number)}))
     assert state(aggregator) == {"w": {"total": [3.0]}}
@@ -183,14 +72,14 @@ async def test_a_model_of_booleans_needs_no_strategy(strategy: str) -> None:
         assert (await train(aggregator, number, *[(1, {"mask": np.array([True])})] * 5)).tolist() == [True]
 
 
-async def test_a_strategy_sees_the_model_and_may_remember_nothing() -> None:
+async def test_a_strategy_may_use_the_model_without_a_state() -> None:
     aggregator = build(Seeing)
     await train(aggregator, 0, (1, array(1, 2)))
     assert (await train(aggregator, 1, (1, array(5, 2.5)))).tolist() == [2.0, 2.5]
     assert state(aggregator) == {}
 
 
-async def test_bytes_are_seen_and_remembered_too() -> None:
+async def test_a_strategy_of_bytes_sees_the_model_and_has_a_state() -> None:
     disk = MemoryDisk()
     await train(build(Words, disk), 0, (1, b"anna"))
     again = build(Words, disk)
@@ -198,7 +87,7 @@ async def test_bytes_are_seen_and_remembered_too() -> None:
     assert state(again) == {"": {"rounds": 2}}
 
 
-def test_a_strategy_sees_the_numbers_that_updates_have_without_a_copy_where_it_can() -> None:
+def test_a_strategy_sees_the_model_in_the_dtypes_of_updates_mostly_without_a_copy() -> None:
     mask = np.zeros(2 * BLOCK, "<f4")
     mask[[7, BLOCK + 1]] = -np.inf
     mask[-1] = 5
@@ -220,10 +109,7 @@ def test_a_strategy_sees_the_numbers_that_updates_have_without_a_copy_where_it_c
     assert seen(layout, None) == [None] * 4
 
 
-# Over a restart
-
-
-async def test_what_is_remembered_survives_a_restart_and_a_restart_changes_no_bit() -> None:
+async def test_a_state_survives_a_restart_bit_by_bit() -> None:
     rounds = [array(0.1 * number, 1 / (number + 1)) for number in range(5)]
     disk, through = MemoryDisk(), build(Adding)
     for number, weights in enumerate(rounds):
@@ -236,26 +122,18 @@ async def test_what_is_remembered_survives_a_restart_and_a_restart_changes_no_bi
     }
 
 
-def test_a_data_directory_of_a_strategy_without_memory_is_gone_on_with(caplog: pytest.LogCaptureFixture) -> None:
-    async def main() -> None:
-        disk = MemoryDisk()
-        await train(build(WeightedAverage_, disk), 0, (1, array(1, 2)))
-        assert b"state" not in disk.files["models.json"]
-        aggregator = build(Adding, disk)
-        await train(aggregator, 1, (1, array(3, 3)))
-        assert state(aggregator) == {"": {"total": [3.0, 3.0]}}
-
-    with caplog.at_level(logging.WARNING):
-        asyncio.run(main())
-    assert not caplog.records
-
-
-class WeightedAverage_(WeightedAverage):  # noqa: N801 of this module, and without memory
-    pass
+async def test_a_data_directory_of_a_strategy_without_state_can_be_continued(caplog: pytest.LogCaptureFixture) -> None:
+    disk = MemoryDisk()
+    await train(build(WeightedAverage_, disk), 0, (1, array(1, 2)))
+    assert b"state" not in disk.files["models.json"]
+    aggregator = build(Adding, disk)
+    await train(aggregator, 1, (1, array(3, 3)))
+    assert state(aggregator) == {"": {"total": [3.0, 3.0]}}
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 @pytest.mark.parametrize(("other", "says"), [(Choosy, "begins with an empty state"), (WeightedAverage_, "keeps no state")])
-async def test_another_strategy_after_a_restart_begins_with_an_empty_state_and_says_so(
+async def test_another_strategy_after_a_restart_starts_with_an_empty_state_and_a_warning(
     other: type, says: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     disk = MemoryDisk()
@@ -271,16 +149,12 @@ async def test_another_strategy_after_a_restart_begins_with_an_empty_state_and_s
     assert "the model of round 0" in warnings[0]
 
 
-def test_at_whatever_step_the_aggregator_dies_the_state_belongs_to_the_model() -> None:
+async def test_at_whatever_step_the_aggregator_dies_the_state_belongs_to_the_model() -> None:
     before = MemoryDisk()
-    models = {}
+    for number in range(3):
+        await train(build(Adding, before), number, (1, array(number, 1)))
 
-    async def first() -> None:
-        for number in range(3):
-            aggregator = build(Adding, before)
-            models[number] = (await train(aggregator, number, (1, array(number, 1)))).tolist()
-
-    async def die(steps: int) -> bool:
+    async def dies(steps: int) -> bool:
         disk = MemoryDisk(before.files, steps=steps)
         aggregator = build(Adding, disk)
         died = False
@@ -300,18 +174,14 @@ def test_at_whatever_step_the_aggregator_dies_the_state_belongs_to_the_model() -
             await train(back, 4, (1, array(0, 1)))
         return died
 
-    async def main() -> None:
-        await first()
-        for steps in range(100):
-            if not await die(steps):
-                assert steps > 15
-                return
-        pytest.fail("it never came to its end")
-
-    asyncio.run(main())
+    steps = 0
+    while await dies(steps):
+        steps += 1
+        assert steps < 100
+    assert steps > 15
 
 
-async def test_a_full_disk_keeps_neither_and_the_same_state_is_kept_later() -> None:
+async def test_a_full_disk_stores_neither_model_nor_state_until_there_is_room() -> None:
     disk = SmallDisk(10**6)
     aggregator = build(Adding, disk)
     for number in range(2):
@@ -341,10 +211,7 @@ async def test_a_rollback_restores_the_state_of_its_round() -> None:
     assert state(aggregator) == state(build(Adding, disk)) == {"": {"total": [11.5, 3.0]}}
 
 
-# Mistakes
-
-
-async def test_a_round_that_is_lost_changes_nothing_that_is_remembered() -> None:
+async def test_a_lost_round_does_not_change_the_state() -> None:
     disk = MemoryDisk()
     aggregator = build(Adding, disk)
     await train(aggregator, 0, (1, array(1, 2)))
@@ -369,7 +236,7 @@ async def test_a_round_that_is_lost_changes_nothing_that_is_remembered() -> None
         ({"m": np.zeros(0)}, "hold no weights"),
     ],
 )
-async def test_a_state_that_cannot_be_kept_loses_the_round_with_its_reason(
+async def test_a_state_that_cannot_be_stored_loses_the_round_with_its_reason(
     found: Any, message: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(Nonsense, "found", found)
@@ -390,13 +257,13 @@ async def test_a_state_that_cannot_be_kept_loses_the_round_with_its_reason(
     assert "Traceback" not in caplog.text
 
 
-async def test_a_state_that_is_no_method_is_told(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_state_that_is_not_a_method_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(UnknownAttempt):
         await train(build(Unmethodical), 0, (1, array(1)))
     assert "the strategy has `begin`, but its `state` is not a method" in caplog.text
 
 
-async def test_a_strategy_that_cannot_begin_with_its_own_state_loses_the_round(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_strategy_that_rejects_its_own_state_loses_the_round(caplog: pytest.LogCaptureFixture) -> None:
     aggregator = build(Forgetful)
     await train(aggregator, 0, (1, array(1)))
     with pytest.raises(Late, match="the round restarts"):
@@ -406,13 +273,7 @@ async def test_a_strategy_that_cannot_begin_with_its_own_state_loses_the_round(c
     assert "nothing but trouble" in caplog.text
 
 
-class Starved(Adding):
-    def begin(self, model: Array | None, state: Mapping[str, Array]) -> None:
-        if state:
-            raise MemoryError
-
-
-async def test_too_little_memory_is_no_reason_to_forget() -> None:
+async def test_a_memory_error_does_not_discard_the_state() -> None:
     disk = MemoryDisk()
     await train(build(Starved, disk), 0, (1, array(1)))
     aggregator = build(Starved, disk)
@@ -421,28 +282,12 @@ async def test_too_little_memory_is_no_reason_to_forget() -> None:
     assert state(aggregator) == {"": {"total": [1.0]}}
 
 
-def test_a_file_of_a_state_is_of_named_tensors() -> None:
+def test_the_file_of_a_state_has_named_tensors() -> None:
     with pytest.raises(WrongWeights, match="the state of a strategy must be named tensors"):
         State.read(memoryview(b"".join(encode_update(1, array(1))))[4:])
 
 
-class OfToday:
-    """Written before strategies could remember: `state` is its own business."""
-
-    def __init__(self, spec: Spec) -> None:
-        self.state = np.zeros(spec.count)
-        self.updates = 0
-
-    def fold(self, samples: int, blocks: Iterable[Array]) -> None:
-        for block in blocks:
-            self.state[: block.size] += block
-        self.updates += 1
-
-    def result(self) -> Array:
-        return (self.state / self.updates).astype("<f4")
-
-
-async def test_a_class_that_was_written_before_runs_unchanged() -> None:
+async def test_a_strategy_without_begin_may_use_the_name_state() -> None:
     disk = MemoryDisk()
     aggregator = build(OfToday, disk)
     for number in range(3):

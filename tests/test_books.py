@@ -1,30 +1,25 @@
 """The coordinator's and the aggregator's cores together, under any interleaving of what may happen between them."""
 
-import math
 import os
-from collections.abc import Container
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from random import Random
 
-import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from fedround.aggregator.ledger import MOST_AT_ONCE, Ledger, Upload
-from fedround.aggregator.strategies import WeightedAverage
-from fedround.common.books import Admit, Answer, Call, Close, Closed, Newest, Open, Page, Revoke
+from fedround.aggregator.ledger import MOST_AT_ONCE, Upload
+from fedround.common.books import Admit, Call, Open
 from fedround.common.wire import HeartbeatState
 from fedround.coordinator.attempt import State
 from fedround.coordinator.plan import Memory, Plan
 from fedround.coordinator.rounds import Rounds
 from fedround.errors import Busy, Late, NotAdmitted, UnknownAttempt
 from fedround.events import RoundCompleted
-from fedround.tensors.weights import Spec
+from support.accounts import Accounts
 
-ULP_TOLERANCE = 2
 finite = st.floats(-1e6, 1e6)
 
 
@@ -42,110 +37,8 @@ class Silo:
     uploads: list[Upload] = field(default_factory=list)
 
 
-class Aggregator:
-    """The ledger and the sums that an aggregator's service would keep with it."""
-
-    def __init__(self, *, durable: bool) -> None:
-        self.durable = durable
-        self.lives = 0
-        self.now = 0.0
-        self.generation = 0
-        self.last: tuple[str, tuple[str, ...]] | None = None
-        """The attempt that was closed last, and whose updates it counted."""
-        self.ledger = Ledger("life-0")
-        self.sum: WeightedAverage | None = None
-        self.folded: dict[str, list[tuple[str, int, float]]] = {}
-        self.asked: dict[str, set[str]] = {}
-        self.answered: dict[int, set[str]] = {}
-        """Who was told 200, by the round."""
-        self.closed: dict[str, tuple[str, ...]] = {}
-        self.rounds: list[int] = []
-        """Of which there was a model, in their order."""
-        self.counted_tokens: set[str] = set()
-
-    def lose(self) -> None:
-        self.lives += 1
-        self.ledger.lose(f"life-{self.lives}")
-        self.sum = None
-
-    def roll_back(self, number: int) -> None:
-        self.lose()
-        self.generation += 1
-        self.ledger.newest = Newest(number, 1)
-        self.rounds = [other for other in self.rounds if other <= number]
-        self.answered = {other: told for other, told in self.answered.items() if other <= number}
-        self.last = None
-
-    def restart(self) -> None:
-        self.lives += 1
-        self.generation = self.generation if self.durable else 0
-        self.ledger = Ledger(f"life-{self.lives}", self.ledger.newest if self.durable else None)
-        # An old call may open the same attempt once more, which begins with nothing; without a disk even one that was closed.
-        self.folded = {a: entries for a, entries in self.folded.items() if self.durable and a in self.closed}
-        self.counted_tokens.clear()
-        self.sum = None
-
-    def page(self, incarnation: str, after: int) -> Page:
-        """What was acknowledged is answered."""
-        page = replace(self.ledger.page(incarnation, after), generation=self.generation)
-        self.answer(unless={entry.id for entry in page.entries})
-        return page
-
-    def answer(self, unless: Container[str] = ()) -> None:
-        if self.ledger.attempt is not None:
-            counted = [id for id, _, _ in self.folded.get(self.ledger.attempt.id, [])]
-            self.answered.setdefault(self.ledger.attempt.round, set()).update(id for id in counted if id not in unless)
-
-    def fold(self, receipt: Upload, samples: int, value: float) -> None:
-        attempt = self.ledger.attempt
-        assert attempt is not None
-        self.sum = self.sum or WeightedAverage(Spec(np.dtype("<f8"), (1,)))
-        self.sum.fold(samples, [np.array([value])])
-        self.ledger.count(receipt, samples, {})
-        self.counted_tokens.add(receipt.permission.token)
-        self.folded.setdefault(attempt.id, []).append((receipt.id, samples, value))
-
-    def carry_out(self, call: Call) -> Answer:
-        match call:
-            case Open() | Admit():
-                self.asked.setdefault(call.attempt, set()).update(admission.id for admission in call.admissions)
-        match call:
-            case Open():
-                if self.ledger.open(call.attempt, call.round, call.admissions, call.forget):
-                    self.sum = None
-                return None
-            case Admit():
-                self.ledger.admit(call.attempt, call.admissions)
-                return None
-            case Revoke():
-                return self.ledger.revoke(call.attempt, call.id, call.patience, self.now)
-            case Close():
-                already = self.ledger.attempt is not None and self.ledger.attempt.closed
-                if (difference := self.ledger.close(call.attempt, call.ids)) is not None:
-                    return difference
-                if not already:
-                    assert self.ledger.attempt is not None
-                    self.check_result(call.attempt, tuple(self.ledger.attempt.counted))
-                    self.rounds.append(self.ledger.attempt.round)
-                    self.ledger.newest = Newest(self.ledger.attempt.round, 1)
-                return Closed(1)
-
-    def check_result(self, attempt: str, ids: tuple[str, ...]) -> None:
-        entries = self.folded[attempt]
-        assert attempt not in self.closed or not self.durable
-        assert tuple(id for id, _, _ in entries) == ids
-        assert self.sum is not None
-        self.closed[attempt] = ids
-        self.last = attempt, ids
-        weights = [samples for _, samples, _ in entries]
-        if not any(weights):
-            weights = [1] * len(entries)
-        exact = math.fsum(weight * value for weight, (_, _, value) in zip(weights, entries, strict=True)) / sum(weights)
-        assert abs(self.sum.result()[0] - exact) <= ULP_TOLERANCE * math.ulp(exact)
-
-
 class Federation(RuleBasedStateMachine):
-    """Any list of steps; afterwards everybody behaves, and then a round has to end."""
+    """Any sequence of steps; afterwards all behave, and a round has to end."""
 
     @initialize(
         ratio=st.sampled_from([0.5, 1.0]),
@@ -170,7 +63,7 @@ class Federation(RuleBasedStateMachine):
         )
         self.rng = Random(seed)
         self.now = 0.0
-        self.aggregator = Aggregator(durable=durable)
+        self.aggregator = Accounts(durable=durable)
         self.rounds = Rounds(self.plan, self.rng)
         self.memory = Memory()
         """What is on the coordinator's disk."""
@@ -290,7 +183,7 @@ class Federation(RuleBasedStateMachine):
     # What happens between coordinator and aggregator
 
     @rule(fate=st.sampled_from(["answered", "answered", "request lost", "answer lost"]))
-    def call_the_books(self, fate: str) -> None:
+    def call_the_aggregator(self, fate: str) -> None:
         call = self.rounds.pending(self.now)
         if call is None or fate == "request lost":
             return
@@ -320,7 +213,7 @@ class Federation(RuleBasedStateMachine):
 
     @rule()
     def patience_runs_out(self) -> None:
-        """Whose update was counted is told so, though the coordinator may not know."""
+        """Uploads whose update was counted are answered, though the coordinator may not know of them."""
         self.aggregator.answer()
 
     @rule()
@@ -362,7 +255,7 @@ class Federation(RuleBasedStateMachine):
         self.heartbeat(n)
         for _ in range(2):
             self.read_the_ledger(lost=False)
-            self.call_the_books("answered")
+            self.call_the_aggregator("answered")
         self.heartbeat(n)
         self.begin_upload(n)
         self.end_upload(n, 1, value)
@@ -392,13 +285,13 @@ class Federation(RuleBasedStateMachine):
         self.time_passes(seconds)
         self.heartbeat(n)
         for _ in range(4):
-            self.call_the_books("answered")
+            self.call_the_aggregator("answered")
         self.heartbeat(n)
         self.begin_upload(n)
         self.end_upload(n, 1, 1.0)
 
     @rule()
-    def everybody_behaves_for_a_second(self) -> None:
+    def all_behave_for_a_second(self) -> None:
         for n in range(len(self.silos)):
             if self.silos[n].id is None:
                 self.join(n)
@@ -407,7 +300,7 @@ class Federation(RuleBasedStateMachine):
             self.end_upload(n, 1, 1.0)
         for _ in range(5):
             self.read_the_ledger(lost=False)
-            self.call_the_books("answered")
+            self.call_the_aggregator("answered")
         self.time_passes(1.0)
 
     @rule(seconds=st.sampled_from([1.0, 5.0, 16.0, 61.0]))
@@ -419,12 +312,12 @@ class Federation(RuleBasedStateMachine):
     # What has to hold
 
     @invariant()
-    def a_model_that_was_there_is_never_made_again(self) -> None:
+    def a_round_with_a_model_is_never_trained_again(self) -> None:
         if self.aggregator.durable:
             assert self.aggregator.rounds == list(range(len(self.aggregator.rounds)))
 
     @invariant()
-    def who_was_told_200_is_in_the_result_or_was_asked_again(self) -> None:
+    def an_update_answered_with_200_is_in_the_model_or_was_requested_again(self) -> None:
         if self.aggregator.durable and self.aggregator.last:
             attempt, ids = self.aggregator.last
             told = self.aggregator.answered.get(self.aggregator.rounds[-1], set())
@@ -455,13 +348,13 @@ class Federation(RuleBasedStateMachine):
             assert len(completed.ids) >= self.plan.required
 
     @invariant()
-    def after_the_quorum_nobody_is_selected(self) -> None:
+    def no_participant_is_selected_after_the_quorum(self) -> None:
         attempt = self.rounds.attempt
         if attempt is not None and attempt.quorum is not None and len(attempt.counted) >= attempt.quorum:
             assert not attempt.by_state[State.CHOSEN]
 
     @invariant()
-    def who_is_late_has_not_failed(self) -> None:
+    def a_late_participant_has_not_failed(self) -> None:
         assert "late" not in {record.reason for record in self.rounds.reliability}
 
     def teardown(self) -> None:
@@ -472,12 +365,16 @@ class Federation(RuleBasedStateMachine):
             self.read_the_ledger(lost=False)
             before = self.rounds.round
             for _ in range(int(self.plan.round_timeout + self.plan.heartbeat_timeout) + 10):
-                self.everybody_behaves_for_a_second()
+                self.all_behave_for_a_second()
             assert self.rounds.round > before
             assert {silo.id for silo in self.silos} <= {p.id for p in self.rounds.present}
 
 
 # In CI 200,000 steps in all.
 EXAMPLES = 2000 if os.environ.get("CI") else 200
+
+
 Federation.TestCase.settings = settings(max_examples=EXAMPLES, stateful_step_count=100, deadline=None)
-test_the_books_under_any_interleaving = pytest.mark.timeout(900)(Federation.TestCase)
+
+
+test_any_interleaving_of_coordinator_aggregator_and_participants = pytest.mark.timeout(900)(Federation.TestCase)

@@ -4,10 +4,11 @@ import errno
 import math
 import os
 import resource
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import count
 
-from fedround.common.durable import Buffer
+from fedround.common.durable import Buffer, remove_incomplete
 
 
 class Died(Exception):
@@ -65,6 +66,26 @@ class MemoryDisk:
         self.steps -= 1
         if self.steps < 0:
             raise Died
+
+
+def crashes(before: MemoryDisk, act: Callable[[MemoryDisk], object], *, more_than: int) -> Iterator[tuple[bool, MemoryDisk]]:
+    """Let `act` die at its first step, at its second, and so on, until it does not, after `more_than` steps.
+
+    Yields whether it died, and each disk that a restarted process may find, tidied up as it does.
+    """
+    for steps in count():
+        disk, died = MemoryDisk(before.files, steps=steps), False
+        try:
+            act(disk)
+        except Died:
+            died = True
+        for found in disk.found():
+            after = MemoryDisk(found)
+            remove_incomplete(after)
+            yield died, after
+        if not died:
+            assert steps > more_than
+            return
 
 
 class SmallDisk(MemoryDisk):

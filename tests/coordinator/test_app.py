@@ -1,3 +1,5 @@
+"""What participants exchange with the coordinator's public port, and its readiness."""
+
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
@@ -51,7 +53,7 @@ async def web(
             yield Web(c.service, c.recorder, c.work, http, books)
 
 
-async def test_a_participant_of_0_8_gets_the_bytes_of_0_8() -> None:
+async def test_responses_to_a_0_8_participant_are_those_of_0_8_to_the_byte() -> None:
     async with web(Plan(rounds=1)) as w:
         answer = await w.http.get("/rendez_vous")
         id = answer.json()["id"]
@@ -80,14 +82,14 @@ async def test_an_unknown_id_is_rejected() -> None:
 
 
 @pytest.mark.parametrize("path", ["/heartbeat/7", "/start_training/7", "/heartbeat/ "])
-async def test_an_id_that_is_no_uuid_is_answered_with_an_empty_404(path: str) -> None:
+async def test_an_id_that_is_not_a_uuid_gets_an_empty_404(path: str) -> None:
     async with web(Plan()) as w:
         answer = await w.http.get(path)
         assert (answer.status_code, answer.content) == (404, b"")
 
 
 @pytest.mark.parametrize("form", ["{}/", "{}?x=1", "{}//", "urn:uuid:{}"])
-async def test_0_8_s_tolerance_for_paths_is_ours(form: str) -> None:
+async def test_paths_and_ids_may_have_every_form_that_0_8_accepts(form: str) -> None:
     async with web(Plan(min_clients=2)) as w:
         id = await w.join()
         for spelt in (id, id.upper(), id.replace("-", "")):
@@ -95,7 +97,7 @@ async def test_0_8_s_tolerance_for_paths_is_ours(form: str) -> None:
             assert answer.json()["state"] == "stand_by"
 
 
-async def test_the_origin_of_a_request_is_echoed_as_by_0_8_where_every_origin_is_allowed() -> None:
+async def test_the_origin_is_echoed_if_every_origin_is_allowed() -> None:
     async with web(Plan(), origins=["*"]) as w:
         answer = await w.http.get("/rendez_vous", headers={"Origin": "http://page"})
         assert answer.headers["access-control-allow-origin"] == "http://page"
@@ -108,20 +110,20 @@ async def test_other_methods_than_get_are_not_allowed(path: str) -> None:
         assert (await w.http.post(path)).status_code == 405
 
 
-async def test_head_looks_and_changes_nothing() -> None:
+async def test_head_changes_nothing() -> None:
     async with web(Plan()) as w:
         answer = await w.http.head("/rendez_vous")
         assert (answer.status_code, answer.content) == (200, b"")
         assert w.service.status()["participants"] == []
 
 
-async def test_where_a_token_is_set_nobody_is_served_without_it() -> None:
+async def test_with_a_token_requests_without_it_are_refused() -> None:
     async with web(Plan(), token="s3cret") as w:
         assert (await w.http.get("/rendez_vous")).status_code == 401
         assert (await w.http.get("/rendez_vous", headers={"Authorization": "Bearer s3cret"})).json()["ok"] is True
 
 
-async def test_the_preference_to_wait_holds_the_heartbeat_and_brings_everything_in_its_answer() -> None:
+async def test_prefer_wait_holds_the_heartbeat_and_its_response_is_complete() -> None:
     async with web(Plan(rounds=2, min_clients=2)) as w:
         ids = [await w.join(), await w.join()]
         answer = await w.http.get(f"/heartbeat/{ids[0]}", headers=PREFER)
@@ -137,7 +139,7 @@ async def test_the_preference_to_wait_holds_the_heartbeat_and_brings_everything_
         assert "preference-applied" not in (await w.http.get(f"/heartbeat/{ids[0]}")).headers
 
 
-async def test_who_says_its_name_gets_an_ordinal_and_gets_it_back_when_it_comes_again() -> None:
+async def test_a_named_participant_gets_its_former_ordinal_again() -> None:
     async with web(Plan(min_clients=9)) as w:
         names = ["silo-a", "silo-b", "NOT A NAME"]
         answers = [(await w.http.get("/rendez_vous", headers={"Fedround-Participant": name})).json() for name in names]
@@ -154,7 +156,7 @@ async def test_who_says_its_name_gets_an_ordinal_and_gets_it_back_when_it_comes_
         assert (await w.http.get("/rendez_vous", headers=nonsense)).json()["ordinal"] == 3
 
 
-async def test_to_leave_is_possible_at_any_time_and_twice() -> None:
+async def test_a_participant_can_leave_at_any_time_and_twice() -> None:
     async with web(Plan(min_clients=2)) as w:
         id = await w.join()
         for _ in range(2):
@@ -163,7 +165,7 @@ async def test_to_leave_is_possible_at_any_time_and_twice() -> None:
         assert (await w.http.get(f"/heartbeat/{id}")).json()["state"] == "reject"
 
 
-async def test_what_keeps_a_participant_from_the_aggregator_is_shown_until_its_next_heartbeat() -> None:
+async def test_the_trouble_of_a_participant_is_shown_until_its_next_heartbeat() -> None:
     async with web(Plan(min_clients=2)) as w:
         id = await w.join(**{"Fedround-Participant": "anna"})
         for trouble, shown in (("413 without our header", "413 without our header"), ("x" * 300, "x" * 200), ("", "")):
@@ -172,7 +174,7 @@ async def test_what_keeps_a_participant_from_the_aggregator_is_shown_until_its_n
         await w.http.get(f"/heartbeat/{uuid4()}", headers={"Fedround-Trouble": "of nobody"})
 
 
-async def test_what_a_selected_participant_says_that_it_does_is_shown() -> None:
+async def test_the_phase_of_a_selected_participant_is_shown() -> None:
     async with web(Plan(rounds=1)) as w:
         id = await w.join(**{"Fedround-Participant": "anna"})
         await w.http.get(f"/heartbeat/{id}", headers={"Fedround-Phase": "training"})
@@ -191,17 +193,6 @@ async def test_what_a_selected_participant_says_that_it_does_is_shown() -> None:
 PROBLEM = {"Content-Type": "application/problem+json"}
 
 
-async def farewell(body: bytes, headers: dict[str, str]) -> events.ParticipantGone:
-    """A participant leaves with this body."""
-    async with web(Plan(min_clients=2)) as w:
-        id = await w.join(**{"Fedround-Participant": "anna"})
-        answer = await w.http.request("DELETE", f"/rendez_vous/{id}", content=body, headers=headers)
-        assert (answer.status_code, answer.content) == (204, b"")
-        if (gone := await w.recorder.until(events.ParticipantGone)).detail:
-            assert [(f["name"], f["reason"]) for f in w.service.status()["failures"]] == [("anna", gone.detail)]
-        return gone
-
-
 @pytest.mark.parametrize(
     ("body", "headers", "reason", "detail"),
     [
@@ -214,12 +205,19 @@ async def farewell(body: bytes, headers: dict[str, str]) -> events.ParticipantGo
         (b"", {}, "left", ""),
     ],
 )
-def test_a_participant_may_say_for_which_failure_it_leaves(body: bytes, headers: dict[str, str], reason: str, detail: str) -> None:
-    gone = asyncio.run(farewell(body, headers))
-    assert (gone.name, gone.reason, gone.detail) == ("anna", reason, detail)
+async def test_a_participant_may_report_the_failure_for_which_it_leaves(
+    body: bytes, headers: dict[str, str], reason: str, detail: str
+) -> None:
+    async with web(Plan(min_clients=2)) as w:
+        id = await w.join(**{"Fedround-Participant": "anna"})
+        answer = await w.http.request("DELETE", f"/rendez_vous/{id}", content=body, headers=headers)
+        assert (answer.status_code, answer.content) == (204, b"")
+        gone = await w.recorder.until(events.ParticipantGone)
+        assert (gone.name, gone.reason, gone.detail) == ("anna", reason, detail)
+        assert [(f["name"], f["reason"]) for f in w.service.status()["failures"]] == ([("anna", detail)] if detail else [])
 
 
-async def test_beyond_the_shared_seats_a_registration_is_refused_with_the_time_to_wait() -> None:
+async def test_beyond_the_shared_seats_a_registration_gets_429_and_retry_after() -> None:
     async with web(Plan(min_clients=9, shared_seats=1)) as w:
         late = (await w.http.get("/rendez_vous")).json()["id"]
         await w.join()
@@ -271,7 +269,7 @@ async def served(w: Web) -> AsyncIterator[Served]:
 
 
 @pytest.mark.parametrize("token", [None, "secret"])
-async def test_an_outsider_who_tries_everything_makes_fewer_than_500_series(token: str | None) -> None:
+async def test_a_client_that_tries_everything_creates_fewer_than_500_series(token: str | None) -> None:
     metrics = CoordinatorMetrics()
     async with web(Plan(min_clients=2), token=token, observe=metrics) as w:
         id = w.service.join("p").id
@@ -284,7 +282,7 @@ async def test_an_outsider_who_tries_everything_makes_fewer_than_500_series(toke
     assert 200 < len(series) < 500
 
 
-async def test_a_participant_whose_connection_ends_is_held_no_more() -> None:
+async def test_the_end_of_a_connection_ends_the_long_poll() -> None:
     async with web(Plan(min_clients=2)) as w, served(w) as s:
         _, writer = await asyncio.open_connection("127.0.0.1", s.endpoint.port)
         writer.write(f"GET /heartbeat/{await w.join()} HTTP/1.1\r\nHost: x\r\nPrefer: wait=25\r\n\r\n".encode())
@@ -294,7 +292,7 @@ async def test_a_participant_whose_connection_ends_is_held_no_more() -> None:
         await s.ended.wait()
 
 
-async def test_a_coordinator_that_stops_answers_who_is_held() -> None:
+async def test_a_stopping_coordinator_answers_long_polls() -> None:
     async with web(Plan(min_clients=2)) as w, served(w) as s, httpx.AsyncClient() as http:
         url = f"http://127.0.0.1:{s.endpoint.port}/heartbeat/{await w.join()}"
         hold = asyncio.create_task(http.get(url, headers=PREFER))
@@ -305,7 +303,9 @@ async def test_a_coordinator_that_stops_answers_who_is_held() -> None:
 
 
 @pytest.mark.parametrize(("rounds", "told"), [(3, True), (4, False), (0, False)])
-async def test_who_is_back_after_the_last_round_says_so(rounds: int, told: bool, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_restart_after_the_last_round_logs_how_to_continue(
+    rounds: int, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     disk = MemoryDisk()
     store.save(disk, Memory(round=3))
@@ -315,7 +315,7 @@ async def test_who_is_back_after_the_last_round_says_so(rounds: int, told: bool,
     assert (complete in caplog.messages) is told
 
 
-async def test_a_coordinator_is_ready_once_it_has_reached_the_aggregator_and_as_long_as_it_does() -> None:
+async def test_a_coordinator_is_ready_while_it_reaches_the_aggregator() -> None:
     books = MemoryBooks()
     changed = asyncio.Event()
 
@@ -349,7 +349,7 @@ async def test_a_coordinator_is_ready_once_it_has_reached_the_aggregator_and_as_
             work.cancel()
 
 
-def test_a_coordinator_whose_round_fails_for_a_lasting_reason_is_not_ready_and_says_why() -> None:
+def test_a_coordinator_whose_round_fails_repeatedly_is_not_ready_with_the_reason() -> None:
     health = Health()
     ready = app.readiness(health)
     ready(events.AggregatorReached())
@@ -362,7 +362,7 @@ def test_a_coordinator_whose_round_fails_for_a_lasting_reason_is_not_ready_and_s
     assert health.reasons == []
 
 
-async def test_a_coordinator_that_cannot_keep_who_takes_part_is_not_ready_and_says_why(tmp_path: Path) -> None:
+async def test_a_coordinator_that_cannot_persist_is_not_ready_with_the_reason(tmp_path: Path) -> None:
     health, recorder, settings = Health(), Recorder(), CoordinatorSettings()
     telemetry = Telemetry(CoordinatorMetrics, [app.readiness(health), recorder])
     service = app.build(settings, MemoryBooks(), telemetry.observe, Directory(tmp_path))

@@ -1,3 +1,5 @@
+"""The coordinator's service: long polls, rounds, outages of the aggregator, and what is persisted."""
+
 import asyncio
 import errno
 import threading
@@ -52,7 +54,7 @@ async def test_a_held_heartbeat_is_answered_when_its_participant_is_selected() -
         assert answer.token == c.service.start_training(first).token is not None
 
 
-async def test_a_newer_heartbeat_ends_the_hold_of_an_older() -> None:
+async def test_a_newer_heartbeat_ends_an_older_long_poll() -> None:
     async with coordinating(Plan(min_clients=2), MemoryBooks()) as c:
         id = await join(c.service)
         older = await held(c.service, id)
@@ -63,7 +65,7 @@ async def test_a_newer_heartbeat_ends_the_hold_of_an_older() -> None:
         await newer
 
 
-async def test_a_participant_that_hangs_up_ends_its_hold() -> None:
+async def test_a_participant_that_hangs_up_ends_its_long_poll() -> None:
     async with coordinating(Plan(min_clients=2), MemoryBooks()) as c:
         hung_up = asyncio.Event()
         hold = await held(c.service, await join(c.service), hung_up.wait())
@@ -71,13 +73,13 @@ async def test_a_participant_that_hangs_up_ends_its_hold() -> None:
         await hold
 
 
-async def test_a_hold_ends_after_the_seconds_that_were_asked_for() -> None:
+async def test_a_long_poll_ends_after_the_requested_seconds() -> None:
     async with coordinating(Plan(min_clients=2), MemoryBooks()) as c:
         answer = await c.service.heartbeat(await join(c.service), wait=0.01)
         assert answer.state is HeartbeatState.STAND_BY
 
 
-async def test_when_the_service_stops_every_hold_is_answered_and_none_begins() -> None:
+async def test_a_stopping_service_answers_all_long_polls_and_starts_none() -> None:
     async with coordinating(Plan(min_clients=3), MemoryBooks()) as c:
         ids = [await join(c.service), await join(c.service)]
         holds = [await held(c.service, id) for id in ids]
@@ -86,7 +88,7 @@ async def test_when_the_service_stops_every_hold_is_answered_and_none_begins() -
         assert (await c.service.heartbeat(ids[0], wait=25)).state is HeartbeatState.STAND_BY
 
 
-async def test_nobody_is_silent_while_its_heartbeat_is_held() -> None:
+async def test_a_participant_with_a_held_heartbeat_does_not_time_out() -> None:
     async with coordinating(Plan(min_clients=2, heartbeat_timeout=0.2), MemoryBooks()) as c:
         id = await join(c.service)
         for _ in range(4):
@@ -94,14 +96,14 @@ async def test_nobody_is_silent_while_its_heartbeat_is_held() -> None:
         assert c.recorder.all(events.ParticipantGone) == []
 
 
-async def test_the_silent_are_gone_and_rejected() -> None:
+async def test_a_participant_that_times_out_is_rejected() -> None:
     async with coordinating(Plan(min_clients=2, heartbeat_timeout=0.05), MemoryBooks()) as c:
         id = await join(c.service, "quiet")
         assert await c.recorder.until(events.ParticipantGone) == events.ParticipantGone(id, "quiet", "silent")
         assert (await c.service.heartbeat(id, wait=25)).state is HeartbeatState.REJECT
 
 
-async def test_who_leaves_is_told_so_by_its_held_heartbeat() -> None:
+async def test_the_held_heartbeat_of_a_participant_that_leaves_is_rejected() -> None:
     async with coordinating(Plan(min_clients=2), MemoryBooks()) as c:
         id = await join(c.service)
         hold = await held(c.service, id)
@@ -110,7 +112,7 @@ async def test_who_leaves_is_told_so_by_its_held_heartbeat() -> None:
         c.service.leave(id)
 
 
-async def test_a_thousand_holds_need_no_task_beyond_their_own() -> None:
+async def test_a_thousand_long_polls_need_no_further_tasks() -> None:
     async with coordinating(Plan(min_clients=1001, shared_seats=1001), MemoryBooks()) as c:
         await c.recorder.until(events.AggregatorReached)
         before = len(asyncio.all_tasks())
@@ -120,7 +122,7 @@ async def test_a_thousand_holds_need_no_task_beyond_their_own() -> None:
         assert {(await hold).state for hold in holds} == {HeartbeatState.ROUND}
 
 
-async def test_after_the_last_round_everybody_is_told_finish_also_who_is_held_and_who_is_unknown() -> None:
+async def test_after_the_last_round_held_and_unknown_ids_get_finish() -> None:
     books = MemoryBooks()
     async with coordinating(Plan(rounds=1, participants_ratio=0.5, min_clients=2), books) as c:
         ids = [await join(c.service), await join(c.service)]
@@ -134,7 +136,7 @@ async def test_after_the_last_round_everybody_is_told_finish_also_who_is_held_an
         assert c.service.status()["state"] == "complete"
 
 
-async def test_rounds_follow_one_another_and_say_what_was_counted() -> None:
+async def test_rounds_follow_one_another_and_heartbeats_confirm_the_last_one() -> None:
     books = MemoryBooks()
     async with coordinating(Plan(rounds=3, min_clients=2), books) as c:
         ids = [await join(c.service), await join(c.service)]
@@ -147,7 +149,7 @@ async def test_rounds_follow_one_another_and_say_what_was_counted() -> None:
             assert (completed.samples, completed.metrics) == (3, (("loss", 5 / 3),))
 
 
-async def test_the_status_says_what_the_models_are_like_and_what_the_aggregator_lacks() -> None:
+async def test_the_status_shows_statistics_of_models_and_faults_of_the_aggregator() -> None:
     books = MemoryBooks()
     async with coordinating(Plan(), books) as c:
         id = await join(c.service)
@@ -165,7 +167,7 @@ async def test_the_status_says_what_the_models_are_like_and_what_the_aggregator_
         assert status["aggregator_faults"] == ["the disk hangs"]
 
 
-async def test_an_outage_of_the_books_is_told_once_and_survived() -> None:
+async def test_an_outage_of_the_aggregator_is_reported_once_and_survived() -> None:
     books = MemoryBooks()
     async with coordinating(Plan(rounds=1), books) as c:
         await c.recorder.until(events.AggregatorReached)
@@ -177,7 +179,7 @@ async def test_an_outage_of_the_books_is_told_once_and_survived() -> None:
         assert len(c.recorder.all(events.AggregatorReached)) == 2
 
 
-async def test_an_aggregator_that_lost_its_sum_is_given_the_same_round_again() -> None:
+async def test_an_aggregator_that_lost_its_sum_gets_the_same_round_again() -> None:
     books = MemoryBooks()
     async with coordinating(Plan(rounds=1, min_clients=2), books) as c:
         ids = [await join(c.service), await join(c.service)]
@@ -195,7 +197,7 @@ async def test_an_aggregator_that_lost_its_sum_is_given_the_same_round_again() -
         assert len(c.recorder.all(events.AttemptDropped)) == 1
 
 
-async def test_an_attempt_that_the_books_do_not_know_is_dropped() -> None:
+async def test_an_attempt_that_the_aggregator_does_not_know_is_dropped() -> None:
     books = MemoryBooks()
     async with coordinating(Plan(rounds=1, min_clients=1), books) as c:
         id = await join(c.service)
@@ -206,7 +208,7 @@ async def test_an_attempt_that_the_books_do_not_know_is_dropped() -> None:
         assert dropped.reason == "the aggregator lost the updates of this round"
 
 
-async def test_at_the_deadline_the_round_is_given_to_others() -> None:
+async def test_at_the_deadline_the_round_is_reassigned() -> None:
     books = MemoryBooks()
     async with coordinating(Plan(rounds=1, participants_ratio=0.5, min_clients=2, round_timeout=0.05), books) as c:
         ids = [await join(c.service), await join(c.service)]
@@ -220,7 +222,7 @@ async def test_at_the_deadline_the_round_is_given_to_others() -> None:
         assert (await c.recorder.until(events.RoundCompleted)).ids == (other,)
 
 
-async def test_a_lost_sum_costs_one_attempt_even_if_a_call_meets_it_before_the_ledger_is_read() -> None:
+async def test_a_lost_sum_costs_one_attempt_even_if_a_call_finds_it_before_the_ledger() -> None:
     books = MemoryBooks()
     async with coordinating(Plan(rounds=1), books) as c:
         await ordered(c, id := await join(c.service))
@@ -234,7 +236,7 @@ async def test_a_lost_sum_costs_one_attempt_even_if_a_call_meets_it_before_the_l
         assert len(c.recorder.all(events.AttemptDropped)) == 1
 
 
-async def test_who_takes_part_is_kept_and_what_could_not_be_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_participants_are_persisted_and_a_failed_write_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedround.coordinator.service.RETRY_MOST", 0.0)
     kept: asyncio.Queue[Memory] = asyncio.Queue()
     loop, disk = asyncio.get_running_loop(), Directory(tmp_path)
@@ -278,7 +280,7 @@ class CheckingBooks(MemoryBooks):
         assert {admission.id for admission in admissions} <= {known.id for known in self.disk.participants if known.owed == round}
 
 
-async def test_nobody_is_admitted_to_a_round_before_it_is_kept_that_it_has_a_part_in_it() -> None:
+async def test_a_participant_is_admitted_only_after_its_membership_is_persisted() -> None:
     books = CheckingBooks()
     async with coordinating(Plan(rounds=0, participants_ratio=0.5, min_clients=2), books, books.keep) as c:
         ids = {await join(c.service), await join(c.service)}
@@ -291,7 +293,7 @@ async def test_nobody_is_admitted_to_a_round_before_it_is_kept_that_it_has_a_par
             books.deliver(second, c.service.start_training(second).token)
 
 
-async def test_what_cannot_be_kept_makes_the_round_wait_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failed_write_delays_only_the_round(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedround.coordinator.service.RETRY_MOST", 0.01)
     books, full = MemoryBooks(), True
 
@@ -309,7 +311,7 @@ async def test_what_cannot_be_kept_makes_the_round_wait_and_nothing_else(monkeyp
         assert (await hold).state is HeartbeatState.ROUND
 
 
-async def test_a_coordinator_that_was_paused_takes_nobody_for_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_participant_times_out_while_the_coordinator_is_paused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedround.coordinator.service.MAX_SLEEP", 0.01)
     paused = 0.0
     async with coordinating(Plan(min_clients=2), MemoryBooks(), clock=lambda: time.monotonic() + paused) as c:
@@ -321,7 +323,7 @@ async def test_a_coordinator_that_was_paused_takes_nobody_for_silent(monkeypatch
         assert c.recorder.all(events.ParticipantGone) == []
 
 
-async def test_what_is_not_kept_yet_is_kept_at_the_end() -> None:
+async def test_pending_changes_are_persisted_at_the_end() -> None:
     asked, let, disk = threading.Event(), threading.Event(), [Memory()]
 
     def keep(memory: Memory) -> None:

@@ -5,7 +5,7 @@ import fedround
 from fedround import errors
 
 
-def test_the_public_names_are_sorted_and_all_there() -> None:
+def test_the_public_names_are_sorted_and_complete() -> None:
     assert fedround.__all__ == sorted(fedround.__all__)
     assert dir(fedround) == fedround.__all__
     for name in fedround.__all__:
@@ -13,7 +13,7 @@ def test_the_public_names_are_sorted_and_all_there() -> None:
     assert not hasattr(fedround, "nonsense")
 
 
-def test_every_error_that_users_of_the_library_meet_is_public() -> None:
+def test_every_error_that_the_library_raises_is_public() -> None:
     public = {name for name in fedround.__all__ if hasattr(errors, name)}
     tree: set[type] = {errors.FedroundError, errors.ParticipantError, *errors.ParticipantError.__subclasses__()}
     assert {kind.__name__ for kind in tree} <= public
@@ -25,6 +25,6 @@ def test_importing_fedround_imports_nothing_big() -> None:
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
-def test_what_tests_of_participants_need_is_there_without_an_import_of_its_own() -> None:
+def test_fedround_testing_needs_no_further_import() -> None:
     program = "import fedround; fedround.testing.platform"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -44,7 +44,7 @@ def ask(
     return asyncio.run(main())
 
 
-def test_a_trailing_slash_is_tolerated_without_a_redirect() -> None:
+def test_a_trailing_slash_is_accepted_without_a_redirect() -> None:
     answer = ask(show, "/a/?b=c")
     assert (answer.status_code, answer.text) == (200, "/a")
 
@@ -54,14 +54,14 @@ PAGE = "https://x.example"
 
 @pytest.mark.parametrize("path", ["/a", "/nowhere"])
 @pytest.mark.parametrize("origins", [["*"], ["https://y.example", PAGE]])
-def test_a_page_of_an_origin_that_is_allowed_may_read_the_answer(path: str, origins: Sequence[str]) -> None:
+def test_a_page_of_an_allowed_origin_may_read_the_response(path: str, origins: Sequence[str]) -> None:
     answer = ask(show, path, origins=origins, Origin=PAGE)
     assert (answer.headers["access-control-allow-origin"], answer.headers["vary"]) == (PAGE, "Origin")
 
 
 @pytest.mark.parametrize("origin", [None, PAGE, "https://x.example.org", "null", "*"])
 @pytest.mark.parametrize("origins", [[], ["https://y.example"]])
-def test_no_other_page_may(origins: Sequence[str], origin: str | None) -> None:
+def test_a_page_of_another_origin_may_not_read_the_response(origins: Sequence[str], origin: str | None) -> None:
     answer = ask(show, origins=origins) if origin is None else ask(show, origins=origins, Origin=origin)
     assert {"access-control-allow-origin", "vary"}.isdisjoint(answer.headers)
 
@@ -69,7 +69,7 @@ def test_no_other_page_may(origins: Sequence[str], origin: str | None) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status", "title"), [("GET", "/b", 404, "Not Found"), ("PUT", "/a", 405, "Method Not Allowed")]
 )
-def test_what_does_not_exist_is_a_problem(method: str, path: str, status: int, title: str) -> None:
+def test_an_unknown_route_is_a_problem(method: str, path: str, status: int, title: str) -> None:
     answer = ask(show, path, method=method)
     assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
     assert answer.json() == {"title": title, "status": status}
@@ -88,7 +88,7 @@ def test_what_does_not_exist_is_a_problem(method: str, path: str, status: int, t
         (Busy("why", retry_after=1.5), 503, {"retry-after": "1.5"}),
     ],
 )
-def test_our_errors_are_problems_that_say_why(error: FedroundError, status: int, headers: Mapping[str, str]) -> None:
+def test_our_errors_are_problems_with_a_reason(error: FedroundError, status: int, headers: Mapping[str, str]) -> None:
     async def fail(request: Request) -> Response:
         raise error
 
@@ -98,7 +98,7 @@ def test_our_errors_are_problems_that_say_why(error: FedroundError, status: int,
     assert headers.items() <= answer.headers.items()
 
 
-def test_an_error_that_is_no_refusal_is_not_hidden() -> None:
+def test_an_unexpected_error_is_not_hidden() -> None:
     async def fail(request: Request) -> Response:
         raise FedroundError("a fault of ours")
 
@@ -116,7 +116,7 @@ def test_an_error_that_is_no_refusal_is_not_hidden() -> None:
         ("GET", "/b", ("_OTHER", "", 404)),
     ],
 )
-def test_only_methods_that_a_route_has_are_told_to_observers(method: str, path: str, served: tuple[str, str, int]) -> None:
+def test_observers_see_only_methods_that_a_route_has(method: str, path: str, served: tuple[str, str, int]) -> None:
     facts: list[Fact] = []
     ask(show, path, method=method, observe=facts.append)
     (fact,) = facts
@@ -125,14 +125,14 @@ def test_only_methods_that_a_route_has_are_told_to_observers(method: str, path: 
 
 
 @pytest.mark.parametrize("given", ["", "Bearer", "Bearer wrong", "Basic c2VjcmV0", "secret", "Bearer sécret"])
-def test_without_the_right_token_an_app_that_has_one_answers_nothing(given: str) -> None:
+def test_an_app_with_a_token_requires_it(given: str) -> None:
     answer = ask(show, token="secret", Authorization=given)
     assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
     assert "Authorization: Bearer" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize("given", ["Bearer secret", "bearer  secret "])
-def test_with_the_right_token_it_answers(given: str) -> None:
+def test_an_app_with_a_token_accepts_it(given: str) -> None:
     assert ask(show, token="secret", Authorization=given).status_code == 200
 
 
@@ -146,7 +146,7 @@ def test_with_the_right_token_it_answers(given: str) -> None:
         (b"\xff:secret", False),
     ],
 )
-def test_a_page_for_people_takes_the_token_as_a_password(given: bytes, right: bool) -> None:
+def test_a_page_accepts_the_token_as_a_password(given: bytes, right: bool) -> None:
     async def page(request: Request) -> Response:
         allowed = asgi.bearer(request.headers, Tokens("secret"), basic=True) is not None
         return Response("here") if allowed else asgi.unauthorized(request.headers, basic=True)
@@ -180,7 +180,7 @@ def refusing() -> Endpoint:
     return Endpoint(app, host="127.0.0.1", port=0, setting="PORT")
 
 
-async def test_a_refusal_reaches_a_peer_that_writes_all_before_it_reads() -> None:
+async def test_a_client_that_reads_only_after_writing_gets_its_refusal() -> None:
     served, body = refusing(), bytes(5 << 20)
     async with serving(served), connected(served.port) as connection:
         for _ in range(2):  # on the same connection
@@ -192,7 +192,7 @@ async def test_a_refusal_reaches_a_peer_that_writes_all_before_it_reads() -> Non
             assert "connection" not in answer.headers
 
 
-async def test_more_than_the_bound_is_not_read_on(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_refused_body_is_read_only_up_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asgi, "DRAIN_BYTES", 1 << 20)
     served = refusing()
     async with serving(served), connected(served.port) as connection:
@@ -203,7 +203,7 @@ async def test_more_than_the_bound_is_not_read_on(monkeypatch: pytest.MonkeyPatc
         assert await connection.at_end()
 
 
-async def test_a_refused_peer_that_sends_nothing_does_not_hold_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_refused_client_that_sends_nothing_does_not_hold_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asgi, "DRAIN_SECONDS", 0.05)
     served = refusing()
     async with serving(served), connected(served.port) as connection:
@@ -213,7 +213,7 @@ async def test_a_refused_peer_that_sends_nothing_does_not_hold_the_connection(mo
         assert await connection.at_end()
 
 
-async def test_a_peer_that_asks_first_is_refused_before_it_sends_anything() -> None:
+async def test_a_client_that_expects_100_continue_is_refused_before_it_sends() -> None:
     served = refusing()
     async with serving(served), connected(served.port) as connection:
         async with asyncio.timeout(wire.DRAIN_SECONDS / 2):

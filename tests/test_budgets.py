@@ -10,11 +10,11 @@ from fedround.http.budgets import MAX_CONNECTIONS, MAX_OPS, Buckets, Connections
 PLATFORM = [PortSettings("public"), PortSettings("ops"), PortSettings("public"), PortSettings("ops")]
 
 
-def test_with_many_descriptors_a_port_keeps_as_many_connections_as_memory_bears() -> None:
+def test_with_many_descriptors_connections_are_limited_by_memory() -> None:
     assert share_out(1 << 20, PLATFORM) == [(MAX_CONNECTIONS, 3072), (MAX_OPS, 75), (MAX_CONNECTIONS, 3072), (MAX_OPS, 75)]
 
 
-def test_with_few_descriptors_the_ports_share_three_quarters_and_operators_have_their_own() -> None:
+def test_with_few_descriptors_ports_share_three_quarters_and_operators_have_their_own() -> None:
     assert share_out(1024, PLATFORM) == [(284, 213), (100, 75), (284, 213), (100, 75)]
     assert share_out(1024, [PortSettings("ops")]) == [(100, 75)]
     assert share_out(256, [PortSettings("public"), PortSettings("internal"), PortSettings("ops")]) == [(83, 62), (83, 62), (25, 18)]
@@ -32,7 +32,7 @@ def test_every_port_keeps_at_least_one_connection(descriptors: int, kinds: list[
         assert 1 <= address <= port
 
 
-def test_at_the_limit_of_the_port_the_connection_that_is_new_for_longest_gives_way_then_the_one_idle_for_longest() -> None:
+def test_at_the_limit_of_a_port_the_oldest_new_then_the_longest_idle_connection_is_closed() -> None:
     connections = Connections[int](Limits(3, 3))
     for key in (1, 2, 3):
         assert connections.opened(key, "a") is None
@@ -50,7 +50,7 @@ def test_at_the_limit_of_the_port_the_connection_that_is_new_for_longest_gives_w
     assert connections.opened(8, "c") == (5, "port_limit")
 
 
-def test_at_the_limit_of_an_address_another_one_of_that_address_gives_way() -> None:
+def test_at_the_limit_of_an_address_another_connection_of_it_is_closed() -> None:
     connections = Connections[int](Limits(10, 2))
     for key, address in enumerate(["a", "b", "b", "a"]):
         assert connections.opened(key, address) is None
@@ -102,7 +102,7 @@ class Port(RuleBasedStateMachine):
 TestPort = Port.TestCase
 
 
-def test_a_bucket_has_a_burst_and_refills() -> None:
+def test_a_bucket_allows_a_burst_and_refills() -> None:
     buckets = Buckets[str](rate=2, burst=3, max_keys=10)
     assert [buckets.take("a", 100.0) for _ in range(5)] == [True, True, True, False, False]
     assert buckets.take("b", 100.0)
@@ -111,7 +111,7 @@ def test_a_bucket_has_a_burst_and_refills() -> None:
     assert [buckets.take("a", 1000.0) for _ in range(4)] == [True, True, True, False]
 
 
-def test_the_bucket_that_was_used_least_recently_is_forgotten() -> None:
+def test_the_least_recently_used_bucket_is_forgotten() -> None:
     buckets = Buckets[int](rate=1, burst=1, max_keys=2)
     assert [buckets.take(key, 0.0) for key in (1, 2, 1, 3)] == [True, True, False, True]
     assert not buckets.take(1, 0.0)
@@ -119,7 +119,7 @@ def test_the_bucket_that_was_used_least_recently_is_forgotten() -> None:
 
 
 @pytest.mark.parametrize("what", ["busy", "idle", "closed"])
-def test_a_connection_that_was_refused_is_unknown(what: str) -> None:
+def test_a_refused_connection_is_not_counted(what: str) -> None:
     connections = Connections[int](Limits(1, 1))
     connections.opened(1, "a")
     connections.busy(1)
@@ -139,5 +139,5 @@ def test_a_connection_that_was_refused_is_unknown(what: str) -> None:
         ("", ""),
     ],
 )
-def test_a_network_of_64_bits_counts_as_one_address(address: str, one: str) -> None:
+def test_a_64_bit_network_counts_as_one_address(address: str, one: str) -> None:
     assert network(address) == one

@@ -37,7 +37,7 @@ def platform() -> Iterator[Process]:
         assert process.end() == 0
 
 
-def test_a_participant_trains_with_the_platform_and_the_model_can_be_fetched(platform: Process, directory: Path) -> None:
+def test_a_participant_trains_with_a_platform_and_the_model_can_be_fetched(platform: Process, directory: Path) -> None:
     settings = {"PARTICIPANT_COORDINATOR_URL": platform.url("COORDINATOR_PORT"), **LOOPBACK, **ANY_PORT}
     trained = fedround("participant", "--class", "mine:Steady", **settings)
     assert (trained.returncode, trained.stdout) == (0, "")
@@ -74,16 +74,14 @@ def test_a_reader_that_closes_the_pipe_ends_a_command_without_an_error(platform:
     assert (ended.returncode, ended.stderr) == (0, b"")
 
 
-def test_a_model_that_is_not_there_is_not_written(platform: Process, directory: Path) -> None:
+def test_a_missing_model_is_not_written(platform: Process, directory: Path) -> None:
     fetched = fedround("model", "--from", platform.url("AGGREGATOR_OPS_PORT"), "-o", "model.npy")
     assert fetched.returncode == 1
     assert "404" in fetched.stderr
     assert not list(directory.glob("*.npy*"))
 
 
-def test_a_port_in_use_exits_with_78_and_names_the_setting_after_warning_of_what_a_file_of_0_8_has_in_vain(
-    platform: Process, directory: Path
-) -> None:
+def test_a_port_in_use_exits_with_78_after_warnings_about_a_0_8_file(platform: Process, directory: Path) -> None:
     port = platform.ports["COORDINATOR_PORT"]
     (directory / "coordinator.toml").write_text('[rpc]\nbind_address = "0.0.0.0:5555"\n')
     refused = fedround("coordinator", "-c", "coordinator.toml", "--port", port, **LOOPBACK | ANY_PORT | JSON)

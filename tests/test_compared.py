@@ -19,7 +19,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
     return import_module("bench.strategies")
 
 
-def test_a_silo_that_sends_wrong_updates_spoils_an_average_and_no_trimmed_mean(bench: Any) -> None:
+def test_wrong_updates_ruin_an_average_but_not_a_trimmed_mean(bench: Any) -> None:
     average, trimmed = bench.Setup("weighted_average"), bench.Setup("trimmed_mean")
     good = bench.train("houses", average, seed=1, rounds=3)
     assert good[0] > good[1] > good[2]
@@ -29,7 +29,7 @@ def test_a_silo_that_sends_wrong_updates_spoils_an_average_and_no_trimmed_mean(b
 
 
 @pytest.mark.timeout(600)  # scikit-learn may have to be installed
-def test_digits_are_learnt_from_silos_with_two_of_them(bench: Any) -> None:
+def test_digits_are_learnt_from_silos_with_two_classes_each(bench: Any) -> None:
     venvs.required(*venvs.SKLEARN)
     splits = list(bench.TASKS["digits"].splits(seed=1))
     assert [np.count_nonzero(split.training.y.sum(axis=0)) for split in splits] == [2] * 10

@@ -9,7 +9,7 @@ from fedround.http import deadlines
 from fedround.http.deadlines import Backend, Deadline, within
 
 
-def test_each_step_of_an_exchange_has_its_seconds() -> None:
+def test_each_step_of_an_exchange_has_its_time_out() -> None:
     now = 100.0
     deadline = Deadline(5.0, clock=lambda: now)
     now += 4
@@ -18,7 +18,7 @@ def test_each_step_of_an_exchange_has_its_seconds() -> None:
     assert deadline.left(60.0) == 5
 
 
-def test_a_body_at_the_minimum_rate_is_in_time_and_none_lives_on_what_came_before() -> None:
+def test_a_body_at_the_minimum_rate_is_in_time_without_credit_for_earlier_bytes() -> None:
     now = 100.0
     deadline = Deadline(5.0, clock=lambda: now)
     for _ in range(100):
@@ -31,7 +31,7 @@ def test_a_body_at_the_minimum_rate_is_in_time_and_none_lives_on_what_came_befor
     assert deadline.left() < 0
 
 
-def test_a_stream_without_an_exchange_has_its_own_time_outs() -> None:
+def test_a_stream_outside_of_an_exchange_has_its_own_time_outs() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         stream = Backend().connect_tcp("127.0.0.1", server.getsockname()[1], timeout=5.0)
         deadlines.moved(1)
@@ -41,7 +41,7 @@ def test_a_stream_without_an_exchange_has_its_own_time_outs() -> None:
         stream.close()
 
 
-def test_beyond_the_deadline_nothing_is_begun() -> None:
+def test_after_the_deadline_no_step_starts() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         host, port = server.getsockname()
         stream = Backend().connect_tcp(host, port)
@@ -55,7 +55,7 @@ def test_beyond_the_deadline_nothing_is_begun() -> None:
         stream.close()
 
 
-def test_what_is_written_arrives_whole() -> None:
+def test_written_data_arrives_completely() -> None:
     sent, came = bytes(range(256)) * 2000, bytearray()
     with socket.create_server(("127.0.0.1", 0)) as server:
 

@@ -52,7 +52,7 @@ def trained(participant: HousePrices, weights: Array | None, round: Round) -> Up
 # The silos
 
 
-def test_the_neighbourhoods_and_their_sales_are_those_of_the_file() -> None:
+def test_neighbourhoods_and_sales_are_those_of_the_file() -> None:
     assert Counter(sale["Neighborhood"] for sale in all_sales()) == ames.SALES
 
 
@@ -95,7 +95,7 @@ def test_the_same_sales_are_held_out_whichever_way_they_are_grouped(count: int) 
     assert sum(len(silo.training.prices) for silo in silos) == len(ames.load(0, 1).training.prices)
 
 
-def test_every_word_in_the_data_is_known_and_no_other() -> None:
+def test_the_categories_are_exactly_those_of_the_data() -> None:
     sales = all_sales()
     for column, words in ames.WORDS.items():
         assert {sale[column].replace(" ", "_") for sale in sales} == set(words.split())
@@ -106,14 +106,14 @@ def test_every_word_in_the_data_is_known_and_no_other() -> None:
 # The participant
 
 
-def test_all_silos_begin_with_the_same_model() -> None:
+def test_all_silos_start_with_the_same_model() -> None:
     for shard in TEN:
         zeros = np.zeros_like(ames.load(shard.index, shard.count).training.features[0])
         first = trained(HousePrices(), None, a_round(0, shard))
         assert np.array_equal(first.weights, trained(HousePrices(), zeros, a_round(0, shard)).weights)
 
 
-def test_training_reduces_the_error_and_reports_that_of_the_model_it_was_given() -> None:
+def test_training_reduces_the_error_and_reports_that_of_the_global_model() -> None:
     silo, reported = ames.load(3, 10), dict[str, float]()
     first = trained(HousePrices(), None, a_round(0, Shard(3, 10)))
     assert first.samples == len(silo.training.prices)
@@ -128,13 +128,13 @@ def test_a_silo_with_nothing_held_out_reports_nothing() -> None:
     assert reported == {}
 
 
-def test_a_round_that_was_given_away_is_not_trained_to_its_end() -> None:
+def test_a_cancelled_round_is_not_trained_to_its_end() -> None:
     round = a_round(0, TEN[0])
     round.cancelled = True
     assert not trained(HousePrices(epochs=10**12), None, round).weights.any()
 
 
-def test_more_epochs_bring_the_model_further() -> None:
+def test_more_epochs_change_the_model_more() -> None:
     training = ames.load(0, 10).training
     errors = [training.error(trained(HousePrices(epochs=epochs), None, a_round(0, TEN[0])).weights) for epochs in (1, 5, 50)]
     assert errors == sorted(errors, reverse=True)
@@ -150,13 +150,13 @@ def test_the_federation_is_as_good_as_pooled_data_and_better_than_the_median_sil
     assert "NO" not in result.table()
 
 
-def test_a_federation_that_fails_its_aims_is_told_so() -> None:
+def test_a_federation_that_misses_its_goals_fails() -> None:
     table = contest.Result(federated=0.3, alone=[0.1, 0.2, 0.4], pooled=0.1).table()
     assert "within 5 % of pooled: NO (+200.0%)" in table
     assert "better than the median silo: NO (+50.0%)" in table
 
 
-def test_the_pooled_model_is_trained_as_far_as_it_goes() -> None:
+def test_the_pooled_model_is_trained_until_it_converges() -> None:
     features, prices = ames.load(0, 1).training
     moments = features.T @ features / len(prices) + PENALTY * np.eye(features.shape[1])
     best = np.linalg.solve(moments, features.T @ prices / len(prices))
@@ -176,7 +176,7 @@ def demo(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "fedround", "demo", *arguments]
 
 
-def test_the_demo_trains_a_federation_of_processes_to_the_very_model_that_the_rules_give() -> None:
+def test_the_demo_trains_exactly_the_expected_model() -> None:
     # What the user has set is for other processes.
     environ = os.environ | {"PARTICIPANT_SHARD": "0/1", "COORDINATOR_ROUNDS": "0", "AGGREGATOR_PORT": "1"}
     done = subprocess.run(demo("--silos", "3", "--rounds", "2"), env=environ, capture_output=True, text=True, check=False)
@@ -187,7 +187,7 @@ def test_the_demo_trains_a_federation_of_processes_to_the_very_model_that_the_ru
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_demo_that_is_told_to_end_ends_what_it_has_started(number: int) -> None:
+def test_a_stopped_demo_stops_all_its_processes(number: int) -> None:
     heard = partial(signal.signal, number, signal.SIG_DFL)  # `nohup`, which the tests may run under, has one ignored
     with subprocess.Popen(
         demo("--silos", "2", "--rounds", "1000000"), stdout=subprocess.PIPE, text=True, preexec_fn=heard
@@ -206,21 +206,21 @@ def test_a_demo_that_is_told_to_end_ends_what_it_has_started(number: int) -> Non
         socket.create_connection(("127.0.0.1", int(port[1])))
 
 
-def test_a_process_that_fails_is_shown_with_its_last_words(fleet: Fleet) -> None:
+def test_a_failed_process_is_shown_with_its_last_lines(fleet: Fleet) -> None:
     fleet.start("gilbert", "participant", PARTICIPANT_CLASS="fedround.demo:HousePrices")
     with pytest.raises(FedroundError, match=r"(?s)gilbert has ended, exit code 78\n.*gilbert: .*PARTICIPANT_COORDINATOR_URL"):
         for _ in fleet.frames():
             pass
 
 
-def test_an_answer_that_is_cut_short_is_asked_for_again(fleet: Fleet) -> None:
+def test_a_truncated_response_is_requested_again(fleet: Fleet) -> None:
     complete = answer("200 OK", b'{"state": "complete", "round": 2}')
     with Peer(Reply(complete[:-5], close=True), complete) as peer:
         assert [status["round"] for status in statuses(fleet, peer.url)] == [2]
 
 
 @pytest.mark.parametrize("arguments", [("--silos", "29"), ("--silos", "0"), ("--rounds", "ten"), ("--epochs", "-1")])
-def test_a_demo_that_cannot_be_is_refused(arguments: tuple[str, str]) -> None:
+def test_an_impossible_demo_is_refused(arguments: tuple[str, str]) -> None:
     assert subprocess.run(demo(*arguments), capture_output=True, check=False).returncode == 64
 
 
@@ -234,7 +234,7 @@ def status(rounds: int, **states: str) -> Mapping[str, object]:
     }
 
 
-def test_a_terminal_shows_one_picture_that_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_shows_one_view_that_is_updated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     reader, writer = pty.openpty()
     with os.fdopen(reader, "rb", 0) as seen, os.fdopen(writer, "w") as terminal:

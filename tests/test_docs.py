@@ -14,34 +14,36 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("[!.]*/**/*.md")])
 
 
-def test_the_page_of_settings_and_exit_codes_is_what_the_code_says() -> None:
+def test_the_reference_of_settings_and_exit_codes_is_up_to_date() -> None:
     subprocess.run([sys.executable, ROOT / "tools" / "docs.py", "--check"], check=True)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_a_link_to_a_file_leads_somewhere(page: Path) -> None:
+def test_links_to_files_are_valid(page: Path) -> None:
     links = re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-def test_each_test_that_the_threat_model_names_is_there() -> None:
+def test_the_tests_named_in_the_threat_model_exist() -> None:
     text = (ROOT / "docs" / "explanation" / "security.md").read_text()
     named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
     assert len(named) > 30
     missing = [
-        f"{path}::{name}" for path, name in named if not re.search(rf"^def {name}\(", (ROOT / path).read_text(), re.MULTILINE)
+        f"{path}::{name}"
+        for path, name in named
+        if not re.search(rf"^(?:async )?def {name}\(", (ROOT / path).read_text(), re.MULTILINE)
     ]
     assert missing == []
     for line in re.findall(r"^\| .*prevented by.*\n\|.*\n((?:\|.*\n)+)", text, re.MULTILINE):
         assert all("::test_" in row for row in line.splitlines()), "each attack has its test"
 
 
-def test_each_fault_that_is_tried_has_its_row_and_its_figures() -> None:
+def test_every_fault_has_its_row_and_its_measurements() -> None:
     page = (ROOT / "docs" / "explanation" / "faults.md").read_text()
     assert sorted(rows(page)) == sorted(faults())
 
 
-def test_each_metric_of_the_table_of_faults_is_in_the_reference() -> None:
+def test_metrics_in_the_table_of_faults_are_in_the_reference() -> None:
     named = re.findall(
         r"^\|.*\| `(\w+)[^|]*` \|[^|]*\|[^|]*\|[^|]*\|$", (ROOT / "docs/explanation/faults.md").read_text(), re.MULTILINE
     )
@@ -50,7 +52,7 @@ def test_each_metric_of_the_table_of_faults_is_in_the_reference() -> None:
     assert set(named) <= set(reference)
 
 
-def test_each_attack_that_has_words_is_a_test() -> None:
+def test_every_described_attack_has_a_test() -> None:
     tests = "\n".join(path.read_text() for path in (ROOT / "tests" / "hostile").glob("test_*.py"))
     assert [name for name in ATTACKS if f"def test_{name}(" not in tests] == []
 
@@ -80,7 +82,7 @@ def slug(heading: str) -> str:
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_a_question_is_answered_two_clicks_from_the_front_page(question: str) -> None:
+def test_every_question_is_answered_two_clicks_from_the_front_page(question: str) -> None:
     name, _, anchor = QUESTIONS[question].partition("#")
     page = DOCS / name
     sections = toctrees(DOCS / "index.md")

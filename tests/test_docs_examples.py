@@ -57,19 +57,19 @@ def rows(table: str) -> Iterator[list[str]]:
         yield line.split(" | ")
 
 
-def test_every_strategy_has_its_row() -> None:
+def test_every_strategy_has_a_row() -> None:
     table = section(STRATEGIES, "All strategies")
     assert {name for first, *_ in rows(table) for name in re.findall("`(.*)`", first)} == strategies.STRATEGIES.keys()
 
 
-def test_every_public_name_is_in_the_reference_of_the_python_api() -> None:
+def test_every_public_name_is_in_the_python_reference() -> None:
     page = (DOCS / "reference" / "python.md").read_text()
     named = set(re.findall(r":: (\w+)$", page, re.MULTILINE))
     assert set(fedround.__all__) - named == set(fedround.__all__) & vars(errors).keys()
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: str(page.relative_to(DOCS)))
-def test_every_setting_and_every_header_that_is_named_exists(page: Path) -> None:
+def test_every_named_setting_and_header_exists(page: Path) -> None:
     services = (ParticipantSettings, CoordinatorSettings, AggregatorSettings)
     settings = {row.variable for service in services for row in service.rows()} | {"FEDROUND_TOKEN", "FEDROUND_REVISION"}
     settings |= {f"{name}_FILE" for name in settings if name.endswith("TOKEN")}
@@ -99,7 +99,7 @@ def requests(routes: Iterable[object]) -> Iterator[str]:
             yield from (f"{method} {path}" for path in paths)
 
 
-def test_the_requests_are_the_routes_of_the_apps() -> None:
+def test_the_documented_requests_are_the_routes_of_the_apps() -> None:
     aggregator = build(AggregatorSettings(), Observers())
     coordinator = coordinator_app.build(CoordinatorSettings(), aggregator, Observers())
     apps = coordinator_app.public(coordinator), aggregator_app.public(aggregator), internal(aggregator)
@@ -108,33 +108,33 @@ def test_the_requests_are_the_routes_of_the_apps() -> None:
     assert set(re.findall(r"^\| `([A-Z]+ /[^`]*)`", PROTOCOL, re.MULTILINE)) == served
 
 
-def test_the_paths_and_headers_of_the_wire_are_all_told() -> None:
+def test_every_path_and_header_of_the_protocol_is_documented() -> None:
     assert len(WIRE) > 10
     assert quoted(PROTOCOL) >= WIRE
 
 
 @pytest.mark.parametrize("words", [wire.HeartbeatState, wire.UpdateOutcome, Verdict, Outcome, moves.State, moves.Outcome])
-def test_every_word_of_the_protocol_is_told(words: Iterable[str]) -> None:
+def test_every_word_of_the_protocol_is_documented(words: Iterable[str]) -> None:
     assert set(words) <= quoted(PROTOCOL)
 
 
-def test_every_state_of_a_participant_in_an_attempt_is_told() -> None:
+def test_every_state_of_a_participant_in_an_attempt_is_documented() -> None:
     assert {state.value for state in attempt.State} <= quoted(section(PROTOCOL, "The coordinator's rules"))
 
 
-def test_every_field_of_the_messages_is_told() -> None:
+def test_every_field_of_the_messages_is_documented() -> None:
     for message in (wire.RendezVous, wire.Heartbeat, wire.StartTraining):
         assert set(message.__dataclass_fields__) <= quoted(PROTOCOL)
 
 
-def test_the_statuses_of_refusals_are_those_of_the_errors() -> None:
+def test_the_documented_statuses_are_those_of_the_errors() -> None:
     ours = {status for error in vars(errors).values() if isinstance(status := getattr(error, "status", None), int)}
     told = {int(row[0]) for row in rows(section(PROTOCOL, "Refusals")) if row[0].isdecimal()}
     assert told == ours | {400, 401, 405}
 
 
 @pytest.mark.parametrize("line", [line for block in blocks(PROTOCOL, "json") for line in block.splitlines()])
-def test_a_message_is_as_we_send_it_byte_by_byte(line: str) -> None:
+def test_documented_messages_are_sent_byte_by_byte(line: str) -> None:
     fields = json.loads(line)
     if "status" in fields:
         assert wire.Problem(**fields).encode() == line.encode()
@@ -150,7 +150,7 @@ MESSAGES: dict[str, type[wire.RendezVous | wire.Heartbeat | wire.StartTraining]]
 }
 
 
-async def test_the_calls_of_the_books_are_answered_as_told() -> None:
+async def test_internal_requests_are_answered_as_documented() -> None:
     aggregator = build(AggregatorSettings(), Observers())
     calls = section(PROTOCOL, "The books")
     told = re.findall(r"^(GET|POST) (\S+)(?: (\{.*))?\n(\{.*)$", calls, re.MULTILINE)
@@ -208,6 +208,6 @@ LIMITS: dict[str, list[float]] = {
 }
 
 
-def test_the_limits_are_those_of_the_code() -> None:
+def test_the_documented_limits_are_those_of_the_code() -> None:
     table = [row for row in rows(section(PROTOCOL, "Time-outs and limits")) if row[0] not in ("what", "---")]
     assert {what: [float(number) for number in re.findall(r"\d+(?:\.\d+)?", limit)] for what, limit in table} == LIMITS

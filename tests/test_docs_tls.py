@@ -15,7 +15,7 @@ from support.processes import Process, fedround, running
 from support.tools import tool
 
 PAGE = ROOT / "docs" / "guides" / "tls.md"
-OURS = [block for block in blocks(PAGE) if "test_a_training_with_certificates_as_documented" in block.comment]
+OURS = [block for block in blocks(PAGE) if "test_training_with_certificates_works_as_documented" in block.comment]
 *MAKING, STATUS = [block.commands for block in OURS if block.language == "console"]
 SETTINGS = [block.commands for block in OURS if block.language == "sh"]
 
@@ -34,7 +34,7 @@ def settings(block: str, directory: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("commands", MAKING)
-def test_a_training_with_certificates_as_documented(commands: str, tmp_path: Path) -> None:
+def test_training_with_certificates_works_as_documented(commands: str, tmp_path: Path) -> None:
     directory = made(tmp_path, commands)
     if (tmp_path / "certificates").exists():
         directory = tmp_path / "certificates"
@@ -59,14 +59,14 @@ def served(platform: Process, context: ssl.SSLContext) -> None:
         context.wrap_socket(plain, server_hostname="localhost").close()
 
 
-def test_what_is_there_is_not_made_again(tmp_path: Path) -> None:
+def test_existing_files_are_not_created_again(tmp_path: Path) -> None:
     directory = made(tmp_path, MAKING[1])
     before = {file: file.read_bytes() for file in directory.rglob("*.pem")}
     subprocess.run(["sh", "-c", MAKING[1]], cwd=directory, check=True, capture_output=True)
     assert {file: file.read_bytes() for file in directory.rglob("*.pem")} == before
 
 
-def test_every_setting_that_is_named_is_there() -> None:
+def test_every_named_setting_exists() -> None:
     known = {row.variable for service in (ParticipantSettings, CoordinatorSettings, AggregatorSettings) for row in service.rows()}
     named = set(re.findall(r"\b(?:PARTICIPANT|COORDINATOR|AGGREGATOR)_[A-Z_]+\b", PAGE.read_text()))
     assert named <= known

@@ -40,7 +40,7 @@ class Plain(fedround.NumPyParticipant):
         return fedround.Update(1, (np.zeros(2) if weights is None else weights) + 1)
 
 
-def test_each_round_is_shown_with_the_metrics_of_its_own_model_the_last_one_too() -> None:
+def test_each_round_has_the_metrics_of_its_own_model() -> None:
     silo = Judge()
     with platform(rounds=4) as p:
         p.run(silo)
@@ -56,7 +56,7 @@ def test_the_mean_is_weighted_by_samples() -> None:
 
 
 @pytest.mark.parametrize(("every", "given"), [(0, []), (2, [2, 4, 5]), (3, [3, 5])])
-def test_not_every_model_need_be_evaluated_but_the_final_one_is(every: int, given: list[float]) -> None:
+def test_models_may_be_skipped_except_the_final_one(every: int, given: list[float]) -> None:
     silo = Judge()
     with platform(rounds=5, evaluate_every=every) as p:
         p.run(silo)
@@ -74,7 +74,7 @@ WRONG: list[Any] = [
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_an_evaluation_that_fails_costs_no_round(wrong: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failed_evaluation_costs_no_round(wrong: Any, caplog: pytest.LogCaptureFixture) -> None:
     class Wrong(Judge):
         def evaluate(self, weights: Any, /) -> Any:
             return wrong()
@@ -86,7 +86,7 @@ def test_an_evaluation_that_fails_costs_no_round(wrong: Any, caplog: pytest.LogC
     assert "round 1: the global model is not evaluated: " in caplog.text
 
 
-def test_the_initial_model_is_evaluated_too_and_the_next_run_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_initial_model_is_evaluated_and_the_next_run_continues(caplog: pytest.LogCaptureFixture) -> None:
     silo = Judge()
     with platform(rounds=2, initial_model=np.array([7.0, 7.0])) as p:
         p.run(silo)
@@ -106,7 +106,7 @@ def silo(platform: Process, isolation: str = "process", **options: Any) -> dict[
 
 
 @pytest.mark.parametrize("isolation", ["process", "thread"])
-def test_the_history_has_each_participants_evaluation_and_exits_are_as_ever(isolation: str, tmp_path: Path) -> None:
+def test_the_history_has_the_evaluation_of_each_participant(isolation: str, tmp_path: Path) -> None:
     directories = {f"{role}_DATA_DIR": str(tmp_path / role) for role in ("COORDINATOR", "AGGREGATOR")}
     settings = {"COORDINATOR_ROUNDS": "3", "COORDINATOR_MIN_CLIENTS": "2"} | directories
     with running("platform", **settings) as platform:
@@ -134,7 +134,7 @@ def test_the_history_has_each_participants_evaluation_and_exits_are_as_ever(isol
         assert platform.status("COORDINATOR_OPS_PORT")["last_rounds"][-1]["evaluation"]["weight"] == 8
 
 
-def test_a_participant_that_never_evaluates_the_final_model_keeps_nobody(tmp_path: Path) -> None:
+def test_training_ends_without_a_participant_that_never_evaluates(tmp_path: Path) -> None:
     settings = {"COORDINATOR_ROUNDS": "2", "COORDINATOR_MIN_CLIENTS": "2", "COORDINATOR_ROUND_TIMEOUT": "3s"}
     with (
         running("platform", **settings) as platform,
@@ -147,7 +147,7 @@ def test_a_participant_that_never_evaluates_the_final_model_keeps_nobody(tmp_pat
         platform.said(r"model of round 1 evaluated by 1: ")
 
 
-def test_a_platform_that_is_killed_evaluates_the_final_model_when_it_is_back(tmp_path: Path) -> None:
+def test_a_restarted_platform_evaluates_the_final_model(tmp_path: Path) -> None:
     directories = {f"{role}_DATA_DIR": str(tmp_path / role) for role in ("COORDINATOR", "AGGREGATOR")}
     settings = {"COORDINATOR_ROUNDS": "2"} | directories
     with running("platform", **settings) as platform, running("participant", **silo(platform, slow=2)) as participant:
@@ -161,7 +161,7 @@ def test_a_platform_that_is_killed_evaluates_the_final_model_when_it_is_back(tmp
             assert again.status("COORDINATOR_OPS_PORT")["state"] == "complete"
 
 
-def test_the_best_model_is_kept_and_training_stops_where_it_gets_no_better(tmp_path: Path) -> None:
+def test_the_best_model_is_kept_and_training_stops_without_improvement(tmp_path: Path) -> None:
     """The metric is largest for the model of round 2, whatever comes then."""
     directories = {f"{role}_DATA_DIR": str(tmp_path / role) for role in ("COORDINATOR", "AGGREGATOR")}
     goal = {"COORDINATOR_BEST_BY": "peak:max", "COORDINATOR_PATIENCE": "3", "AGGREGATOR_KEEP_MODELS": "2"}
@@ -186,7 +186,7 @@ def test_the_best_model_is_kept_and_training_stops_where_it_gets_no_better(tmp_p
         assert platform.status("AGGREGATOR_OPS_PORT")["models"][0] == 2, "the best is still kept"
 
 
-def test_training_stops_when_it_is_good_enough(tmp_path: Path) -> None:
+def test_training_stops_when_the_goal_is_reached(tmp_path: Path) -> None:
     settings = {"COORDINATOR_ROUNDS": "50", "COORDINATOR_STOP_WHEN": "weight >= 3", "COORDINATOR_BEST_BY": "accuracy:max"}
     with running("platform", **settings) as platform:
         with running("participant", **silo(platform)) as participant:
@@ -201,7 +201,7 @@ def test_training_stops_when_it_is_good_enough(tmp_path: Path) -> None:
         assert "no best model is known: set COORDINATOR_BEST_BY and AGGREGATOR_DATA_DIR" in done.stderr
 
 
-def test_a_class_with_a_format_of_its_own_says_that_it_evaluates() -> None:
+def test_a_class_with_its_own_format_declares_that_it_evaluates() -> None:
     """One of 0.8 may have a method of that name that means something else."""
 
     class Own(fedround.ParticipantABC[bytes, bytes]):

@@ -35,7 +35,7 @@ def run(program: str, url: str, *arguments: str) -> subprocess.CompletedProcess[
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_the_tutorials_final_code_runs_and_its_model_falls_towards_zero() -> None:
+def test_the_final_code_of_the_tutorial_trains() -> None:
     with our_platform(rounds=5) as p:
         done = run(FINAL, p.url, "--upper-bound", "1000")
         assert (done.returncode, p.status()["state"]) == (0, "complete")
@@ -45,7 +45,7 @@ def test_the_tutorials_final_code_runs_and_its_model_falls_towards_zero() -> Non
     assert values == sorted(values, reverse=True)
 
 
-def test_the_log_of_the_tutorial_is_the_one_that_it_shows() -> None:
+def test_the_log_of_the_tutorial_is_as_shown() -> None:
     with our_platform(rounds=1) as p:
         log = run(FINAL, p.url, "--upper-bound", "1000").stderr
     ours = re.compile(r"INFO +(waiting|downloading|retrieved|>>>|<<<)")
@@ -58,7 +58,7 @@ def test_the_log_of_the_tutorial_is_the_one_that_it_shows() -> None:
     assert retrieved == "INFO     retrieved training data (length: 0 bytes)"
 
 
-def test_the_tutorials_first_code_ends_with_what_went_wrong() -> None:
+def test_the_first_code_of_the_tutorial_ends_with_its_error() -> None:
     assert FIRST != FINAL
     with our_platform(rounds=1) as p:
         done = run(FIRST, p.url, "--upper-bound", "100")
@@ -71,7 +71,7 @@ def test_the_tutorials_first_code_ends_with_what_went_wrong() -> None:
     )
 
 
-def test_the_names_of_0_8_are_ours() -> None:
+def test_the_names_of_0_8_are_available() -> None:
     assert xain_sdk.__all__ == ["ParticipantABC", "ParticipantError", "configure_logging", "run_participant"]
     assert xain_sdk.ParticipantABC is xain_sdk.participant.ParticipantABC is fedround.ParticipantABC
     assert xain_sdk.ParticipantError is errors.ParticipantError
@@ -80,7 +80,7 @@ def test_the_names_of_0_8_are_ours() -> None:
         assert issubclass(getattr(errors, name), xain_sdk.ParticipantError)
 
 
-def test_requests_are_logged_only_when_asked(caplog: pytest.LogCaptureFixture) -> None:
+def test_requests_are_logged_only_on_request(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         for wanted in (True, False):
             caplog.clear()
@@ -116,7 +116,7 @@ def test_interrupted_error_ends_the_program_as_in_0_8(method: str, caplog: pytes
     assert "exiting: interrupt signal caught" in caplog.messages
 
 
-def test_interrupted_error_of_a_signal_handler_ends_a_program_that_waits() -> None:
+def test_interrupted_error_of_a_signal_handler_ends_a_waiting_program() -> None:
     def interrupt(number: int, frame: object) -> None:
         raise InterruptedError from ValueError()
 
@@ -135,7 +135,7 @@ def test_interrupted_error_of_a_signal_handler_ends_a_program_that_waits() -> No
     assert left.value.code == 0
 
 
-def test_it_warns_where_the_real_one_is_installed_too(tmp_path: Path) -> None:
+def test_it_warns_if_the_real_xain_sdk_is_installed(tmp_path: Path) -> None:
     metadata = tmp_path / "xain_sdk-0.8.0.dist-info" / "METADATA"
     metadata.parent.mkdir()
     metadata.write_text("Metadata-Version: 2.1\nName: xain-sdk\nVersion: 0.8.0\n")
@@ -151,7 +151,7 @@ TUTORIAL = "fedround.participant.tutorial"
 
 
 @pytest.mark.parametrize("command", [[sys.executable, "-m", *words] for words in (["fedround", "tutorial"], [TUTORIAL])])
-def test_it_takes_part_as_a_command_and_as_a_module(command: list[str]) -> None:
+def test_it_runs_as_a_command_and_as_a_module(command: list[str]) -> None:
     with our_platform(rounds=3) as p:
         program = [*command, "--upper-bound", "10", "--coordinator-url", p.url]
         done = subprocess.run(program, capture_output=True, text=True, check=False)
@@ -159,7 +159,7 @@ def test_it_takes_part_as_a_command_and_as_a_module(command: list[str]) -> None:
     assert done.stderr.count("local weight") == 3
 
 
-def test_it_ends_in_good_order_on_sigterm() -> None:
+def test_it_ends_cleanly_on_sigterm() -> None:
     with our_platform(min_clients=2) as p:
         program = [sys.executable, "-m", "fedround", "tutorial", "--upper-bound", "10", "--coordinator-url", p.url]
         with subprocess.Popen(program, stderr=subprocess.PIPE, text=True) as process:
@@ -178,7 +178,7 @@ def test_its_help_is_that_of_0_8() -> None:
     assert "--upper-bound UPPER_BOUND Initial upper bound for picking a random float to send to the coordinator" in text
 
 
-def test_the_script_of_0_8s_tutorial_belongs_to_the_tutorials_package_alone() -> None:
+def test_the_script_of_the_0_8_tutorial_is_only_in_its_package() -> None:
     assert {script.name for script in entry_points(group="console_scripts") if script.value.startswith("fedround")} == {"fedround"}
     scripts = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]["scripts"]
     assert scripts == {"run-participant": "xain_sdk_tutorial.participant:main"}

@@ -12,7 +12,7 @@ from support.known_answer import PARTICIPANTS, KnownAnswer, global_model, train
 from support.processes import Process, running, two_services, until
 
 
-def test_participants_outlive_a_platform_that_is_killed_and_comes_back_without_memory() -> None:
+def test_participants_survive_a_platform_that_restarts_without_memory() -> None:
     killed = threading.Event()
     platform = Process("platform", COORDINATOR_ROUNDS="5", COORDINATOR_MIN_CLIENTS="2")
 
@@ -32,7 +32,7 @@ def test_participants_outlive_a_platform_that_is_killed_and_comes_back_without_m
             assert global_model(again) == [5.0, 5.0]
 
 
-def test_an_aggregator_that_is_killed_in_a_round_gets_the_kept_update_again_and_nobody_trains_twice() -> None:
+def test_a_killed_aggregator_gets_the_kept_update_again_without_training() -> None:
     delivered, lost = threading.Event(), threading.Event()
 
     def until_it_is_killed(number: int) -> None:
@@ -59,7 +59,7 @@ def test_an_aggregator_that_is_killed_in_a_round_gets_the_kept_update_again_and_
             assert global_model(again) == [3.0, 3.0]
 
 
-def test_a_participant_that_cannot_reach_the_aggregator_costs_the_others_a_deadline_and_no_round() -> None:
+def test_a_participant_without_the_aggregator_costs_a_deadline_but_no_round() -> None:
     plan = {"COORDINATOR_ROUNDS": "4", "COORDINATOR_MIN_CLIENTS": "2", "COORDINATOR_PARTICIPANTS_RATIO": "0.5"}
     cut_off, fine = KnownAnswer(0), KnownAnswer(1)
     with (
@@ -77,7 +77,7 @@ def test_a_participant_that_cannot_reach_the_aggregator_costs_the_others_a_deadl
         assert cut_off.rounds == []
 
 
-def test_who_cannot_take_the_model_leaves_the_round_to_the_others_and_says_which_setting_it_is() -> None:
+def test_a_model_above_the_limit_is_left_to_others_and_the_setting_is_named() -> None:
     with running("platform", COORDINATOR_ROUNDS="40") as platform, ThreadPoolExecutor() as pool:
         fine = train(pool, platform, KnownAnswer(0, size=1000, seconds=0.05))
         until(lambda: platform.status("COORDINATOR_OPS_PORT")["round"] > 1)

@@ -32,7 +32,7 @@ async def flood(port: int, path: str, **headers: str) -> set[int]:
     return {(await ask(port, path, **headers)).status for _ in range(30)}
 
 
-async def test_a_flood_from_an_address_is_refused_and_known_participants_at_this_address_are_not() -> None:
+async def test_a_flood_from_an_address_is_refused_but_not_its_known_participants() -> None:
     coordinator = CoordinatorSettings(**LOOPBACK, min_clients=1)
     async with platform.serving(coordinator, AggregatorSettings(**LOOPBACK)) as running:
         at_coordinator, at_aggregator = running.coordinator_public.port, running.aggregator_public.port
@@ -48,7 +48,7 @@ async def test_a_flood_from_an_address_is_refused_and_known_participants_at_this
         assert (await ask(at_aggregator, f"/{id}/{order['token']}")).status == 200
 
 
-async def test_one_known_participant_does_not_take_the_services_time() -> None:
+async def test_one_known_participant_cannot_overload_the_service() -> None:
     coordinator = CoordinatorSettings(**LOOPBACK, min_clients=2)
     async with platform.serving(coordinator, AggregatorSettings(**LOOPBACK)) as running:
         port = running.coordinator_public.port
@@ -57,7 +57,7 @@ async def test_one_known_participant_does_not_take_the_services_time() -> None:
         assert (await ask(port, f"/heartbeat/{ids[1]}")).status == 200
 
 
-async def test_operators_with_their_token_and_probes_are_answered_beside_a_flood() -> None:
+async def test_operators_and_probes_are_answered_during_a_flood() -> None:
     aggregator = AggregatorSettings(**LOOPBACK, ops_token=SecretStr("geheim"))
     async with platform.serving(CoordinatorSettings(**LOOPBACK), aggregator) as running:
         port = running.aggregator_ops.port
@@ -69,7 +69,7 @@ async def test_operators_with_their_token_and_probes_are_answered_beside_a_flood
         assert await flood(port, "/readyz") <= {200, 503}
 
 
-async def test_the_coordinators_calls_of_the_books_are_not_counted() -> None:
+async def test_internal_requests_of_the_coordinator_are_not_limited() -> None:
     from fedround.aggregator import app
     from fedround.http.serve import serving
     from fedround.observability.metrics.aggregator import AggregatorMetrics

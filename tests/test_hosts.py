@@ -54,7 +54,7 @@ def test_an_aggregator_beside_its_coordinator_gets_the_token(coordinator: str, a
 
 
 @pytest.mark.parametrize(("coordinator", "aggregator"), OTHERS)
-def test_any_other_gets_it_only_where_the_participant_allows_it(coordinator: str, aggregator: str) -> None:
+def test_another_aggregator_gets_the_token_only_if_it_is_allowed(coordinator: str, aggregator: str) -> None:
     assert not trusted(aggregator, coordinator)
     assert trusted(aggregator, coordinator, ["*"])
 
@@ -71,11 +71,11 @@ def test_any_other_gets_it_only_where_the_participant_allows_it(coordinator: str
         ("2001:db8::2", "[2001:db8::2]", True),
     ],
 )
-def test_patterns_of_hosts(pattern: str, host: str, fits: bool) -> None:
+def test_patterns_match_hosts(pattern: str, host: str, fits: bool) -> None:
     assert trusted(f"http://{host}:8082", "https://fl.example.org", [pattern]) is fits
 
 
-def test_nothing_is_sent_to_an_aggregator_that_is_not_trusted() -> None:
+def test_nothing_is_sent_to_an_untrusted_aggregator() -> None:
     with socket.create_server(("127.0.0.1", 0)) as elsewhere:
         elsewhere.setblocking(False)
         url = f"http://127.0.0.1:{elsewhere.getsockname()[1]}"
@@ -90,7 +90,7 @@ def test_nothing_is_sent_to_an_aggregator_that_is_not_trusted() -> None:
         client.close()
 
 
-def test_a_round_with_such_an_aggregator_fails_and_says_why() -> None:
+def test_a_round_with_an_untrusted_aggregator_fails_with_the_reason() -> None:
     with (
         running("platform", COORDINATOR_AGGREGATOR_URL="http://aggregator.example:8082", COORDINATOR_TOKEN="secret") as platform,
         running(
@@ -107,6 +107,6 @@ def test_a_round_with_such_an_aggregator_fails_and_says_why() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["example.org", ["*.*.org"], ["http://example.org"], [7]])
-def test_what_is_no_list_of_hosts_is_refused(wrong: object) -> None:
+def test_an_invalid_list_of_hosts_is_refused(wrong: object) -> None:
     with pytest.raises(ConfigurationError, match="aggregator_allow must be a list of host names"):
         fedround.run_participant(KnownAnswer(0), "http://127.0.0.1:1", aggregator_allow=wrong)  # type: ignore[arg-type]  # on purpose

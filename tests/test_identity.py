@@ -68,7 +68,7 @@ async def test_no_other_identity_can_act_with_the_id_of_a_participant(tmp_path: 
         assert p.coordinator.status()["round"] == 1 or p.coordinator.status()["counted"] == 1
 
 
-async def test_an_id_that_was_registered_with_the_shared_token_serves_everybody_that_is_let_in(tmp_path: Path) -> None:
+async def test_an_id_without_an_identity_can_be_used_by_all_with_the_shared_token(tmp_path: Path) -> None:
     async with guarded(tmp_path) as (p, http):
         coordinator = url(p.coordinator_public)
         id = await joined(http, coordinator, "shared")
@@ -84,7 +84,7 @@ def revoke(tokens: Path) -> None:
     other.replace(tokens)
 
 
-async def test_a_token_that_is_revoked_during_an_upload_counts_for_nothing_at_its_end(tmp_path: Path) -> None:
+async def test_an_upload_does_not_count_if_its_token_is_revoked_meanwhile(tmp_path: Path) -> None:
     async with guarded(tmp_path) as (p, http):
         coordinator = url(p.coordinator_public)
         id = await joined(http, coordinator, "token-of-anna")
@@ -125,7 +125,7 @@ async def test_a_held_heartbeat_of_a_revoked_token_is_not_answered_with_a_traini
         assert "url" not in held.result().json()
 
 
-async def test_an_unknown_id_is_answered_alike_for_everybody(tmp_path: Path) -> None:
+async def test_an_unknown_id_gets_the_same_response_for_every_identity(tmp_path: Path) -> None:
     async with guarded(tmp_path) as (p, http):
         coordinator, aggregator = url(p.coordinator_public), url(p.aggregator_public)
         id = await joined(http, coordinator, "token-of-anna")

@@ -60,7 +60,7 @@ class Measured(fedround.NumPyParticipant):
 
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux' /proc")
-def test_a_thousand_rounds_leave_nothing_behind() -> None:
+def test_a_thousand_rounds_leak_no_memory() -> None:
     metrics = ParticipantMetrics()
     participant = Measured(metrics)
     terms = Terms(observers=[metrics, LogObserver()])

@@ -55,7 +55,7 @@ LIES = {
 
 @pytest.mark.parametrize("since", [0, 3])
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
-def test_a_liar_is_refused_and_the_others_finish_the_training(
+def test_a_poisoner_is_refused_and_the_others_finish_the_training(
     lie: Callable[[fedround.Update], fedround.Update], since: int
 ) -> None:
     with testing.platform(rounds=ROUNDS, min_clients=3) as p:

@@ -52,9 +52,7 @@ def services() -> Iterator[dict[str, Process]]:
 
 @pytest.mark.parametrize("service", ["participant", "coordinator", "aggregator"])
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/status", "/metrics", "/livez/"])
-def test_a_probe_may_ask_for_the_head_only_keeps_its_connection_and_is_never_redirected(
-    services: dict[str, Process], service: str, path: str
-) -> None:
+def test_a_probe_may_use_head_and_keep_alive_and_is_never_redirected(services: dict[str, Process], service: str, path: str) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", int(services[service].ports[f"{service.upper()}_OPS_PORT"]), timeout=10)
     connection.connect()
     used = connection.sock
@@ -77,7 +75,7 @@ def test_healthcheck_and_status_find_a_service_by_its_variables(services: dict[s
         assert said in done.stdout
 
 
-def test_a_coordinator_is_ready_while_its_aggregator_can_be_reached() -> None:
+def test_a_coordinator_is_ready_while_its_aggregator_is_reachable() -> None:
     with two_services() as (coordinator, aggregator):
         assert coordinator.probe("/readyz") == (200, {"ready": True, "reasons": []})
         aggregator.kill()
@@ -89,7 +87,7 @@ def test_a_coordinator_is_ready_while_its_aggregator_can_be_reached() -> None:
 
 
 @pytest.mark.parametrize("command", ["aggregator", "platform"])
-def test_an_aggregator_whose_spool_is_gone_is_not_ready_until_it_is_back(command: str, tmp_path: Path) -> None:
+def test_an_aggregator_without_its_spool_directory_is_not_ready(command: str, tmp_path: Path) -> None:
     spool = tmp_path / "spool"
     spool.mkdir()
     with running(command, AGGREGATOR_SPOOL_DIR=str(spool)) as process:
@@ -108,7 +106,7 @@ def test_an_aggregator_whose_spool_is_gone_is_not_ready_until_it_is_back(command
 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="Linux only")
-def test_an_aggregator_that_cannot_write_a_byte_is_not_ready(tmp_path: Path) -> None:
+def test_an_aggregator_with_a_full_disk_is_not_ready(tmp_path: Path) -> None:
     with running("aggregator", AGGREGATOR_SPOOL_DIR=str(tmp_path)) as aggregator:
         limit = resource.prlimit(aggregator.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(aggregator.pid, resource.RLIMIT_FSIZE, (0, limit[1]))
@@ -123,7 +121,7 @@ def test_an_aggregator_that_cannot_write_a_byte_is_not_ready(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("command", "port"), [(command, port) for command, ports in PORTS.items() for port in ports])
-def test_a_port_in_use_ends_a_service_with_78_and_the_name_of_the_setting(command: str, port: str) -> None:
+def test_a_port_in_use_exits_with_78_and_names_the_setting(command: str, port: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = str(taken.getsockname()[1])
         needed = {"PARTICIPANT_COORDINATOR_URL": "http://127.0.0.1:1", "PARTICIPANT_CLASS": "support.silos:Plus1"}
@@ -137,7 +135,7 @@ def test_a_port_in_use_ends_a_service_with_78_and_the_name_of_the_setting(comman
 # Stopping
 
 
-def test_a_service_that_is_told_to_stop_is_not_ready_while_it_still_serves(tmp_path: Path) -> None:
+def test_a_stopping_service_is_not_ready_while_it_still_serves(tmp_path: Path) -> None:
     """A probe that comes while a participant finishes its round is told so."""
     os.mkfifo(gate := tmp_path / "gate")
     with two_services() as (coordinator, _):
@@ -155,7 +153,7 @@ def test_a_service_that_is_told_to_stop_is_not_ready_while_it_still_serves(tmp_p
             coordinator.said("round 0 completed")
 
 
-def test_an_aggregator_that_is_told_to_stop_is_not_ready_while_an_upload_goes_on() -> None:
+def test_a_stopping_aggregator_is_not_ready_during_an_upload() -> None:
     id, token = "aaaaaaaa-aaaa-4aaa-8aaa-aaaaaaaaaaaa", "11111111-1111-4111-8111-111111111111"
     with running("aggregator", FEDROUND_INTERNAL_SECRET=SECRET) as aggregator:
         url = aggregator.url("AGGREGATOR_INTERNAL_PORT") + "/books/open"
@@ -175,7 +173,7 @@ def test_an_aggregator_that_is_told_to_stop_is_not_ready_while_an_upload_goes_on
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_a_coordinator_that_holds_heartbeats_and_an_aggregator_that_holds_its_ledger_stop_at_once(which: int) -> None:
+def test_services_with_open_long_polls_stop_immediately(which: int) -> None:
     with (
         two_services(COORDINATOR_MIN_CLIENTS="2") as services,
         running("participant", **silo(services[0])) as participant,
@@ -191,7 +189,7 @@ def test_a_coordinator_that_holds_heartbeats_and_an_aggregator_that_holds_its_le
 # User code
 
 
-def test_code_that_never_rests_costs_no_heartbeat() -> None:
+def test_busy_training_code_delays_no_heartbeat() -> None:
     plan = {"COORDINATOR_ROUNDS": "1", "COORDINATOR_HEARTBEAT_TIMEOUT": "2s"}
     with running("platform", **plan) as platform:
         own = silo(platform, silos.Hog, OPTIONS='{"seconds": 6}', NAME="hog", AFTER_FINISH="wait")
@@ -215,7 +213,7 @@ def test_code_that_never_rests_costs_no_heartbeat() -> None:
 # What is logged
 
 
-def test_a_program_that_logs_everything_logs_no_id_and_no_secret(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_program_that_logs_everything_logs_no_id_or_secret(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     with our_platform(rounds=3, token=SECRET) as p:
         run_participant(silos.Plus1(), p.url, token=SECRET)

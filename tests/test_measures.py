@@ -13,7 +13,7 @@ from fedround.tensors.weights import Array
 
 
 @given(hnp.arrays(np.float64, st.integers(1, 50), elements=st.floats(-1e6, 1e6)))
-def test_statistics_are_numpys(array: Array) -> None:
+def test_statistics_equal_those_of_numpy(array: Array) -> None:
     found = statistics(np.tile(array, BLOCK // 20))
     assert found.mean == pytest.approx(array.mean(), abs=1e-6, rel=1e-9)
     assert found.stddev == pytest.approx(array.std(), abs=1e-6, rel=1e-9)
@@ -21,13 +21,13 @@ def test_statistics_are_numpys(array: Array) -> None:
     assert (found.least, found.largest, found.nonfinite) == (array.min(), array.max(), 0)
 
 
-def test_statistics_leave_out_what_is_not_finite_and_count_it() -> None:
+def test_statistics_omit_and_count_values_that_are_not_finite() -> None:
     found = statistics(np.array([[1.0, np.nan], [np.inf, 3.0]], "f4"))
     assert (found.mean, found.nonfinite) == (2.0, 2)
     assert statistics(np.array([np.nan])).nonfinite == 1
 
 
-def test_statistics_of_any_layout_are_the_same_and_copy_nothing_whole() -> None:
+def test_statistics_do_not_depend_on_the_layout_and_need_no_copy() -> None:
     array = np.arange(4.0 * BLOCK).reshape(4, -1)
     padded = np.zeros((4, 2 * BLOCK), ">f8")
     padded[:, ::2] = array
@@ -41,12 +41,12 @@ def test_statistics_of_any_layout_are_the_same_and_copy_nothing_whole() -> None:
     assert statistics(np.array(3.0)) == Statistics(1, 3.0, 0.0, 3.0, 3.0, 3.0, 3.0, 0, (0, 0, 0, 0, 0, 0, 0, 1), (3.0,))
 
 
-def test_statistics_too_large_for_float64_are_infinite_and_no_error() -> None:
+def test_statistics_too_large_for_float64_are_infinite() -> None:
     found = statistics(np.array([1e200] * BLOCK + [-1e200]))
     assert (found.stddev, found.l2_norm, found.least, found.largest) == (np.inf, np.inf, -1e200, 1e200)
 
 
-def test_a_change_is_the_norm_of_the_update_and_whether_it_goes_where_the_model_went() -> None:
+def test_a_change_has_a_norm_and_a_cosine_to_the_last_change() -> None:
     former, before = np.array([0.0, 0.0]), np.array([1.0, 0.0])
     assert change([before], [np.array([1.0, 5.0])]) == Change(5.0, None)
     cosines = [change([before], [before + step], [former]).cosine_similarity for step in ([2.0, 0.0], [0.0, 3.0], [-4.0, 0.0])]

@@ -38,7 +38,7 @@ def peak(pid: int) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's peak of a process")
 @pytest.mark.parametrize("tensors", [4, 200])
-def test_a_model_of_many_small_tensors_needs_no_more_memory_than_one_of_few_large_ones(tensors: int, tmp_path: Path) -> None:
+def test_many_small_tensors_need_no_more_memory_than_few_large_ones(tensors: int, tmp_path: Path) -> None:
     (tmp_path / "wide.py").write_text(CLASS)
     silo = {"PARTICIPANT_CLASS": "wide:Wide", "PARTICIPANT_OPTIONS": f'{{"tensors": {tensors}}}'}
     silo["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"

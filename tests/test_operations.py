@@ -44,7 +44,7 @@ def families(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_the_page_names_all_metrics_of_a_live_scrape_and_no_other(services: dict[str, Process], service: str) -> None:
+def test_the_reference_has_exactly_the_metrics_of_a_live_scrape(services: dict[str, Process], service: str) -> None:
     block = re.search(rf"{SERVICES[service]} -->\n(.*?)<!-- end", PAGE, re.DOTALL)
     assert block is not None
     named = set(re.findall(r"^\| `(\w+)`", block[1], re.MULTILINE))
@@ -52,26 +52,26 @@ def test_the_page_names_all_metrics_of_a_live_scrape_and_no_other(services: dict
     assert {name for name in scraped if not name.endswith(("_gsum", "_gcount"))} == named
 
 
-def test_a_participant_that_has_had_rounds_has_at_most_250_series(services: dict[str, Process]) -> None:
+def test_a_participant_with_rounds_has_at_most_250_series(services: dict[str, Process]) -> None:
     lines = scrape(services, "participant").decode().splitlines()
     assert sum(not line.startswith("#") for line in lines) <= 250
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_promtool_finds_nothing_in_a_live_scrape(services: dict[str, Process], service: str) -> None:
+def test_promtool_reports_nothing_for_a_live_scrape(services: dict[str, Process], service: str) -> None:
     body = scrape(services, service)
     done = subprocess.run([tool("promtool"), "check", "metrics"], input=body, capture_output=True, check=False)
     assert (done.returncode, done.stdout + done.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_openmetrics_is_given_to_who_accepts_it(services: dict[str, Process], service: str) -> None:
+def test_openmetrics_is_sent_to_clients_that_accept_it(services: dict[str, Process], service: str) -> None:
     text = scrape(services, service, Accept=OPENMETRICS).decode()
     assert text.endswith("# EOF\n")
     assert len(list(parse_openmetrics(text))) > 10  # type: ignore[no-untyped-call]
 
 
-def test_rounds_are_counted_the_same_by_all_three(services: dict[str, Process]) -> None:
+def test_all_three_services_count_the_same_rounds(services: dict[str, Process]) -> None:
     series = {
         "participant": 'fedround_participant_rounds_total{outcome="completed"} 3.0',
         "coordinator": 'fedround_coordinator_rounds_total{outcome="completed"} 3.0',
@@ -96,7 +96,7 @@ def test_probes_and_scrapes_are_not_counted_as_requests(services: dict[str, Proc
 
 
 @pytest.mark.parametrize(("path", "on"), re.findall(r"^\| `(/\w*)` \| (\w+) \|", HEALTH, re.MULTILINE))
-def test_an_endpoint_that_the_page_names_answers(services: dict[str, Process], path: str, on: str) -> None:
+def test_the_documented_endpoints_respond(services: dict[str, Process], path: str, on: str) -> None:
     for service, process in services.items():
         if on in ("all", service):
             assert process.get(f"{service.upper()}_OPS_PORT", path)

@@ -46,7 +46,7 @@ class Silo(fedround.NumPyParticipant):
 
 @pytest.mark.timeout(60 + 2 * OUTAGE)
 @pytest.mark.parametrize("memory", ["without memory", "with a data directory"])
-def test_all_are_back_within_3_seconds_whether_they_wait_train_or_upload(memory: str, tmp_path: Path) -> None:
+def test_after_an_outage_all_participants_are_back_within_3_seconds(memory: str, tmp_path: Path) -> None:
     training, go_on = threading.Event(), threading.Event()
 
     def train() -> None:

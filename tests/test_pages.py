@@ -13,14 +13,14 @@ ELSEWHERE = [block for page in PAGES for block in blocks(page) if block.comment.
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("page", RUN, ids=lambda page: str(page.relative_to(ROOT)))
-def test_a_page_runs_as_it_is_written(page: Path, tmp_path: Path) -> None:
+def test_the_commands_of_a_page_run(page: Path, tmp_path: Path) -> None:
     with session(page, tmp_path) as reader:
         for block in blocks(page):
             reader.run(block)
 
 
 @pytest.mark.parametrize("block", ELSEWHERE, ids=lambda block: block.where)
-def test_a_block_that_another_test_runs_names_that_test(block: Block) -> None:
+def test_blocks_that_other_tests_run_name_existing_tests(block: Block) -> None:
     found = re.fullmatch(r"run by (tests/[\w/]+\.py)::(\w+)", block.comment)
     assert found is not None
     assert f"def {found[2]}(" in (ROOT / found[1]).read_text()

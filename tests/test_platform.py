@@ -47,7 +47,7 @@ async def serving(**settings: object) -> AsyncIterator[tuple[Platform, httpx.Asy
         yield p, http
 
 
-async def test_a_federation_trains_on_one_process_that_goes_on_serving_its_result() -> None:
+async def test_a_platform_in_one_process_trains_and_continues_to_serve_the_model() -> None:
     async with serving(rounds=3, min_clients=4) as (p, http):
         coordinator = url(p.coordinator_public)
         trained = await asyncio.gather(*(participate(http, coordinator, value) for value in (0.0, 1.0, 2.0, 3.0)))
@@ -62,7 +62,7 @@ async def test_a_federation_trains_on_one_process_that_goes_on_serving_its_resul
             assert (await http.get(f"{url(ops)}/readyz")).status_code == 200
 
 
-async def test_an_invalid_update_is_refused_and_the_round_goes_on_with_others() -> None:
+async def test_an_invalid_update_is_refused_and_the_round_continues() -> None:
     async with serving(rounds=1, min_clients=2, participants_ratio=0.5) as (p, http):
         coordinator = url(p.coordinator_public)
         ids = [(await http.get(f"{coordinator}/rendez_vous")).json()["id"] for _ in range(2)]
@@ -79,12 +79,12 @@ async def test_an_invalid_update_is_refused_and_the_round_goes_on_with_others() 
         assert (await http.get(f"{coordinator}/heartbeat/{id}", headers=LONG_POLL)).json()["state"] == "finish"
 
 
-async def test_participants_are_sent_where_the_settings_say_if_they_say_so() -> None:
+async def test_participants_get_the_configured_address_of_the_aggregator() -> None:
     async with serving(aggregator_url="http://elsewhere:1") as (p, _):
         assert p.coordinator.aggregator_url == "http://elsewhere:1"
 
 
-async def test_a_port_in_use_is_a_wrong_setting() -> None:
+async def test_a_port_in_use_is_a_configuration_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigurationError, match=f"COORDINATOR_PORT={port}"):
@@ -93,7 +93,7 @@ async def test_a_port_in_use_is_a_wrong_setting() -> None:
 
 
 @pytest.mark.timeout(20)
-def test_two_services_in_one_directory_are_a_wrong_setting(tmp_path: Path) -> None:
+def test_two_services_in_one_directory_are_a_configuration_error(tmp_path: Path) -> None:
     (tmp_path / "other").symlink_to(tmp_path)
     coordinator = CoordinatorSettings(data_dir=tmp_path / "data")
     aggregator = AggregatorSettings(data_dir=tmp_path / "other" / "data")
@@ -101,7 +101,7 @@ def test_two_services_in_one_directory_are_a_wrong_setting(tmp_path: Path) -> No
         platform.run(coordinator, aggregator)
 
 
-async def test_sigterm_ends_a_platform_at_once_and_answers_who_is_held() -> None:
+async def test_sigterm_ends_a_platform_immediately_and_answers_long_polls() -> None:
     with running("platform", COORDINATOR_MIN_CLIENTS="2") as p:
         async with asyncio.timeout(30), httpx.AsyncClient(base_url=p.url("COORDINATOR_PORT")) as http:
             id = (await http.get("/rendez_vous")).json()["id"]

@@ -11,7 +11,7 @@ from fedround.common.process import capture_signals, run, tune
 pytestmark = pytest.mark.usefixtures("garbage_collection_as_before")
 
 
-def test_a_signal_sets_the_event_and_afterwards_the_handlers_are_as_before() -> None:
+def test_a_signal_sets_the_event_and_handlers_are_restored() -> None:
     async def main(number: int) -> None:
         with capture_signals() as stop:
             assert signal.getsignal(number) is not before
@@ -24,7 +24,7 @@ def test_a_signal_sets_the_event_and_afterwards_the_handlers_are_as_before() -> 
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_second_signal_ends_the_process_at_once() -> None:
+def test_a_second_signal_ends_the_process_immediately() -> None:
     program = """
 import asyncio
 from fedround.common.process import capture_signals, run
@@ -47,13 +47,13 @@ run(main())
         assert process.wait() == 128 + signal.SIGTERM
 
 
-def test_what_is_there_at_the_start_is_left_out_of_garbage_collection() -> None:
+def test_existing_objects_are_excluded_from_garbage_collection() -> None:
     tune()
     assert gc.get_freeze_count() > 0
     assert gc.get_threshold() == (100_000, 50, 50)
 
 
-def test_a_service_may_open_as_many_files_as_the_system_allows() -> None:
+def test_the_limit_of_open_files_is_raised_to_the_maximum() -> None:
     program = """
 import resource
 from fedround.common.process import tune

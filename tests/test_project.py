@@ -49,7 +49,7 @@ def on_the_path(directory: Path, python: str) -> str:
 
 @pytest.mark.parametrize("library", MODELS)
 @pytest.mark.timeout(1500)  # PyTorch may have to be installed
-def test_a_project_passes_its_own_test_and_trains_as_its_readme_says(library: str, tmp_path: Path) -> None:
+def test_a_project_passes_its_test_and_trains_as_in_its_readme(library: str, tmp_path: Path) -> None:
     python = sys.executable if library == "numpy" else venvs.required(*venvs.TORCH, large=True)
     environ = venvs.environ(KERAS_BACKEND="torch", PATH=on_the_path(tmp_path / "bin", python), PARTICIPANT_OPS_BIND="127.0.0.1")
     project = tmp_path / "silo"
@@ -94,7 +94,7 @@ def test_a_project_passes_its_own_test_and_trains_as_its_readme_says(library: st
 
 
 @pytest.mark.parametrize("library", MODELS)
-def test_a_project_has_the_same_files_for_each_library_and_marks_where_the_data_go(library: str, tmp_path: Path) -> None:
+def test_a_project_has_the_same_files_for_each_library(library: str, tmp_path: Path) -> None:
     create(tmp_path / "silo", library)
     assert names(tmp_path / "silo") == FILES
     source = (tmp_path / "silo" / "participant.py").read_text()
@@ -121,7 +121,7 @@ def test_the_name_of_the_directory_becomes_a_name_for_images_and_releases(direct
     assert project_name(Path("/") / directory) == name
 
 
-def test_a_directory_that_is_empty_is_taken_whatever_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_directory_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     create(Path(), "numpy")
     assert names(tmp_path) == FILES
@@ -129,7 +129,7 @@ def test_a_directory_that_is_empty_is_taken_whatever_it_is(tmp_path: Path, monke
     assert names(tmp_path / "a" / "b") == FILES
 
 
-def test_a_directory_that_is_not_empty_is_refused_and_stays_as_it_was(tmp_path: Path) -> None:
+def test_a_directory_that_is_not_empty_is_refused_and_unchanged(tmp_path: Path) -> None:
     (tmp_path / "participant.py").write_text("mine")
     refused = fedround("new", str(tmp_path))
     assert (refused.returncode, refused.stdout) == (1, "")
@@ -139,7 +139,7 @@ def test_a_directory_that_is_not_empty_is_refused_and_stays_as_it_was(tmp_path: 
 
 
 @pytest.mark.parametrize("place", ["file", "file/silo", "new/" + "x" * 256])
-def test_a_directory_that_cannot_be_made_is_refused(place: str, tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_created_is_refused(place: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     refused = fedround("new", str(tmp_path / place))
     assert (refused.returncode, refused.stdout) == (1, "")
@@ -149,7 +149,7 @@ def test_a_directory_that_cannot_be_made_is_refused(place: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("place", ["", "new/silo"])
-def test_a_write_that_fails_halfway_leaves_nothing_behind(place: str, tmp_path: Path) -> None:
+def test_a_failed_write_leaves_nothing_behind(place: str, tmp_path: Path) -> None:
     """A file of more than 1 kB is too large for this process."""
     program = ["sh", "-c", 'ulimit -f 1; exec "$@"', "sh", sys.executable, "-B", "-m", "fedround", "new", str(tmp_path / place)]
     failed = subprocess.run(program, capture_output=True, text=True, check=False)
@@ -168,13 +168,13 @@ def test_the_documentation_lists_the_commands_and_the_files(tmp_path: Path, monk
     assert {name for row in rows for name in re.findall("`(.*?)`", row)} == names(tmp_path / "my-project")
 
 
-def test_two_libraries_at_once_are_a_wrong_command_line(tmp_path: Path) -> None:
+def test_two_libraries_are_a_wrong_command_line(tmp_path: Path) -> None:
     refused = fedround("new", str(tmp_path / "silo"), "--torch", "--keras")
     assert refused.returncode == 64
     assert names(tmp_path) == set()
 
 
-def test_the_compose_file_starts_a_platform_and_participants_with_settings_that_there_are(tmp_path: Path) -> None:
+def test_the_compose_file_uses_existing_settings(tmp_path: Path) -> None:
     create(tmp_path / "silo", "numpy")
     services = yaml.safe_load((tmp_path / "silo" / "docker-compose.yml").read_text())["services"]
     assert (services["platform"]["image"], services["participant"]["image"]) == ("fedround:0.1.0", "silo:0.1")
@@ -184,7 +184,7 @@ def test_the_compose_file_starts_a_platform_and_participants_with_settings_that_
     assert known.issuperset({*image, *(name for service in services.values() for name in service["environment"])})
 
 
-def test_helm_takes_the_values(tmp_path: Path) -> None:
+def test_helm_accepts_the_values(tmp_path: Path) -> None:
     create(tmp_path / "no", "numpy")  # YAML for false
     values = str(tmp_path / "no" / "values.yaml")
     template = [tool("helm"), "template", "no", str(ROOT / "helm" / "participant"), "--values", values]

@@ -77,7 +77,7 @@ def test_this_machine_needs_no_proxy(host: str) -> None:
         ("://, /, [, ], :8, 10.0.0.0/99, [:, .", [], ["fl", "10.0.0.1", "[fd00::1]"]),
     ],
 )
-def test_what_no_proxy_excepts(no_proxy: str, without: list[str], through: list[str]) -> None:
+def test_no_proxy_excepts_hosts(no_proxy: str, without: list[str], through: list[str]) -> None:
     for name in ("NO_PROXY", "no_proxy"):
         assert [host for host in without if proxy_for(f"http://{host}", ALL | {name: no_proxy})] == []
         assert [host for host in through if not proxy_for(f"http://{host}", ALL | {name: no_proxy})] == []
@@ -99,12 +99,12 @@ def test_what_no_proxy_excepts(no_proxy: str, without: list[str], through: list[
         ("gopher://p", False),
     ],
 )
-def test_what_a_proxys_url_is(url: str, valid: bool) -> None:
+def test_the_url_of_a_proxy_is_normalised(url: str, valid: bool) -> None:
     assert Proxy("HTTP_PROXY", url).is_valid is valid
 
 
 @given(st.text(), st.sampled_from(["fl", "10.0.0.1", "[fd00::1]:8081"]))
-def test_whatever_no_proxy_says_it_is_read(no_proxy: str, host: str) -> None:
+def test_any_value_of_no_proxy_is_accepted(no_proxy: str, host: str) -> None:
     proxy_for(f"http://{host}", ALL | {"NO_PROXY": no_proxy})
 
 

@@ -42,7 +42,7 @@ def facts(platform: Process, kind: str) -> list[dict[str, Any]]:
     return [line for line in lines if line.get("event") == kind]
 
 
-def test_a_slow_participant_does_not_delay_the_others_and_its_share_is_shown(tmp_path: Path) -> None:
+def test_a_slow_participant_delays_no_round_and_its_share_is_shown(tmp_path: Path) -> None:
     plan = {"COORDINATOR_ROUNDS": "0", "COORDINATOR_MIN_CLIENTS": "2", "COORDINATOR_QUORUM": "0.6"}
     logs = {"COORDINATOR_LOG_LEVEL": "debug"}
     kept = {"AGGREGATOR_DATA_DIR": str(tmp_path), "AGGREGATOR_KEEP_MODELS": "1000"}

@@ -71,7 +71,7 @@ def newest(receiver: Receiver, name: str, **labels: str) -> float:
     return float(found[-1].point.as_double) if found else -1
 
 
-def test_a_silo_decides_what_leaves_it(tokens: dict[str, str]) -> None:
+def test_a_silo_chooses_the_metrics_that_it_pushes(tokens: dict[str, str]) -> None:
     allow = 'fedround_participant_state,fedround_participant_weight_*{source="local"}'
     with (
         receiving() as (url, receiver),
@@ -84,7 +84,7 @@ def test_a_silo_decides_what_leaves_it(tokens: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("collector", ["hangs", "is away"])
-def test_a_collector_that_hangs_or_is_away_delays_no_training_and_no_heartbeat(collector: str, tokens: dict[str, str]) -> None:
+def test_a_hanging_or_unreachable_collector_delays_no_training(collector: str, tokens: dict[str, str]) -> None:
     answers = threading.Event()
     with receiving(answers=answers) as (url, _):
         url = url if collector == "hangs" else "http://127.0.0.1:9"
@@ -101,7 +101,7 @@ def test_a_collector_that_hangs_or_is_away_delays_no_training_and_no_heartbeat(c
         answers.set()
 
 
-def test_a_coordinator_without_a_relay_costs_a_participant_one_line_for_each_signal(tokens: dict[str, str]) -> None:
+def test_without_a_relay_a_participant_logs_one_line_per_signal(tokens: dict[str, str]) -> None:
     with (
         running("platform", COORDINATOR_ROUNDS="3", **tokens) as platform,
         running("participant", **silo(platform, "anna")) as anna,
@@ -111,7 +111,7 @@ def test_a_coordinator_without_a_relay_costs_a_participant_one_line_for_each_sig
     assert "Traceback" not in anna.log
 
 
-def test_telemetry_takes_the_proxy_of_the_participant(tokens: dict[str, str]) -> None:
+def test_telemetry_uses_the_proxy_of_the_participant(tokens: dict[str, str]) -> None:
     """Nothing but the connection to the coordinator: no other address is looked up, and nothing is sent around the proxy."""
     with receiving() as (url, receiver), running("platform", COORDINATOR_OTLP_ENDPOINT=url, **tokens) as platform:
         dead = {"HTTP_PROXY": "http://127.0.0.1:9", "PARTICIPANT_COORDINATOR_URL": "http://coordinator.invalid:80"}
@@ -163,7 +163,7 @@ def allowed() -> bool:
     return probe.returncode == 0
 
 
-def test_silos_whose_only_way_out_is_the_platform_are_seen_by_the_operators(tokens: dict[str, str]) -> None:
+def test_operators_see_silos_that_can_reach_only_the_platform(tokens: dict[str, str]) -> None:
     if not allowed():
         pytest.skip("only root can make network namespaces, with ip and nft")
     names = {name: f"fr-{name}-{os.getpid()}" for name in ("anna", "berta")}

@@ -82,13 +82,13 @@ def test_two_builds_of_a_commit_are_equal(clones: list[Path]) -> None:
     assert set(first) == {*charts, *packages, "SHA256SUMS"}
 
 
-def test_the_sums_are_those_of_all_files(clones: list[Path]) -> None:
+def test_the_checksums_cover_all_files(clones: list[Path]) -> None:
     found = digests(clones[0])
     sums = (clones[0] / "dist" / "SHA256SUMS").read_text()
     assert sums == "".join(f"{digest}  {name}\n" for name, digest in found.items() if name != "SHA256SUMS")
 
 
-def test_times_in_archives_are_that_of_the_commit(clones: list[Path]) -> None:
+def test_times_in_archives_are_the_time_of_the_commit(clones: list[Path]) -> None:
     epoch = int(git("log", "-1", "--format=%ct", cwd=clones[0]))
     for archive in [path for path in (clones[0] / "dist").iterdir() if path.name.endswith((".tgz", ".tar.gz"))]:
         with tarfile.open(archive) as tar:
@@ -96,7 +96,7 @@ def test_times_in_archives_are_that_of_the_commit(clones: list[Path]) -> None:
 
 
 @pytest.mark.parametrize("chart", CHARTS)
-def test_a_chart_that_was_packed_renders_as_its_directory_does(chart: str, clones: list[Path]) -> None:
+def test_a_packed_chart_renders_like_its_directory(chart: str, clones: list[Path]) -> None:
     def rendered(source: Path) -> str:
         settings = ["--set", "coordinator.url=http://fl:8081"] if chart == "participant" else []
         return subprocess.run([tool("helm"), "template", "a", source, *settings], capture_output=True, text=True, check=True).stdout
@@ -108,7 +108,7 @@ def test_a_chart_that_was_packed_renders_as_its_directory_does(chart: str, clone
         assert packed == rendered(ROOT / "helm" / chart)
 
 
-def test_the_sbom_names_each_package_of_the_lock_with_its_licence_and_what_needs_it(clones: list[Path]) -> None:
+def test_the_sbom_has_each_locked_package_with_licence_and_dependents(clones: list[Path]) -> None:
     sbom = json.loads((clones[0] / "dist" / f"fedround-{VERSION}.cdx.json").read_text())
     pinned = re.findall(r"^([a-z0-9.-]+)==([^ ]+)", (ROOT / "requirements" / "runtime.txt").read_text(), re.MULTILINE)
     assert sorted((part["name"], part["version"]) for part in sbom["components"]) == sorted(pinned)
@@ -124,7 +124,7 @@ def test_the_sbom_names_each_package_of_the_lock_with_its_licence_and_what_needs
     assert done.returncode == 0, done.stderr
 
 
-def test_a_missing_program_stops_a_release_before_it_builds_anything(
+def test_a_missing_program_stops_a_release_before_it_builds(
     clones: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "git").symlink_to(tool("git"))
@@ -134,7 +134,7 @@ def test_a_missing_program_stops_a_release_before_it_builds_anything(
     assert not (tmp_path / "dist").exists()
 
 
-def test_a_directory_with_something_else_in_it_is_left_as_it_is(clones: list[Path], tmp_path: Path) -> None:
+def test_a_directory_with_other_files_is_refused_and_unchanged(clones: list[Path], tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("")
     done = release(clones[0], "--out", str(tmp_path), "--skip", "charts", "images", "packages", "wheels")
     assert done.returncode == 1
@@ -142,7 +142,7 @@ def test_a_directory_with_something_else_in_it_is_left_as_it_is(clones: list[Pat
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_all_that_names_a_version_names_that_of_the_project() -> None:
+def test_every_version_is_that_of_the_project() -> None:
     assert {(chart["version"], chart["appVersion"]) for chart in CHARTS.values()} == {(VERSION, VERSION)}
     pages = git("grep", "-ohE", r"fedround:[0-9][0-9.]*[0-9]", "--", ":!CHANGELOG.md", ":!tests/test_release.py", cwd=ROOT)
     assert set(pages.split()) == {f"fedround:{VERSION}"}

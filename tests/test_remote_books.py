@@ -84,7 +84,7 @@ def test_participants_are_admitted() -> None:
     assert message == {"attempt": ATTEMPT, "admissions": [["a", "t", ""]]}
 
 
-def test_a_right_is_revoked() -> None:
+def test_an_upload_permission_is_revoked() -> None:
     async def call(books: RemoteBooks) -> None:
         assert await books.revoke(ATTEMPT, "a", 12.5) is Verdict.RECEIVING
 
@@ -116,7 +116,7 @@ def test_the_ledger_is_read_with_the_secret() -> None:
     assert peer.requests[0].headers["authorization"] == "Bearer secret"
 
 
-def test_pages_and_admissions_of_older_versions_are_understood() -> None:
+def test_pages_and_admissions_of_older_versions_are_accepted() -> None:
     page = page_to_json(PAGE)
     page["entries"] = [entry[:6] for entry in page["entries"]]
     page["measured"] = [measured[:2] for measured in page["measured"]]
@@ -128,7 +128,7 @@ def test_pages_and_admissions_of_older_versions_are_understood() -> None:
     assert admissions_from_json([["a", "t"]]) == [Admission("a", "t")]
 
 
-def test_what_the_books_tell_of_figures_is_bounded_here_too() -> None:
+def test_metrics_in_the_ledger_are_limited_by_the_reader() -> None:
     page = json.dumps(page_to_json(PAGE)).replace('{"loss": 0.5}', '{"loss": 1.7e308, "a\\nb": 1, "kept": 2}')
     page = page.replace('{"mean": 0.5}', '{"mean": Infinity, "min": 0.5}')
     with Peer(answer("200 OK", page.encode())) as peer:
@@ -136,7 +136,7 @@ def test_what_the_books_tell_of_figures_is_bounded_here_too() -> None:
     assert (found.entries[0].metrics, found.measured) == ({"kept": 2.0}, (PAGE.measured[0], Measured(3, {"min": 0.5})))
 
 
-def test_calls_go_on_while_the_ledger_is_waited_for() -> None:
+def test_calls_continue_during_a_long_poll_of_the_ledger() -> None:
     asked, called = Event(), Event()
 
     def held() -> Iterator[bytes]:
@@ -174,18 +174,18 @@ def test_calls_go_on_while_the_ledger_is_waited_for() -> None:
         (answer("200 OK", b'{"verdict":"perhaps"}'), BadAnswer),
     ],
 )
-def test_what_goes_wrong_is_one_of_our_errors(reply: bytes, error: type[ExchangeError]) -> None:
+def test_each_failure_has_its_error(reply: bytes, error: type[ExchangeError]) -> None:
     with Peer(Reply(reply, close=True)) as peer, pytest.raises(error):
         ask(peer.url, lambda books: books.revoke(ATTEMPT, "a"))
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://nowhere.invalid", f"http://{'a' * 64}.example"])
-def test_an_aggregator_that_is_not_there_is_unreachable(url: str) -> None:
+def test_a_missing_aggregator_is_unreachable(url: str) -> None:
     with pytest.raises(Unreachable, match=f"^GET {url[7:]}/books/ledger: "):
         ask(url, lambda books: books.ledger("", 0))
 
 
-def test_an_endless_answer_is_a_bad_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_oversized_response_is_a_bad_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedround.http.remote_books.MAX_RESPONSE", 10)
     with Peer(answer("200 OK", b'{"verdict":"revoked"}')) as peer, pytest.raises(BadAnswer, match="more than 10 bytes"):
         ask(peer.url, lambda books: books.revoke(ATTEMPT, "a"))

@@ -53,11 +53,11 @@ def meaning(status: int, headers: dict[str, str], body: bytes = b"", request: Re
         (200, {"Content-Encoding": "gzip"}, b"", BadAnswer),
     ],
 )
-def test_each_answer_is_one_of_our_errors(status: int, headers: dict[str, str], body: bytes, error: type[ExchangeError]) -> None:
+def test_each_response_has_its_error(status: int, headers: dict[str, str], body: bytes, error: type[ExchangeError]) -> None:
     assert type(meaning(status, headers, body)) is error
 
 
-def test_a_proxys_limit_for_bodies_is_told_with_the_size_and_where_to_raise_it() -> None:
+def test_a_limit_of_a_proxy_is_named_with_the_size_and_the_remedy() -> None:
     asked = RequestInfo("POST fl/{id}/{token}", f"http://fl/{ID}/{TOKEN}", f"/{ID}/{TOKEN}", sent=1_600_128)
     assert str(meaning(413, HTML, PAGE, asked)) == (
         "a proxy between here and the aggregator refuses bodies of 1.6 MB (413 without our header): raise its limit, "
@@ -73,14 +73,14 @@ def test_a_proxys_limit_for_bodies_is_told_with_the_size_and_where_to_raise_it()
         ("https://login.example/?next=x", "https://login.example/", ""),
     ],
 )
-def test_a_redirect_tells_what_url_to_set(location: str, there: str, base: str) -> None:
+def test_the_error_of_a_redirect_names_the_url_to_set(location: str, there: str, base: str) -> None:
     asked = RequestInfo("GET fl/rendez_vous", "http://fl/rendez_vous", "/rendez_vous")
     assert str(meaning(308, {"Location": location}, request=asked)) == (
         f"308: redirects to {there}; fedround follows no redirects" + (f": set the URL to {base}" if base else "")
     )
 
 
-def test_a_redirect_tells_neither_ids_nor_tokens_nor_what_would_not_fit_into_a_line() -> None:
+def test_the_error_of_a_redirect_has_no_ids_tokens_or_control_characters() -> None:
     path = f"/{ID}/{TOKEN}"
     asked = RequestInfo("GET fl/{id}/{token}", f"http://fl{path}", path)
     for location in (f"https://fl{path}", f"https://user:secret@fl/{'x' * 500}{path}\x1b[2J"):
@@ -92,6 +92,6 @@ def test_a_redirect_tells_neither_ids_nor_tokens_nor_what_would_not_fit_into_a_l
         assert told.isprintable()
 
 
-def test_what_was_asked_for_passes() -> None:
+def test_an_expected_response_passes() -> None:
     check(ASKED, 200, {"Content-Type": "application/json"}, b"", (200,))
     check(ASKED, 404, HTML, PAGE, (200, 404))

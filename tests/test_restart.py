@@ -25,7 +25,7 @@ def ids(platform: Process) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("when", [1, ROUNDS - 1])
-def test_training_goes_on_where_it_was(tmp_path: Path, when: int) -> None:
+def test_training_continues_after_a_restart(tmp_path: Path, when: int) -> None:
     settings = PLAN | kept_in(tmp_path)
     platform = Process("platform", **settings)
     known: dict[str, str] = {}
@@ -50,7 +50,7 @@ def test_training_goes_on_where_it_was(tmp_path: Path, when: int) -> None:
     assert [p.rounds for p in participants] == [list(range(ROUNDS))] * PARTICIPANTS
 
 
-def test_a_finished_training_goes_on_when_there_are_to_be_more_rounds(tmp_path: Path) -> None:
+def test_a_complete_training_continues_with_more_rounds(tmp_path: Path) -> None:
     settings = PLAN | kept_in(tmp_path)
     for rounds in (2, 5):
         participants = [KnownAnswer(0), KnownAnswer(1)]
@@ -61,7 +61,7 @@ def test_a_finished_training_goes_on_when_there_are_to_be_more_rounds(tmp_path: 
     assert [p.rounds for p in participants] == [[2, 3, 4]] * PARTICIPANTS
 
 
-def test_models_of_former_rounds_can_be_had(tmp_path: Path) -> None:
+def test_models_of_earlier_rounds_can_be_fetched(tmp_path: Path) -> None:
     settings = PLAN | kept_in(tmp_path) | {"AGGREGATOR_KEEP_MODELS": "3"}
     with running("platform", **settings) as platform, ThreadPoolExecutor() as pool:
         for future in [train(pool, platform, KnownAnswer(k)) for k in range(PARTICIPANTS)]:
@@ -70,7 +70,7 @@ def test_models_of_former_rounds_can_be_had(tmp_path: Path) -> None:
         assert [global_model(platform, round) for round in (3, 4, 5)] == [[n, n] for n in (4.0, 5.0, 6.0)]
 
 
-def test_the_last_rounds_and_what_their_models_are_like_are_told_after_a_restart(tmp_path: Path) -> None:
+def test_the_last_rounds_and_statistics_of_models_are_shown_after_a_restart(tmp_path: Path) -> None:
     told = []
     for rounds in (ROUNDS, ROUNDS + 1):
         settings = PLAN | kept_in(tmp_path) | {"COORDINATOR_ROUNDS": str(rounds)}
@@ -88,7 +88,7 @@ def test_the_last_rounds_and_what_their_models_are_like_are_told_after_a_restart
 
 
 @pytest.mark.timeout(180)
-def test_a_training_of_60_rounds_outlives_five_kills_of_the_platform(tmp_path: Path) -> None:
+def test_a_training_of_60_rounds_survives_five_kills_of_the_platform(tmp_path: Path) -> None:
     rounds, count = 60, 4
     settings = kept_in(tmp_path) | {"COORDINATOR_ROUNDS": str(rounds), "COORDINATOR_MIN_CLIENTS": str(count)}
     platform = Process("platform", **settings)

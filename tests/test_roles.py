@@ -41,13 +41,13 @@ def statuses(process: Process, token: str | None = None) -> dict[str, set[int]]:
     return found
 
 
-def test_an_open_platform_shows_everything_to_everybody() -> None:
+def test_a_platform_without_tokens_shows_everything() -> None:
     with running("platform") as platform:
         platform.said("in contact with the aggregator")
         assert statuses(platform) == {"probes": {200}, "shown": {200}, "private": {200, 404}}, "404: there is no model yet"
 
 
-def test_where_participants_need_tokens_and_operators_have_none_the_private_endpoints_are_closed() -> None:
+def test_with_tokens_for_participants_only_private_endpoints_are_closed() -> None:
     with running("platform", **TOKENS) as platform:
         platform.said("in contact with the aggregator")
         for token in (None, PARTICIPANT):
@@ -57,7 +57,7 @@ def test_where_participants_need_tokens_and_operators_have_none_the_private_endp
 
 
 @pytest.mark.parametrize("participants", [{}, TOKENS], ids=["open", "with tokens"])
-def test_where_operators_have_a_token_nothing_else_opens_their_port(participants: dict[str, str]) -> None:
+def test_the_operators_port_accepts_only_the_operators_token(participants: dict[str, str]) -> None:
     with running("platform", **participants, **OPS_TOKENS) as platform:
         platform.said("in contact with the aggregator")
         for token in (None, PARTICIPANT, "wrong"):
@@ -77,7 +77,7 @@ def test_the_operators_token_opens_no_endpoint_of_participants() -> None:
         assert asked(platform, "COORDINATOR_PORT", "/rendez_vous", PARTICIPANT)[0] == 200
 
 
-def test_only_events_never_make_a_browser_ask_for_a_password() -> None:
+def test_only_events_do_not_make_a_browser_ask_for_a_password() -> None:
     with running("platform", **OPS_TOKENS) as platform:
         for port in BOTH:
             for path in (*SHOWN, *PRIVATE[port]):
@@ -120,7 +120,7 @@ def test_a_participant_shows_its_own_weights_to_operators_with_a_token_only() ->
             assert shown % "local" in scraped
 
 
-def test_every_answer_of_an_ops_port_tells_browsers_to_be_careful() -> None:
+def test_every_response_of_an_ops_port_has_security_headers() -> None:
     with running("platform", **OPS_TOKENS) as platform:
         for port in BOTH:
             for path in (*PROBES, *SHOWN, *PRIVATE[port], "/nowhere"):
@@ -134,7 +134,7 @@ def test_every_answer_of_an_ops_port_tells_browsers_to_be_careful() -> None:
                     assert "access-control-allow-origin" not in headers
 
 
-def test_only_pages_of_origins_that_are_set_may_read_what_participants_read() -> None:
+def test_only_pages_of_configured_origins_may_read_responses() -> None:
     page = "https://fl.example.org"
     ports = {"COORDINATOR_PORT": "/rendez_vous", "AGGREGATOR_PORT": "/id/token"}
     with running("platform") as platform:
@@ -148,13 +148,13 @@ def test_only_pages_of_origins_that_are_set_may_read_what_participants_read() ->
 
 
 @pytest.mark.parametrize("text", ["fl.example.org", "https://fl.example.org/", "HTTPS://X", "https://a https://b"])
-def test_what_no_browser_sends_as_an_origin_is_refused(text: str) -> None:
+def test_an_invalid_origin_in_the_settings_is_refused(text: str) -> None:
     done = fedround("coordinator", COORDINATOR_CORS_ORIGINS=text)
     assert done.returncode == 78
     assert "COORDINATOR_CORS_ORIGINS (--cors-origins): write origins as browsers send them" in done.stderr
 
 
-def test_what_a_hostile_coordinator_says_forges_no_line_in_a_participants_log() -> None:
+def test_texts_of_a_hostile_coordinator_forge_no_log_line() -> None:
     detail = "no\n2026-01-01 00:00:00.000 INFO    in contact with the coordinator\x1b[2J\u202e"
     refusal = Answer(403, json.dumps({"title": "Forbidden", "status": 403, "detail": detail}).encode(), PROBLEM)
     with OldPlatform(rendez_vous=[refusal]) as hostile:
@@ -172,7 +172,7 @@ PROBLEM = {"Content-Type": "application/problem+json"}
 # The command line
 
 
-def test_the_operators_token_comes_by_flag_by_the_services_variables_or_by_one_for_all(tmp_path: Path) -> None:
+def test_the_operators_token_is_read_from_flag_or_variables(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text(OPERATOR + "\n")
     with running("platform", COORDINATOR_OPS_TOKEN=OPERATOR) as platform:
@@ -192,7 +192,7 @@ def test_the_operators_token_comes_by_flag_by_the_services_variables_or_by_one_f
         assert fedround("healthcheck", "coordinator", **port).returncode == 0
 
 
-def test_a_token_that_is_none_and_a_file_that_is_not_there_are_told_of(tmp_path: Path) -> None:
+def test_an_invalid_token_or_a_missing_file_is_an_error(tmp_path: Path) -> None:
     assert "visible ASCII" in fedround("status", "--token", "a b").stderr
     done = fedround("status", "aggregator", AGGREGATOR_OPS_TOKEN_FILE=str(tmp_path / "none"))
     assert (done.returncode, "AGGREGATOR_OPS_TOKEN_FILE: " in done.stderr) == (1, True)

@@ -56,7 +56,7 @@ def take_part(pool: ThreadPoolExecutor, coordinator: Process, *participants: Kno
 
 
 @pytest.mark.parametrize("kind", ["platform", "services"])
-def test_training_continues_from_a_former_model_and_each_update_counts_once(tmp_path: Path, kind: str) -> None:
+def test_training_continues_from_an_earlier_model_and_each_update_counts_once(tmp_path: Path, kind: str) -> None:
     said: list[CompletedProcess[str]] = []
 
     def intervene(number: int) -> None:
@@ -79,7 +79,7 @@ def test_training_continues_from_a_former_model_and_each_update_counts_once(tmp_
     assert trained.rounds == [*range(7), *range(3, ROUNDS)]
 
 
-def test_a_complete_training_goes_on_and_who_was_away_goes_back_too(tmp_path: Path) -> None:
+def test_a_rollback_continues_a_complete_training_also_for_an_absent_coordinator(tmp_path: Path) -> None:
     settings = SETTINGS | kept_in(tmp_path)
     with running("aggregator", **settings) as aggregator, ThreadPoolExecutor() as pool:
         with running("coordinator", **beside(aggregator), **settings) as coordinator:
@@ -102,7 +102,7 @@ def test_a_complete_training_goes_on_and_who_was_away_goes_back_too(tmp_path: Pa
     assert [p.rounds for p in newcomers] == [[9], [9]]
 
 
-def test_a_rollback_that_is_refused_changes_nothing_and_says_why(tmp_path: Path) -> None:
+def test_a_refused_rollback_changes_nothing_and_has_a_reason(tmp_path: Path) -> None:
     with (
         running("platform", **SETTINGS | {"COORDINATOR_ROUNDS": "3"}, **kept_in(tmp_path)) as platform,
         ThreadPoolExecutor() as pool,
@@ -123,7 +123,7 @@ def test_a_rollback_that_is_refused_changes_nothing_and_says_why(tmp_path: Path)
         assert json.loads(platform.get("COORDINATOR_OPS_PORT", "/status"))["state"] == "complete"
 
 
-def test_without_an_operators_token_nobody_rolls_back(tmp_path: Path) -> None:
+def test_a_rollback_requires_the_operators_token(tmp_path: Path) -> None:
     with running("platform", **kept_in(tmp_path)) as platform:
         done = roll_back(platform, 0)
         assert (done.returncode, "this endpoint is closed: set AGGREGATOR_OPS_TOKEN" in done.stderr) == (1, True)

@@ -49,7 +49,7 @@ def history(platform: Process, run: str = "") -> Any:
     return json.loads(platform.get("COORDINATOR_OPS_PORT", f"/history?run={run}"))
 
 
-def test_the_same_name_continues_a_run_and_another_begins_one(tmp_path: Path) -> None:
+def test_the_same_name_continues_a_run_and_another_starts_one(tmp_path: Path) -> None:
     with trained(tmp_path, COORDINATOR_RUN_NAME="first") as platform:
         first = history(platform)["run"]
         assert (first["name"], first["reason"], first["rounds"], first["first"]) == ("first", "complete", 3, 0)
@@ -73,7 +73,7 @@ def test_the_same_name_continues_a_run_and_another_begins_one(tmp_path: Path) ->
     assert "COORDINATOR_RUN_NAME: run first has ended, and names are used once" in done.stderr
 
 
-def test_a_run_begins_with_the_initial_model_whatever_runs_there_were(tmp_path: Path) -> None:
+def test_a_new_run_starts_with_the_initial_model(tmp_path: Path) -> None:
     np.save(tmp_path / "initial.npy", np.array([100.0, 100.0]))
     with trained(tmp_path, COORDINATOR_RUN_NAME="first"):
         pass
@@ -85,7 +85,7 @@ def test_a_run_begins_with_the_initial_model_whatever_runs_there_were(tmp_path: 
         assert model(platform).tolist() == [104.0, 104.0]
 
 
-def test_a_killed_platform_goes_on_in_its_run(tmp_path: Path) -> None:
+def test_a_killed_platform_continues_its_run(tmp_path: Path) -> None:
     settings = directories(tmp_path) | {"COORDINATOR_ROUNDS": "0", "COORDINATOR_RUN_NAME": "killed"}
     with running("platform", **settings) as platform, running("participant", **silo(platform, seconds=0.2)):
         until(lambda: len(history(platform)["rounds"]) >= 3)
@@ -112,7 +112,7 @@ def test_the_round_configuration_reaches_training_code_and_the_history(tmp_path:
         assert [round["metrics"]["step"] for round in history(platform)["rounds"]] == [1, 1, 10]
 
 
-def test_runs_and_their_rounds_can_be_had_as_files(tmp_path: Path) -> None:
+def test_runs_and_their_rounds_can_be_exported(tmp_path: Path) -> None:
     with trained(tmp_path, COORDINATOR_RUN_NAME="first") as platform:
         digest = platform.get("AGGREGATOR_OPS_PORT", "/model")
         url = ["--from", platform.url("COORDINATOR_OPS_PORT")]
@@ -153,7 +153,7 @@ def test_no_other_user_can_read_the_history(tmp_path: Path) -> None:
     assert set(modes.values()) == {0o600}
 
 
-def test_an_archive_that_is_none_or_of_a_later_version_is_not_touched(tmp_path: Path) -> None:
+def test_an_invalid_or_newer_archive_is_not_changed(tmp_path: Path) -> None:
     with trained(tmp_path):
         pass
     file = tmp_path / "coordinator" / "history.sqlite"
@@ -168,7 +168,7 @@ def test_an_archive_that_is_none_or_of_a_later_version_is_not_touched(tmp_path: 
 
 
 @pytest.mark.parametrize("isolation", ["process", "thread"])
-def test_the_run_is_in_every_line_of_a_log(isolation: str, tmp_path: Path) -> None:
+def test_every_log_line_names_the_run(isolation: str, tmp_path: Path) -> None:
     settings = directories(tmp_path) | {"COORDINATOR_ROUNDS": "2", "COORDINATOR_RUN_NAME": "named"}
     with running("platform", **settings) as platform:
         with running("participant", PARTICIPANT_ISOLATION=isolation, **silo(platform)) as participant:
@@ -181,7 +181,7 @@ def test_the_run_is_in_every_line_of_a_log(isolation: str, tmp_path: Path) -> No
         assert all(json.loads(line)["run"] == "named" for line in platform.log.splitlines() if "completed in" in line)
 
 
-def test_participants_of_one_host_have_names_of_their_own() -> None:
+def test_participants_on_one_host_have_different_names() -> None:
     with running("platform", COORDINATOR_MIN_CLIENTS="9") as platform:
         own = silo(platform)
         with running("participant", **own), running("participant", **own), running("participant", PARTICIPANT_NAME="mine", **own):

@@ -47,7 +47,7 @@ def same(one: dict[str, Array], other: dict[str, Array]) -> bool:
 
 
 @given(tensors())
-def test_a_file_is_the_one_that_the_package_writes_and_each_reads_the_other_s(weights: dict[str, Array]) -> None:
+def test_files_equal_those_of_the_safetensors_package(weights: dict[str, Array]) -> None:
     data = written(weights)
     assert data == safetensors.numpy.save(weights)
     if BFLOAT16 not in {array.dtype for array in weights.values()}:  # which it writes, but does not read as NumPy arrays
@@ -56,7 +56,7 @@ def test_a_file_is_the_one_that_the_package_writes_and_each_reads_the_other_s(we
 
 
 @given(tensors(), st.integers(0, 2**32 - 1))
-def test_an_update_is_its_tensors_own_memory_behind_a_prefix(weights: dict[str, Array], samples: int) -> None:
+def test_an_update_is_a_prefix_and_the_memory_of_its_tensors(weights: dict[str, Array], samples: int) -> None:
     parts = encode_update(samples, weights)
     whole = b"".join(parts)
     assert whole == samples.to_bytes(4, "big") + written(weights)
@@ -75,7 +75,7 @@ def test_an_update_is_its_tensors_own_memory_behind_a_prefix(weights: dict[str, 
         np.testing.assert_array_equal(read, weights[spec.name].ravel().astype(read.dtype))
 
 
-def test_what_was_received_is_trained_in_place_and_sent_from_the_same_memory() -> None:
+def test_a_received_model_is_trained_and_sent_in_the_same_memory() -> None:
     buffer = bytearray(written({"b": np.ones((2, 3), "f4"), "a": np.zeros(BLOCK + 1), "n": np.array(7), "flag": np.array([True])}))
     model = decode(buffer)
     for array in model.values():
@@ -88,7 +88,7 @@ def test_what_was_received_is_trained_in_place_and_sent_from_the_same_memory() -
     assert same(decode(bytearray(buffer)), model)
 
 
-def test_lists_come_back_in_their_order() -> None:
+def test_lists_keep_their_order() -> None:
     assert list(decode(bytearray(written({str(n): np.full(1, n, "f4") for n in range(12)})))) == [str(n) for n in range(12)]
 
 
@@ -132,7 +132,7 @@ def entry(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8), **more: 
         (file({"__metadata__": {"a": 1}, "a": entry()}), "the __metadata__ of a safetensors header must be an object of strings"),
     ],
 )
-def test_a_header_that_is_none_is_refused_with_the_reason(data: bytes, message: str) -> None:
+def test_an_invalid_header_is_refused_with_the_reason(data: bytes, message: str) -> None:
     with pytest.raises(WeightsError) as refusal:
         decode(bytearray(data))
     assert message in str(refusal.value)
@@ -154,7 +154,7 @@ def test_hostile_headers_are_refused_as_weights_errors(text: bytes, data: bytes)
             decode(bytearray(hostile))
 
 
-def test_numpy_under_python_2_wrote_headers_that_are_read() -> None:
+def test_headers_of_numpy_under_python_2_are_read() -> None:
     text = b"{'descr': '<f8', 'fortran_order': False, 'shape': (3L,), }".ljust(69) + b"\n"
     data = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + np.arange(3.0).tobytes()
     with pytest.warns(UserWarning, match="Python 2"):

@@ -35,7 +35,7 @@ def refused(process: Process, token: str = "") -> int:
             return error.code
 
 
-def test_both_services_find_the_same_secret_and_nobody_else_can_read_it(home: Path) -> None:
+def test_both_services_find_the_same_secret_and_other_users_cannot_read_it(home: Path) -> None:
     with running("aggregator") as aggregator, running("coordinator", **beside(aggregator)) as coordinator:
         coordinator.said("in contact with the aggregator")
         assert stat.S_IMODE(home.stat().st_mode) == 0o600
@@ -46,7 +46,7 @@ def test_both_services_find_the_same_secret_and_nobody_else_can_read_it(home: Pa
     assert made not in aggregator.log + coordinator.log
 
 
-def test_a_coordinator_that_starts_first_makes_the_secret(home: Path) -> None:
+def test_a_coordinator_that_starts_first_creates_the_secret(home: Path) -> None:
     settings = {"COORDINATOR_AGGREGATOR_INTERNAL_URL": "http://127.0.0.1:1"}
     with running("coordinator", **settings) as coordinator:
         coordinator.said("no contact with the aggregator")
@@ -56,7 +56,7 @@ def test_a_coordinator_that_starts_first_makes_the_secret(home: Path) -> None:
         assert home.read_text() == made
 
 
-def test_a_secret_that_is_replaced_is_taken_up_by_both_without_a_restart(home: Path) -> None:
+def test_a_replaced_secret_is_used_by_both_services_without_a_restart(home: Path) -> None:
     with running("aggregator") as aggregator, running("coordinator", **beside(aggregator)) as coordinator:
         coordinator.said("in contact with the aggregator")
         former = home.read_text().strip()
@@ -68,7 +68,7 @@ def test_a_secret_that_is_replaced_is_taken_up_by_both_without_a_restart(home: P
             assert refused(aggregator, former) == 401
 
 
-def test_the_file_that_is_named_is_made_where_there_is_none(tmp_path: Path) -> None:
+def test_a_missing_secret_file_is_created(tmp_path: Path) -> None:
     named = {"FEDROUND_INTERNAL_SECRET_FILE": str(tmp_path / "secret"), "AGGREGATOR_INTERNAL_BIND": "0.0.0.0"}  # noqa: S104
     with running("aggregator", **named) as aggregator, running("coordinator", **beside(aggregator), **named) as coordinator:
         coordinator.said("in contact with the aggregator")
@@ -76,7 +76,7 @@ def test_the_file_that_is_named_is_made_where_there_is_none(tmp_path: Path) -> N
         assert refused(aggregator) == 401
 
 
-def test_many_that_start_at_once_agree(tmp_path: Path) -> None:
+def test_services_that_start_simultaneously_agree_on_the_secret(tmp_path: Path) -> None:
     found: list[str] = []
     ready = threading.Barrier(16)
 
@@ -105,7 +105,7 @@ def test_many_that_start_at_once_agree(tmp_path: Path) -> None:
         (GOOD, 0o644, "other users have access to it: chmod 600"),
     ],
 )
-def test_a_file_that_is_no_secret_ends_the_start_with_78(home: Path, content: str, mode: int, complaint: str) -> None:
+def test_an_invalid_secret_file_exits_with_78(home: Path, content: str, mode: int, complaint: str) -> None:
     home.parent.mkdir(0o700)
     home.write_text(content)
     home.chmod(mode)
@@ -119,7 +119,7 @@ def test_a_file_that_is_no_secret_ends_the_start_with_78(home: Path, content: st
     assert home.read_text() == content
 
 
-def test_a_link_is_not_followed_where_somebody_else_may_have_put_it(home: Path, tmp_path: Path) -> None:
+def test_a_link_that_others_may_have_created_is_not_followed(home: Path, tmp_path: Path) -> None:
     home.parent.mkdir(0o700)
     (tmp_path / "mine").write_text(GOOD)
     home.symlink_to(tmp_path / "mine")
@@ -132,7 +132,7 @@ def test_a_link_is_not_followed_where_somebody_else_may_have_put_it(home: Path, 
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_directory_that_others_can_enter_or_made_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_of_other_users_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "fedround"
     place.mkdir(0o755)
     with pytest.raises(ConfigurationError, match="must be a private directory of this user"):
@@ -148,9 +148,7 @@ def test_a_directory_that_others_can_enter_or_made_is_not_used(tmp_path: Path, m
         SecretFile(place / "secret", private=True)
 
 
-def test_a_file_of_another_user_is_refused_and_one_of_root_is_taken_where_it_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_of_another_user_is_refused_unless_it_is_named_and_of_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "secret"
     file.write_text(GOOD + "\n")
     file.chmod(0o644)
@@ -163,7 +161,7 @@ def test_a_file_of_another_user_is_refused_and_one_of_root_is_taken_where_it_is_
         SecretFile(file, private=False)
 
 
-def test_a_file_that_others_could_write_is_refused_and_a_link_as_kubernetes_mounts_it_is_followed(tmp_path: Path) -> None:
+def test_a_file_that_others_can_write_is_refused_and_links_of_kubernetes_are_followed(tmp_path: Path) -> None:
     (tmp_path / "data").write_text(GOOD + "\n")
     (tmp_path / "secret").symlink_to("data")
     (tmp_path / "data").chmod(0o644)
@@ -173,7 +171,7 @@ def test_a_file_that_others_could_write_is_refused_and_a_link_as_kubernetes_moun
         SecretFile(tmp_path / "secret", private=False)
 
 
-def test_where_no_file_can_be_made_the_setting_is_named(tmp_path: Path) -> None:
+def test_if_no_file_can_be_created_the_error_names_the_setting(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigurationError, match=r"cannot write the internal secret to .*: No such file or directory; set FEDROUND"
     ):
@@ -182,7 +180,7 @@ def test_where_no_file_can_be_made_the_setting_is_named(tmp_path: Path) -> None:
         SecretFile(tmp_path / "nowhere" / "own" / "secret", private=True)
 
 
-def test_a_file_that_goes_bad_later_is_told_once_and_the_former_secret_holds(
+def test_a_file_that_becomes_invalid_is_logged_once_and_the_former_secret_stays(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = tmp_path / "secret"
@@ -196,13 +194,13 @@ def test_a_file_that_goes_bad_later_is_told_once_and_the_former_secret_holds(
     assert SecretHolder(found).owner(former) is None
 
 
-def test_the_secret_and_a_file_of_it_are_one_too_many(tmp_path: Path) -> None:
+def test_a_secret_and_its_file_together_are_refused(tmp_path: Path) -> None:
     done = fedround("aggregator", FEDROUND_INTERNAL_SECRET=GOOD, FEDROUND_INTERNAL_SECRET_FILE=str(tmp_path / "secret"))
     assert done.returncode == 78
     assert "FEDROUND_INTERNAL_SECRET_FILE (--internal-secret-file): the secret itself is set too" in done.stderr
 
 
-def test_what_only_this_machine_knows_is_sent_to_no_other(home: Path) -> None:
+def test_the_generated_secret_is_sent_only_to_loopback(home: Path) -> None:
     there = CoordinatorSettings.model_validate({"aggregator_internal_url": "http://aggregator.example.org:7082"})
     assert secret.of_coordinator(there)() is None
     assert not home.exists()
@@ -210,7 +208,7 @@ def test_what_only_this_machine_knows_is_sent_to_no_other(home: Path) -> None:
     assert secret.of_coordinator(here)() == secret.of_aggregator(AggregatorSettings())() == home.read_text().strip()
 
 
-def test_a_platform_in_one_process_makes_none(home: Path) -> None:
+def test_a_platform_in_one_process_creates_no_secret(home: Path) -> None:
     with running("platform") as platform:
         platform.said("in contact with the aggregator")
     assert not home.parent.exists()

@@ -72,7 +72,7 @@ def deployment(tmp_path: Path) -> Iterator[Deployment]:
 
 
 @pytest.mark.timeout(300)
-def test_after_a_rolling_update_each_shard_was_in_each_round_exactly_once(deployment: Deployment) -> None:
+def test_during_a_rolling_update_each_round_has_each_shard_exactly_once(deployment: Deployment) -> None:
     """New pods begin before old ones end, every other of these by `kill -9`."""
     deployment.start(COUNT)
     deployment.rounds(2)
@@ -94,7 +94,7 @@ def test_after_a_rolling_update_each_shard_was_in_each_round_exactly_once(deploy
 
 
 @pytest.mark.timeout(300)
-def test_a_lost_pod_is_named_by_a_warning_until_another_one_takes_its_shard(deployment: Deployment) -> None:
+def test_a_warning_names_a_shard_until_another_pod_trains_it(deployment: Deployment) -> None:
     deployment.start(COUNT)
     deployment.rounds(1)
     name, pod = deployment.pods.popitem()

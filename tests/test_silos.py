@@ -31,7 +31,7 @@ def silo(platform: Process, name: str, kind: str, **options: str) -> dict[str, s
     }
 
 
-def test_one_that_hangs_one_that_fails_and_one_that_was_killed_are_found_by_name(tmp_path: Path) -> None:
+def test_hanging_failing_and_killed_participants_are_found_by_name(tmp_path: Path) -> None:
     never = tmp_path / "never"
     os.mkfifo(never)
     plan = {

@@ -27,7 +27,7 @@ class Counting(fedround.NumPyParticipant):
         return fedround.Update(self.samples, np.zeros(4) if training_input is None else training_input + self.step)
 
 
-def test_a_participant_is_tested_without_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_participant_can_be_tested_without_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError("a connection")
 
@@ -55,7 +55,7 @@ def test_another_strategy_can_be_chosen() -> None:
     assert p.global_model.tolist() == [2.0] * 4
 
 
-def test_with_a_strategy_that_needs_all_updates_one_participant_that_has_gone_mad_does_no_harm() -> None:
+def test_with_a_robust_strategy_one_broken_participant_does_no_harm() -> None:
     with testing.platform(rounds=3, min_clients=3, strategy="median") as p:
         p.run(Counting(samples=100, step=-1e6), Counting(step=1.0), Counting(step=2.0))
     assert p.global_model is not None
@@ -63,7 +63,7 @@ def test_with_a_strategy_that_needs_all_updates_one_participant_that_has_gone_ma
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_a_participant_that_fails_fails_the_test_and_stops_the_others(order: int) -> None:
+def test_a_failed_participant_fails_the_test_and_stops_the_others(order: int) -> None:
     class Broken(Counting):
         def train_round(self, training_input: Array | None) -> fedround.Update:
             raise ZeroDivisionError
@@ -82,7 +82,7 @@ class Fixed(fedround.NumPyParticipant):
         return fedround.Update(1, self.weights)
 
 
-def test_updates_that_do_not_fit_together_end_the_test_with_the_reason() -> None:
+def test_updates_with_different_layouts_end_the_test_with_the_reason() -> None:
     with (
         testing.platform(min_clients=2) as p,
         pytest.raises(RoundFailed, match=r"round 0 failed 3 times: .*float(32|64)") as failed,
@@ -93,18 +93,18 @@ def test_updates_that_do_not_fit_together_end_the_test_with_the_reason() -> None
     assert p.rounds == []
 
 
-def test_a_model_that_cannot_be_made_ends_the_test_with_the_reason() -> None:
+def test_a_failed_aggregation_ends_the_test_with_the_reason() -> None:
     large = [Fixed(60000.0, dtype="<f2") for _ in range(2)]
     with testing.platform(min_clients=2, strategy="model_sum") as p, pytest.raises(RoundFailed, match="cannot make a model"):
         p.run(*large)
 
 
-def test_fewer_participants_than_a_round_needs_are_told_at_once() -> None:
+def test_too_few_participants_are_an_immediate_error() -> None:
     with testing.platform(min_clients=2) as p, pytest.raises(ConfigurationError, match=r"min_clients=2: run.. needs as many"):
         p.run(Counting())
 
 
-def test_another_run_goes_on_with_the_model_that_is_there() -> None:
+def test_another_run_continues_with_the_existing_model() -> None:
     with testing.platform(rounds=2, min_clients=2) as p:
         p.run(Counting(), Counting())
         p.run(Counting(), Counting(), Counting())
@@ -115,7 +115,7 @@ def test_another_run_goes_on_with_the_model_that_is_there() -> None:
     assert p.global_model.tolist() == [5.0] * 4
 
 
-def test_training_can_begin_with_a_model() -> None:
+def test_training_can_start_with_a_model() -> None:
     with testing.platform(rounds=1, initial_model=np.full(4, 7.0, np.float32)) as p:
         assert p.global_model is not None
         p.run(Counting())
@@ -123,7 +123,7 @@ def test_training_can_begin_with_a_model() -> None:
     assert p.global_model.dtype == np.float32
 
 
-def test_a_strategy_has_options() -> None:
+def test_a_strategy_gets_its_options() -> None:
     with testing.platform(
         rounds=1, min_clients=5, strategy="trimmed_mean", strategy_options={"trim": 0.4}, initial_model=np.zeros(4)
     ) as p:
@@ -148,7 +148,7 @@ class Slow(Counting):
             self._over.set()
 
 
-def test_a_participant_that_hangs_loses_its_round_after_the_time_out() -> None:
+def test_a_hanging_participant_loses_its_round_after_the_time_out() -> None:
     hanging = Slow()
     with testing.platform(rounds=1, min_clients=2, participants_ratio=0.5, round_timeout=0.3) as p:
         p.run(hanging, Counting(), observers=[hanging.note])
@@ -174,7 +174,7 @@ def test_training_code_gets_the_round_configuration() -> None:
 
 
 @pytest.mark.timeout(180)
-def test_hundreds_of_participants_share_the_heartbeats_of_a_few() -> None:
+def test_the_number_of_simultaneous_heartbeats_is_bounded() -> None:
     with testing.platform(rounds=2, min_clients=300) as p:
         began = time.monotonic()
         p.run(*[Counting() for _ in range(300)])
@@ -182,5 +182,5 @@ def test_hundreds_of_participants_share_the_heartbeats_of_a_few() -> None:
     assert time.monotonic() - began < 60
 
 
-def test_only_what_is_promised_is_public() -> None:
+def test_only_documented_names_are_public() -> None:
     assert testing.__all__ == sorted(testing.__all__)

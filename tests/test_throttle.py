@@ -57,7 +57,7 @@ def test_an_address_has_a_burst_and_a_rate() -> None:
     assert port.told == [RequestThrottled("public")] * 3
 
 
-def test_a_refusal_says_when_to_come_again() -> None:
+def test_a_refusal_has_retry_after() -> None:
     port = Port()
     port.asked(3)
     answer = asyncio.run(port.ask())
@@ -65,7 +65,7 @@ def test_a_refusal_says_when_to_come_again() -> None:
     assert answer.json() == {"title": "Too Many Requests", "status": 429, "detail": "too many requests"}
 
 
-def test_a_known_participant_has_a_rate_of_its_own_at_each_address() -> None:
+def test_a_known_participant_has_its_own_rate_at_each_address() -> None:
     def known(scope: Scope) -> Hashable | None:
         return scope["path"] if scope["path"] in ("/anna", "/bert") else None
 
@@ -76,7 +76,7 @@ def test_a_known_participant_has_a_rate_of_its_own_at_each_address() -> None:
     assert port.asked(1, "/anna", "192.0.2.2") == [200], "who knows her id does not take her rate"
 
 
-def test_requests_that_are_exempt_do_not_count() -> None:
+def test_exempt_requests_do_not_count() -> None:
     assert Port(lambda _: EXEMPT).asked(10) == [200] * 10
 
 
@@ -86,7 +86,7 @@ def test_probes_are_delayed_and_never_refused() -> None:
     assert len(port.told) == 7
 
 
-async def test_beyond_the_requests_that_are_delayed_refusals_are_immediate_and_end_the_connection(
+async def test_beyond_the_delayed_requests_refusals_are_immediate_and_close_the_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(throttle, "DELAY", 60.0)

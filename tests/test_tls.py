@@ -103,20 +103,22 @@ def silo(platform: Process, certificate: tuple[str, str], *, mutual: bool = Fals
 
 
 @pytest.mark.parametrize("setting", ["PARTICIPANT_TLS_CA_FILE", "SSL_CERT_FILE"])
-def test_who_trusts_the_authority_takes_part(setting: str, certificate: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_participant_that_trusts_the_authority_trains(
+    setting: str, certificate: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(setting, certificate[0])
     with running("platform", COORDINATOR_ROUNDS=str(ROUNDS)) as platform, silo(platform, certificate) as participant:
         assert participant.wait() == 0
         assert global_model(platform) == [float(ROUNDS)]
 
 
-def test_who_does_not_is_not_ready_and_says_why(certificate: tuple[str, str]) -> None:
+def test_a_participant_that_does_not_trust_the_authority_is_not_ready(certificate: tuple[str, str]) -> None:
     with running("platform") as platform, silo(platform, certificate) as participant:
         until(lambda: "certificate verify failed" in str(participant.probe("/readyz")[1]["reasons"]))
         assert participant.end() == 0
 
 
-def test_who_shows_a_certificate_takes_part_where_one_is_asked_for(certificate: tuple[str, str]) -> None:
+def test_a_participant_with_a_client_certificate_trains(certificate: tuple[str, str]) -> None:
     own, key = certificate
     with (
         running("platform", COORDINATOR_ROUNDS=str(ROUNDS)) as platform,
@@ -133,7 +135,7 @@ def test_who_shows_a_certificate_takes_part_where_one_is_asked_for(certificate: 
         assert global_model(platform) == [float(ROUNDS)]
 
 
-def test_who_shows_none_is_not_let_in_there(certificate: tuple[str, str]) -> None:
+def test_a_participant_without_a_client_certificate_is_refused(certificate: tuple[str, str]) -> None:
     with (
         running("platform") as platform,
         silo(platform, certificate, mutual=True, PARTICIPANT_TLS_CA_FILE=certificate[0]) as participant,
@@ -144,7 +146,7 @@ def test_who_shows_none_is_not_let_in_there(certificate: tuple[str, str]) -> Non
         assert participant.end() == 0
 
 
-def test_files_that_are_not_right_are_told_by_their_settings(certificate: tuple[str, str], tmp_path: Path) -> None:
+def test_unusable_files_are_configuration_errors_that_name_the_setting(certificate: tuple[str, str], tmp_path: Path) -> None:
     own, key = certificate
     (nothing := tmp_path / "nothing.pem").write_text("")
     locked = str(tmp_path / "locked.pem")
@@ -166,7 +168,7 @@ def test_files_that_are_not_right_are_told_by_their_settings(certificate: tuple[
             fedround.run_participant(KnownAnswer(0), "https://127.0.0.1:1", **options)
 
 
-def test_a_service_whose_authority_is_not_there_exits_with_78() -> None:
+def test_a_missing_authority_exits_with_78() -> None:
     settings = {"COORDINATOR_URL": "https://127.0.0.1:1", "CLASS": "fedround.demo:HousePrices", "TLS_CA_FILE": "/nowhere"}
     environ = LOOPBACK | ANY_PORT | {f"PARTICIPANT_{name}": value for name, value in settings.items()}
     done = processes.fedround("participant", **environ)

@@ -17,7 +17,7 @@ from support.tools import tool
 
 @pytest.fixture
 def pair(authority: Authority) -> Pair:
-    return authority.server()
+    return authority.server("serving")
 
 
 def test_unusable_tls_files_are_configuration_errors_that_name_the_setting(authority: Authority, tmp_path: Path) -> None:

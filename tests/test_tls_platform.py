@@ -65,7 +65,7 @@ def ends(process: Process, port: str, authority: Authority, metric: str = OWN) -
     return {setting: round((float(end) - time.time()) / 86400) for setting, end in found}
 
 
-def test_a_training_with_certificates_on_both_sides_and_names_from_them(authority: Authority, pair: Pair) -> None:
+def test_silos_train_with_client_certificates_and_their_names(authority: Authority, pair: Pair) -> None:
     settings = serving(pair, *PLATFORM, client_ca=authority.file)
     with running("platform", COORDINATOR_ROUNDS="0", **settings) as platform:
         url = f"https://localhost:{platform.ports['COORDINATOR_PORT']}"
@@ -78,7 +78,7 @@ def test_a_training_with_certificates_on_both_sides_and_names_from_them(authorit
             assert participant.end() == 0
 
 
-def test_coordinator_and_aggregator_prove_to_each_other_who_they_are(authority: Authority, pair: Pair) -> None:
+def test_coordinator_and_aggregator_authenticate_each_other(authority: Authority, pair: Pair) -> None:
     with ExitStack() as stack:
         aggregator = stack.enter_context(
             running("aggregator", **serving(pair, "AGGREGATOR"), **serving(pair, "AGGREGATOR_INTERNAL", client_ca=authority.file))
@@ -103,7 +103,7 @@ def test_coordinator_and_aggregator_prove_to_each_other_who_they_are(authority: 
         )
 
 
-def test_certificates_that_are_replaced_under_way_cost_no_round(authority: Authority, pair: Pair, tmp_path: Path) -> None:
+def test_replaced_certificates_cost_no_round(authority: Authority, pair: Pair, tmp_path: Path) -> None:
     cert, key = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
     own = authority.issue("silo-1")
     shutil.copy(own.cert, cert)
@@ -147,7 +147,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_what_is_wrong_is_in_the_log_and_in_readyz(mistake: str, strict: Process, authority: Authority, tmp_path: Path) -> None:
+def test_tls_errors_are_in_the_log_and_in_readyz(mistake: str, strict: Process, authority: Authority, tmp_path: Path) -> None:
     settings, complaint = MISTAKES[mistake]
     stranger = Authority(tmp_path, "stranger")
     certificates = {
@@ -169,7 +169,7 @@ def test_what_is_wrong_is_in_the_log_and_in_readyz(mistake: str, strict: Process
 
 
 @pytest.mark.parametrize("service", ["coordinator", "aggregator", "participant"])
-def test_a_service_whose_certificate_cannot_be_served_with_exits_with_78(service: str) -> None:
+def test_an_unusable_certificate_exits_with_78(service: str) -> None:
     prefix = "PARTICIPANT_OPS" if service == "participant" else service.upper()
     settings = {f"{prefix}_TLS_CERT_FILE": "/nowhere"}
     if service == "participant":
@@ -180,7 +180,7 @@ def test_a_service_whose_certificate_cannot_be_served_with_exits_with_78(service
     assert "Traceback" not in done.stderr
 
 
-def test_a_participant_serves_its_operators_with_tls(authority: Authority, pair: Pair) -> None:
+def test_the_ops_port_of_a_participant_can_use_tls(authority: Authority, pair: Pair) -> None:
     own = authority.issue("silo-1", days=5)
     with silo("http://127.0.0.1:1", authority, own, **pair.settings("PARTICIPANT_OPS")) as participant:
         assert ask(participant, "PARTICIPANT_OPS_PORT", "/livez", authority) == {"alive": True}
@@ -192,7 +192,7 @@ def test_a_participant_serves_its_operators_with_tls(authority: Authority, pair:
         assert participant.end() == 0
 
 
-def test_commands_ask_services_that_serve_tls(strict: Process, authority: Authority, pair: Pair, tmp_path: Path) -> None:
+def test_commands_can_use_tls(strict: Process, authority: Authority, pair: Pair, tmp_path: Path) -> None:
     port = strict.ports["COORDINATOR_OPS_PORT"]
     url, model = f"https://localhost:{port}", f"https://localhost:{strict.ports['AGGREGATOR_OPS_PORT']}"
     # On its own machine a probe knows the service's certificate from the variables that the service has.

@@ -42,17 +42,17 @@ def replace(path: Path, text: str) -> None:
     other.replace(path)
 
 
-def test_without_tokens_nobody_needs_one() -> None:
+def test_without_tokens_no_token_is_required() -> None:
     assert not NO_TOKENS.required
 
 
-def test_a_shared_token_is_nobodys() -> None:
+def test_a_shared_token_proves_no_identity() -> None:
     tokens = Tokens("secret")
     assert tokens.required
     assert [tokens.owner(given) for given in ("secret", "", "Secret", "secret ", "sécret")] == ["", None, None, None, None]
 
 
-def test_a_token_in_the_file_says_whose_it_is(file: Path) -> None:
+def test_a_token_in_the_file_proves_its_identity(file: Path) -> None:
     tokens = Tokens("secret", file)
     assert [tokens.owner(given) for given in ("anna's-token", "berta's-token", "secret", "anna", "#")] == [
         "anna",
@@ -64,7 +64,7 @@ def test_a_token_in_the_file_says_whose_it_is(file: Path) -> None:
     assert Tokens(None, file).owner("secret") is None
 
 
-def test_an_empty_file_lets_nobody_in(file: Path) -> None:
+def test_an_empty_file_refuses_every_token(file: Path) -> None:
     file.write_text("")
     tokens = Tokens(None, file)
     assert tokens.required
@@ -78,7 +78,7 @@ def test_a_file_that_changes_is_read_again(file: Path, text: str) -> None:
     assert [tokens.owner(given) for given in ("anna's-token", "new", "berta's-token")] == [None, "anna", None]
 
 
-def test_a_change_in_place_is_seen_even_if_it_is_as_long(file: Path) -> None:
+def test_a_change_of_the_same_length_is_noticed(file: Path) -> None:
     tokens = Tokens(None, file)
     file.write_text(FILE.replace("berta's-token", "berta's-tokeN"))
     os.utime(file, (1, 1))  # whatever the clock's steps are
@@ -95,7 +95,7 @@ def test_a_change_in_place_is_seen_even_if_it_is_as_long(file: Path) -> None:
         ("anna same\nberta same\n", "line 2: the token of berta also belongs to another participant"),
     ],
 )
-def test_a_file_that_is_not_right_stops_the_start_and_changes_nothing_later(
+def test_an_invalid_file_prevents_the_start_and_is_ignored_later(
     file: Path, text: str, complaint: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     tokens = Tokens(None, file)
@@ -109,7 +109,7 @@ def test_a_file_that_is_not_right_stops_the_start_and_changes_nothing_later(
     assert "tok" not in str(refused.value).replace("token", "").replace(str(file), "")
 
 
-def test_a_file_that_is_gone_stops_the_start_and_is_awaited_later(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_missing_file_prevents_the_start_and_is_awaited_later(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     tokens = Tokens(None, file)
     file.unlink()
     for _ in range(2):
@@ -122,7 +122,7 @@ def test_a_file_that_is_gone_stops_the_start_and_is_awaited_later(file: Path, ca
         Tokens(None, file)
 
 
-def test_a_token_that_was_removed_while_the_file_could_not_be_read_is_refused_as_soon_as_it_can_be(
+def test_a_token_removed_while_the_file_was_unreadable_is_refused_afterwards(
     file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     tokens = Tokens(None, file)
@@ -138,9 +138,7 @@ def test_a_token_that_was_removed_while_the_file_could_not_be_read_is_refused_as
 
 
 @pytest.mark.parametrize("cut", range(len("anna tok1secret\n")))
-def test_no_part_of_a_token_is_believed_while_a_file_is_written_in_place(
-    file: Path, cut: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_part_of_a_token_is_accepted_while_a_file_is_written(file: Path, cut: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedround.http.tokens.SETTLED", 3600.0)
     text = "anna tok1secret\n"
     tokens = Tokens(None, file)
@@ -153,7 +151,7 @@ def test_no_part_of_a_token_is_believed_while_a_file_is_written_in_place(
 
 
 @pytest.mark.parametrize(("text", "owner"), [("anna tok1secret", "anna"), ("", None)])
-def test_a_file_whose_last_line_has_no_end_counts_when_it_has_settled(
+def test_a_file_without_a_final_newline_counts_after_a_while(
     file: Path, text: str, owner: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As Kubernetes makes it of a literal."""
@@ -166,7 +164,7 @@ def test_a_file_whose_last_line_has_no_end_counts_when_it_has_settled(
     assert again.owner("tok1secret") == owner
 
 
-def test_a_change_within_one_step_of_the_clock_is_seen(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_within_one_clock_tick_is_noticed(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second one leaves size, inode and times as they were."""
     stamp = tokens_module._stamp(file.stat())
     monkeypatch.setattr(tokens_module, "_stamp", lambda found: stamp)
@@ -175,7 +173,7 @@ def test_a_change_within_one_step_of_the_clock_is_seen(file: Path, monkeypatch: 
     assert [tokens.owner(f"berta's-toke{last}") for last in "nN"] == [None, "berta"]
 
 
-def test_a_file_that_changes_while_it_is_read_is_not_believed(file: Path) -> None:
+def test_a_file_that_changes_while_it_is_read_is_ignored(file: Path) -> None:
     """Another process writes one set of tokens or the other, over and over; a mixture is never seen."""
     sets = ["".join(f"silo-{n} {kind}-{n}\n" for n in range(3000)) for kind in ("one", "two")]
     file.write_text(sets[0])
@@ -208,20 +206,20 @@ def test_a_file_that_changes_while_it_is_read_is_not_believed(file: Path) -> Non
         "\tanna \t anna's-token \n\n  # berta gone\nberta\tberta's-token\t\n",
     ],
 )
-def test_files_as_editors_write_them_are_read(file: Path, text: str) -> None:
+def test_files_written_by_editors_are_read(file: Path, text: str) -> None:
     file.write_bytes(text.encode())
     assert [Tokens(None, file).owner(f"{name}'s-token") for name in ("anna", "berta")] == ["anna", "berta"]
 
 
 @pytest.mark.parametrize("separator", ["\0", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\r", "\xa0"])
-def test_nothing_else_ends_a_line_or_a_word(file: Path, separator: str) -> None:
+def test_only_newlines_end_a_line_and_only_spaces_a_word(file: Path, separator: str) -> None:
     for text in (f"anna{separator}token\n", f"anna token{separator}berta other\n", f"anna to{separator}ken\n"):
         file.write_text(text, newline="")
         with pytest.raises(ConfigurationError, match="line 1: write a participant's name"):
             Tokens(None, file)
 
 
-def test_a_file_in_utf_16_is_not_right(file: Path) -> None:
+def test_a_file_in_utf_16_is_invalid(file: Path) -> None:
     file.write_text(FILE, encoding="utf-16")
     with pytest.raises(ConfigurationError, match="line 1: write"):
         Tokens(None, file)
@@ -232,7 +230,7 @@ def test_a_name_may_have_several_tokens_so_that_one_can_be_replaced(file: Path) 
     assert [Tokens(None, file).owner(given) for given in ("former", "new")] == ["anna", "anna"]
 
 
-def test_thousands_of_tokens_are_known_and_a_file_is_bounded(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thousands_of_tokens_are_accepted_and_the_size_of_a_file_is_limited(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write_text("".join(f"silo-{n} token-{n}\n" for n in range(10_000)))
     assert Tokens(None, file).owner("token-9999") == "silo-9999"
     monkeypatch.setattr("fedround.http.tokens.MAX_FILE", 1000)
@@ -241,7 +239,7 @@ def test_thousands_of_tokens_are_known_and_a_file_is_bounded(file: Path, monkeyp
 
 
 @pytest.mark.timeout(10)
-def test_what_is_no_file_is_refused_and_blocks_nobody(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_file_is_refused_without_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ConfigurationError, match="not a regular file"):
         Tokens(None, tmp_path / "pipe")
@@ -250,9 +248,7 @@ def test_what_is_no_file_is_refused_and_blocks_nobody(tmp_path: Path) -> None:
 
 
 @given(content=st.binary(max_size=300))
-def test_whatever_is_in_the_file_is_tokens_or_an_error_that_repeats_none(
-    content: bytes, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_any_content_is_tokens_or_an_error_without_tokens(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     file = tmp_path_factory.getbasetemp() / "tokens-of-hypothesis"
     file.write_bytes(content + b"\n")
     told = f"{file}, line 1: "
@@ -267,13 +263,13 @@ def test_whatever_is_in_the_file_is_tokens_or_an_error_that_repeats_none(
     assert str(refused.value).isprintable()
 
 
-def test_who_has_a_token_of_its_own_is_called_by_its_name(file: Path) -> None:
+def test_a_participant_with_an_individual_token_has_its_name(file: Path) -> None:
     with our_platform(tokens_file=file, rounds=1) as p:
         fedround.run_participant(Plus1(), p.url, token="berta's-token", name="anna", heartbeat_period=0.05)
         assert [shown["name"] for shown in p.status()["participants"]] == ["berta"]
 
 
-def test_a_wrong_token_is_told_tried_seldom_and_mended_without_a_restart(file: Path, tmp_path: Path) -> None:
+def test_a_wrong_token_is_logged_retried_rarely_and_replaced_without_a_restart(file: Path, tmp_path: Path) -> None:
     services = {"COORDINATOR_TOKENS_FILE": str(file), "AGGREGATOR_TOKENS_FILE": str(file)}
     with running("platform", COORDINATOR_ROUNDS="1", **services) as platform:
         participant = {
@@ -296,7 +292,7 @@ def test_a_wrong_token_is_told_tried_seldom_and_mended_without_a_restart(file: P
 
 
 @pytest.mark.parametrize(("settings", "warned"), [({}, True), ({"TOKEN": "secret"}, False), ({"BIND": "127.0.0.1"}, False)])
-def test_a_service_that_is_open_to_other_machines_says_so(settings: dict[str, str], warned: bool) -> None:
+def test_a_service_without_tokens_that_listens_publicly_logs_a_warning(settings: dict[str, str], warned: bool) -> None:
     given = {"BIND": "0.0.0.0"} | settings  # noqa: S104
     services = {f"{role}_{name}": value for role in ("COORDINATOR", "AGGREGATOR") for name, value in given.items()}
     with running("platform", **services) as platform:

@@ -78,7 +78,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text(PARTICIPANTS)
 
 
-def test_a_federation_trains_whatever_the_variables_say_that_are_meant_for_others() -> None:
+def test_variables_of_other_programs_do_not_disturb_a_federation() -> None:
     with running("platform", COORDINATOR_ROUNDS="1", **HARMLESS) as platform:
         settings = {"PARTICIPANT_COORDINATOR_URL": platform.url("COORDINATOR_PORT"), **LOOPBACK, **ANY_PORT, **HARMLESS}
         done = fedround("participant", "--class", "mine:Steady", **settings)
@@ -89,7 +89,7 @@ def test_a_federation_trains_whatever_the_variables_say_that_are_meant_for_other
 
 
 @pytest.mark.parametrize("variables", WRONG, ids=[next(reversed(variables)) for variables in WRONG])
-def test_a_variable_that_cannot_have_its_effect_is_named_and_ends_with_78(variables: dict[str, str]) -> None:
+def test_an_unusable_variable_is_named_and_exits_with_78(variables: dict[str, str]) -> None:
     settings = {"PARTICIPANT_COORDINATOR_URL": "http://127.0.0.1:1", "PARTICIPANT_GIVE_UP_AFTER": "1ms"}
     done = fedround("participant", "--class", "mine:Steady", **LOOPBACK, **ANY_PORT, **settings | variables)
     assert done.returncode == 78, done.stderr

@@ -21,7 +21,7 @@ STATUS = {
 }
 
 
-def test_a_status_is_told_in_lines_and_tables() -> None:
+def test_a_status_is_printed_in_lines_and_tables() -> None:
     began = datetime.fromtimestamp(1.796e9).astimezone().isoformat(" ", "seconds")
     told = list(lines(STATUS))
     assert told[:8] == [
@@ -50,7 +50,7 @@ def test_a_table_has_a_column_even_where_all_is_empty() -> None:
     assert list(lines({"participants": [{"name": "", "shard": None}]}))[1:] == ["participants (1)", "  name", "  -"]
 
 
-def test_times_are_told_as_people_write_them() -> None:
+def test_times_are_printed_in_readable_units() -> None:
     (*_, line) = lines({"warnings": [{"time": 0.0, "text": "it burns"}]})
     assert "1970-01-01 " in line or "1969-12-31 " in line
     assert line.endswith("  it burns")

@@ -60,7 +60,7 @@ def body(array: Array, samples: int = 1) -> bytes:
 
 
 @given(weights())
-def test_a_model_is_encoded_as_numpy_save_does_it(array: Array) -> None:
+def test_a_model_is_encoded_like_numpy_save(array: Array) -> None:
     expected = io.BytesIO()
     np.save(expected, array, allow_pickle=False)
     assert b"".join(encode_model(array)) == expected.getvalue()
@@ -94,7 +94,7 @@ def test_an_update_in_a_file_is_read_in_blocks(tmp_path: Path, order: Any) -> No
     np.testing.assert_array_equal(np.concatenate(read), array.ravel())
 
 
-def test_a_file_that_lost_its_end_is_not_read_for_ever(tmp_path: Path) -> None:
+def test_a_truncated_file_is_not_read_forever(tmp_path: Path) -> None:
     path = tmp_path / "update"
     path.write_bytes(body(np.arange(1000.0)))
     with FileIO(path, "r+") as file:
@@ -104,7 +104,7 @@ def test_a_file_that_lost_its_end_is_not_read_for_ever(tmp_path: Path) -> None:
             blocks(reader)
 
 
-def test_decoding_and_encoding_share_memory_with_what_they_are_given() -> None:
+def test_decoding_and_encoding_copy_nothing() -> None:
     array = np.arange(5.0)
     header, data = encode_model(array)
     assert np.shares_memory(np.frombuffer(data, np.uint8), array)
@@ -115,12 +115,12 @@ def test_decoding_and_encoding_share_memory_with_what_they_are_given() -> None:
     assert decode(buffer)[0] == 7
 
 
-def test_a_read_only_buffer_is_decoded_into_a_writable_copy() -> None:
+def test_a_read_only_buffer_is_decoded_to_a_writable_copy() -> None:
     decoded = decode(b"".join(encode_model(np.arange(3.0))))
     decoded[0] = 7
 
 
-def test_a_header_is_128_bytes_and_version_1_like_08s() -> None:
+def test_a_header_has_128_bytes_and_version_1_as_in_0_8() -> None:
     header, _ = encode_model(np.arange(5.0))
     assert (len(header), bytes(header[:8])) == (128, b"\x93NUMPY\x01\x00")
 
@@ -176,7 +176,7 @@ def header(descr: str = "'<f8'", fortran: str = "False", shape: str = "(2,)") ->
         (header(shape="(1,)"), "announces 8 bytes of weights, but 16 follow it"),
     ],
 )
-def test_bytes_that_are_no_weights_are_refused_with_the_reason(data: bytes, message: str) -> None:
+def test_invalid_bytes_are_refused_with_the_reason(data: bytes, message: str) -> None:
     with pytest.raises(WeightsError) as refusal:
         decode(data)
     assert message in str(refusal.value)
@@ -191,7 +191,7 @@ def test_hostile_bytes_are_refused_as_weights_errors(data: bytes) -> None:
             UpdateReader(hostile, len(hostile))
 
 
-def test_nothing_is_allocated_because_a_header_claims_it() -> None:
+def test_nothing_is_allocated_for_a_size_that_a_header_claims() -> None:
     claim = header(shape="(1000000, 1000000)")
     tracemalloc.start()
     try:
@@ -210,13 +210,13 @@ def test_an_update_shorter_than_its_sample_count_is_refused() -> None:
 
 
 @pytest.mark.parametrize("samples", [-1, 2**32])
-def test_a_sample_count_has_to_fit_its_four_bytes(samples: int) -> None:
+def test_a_sample_count_must_fit_four_bytes(samples: int) -> None:
     with pytest.raises(WrongWeights, match="from 0 to"):
         encode_update(samples, np.arange(2.0))
 
 
 @given(weights(), st.booleans())
-def test_of_an_update_on_its_way_one_sees_the_samples_and_the_weights_in_place(array: Array, joined: bool) -> None:
+def test_an_encoded_update_can_be_inspected_without_a_copy(array: Array, joined: bool) -> None:
     parts = [memoryview(part) for part in encode_update(7, array)]
     parts = [memoryview(b"".join(parts))] if joined else parts
     samples, seen = view_update(parts)
@@ -230,13 +230,13 @@ def test_of_an_update_on_its_way_one_sees_the_samples_and_the_weights_in_place(a
 @pytest.mark.parametrize(
     "weights", [[b"opaque"], [b""], [body(np.ones(3))[4:-1]], [body(np.ones(3))[4:], b"more"], [body(np.ones(3))[4:-8], bytes(8)]]
 )
-def test_of_an_update_that_is_no_npy_in_one_piece_one_sees_the_samples(weights: list[bytes]) -> None:
+def test_only_the_samples_of_another_encoding_can_be_inspected(weights: list[bytes]) -> None:
     parts = [memoryview(part) for part in ((7).to_bytes(4, "big"), *weights)]
     assert view_update(parts) == (7, None)
 
 
 @pytest.mark.parametrize("dtype", ["c16", "O", "?", "i4,f4"])
-def test_arrays_that_are_no_weights_are_not_encoded(dtype: str) -> None:
+def test_arrays_with_other_dtypes_are_not_encoded(dtype: str) -> None:
     with pytest.raises(WeightsError, match="cannot be averaged"):
         encode_model(np.zeros(2, dtype))
 
@@ -283,7 +283,7 @@ def test_without_a_model_a_check_measures_the_weights_themselves() -> None:
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_weights_of_more_dimensions_than_numpy_iterates_over_are_none(order: Literal["C", "F"]) -> None:
+def test_weights_with_too_many_dimensions_are_refused(order: Literal["C", "F"]) -> None:
     most, more = (np.ones((1,) * (n - 1) + (4,), order=order) for n in (32, 33))
     data = body(most)
     assert UpdateReader(data, len(data)).check() == 2.0
@@ -294,7 +294,7 @@ def test_weights_of_more_dimensions_than_numpy_iterates_over_are_none(order: Lit
         UpdateReader(data, len(data))
 
 
-def test_an_update_has_to_be_like_the_training() -> None:
+def test_an_update_must_have_the_layout_of_the_training() -> None:
     data = body(np.ones(4, ">f4"))
     reader = UpdateReader(data, len(data))
     Layout.of(np.ones(4, "<f4")).check(reader.layout)
@@ -304,12 +304,12 @@ def test_an_update_has_to_be_like_the_training() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "result"), [("f2", "<f2"), (">f4", "<f4"), (">f8", "<f8"), ("i1", "<f8"), ("u8", "<f8")])
-def test_narrow_floats_stay_and_the_rest_becomes_float64(dtype: str, result: str) -> None:
+def test_narrow_floats_stay_and_other_dtypes_become_float64(dtype: str, result: str) -> None:
     assert result_dtype(np.dtype(dtype)).str == result
     assert parse_head(encode_model(np.ones(3, dtype))[0]).layout == Layout((Spec(np.dtype(result), (3,)),))
 
 
-def test_lists_of_arrays_are_flattened_and_back() -> None:
+def test_lists_of_arrays_can_be_flattened_and_restored() -> None:
     arrays = [np.arange(6.0).reshape(2, 3), np.array(7.0), np.arange(2, dtype="f4")]
     flat = flatten(arrays)
     assert flat.tolist() == [0, 1, 2, 3, 4, 5, 7, 0, 1]
@@ -318,6 +318,6 @@ def test_lists_of_arrays_are_flattened_and_back() -> None:
         np.testing.assert_array_equal(back, array)
 
 
-def test_a_flat_model_of_another_size_is_not_unflattened() -> None:
+def test_a_flat_model_of_another_size_cannot_be_restored() -> None:
     with pytest.raises(WrongWeights, match="expected 4 weights, but got 3"):
         unflatten(np.arange(3.0), like=[np.zeros((2, 2))])

@@ -30,7 +30,9 @@ texts = st.none() | st.text(max_size=20)
         (Problem(409, "Conflict", "too late"), '{"title":"Conflict","status":409,"detail":"too late"}'),
     ],
 )
-def test_messages_are_0_8s_to_the_byte_with_ours_behind(message: RendezVous | Heartbeat | Problem, encoded: str) -> None:
+def test_messages_are_those_of_0_8_to_the_byte_followed_by_our_fields(
+    message: RendezVous | Heartbeat | Problem, encoded: str
+) -> None:
     assert message.encode().decode() == encoded
 
 
@@ -54,7 +56,7 @@ def test_a_heartbeat_survives_the_round_trip(
 
 
 @given(st.text(max_size=20), ids, texts, texts)
-def test_an_order_survives_the_round_trip(url: str, token: str, traceparent: str | None, tracelink: str | None) -> None:
+def test_a_training_request_survives_the_round_trip(url: str, token: str, traceparent: str | None, tracelink: str | None) -> None:
     message = StartTraining(url, token, traceparent, tracelink)
     assert StartTraining.decode(message.encode()) == message
 
@@ -91,7 +93,7 @@ def test_a_run_survives_the_round_trip(
         (None, "10001", None),
     ],
 )
-def test_what_a_registration_says_about_shards_or_nothing(own: str | None, asked: str | None, claim: Claim | None) -> None:
+def test_a_claim_of_shards_is_read_or_ignored(own: str | None, asked: str | None, claim: Claim | None) -> None:
     headers = {name: text for name, text in {wire.SHARD: own, wire.SHARDS: asked}.items() if text is not None}
     assert Claim.decode(headers) == claim
     assert claim is None or Claim.decode(claim.headers()) == claim
@@ -124,7 +126,7 @@ def test_what_a_registration_says_about_shards_or_nothing(own: str | None, asked
         (Heartbeat, b'{"state":"stand_by","run":{"id":"a","name":"b","rounds":1,"config":{"x":[]}}}', "'run' is not a run"),
     ],
 )
-def test_what_is_not_in_the_protocol_is_a_bad_answer(
+def test_an_invalid_message_is_a_bad_answer(
     message: type[RendezVous | Heartbeat | StartTraining], body: bytes, complaint: str
 ) -> None:
     with pytest.raises(BadAnswer) as raised:
@@ -145,11 +147,11 @@ def test_any_bytes_are_a_message_or_a_bad_answer(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("form", [ID, ID.upper(), ID.replace("-", ""), f"urn:uuid:{ID}"])
-def test_an_id_is_read_in_all_forms_of_0_8(form: str) -> None:
+def test_an_id_is_accepted_in_all_forms_of_0_8(form: str) -> None:
     assert wire.parse_id(form) == ID
 
 
-def test_what_is_no_uuid_is_no_id() -> None:
+def test_an_id_must_be_a_uuid() -> None:
     assert wire.parse_id("nobody") is None
     assert wire.parse_id("\u0661" * 32) is None, "a digit for Python, and for nobody else"
 
@@ -175,16 +177,16 @@ def test_a_preference_to_wait_is_read(header: str | None, seconds: float | None)
 
 
 @pytest.mark.parametrize(("text", "name"), [("silo-1.de", "silo-1.de"), ("Silo", None), ("", None), ("x" * 64, None), (None, None)])
-def test_a_name_is_taken_only_as_it_must_be(text: str | None, name: str | None) -> None:
+def test_a_name_must_have_the_allowed_characters(text: str | None, name: str | None) -> None:
     assert wire.parse_name(text) == name
 
 
 @given(st.text(max_size=100))
-def test_any_host_name_can_be_cleaned_into_a_name(text: str) -> None:
+def test_any_host_name_can_be_converted_to_a_name(text: str) -> None:
     assert wire.parse_name(wire.clean_name(text)) is not None
 
 
-def test_the_reason_of_a_departure_is_one_short_line_and_none_if_it_cannot_be_read() -> None:
+def test_the_reason_for_leaving_is_one_short_line_or_none() -> None:
     assert Departure.decode(Departure("it\nbroke " + "x" * 300).encode()) == Departure(f"it broke {'x' * 191}")
     for body in (b"", b"[]", b"{}", b'{"detail":7}', b"\xff", b"[" * 100_000):
         assert Departure.decode(body) == Departure()

@@ -32,7 +32,7 @@ def end(schedule: Schedule, *, failed: bool = False) -> bool:
     return schedule.ended(ServerEvaluation(schedule.running.round, schedule.running.run, metrics={"m": 1.0}), failed=failed)
 
 
-def test_of_models_that_wait_the_newest_is_evaluated_next() -> None:
+def test_the_newest_waiting_model_is_evaluated_next() -> None:
     schedule = Schedule()
     assert schedule.begin() is None
     assert [schedule.submit(candidate(0)), schedule.begin()] == [[], candidate(0)]
@@ -44,7 +44,7 @@ def test_of_models_that_wait_the_newest_is_evaluated_next() -> None:
     assert schedule.begin() == candidate(2)
 
 
-def test_the_final_model_of_a_run_waits_beside_those_of_the_next() -> None:
+def test_the_final_model_of_a_run_is_not_replaced_by_models_of_the_next_run() -> None:
     schedule = Schedule()
     for round, run in ((0, "a"), (1, "a"), (None, "b"), (2, "b")):
         schedule.submit(candidate(round, run))
@@ -54,7 +54,7 @@ def test_the_final_model_of_a_run_waits_beside_those_of_the_next() -> None:
     assert len(schedule.waiting) == MOST_WAITING
 
 
-def test_after_a_rollback_nothing_counts_of_models_that_are_void() -> None:
+def test_after_a_rollback_evaluations_of_removed_models_do_not_count() -> None:
     schedule = Schedule()
     for round in (1, 4):
         schedule.submit(candidate(round))
@@ -72,7 +72,7 @@ def test_after_a_rollback_nothing_counts_of_models_that_are_void() -> None:
     assert end(schedule)
 
 
-def test_a_model_that_is_known_is_not_evaluated_again() -> None:
+def test_an_evaluated_model_is_not_evaluated_again() -> None:
     schedule = Schedule()
     schedule.submit(candidate(1))
     schedule.begin()
@@ -120,7 +120,7 @@ def test_after_a_rollback_models_are_counted_anew() -> None:
 
 
 @given(st.lists(st.sampled_from(["submit", "begin", "end", "run", "roll back"]), max_size=60))
-def test_whatever_happens_little_is_held_and_the_newest_model_comes_to_its_turn(steps: list[str]) -> None:
+def test_whatever_happens_few_models_wait_and_the_newest_is_evaluated(steps: list[str]) -> None:
     schedule, round, run = Schedule(), -1, 0
     for step in steps:
         match step:
@@ -153,7 +153,7 @@ def test_whatever_happens_little_is_held_and_the_newest_model_comes_to_its_turn(
         ({"a": 1, "b": float("nan"), "c": 10**400}, (0, {"a": 1.0}, ["b", "c"])),
     ],
 )
-def test_what_a_function_may_return(returned: Any, found: Any) -> None:
+def test_a_function_may_return_a_count_and_metrics(returned: Any, found: Any) -> None:
     assert read(returned) == found
     assert repr(fedround.Evaluation(3, a=1)) == "Evaluation(3, a=1)"
 
@@ -177,7 +177,7 @@ WRONG: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("returned", "problem"), WRONG)
-def test_what_a_function_may_not_return(returned: Any, problem: str) -> None:
+def test_an_invalid_result_of_a_function_is_a_failure(returned: Any, problem: str) -> None:
     with pytest.raises((TypeError, ValueError), match=problem):
         read(returned)
 
@@ -203,7 +203,7 @@ def evaluated(function: Callable[[Any], Any], *models: Model) -> tuple[list[Fact
     return asyncio.run(main())
 
 
-def test_a_function_gets_the_weights_read_only_on_one_thread() -> None:
+def test_a_function_gets_read_only_weights_on_one_thread() -> None:
     threads = set[int]()
 
     def first(weights: Any) -> fedround.Evaluation:
@@ -247,13 +247,13 @@ def test_a_failure_names_the_function_and_the_round(
     assert sum(bool(record.exc_info) for record in caplog.records) == ("Error: no" in reason or "Exit" in reason)
 
 
-def test_a_function_need_not_evaluate_each_model() -> None:
+def test_a_function_may_skip_a_model() -> None:
     facts, results = evaluated(lambda weights: None, model(3, 1.0))
     assert results == [ServerEvaluation(3, "run", reason="the function returned None")]
     assert facts == [EvaluationSkipped(3)]
 
 
-def test_no_model_outlives_its_evaluation() -> None:
+def test_a_model_is_freed_after_its_evaluation() -> None:
     array = np.ones(3)
     alive = weakref.ref(array)
     one = [model_of(0, array)]
@@ -264,7 +264,7 @@ def test_no_model_outlives_its_evaluation() -> None:
     assert alive() is None
 
 
-def test_a_model_that_may_turn_out_to_be_the_best_is_kept_for_longer(tmp_path: Any) -> None:
+def test_a_model_that_may_be_the_best_is_kept_longer(tmp_path: Any) -> None:
     store = ModelStore(Directory(tmp_path), keep=1)
     store.protected = frozenset({0, 1})
     for round in range(4):

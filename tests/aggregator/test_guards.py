@@ -33,14 +33,14 @@ def refusal(guard: Guard, size: Size, *, norm: float = 0.0) -> str:
     return str(refused.value)
 
 
-def test_absolute_limits_hold_from_the_first_update_on() -> None:
+def test_absolute_limits_apply_from_the_first_update() -> None:
     guard = Guard(Limits(change=5.0))
     guard.check("anna", Size(100_000_000, 5.0), lambda: 0.0)
     assert refusal(guard, Size(4294967295)) == "4294967295 samples are more than the 100000000 of AGGREGATOR_MAX_SAMPLES"
     assert refusal(guard, Size(1, 5.1)) == "a change of 5.1 is more than the 5 of AGGREGATOR_MAX_UPDATE_NORM"
 
 
-def test_an_update_is_refused_that_exceeds_the_multiple_of_what_recent_rounds_counted() -> None:
+def test_an_update_that_exceeds_the_ratio_to_recent_rounds_is_refused() -> None:
     guard = Guard()
     assert attempt(guard, [Size(10, 1.0), Size(30, 2.0), Size(20, 3.0)]) is None
     guard.open(SILOS)
@@ -59,14 +59,14 @@ def test_a_ratio_of_0_refuses_nothing() -> None:
     assert attempt(guard, changes(1, 1, 1e14)) is None
 
 
-def test_a_change_that_is_not_larger_than_the_model_is_never_out_of_proportion() -> None:
+def test_a_change_that_is_smaller_than_the_model_is_never_refused() -> None:
     guard = Guard()
     attempt(guard, changes(1e-9, 1e-9, 1e-9), norm=5.0)
     assert attempt(guard, changes(5.0, 1e-9, 1e-9), norm=5.0) is None
     refusal(guard, Size(10, 5.1), norm=5.0)
 
 
-def test_the_samples_do_not_matter_to_a_strategy_that_does_not_weigh_by_them() -> None:
+def test_sample_counts_are_not_limited_for_strategies_without_weights() -> None:
     guard = Guard(Limits(weighted=False))
     assert attempt(guard, samples(1, 1, 100_000)) is None
     assert attempt(guard, samples(1, 1, 100_000_000)) is None
@@ -83,7 +83,7 @@ def test_the_samples_do_not_matter_to_a_strategy_that_does_not_weigh_by_them() -
         (samples(100, 90, 10_001, 100), Outlier("carl", "10001 samples are more than 100 times the 100 of other updates")),
     ],
 )
-def test_without_history_the_odd_one_of_an_attempt_voids_it_once_and_is_refused_then(first: list[Size], odd: Outlier) -> None:
+def test_without_history_an_outlier_voids_the_attempt_once_and_is_refused_in_the_next(first: list[Size], odd: Outlier) -> None:
     guard = Guard()
     found = attempt(guard, first)
     assert found is not None
@@ -95,11 +95,11 @@ def test_without_history_the_odd_one_of_an_attempt_voids_it_once_and_is_refused_
 
 
 @pytest.mark.parametrize("first", [changes(1, 1e14), samples(1, 1000), changes(0, 0, 1e14), samples(0, 0, 1000)])
-def test_where_nobody_can_tell_who_is_odd_nobody_is(first: list[Size]) -> None:
+def test_without_a_clear_outlier_every_update_is_accepted(first: list[Size]) -> None:
     assert attempt(Guard(), first) is None
 
 
-def test_a_liar_within_the_multiple_teaches_nothing_that_others_do_not_confirm() -> None:
+def test_an_outlier_within_the_ratio_does_not_raise_the_limit_alone() -> None:
     guard = Guard()
     attempt(guard, [Size(100, 1.0)] * 3)
     for _ in range(2 * ROUNDS):
@@ -108,7 +108,7 @@ def test_a_liar_within_the_multiple_teaches_nothing_that_others_do_not_confirm()
     refusal(guard, Size(10_001, 1.0))
 
 
-def test_a_training_that_has_changed_for_most_begins_to_learn_anew() -> None:
+def test_a_change_in_most_updates_resets_the_limits() -> None:
     guard = Guard()
     attempt(guard, changes(1, 1, 1, 1))
     guard.open(SILOS[:1])
@@ -123,7 +123,7 @@ def test_a_training_that_has_changed_for_most_begins_to_learn_anew() -> None:
     assert attempt(guard, changes(1000, 1000, 1000, 1000)) is None
 
 
-def test_what_was_learned_before_a_restart_counts_as_long_as_it_is_recent() -> None:
+def test_the_limits_survive_a_restart_while_they_are_recent() -> None:
     guard = Guard(Limits(), [Size(10, 1.0)])
     refusal(guard, Size(10, 101.0))
     assert guard.newest == Size(10, 1.0)
@@ -135,7 +135,7 @@ def test_what_was_learned_before_a_restart_counts_as_long_as_it_is_recent() -> N
     refusal(guard, Size(10, 101.0))
 
 
-def test_one_update_dominates_three_or_more_with_more_than_half_of_all_samples() -> None:
+def test_an_update_with_more_than_half_of_the_samples_of_three_dominates() -> None:
     guard = Guard()
     attempt(guard, samples(30, 50, 10))
     assert guard.dominant() == Dominant("bert", 50 / 90)
@@ -155,7 +155,7 @@ def test_updates_within_the_multiple_of_each_other_are_always_plausible(rounds: 
 
 
 @given(st.lists(honest, min_size=FEW - 1, max_size=3), st.floats(10_001, 1e20), st.integers(0, 3))
-def test_one_liar_is_found_whenever_it_comes(updates: list[Size], lie: float, position: int) -> None:
+def test_one_outlier_is_found_in_any_order(updates: list[Size], lie: float, position: int) -> None:
     liar = Size(10, lie)
     odd = attempt(Guard(), [*updates[:position], liar, *updates[position:]])
     assert odd is not None

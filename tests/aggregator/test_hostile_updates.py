@@ -79,7 +79,7 @@ def test_any_bytes_are_counted_or_refused_and_the_sum_is_never_lost(data: bytes,
 @pytest.mark.parametrize(
     "array", [np.ones((1,) * 39 + (4,)), np.asfortranarray(np.ones((2,) * 3 + (1,) * 37, "<i4")), np.ones((1,) * 32 + (4,), "<f4")]
 )
-async def test_weights_of_too_many_dimensions_are_refused_and_named(array: Array) -> None:
+async def test_weights_with_too_many_dimensions_are_refused_with_their_name(array: Array) -> None:
     aggregator = service()
     await open_round(aggregator)
     header = f"{{'descr': '{array.dtype.str}', 'fortran_order': {not array.flags.c_contiguous}, 'shape': {array.shape}, }}"
@@ -105,7 +105,7 @@ async def attempt(aggregator: AggregatorService, number: int, values: Iterable[t
 
 
 @pytest.mark.parametrize("lie", [np.full(3, 1e200), np.full(3, 2e15), np.full(3, -np.inf)])
-async def test_weights_that_would_end_every_training_are_refused_from_the_first_round_on(lie: Array) -> None:
+async def test_weights_that_would_break_every_training_are_refused_from_the_first_round(lie: Array) -> None:
     aggregator = service()
     await open_round(aggregator)
     with pytest.raises(NotFinite):
@@ -116,7 +116,7 @@ async def test_weights_that_would_end_every_training_are_refused_from_the_first_
 
 
 @pytest.mark.parametrize("constant", [np.nan, np.inf, 1e20])
-def test_one_array_has_no_constants(constant: float) -> None:
+def test_a_model_of_one_array_has_no_constants(constant: float) -> None:
     array = np.array([constant, 1.0])
     data = struct.pack(">I", 1) + npy(array)
     with pytest.raises(NotFinite):
@@ -124,7 +124,7 @@ def test_one_array_has_no_constants(constant: float) -> None:
 
 
 @pytest.mark.parametrize(("samples", "scale"), [(1, 1e6), (90_000_000, 1.0)])
-async def test_an_odd_first_round_is_void_and_the_second_attempt_refuses_the_liar(
+async def test_an_outlier_in_the_first_round_voids_it_and_is_refused_in_the_second_attempt(
     samples: int, scale: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     honest = [(id, 100, np.array([1.0, 2.0, 3.0])) for id in SILOS[1:]]
@@ -149,7 +149,7 @@ async def test_an_odd_first_round_is_void_and_the_second_attempt_refuses_the_lia
     assert "more than 100 times the" in refused.reason
 
 
-async def test_a_round_that_one_update_dominates_is_told() -> None:
+async def test_a_round_that_one_update_dominates_is_logged() -> None:
     facts: list[Fact] = []
     aggregator = service(facts=facts)
     counted = await attempt(aggregator, 0, [(id, 30 if id == BERT else 10, np.ones(2)) for id in (ANNA, BERT, CARL)])
@@ -168,7 +168,7 @@ class Picky(WeightedAverage):
             raise WrongWeights("I have taken 8 samples already")
 
 
-async def test_what_a_strategy_does_not_begin_to_add_is_refused_and_the_sum_goes_on() -> None:
+async def test_an_update_that_a_strategy_rejects_is_refused_and_the_sum_continues() -> None:
     aggregator = service(Picky)
     await open_round(aggregator)
     with pytest.raises(WrongWeights, match="the strategy cannot add this update: I do not take 7 samples"):
@@ -178,7 +178,7 @@ async def test_what_a_strategy_does_not_begin_to_add_is_refused_and_the_sum_goes
     assert weights(aggregator) == [1.0]
 
 
-async def test_what_a_strategy_has_added_in_part_is_not_in_any_model() -> None:
+async def test_a_partly_added_update_is_in_no_model() -> None:
     aggregator = service(Picky)
     await open_round(aggregator)
     await deliver(aggregator, BERT, 1.0)
@@ -212,14 +212,14 @@ class Broken(Spool):
 @pytest.mark.parametrize(
     ("error", "answer"), [(KeyError("x"), WrongWeights), (OSError("bad sector"), SpoolFull), (MemoryError(), SpoolFull)]
 )
-async def test_an_update_that_cannot_be_read_is_refused_or_asked_for_again(error: Exception, answer: type[Exception]) -> None:
+async def test_an_unreadable_update_is_refused_or_requested_again(error: Exception, answer: type[Exception]) -> None:
     aggregator = AggregatorService(averaging, Broken(error), patience=0.0)
     await open_round(aggregator)
     with pytest.raises(answer, match="cannot be read"):
         await deliver(aggregator, ANNA, 1.0)
 
 
-async def test_a_model_that_cannot_be_measured_keeps_nothing_from_its_work(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_model_that_cannot_be_measured_is_still_published(caplog: pytest.LogCaptureFixture) -> None:
     class Unmeasurable(np.ndarray[tuple[int], np.dtype[np.float64]]):
         @property
         def size(self) -> int:

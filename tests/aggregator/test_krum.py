@@ -58,7 +58,7 @@ async def test_krum_takes_the_update_with_the_smallest_score(count: int, byzanti
 @pytest.mark.parametrize(
     ("options", "kept"), [({}, 5), ({"keep": 3}, 3), ({"keep": 7}, 7), ({"keep": 1}, 1), ({"byzantine": 2}, 4)]
 )
-async def test_multi_krum_averages_those_with_the_best_scores(options: dict[str, Any], kept: int) -> None:
+async def test_multi_krum_averages_the_updates_with_the_best_scores(options: dict[str, Any], kept: int) -> None:
     updates = list(np.random.default_rng(0).normal(size=(8, 1000)))
     model = await train(built("multi_krum", **options), 0, *numbered(updates))
     chosen = best(updates, options.get("byzantine", 1), kept)
@@ -89,13 +89,13 @@ async def test_all_floats_of_an_update_decide_together_and_counters_do_not() -> 
         np.testing.assert_array_equal(made[name], tensor)
 
 
-async def test_a_model_of_integers_alone_is_compared_by_these() -> None:
+async def test_a_model_of_integers_is_compared_by_its_integers() -> None:
     updates = [{"n": np.array([value], "<i4")} for value in (900, 1, 2, 3, -900)]
     assert (await train(built("krum"), 0, *numbered(updates))).tolist() == [2]
 
 
 @given(st.integers(0, 4), st.sampled_from([1e15, -1e15, 1e8, 0.0]))
-def test_an_update_that_is_far_away_is_never_chosen_and_hides_no_difference_between_the_others(position: int, value: float) -> None:
+def test_a_distant_update_is_never_chosen_and_hides_no_difference_between_the_others(position: int, value: float) -> None:
     async def main() -> None:
         updates = [np.array([1.0 + k * k * 1e-9, 7.0]) for k in range(4)]
         updates.insert(position, np.array([value, value]))
@@ -110,7 +110,7 @@ def test_of_equal_updates_the_first_one_counts() -> None:
     assert list(MultiKrum(F8, keep=2).choose([1] * 5, np.zeros((5, 5)))) == [0, 1]
 
 
-def test_distances_do_not_depend_on_the_blocks_in_which_they_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_distances_do_not_depend_on_the_size_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
 
     class Recording(Krum):
@@ -139,7 +139,7 @@ class Silo(fedround.NumPyParticipant):
         return fedround.Update(1, np.full(3, self.weight))
 
 
-def test_liars_that_agree_do_no_harm_as_long_as_they_are_no_more_than_was_said() -> None:
+def test_colluding_updates_do_no_harm_up_to_the_configured_number() -> None:
     with testing.platform(rounds=2, min_clients=7, strategy="krum", strategy_options={"byzantine": 2}) as p:
         p.run(*map(Silo, (1.0, 1.1, 1.2, 1.1, 1.0, 1e9, 1e9)))
     assert 1.0 <= p.global_model[0] <= 1.2
@@ -154,7 +154,7 @@ def test_a_round_with_too_few_updates_is_refused_with_the_setting_that_helps() -
         p.run(*map(Silo, range(4)))
 
 
-def test_more_than_can_be_trusted_are_not_kept() -> None:
+def test_multi_krum_keeps_no_more_updates_than_it_can_trust() -> None:
     with pytest.raises(ConfigurationError, match="with byzantine=1, keep=5 a round needs at least 6 updates, but this one has 5"):
         MultiKrum(F8, keep=5).choose([1] * 5, np.zeros((5, 5)))
 
@@ -169,12 +169,12 @@ def test_more_than_can_be_trusted_are_not_kept() -> None:
         ("krum", {"keep": 1}, "unexpected keyword argument 'keep'"),
     ],
 )
-def test_options_that_cannot_work_are_told_at_the_start(name: str, options: dict[str, Any], message: str) -> None:
+def test_unusable_options_are_a_configuration_error(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=f"AGGREGATOR_STRATEGY_OPTIONS: {name} does not take them: .*{message}"):
         build(AggregatorSettings(strategy=name, strategy_options=options), Observers())
 
 
-def test_they_bound_each_update_and_do_not_weigh() -> None:
+def test_krum_is_robust_and_ignores_sample_counts() -> None:
     assert {"krum", "multi_krum"} <= ROBUST <= UNWEIGHTED
 
 
@@ -194,14 +194,14 @@ class Choosing(Median):
         return difference
 
 
-def test_a_class_of_ones_own_is_given_the_chosen_updates_in_its_order() -> None:
+def test_a_custom_class_gets_the_chosen_updates_in_order() -> None:
     updates = [np.array([value]) for value in (1.0, 2.0, 4.0)]
     aggregator = built(f"{__name__}:Choosing", chosen=[2, 0])
     assert asyncio.run(train(aggregator, 0, *numbered(updates))).tolist() == [3.0]
 
 
 @pytest.mark.parametrize("chosen", [[], [0, 0], [3], [-1], [0.5], None])
-async def test_a_choice_of_something_else_than_updates_loses_the_round(chosen: Any, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_invalid_choice_loses_the_round(chosen: Any, caplog: pytest.LogCaptureFixture) -> None:
     aggregator = built(f"{__name__}:Choosing", chosen=chosen)
     with pytest.raises(UnknownAttempt):
         await train(aggregator, 0, *numbered([np.array([value]) for value in (1.0, 2.0, 4.0)]))

@@ -18,7 +18,7 @@ def deliver(ledger: Ledger, id: str, token: str | None = None, samples: int = 1)
     return receipt
 
 
-def test_an_admitted_update_is_entered_once_with_all_that_is_known_of_it() -> None:
+def test_an_admitted_update_is_recorded_once_with_all_its_data() -> None:
     ledger = a_ledger("a")
     deliver(ledger, "a", samples=7)
     (entry,) = ledger.page("first-life", 0).entries
@@ -36,7 +36,7 @@ def test_unknown_credentials_are_not_admitted() -> None:
 
 
 @pytest.mark.parametrize("other", ["bert", ""])
-def test_a_right_with_an_owner_serves_nobody_else(other: str) -> None:
+def test_an_upload_permission_with_an_owner_is_valid_only_for_the_owner(other: str) -> None:
     ledger = Ledger("first-life")
     ledger.open("attempt-1", 0, [Admission("a", "token-a", "anna")])
     ledger.count(ledger.begin("a", "token-a", "anna"), 1, {})
@@ -51,13 +51,13 @@ def test_a_right_with_an_owner_serves_nobody_else(other: str) -> None:
     assert ledger.begin("a", "token-a", "anna").repeated
 
 
-def test_a_refusal_tells_its_reason() -> None:
+def test_a_refusal_is_recorded_with_its_reason() -> None:
     ledger = a_ledger("a")
     ledger.refuse(ledger.begin("a", "token-a"), "float32 in place of float64")
     assert ledger.page("first-life", 0).entries[0].reason == "float32 in place of float64"
 
 
-def test_a_repeat_of_a_counted_update_is_received_as_a_repeat() -> None:
+def test_a_repeated_upload_of_a_counted_update_is_marked_as_repeated() -> None:
     ledger = a_ledger("a")
     deliver(ledger, "a")
     again = ledger.begin("a", "token-a")
@@ -66,7 +66,7 @@ def test_a_repeat_of_a_counted_update_is_received_as_a_repeat() -> None:
     assert len(ledger.page("first-life", 0).entries) == 1
 
 
-def test_of_two_uploads_with_one_token_the_first_to_end_is_counted() -> None:
+def test_of_two_uploads_with_one_token_the_first_that_ends_is_counted() -> None:
     ledger = a_ledger("a")
     slow = ledger.begin("a", "token-a")
     deliver(ledger, "a")
@@ -74,7 +74,7 @@ def test_of_two_uploads_with_one_token_the_first_to_end_is_counted() -> None:
     ledger.abort(slow)
 
 
-def test_an_update_is_not_counted_without_asking_whether_it_may_be() -> None:
+def test_counting_an_update_without_checking_it_raises() -> None:
     ledger = a_ledger("a")
     slow = ledger.begin("a", "token-a")
     deliver(ledger, "a")
@@ -84,7 +84,7 @@ def test_an_update_is_not_counted_without_asking_whether_it_may_be() -> None:
     ledger.abort(slow)
 
 
-def test_a_receipt_ends_once() -> None:
+def test_a_receipt_can_end_only_once() -> None:
     ledger = a_ledger("a")
     receipt = ledger.begin("a", "token-a")
     ledger.abort(receipt)
@@ -93,7 +93,7 @@ def test_a_receipt_ends_once() -> None:
     assert ledger.revoke("attempt-1", "a") is Verdict.REVOKED
 
 
-def test_a_counted_token_stays_good_for_reading_and_repeating_in_later_attempts() -> None:
+def test_the_token_of_a_counted_update_stays_valid_in_later_attempts() -> None:
     ledger = a_ledger("a", "b")
     deliver(ledger, "a")
     ledger.open("attempt-2", 1, [Admission("b", "token-b2")])
@@ -101,7 +101,7 @@ def test_a_counted_token_stays_good_for_reading_and_repeating_in_later_attempts(
     assert ledger.begin("a", "token-a").repeated
 
 
-def test_a_counted_token_stays_good_until_its_id_uses_another() -> None:
+def test_the_token_of_a_counted_update_is_valid_until_its_id_uses_another() -> None:
     """xain-sdk 0.8.0 goes on with it when start_training was refused, and may be selected anew just then."""
     ledger = a_ledger("a")
     deliver(ledger, "a")
@@ -117,7 +117,7 @@ def test_a_counted_token_stays_good_until_its_id_uses_another() -> None:
         ledger.begin("a", "token-a")
 
 
-def test_a_token_is_late_once_its_id_used_another() -> None:
+def test_a_token_is_late_after_its_id_used_another() -> None:
     ledger = a_ledger("a")
     deliver(ledger, "a")
     ledger.open("attempt-2", 1, [Admission("a", "token-a2")])
@@ -148,7 +148,7 @@ def test_a_counted_update_is_not_revoked() -> None:
     assert ledger.revoke("attempt-1", "a") is Verdict.COUNTED
 
 
-def test_who_overlaps_uploads_holds_no_round_for_ever() -> None:
+def test_overlapping_uploads_cannot_hold_a_round_forever() -> None:
     ledger = a_ledger("a")
     first, second = ledger.begin("a", "token-a"), ledger.begin("a", "token-a")
     assert ledger.revoke("attempt-1", "a", 30.0) is Verdict.RECEIVING
@@ -161,7 +161,7 @@ def test_who_overlaps_uploads_holds_no_round_for_ever() -> None:
     assert ledger.revoke("attempt-1", "a") is Verdict.REVOKED
 
 
-def test_a_repeat_is_taken_even_after_its_right_was_asked_back() -> None:
+def test_a_repeated_upload_is_accepted_after_its_permission_was_revoked() -> None:
     ledger = a_ledger("a")
     first = ledger.begin("a", "token-a")
     assert ledger.revoke("attempt-1", "a", 30.0) is Verdict.RECEIVING
@@ -169,7 +169,7 @@ def test_a_repeat_is_taken_even_after_its_right_was_asked_back() -> None:
     assert ledger.begin("a", "token-a").repeated
 
 
-def test_a_few_uploads_of_one_right_may_be_under_way_and_not_any_number() -> None:
+def test_the_number_of_simultaneous_uploads_with_one_permission_is_bounded() -> None:
     ledger = a_ledger("a", "b")
     receipts = [ledger.begin("a", "token-a") for _ in range(MOST_AT_ONCE)]
     with pytest.raises(Busy):
@@ -179,7 +179,7 @@ def test_a_few_uploads_of_one_right_may_be_under_way_and_not_any_number() -> Non
     ledger.begin("a", "token-a")
 
 
-def test_a_right_is_not_revoked_while_its_update_arrives() -> None:
+def test_an_upload_permission_is_not_revoked_while_its_update_arrives() -> None:
     ledger = a_ledger("a")
     receipt = ledger.begin("a", "token-a")
     assert ledger.revoke("attempt-1", "a", 30.0) is Verdict.RECEIVING
@@ -197,7 +197,7 @@ def test_a_right_is_not_revoked_while_its_update_arrives() -> None:
         (None, 1, Verdict.RECEIVING),
     ],
 )
-def test_an_update_that_cannot_be_whole_in_time_is_cut(length: int | None, received: int, verdict: Verdict) -> None:
+def test_an_upload_that_cannot_complete_in_time_is_cut_off(length: int | None, received: int, verdict: Verdict) -> None:
     ledger = a_ledger("a")
     receipt = ledger.begin("a", "token-a", now=100.0, length=length)
     assert ledger.revoke("attempt-1", "a", 30.0, now=100.5) is Verdict.RECEIVING, "its rate is not known yet"
@@ -210,14 +210,14 @@ def test_an_update_that_cannot_be_whole_in_time_is_cut(length: int | None, recei
         ledger.countable(receipt)
 
 
-def test_a_sum_that_was_lost_tells_why_without_control_characters() -> None:
+def test_the_reason_of_a_lost_sum_has_no_control_characters() -> None:
     ledger = a_ledger("a")
     assert ledger.page("first-life", 0).lost == ""
     ledger.lose("second-life", "it\noverflows\x1b[2J")
     assert ledger.page("first-life", 0).lost == "it overflows [2J"
 
 
-def test_an_admission_that_arrives_after_its_revocation_admits_nobody() -> None:
+def test_an_admission_that_arrives_after_its_revocation_has_no_effect() -> None:
     ledger = a_ledger()
     assert ledger.revoke("attempt-1", "a") is Verdict.REVOKED
     ledger.admit("attempt-1", [Admission("a", "token-a")])
@@ -263,7 +263,7 @@ def test_closing_over_other_ids_names_the_difference_and_closes_nothing() -> Non
     deliver(ledger, "b")
 
 
-def test_nobody_is_admitted_to_a_closed_attempt() -> None:
+def test_a_closed_attempt_admits_no_participant() -> None:
     ledger = a_ledger("a")
     deliver(ledger, "a")
     ledger.close("attempt-1", ["a"])
@@ -272,7 +272,7 @@ def test_nobody_is_admitted_to_a_closed_attempt() -> None:
         ledger.begin("b", "token-b")
 
 
-def test_opening_another_attempt_voids_what_the_one_before_had_counted() -> None:
+def test_opening_an_attempt_voids_the_updates_of_the_former_one() -> None:
     ledger = a_ledger("a", "b")
     arriving = ledger.begin("b", "token-b")
     deliver(ledger, "a")
@@ -289,7 +289,7 @@ def test_opening_the_same_attempt_again_changes_nothing() -> None:
     assert ledger.close("attempt-1", ["a"]) is None
 
 
-def test_a_round_whose_model_is_there_is_not_begun_again() -> None:
+def test_a_round_that_has_a_model_is_not_opened_again() -> None:
     ledger = Ledger("second-life", Newest(3, parameters=5))
     for round in (2, 3):
         with pytest.raises(UnknownAttempt):
@@ -312,14 +312,14 @@ def test_calls_for_an_attempt_that_ended_are_refused() -> None:
         ledger.close("attempt-1", [])
 
 
-def test_only_so_many_ended_attempts_are_remembered() -> None:
+def test_the_number_of_remembered_attempts_is_bounded() -> None:
     ledger = Ledger("first-life")
     for number in range(REMEMBERED_ATTEMPTS + 2):
         ledger.open(f"attempt-{number}", number, [])
     assert ledger.open("attempt-0", 0, [])
 
 
-def test_a_refused_update_is_entered_and_its_right_is_over() -> None:
+def test_a_refused_update_is_recorded_and_its_permission_ends() -> None:
     ledger = a_ledger("a")
     ledger.refuse(ledger.begin("a", "token-a"))
     (entry,) = ledger.page("first-life", 0).entries
@@ -328,7 +328,7 @@ def test_a_refused_update_is_entered_and_its_right_is_over() -> None:
         ledger.begin("a", "token-a")
 
 
-def test_a_refused_repeat_leaves_what_was_counted() -> None:
+def test_a_refused_repetition_does_not_change_the_counted_update() -> None:
     ledger = a_ledger("a")
     slow = ledger.begin("a", "token-a")
     deliver(ledger, "a")
@@ -346,21 +346,21 @@ def test_entries_are_kept_until_they_are_acknowledged() -> None:
     assert ledger.acknowledged == 2
 
 
-def test_nothing_is_acknowledged_that_was_never_entered() -> None:
+def test_an_acknowledgement_beyond_the_last_entry_is_ignored() -> None:
     ledger = a_ledger("a")
     ledger.page("first-life", 99)
     deliver(ledger, "a")
     assert [e.seq for e in ledger.page("first-life", 0).entries] == [1]
 
 
-def test_a_reader_of_another_life_acknowledges_nothing() -> None:
+def test_a_reader_with_another_incarnation_acknowledges_nothing() -> None:
     ledger = a_ledger("a")
     deliver(ledger, "a")
     page = ledger.page("another-life", 1)
     assert (page.incarnation, len(page.entries), ledger.acknowledged) == ("first-life", 1, 0)
 
 
-def test_losing_the_sum_ends_the_attempt_and_begins_a_new_life() -> None:
+def test_losing_the_sum_ends_the_attempt_and_starts_a_new_incarnation() -> None:
     ledger = a_ledger("a", "b")
     arriving = ledger.begin("b", "token-b")
     deliver(ledger, "a")
@@ -379,7 +379,7 @@ def test_losing_the_sum_ends_the_attempt_and_begins_a_new_life() -> None:
     assert ledger.page("second-life", 0).entries[0].seq == 1
 
 
-def test_a_ledger_without_an_attempt_can_be_lost_too() -> None:
+def test_a_ledger_without_an_attempt_can_lose_its_sum_too() -> None:
     ledger = Ledger("first-life")
     ledger.lose("second-life")
     assert ledger.incarnation == "second-life"
@@ -387,7 +387,7 @@ def test_a_ledger_without_an_attempt_can_be_lost_too() -> None:
         ledger.close("attempt-1", [])
 
 
-def test_a_token_is_known_while_its_right_is() -> None:
+def test_a_token_is_known_as_long_as_its_permission() -> None:
     ledger = a_ledger("a")
     assert ledger.knows("a", "token-a")
     assert not ledger.knows("a", "another")

@@ -98,7 +98,7 @@ def test_bfloat16_is_rounded_once_to_nearest_even(number: float, by: float) -> N
             assert distance < abs(number - neighbour) or (distance == abs(number - neighbour) and bits[0] % 2 == 0)
 
 
-def test_a_round_gives_writable_arrays_of_the_same_names_and_the_update_is_made_in_place() -> None:
+def test_arrays_are_writable_and_named_and_updates_are_built_in_place() -> None:
     def step(weights: Any) -> Any:
         weights["w"] += 1
         weights["n"] += 1
@@ -113,7 +113,7 @@ def test_a_round_gives_writable_arrays_of_the_same_names_and_the_update_is_made_
     assert silos[0].got[0].keys() == start.keys()
 
 
-def test_a_list_of_arrays_comes_back_in_its_order() -> None:
+def test_a_list_of_arrays_keeps_its_order() -> None:
     arrays = [np.full(n + 1, n, "f4") for n in range(12)]
     silo = Returns(arrays, lambda weights: list(weights.values()))
     found = trained(silo, rounds=3)
@@ -124,7 +124,7 @@ def test_a_list_of_arrays_comes_back_in_its_order() -> None:
 MASK = np.array([[0, -np.inf], [0, 0]], "f4")
 
 
-def test_a_constant_of_the_model_that_is_not_finite_stays() -> None:
+def test_a_constant_that_is_not_finite_stays() -> None:
     start = {"mask": MASK, "least": np.array([np.finfo("f4").min, 1], "f4"), "w": np.zeros(2), "nan": np.array([np.nan, 1])}
     found = trained(*(Returns(lambda weights: weights | {"w": weights["w"] + 1}) for _ in range(3)), rounds=3, initial_model=start)
     for name in ("mask", "least", "nan"):
@@ -157,19 +157,19 @@ def test_a_constant_stays_in_an_array_of_fortran_order() -> None:
         ),
     ],
 )
-def test_a_message_names_the_tensors_that_are_wrong(update: Any, message: str) -> None:
+def test_an_error_names_the_tensors_that_differ(update: Any, message: str) -> None:
     with pytest.raises(ParticipantError) as raised:
         trained(Returns(update), initial_model={"w": np.zeros(2, "f4"), "mask": MASK})
     assert message in str(raised.value)
 
 
-def test_booleans_that_differ_are_refused_and_named() -> None:
+def test_booleans_that_differ_are_refused_with_their_name() -> None:
     silos = [Returns({"w": np.ones(1), "mask": np.array(mask)}) for mask in ([True, False], [True, True])]
     with pytest.raises(FedroundError, match="mask: 1 of 2 booleans differ from those of the others"):
         trained(*silos)
 
 
-def test_local_tensors_stay_and_come_back() -> None:
+def test_local_tensors_are_not_sent_and_are_restored() -> None:
     class Personal(Returns):
         local_tensors = ("head.*", "*.running_mean")
 
@@ -185,7 +185,7 @@ def test_local_tensors_stay_and_come_back() -> None:
     assert other.got[2]["bn.running_mean"].tolist() == [11]
 
 
-def test_flatten_says_that_a_mapping_needs_none() -> None:
+def test_flattening_a_mapping_is_an_error_with_advice() -> None:
     weights = {"a": np.ones(2, "f4"), "b": np.zeros(1)}
     with pytest.warns(UserWarning, match=r"Update\(samples, weights=mapping\)"):
         flat = fedround.flatten(weights)  # type: ignore[arg-type]

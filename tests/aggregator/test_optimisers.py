@@ -104,7 +104,7 @@ def exact(dtype: np.dtype[Any]) -> float:
 
 @pytest.mark.parametrize(("name", "options", "step"), CASES)
 @pytest.mark.parametrize("dtype", ["<f4", "<f8"])
-async def test_one_array_takes_the_steps_of_the_paper(name: str, options: dict[str, Any], step: Step, dtype: str) -> None:
+async def test_the_steps_of_one_array_are_those_of_the_paper(name: str, options: dict[str, Any], step: Step, dtype: str) -> None:
     random, kept = np.random.default_rng(7), Kept()
     aggregator = built(name, **options)
     model = random.normal(size=(BLOCK + 3,)).astype(dtype)
@@ -121,9 +121,7 @@ async def test_one_array_takes_the_steps_of_the_paper(name: str, options: dict[s
 
 
 @pytest.mark.parametrize(("name", "options", "step"), CASES)
-async def test_each_float_of_a_mapping_takes_its_own_steps_and_counters_are_averaged(
-    name: str, options: dict[str, Any], step: Step
-) -> None:
+async def test_in_a_mapping_floats_are_optimised_and_counters_averaged(name: str, options: dict[str, Any], step: Step) -> None:
     random = np.random.default_rng(7)
     memories: dict[str, Kept] = {name: {} for name in ("f8", "f4", "f2", "bf")}
     model: dict[str, Array] = {
@@ -162,7 +160,7 @@ class Fixed(fedround.NumPyParticipant):
         return fedround.Update(1, self.weights)
 
 
-def test_a_constant_stays_and_its_neighbours_take_their_steps() -> None:
+def test_a_constant_stays_and_its_neighbours_are_optimised() -> None:
     start, update = ({"mask": np.array([-np.inf, weight], "<f4")} for weight in (1.0, 3.0))
     with testing.platform(rounds=2, strategy="fedavgm", strategy_options={"server_momentum": 0.5}, initial_model=start) as p:
         p.run(Fixed(update))
@@ -170,7 +168,7 @@ def test_a_constant_stays_and_its_neighbours_take_their_steps() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-async def test_a_restart_at_any_time_changes_no_bit(name: str, tmp_path: Path) -> None:
+async def test_a_restart_at_any_time_does_not_change_the_model(name: str, tmp_path: Path) -> None:
     random = np.random.default_rng(1)
     disk, through = Directory(tmp_path), built(name)
     model: Array = random.normal(size=50).astype("<f4")
@@ -181,7 +179,7 @@ async def test_a_restart_at_any_time_changes_no_bit(name: str, tmp_path: Path) -
         np.testing.assert_array_equal(restarted, model)
 
 
-async def test_after_a_rollback_the_same_updates_make_the_same_model() -> None:
+async def test_after_a_rollback_the_same_updates_give_the_same_model() -> None:
     aggregator = built("fedadam", MemoryDisk())
     made = [await train(aggregator, number, (1, np.full(3, number**2, "<f4"))) for number in range(4)]
     await aggregator.roll_back(1)
@@ -190,7 +188,7 @@ async def test_after_a_rollback_the_same_updates_make_the_same_model() -> None:
 
 
 @pytest.mark.parametrize("other", ["fedavgm", "fedadagrad", "fedyogi"])
-async def test_the_state_of_another_optimiser_is_not_taken_for_its_own(other: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_state_of_another_optimiser_is_not_used(other: str, caplog: pytest.LogCaptureFixture) -> None:
     disk = MemoryDisk()
     for number in range(3):
         await train(built("fedadam", disk), number, (1, np.full(2, 1.0 + number, "<f4")))
@@ -207,7 +205,7 @@ def test_a_counter_has_no_state() -> None:
         FedAdam(Spec(np.dtype("<i8"), (1,))).begin(np.zeros(1, "<i8"), {"m": np.zeros(1)})
 
 
-async def test_a_step_beyond_the_dtype_loses_the_round_and_not_the_state() -> None:
+async def test_a_step_beyond_the_dtype_loses_the_round_but_not_the_state() -> None:
     aggregator = built("fedavgm", server_learning_rate=1e6)
     await train(aggregator, 0, (1, np.zeros(2, "<f2")))
     with pytest.raises(UnknownAttempt):
@@ -229,14 +227,14 @@ async def test_a_step_beyond_the_dtype_loses_the_round_and_not_the_state() -> No
         ("fedadagrad", {"beta_1": 0.9}, "unexpected keyword argument 'beta_1'"),
     ],
 )
-def test_options_that_cannot_work_are_told_at_the_start(name: str, options: dict[str, Any], message: str) -> None:
+def test_unusable_options_are_a_configuration_error(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=f"AGGREGATOR_STRATEGY_OPTIONS: {name} does not take them: .*{message}"):
         build(AggregatorSettings(strategy=name, strategy_options=options), Observers())
 
 
 @pytest.mark.parametrize("optimiser", [FedAvgM, FedAdagrad, FedAdam, FedYogi])
 @pytest.mark.parametrize("dtype", ["<f8", "<f4", "<f2"])
-def test_the_memory_is_what_the_docstring_says(optimiser: type[ServerOptimiser], dtype: str) -> None:
+def test_the_memory_use_is_as_documented(optimiser: type[ServerOptimiser], dtype: str) -> None:
     spec = Spec(np.dtype(dtype), (1000,))
     strategy = optimiser(spec)
     strategy.begin(np.zeros(1000, dtype), {})
@@ -249,7 +247,7 @@ def test_the_memory_is_what_the_docstring_says(optimiser: type[ServerOptimiser],
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_platform_trains_with_it(name: str) -> None:
+def test_the_platform_trains_with_an_optimiser(name: str) -> None:
     with testing.platform(rounds=3, min_clients=2, strategy=name) as p:
         p.run(Fixed(np.array([1.0])), Fixed(np.array([3.0])))
     assert p.global_model is not None

@@ -36,7 +36,7 @@ def result(collected: Collected, spec: Spec = LITTLE) -> Array:
 
 
 @pytest.mark.parametrize("dtype", ["<f8", "<f4", "<f2"])
-def test_the_median_of_many_blocks_is_that_of_whole_updates(dtype: str) -> None:
+def test_the_median_of_blocks_is_the_median_of_whole_updates(dtype: str) -> None:
     size = 2 * BLOCK + 1
     updates = np.random.default_rng(7).normal(size=(41, size)).astype(dtype)
     assert size > AT_ONCE // len(updates)
@@ -68,7 +68,7 @@ class Recorded:
         return updates[0] if self.answer is None else self.answer
 
 
-def test_a_strategy_is_given_the_sample_counts_in_the_order_of_the_updates() -> None:
+def test_a_strategy_gets_the_sample_counts_in_the_order_of_the_updates() -> None:
     recorded = Recorded()
     collected = collecting(recorded)
     for samples, weight in ((5, 1.0), (0, 2.0), (7, 3.0)):
@@ -86,7 +86,7 @@ def test_a_strategy_is_given_the_sample_counts_in_the_order_of_the_updates() -> 
         ([1.0, 1e39], "does not fit into <f4"),
     ],
 )
-def test_a_strategy_that_does_not_give_a_finite_number_for_each_weight_is_refused(answer: Any, message: str) -> None:
+def test_an_invalid_result_of_a_strategy_is_refused(answer: Any, message: str) -> None:
     spec = Spec(np.dtype("<f4"), (2,))
     collected = collecting(Recorded(answer), spec)
     fold(collected, np.array([1, 2], "<f4"))
@@ -94,7 +94,7 @@ def test_a_strategy_that_does_not_give_a_finite_number_for_each_weight_is_refuse
         result(collected, spec)
 
 
-def test_an_update_for_which_there_is_no_room_leaves_the_others_as_they_are() -> None:
+def test_an_update_without_room_on_disk_does_not_change_the_others() -> None:
     spec = Spec(np.dtype("<f8"), (2 * BLOCK,))
     collected = collecting(TrimmedMean(spec, trim=0), spec)
     fold(collected, np.full(spec.count, 1.0))
@@ -104,7 +104,7 @@ def test_an_update_for_which_there_is_no_room_leaves_the_others_as_they_are() ->
     assert set(result(collected, spec).tolist()) == {2.0}
 
 
-def test_the_file_is_closed_when_the_result_is_made_or_the_attempt_forgotten() -> None:
+def test_the_file_is_closed_with_the_result_or_with_the_attempt() -> None:
     def collected() -> Collected:
         made = collecting(Median(LITTLE))
         fold(made, np.array([1.0, 2.0]))
@@ -121,7 +121,7 @@ def test_the_file_is_closed_when_the_result_is_made_or_the_attempt_forgotten() -
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 9, 10, 100])
 @pytest.mark.parametrize("trim", [0, 0.1, 0.25, 0.29, 0.3, 0.49])
-def test_as_many_are_left_out_at_either_end_as_the_share_says(count: int, trim: float) -> None:
+def test_the_trimmed_mean_omits_the_configured_share_at_both_ends(count: int, trim: float) -> None:
     values = np.random.default_rng(count).normal(size=(count, 3))
     left_out = next(n for n in range(count, -1, -1) if 100 * n <= round(100 * trim) * count)
     expected = np.sort(values, axis=0)[left_out : count - left_out].mean(axis=0)
@@ -130,14 +130,14 @@ def test_as_many_are_left_out_at_either_end_as_the_share_says(count: int, trim: 
 
 @pytest.mark.parametrize("strategy", [Median(LITTLE), TrimmedMean(LITTLE, trim=0.2)])
 @pytest.mark.parametrize("value", [1e290, -1e290])
-def test_a_few_updates_cannot_pull_the_model_out_of_the_range_of_the_others(strategy: Combining, value: float) -> None:
+def test_few_updates_cannot_move_the_model_beyond_the_range_of_the_others(strategy: Combining, value: float) -> None:
     updates = np.random.default_rng(0).uniform(-1, 1, (10, 2))
     updates[[2, 7]] = value
     assert np.abs(strategy.combine([1] * 10, updates)).max() <= 1
 
 
 @pytest.mark.parametrize("trim", [-0.1, 0.5, np.nan])
-def test_there_must_be_something_left(trim: float) -> None:
+def test_the_trimmed_mean_must_keep_an_update(trim: float) -> None:
     with pytest.raises(ValueError, match=r"at least 0 and less than 0\.5"):
         TrimmedMean(LITTLE, trim=trim)
 
@@ -158,7 +158,7 @@ def opaque(samples: int, data: bytes) -> OpaqueUpdate:
     return OpaqueUpdate(body, len(body))
 
 
-def test_bytes_are_given_as_they_came_and_may_be_kept() -> None:
+def test_a_strategy_of_bytes_gets_the_received_bytes_and_may_keep_them() -> None:
     joined = Joined()
     collected = CollectedBytes(joined, SPOOL)
     for samples, data in ((1, b"anna had"), (0, b"nothing"), (2, b"ha")):
@@ -167,7 +167,7 @@ def test_bytes_are_given_as_they_came_and_may_be_kept() -> None:
     assert bytes(joined.kept[1]) == b"nothing"
 
 
-def test_bytes_for_which_there_is_no_room_leave_the_others_as_they_are() -> None:
+def test_bytes_without_room_on_disk_do_not_change_the_others() -> None:
     collected = CollectedBytes(Joined(), SPOOL)
     collected.add(opaque(1, b"one"))
     with files_of_at_most(10), pytest.raises(SpoolFull):
@@ -176,7 +176,7 @@ def test_bytes_for_which_there_is_no_room_leave_the_others_as_they_are() -> None
     assert next(collected.results()).tobytes() == b"one|two"
 
 
-def test_a_model_of_no_bytes_is_none() -> None:
+def test_an_empty_model_of_bytes_is_refused() -> None:
     collected = CollectedBytes(Joined(), SPOOL)
     collected.add(opaque(0, b"weighs nothing"))
     with pytest.raises(WrongWeights, match="empty model"):

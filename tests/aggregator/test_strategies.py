@@ -27,7 +27,7 @@ def fold(strategy: Strategy, *updates: tuple[int, Any]) -> np.ndarray[Any, Any]:
 @given(st.lists(st.tuples(samples, magnitudes), min_size=1, max_size=12))
 @example([(1, 2.0**60), (1, 1.0), (1, -(2.0**60))])
 @example([(1, 1e200), (1, 1e100), (1, 1.0), (1, -1e200), (1, -1e100)])
-def test_the_weighted_average_is_that_of_exact_sums_as_far_as_twice_the_precision_goes(updates: list[tuple[int, float]]) -> None:
+def test_the_weighted_average_has_twice_the_precision_of_float64(updates: list[tuple[int, float]]) -> None:
     counts = [count for count, _ in updates] if any(count for count, _ in updates) else [1] * len(updates)
     terms = [count * value for count, (_, value) in zip(counts, updates, strict=True)]
     exact = math.fsum(terms) / sum(counts)
@@ -36,14 +36,14 @@ def test_the_weighted_average_is_that_of_exact_sums_as_far_as_twice_the_precisio
 
 
 @given(st.lists(st.tuples(samples, st.integers(-(2**40), 2**40)), min_size=1, max_size=12))
-def test_of_weights_within_forty_bits_of_each_other_the_average_is_exact_to_two_ulp(updates: list[tuple[int, int]]) -> None:
+def test_the_average_of_similar_weights_is_exact_to_two_ulp(updates: list[tuple[int, int]]) -> None:
     counts = [count for count, _ in updates] if any(count for count, _ in updates) else [1] * len(updates)
     exact = math.fsum(count * float(value) for count, (_, value) in zip(counts, updates, strict=True)) / sum(counts)
     assert abs(fold(WeightedAverage(F8), *((n, float(value)) for n, value in updates))[0] - exact) <= 2 * math.ulp(exact)
 
 
 @given(st.lists(st.tuples(samples, st.floats(-(2.0**100), 2.0**100, width=32)), min_size=1, max_size=12))
-def test_of_float32_the_average_is_exact_to_its_last_bit_and_the_float64_rounding_of_the_sum(
+def test_the_average_of_float32_is_exact_to_the_last_bit(
     updates: list[tuple[int, float]],
 ) -> None:
     counts = [count for count, _ in updates] if any(count for count, _ in updates) else [1] * len(updates)
@@ -55,15 +55,15 @@ def test_of_float32_the_average_is_exact_to_its_last_bit_and_the_float64_roundin
     assert abs(float(result[0]) - exact) <= float(np.spacing(np.float32(abs(exact)))) + rounding
 
 
-def test_updates_weigh_as_much_as_they_have_samples() -> None:
+def test_updates_are_weighted_by_their_samples() -> None:
     assert fold(WeightedAverage(F8), (1, 0.0), (3, 4.0)).tolist() == [3.0]
 
 
-def test_an_update_without_samples_weighs_nothing_beside_others() -> None:
+def test_an_update_without_samples_has_no_weight_beside_others() -> None:
     assert fold(WeightedAverage(F8), (0, 100.0), (2, 4.0), (0, 100.0)).tolist() == [4.0]
 
 
-def test_updates_without_samples_make_a_plain_mean_among_themselves() -> None:
+def test_updates_without_samples_give_their_plain_mean() -> None:
     assert fold(WeightedAverage(F8), (0, 1.0), (0, 3.0)).tolist() == [2.0]
 
 
@@ -71,7 +71,7 @@ def test_the_model_sum_adds_and_ignores_sample_counts() -> None:
     assert fold(ModelSum(F8), (5, 1.0), (0, 3.0)).tolist() == [4.0]
 
 
-def test_a_sum_that_outgrows_its_dtype_is_refused_rather_than_infinite() -> None:
+def test_a_sum_that_exceeds_its_dtype_is_refused() -> None:
     for position in (0, BLOCK + 1):
         weights = np.ones(BLOCK + 2, "f2")
         weights[position] = 60000
@@ -94,7 +94,7 @@ def test_any_dtype_and_byte_order_is_folded(dtype: str) -> None:
     assert result.tolist() == [2, 3, 4]
 
 
-def test_strategies_are_found_by_name_and_by_class() -> None:
+def test_strategies_are_loaded_by_name_and_by_class() -> None:
     assert load_strategy("weighted_average") is WeightedAverage
     assert load_strategy("model_sum") is ModelSum
     assert load_strategy("median") is Median
@@ -113,6 +113,6 @@ def test_strategies_are_found_by_name_and_by_class() -> None:
         ("fedround.aggregator.strategies:Mode", "has no attribute 'Mode'"),
     ],
 )
-def test_a_strategy_that_is_not_there_is_a_configuration_error(name: str, message: str) -> None:
+def test_an_unknown_strategy_is_a_configuration_error(name: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         load_strategy(name)

@@ -33,21 +33,21 @@ HEAD = (
     "| --- | --- | --- | --- | --- | --- |\n"
 )
 ATTACKS: Mapping[str, str] = {
-    "strangers_at_the_port_between_the_services_stop_nobody": "five attacks on the internal port, without the secret",
-    "one_connection_of_requests_that_never_reads_costs_no_memory": "pipelined requests whose responses the client does not read",
-    "heads_that_never_end_stop_nobody": "request headers that never end",
-    "bodies_that_drip_stop_nobody": "request bodies that arrive byte by byte",
-    "a_body_without_an_end_that_drips_stops_nobody": "chunked bodies that arrive byte by byte and never end",
-    "bodies_without_an_end_at_full_speed_stop_nobody": "bodies without an end, at full speed",
-    "floods_from_one_address_leave_the_others_their_rounds": "a flood of requests from one address",
-    "a_known_id_may_not_flood_either": "a flood of heartbeats of a registered participant",
-    "more_idle_connections_than_descriptors_stop_nobody": "more idle connections than file descriptors",
-    "a_flood_of_refused_tokens_is_slowed_down_and_leaves_the_others_their_rounds": "a flood of requests with a wrong token",
-    "registrations_that_never_beat_hold_up_no_round": "registrations without heartbeats",
-    "nobody_is_pushed_out_by_its_name": "registrations under the name of another participant, with heartbeats",
-    "lies_are_refused_and_their_tellers_named": "nine participants with invalid or implausible updates",
-    "who_never_delivers_costs_ever_fewer_rounds_their_deadline": "a participant that never uploads an update",
-    "an_upload_that_drips_extends_no_deadline": "an upload that arrives byte by byte, of this size",
+    "attackers_at_the_internal_port_stop_no_training": "five attacks on the internal port, without the secret",
+    "a_client_that_pipelines_and_never_reads_costs_no_memory": "pipelined requests whose responses the client does not read",
+    "endless_request_heads_stop_no_training": "request headers that never end",
+    "slow_bodies_stop_no_training": "request bodies that arrive byte by byte",
+    "a_slow_endless_body_stops_no_training": "chunked bodies that arrive byte by byte and never end",
+    "fast_endless_bodies_stop_no_training": "bodies without an end, at full speed",
+    "floods_from_one_address_do_not_delay_the_rounds_of_others": "a flood of requests from one address",
+    "a_known_participant_is_limited_too": "a flood of heartbeats of a registered participant",
+    "more_idle_connections_than_descriptors_stop_no_training": "more idle connections than file descriptors",
+    "a_flood_of_wrong_tokens_is_slowed_down_and_delays_no_round": "a flood of requests with a wrong token",
+    "registrations_without_heartbeats_delay_no_round": "registrations without heartbeats",
+    "no_participant_is_removed_by_registering_its_name": "registrations under the name of another participant, with heartbeats",
+    "invalid_updates_are_refused_and_their_participants_named": "nine participants with invalid or implausible updates",
+    "a_participant_that_never_delivers_delays_fewer_and_fewer_rounds": "a participant that never uploads an update",
+    "a_slow_upload_does_not_extend_the_deadline": "an upload that arrives byte by byte, of this size",
 }
 """What each test of tests/hostile does, for the second table. Its parameter follows in parentheses."""
 

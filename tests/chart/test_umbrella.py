@@ -51,7 +51,7 @@ def parent(program: str, tmp_path_factory: pytest.TempPathFactory) -> Render:
     return renders(with_dependencies(chart, tmp_path_factory.mktemp("parent"), program), program)
 
 
-def test_helm_fedround_is_a_federation(federation: Render, umbrella: Path, program: str) -> None:
+def test_the_umbrella_chart_is_a_federation(federation: Render, umbrella: Path, program: str) -> None:
     helm("lint", "--strict", str(umbrella), program=program)
     objects = federation("silo.replicaCount=10", "coordinator.minClients=10")
     assert variables(objects)["PARTICIPANT_COORDINATOR_URL"] == "http://demo-coordinator:8081"
@@ -62,7 +62,7 @@ def test_helm_fedround_is_a_federation(federation: Render, umbrella: Path, progr
     assert {"demo-coordinator", "demo-aggregator"} <= services
 
 
-def test_conditions_switch_subcharts_off(federation: Render) -> None:
+def test_conditions_disable_subcharts(federation: Render) -> None:
     platform = federation("silo.enabled=false")
     silos = federation("coordinator.enabled=false", "silo.coordinator.url=https://coordinator.example.org")
     assert {name for kind, name in platform if kind == "StatefulSet"} == {"demo-coordinator"}
@@ -93,7 +93,7 @@ def test_global_values_reach_both_subcharts(federation: Render) -> None:
         (["global.imageRegistry=3"], "imageRegistry"),
     ],
 )
-def test_participants_that_could_not_find_the_coordinator_and_unknown_values_are_refused(
+def test_unknown_values_and_participants_without_a_coordinator_are_refused(
     federation: Render, settings: list[str], complaint: str
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
@@ -108,7 +108,7 @@ def test_participants_find_the_coordinator_whatever_the_release_is_called(federa
 
 
 @pytest.mark.parametrize("release", [LONG, "silo-north-silo-south"])
-def test_subcharts_of_one_release_have_names_of_their_own(parent: Render, release: str) -> None:
+def test_subcharts_of_one_release_have_different_names(parent: Render, release: str) -> None:
     settings = [f"{alias}.podMonitor.enabled=true" for alias in ("coordinator", *SILOS)]
     objects = parent(*settings, "coordinator.service.type=NodePort", release=release)  # `rendered` refuses names that occur twice
     assert len([name for kind, name in objects if kind == "StatefulSet"]) == 3
@@ -127,7 +127,7 @@ def test_a_parent_chart_names_its_coordinator_by_a_template(parent: Render) -> N
     assert {name for kind, name in one if kind == "StatefulSet"} == {"demo-silo-north"}
 
 
-def test_the_versions_of_the_charts_are_one() -> None:
+def test_all_charts_have_one_version() -> None:
     charts = [yaml.safe_load(path.read_text()) for path in HELM.glob("*/Chart.yaml")]
     versions = {chart["version"] for chart in charts} | {d["version"] for chart in charts for d in chart.get("dependencies", [])}
     assert len(charts) == 3

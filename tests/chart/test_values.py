@@ -43,7 +43,7 @@ def absent(values: Any, *, whole: bool) -> Any:
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("program", HELMS)
 @pytest.mark.parametrize("chart", CHARTS)
-def test_values_that_an_older_release_lacks_get_their_defaults(chart: str, program: str, whole: bool, tmp_path: Path) -> None:
+def test_values_missing_in_an_older_release_get_their_defaults(chart: str, program: str, whole: bool, tmp_path: Path) -> None:
     missing = absent(yaml.safe_load((HELM / chart / "values.yaml").read_text()), whole=whole)
     required = {"coordinator": {"url": "http://fl-coordinator:8081"}} if chart == "participant" else {}
     (older := tmp_path / "older.yaml").write_text(json.dumps(missing | required))
@@ -51,7 +51,7 @@ def test_values_that_an_older_release_lacks_get_their_defaults(chart: str, progr
 
 
 @pytest.mark.parametrize("program", HELMS)
-def test_null_removes_what_belongs_to_kubernetes(program: str) -> None:
+def test_null_removes_kubernetes_settings(program: str) -> None:
     spec = pod(rendered("participant", URL, "podSecurityContext=null", "securityContext=null", "resources=null", program=program))
     assert "securityContext" not in spec
     assert {"securityContext", "resources"}.isdisjoint(spec["containers"][0])
@@ -59,7 +59,7 @@ def test_null_removes_what_belongs_to_kubernetes(program: str) -> None:
 
 
 @pytest.mark.parametrize("chart", CHARTS)
-def test_a_chart_that_no_parent_switches_off_is_not_switched_off_silently(chart: str) -> None:
+def test_a_subchart_cannot_be_disabled_silently_without_a_condition(chart: str) -> None:
     assert rendered(chart, *REQUIRED[chart], "enabled=true") == rendered(chart, *REQUIRED[chart])
     with pytest.raises(ValueError, match="no condition of a parent chart reads it"):
         rendered(chart, *REQUIRED[chart], "enabled=false")
@@ -81,7 +81,7 @@ def test_global_values_reach_every_pod(chart: str, program: str) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["[1]", '[""]', '[{"key": "registry"}]', '["a", ["b"]]'])
-def test_a_pull_secret_has_a_name(wrong: str) -> None:
+def test_a_pull_secret_without_a_name_is_refused(wrong: str) -> None:
     for value in ("imagePullSecrets", "global.imagePullSecrets"):
         with pytest.raises(ValueError, match="imagePullSecrets"):
             rendered("coordinator", f"{value}={wrong}")
@@ -105,7 +105,7 @@ def test_a_tag_may_look_like_a_number(program: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("program", HELMS)
-def test_labels_and_annotations_are_texts(program: str) -> None:
+def test_labels_and_annotations_become_strings(program: str) -> None:
     keys = ("commonLabels", "commonAnnotations", "podLabels", "podAnnotations", "nodeSelector", "otel.resourceAttributes")
     more = ("service.annotations", "serviceAccount.annotations", "persistence.annotations")
     given = [setting for key in (*keys, *more) for setting in (f"{key}.number=10000000", f"{key}.truth=true")]
@@ -142,7 +142,7 @@ def test_a_users_volume_replaces_that_of_the_chart(chart: str) -> None:
     assert [found for found in spec["containers"][0]["volumeMounts"] if found["mountPath"] == mount["mountPath"]] == [mount]
 
 
-def test_the_volume_of_the_models_is_not_replaced_by_accident() -> None:
+def test_the_volume_of_the_models_cannot_be_replaced() -> None:
     with pytest.raises(ValueError, match="see persistence"):
         rendered("coordinator", 'extraVolumes=[{"name": "data", "emptyDir": {}}]')
 
@@ -155,7 +155,7 @@ def test_services_may_listen_on_ipv6() -> None:
 
 @pytest.mark.parametrize("program", HELMS)
 @pytest.mark.parametrize(("chart", "path", "cls"), SERVICES)
-def test_the_default_of_each_setting_may_be_written_on_the_command_line(
+def test_the_default_of_each_setting_can_be_set_on_the_command_line(
     chart: str, path: str, cls: type[Settings], program: str
 ) -> None:
     objects = rendered(chart, *REQUIRED[chart])

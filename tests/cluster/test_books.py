@@ -48,21 +48,21 @@ def books(federation: Namespace) -> Iterator[Namespace]:
         assert federation.model(number) == pytest.approx([number + 1.0] * COUNT, rel=1e-12)
 
 
-def test_silos_that_are_taken_away_finish_their_round_and_rounds_wait_for_them(books: Namespace) -> None:
+def test_silos_that_are_scaled_down_finish_their_round(books: Namespace) -> None:
     books.kubectl("scale", "statefulset", "silo-participant", "--replicas=3")
     until(lambda: books.status["state"] == "waiting for participants: 3 of 10", 60)
     books.kubectl("scale", "statefulset", "silo-participant", f"--replicas={COUNT}")
 
 
-def test_silos_are_replaced_one_by_one(books: Namespace) -> None:
+def test_a_rolling_update_replaces_silos_one_by_one(books: Namespace) -> None:
     books.replaced("silo-participant")
 
 
-def test_the_platform_is_replaced(books: Namespace) -> None:
+def test_the_training_continues_on_a_replaced_platform(books: Namespace) -> None:
     books.replaced("fl-coordinator")
 
 
-def test_a_platform_that_is_killed_comes_back_in_its_round_with_the_same_silos(books: Namespace) -> None:
+def test_a_killed_platform_continues_its_round_with_the_same_silos(books: Namespace) -> None:
     before = books.status
     books.kubectl("delete", "pod", "fl-coordinator-0", "--force", "--grace-period=0")
     books.kubectl("wait", "--for=condition=Ready", "pod/fl-coordinator-0", "--timeout=120s")
@@ -73,7 +73,7 @@ def test_a_platform_that_is_killed_comes_back_in_its_round_with_the_same_silos(b
     assert {p["id"] for p in books.status["participants"]} == {p["id"] for p in before["participants"]}
 
 
-def test_while_the_platform_is_away_silos_live_and_are_not_ready(books: Namespace) -> None:
+def test_without_a_platform_silos_are_alive_and_not_ready(books: Namespace) -> None:
     lives = restarts(books)
     books.kubectl("scale", "statefulset", "fl-coordinator", "--replicas=0")
     books.silos_are("Ready=false")

@@ -40,7 +40,7 @@ def test_silos_can_become_three_and_ten_again_in_mid_training(charts: Namespace)
         trains_with(charts, count)
 
 
-def test_uninstalled_nothing_stays_but_the_volumes_claim(charts: Namespace) -> None:
+def test_uninstalling_leaves_only_the_claim_of_the_volume(charts: Namespace) -> None:
     for release in ("silo", "fl"):
         charts.helm("uninstall", release, "--wait", "--timeout", "120s")
     until(lambda: not charts.kubectl("get", "pods", "--output", "name"), 90)

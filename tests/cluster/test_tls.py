@@ -49,7 +49,7 @@ def test_silos_train_with_certificates_on_both_sides(certified: Namespace) -> No
         assert "Succeeded" in certified.helm("test", release)
 
 
-def test_a_secret_that_is_replaced_restarts_nothing_and_costs_no_round(certified: Namespace, authority: Authority) -> None:
+def test_a_replaced_secret_restarts_no_pod_and_costs_no_round(certified: Namespace, authority: Authority) -> None:
     pods = certified.kubectl("get", "pods", "--output", "name")
     secret(certified, "silo", *authority.issue("silo-1"))
     # The kubelet takes a minute or two until the files in the pods are the new ones.

@@ -53,7 +53,7 @@ def test_an_upgrade_keeps_the_values_and_the_training(federation: Namespace, upg
     assert values["silo"] == {"options": {"epoch_seconds": 0.05}, "replicaCount": 4}
 
 
-def test_a_new_name_does_not_start_with_an_empty_volume(federation: Namespace, upgrade: Upgrade) -> None:
+def test_an_upgrade_with_a_new_name_does_not_start_with_an_empty_volume(federation: Namespace, upgrade: Upgrade) -> None:
     claim = "data-fl-coordinator-0"
     renamed = ("--dry-run=server", "--set", "coordinator.fullnameOverride=platform,silo.coordinator.url=http://platform:8081")
     with pytest.raises(AssertionError, match=f"{claim} does not follow it: set persistence[.]existingClaim"):
@@ -76,7 +76,7 @@ def test_a_stateful_set_of_an_older_chart_keeps_its_service(federation: Namespac
 
 @pytest.mark.parametrize("side", ["server", "client"])
 @pytest.mark.parametrize("chart", REQUIRED)
-def test_applied_twice_nothing_changes(chart: str, side: str) -> None:
+def test_applying_a_release_twice_changes_nothing(chart: str, side: str) -> None:
     mode = f"--server-side={json.dumps(side == 'server')}"
     with namespace(f"fedround-{chart}-{side}") as made:
         objects = rendered(chart, values=Path(chart, "ci", "full-values.yaml"))

@@ -60,7 +60,7 @@ def all_of_them() -> list[KnownAnswer]:
 
 
 @pytest.mark.parametrize("race", [0, 1, 3, 10])
-def test_a_heartbeat_that_crosses_an_upload_orders_nothing(race: int) -> None:
+def test_a_heartbeat_that_crosses_an_upload_requests_nothing(race: int) -> None:
     p, participants = Xain08(ROUNDS, N, race), all_of_them()
     train(p, *participants)
     check_the_books(p, *participants)
@@ -68,7 +68,7 @@ def test_a_heartbeat_that_crosses_an_upload_orders_nothing(race: int) -> None:
     assert p.requests["upload"] == ROUNDS * N
 
 
-def test_a_coordinator_that_cannot_reach_its_aggregator_is_waited_for() -> None:
+def test_a_participant_waits_while_the_coordinator_cannot_reach_its_aggregator() -> None:
     p, participants = Xain08(ROUNDS, N), all_of_them()
     p.down = 7
     train(p, *participants)
@@ -76,7 +76,7 @@ def test_a_coordinator_that_cannot_reach_its_aggregator_is_waited_for() -> None:
 
 
 @pytest.mark.parametrize("kind", ["rendez_vous", "heartbeat", "start_training", "download", "upload"])
-def test_connections_that_are_closed_without_an_answer_are_lived_with_and_nothing_counts_twice(kind: str) -> None:
+def test_closed_connections_are_survived_and_no_update_counts_twice(kind: str) -> None:
     p, participants = Xain08(ROUNDS, N), all_of_them()
     p.close[kind] = 5
     train(p, *participants)
@@ -84,7 +84,7 @@ def test_connections_that_are_closed_without_an_answer_are_lived_with_and_nothin
     assert [one.trained for one in participants] == [ROUNDS] * N
 
 
-def test_an_update_that_the_platform_lost_is_sent_again_without_training() -> None:
+def test_a_lost_update_is_sent_again_without_training() -> None:
     p, participants = Xain08(ROUNDS, N), all_of_them()
     p.lose = 2
     train(p, *participants, confirm_timeout=0.2)
@@ -93,7 +93,7 @@ def test_an_update_that_the_platform_lost_is_sent_again_without_training() -> No
     assert [one.trained for one in participants] == [ROUNDS] * N
 
 
-def test_who_is_rejected_in_mid_training_comes_again_as_somebody_new() -> None:
+def test_a_participant_that_is_rejected_while_it_trains_registers_again() -> None:
     p = Xain08(ROUNDS, N)
     forgotten = threading.Event()
 
@@ -108,7 +108,7 @@ def test_who_is_rejected_in_mid_training_comes_again_as_somebody_new() -> None:
     assert p.requests["rendez_vous"] == N + 1
 
 
-def test_an_aggregator_that_lost_its_model_begins_with_an_empty_one() -> None:
+def test_after_a_lost_model_training_starts_with_an_empty_one() -> None:
     p = Xain08(ROUNDS, N)
     restarted = threading.Event()
 
@@ -167,7 +167,7 @@ def train_beside(steady: Steady, p: Xain08, other: Callable[[], Coroutine[None, 
         asyncio.run(run())
 
 
-def test_user_code_that_fails_once_trains_again_under_the_same_id() -> None:
+def test_after_a_failure_of_user_code_it_trains_again_with_the_same_id() -> None:
     p, failed = Xain08(ROUNDS, N), threading.Event()
 
     def once(number: int) -> None:
@@ -181,7 +181,7 @@ def test_user_code_that_fails_once_trains_again_under_the_same_id() -> None:
     assert p.requests["rendez_vous"] == N
 
 
-def test_user_code_that_fails_for_good_leaves_the_round_to_the_others() -> None:
+def test_user_code_that_keeps_failing_forfeits_the_round() -> None:
     p = Xain08(ROUNDS, 1, heartbeat_timeout=SILENCE)
     steady = Steady(p)
     steady.go.set()
@@ -197,7 +197,7 @@ def test_user_code_that_fails_for_good_leaves_the_round_to_the_others() -> None:
     assert (p.faults, p.round, p.requests["forfeit"]) == ([], ROUNDS, 1)
 
 
-def test_a_round_that_does_not_end_in_time_is_left_to_the_others() -> None:
+def test_a_round_that_does_not_end_in_time_is_forfeited() -> None:
     p = Xain08(ROUNDS, 1, heartbeat_timeout=SILENCE)
     steady = Steady(p)
     steady.go.set()
@@ -221,7 +221,7 @@ def test_a_round_that_does_not_end_in_time_is_left_to_the_others() -> None:
     assert (p.faults, p.round, p.requests["forfeit"]) == ([], ROUNDS, 1)
 
 
-def test_a_participant_that_is_asked_to_stop_when_it_has_delivered_stays_until_the_round_is_over() -> None:
+def test_asked_to_stop_after_an_upload_a_participant_stays_until_the_round_ends() -> None:
     p = Xain08(ROUNDS, 1, heartbeat_timeout=SILENCE)
     steady = Steady(p)
     longer = 3 * SILENCE
@@ -248,7 +248,7 @@ def test_a_participant_that_is_asked_to_stop_when_it_has_delivered_stays_until_t
     assert (p.faults, p.round, p.requests["forfeit"]) == ([], ROUNDS, 1), "it forfeits the round that it is told of next"
 
 
-def test_everything_at_once() -> None:
+def test_all_faults_together_are_survived() -> None:
     p, participants = Xain08(ROUNDS, N, race=2), all_of_them()
     p.down = 3
     for kind in ("rendez_vous", "heartbeat", "start_training", "download", "upload"):

@@ -65,7 +65,7 @@ async def a_training(coordinator: int, aggregator: int) -> None:
     assert (await ask(coordinator, "GET", "/rendez_vous")).body == b'{"id":null,"ok":false}'
 
 
-def test_a_training_of_two_rounds_is_that_of_0_8_to_the_byte() -> None:
+def test_two_rounds_are_those_of_0_8_to_the_byte() -> None:
     with our_platform(rounds=2) as p:
         asyncio.run(a_training(p.platform.coordinator_public.port, p.platform.aggregator_public.port))
 
@@ -84,6 +84,6 @@ async def refusals(coordinator: int, aggregator: int) -> None:
         assert json.loads(refused.body)["status"] == 404
 
 
-def test_strangers_are_refused_and_an_upload_of_theirs_never_with_200() -> None:
+def test_unknown_ids_are_refused_and_their_uploads_never_get_200() -> None:
     with our_platform() as p:
         asyncio.run(refusals(p.platform.coordinator_public.port, p.platform.aggregator_public.port))

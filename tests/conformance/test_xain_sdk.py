@@ -96,7 +96,7 @@ def test_the_tutorials_weights_fall_with_the_real_xain_sdk(theirs: str) -> None:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("repeat", range(REPEATS))
-def test_ten_hasty_ones_on_a_busy_machine_are_counted_once_each_for_100_rounds(theirs: str, repeat: int) -> None:
+def test_ten_fast_participants_on_a_busy_machine_count_once_in_each_of_100_rounds(theirs: str, repeat: int) -> None:
     """On a 0.8 platform no such training ends: a heartbeat that crosses an upload's answer orders the same round again."""
     busy = [sys.executable, "-c", "while True: pass"]
     with our_platform(rounds=100, min_clients=10) as p, started(busy, busy):

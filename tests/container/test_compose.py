@@ -103,7 +103,7 @@ def test_ten_participants_train_with_ten_shards_and_can_become_three_and_ten_aga
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("service", ["coordinator", "aggregator"])
-def test_a_service_that_is_killed_under_load_goes_on_where_it_was(compose: Compose, service: str) -> None:
+def test_a_service_that_is_killed_under_load_continues_where_it_was(compose: Compose, service: str) -> None:
     until(lambda: len(compose.status["participants"]) == 10, 60)
     compose.rounds(1)
     known = {shown["name"]: shown["id"] for shown in compose.status["participants"]}
@@ -117,7 +117,7 @@ def test_a_service_that_is_killed_under_load_goes_on_where_it_was(compose: Compo
 
 
 @pytest.mark.timeout(300)
-def test_participants_are_unhealthy_without_a_coordinator_and_healthy_when_it_is_back(compose: Compose) -> None:
+def test_participants_are_unhealthy_only_without_a_coordinator(compose: Compose) -> None:
     until(lambda: compose.health("participant") == {"healthy"}, 60)
     compose("stop", "coordinator")
     until(lambda: compose.health("participant") == {"unhealthy"}, 90)
@@ -157,7 +157,7 @@ def test_prometheus_finds_every_replica_and_a_rounds_trace_arrives(compose: Comp
 
 
 @pytest.mark.timeout(300)
-def test_with_the_override_all_talk_tls_and_participants_prove_their_name(tmp_path: Path) -> None:
+def test_with_the_tls_override_all_connections_use_tls_and_client_certificates(tmp_path: Path) -> None:
     files = ("docker-compose.yml", "docker-compose.tls.yml")
     with project(Compose(files=files), 3) as compose:
         authority = docker(
@@ -184,7 +184,7 @@ def test_with_the_override_all_talk_tls_and_participants_prove_their_name(tmp_pa
             answer.read()
 
 
-def test_a_participant_of_ones_own_is_five_lines() -> None:
+def test_a_custom_participant_needs_five_lines() -> None:
     """`test_pages.py` trains with it."""
     assert len((ROOT / "examples" / "own_participant" / "Dockerfile").read_text().splitlines()) == 5
 
@@ -208,7 +208,7 @@ def test_a_project_of_fedround_new_trains(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_compose_1_29_does_it_too() -> None:
+def test_compose_1_29_runs_it_too() -> None:
     tool("docker-compose")
     with project(Compose(("docker-compose",)), 10) as old:
         shards(old, 10)

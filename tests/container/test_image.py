@@ -32,18 +32,18 @@ def container(*arguments: str) -> Iterator[str]:
         docker("rm", "--force", id)
 
 
-def test_it_adds_no_more_than_110_mb_to_its_base() -> None:
+def test_the_image_adds_at_most_110_mb_to_its_base() -> None:
     base, ours = (inspect(name)["Size"] / MB for name in (BASE, IMAGE))
     print(f"\n{ours:.0f} MB: {ours - base:.0f} more than {BASE}")
     assert ours - base <= 110
 
 
-def test_who_runs_it_is_a_number_and_not_root() -> None:
+def test_the_image_runs_as_a_numeric_user_that_is_not_root() -> None:
     assert inspect(IMAGE)["Config"]["User"] == "65532:65532"
     assert inspect(IMAGE)["Config"]["Entrypoint"] == ["fedround"]
 
 
-def test_nothing_but_tmp_and_the_places_of_volumes_can_be_written() -> None:
+def test_only_tmp_and_volumes_are_writable() -> None:
     assert set(shell("find / -xdev -writable -not -type l -not -path '/proc/*' -not -path '/dev/*' 2>/dev/null || true")) == {
         "/tmp",  # noqa: S108
         "/data",
@@ -51,14 +51,14 @@ def test_nothing_but_tmp_and_the_places_of_volumes_can_be_written() -> None:
     }
 
 
-def test_nothing_that_builds_is_in_it() -> None:
+def test_the_image_has_no_build_tools() -> None:
     assert shell("ls -d /root/.cache /build 2>/dev/null; command -v cc gcc make git; true") == []
     assert (
         shell("cd /opt/fedround; find . -name tests -o -name 'pip-*' -o -name 'hatchling-*'; ls bin | grep -x 'pip.*'; true") == []
     )
 
 
-def test_only_what_it_is_made_of_is_sent_to_the_builder(tmp_path: Path) -> None:
+def test_only_needed_files_are_sent_to_the_builder(tmp_path: Path) -> None:
     (tmp_path / "Dockerfile").write_text(f"FROM {BASE}\nCOPY . /context\n")
     build(Path(__file__).parent.parent.parent, "fedround-context:test", "--file", str(tmp_path / "Dockerfile"))
     found = docker("run", "--rm", "fedround-context:test", "find", "/context", "-type", "f").split()
@@ -68,7 +68,7 @@ def test_only_what_it_is_made_of_is_sent_to_the_builder(tmp_path: Path) -> None:
     assert not [path for path in found if path.endswith(".pyc")]
 
 
-def test_a_change_of_the_source_installs_no_dependency_again(tmp_path: Path) -> None:
+def test_a_change_of_the_source_reuses_installed_dependencies(tmp_path: Path) -> None:
     source = copy_of_the_source(tmp_path)
     (source / "service" / "fedround" / "changed.py").write_text("CHANGED = True\n")
     said = build(source, "fedround-changed:test")
@@ -78,7 +78,7 @@ def test_a_change_of_the_source_installs_no_dependency_again(tmp_path: Path) -> 
     assert wheel.split("\n", 3)[1].strip() == "---> Using cache"
 
 
-def test_all_services_run_hardened_and_stop_at_once() -> None:
+def test_all_services_run_hardened_and_stop_immediately() -> None:
     for role in ("coordinator", "aggregator", "platform"):
         with container(*HARDENED, "--tmpfs", "/tmp", IMAGE, role) as id:  # noqa: S108
             until(lambda id=id: "AGGREGATOR_OPS_PORT: l" in docker("logs", id) or "COORDINATOR_OPS_PORT: l" in docker("logs", id))  # type: ignore[misc]
@@ -86,7 +86,7 @@ def test_all_services_run_hardened_and_stop_at_once() -> None:
             assert inspect(id)["State"]["ExitCode"] == 0
 
 
-def test_a_participant_trains_hardened_and_stops_in_mid_round_within_its_drain() -> None:
+def test_a_hardened_participant_trains_and_stops_within_its_drain_time_out() -> None:
     network = ("--network", "fedround-hardened")
     docker("network", "create", "fedround-hardened")
     try:
@@ -111,7 +111,7 @@ def test_a_participant_trains_hardened_and_stops_in_mid_round_within_its_drain()
         docker("network", "rm", "fedround-hardened")
 
 
-def test_a_class_that_cannot_be_imported_exits_with_78_and_says_why() -> None:
+def test_a_class_that_cannot_be_imported_exits_with_78_and_the_reason() -> None:
     variables = ("--env", "PARTICIPANT_COORDINATOR_URL=http://nobody:8081", "--env", "PARTICIPANT_CLASS=no_such_module:Mine")
     with container(*HARDENED, *variables, IMAGE) as id:
         assert docker("wait", id).strip() == "78"

@@ -21,7 +21,7 @@ LINTERS = {
 
 
 @pytest.mark.parametrize("linter", LINTERS)
-def test_a_linter_has_nothing_to_say(linter: str) -> None:
+def test_linters_report_nothing(linter: str) -> None:
     requirement, *arguments = LINTERS[linter]
     done = subprocess.run([program(requirement, linter), *arguments], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -29,7 +29,7 @@ def variables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, st
 @pytest.mark.parametrize(
     "page", [page for page in NETWORKED if page not in CONTINUED], ids=lambda page: str(page.relative_to(ROOT))
 )
-def test_a_page_runs_as_it_is_written(page: Path, variables: dict[str, str], tmp_path: Path) -> None:
+def test_the_commands_of_a_page_run(page: Path, variables: dict[str, str], tmp_path: Path) -> None:
     with session(page, tmp_path, HAVING, variables) as reader:
         for block in blocks(page):
             reader.run(block)

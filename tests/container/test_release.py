@@ -44,7 +44,7 @@ def test_two_builds_of_the_image_are_equal(releases: list[Path]) -> None:
         assert first == second, suffix
 
 
-def test_it_runs_and_says_which_commit_it_is(loaded: Any) -> None:
+def test_the_image_runs_and_names_its_commit(loaded: Any) -> None:
     assert VERSION in docker("run", "--rm", IMAGE, "--version")
     labels = {key.removeprefix("org.opencontainers.image."): value for key, value in loaded["Config"]["Labels"].items()}
     revision = subprocess.run(
@@ -74,7 +74,7 @@ def test_the_archive_is_an_oci_layout_with_the_digests_that_it_names(releases: l
         assert len(read(f"blobs/{manifest['config']['digest'].replace(':', '/')}")["rootfs"]["diff_ids"]) == len(manifest["layers"])
 
 
-def test_its_sbom_names_what_the_system_and_python_have_installed(releases: list[Path], loaded: Any) -> None:
+def test_the_sbom_lists_the_packages_of_the_system_and_of_python(releases: list[Path], loaded: Any) -> None:
     sbom = json.loads(releases[0].with_name(releases[0].name + ".cdx.json").read_text())
     named = {(part["purl"].split("/")[0], part["name"], part["version"]) for part in sbom["components"]}
     system = docker("run", "--rm", "--entrypoint", "dpkg-query", IMAGE, "--show", "--showformat=${Package} ${Version}\n")

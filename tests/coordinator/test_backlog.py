@@ -20,7 +20,7 @@ def test_a_participant_sends_one_message_at_a_time() -> None:
     assert backlog.begin(METRICS, "anna", 0.0)
 
 
-def test_a_participant_sends_only_so_many_messages() -> None:
+def test_the_messages_of_a_participant_are_limited() -> None:
     backlog = Backlog()
 
     def sent(name: str, now: float) -> bool:
@@ -34,7 +34,7 @@ def test_a_participant_sends_only_so_many_messages() -> None:
     assert sent("anna", 1.0)
 
 
-def test_a_participant_has_only_so_many_series_in_an_hour() -> None:
+def test_the_series_of_a_participant_are_limited_per_hour() -> None:
     backlog = Backlog()
     assert backlog.add_series("anna", {1: MOST_SERIES - 1}, 0.0)
     assert backlog.add_series("anna", {1: MOST_SERIES - 1, 2: 1}, 1.0), "what is known does not count twice"
@@ -44,7 +44,7 @@ def test_a_participant_has_only_so_many_series_in_an_hour() -> None:
     assert backlog.add_series("anna", {3: 1}, WINDOW)
 
 
-def test_only_so_many_participants_are_remembered() -> None:
+def test_the_number_of_remembered_participants_is_bounded() -> None:
     backlog = Backlog()
     for number in range(TABLE + 1):
         assert backlog.add_series(f"silo-{number}", {1: MOST_SERIES}, 0.0)
@@ -67,7 +67,7 @@ def test_the_queue_is_bounded() -> None:
     assert backlog.size == MOST_BYTES
 
 
-def test_a_batch_is_of_one_path_and_of_a_bounded_size() -> None:
+def test_a_batch_has_one_path_and_a_bounded_size() -> None:
     backlog = Backlog()
     assert not backlog.batch(METRICS)
     for name, path, size in [("a", METRICS, 10), ("b", TRACES, 10), ("c", METRICS, MOST_BATCH - 10), ("d", METRICS, 1)]:
@@ -79,7 +79,7 @@ def test_a_batch_is_of_one_path_and_of_a_bounded_size() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(wire.OTLP), st.sampled_from("abc"), st.integers(1, MOST_BATCH * 2))))
-def test_each_message_is_sent_once_in_its_order(messages: list[tuple[str, str, int]]) -> None:
+def test_each_message_is_sent_once_and_in_order(messages: list[tuple[str, str, int]]) -> None:
     backlog = Backlog()
     waiting = [each for each in messages if backlog.add(each[0], each[1], bytes(each[2]))]
     assert backlog.size == sum(size for _, _, size in waiting) <= MOST_BYTES

@@ -28,13 +28,13 @@ def follow(goal: Goal, *values: float | None) -> tuple[Best | None, list[str]]:
         (True, (None, None), None),
     ],
 )
-def test_the_best_model_is_that_with_the_best_value(largest: bool, values: tuple[float | None, ...], best: Best | None) -> None:
+def test_the_best_model_has_the_best_value(largest: bool, values: tuple[float | None, ...], best: Best | None) -> None:
     found, reasons = follow(Goal("a", largest), *values)
     assert found == best
     assert not any(reasons)
 
 
-def test_patience_ends_with_the_last_evaluation_that_is_not_better() -> None:
+def test_patience_ends_after_evaluations_without_improvement() -> None:
     _, reasons = follow(Goal("a", patience=2), 1, 0, 2, 1, 2)
     assert reasons == ["", "", "", "", "no better a than 2 (round 2) in 2 evaluations"]
 
@@ -50,7 +50,7 @@ def test_a_comparison_stops_training(comparison: str, value: float, stops: bool)
     assert reason == (f"a {comparison} {value:g}: 3 in round 0" if stops else "")
 
 
-def test_the_model_that_a_run_begins_with_is_none_of_its_own() -> None:
+def test_the_initial_model_cannot_be_the_best_of_a_run() -> None:
     best, reason = judge(Goal("a", stop=Stop("a", ">", 0)), None, evaluation(None, a=1))
     assert best is None
     assert reason == "a > 0: 1 in round None"

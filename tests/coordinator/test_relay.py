@@ -132,7 +132,7 @@ def test_a_message_arrives_at_the_collector_under_the_name_of_its_token(tmp_path
         (b"", {"Authorization": "Bearer nobody"}, 401, "token"),
     ],
 )
-def test_what_is_wrong_is_refused_and_harms_nothing(
+def test_an_invalid_message_is_refused_without_harm(
     tmp_path: Path, content: bytes, headers: dict[str, str], status: int, says: str
 ) -> None:
     async def main() -> None:
@@ -147,7 +147,7 @@ def test_what_is_wrong_is_refused_and_harms_nothing(
     run(main)
 
 
-def test_only_who_proves_a_name_may_push(tmp_path: Path) -> None:
+def test_pushing_requires_a_proved_name(tmp_path: Path) -> None:
     async def main() -> None:
         for tokens, headers in ((Tokens(), {}), (Tokens("shared"), {"Authorization": "Bearer shared"})):
             async with relaying(tmp_path, tokens=tokens) as r:
@@ -159,7 +159,7 @@ def test_only_who_proves_a_name_may_push(tmp_path: Path) -> None:
     run(main)
 
 
-def test_without_a_collector_a_coordinator_says_so(tmp_path: Path) -> None:
+def test_without_a_collector_pushes_are_refused_with_the_reason(tmp_path: Path) -> None:
     async def main() -> None:
         async with coordinating(Plan(), MemoryBooks()) as c:
             transport = httpx.ASGITransport(app.public(c.service))
@@ -171,7 +171,7 @@ def test_without_a_collector_a_coordinator_says_so(tmp_path: Path) -> None:
     run(main)
 
 
-def test_a_participant_that_pushes_too_often_is_told_to_wait(tmp_path: Path) -> None:
+def test_a_participant_that_pushes_too_often_gets_retry_after(tmp_path: Path) -> None:
     async def main() -> None:
         async with relaying(tmp_path) as r:
             answers = [(await r.push()) for _ in range(int(BURST) + 5)]
@@ -202,7 +202,7 @@ def test_labels_with_ever_new_values_are_refused(tmp_path: Path) -> None:
     run(main)
 
 
-def test_a_collector_that_hangs_holds_up_nobody_and_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+def test_a_hanging_collector_delays_no_participant_and_a_full_queue_refuses(tmp_path: Path) -> None:
     async def main() -> None:
         request = metrics()
         metric_of(request).description = ""
@@ -233,7 +233,7 @@ def test_a_collector_that_hangs_holds_up_nobody_and_what_does_not_fit_is_refused
     run(main)
 
 
-def test_a_collector_that_comes_back_gets_what_waited(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_restored_collector_gets_the_queued_messages(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     answers: Sequence[int] = [AWAY, 503, 429, 200]
 
     async def main() -> None:
@@ -252,7 +252,7 @@ def test_a_collector_that_comes_back_gets_what_waited(tmp_path: Path, caplog: py
     ], "one line for an outage, one for its end"
 
 
-def test_a_collector_that_stays_away_costs_what_it_was_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_collector_loses_the_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay, "RETRY_FOR", 0.0)
 
     async def main() -> None:
@@ -263,7 +263,7 @@ def test_a_collector_that_stays_away_costs_what_it_was_sent(tmp_path: Path, monk
     run(main)
 
 
-def test_metrics_do_not_wait_for_a_collector_that_takes_no_traces(tmp_path: Path) -> None:
+def test_metrics_are_not_delayed_by_a_collector_that_refuses_traces(tmp_path: Path) -> None:
     async def main() -> None:
         async with relaying(tmp_path, Collector(lambda message: 200 if b"round_number" in message else 503)) as r:
             assert (await r.http.post(wire.OTLP_TRACES, content=b"\n\0", headers={**PROTOBUF, **ANNA})).status_code == 200
@@ -275,9 +275,7 @@ def test_metrics_do_not_wait_for_a_collector_that_takes_no_traces(tmp_path: Path
     run(main)
 
 
-def test_a_message_that_the_collector_refuses_does_not_cost_those_of_others(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_refused_message_does_not_lose_the_messages_of_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         collector = Collector(lambda message: 400 if b"berta" in message else 200, hangs=asyncio.Event())
         async with relaying(tmp_path, collector) as r:
@@ -294,7 +292,7 @@ def test_a_message_that_the_collector_refuses_does_not_cost_those_of_others(
     run(main)
 
 
-def test_what_waits_at_the_end_is_sent_within_its_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_queued_messages_are_sent_at_the_end_within_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay, "LAST_SECONDS", 0.3)
 
     async def main() -> None:
@@ -310,7 +308,7 @@ def test_what_waits_at_the_end_is_sent_within_its_bound(tmp_path: Path, monkeypa
     run(main)
 
 
-def test_a_body_that_does_not_arrive_in_time_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_that_arrives_too_slowly_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay, "BODY_SECONDS", 0.1)
 
     async def slow() -> AsyncIterator[bytes]:

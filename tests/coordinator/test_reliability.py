@@ -25,7 +25,7 @@ def play(table: Table, hung: str) -> bool:
     return hung in chosen
 
 
-def test_a_participant_that_never_delivers_sits_out_more_and_more_rounds() -> None:
+def test_a_participant_that_never_delivers_pauses_for_more_and_more_rounds() -> None:
     table = Table(Plan(rounds=0, min_clients=3, participants_ratio=0.7, round_timeout=10), present=3, extended=True)
     hung = table.ids[2]
     selected = [play(table, hung) for _ in range(100)]
@@ -37,7 +37,7 @@ def test_a_participant_that_never_delivers_sits_out_more_and_more_rounds() -> No
     assert facts[0].reason == "deadline"
 
 
-def test_a_counted_update_ends_it() -> None:
+def test_a_counted_update_ends_the_pause() -> None:
     table = Table(Plan(rounds=0, min_clients=3, participants_ratio=0.7, round_timeout=10), present=3, extended=True)
     hung = table.ids[2]
     for _ in range(3):
@@ -48,7 +48,7 @@ def test_a_counted_update_ends_it() -> None:
     assert table.status()["failures"][0]["reason"] == "deadline", "it can still be looked up"
 
 
-def test_the_status_names_a_participant_that_sits_out() -> None:
+def test_the_status_names_a_paused_participant() -> None:
     table = Table(Plan(rounds=0, min_clients=3, participants_ratio=0.7, round_timeout=10), present=3, extended=True)
     for _ in range(2):
         play(table, table.ids[2])
@@ -63,7 +63,7 @@ def test_the_status_names_a_participant_that_sits_out() -> None:
     assert told["failures"] == [{"name": "silo-2", "failures": 2, "reason": "deadline", "seconds": 5.0}]
 
 
-def test_a_participant_that_sits_out_is_selected_where_too_few_others_are_left() -> None:
+def test_a_paused_participant_is_selected_if_too_few_others_are_left() -> None:
     table = Table(Plan(rounds=0, min_clients=3, participants_ratio=0.7, round_timeout=10), present=3, extended=True)
     hung = table.ids[2]
     for _ in range(2):
@@ -75,7 +75,7 @@ def test_a_participant_that_sits_out_is_selected_where_too_few_others_are_left()
 
 
 @pytest.mark.parametrize("known_by", ["name", "owner"])
-def test_failures_are_remembered_over_registrations(known_by: str) -> None:
+def test_failures_are_kept_across_registrations(known_by: str) -> None:
     table = Table(Plan(rounds=0, min_clients=1, participants_ratio=0.6), present=2, extended=True)
     owner = "anna" if known_by == "owner" else ""
     for _ in range(2):
@@ -87,7 +87,7 @@ def test_failures_are_remembered_over_registrations(known_by: str) -> None:
     assert table.status()["sitting_out"] == 1
 
 
-def test_a_seat_that_delivers_does_not_answer_for_others_that_use_its_name() -> None:
+def test_an_update_does_not_clear_other_participants_with_the_same_name() -> None:
     table = Table(Plan(rounds=0, min_clients=2, round_timeout=10, heartbeat_timeout=1000), present=2, extended=True)
     play(table, "nobody")
     thief = table.join("silo-0", extended=True)
@@ -97,14 +97,14 @@ def test_a_seat_that_delivers_does_not_answer_for_others_that_use_its_name() -> 
     assert [p["failures"] for p in table.status()["participants"]] == [0, 0, 4]
 
 
-def test_a_seat_that_has_delivered_answers_for_itself() -> None:
+def test_an_update_clears_the_failures_of_its_own_participant() -> None:
     table = Table(Plan(rounds=0, min_clients=3, participants_ratio=0.7, round_timeout=10), present=3, extended=True)
     play(table, "nobody")
     assert [play(table, table.ids[2]) for _ in range(6)] == [True, True, False, True, False, False]
 
 
 @pytest.mark.parametrize("how", ["silent", "refused", "failed", "left"])
-def test_what_is_a_failure(how: str) -> None:
+def test_time_outs_refusals_and_errors_of_code_are_failures(how: str) -> None:
     table = Table(Plan(rounds=0, min_clients=1, heartbeat_timeout=10), present=2, extended=True)
     one, other = table.ids
     table.open()
@@ -126,7 +126,7 @@ def test_what_is_a_failure(how: str) -> None:
     assert reasons == expected[how]
 
 
-def test_the_records_are_bounded() -> None:
+def test_the_number_of_records_is_bounded() -> None:
     reliability = Reliability()
     for number in range(MOST_RECORDS + 5):
         reliability.failed(0.0, ("name", f"silo-{number}"), f"silo-{number}", 0, "deadline")
@@ -138,7 +138,7 @@ def test_the_records_are_bounded() -> None:
     assert not reliability.sits_out(("name", "unknown"), 0)
 
 
-def test_the_status_shows_the_last_failures_first_and_not_all() -> None:
+def test_the_status_shows_a_few_failures_the_last_first() -> None:
     table = Table(Plan(min_clients=9999), extended=True)
     for number in range(MOST_FAILURES + 1):
         table.leave(table.join(f"silo-{number}", extended=True), "broken")
@@ -149,7 +149,7 @@ def test_the_status_shows_the_last_failures_first_and_not_all() -> None:
 # Deadlines
 
 
-def test_an_update_that_arrives_for_ever_does_not_extend_its_deadline_for_ever() -> None:
+def test_an_endless_upload_does_not_extend_its_deadline_forever() -> None:
     table = Table(Plan(round_timeout=60, heartbeat_timeout=1000), present=1)
     table.open()
     table.later(60)
@@ -176,7 +176,7 @@ def test_the_grace_is_not_longer_than_a_round() -> None:
 # Rounds that fail for a reason that does not pass
 
 
-def test_a_round_that_fails_for_a_lasting_reason_is_tried_again_more_and_more_rarely() -> None:
+def test_a_round_that_keeps_failing_is_retried_after_growing_delays() -> None:
     table = Table(Plan(min_clients=2, heartbeat_timeout=10_000), present=2, extended=True)
     pauses = []
     for _ in range(9):
@@ -198,7 +198,7 @@ def test_a_round_that_fails_for_a_lasting_reason_is_tried_again_more_and_more_ra
     assert (told["failed_attempts"], told["trouble"]) == (0, "")
 
 
-def test_why_a_sum_was_lost_is_in_the_reason_and_a_restart_of_the_aggregator_is_no_lasting_one() -> None:
+def test_the_reason_names_a_lost_sum_and_a_restart_does_not_count_as_a_failure() -> None:
     table = Table(Plan(), present=1)
     for life, lost, failures in [("a", "", 0), ("b", "cannot make a model: it overflows", 1), ("c", "", 1)]:
         attempt = table.open().attempt
@@ -215,7 +215,7 @@ def test_why_a_sum_was_lost_is_in_the_reason_and_a_restart_of_the_aggregator_is_
         table.later(PAUSE)
 
 
-def test_of_many_that_failed_the_reason_names_a_few() -> None:
+def test_the_reason_names_a_few_of_many_failed_participants() -> None:
     table = Table(Plan(min_clients=8), present=8)
     table.open()
     for id in table.ids:
@@ -231,7 +231,7 @@ def test_an_attempt_with_enough_updates_is_closed_although_others_failed() -> No
     assert table.due(Close).ids == (first,)
 
 
-def test_a_rollback_does_not_prolong_what_is_to_be_sat_out() -> None:
+def test_a_rollback_does_not_extend_a_pause() -> None:
     records, who = Reliability(), ("id", "a")
     for round in (498, 499, 500):
         records.failed(0.0, who, "a", round, "deadline")
@@ -242,7 +242,7 @@ def test_a_rollback_does_not_prolong_what_is_to_be_sat_out() -> None:
     assert not records.sits_out(who, 0)
 
 
-def test_a_participant_that_trains_has_to_ask_again_while_its_attempt_is_lost() -> None:
+def test_a_training_participant_gets_busy_while_its_attempt_is_lost() -> None:
     table = Table(Plan(), present=1, extended=True)
     table.rounds.lost(table.open().attempt)
     with pytest.raises(Busy):

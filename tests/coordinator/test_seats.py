@@ -35,7 +35,7 @@ def test_a_registration_without_a_heartbeat_neither_counts_nor_is_selected() -> 
     assert {a.id for a in table.open().admissions} == {unheard, *table.ids}
 
 
-def test_strays_that_only_register_cost_the_rounds_nothing() -> None:
+def test_registrations_without_heartbeats_delay_no_round() -> None:
     table = Table(Plan(min_clients=2, rounds=0), present=2)
     for number in range(20):
         table.register()
@@ -49,7 +49,7 @@ def test_strays_that_only_register_cost_the_rounds_nothing() -> None:
     assert table.status()["missing"] == []
 
 
-def test_a_registration_is_dropped_after_the_time_out_unless_nobody_could_be_heard() -> None:
+def test_a_registration_times_out_unless_the_coordinator_was_suspended() -> None:
     table = Table(Plan(heartbeat_timeout=10), life="")
     first = table.register()
     table.later(9.0)
@@ -73,7 +73,7 @@ def test_registrations_are_bounded_and_the_oldest_is_dropped() -> None:
     assert table.state(second) is HeartbeatState.STAND_BY
 
 
-def test_a_registration_can_be_given_back() -> None:
+def test_a_registration_can_be_cancelled() -> None:
     table = Table(Plan(min_clients=9))
     assert table.leave(id := table.register(extended=True))
     assert table.state(id) is HeartbeatState.REJECT
@@ -84,7 +84,7 @@ def test_a_registration_can_be_given_back() -> None:
 
 
 @pytest.mark.parametrize("other", ["bert", ""])
-def test_a_seat_with_an_owner_serves_nobody_else(other: str) -> None:
+def test_a_seat_with_an_owner_is_valid_only_for_the_owner(other: str) -> None:
     table = Table(Plan(min_clients=9))
     id = table.register("anna", owner="anna")
     for _ in ("only registered", "heard"):
@@ -96,7 +96,7 @@ def test_a_seat_with_an_owner_serves_nobody_else(other: str) -> None:
     table.rounds.present.authorize("unknown", other)
 
 
-def test_an_identity_that_registers_again_replaces_its_seat_at_once() -> None:
+def test_an_identity_that_registers_again_replaces_its_seat_immediately() -> None:
     table = Table(Plan(min_clients=1), present=1)
     old = table.join("anna", owner="anna", extended=True)
     ordinal = table.rounds.present.find(old).ordinal  # type: ignore[union-attr]  # just joined
@@ -109,7 +109,7 @@ def test_an_identity_that_registers_again_replaces_its_seat_at_once() -> None:
 
 
 @pytest.mark.parametrize("counted", [True, False])
-def test_of_an_identity_one_update_is_counted_in_a_round(counted: bool) -> None:
+def test_an_identity_counts_once_in_a_round(counted: bool) -> None:
     table = Table(Plan(min_clients=2))
     old, other = table.join("anna", owner="anna"), table.join("bert", owner="bert")
     table.open()
@@ -127,7 +127,7 @@ def test_of_an_identity_one_update_is_counted_in_a_round(counted: bool) -> None:
         assert table.state(new) is HeartbeatState.ROUND
 
 
-def test_an_identity_may_have_more_seats_and_no_more_parts_than_these() -> None:
+def test_an_identity_with_several_seats_has_at_most_one_part_per_seat() -> None:
     table = Table(Plan(min_clients=3, seats=2))
     first, second = table.join("anna", owner="anna"), table.join("anna", owner="anna")
     other = table.join("bert", owner="bert")
@@ -143,7 +143,7 @@ def test_an_identity_may_have_more_seats_and_no_more_parts_than_these() -> None:
     assert third not in table.rounds.attempt.members
 
 
-def test_an_identity_with_more_seats_than_are_allowed_since_a_restart_has_no_more_parts_than_these() -> None:
+def test_after_a_restart_with_fewer_seats_an_identity_has_no_more_parts() -> None:
     before = Table(Plan(min_clients=3, seats=2))
     for owner in ("anna", "anna", "bert"):
         before.join(owner, owner=owner)
@@ -154,7 +154,7 @@ def test_an_identity_with_more_seats_than_are_allowed_since_a_restart_has_no_mor
     assert sorted(owners) == ["anna", "bert"]
 
 
-def test_all_participants_without_an_identity_share_a_number_of_seats() -> None:
+def test_participants_without_an_identity_share_a_limited_number_of_seats() -> None:
     table = Table(Plan(min_clients=99, shared_seats=2), present=1)
     late = table.register()
     last = table.join()
@@ -187,7 +187,7 @@ def test_a_participant_that_restarts_costs_the_round_three_seconds() -> None:
     assert set(table.due(Close).ids) == {other, new}
 
 
-def test_the_answer_to_a_held_heartbeat_proves_no_life() -> None:
+def test_the_response_to_a_held_heartbeat_is_not_a_sign_of_life() -> None:
     table = Table(Plan(min_clients=9), present=1, extended=True)
     table.join("silo-0", extended=True)
     table.rounds.heartbeat(table.now, table.ids[0], idle=True, held=True)
@@ -195,7 +195,7 @@ def test_the_answer_to_a_held_heartbeat_proves_no_life() -> None:
     assert table.ids[0] not in table.rounds.present
 
 
-def test_nobody_pushes_a_live_participant_out_by_its_name_nor_makes_it_answer_in_a_loop() -> None:
+def test_registering_the_name_of_a_live_participant_does_not_remove_it() -> None:
     table = Table(Plan(min_clients=9), present=1, extended=True)
     (live,) = table.ids
     for _ in range(100):
@@ -207,7 +207,7 @@ def test_nobody_pushes_a_live_participant_out_by_its_name_nor_makes_it_answer_in
     assert 2 <= len(probes) <= 10 / PROBE + 1
 
 
-def test_a_participant_of_rare_heartbeats_has_the_time_for_the_next() -> None:
+def test_a_participant_with_rare_heartbeats_has_time_for_the_next_one() -> None:
     table = Table(Plan(min_clients=9, heartbeat_timeout=15), present=1, extended=True)
     table.later(5.0, *table.ids)
     table.register("silo-0", extended=True)
@@ -217,7 +217,7 @@ def test_a_participant_of_rare_heartbeats_has_the_time_for_the_next() -> None:
     assert not set(table.ids) & ids(table.rounds)
 
 
-def test_two_live_participants_of_one_name_are_both_selected() -> None:
+def test_two_live_participants_with_one_name_are_both_selected() -> None:
     table = Table(Plan(min_clients=2), present=2, extended=True)
     table.open()
     twin = table.join("silo-0", extended=True)
@@ -228,7 +228,7 @@ def test_two_live_participants_of_one_name_are_both_selected() -> None:
     assert table.state(twin) is HeartbeatState.ROUND
 
 
-def test_a_suspended_coordinator_gives_those_in_doubt_their_time_again() -> None:
+def test_a_suspension_extends_the_time_of_participants_in_doubt() -> None:
     table = Table(Plan(min_clients=9), present=1, extended=True)
     table.register("silo-0", extended=True)
     table.now += 60
@@ -239,7 +239,7 @@ def test_a_suspended_coordinator_gives_those_in_doubt_their_time_again() -> None
     assert table.ids[0] not in table.rounds.present
 
 
-def test_seats_known_from_before_a_restart_are_put_in_doubt_too() -> None:
+def test_seats_from_before_a_restart_can_be_in_doubt() -> None:
     before = Table(Plan(min_clients=2), present=2, extended=True)
     rounds = Rounds(before.rounds.plan, before.rounds._rng, before.now, before.rounds.memory)
     rounds.join(before.now, "silo-0", extended=True)
@@ -248,7 +248,7 @@ def test_seats_known_from_before_a_restart_are_put_in_doubt_too() -> None:
     assert ids(rounds) == {before.ids[1]}
 
 
-def test_participants_of_0_8_have_no_names_to_be_recognised_by() -> None:
+def test_participants_of_0_8_are_not_recognised_by_name() -> None:
     table = Table(Plan(min_clients=9))
     first = table.join("participant")
     table.join("participant")
@@ -257,5 +257,5 @@ def test_participants_of_0_8_have_no_names_to_be_recognised_by() -> None:
     assert table.facts(events.ParticipantProbed) == []
 
 
-def test_there_is_nothing_to_wait_for_where_nobody_is() -> None:
+def test_without_participants_there_is_no_deadline() -> None:
     assert Table(Plan()).rounds.next_deadline() == math.inf

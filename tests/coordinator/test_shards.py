@@ -101,7 +101,7 @@ def test_each_shard_goes_to_one_participant_which_keeps_it() -> None:
     assert fleet.coverage == Coverage(COUNT)
 
 
-def test_a_participant_too_many_stands_by_until_a_shard_is_free() -> None:
+def test_a_surplus_participant_waits_until_a_shard_is_free() -> None:
     fleet = Fleet()
     a, b, c, d = fleet.ask(), fleet.ask(), fleet.ask(), fleet.ask()
     assert fleet.round() == {a: 0, b: 1, c: 2}
@@ -117,7 +117,7 @@ def test_a_participant_too_many_stands_by_until_a_shard_is_free() -> None:
 
 
 @pytest.mark.parametrize("how", ["leaves", "is refused", "times out"])
-def test_whoever_is_selected_in_the_place_of_another_one_trains_its_shard(how: str) -> None:
+def test_a_replacement_trains_the_shard_of_the_replaced_participant(how: str) -> None:
     fleet = Fleet()
     a, b, c, d = fleet.ask(), fleet.ask(), fleet.ask(), fleet.ask()
     fleet.carry_out()
@@ -136,7 +136,7 @@ def test_whoever_is_selected_in_the_place_of_another_one_trains_its_shard(how: s
         assert fleet.index(b) is None
 
 
-def test_no_shard_is_kept_for_one_that_cannot_be_selected_yet() -> None:
+def test_no_shard_is_reserved_for_a_participant_that_cannot_be_selected() -> None:
     fleet = Fleet()
     a, b, c = fleet.ask(), fleet.ask(), fleet.ask()
     fleet.carry_out()
@@ -149,7 +149,7 @@ def test_no_shard_is_kept_for_one_that_cannot_be_selected_yet() -> None:
     assert fleet.parts == {a: 0, b: 1, d: 2}
 
 
-def test_a_participant_that_sits_out_gives_its_shard_to_one_that_stands_by() -> None:
+def test_a_paused_participant_gives_its_shard_to_a_waiting_one() -> None:
     fleet = Fleet()
     a, b, c = fleet.ask(), fleet.ask(), fleet.ask()
     for number in range(2):
@@ -163,7 +163,7 @@ def test_a_participant_that_sits_out_gives_its_shard_to_one_that_stands_by() -> 
     assert fleet.index(b) is None
 
 
-def test_a_fixed_shard_goes_before_one_that_was_asked_for_but_not_in_the_same_attempt() -> None:
+def test_a_fixed_shard_has_priority_from_the_next_attempt() -> None:
     fleet = Fleet()
     a, b, c = fleet.ask(), fleet.ask(), fleet.ask()
     fleet.carry_out()
@@ -180,7 +180,7 @@ def test_a_fixed_shard_goes_before_one_that_was_asked_for_but_not_in_the_same_at
     assert fleet.round() == {own: 1, b: 0, c: 2}
 
 
-def test_two_with_the_same_fixed_shard_both_train_it_and_a_warning_names_it() -> None:
+def test_two_participants_with_one_fixed_shard_both_train_it_with_a_warning() -> None:
     fleet = Fleet()
     a, b, c = fleet.fix(1), fleet.fix(1), fleet.ask()
     assert fleet.round() == {a: 1, b: 1, c: 0}
@@ -193,13 +193,13 @@ def test_two_with_the_same_fixed_shard_both_train_it_and_a_warning_names_it() ->
     assert not fleet.facts(events.ShardsChanged), "said once"
 
 
-def test_one_that_registers_again_gets_its_shard_back_if_it_is_free() -> None:
+def test_a_participant_that_registers_again_gets_its_shard_back_if_it_is_free() -> None:
     fleet = Fleet()
     a, b, c = fleet.ask(former=2), fleet.ask(former=2), fleet.ask(former=0)
     assert fleet.round() == {a: 2, b: 1, c: 0}
 
 
-def test_with_too_few_shards_for_min_clients_no_round_begins_and_the_status_says_why() -> None:
+def test_with_fewer_shards_than_min_clients_no_round_starts_and_the_status_says_why() -> None:
     fleet = Fleet(Plan(rounds=0, min_clients=COUNT + 1))
     for _ in range(COUNT + 1):
         fleet.ask()
@@ -211,7 +211,7 @@ def test_with_too_few_shards_for_min_clients_no_round_begins_and_the_status_says
     assert len(fleet.round()) == COUNT
 
 
-def test_participants_that_disagree_on_the_number_of_shards_are_told_apart() -> None:
+def test_participants_that_disagree_on_the_number_of_shards_are_reported() -> None:
     fleet = Fleet()
     a, b, c, d = fleet.ask(), fleet.ask(), fleet.ask(), fleet.ask(count=2)
     fleet.round()  # began without d
@@ -220,7 +220,7 @@ def test_participants_that_disagree_on_the_number_of_shards_are_told_apart() -> 
     assert "number of shards (3, 2)" in fleet.coverage.warning
 
 
-def test_the_status_shows_the_shard_that_is_trained_and_else_the_one_that_is_held() -> None:
+def test_the_status_shows_the_shard_that_is_trained_or_reserved() -> None:
     fleet = Fleet()
     assert status(fleet.rounds, fleet.now)["shards"] is None
     for _ in range(COUNT):
@@ -233,7 +233,7 @@ def test_the_status_shows_the_shard_that_is_trained_and_else_the_one_that_is_hel
     assert (shown["shards"]["count"], shown["shards"]["doubled"]) == (COUNT, (1,))
 
 
-def test_a_long_list_of_shards_is_cut_in_a_warning() -> None:
+def test_a_warning_shortens_a_long_list_of_shards() -> None:
     assert "shards 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 90 more of 100" in Coverage(100, missing=tuple(range(100))).warning
 
 
@@ -257,7 +257,7 @@ deeds = st.lists(st.tuples(st.sampled_from(kinds), st.integers(0, 5)), max_size=
 
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(deeds=deeds, fixed=st.booleans(), ratio=st.sampled_from([1.0, 0.5]))
-def test_after_any_churn_each_shard_is_held_once_and_no_round_trains_one_twice(
+def test_after_any_churn_each_shard_is_assigned_once_and_trained_once_a_round(
     deeds: Sequence[tuple[str, int]], fixed: bool, ratio: float
 ) -> None:
     fleet = Fleet(Plan(rounds=0, min_clients=COUNT, participants_ratio=ratio, heartbeat_timeout=15, round_timeout=60))

@@ -59,7 +59,7 @@ class Watched(Table):
         self.close()
 
 
-def test_a_participant_is_seen_in_each_phase_and_since_when() -> None:
+def test_the_status_shows_the_phase_of_a_participant_and_since_when() -> None:
     table = Watched(replace(PLAN, min_clients=2), "anna")
     table.later(5, table.by["anna"])
     assert table.phase("anna") == ("waiting", 5)
@@ -88,11 +88,11 @@ def test_a_participant_is_seen_in_each_phase_and_since_when() -> None:
     assert table.phase("anna") == ("revoked", 1)
 
 
-def test_the_phases_that_participants_report_are_phases() -> None:
+def test_participants_report_only_known_phases() -> None:
     assert set(wire.PHASES) < {phase.value for phase in Phase}
 
 
-def test_one_without_a_part_waits_or_rests_since_its_last_part_ended() -> None:
+def test_a_participant_without_a_part_waits_or_rests_since_its_last_part() -> None:
     table = Watched(PLAN, "anna", "ben")
     for _ in range(2):
         table.misses("ben", "anna")
@@ -103,7 +103,7 @@ def test_one_without_a_part_waits_or_rests_since_its_last_part_ended() -> None:
     assert table.phase("ben") == ("resting", 15)
 
 
-def test_an_attempt_that_only_evaluates_is_a_phase_of_its_own() -> None:
+def test_an_evaluation_has_its_own_phase() -> None:
     table = Watched(Plan(rounds=1))
     participant = table.rounds.join(table.now, "anna", evaluates=True)
     assert participant is not None
@@ -114,7 +114,7 @@ def test_an_attempt_that_only_evaluates_is_a_phase_of_its_own() -> None:
     assert table.phase("anna") == ("evaluating", 2)
 
 
-def test_a_missed_deadline_is_explained_with_phase_and_time_since_selection() -> None:
+def test_a_missed_deadline_is_logged_with_phase_and_time_since_selection() -> None:
     table = Watched(PLAN, "anna", "ben")
     table.open()
     table.later(1)
@@ -141,7 +141,7 @@ def test_a_missed_deadline_is_explained_with_phase_and_time_since_selection() ->
     assert table.shown()["anna"]["consecutive_failures"] == {}
 
 
-def test_the_status_says_what_a_participant_does_and_for_how_long() -> None:
+def test_the_status_shows_what_a_participant_does_and_for_how_long() -> None:
     table = Watched(replace(PLAN, min_clients=2), "anna")
     table.later(3, table.by["anna"])
     (shown,) = status(table.rounds, table.now, table.silos)["participants"]
@@ -155,7 +155,7 @@ def test_the_status_says_what_a_participant_does_and_for_how_long() -> None:
     assert (shown["phase"], shown["phase_seconds"], shown["seconds_since_selection"]) == ("training", 5, 9)
 
 
-def test_the_next_counted_update_ends_the_failures_in_a_row() -> None:
+def test_a_counted_update_ends_the_consecutive_failures() -> None:
     table = Watched(PLAN, "anna", "ben")
     for _ in range(2):
         table.misses("ben", "anna")
@@ -199,7 +199,7 @@ def test_failures_are_counted_once_and_by_reason(how: str, reason: str) -> None:
     assert (failure.failure.round if failure.failure else None) == (0 if reason else None)
 
 
-def test_one_that_leaves_failing_between_rounds_has_failed_too() -> None:
+def test_a_failure_between_rounds_counts() -> None:
     table = Watched(PLAN, "anna", "ben")
     table.open()
     table.enter(*table.by.values())
@@ -220,7 +220,7 @@ def test_a_late_participant_has_not_failed() -> None:
     assert (silo["late"], silo["consecutive_failures"], silo["failures"]) == (1, {}, dict.fromkeys(REASONS, 0))
 
 
-def test_one_that_timed_out_is_missing_until_it_comes_back() -> None:
+def test_a_participant_that_timed_out_is_missing_until_it_returns() -> None:
     table = Watched(replace(PLAN, heartbeat_timeout=10), "anna", "ben")
     table.later(6, table.by["anna"])
     table.later(6, table.by["anna"])
@@ -229,7 +229,7 @@ def test_one_that_timed_out_is_missing_until_it_comes_back() -> None:
     assert table.phase("ben")[0] != "missing"
 
 
-def test_one_with_more_than_half_of_the_samples_of_three_dominates() -> None:
+def test_a_participant_with_more_than_half_of_the_samples_of_three_dominates() -> None:
     table = Watched(PLAN, "anna", "ben", "carl")
     for samples in ({"anna": 3, "ben": 1, "carl": 1}, {"anna": 2, "ben": 1, "carl": 1}, {"anna": 9, "ben": 1}):
         members = tuple(events.Contribution(name, count, 0.5, {}) for name, count in samples.items())
@@ -239,7 +239,7 @@ def test_one_with_more_than_half_of_the_samples_of_three_dominates() -> None:
     assert shown["anna"]["round_duration_seconds"] == 0.5
 
 
-def test_the_series_of_one_that_left_end_after_an_hour_and_go_on_if_it_comes_back() -> None:
+def test_the_series_of_a_participant_end_an_hour_after_it_left() -> None:
     table = Watched(PLAN, "anna", "ben")
     table.open()
     table.enter(table.by["anna"])
@@ -259,7 +259,7 @@ def test_the_series_of_one_that_left_end_after_an_hour_and_go_on_if_it_comes_bac
     assert list(table.shown()) == ["ben"]
 
 
-def test_participants_of_the_same_name_share_a_silo_that_shows_the_one_that_hangs() -> None:
+def test_participants_with_one_name_share_series_that_show_the_worst() -> None:
     table = Watched(replace(PLAN, min_clients=2), "twin")
     other = table.join("twin")
     table.open()
@@ -274,7 +274,7 @@ def test_participants_of_the_same_name_share_a_silo_that_shows_the_one_that_hang
     assert (twin["seats"], twin["up"], table.phase("twin")) == (1, True, ("counted", 2))
 
 
-def test_beyond_the_limit_those_with_a_problem_are_shown_and_counted_ones_before_invented_names() -> None:
+def test_beyond_the_limit_participants_with_a_problem_are_shown_first() -> None:
     table = Watched(PLAN, "anna", "ben", "carl", "dora")
     table.open()
     table.enter(table.by["dora"], table.by["carl"], table.by["anna"])
@@ -290,7 +290,7 @@ def test_beyond_the_limit_those_with_a_problem_are_shown_and_counted_ones_before
     assert by_name(table.rounds, table.silos, table.now, UNIX, 1)["omitted"] == 3
 
 
-def test_names_of_those_that_are_gone_do_not_pile_up() -> None:
+def test_names_of_removed_participants_are_forgotten() -> None:
     table = Watched(replace(PLAN, min_clients=10**6, heartbeat_timeout=1000))
     for n in range(MOST_GONE + 1):
         id = table.join(f"invented-{n}")
@@ -301,7 +301,7 @@ def test_names_of_those_that_are_gone_do_not_pile_up() -> None:
     assert (len(shown), "invented-0" in shown) == (MOST_GONE, False)
 
 
-def test_metrics_are_those_of_the_last_round_that_had_some_and_their_names_are_bounded() -> None:
+def test_metrics_are_from_the_last_round_with_some_and_their_names_are_bounded() -> None:
     table = Watched(PLAN, "anna", "ben")
     table.open()
     table.enter(table.by["anna"], figures={"loss": 1.0})
@@ -326,7 +326,7 @@ def test_metrics_are_those_of_the_last_round_that_had_some_and_their_names_are_b
     assert len({name for silo in shown.values() for name in (*silo["training_metric"], *silo["evaluation_metric"])}) == MAX_METRICS
 
 
-def test_the_shard_is_the_one_that_the_participant_trains_on() -> None:
+def test_the_shown_shard_is_the_one_that_is_trained() -> None:
     table = Watched(PLAN, "anna")
     table.join("berta", extended=True, claim=Claim(4, 3))
     assert {name: silo["shard"] for name, silo in table.shown().items()} == {"anna": None, "berta": 3}
@@ -350,7 +350,7 @@ def test_the_certificate_is_that_of_the_last_request() -> None:
     assert certificate("anna") == [None, None]
 
 
-def test_a_rollback_takes_back_what_was_counted_after_it() -> None:
+def test_a_rollback_removes_later_counts() -> None:
     table = Watched(PLAN, "anna", "ben")
     for _ in range(3):
         table.play(*table.by.values())
@@ -361,7 +361,7 @@ def test_a_rollback_takes_back_what_was_counted_after_it() -> None:
     assert {name: silo["last_counted_round"] for name, silo in table.shown().items()} == {"anna": 0, "ben": 0, "carl": None}
 
 
-def test_participants_of_before_a_restart_are_there_at_once() -> None:
+def test_participants_from_before_a_restart_are_shown_immediately() -> None:
     before = Watched(PLAN, "anna")
     before.open()
     before.enter(before.by["anna"])

@@ -56,14 +56,14 @@ def rule_queries() -> list[str]:
     ]
 
 
-def test_the_json_is_what_the_sources_make() -> None:
+def test_the_json_files_are_up_to_date() -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "tools" / "dashboards.py", "--check"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
 
 
-def test_every_query_is_one_and_asks_for_what_the_services_have() -> None:
+def test_every_query_is_valid_and_uses_existing_metrics() -> None:
     everywhere = [asked(query) for _, query in [*queries(), *runbook_queries()]] + rule_queries()
     try:
         found = promql.metrics(everywhere)
@@ -77,7 +77,7 @@ def test_every_query_is_one_and_asks_for_what_the_services_have() -> None:
 
 
 @pytest.mark.parametrize("page", sorted(RUNBOOKS))
-def test_the_metrics_that_a_runbook_names_exist(page: str) -> None:
+def test_the_metrics_in_runbooks_exist(page: str) -> None:
     text = re.sub("|".join(RECORDED), "", RUNBOOKS[page])
     named = set(re.findall(r"\b(?:fedround_(?:participant|coordinator|aggregator)|http_(?:client|server)_request)_\w+", text))
     assert named
@@ -85,7 +85,7 @@ def test_the_metrics_that_a_runbook_names_exist(page: str) -> None:
 
 
 @pytest.mark.parametrize("name", PANELS)
-def test_a_panel_explains_itself(name: str) -> None:
+def test_every_panel_has_a_description(name: str) -> None:
     panel = PANELS[name]
     assert panel["title"]
     assert panel["description"].endswith(".")
@@ -95,13 +95,13 @@ def test_a_panel_explains_itself(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted({name for name, panel in PANELS.items() if "histogram_quantile" in str(panel["targets"])}))
-def test_a_panel_of_latencies_leads_to_traces(name: str) -> None:
+def test_panels_of_latencies_link_to_traces(name: str) -> None:
     if PANELS[name]["fieldConfig"]["defaults"]["unit"] == "s":
         assert any(target["exemplar"] for target in PANELS[name]["targets"]) or name in NO_EXEMPLARS
 
 
 @pytest.mark.parametrize("name", DASHBOARDS)
-def test_a_dashboard_leads_to_the_others(name: str) -> None:
+def test_dashboards_link_to_each_other(name: str) -> None:
     assert sorted(DASHBOARDS) == ["fleet", "participant", "platform"]
     urls = " ".join(link["url"] for link in DASHBOARDS[name]["links"])
     assert all(f"/d/fedround-{other}?" in urls for other in DASHBOARDS if other != name)
@@ -111,7 +111,7 @@ def test_a_dashboard_leads_to_the_others(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DASHBOARDS)
-def test_a_dashboard_leads_to_traces_in_jaeger_and_in_tempo(name: str) -> None:
+def test_dashboards_link_to_traces_in_jaeger_and_tempo(name: str) -> None:
     """Each asks as its data source wants to be asked: Jaeger for one service at a time, Tempo in TraceQL."""
     asked: dict[str, list[dict[str, Any]]] = {}
     for link in DASHBOARDS[name]["links"]:
@@ -129,7 +129,7 @@ def test_a_dashboard_leads_to_traces_in_jaeger_and_in_tempo(name: str) -> None:
     assert all(re.fullmatch(tempo["query"].split('"')[3], name) for name in services)
 
 
-def test_the_fleet_is_shown_without_a_series_of_the_participants() -> None:
+def test_the_fleet_dashboard_needs_no_series_of_participants() -> None:
     """Operators see silos that nobody can scrape, in all rows but the last."""
     row, reads = "", set[str]()
     for panel in DASHBOARDS["fleet"]["panels"]:
@@ -143,7 +143,7 @@ def test_the_fleet_is_shown_without_a_series_of_the_participants() -> None:
     assert reads == made - {f"fedround_coordinator_participant_{name}" for name in left_out}
 
 
-def test_a_participant_is_selected_by_its_name_alone() -> None:
+def test_a_participant_is_selected_only_by_its_name() -> None:
     """Whatever process or address it has, and however its series came to Prometheus."""
     for name, query in queries():
         if name.startswith("participant: "):
@@ -155,7 +155,7 @@ def test_a_participant_is_selected_by_its_name_alone() -> None:
             assert by_name or 'participant="$participant"' in query, query
 
 
-def test_no_panel_lies_on_another() -> None:
+def test_no_panel_overlaps_another() -> None:
     for dashboard in DASHBOARDS.values():
         taken: set[tuple[int, int]] = set()
         for panel in dashboard["panels"]:
@@ -166,7 +166,7 @@ def test_no_panel_lies_on_another() -> None:
             taken |= cells
 
 
-def test_the_panel_of_alerts_knows_all_of_them() -> None:
+def test_the_panel_of_alerts_has_every_alert() -> None:
     assert set(re.findall(r"\b[A-Z][a-z]+[A-Z]\w+\b", PANELS["fleet: Alerts"]["targets"][0]["expr"])) == set(ALERTS)
 
 
@@ -258,7 +258,7 @@ def thousands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
 
 
 @pytest.mark.timeout(240)
-def test_no_query_gives_more_than_50_series_however_many_participants_there_are(thousands: Prometheus) -> None:
+def test_no_query_returns_more_than_50_series_for_any_number_of_participants(thousands: Prometheus) -> None:
     assert thousands.value("count(fedround_participant_coordinator_reachable)") == PARTICIPANTS + 1
     found = {(name, query): len(thousands.query(asked(query, participant="silo-7"))) for name, query in dict.fromkeys(queries())}
     print(f"\nthe most series: {max(found.values())}")

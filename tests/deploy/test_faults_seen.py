@@ -258,12 +258,12 @@ def test_each_fault_shows_within_30_seconds(seen: Seen) -> None:
 
 
 @pytest.mark.parametrize("alert", sorted(EXPECTED))
-def test_an_alert_has_told_of_its_fault_and_of_its_end(seen: Seen, alert: str) -> None:
+def test_each_alert_fires_for_its_fault_and_resolves(seen: Seen, alert: str) -> None:
     until(lambda: alert in seen.prometheus.told.names("firing"), 30)
     until(lambda: alert in seen.prometheus.told.names("resolved"), 30)
 
 
-def test_no_alert_is_missing_and_each_told_what_to_do(seen: Seen) -> None:
+def test_no_alert_is_missing_and_each_has_a_runbook(seen: Seen) -> None:
     told = seen.prometheus.told.firing
     assert {name.split()[0] for name in EXPECTED} == set(ALERTS)
     assert {alert["labels"]["alertname"] for alert in told} == set(ALERTS)
@@ -282,16 +282,16 @@ def test_an_alert_about_a_silo_has_its_name(seen: Seen, alert: str) -> None:
 
 
 @pytest.mark.parametrize(("panel", "query"), list(dict.fromkeys(queries())))
-def test_a_query_of_a_dashboard_gave_data(seen: Seen, panel: str, query: str) -> None:
+def test_queries_of_dashboards_return_data(seen: Seen, panel: str, query: str) -> None:
     assert seen.history(query) > 0, panel
 
 
 @pytest.mark.parametrize(("runbook", "query"), list(dict.fromkeys(runbook_queries())))
-def test_a_query_of_a_runbook_gave_data(seen: Seen, runbook: str, query: str) -> None:
+def test_queries_of_runbooks_return_data(seen: Seen, runbook: str, query: str) -> None:
     assert seen.history(faster(query)) > 0, runbook
 
 
 @pytest.mark.parametrize("metric", ["fedround_coordinator_round_duration_seconds", "fedround_participant_round_duration_seconds"])
-def test_a_latency_leads_to_a_trace(seen: Seen, metric: str) -> None:
+def test_an_exemplar_of_a_latency_is_a_trace(seen: Seen, metric: str) -> None:
     found = seen.prometheus.exemplars(f"{metric}_bucket", seen.federation.began, time.time())
     assert any(exemplar["labels"]["trace_id"] for series in found for exemplar in series["exemplars"])

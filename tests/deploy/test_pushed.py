@@ -98,7 +98,7 @@ def of_receiver(store: Store) -> str:
 
 
 @pytest.mark.parametrize("strategy", ["UnderscoreEscapingWithSuffixes", "NoUTF8EscapingWithSuffixes", "NoTranslation"])
-def test_a_prometheus_has_the_same_series_whether_it_scrapes_or_receives(tmp_path: Path, strategy: str) -> None:
+def test_prometheus_has_the_same_series_scraped_or_received(tmp_path: Path, strategy: str) -> None:
     found = services()
     with (
         serving(found) as targets,
@@ -140,7 +140,7 @@ def keep_busy(all_of_them: Sequence[Service], ended: threading.Event) -> None:
 
 
 @pytest.mark.timeout(180)
-def test_every_query_finds_the_same_in_what_is_pushed(tmp_path: Path) -> None:
+def test_every_query_returns_the_same_for_pushed_metrics(tmp_path: Path) -> None:
     found, ended = services(), threading.Event()
     with serving(found) as targets, ExitStack() as stack:
         scraping = stack.enter_context(prometheus3(tmp_path / "scraping", targets=targets))
@@ -165,7 +165,7 @@ def same(query: str, one: Store, other: Store) -> Callable[[], bool]:
     return lambda: one.query(query).keys() == other.query(query).keys()
 
 
-def test_a_collector_shows_a_prometheus_the_same_series(tmp_path: Path) -> None:
+def test_a_collector_exports_the_same_series(tmp_path: Path) -> None:
     found = services()
     with serving(found) as targets, collector(tmp_path) as (endpoint, shows), pushing(found, endpoint):
         scraped = {

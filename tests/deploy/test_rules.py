@@ -18,12 +18,12 @@ TABLE = re.findall(r"^\| `(\w+)`[^|]*\| [^|]+ \| [\d-]+ min \|$", PAGE, re.MULTI
 BLOCKS = re.findall(r"- alert: (\w+)\n(.*?)(?=\n\n|\Z)", RULES_TEXT, re.DOTALL)
 
 
-def test_promtool_takes_the_rules() -> None:
+def test_promtool_accepts_the_rules() -> None:
     done = subprocess.run([tool("promtool"), "check", "rules", *RULES], capture_output=True, text=True, check=False)
     assert (done.returncode, "FAILED" in done.stdout) == (0, False), done.stderr
 
 
-def test_promtool_takes_the_scrapes_of_the_guide(tmp_path: Path) -> None:
+def test_promtool_accepts_the_scrape_configurations_of_the_guide(tmp_path: Path) -> None:
     block = re.search(r"```yaml\n(.*?)```", (ROOT / "docs" / "guides" / "monitoring.md").read_text(), re.DOTALL)
     assert block is not None
     config = tmp_path / "prometheus.yml"
@@ -34,7 +34,7 @@ def test_promtool_takes_the_scrapes_of_the_guide(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(300)  # hours of rules in 40 s, on a core to itself
-def test_each_alert_fires_when_it_should_and_only_then() -> None:
+def test_each_alert_fires_only_when_it_should() -> None:
     done = subprocess.run([tool("promtool"), "test", "rules", CASES], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -52,26 +52,26 @@ def test_each_alert_is_documented_and_has_a_runbook() -> None:
 
 
 @pytest.mark.parametrize("alert", ALERTS)
-def test_a_runbook_leads_from_the_impact_to_the_fix(alert: str) -> None:
+def test_every_runbook_has_impact_diagnosis_and_fix(alert: str) -> None:
     assert re.findall(r"^##? (.*)", RUNBOOKS[alert], re.MULTILINE) == [alert, "Impact", "Diagnosis", "Fix"]
 
 
 @pytest.mark.parametrize(("alert", "rule"), BLOCKS)
-def test_an_alert_says_what_it_is_how_bad_and_what_to_do(alert: str, rule: str) -> None:
+def test_every_alert_has_summary_severity_and_runbook(alert: str, rule: str) -> None:
     assert re.search(r"severity: (critical|warning)\b", rule)
     for field in ("for", "summary", "description"):
         assert re.search(rf"\b{field}: .", rule), field
     assert (ROOT / re.findall(r"runbook_url: (.*)", rule)[0]).stem == alert
 
 
-def test_the_runbook_of_never_selected_names_whom_the_alert_counts() -> None:
+def test_the_runbook_of_never_selected_lists_the_counted_participants() -> None:
     """By the same query: one of another window would name others, or nobody."""
     query = re.findall(r"```promql\n(.*?)```", RUNBOOKS["NeverSelected"], re.DOTALL)[0]
     (rule,) = [rule for alert, rule in BLOCKS if alert == "NeverSelected"]
     assert " ".join(query.split()) in " ".join(rule.split())
 
 
-def test_alertmanager_takes_the_example() -> None:
+def test_alertmanager_accepts_the_example() -> None:
     config = DEPLOY / "alertmanager" / "alertmanager.yml"
     done = subprocess.run([tool("amtool"), "check-config", config], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -84,7 +84,7 @@ def accuracy_under_fedround(python: str, directory: Path) -> float:
     return float(evaluated(f"{imports} print(accuracy(safetensors.numpy.load_file('{model}')))"))
 
 
-def test_an_app_of_flower_makes_the_same_model_on_both_platforms(python: str, tmp_path: Path) -> None:
+def test_a_flower_app_trains_the_same_model_on_both_platforms(python: str, tmp_path: Path) -> None:
     ours, theirs = accuracy_under_fedround(python, tmp_path), accuracy_under_flower(python, tmp_path)
     print(f"\nfedround {ours:.4f}, flwr run {theirs:.4f}")
     assert ours > 0.7

@@ -55,7 +55,7 @@ def python() -> str:
     ids=["torch", "sklearn", "lora", "keras"],
 )
 @pytest.mark.timeout(1500)  # PyTorch may have to be installed
-def test_three_silos_beat_the_median_silo_alone_and_the_file_is_the_model(
+def test_three_silos_are_better_than_the_median_silo_and_the_file_is_the_model(
     example: str, name: str, options: str, better: Callable[[float, float], bool], python: str, tmp_path: Path
 ) -> None:
     environ = venvs.environ(f"examples/{example}", KERAS_BACKEND="torch")

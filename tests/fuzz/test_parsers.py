@@ -7,7 +7,7 @@ from fuzz.targets import TARGETS, Target
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
-def test_a_parser_understands_or_refuses_in_our_own_words(target: Target) -> None:
+def test_every_parser_accepts_its_input_or_raises_our_errors(target: Target) -> None:
     with target.serving() as feed:
 
         @settings(max_examples=60, suppress_health_check=list(HealthCheck))

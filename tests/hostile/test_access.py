@@ -35,7 +35,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
 
 @pytest.mark.parametrize(("port", "path"), [(port, path) for port, paths in SHOWN.items() for path in paths])
 @pytest.mark.parametrize("token", [None, TOKENS["silo-0"], "guess"])
-def test_operators_pages_are_for_operators(guarded: Arena, port: str, path: str, token: str | None) -> None:
+def test_operators_endpoints_require_the_operators_token(guarded: Arena, port: str, path: str, token: str | None) -> None:
     assert ask(guarded.port(port), "GET", path, token=token).status in (401, 403)
 
 
@@ -46,15 +46,15 @@ def test_probes_need_no_token(guarded: Arena, port: str, path: str) -> None:
 
 
 @pytest.mark.parametrize(("port", "path"), [(port, path) for port, paths in SHOWN.items() for path in paths if path != "/events"])
-def test_operators_see_them(guarded: Arena, port: str, path: str) -> None:
+def test_operators_endpoints_answer_to_the_operators_token(guarded: Arena, port: str, path: str) -> None:
     assert ask(guarded.port(port), "GET", path, token=OPS_TOKEN).status == 200
 
 
-def test_an_operators_token_is_no_participants(guarded: Arena) -> None:
+def test_the_operators_token_is_not_valid_for_participants(guarded: Arena) -> None:
     assert ask(guarded.port("COORDINATOR_PORT"), "GET", "/rendez_vous", token=OPS_TOKEN).status in (401, 403)
 
 
-def test_nobody_sees_the_weights_of_a_silo_by_default(guarded: Arena) -> None:
+def test_the_weights_of_a_silo_are_hidden_by_default(guarded: Arena) -> None:
     guarded.trains()
     metrics = ask(guarded.port("PARTICIPANT_OPS_PORT"), "GET", "/metrics").body.decode()
     assert "fedround_participant_rounds_joined_total" in metrics
@@ -91,7 +91,7 @@ def test_a_web_page_cannot_replace_the_model(apart: Arena, headers: dict[str, st
 
 
 @pytest.mark.parametrize("source", [ENEMY, "127.0.0.1"])
-def test_strangers_at_the_port_between_the_services_stop_nobody(apart: Arena, source: str) -> None:
+def test_attackers_at_the_internal_port_stop_no_training(apart: Arena, source: str) -> None:
     port = apart.port("AGGREGATOR_INTERNAL_PORT")
     attacks = (
         Pipeliner(port, source=source),
@@ -124,7 +124,7 @@ def admitted(port: int, token: str) -> bool:
     return ask(port, "GET", "/rendez_vous", token=token).status == 200
 
 
-def test_a_token_that_is_revoked_while_no_file_can_be_read_is_refused_later(tmp_path: Path) -> None:
+def test_a_token_that_is_revoked_while_the_file_is_unreadable_is_refused_later(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     with guarded_by(file, "anna secret-of-anna\nben secret-of-ben\n") as (platform, port):
         assert admitted(port, "secret-of-ben")
@@ -146,7 +146,7 @@ def test_a_token_that_is_revoked_while_no_file_can_be_read_is_refused_later(tmp_
         assert admitted(port, "secret-of-anna")
 
 
-def test_a_half_written_file_admits_nobody_by_half_a_token(tmp_path: Path) -> None:
+def test_no_part_of_a_token_in_a_half_written_file_is_accepted(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     whole = "anna secret-of-anna\nben secret-of-ben\n"
     with guarded_by(file, whole) as (_, port), file.open("r+") as writing:
@@ -160,7 +160,7 @@ def test_a_half_written_file_admits_nobody_by_half_a_token(tmp_path: Path) -> No
         assert not admitted(port, "se")
 
 
-def test_a_file_that_is_gone_and_back_is_read_again(tmp_path: Path) -> None:
+def test_a_file_that_is_removed_and_restored_is_read_again(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     with guarded_by(file, "anna secret-of-anna\n") as (platform, port):
         file.unlink()
@@ -171,7 +171,7 @@ def test_a_file_that_is_gone_and_back_is_read_again(tmp_path: Path) -> None:
         assert platform.probe("/livez")[0] == 200
 
 
-def test_an_upload_whose_token_is_revoked_under_way_is_not_counted(tmp_path: Path) -> None:
+def test_an_upload_whose_token_is_revoked_meanwhile_does_not_count(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     with guarded_by(file, "anna secret-of-anna\nben secret-of-ben\n") as (platform, port):
         ben = Client(port, int(platform.ports["AGGREGATOR_PORT"]), name="ben", token="secret-of-ben")
@@ -190,7 +190,7 @@ def test_an_upload_whose_token_is_revoked_under_way_is_not_counted(tmp_path: Pat
         assert platform.status("COORDINATOR_OPS_PORT")["round"] == 0
 
 
-def test_what_is_kept_of_participants_is_for_the_service_alone(tmp_path: Path) -> None:
+def test_stored_data_of_participants_is_readable_only_by_the_service(tmp_path: Path) -> None:
     with running("platform", COORDINATOR_DATA_DIR=str(tmp_path / "c"), AGGREGATOR_DATA_DIR=str(tmp_path / "a")) as platform:
         one = Client(int(platform.ports["COORDINATOR_PORT"]), int(platform.ports["AGGREGATOR_PORT"]), name="silo-0")
         one.register()

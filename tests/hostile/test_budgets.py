@@ -15,24 +15,24 @@ NOBODY = f"/{uuid4()}/{uuid4()}"
 
 
 @pytest.mark.parametrize(("port", "path"), [*((port, "/") for port in PUBLIC + OPS), ("COORDINATOR_OPS_PORT", "/metrics")])
-def test_one_connection_of_requests_that_never_reads_costs_no_memory(arena: Arena, port: str, path: str) -> None:
+def test_a_client_that_pipelines_and_never_reads_costs_no_memory(arena: Arena, port: str, path: str) -> None:
     arena.withstands(Pipeliner(arena.port(port), path), of=arena.silos[0])
 
 
-def test_heads_that_never_end_stop_nobody(arena: Arena) -> None:
+def test_endless_request_heads_stop_no_training(arena: Arena) -> None:
     arena.withstands(Together(*(SlowHeads(arena.port(port)) for port in PUBLIC)))
 
 
-def test_bodies_that_drip_stop_nobody(arena: Arena) -> None:
+def test_slow_bodies_stop_no_training(arena: Arena) -> None:
     attacks = (DrippingBody(arena.port(port), NOBODY, threads=10) for port in (*PUBLIC, *OPS))
     arena.withstands(Together(*attacks), of=arena.silos[0])
 
 
-def test_a_body_without_an_end_that_drips_stops_nobody(arena: Arena) -> None:
+def test_a_slow_endless_body_stops_no_training(arena: Arena) -> None:
     attacks = (DrippingBody(arena.port(port), NOBODY, None, threads=10) for port in (*PUBLIC, *OPS))
     arena.withstands(Together(*attacks), of=arena.silos[0])
 
 
-def test_bodies_without_an_end_at_full_speed_stop_nobody(arena: Arena) -> None:
+def test_fast_endless_bodies_stop_no_training(arena: Arena) -> None:
     attacks = (EndlessUpload(arena.port(port), NOBODY) for port in (*PUBLIC, *OPS))
     arena.withstands(Together(*attacks), of=arena.silos[0])

@@ -27,26 +27,26 @@ STRANGER = "5f0c8f0e-3d0a-4c5b-9a56-0a4a5d1f7c11"
         ("PARTICIPANT_OPS_PORT", "/metrics"),
     ],
 )
-def test_floods_from_one_address_leave_the_others_their_rounds(arena: Arena, port: str, path: str) -> None:
+def test_floods_from_one_address_do_not_delay_the_rounds_of_others(arena: Arena, port: str, path: str) -> None:
     flood = Flood(arena.port(port), path, threads=4)
     arena.withstands(flood, of=arena.silos[0])
     assert sum(flood.answers.values()) > 0
 
 
-def test_a_known_id_may_not_flood_either(arena: Arena) -> None:
+def test_a_known_participant_is_limited_too(arena: Arena) -> None:
     id = ask(arena.port("COORDINATOR_PORT"), "GET", "/rendez_vous").json["id"]
     # It is selected, too, and delivers nothing: the first rounds wait for it.
     arena.withstands(Flood(arena.port("COORDINATOR_PORT"), f"/heartbeat/{id}", threads=4))
     ask(arena.port("COORDINATOR_PORT"), "DELETE", f"/rendez_vous/{id}")
 
 
-def test_more_idle_connections_than_descriptors_stop_nobody(tmp_path: Path) -> None:
+def test_more_idle_connections_than_descriptors_stop_no_training(tmp_path: Path) -> None:
     ports = ("COORDINATOR_PORT", "COORDINATOR_OPS_PORT", "AGGREGATOR_PORT")
     with Arena(tmp_path, nofile=1024) as arena:
         arena.withstands(Together(*(IdleCrowd(arena.port(port)) for port in ports)), seconds=6)
 
 
-def test_a_flood_of_refused_tokens_is_slowed_down_and_leaves_the_others_their_rounds(tmp_path: Path) -> None:
+def test_a_flood_of_wrong_tokens_is_slowed_down_and_delays_no_round(tmp_path: Path) -> None:
     tokens = {f"silo-{k}": f"token-of-silo-{k}" for k in range(3)}
     with Arena(tmp_path, tokens=tokens, ops_token="token-of-the-operators") as arena:
         flood = Flood(arena.port("COORDINATOR_PORT"), "/rendez_vous", head="Authorization: Bearer guess\r\n", threads=4)

@@ -55,7 +55,7 @@ def registrations(silo: Process) -> float:
     ],
     ids=["heartbeat", "start_training", "download", "upload", "leave"],
 )
-def test_with_anothers_token_an_id_is_good_for_nothing(guarded: Arena, call: Callable[[Client], object]) -> None:
+def test_an_id_is_useless_with_the_token_of_another_participant(guarded: Arena, call: Callable[[Client], object]) -> None:
     victim, thief = client(guarded, "victim"), client(guarded, "mallory")
     victim.register()
     assert victim.selected()
@@ -82,7 +82,7 @@ def test_one_token_holds_one_seat(guarded: Arena) -> None:
     guarded.check()
 
 
-def test_who_comes_back_with_its_own_token_has_its_seat_at_once(guarded: Arena) -> None:
+def test_a_participant_that_returns_with_its_token_gets_its_seat_immediately(guarded: Arena) -> None:
     before = client(guarded, "victim")
     before.register()
     assert before.selected()
@@ -97,14 +97,14 @@ def test_who_comes_back_with_its_own_token_has_its_seat_at_once(guarded: Arena) 
 
 
 @pytest.mark.parametrize("source", ["127.0.0.66", EVERYWHERE])
-def test_registrations_that_never_beat_hold_up_no_round(arena: Arena, source: str) -> None:
+def test_registrations_without_heartbeats_delay_no_round(arena: Arena, source: str) -> None:
     ghosts = Ghosts(arena.port("COORDINATOR_PORT"), source=source, pause=0.02)
     arena.withstands(ghosts, seen=lambda: ghosts.blows > 20)
     until(lambda: len(arena.coordinator.status("COORDINATOR_OPS_PORT")["participants"]) == 3, 20)
 
 
 @pytest.mark.parametrize("beats", [False, True])
-def test_nobody_is_pushed_out_by_its_name(arena: Arena, beats: bool) -> None:
+def test_no_participant_is_removed_by_registering_its_name(arena: Arena, beats: bool) -> None:
     before = registrations(arena.silos[0])
     thief = Thief(arena.port("COORDINATOR_PORT"), "silo-0", beats=beats)
     arena.withstands(thief, seconds=5, seen=lambda: thief.blows > 10)
@@ -113,7 +113,7 @@ def test_nobody_is_pushed_out_by_its_name(arena: Arena, beats: bool) -> None:
 
 
 @pytest.mark.parametrize("proved", [True, False], ids=["with their own tokens", "by their names"])
-def test_twelve_participants_that_are_killed_and_come_back_leave_no_ghosts(tmp_path: Path, proved: bool) -> None:
+def test_twelve_killed_and_restarted_participants_leave_no_seats_behind(tmp_path: Path, proved: bool) -> None:
     names = [f"silo-{k:02}" for k in range(12)]
     settings = {"COORDINATOR_MIN_CLIENTS": "12"}
     if proved:

@@ -49,7 +49,7 @@ def sent(port: int, data: bytes, *, seconds: float = 3.0) -> list[int]:
 
 @pytest.mark.parametrize("port", PORTS)
 @pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "CONNECT", "TRACE", "PATCH", "PUT", "DELETE", "PROPFIND", "M-SEARCH"])
-def test_every_method_is_answered_below_500(platform: Process, port: str, method: str) -> None:
+def test_every_method_gets_a_status_below_500(platform: Process, port: str, method: str) -> None:
     for path in PATHS:
         if path != "/events":  # a stream
             target = "here:80" if method == "CONNECT" else path
@@ -73,7 +73,7 @@ def test_every_method_is_answered_below_500(platform: Process, port: str, method
         "bytes=" + ",".join(["0-1"] * 500),
     ],
 )
-def test_ranges_are_answered_below_500(platform: Process, port: str, value: str) -> None:
+def test_range_requests_get_a_status_below_500(platform: Process, port: str, value: str) -> None:
     for path in PATHS:
         if path != "/events":
             assert ask(int(platform.ports[port]), "GET", path, headers={"Range": value}).status < 500
@@ -105,7 +105,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("port", PORTS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_request_of_two_meanings_has_one_answer(platform: Process, port: str, shape: str) -> None:
+def test_an_ambiguous_request_gets_one_response(platform: Process, port: str, shape: str) -> None:
     joined = platform.status("COORDINATOR_OPS_PORT")["joined"]
     statuses = sent(int(platform.ports[port]), SHAPES[shape] + SMUGGLED)
     assert len(statuses) <= 1
@@ -148,6 +148,6 @@ ODD = {
 
 @pytest.mark.parametrize("port", PORTS)
 @pytest.mark.parametrize("shape", ODD)
-def test_an_odd_request_is_answered_below_500(platform: Process, port: str, shape: str) -> None:
+def test_an_odd_request_gets_a_status_below_500(platform: Process, port: str, shape: str) -> None:
     assert all(status < 500 for status in sent(int(platform.ports[port]), ODD[shape]))
     assert platform.probe("/livez")[0] == 200

@@ -61,7 +61,7 @@ def participant(url: str, **settings: str) -> Iterator[Process]:
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_a_heartbeats_answer_has_one_deadline_for_all_of_it(head: str) -> None:
+def test_the_response_to_a_heartbeat_has_one_deadline(head: str) -> None:
     with Peer(REGISTERED, *(Reply(HEADS[head](), close=True) for _ in range(5))) as peer, participant(peer.url) as silo:
         until(lambda: len(peer.requests) >= 2)
         until(lambda: silo.probe("/readyz")[0] == 503, LONG_POLL + MARGIN + 5)
@@ -83,7 +83,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_model_that_is_none_takes_no_memory(model: str) -> None:
+def test_an_invalid_model_takes_no_memory(model: str) -> None:
     with (
         Peer(*[Reply(MODELS[model], close=True)] * 20) as aggregator,
         OldPlatform(heartbeat=[order(0)]) as coordinator,

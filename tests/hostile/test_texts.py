@@ -39,7 +39,7 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize(("name", "format"), [*((name, "text") for name in ANSWERS), ("the detail of a refusal", "json")])
-def test_what_a_platform_answers_is_escaped_in_a_participants_log(name: str, format: str) -> None:
+def test_texts_of_a_platform_are_escaped_in_the_log_of_a_participant(name: str, format: str) -> None:
     script = {"heartbeat": [say({"state": "round", "round": 0})], **ANSWERS[name]}
     with OldPlatform(**script) as platform:
         settings = {
@@ -59,7 +59,7 @@ def test_what_a_platform_answers_is_escaped_in_a_participants_log(name: str, for
 
 
 @pytest.mark.parametrize("format", ["text", "json"])
-def test_what_a_participant_sends_is_escaped_in_the_platforms_log_and_status(format: str) -> None:
+def test_texts_of_a_participant_are_escaped_in_log_and_status_of_the_platform(format: str) -> None:
     formats = {"COORDINATOR_LOG_FORMAT": format, "AGGREGATOR_LOG_FORMAT": format}
     with running("platform", **formats) as platform:
         ports = int(platform.ports["COORDINATOR_PORT"]), int(platform.ports["AGGREGATOR_PORT"])

@@ -49,7 +49,7 @@ LIES = {
 }
 
 
-def test_lies_are_refused_and_their_tellers_named(arena: Arena) -> None:
+def test_invalid_updates_are_refused_and_their_participants_named(arena: Arena) -> None:
     liars = {name: Liar(*ports(arena.coordinator), LIES[name], names=[f"liar-{n}"]) for n, name in enumerate(LIES)}
     arena.withstands(Together(*liars.values()), seen=lambda: all(liar.statuses for liar in liars.values()))
     for n, (name, liar) in enumerate(liars.items()):
@@ -59,13 +59,13 @@ def test_lies_are_refused_and_their_tellers_named(arena: Arena) -> None:
         arena.coordinator.said(f"liar-{n}")
 
 
-def test_who_never_delivers_costs_ever_fewer_rounds_their_deadline(arena: Arena) -> None:
+def test_a_participant_that_never_delivers_delays_fewer_and_fewer_rounds(arena: Arena) -> None:
     # Selected in each of the rounds it would allow one in a second.
     arena.withstands(NeverDeliverer(*ports(arena.coordinator), names=["never"]), rounds=20, within=15)
 
 
 @pytest.mark.parametrize("size", [1 << 30, 4 + 128 + 8 * SIZE], ids=["1 GiB", "the model's size"])
-def test_an_upload_that_drips_extends_no_deadline(arena: Arena, size: int) -> None:
+def test_a_slow_upload_does_not_extend_the_deadline(arena: Arena, size: int) -> None:
     arena.withstands(Dripper(*ports(arena.coordinator), size, names=[f"dripper-{size}"]), seconds=5)
 
 
@@ -83,7 +83,7 @@ BOMBS = {
 }
 
 
-def test_a_bomb_as_the_first_update_is_refused_and_the_next_participant_trains(tmp_path: Path) -> None:
+def test_an_oversized_first_update_is_refused_and_the_next_participant_trains(tmp_path: Path) -> None:
     settings = {
         "COORDINATOR_DATA_DIR": str(tmp_path / "coordinator"),
         "AGGREGATOR_DATA_DIR": str(tmp_path / "aggregator"),
@@ -105,7 +105,7 @@ def test_a_bomb_as_the_first_update_is_refused_and_the_next_participant_trains(t
         assert np.load(io.BytesIO(again.get("AGGREGATOR_OPS_PORT", "/model"))).tolist() == [1.0, 2.0]
 
 
-def test_a_liar_among_four_from_the_first_round_on_does_not_end_the_training(tmp_path: Path) -> None:
+def test_one_poisoner_among_four_does_not_end_the_training(tmp_path: Path) -> None:
     arena = Arena(tmp_path, COORDINATOR_ROUND_TIMEOUT="1s")
     arena.first = lambda: Liar(*ports(arena.coordinator), LIES["1e200"], names=["mallory"])
     with arena:

@@ -76,7 +76,7 @@ def as_scraped(sent: list[Series]) -> dict[tuple[str, frozenset[tuple[str, str]]
 
 
 @pytest.mark.parametrize("kind", [ParticipantMetrics, CoordinatorMetrics, AggregatorMetrics])
-def test_what_is_sent_is_what_is_scraped(kind: type[Metrics]) -> None:
+def test_pushed_metrics_are_those_that_are_scraped(kind: type[Metrics]) -> None:
     metrics = shown(kind())
     told(metrics, WEIGHTS, LOCAL) if kind is not CoordinatorMetrics else None
     scraped = {
@@ -90,7 +90,7 @@ def test_what_is_sent_is_what_is_scraped(kind: type[Metrics]) -> None:
     assert {key: sent[key] for key in same} == pytest.approx(same, nan_ok=True)
 
 
-def test_each_type_has_its_counterpart_and_no_unit() -> None:
+def test_each_type_of_metric_has_its_counterpart_without_a_unit() -> None:
     registry = CollectorRegistry()
     Counter("bytes", "Bytes.", ["port"], registry=registry).labels("ops").inc(3)
     Gauge("share_ratio", "A share.", registry=registry).set(0.5)
@@ -121,7 +121,7 @@ def test_each_type_has_its_counterpart_and_no_unit() -> None:
     ("preference", "sums", "histograms"),
     [("cumulative", CUMULATIVE, CUMULATIVE), ("delta", DELTA, DELTA), ("lowmemory", CUMULATIVE, DELTA)],
 )
-def test_values_are_whole_or_differences_as_it_is_wanted(preference: str, sums: int, histograms: int) -> None:
+def test_values_are_cumulative_or_deltas_as_configured(preference: str, sums: int, histograms: int) -> None:
     registry = CollectorRegistry()
     counter = Counter("bytes", "Bytes.", registry=registry)
     histogram = Histogram("wait_seconds", "Waited.", registry=registry, buckets=(1, 2))
@@ -139,7 +139,7 @@ def test_values_are_whole_or_differences_as_it_is_wanted(preference: str, sums: 
         assert buckets.start_time_unix_nano == (1000 * round if histograms == DELTA else 1000)
 
 
-def test_a_difference_that_did_not_arrive_is_part_of_the_next_one() -> None:
+def test_a_delta_that_did_not_arrive_is_part_of_the_next_one() -> None:
     registry = CollectorRegistry()
     counter = Counter("bytes", "Bytes.", registry=registry)
     sent = Sent(registry, "delta")
@@ -152,7 +152,7 @@ def test_a_difference_that_did_not_arrive_is_part_of_the_next_one() -> None:
     assert (point.as_double, point.start_time_unix_nano) == (6, 2000)
 
 
-def test_an_exemplar_is_sent_once_it_has_arrived_and_not_again() -> None:
+def test_an_exemplar_is_sent_until_it_has_arrived_once() -> None:
     registry = CollectorRegistry()
     histogram = Histogram("wait_seconds", "Waited.", registry=registry, buckets=(1, 2))
     sent = Sent(registry)

@@ -28,9 +28,7 @@ LOST = [
 
 
 @pytest.mark.parametrize(("peer", "lost", "made"), LOST)
-def test_a_contact_that_stays_lost_is_told_every_five_minutes_and_how_long_it_was_when_it_is_back(
-    peer: str, lost: Fact, made: Fact
-) -> None:
+def test_a_lost_contact_is_logged_every_five_minutes_and_its_duration_at_the_end(peer: str, lost: Fact, made: Fact) -> None:
     clock = Clock()
     contacts = Contacts(clock)
     told = []
@@ -54,7 +52,7 @@ def test_a_contact_that_stays_lost_is_told_every_five_minutes_and_how_long_it_wa
     ("seconds", "told"),
     [(0.5, ""), (1, " after 1 s without"), (75, " after 1 min 15 s without"), (86400 * 3, " after 3 d without")],
 )
-def test_a_contact_that_is_back_tells_how_long_it_was_lost_unless_it_was_for_a_moment(seconds: float, told: str) -> None:
+def test_the_duration_of_a_lost_contact_is_logged_unless_it_was_short(seconds: float, told: str) -> None:
     clock = Clock()
     contacts = Contacts(clock)
     contacts.line(events.ContactLost("refused"))
@@ -62,7 +60,7 @@ def test_a_contact_that_is_back_tells_how_long_it_was_lost_unless_it_was_for_a_m
     assert contacts.line(events.ContactMade()) == (logging.INFO, f"in contact with the coordinator{told}")
 
 
-def test_the_log_repeats_it_and_remembers_it(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_lost_contact_is_repeated_in_the_log_and_in_the_last_warnings(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     log = LogObserver(clock=clock)
     for _ in range(3):

@@ -66,7 +66,7 @@ def told(log: pytest.LogCaptureFixture, *facts: Fact) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_every_fact_makes_a_line_with_ids_cut_in_both_formats(kind: type[Fact], log: pytest.LogCaptureFixture) -> None:
+def test_every_fact_is_a_line_with_shortened_ids_in_both_formats(kind: type[Fact], log: pytest.LogCaptureFixture) -> None:
     LogObserver()(example(kind))
     (record,) = log.records
     line = JsonFormatter().format(record)
@@ -95,7 +95,7 @@ def test_a_json_line_has_time_level_text_and_the_facts_fields(log: pytest.LogCap
     }
 
 
-def test_a_participants_round_is_told_in_a_few_lines(log: pytest.LogCaptureFixture) -> None:
+def test_a_round_of_a_participant_is_a_few_lines(log: pytest.LogCaptureFixture) -> None:
     lines = told(
         log,
         events.ContactMade(),
@@ -119,7 +119,7 @@ def test_a_participants_round_is_told_in_a_few_lines(log: pytest.LogCaptureFixtu
     ]
 
 
-def test_transfers_that_fail_are_told_once_and_so_is_that_they_go_on(log: pytest.LogCaptureFixture) -> None:
+def test_failed_transfers_are_logged_once_and_their_recovery_too(log: pytest.LogCaptureFixture) -> None:
     lost, sent = (
         events.TransferLost("GET there/{id}/{token}: refused"),
         events.ExchangeEnded("GET", wire.UPDATE, 200, None, 0.1, 0, 9),
@@ -132,12 +132,12 @@ def test_transfers_that_fail_are_told_once_and_so_is_that_they_go_on(log: pytest
     ]
 
 
-def test_who_is_asked_to_stop_says_in_which_state(log: pytest.LogCaptureFixture) -> None:
+def test_a_participant_that_is_asked_to_stop_logs_its_state(log: pytest.LogCaptureFixture) -> None:
     training, stopped = events.StateChanged("training", 0, draining=True), events.StateChanged("stopped", None, draining=True)
     assert [text for _, text in told(log, training, stopped)] == ["draining: asked to stop while training", "stopped"]
 
 
-def test_a_lost_contact_is_told_once_and_so_is_its_return(log: pytest.LogCaptureFixture) -> None:
+def test_a_lost_contact_is_logged_once_and_its_return_too(log: pytest.LogCaptureFixture) -> None:
     lost, retrying, made = (
         events.ContactLost("refused"),
         events.Retrying("/heartbeat/{id}", "unreachable", 0.5),
@@ -150,7 +150,7 @@ def test_a_lost_contact_is_told_once_and_so_is_its_return(log: pytest.LogCapture
     ]
 
 
-def test_so_it_is_between_coordinator_and_aggregator(log: pytest.LogCaptureFixture) -> None:
+def test_a_lost_aggregator_is_logged_once_and_its_return_too(log: pytest.LogCaptureFixture) -> None:
     trouble, again = events.AggregatorUnreachable("open", "refused"), events.AggregatorUnreachable("close", "time-out")
     assert told(log, trouble, again, events.AggregatorReached()) == [
         ("WARNING", "no contact with the aggregator: refused; retrying"),
@@ -158,7 +158,7 @@ def test_so_it_is_between_coordinator_and_aggregator(log: pytest.LogCaptureFixtu
     ]
 
 
-def test_what_an_operator_must_look_at_is_a_warning(log: pytest.LogCaptureFixture) -> None:
+def test_facts_that_need_an_operator_are_warnings(log: pytest.LogCaptureFixture) -> None:
     lines = told(
         log,
         events.RoundEnded(1, "failed", 0.5, "ValueError in train_round"),
@@ -180,13 +180,13 @@ def test_what_an_operator_must_look_at_is_a_warning(log: pytest.LogCaptureFixtur
     ]
 
 
-def test_a_late_participant_is_no_warning(log: pytest.LogCaptureFixture) -> None:
+def test_a_late_participant_is_not_a_warning(log: pytest.LogCaptureFixture) -> None:
     assert told(log, events.Revoked(1, ID, "late", "anna")) == [
         ("INFO", "round 1: participant anna (12345678) was late: the round closed by its quorum")
     ]
 
 
-def test_the_last_warnings_are_remembered_with_their_times() -> None:
+def test_the_last_warnings_are_kept_with_their_times() -> None:
     log, began = LogObserver(), time.time()
     for number in range(WARNINGS + 1):
         log(events.Revoked(number, ID, "deadline", "anna", seconds=60, phase="training"))
@@ -198,7 +198,7 @@ def test_the_last_warnings_are_remembered_with_their_times() -> None:
     assert all(began - 1 <= warning["time"] <= time.time() + 1 for warning in log.warnings)
 
 
-def test_a_disk_that_stays_full_makes_one_line_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_is_one_line_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     now = 1000.0
     log = LogObserver(clock=lambda: now)
     for number in range(121):
@@ -221,7 +221,7 @@ def test_an_exception_is_part_of_the_json_line() -> None:
 
 
 @pytest.mark.parametrize("formatter", [TextFormatter(colours=True), JsonFormatter()])
-def test_ids_and_tokens_in_the_lines_of_others_are_cut(formatter: logging.Formatter) -> None:
+def test_ids_and_tokens_in_lines_of_libraries_are_shortened(formatter: logging.Formatter) -> None:
     token = ID.replace("1", "9")
     record = logging.LogRecord("other", logging.INFO, __file__, 1, "GET http://host/%s/%s", (ID, token), None)
     line = formatter.format(record)
@@ -248,7 +248,7 @@ def shown(record: logging.LogRecord, formatter: logging.Formatter) -> list[str]:
 
 @pytest.mark.parametrize("formatter", [TextFormatter(colours=False), JsonFormatter()], ids=["text", "json"])
 @given(text=HOSTILE)
-def test_no_text_of_a_peer_makes_a_line_or_a_control_character_of_a_log_line(text: str, formatter: logging.Formatter) -> None:
+def test_texts_of_peers_add_no_line_and_no_control_character_to_the_log(text: str, formatter: logging.Formatter) -> None:
     told = [logging.LogRecord("x", logging.INFO, __file__, 1, "refused: %s", (text,), None)]
     log = LogObserver()
     with collected() as records:
@@ -264,7 +264,7 @@ def test_no_text_of_a_peer_makes_a_line_or_a_control_character_of_a_log_line(tex
 
 @pytest.mark.parametrize("formatter", [TextFormatter(colours=False), JsonFormatter()], ids=["text", "json"])
 @given(text=HOSTILE)
-def test_no_text_of_an_exception_looks_like_the_beginning_of_a_log_line(text: str, formatter: logging.Formatter) -> None:
+def test_the_text_of_an_exception_cannot_look_like_a_log_line(text: str, formatter: logging.Formatter) -> None:
     try:
         raise ValueError(f"{text}\n2026-01-01 00:00:00.000 ERROR   forged")
     except ValueError:
@@ -298,13 +298,13 @@ def collected() -> Iterator[list[logging.LogRecord]]:
         logger.setLevel(level)
 
 
-def test_colours_are_for_terminals() -> None:
+def test_colours_are_only_for_terminals() -> None:
     record = logging.LogRecord("x", logging.WARNING, __file__, 1, "careful", None, None)
     assert "\x1b" in TextFormatter(colours=True).format(record)
     assert "\x1b" not in TextFormatter(colours=False).format(record)
 
 
-def test_the_configured_log_is_on_stderr_from_its_level_on_and_http_libraries_are_quiet() -> None:
+def test_the_log_is_on_stderr_from_its_level_and_without_http_libraries() -> None:
     program = """
 import logging
 from fedround.observability.logs import configure
@@ -322,7 +322,9 @@ logging.getLogger("mine").info("not seen")
     assert (found["message"], found["service"], found["participant"]) == ("seen", "fedround-participant", "anna")
 
 
-def test_a_limit_that_is_reached_again_and_again_makes_one_line_a_minute(log: pytest.LogCaptureFixture) -> None:
+def test_a_limit_that_is_reached_repeatedly_is_one_line_a_minute(
+    log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = 100.0
     observer, cut = LogObserver(clock=lambda: now), events.ConnectionClosed("public", "port_limit")
     for _ in range(3):
@@ -345,7 +347,7 @@ def test_a_limit_that_is_reached_again_and_again_makes_one_line_a_minute(log: py
         {"version": 1, "disable_existing_loggers": False, "root": {"level": "ERROR", "handlers": []}},
     ],
 )
-def test_a_service_goes_on_logging_when_user_code_configures_logging(config: dict[str, Any]) -> None:
+def test_a_service_continues_to_log_when_user_code_configures_logging(config: dict[str, Any]) -> None:
     program = f"""
 import logging.config
 from fedround import events
@@ -363,7 +365,7 @@ logging.getLogger("theirs").info("theirs")
     assert second.endswith("of another logger of ours")
 
 
-def test_a_program_goes_on_logging_when_it_configures_logging_once_more() -> None:
+def test_a_program_continues_to_log_when_it_configures_logging_again() -> None:
     program = """
 import logging.config
 from fedround import events

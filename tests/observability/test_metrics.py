@@ -91,19 +91,19 @@ def shown(metrics: Metrics) -> Metrics:
         (events.StateChanged("stopped", None, draining=True), "state", {"fedround_participant_state": "stopped"}, 1),
     ],
 )
-def test_what_a_participant_does_is_counted(fact: Fact, series: str, labels: dict[str, str], value: float) -> None:
+def test_events_of_a_participant_are_counted(fact: Fact, series: str, labels: dict[str, str], value: float) -> None:
     assert sample(told(ParticipantMetrics(), fact), f"fedround_participant_{series}", **labels) == value
 
 
 @pytest.mark.parametrize("shown", [False, True])
-def test_the_single_weights_of_a_local_model_are_shown_only_where_that_is_wanted(shown: bool) -> None:
+def test_single_local_weights_are_exported_only_on_request(shown: bool) -> None:
     metrics = told(ParticipantMetrics(local_values=shown), LOCAL)
     found = sample(metrics, "fedround_participant_weight_value", index="0", source="local")
     assert found == (1.0 if shown else None)
     assert sample(metrics, "fedround_participant_weights_gcount", source="local") == 2, "statistics are shown all the same"
 
 
-def test_what_training_changed_is_not_shown_where_it_is_not_known() -> None:
+def test_unknown_changes_of_training_are_not_exported() -> None:
     metrics = ParticipantMetrics()
     seen = []
     for newest in (None, Change(5.0, None), Change(4.0, 0.5), None):
@@ -128,16 +128,14 @@ def exchanges(metrics: Metrics, method: str, path: str, status: str, error: str)
         (200, "ReadError", ("", "ReadError")),  # no answer either: it was cut
     ],
 )
-def test_an_exchange_is_counted_by_its_status_or_by_what_went_wrong(
-    status: int | None, error: str | None, shown: tuple[str, str]
-) -> None:
+def test_an_exchange_is_counted_by_its_status_or_error(status: int | None, error: str | None, shown: tuple[str, str]) -> None:
     metrics = told(ParticipantMetrics(), events.ExchangeEnded("POST", "/{id}/{token}", status, error, 0.3, 1000, 20))
     assert exchanges(metrics, "POST", "/{id}/{token}", *shown) == 1
     for name, size in (("request", 1000), ("response", 20)):
         assert sample(metrics, f"http_client_{name}_body_size_bytes_sum", url_template="/{id}/{token}") == size
 
 
-def test_what_goes_wrong_in_too_many_ways_is_counted_together_by_exchange() -> None:
+def test_too_many_kinds_of_errors_are_counted_together() -> None:
     metrics = ParticipantMetrics()
     for code in range(400, 400 + MAX_FAILURES + 2):
         told(metrics, *[events.ExchangeEnded("GET", "/rendez_vous", code, "Refused", 0.1, 0, 0)] * 2)
@@ -159,11 +157,11 @@ def test_what_goes_wrong_in_too_many_ways_is_counted_together_by_exchange() -> N
         (events.Revoked(0, ID, "silent"), "dropped_total", {"reason": "silent"}, 0),  # `ParticipantGone` tells of that
     ],
 )
-def test_what_a_coordinator_does_is_counted(fact: Fact, series: str, labels: dict[str, str], value: float) -> None:
+def test_events_of_a_coordinator_are_counted(fact: Fact, series: str, labels: dict[str, str], value: float) -> None:
     assert sample(told(CoordinatorMetrics(), fact), f"fedround_coordinator_{series}", **labels) == value
 
 
-def test_a_coordinators_gauges_are_its_status() -> None:
+def test_the_gauges_of_a_coordinator_equal_its_status() -> None:
     now = {
         **observed(),
         "round": 3,
@@ -202,7 +200,7 @@ def test_a_coordinators_gauges_are_its_status() -> None:
     assert sample(metrics, "fedround_coordinator_training_complete") == 1
 
 
-def test_a_coordinator_shows_each_participant_by_its_name() -> None:
+def test_a_coordinator_exports_each_participant_by_name() -> None:
     member = events.Contribution("anna", 5, 0.1, {"loss": 0.5})
     facts = [
         events.RoundCompleted(0, "", (), 0, 5, 5, 0.3, (), (member,)),
@@ -248,7 +246,7 @@ def test_a_scrape_with_200_participants_and_their_metrics_costs_little() -> None
         (CoordinatorMetrics, events.RoundCompleted(0, ID, (ID,), 0, 5, 5, 20_000.0, ()), "coordinator_round_duration_seconds"),
     ],
 )
-def test_a_round_may_take_half_a_day(kind: type[Metrics], fact: Fact, series: str) -> None:
+def test_the_buckets_of_rounds_reach_half_a_day(kind: type[Metrics], fact: Fact, series: str) -> None:
     body = told(kind(), fact).scrape("")[0].decode()
     assert re.findall(rf'{series}_bucket{{.*le="([\d.]+)".*}} 1.0', body) == ["43200.0"]
 
@@ -263,30 +261,30 @@ def test_a_round_may_take_half_a_day(kind: type[Metrics], fact: Fact, series: st
         (WEIGHTS, "weight_mean", {"source": "global"}, pytest.approx(FIVE.mean())),
     ],
 )
-def test_what_an_aggregator_does_is_counted(fact: Fact, series: str, labels: dict[str, str], value: float) -> None:
+def test_events_of_an_aggregator_are_counted(fact: Fact, series: str, labels: dict[str, str], value: float) -> None:
     assert sample(told(AggregatorMetrics(), fact), f"fedround_aggregator_{series}", **labels) == value
 
 
-def test_an_aggregator_shows_the_uploads_of_this_moment() -> None:
+def test_an_aggregator_exports_the_uploads_in_progress() -> None:
     assert sample(shown(AggregatorMetrics()), "fedround_aggregator_uploads_in_progress") == 2
 
 
 @pytest.mark.parametrize("kind", [CoordinatorMetrics, AggregatorMetrics])
-def test_requests_that_were_cut_off_are_counted_without_a_status(kind: type[Metrics]) -> None:
+def test_aborted_requests_are_counted_without_a_status(kind: type[Metrics]) -> None:
     metrics = told(kind(), events.RequestServed("GET", "/heartbeat/{id}", None, 0.1))
     labels = {"http_request_method": "GET", "http_route": "/heartbeat/{id}", "http_response_status_code": ""}
     assert sample(metrics, "http_server_request_duration_seconds_count", **labels) == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_registry_of_the_users_own_is_used_and_two_services_do_not_meet(kind: type[Metrics]) -> None:
+def test_a_custom_registry_is_used_and_two_services_do_not_collide(kind: type[Metrics]) -> None:
     registry = CollectorRegistry()
     assert kind(registry).registry is registry
     kind(CollectorRegistry())
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_known_begins_at_0_and_nothing_is_there_twice(kind: type[Metrics]) -> None:
+def test_known_label_values_start_at_0_and_no_series_is_exported_twice(kind: type[Metrics]) -> None:
     body, content_type = shown(kind()).scrape("text/plain")
     assert content_type.startswith("text/plain")
     assert b"_created" not in body
@@ -310,7 +308,7 @@ def test_openmetrics_has_the_exemplar_of_a_traced_round() -> None:
     assert found == {"a" * 32}
 
 
-def test_names_that_user_code_reports_do_not_become_more_than_20_series() -> None:
+def test_reported_metrics_become_at_most_20_series() -> None:
     metrics = ParticipantMetrics()
     for number in range(100):
         metrics(events.MetricsReported(number, ((f"name{number}", 1.0),)))
@@ -322,7 +320,7 @@ def series(metrics: Metrics) -> int:
     return sum(not line.startswith(b"#") for line in metrics.scrape("")[0].splitlines())
 
 
-def test_a_participant_has_fewer_than_1000_series_whatever_goes_wrong() -> None:
+def test_a_participant_has_fewer_than_1000_series_for_any_errors() -> None:
     weights = statistics(np.linspace(-1, 1, 32))
     asked = [("GET", path) for path in ("/rendez_vous", "/heartbeat/{id}", "/start_training/{id}", "/{id}/{token}")]
     metrics = told(
@@ -344,7 +342,7 @@ def test_a_participant_has_fewer_than_1000_series_whatever_goes_wrong() -> None:
     assert series(metrics) < 1000
 
 
-def test_an_aggregator_has_fewer_than_1000_series_whatever_is_asked_of_it() -> None:
+def test_an_aggregator_has_fewer_than_1000_series_for_any_requests() -> None:
     asked = [
         *product(["GET", "HEAD"], ["/{id}/{token}"], [200, 304, 404, 500, None]),
         *product(["POST"], ["/{id}/{token}"], [200, 400, 404, 408, 409, 413, 415, 422, 500, 503, None]),
@@ -359,7 +357,7 @@ def test_an_aggregator_has_fewer_than_1000_series_whatever_is_asked_of_it() -> N
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_promtool_has_nothing_to_say(kind: type[Metrics]) -> None:
+def test_promtool_reports_nothing(kind: type[Metrics]) -> None:
     body, _ = told(shown(kind()), WEIGHTS).scrape("")
     done = subprocess.run([tool("promtool"), "check", "metrics"], input=body, capture_output=True, check=False)
     assert (done.returncode, done.stdout + done.stderr) == (0, b"")

@@ -71,7 +71,7 @@ def messages_of(document: dict[str, Any], name: str) -> OAS31Validator:
 
 
 @pytest.mark.parametrize("service", APIS)
-def test_the_document_is_valid_and_is_exactly_the_routes_of_the_apps(service: str) -> None:
+def test_the_document_is_valid_and_has_exactly_the_routes_of_the_apps(service: str) -> None:
     operators, participants = apps(service)
     document = request(operators, "get", "/openapi.json").json()
     OpenAPIV31SpecValidator(document).validate()
@@ -83,7 +83,7 @@ def test_the_document_is_valid_and_is_exactly_the_routes_of_the_apps(service: st
 
 
 @pytest.mark.parametrize("service", APIS)
-def test_it_is_open_until_operators_have_a_token(service: str) -> None:
+def test_the_document_is_public_unless_operators_have_a_token(service: str) -> None:
     operators, _ = apps(service, ops_token="secret")
     assert request(operators, "get", "/openapi.json").status_code == 401
     found = request(operators, "get", "/openapi.json", Authorization="Bearer secret")
@@ -103,7 +103,7 @@ def test_it_is_open_until_operators_have_a_token(service: str) -> None:
     ],
     ids=lambda message: f"{message}"[:40],
 )
-def test_an_encoded_message_fits_its_schema_and_a_broken_one_does_not(message: Any) -> None:
+def test_encoded_messages_fit_their_schemas_and_broken_ones_do_not(message: Any) -> None:
     validator = messages_of(endpoints.COORDINATOR.document(), type(message).__name__)
     sent = json.loads(message.encode())
     validator.validate(sent)
@@ -114,7 +114,7 @@ def test_an_encoded_message_fits_its_schema_and_a_broken_one_does_not(message: A
 
 @pytest.mark.parametrize("settings", [{}, {"ops_token": "secret"}], ids=["open", "token"])
 @pytest.mark.parametrize("service", APIS)
-def test_what_an_endpoint_answers_is_described(service: str, settings: Any) -> None:
+def test_the_responses_of_every_endpoint_are_described(service: str, settings: Any) -> None:
     """As far as a request without a body and without a token can provoke it."""
     for app in filter(None, apps(service, **settings)):
         for method, path in requests(app) - {("get", "/events")}:  # which has no end
@@ -128,6 +128,6 @@ def test_what_an_endpoint_answers_is_described(service: str, settings: Any) -> N
 
 
 @pytest.mark.parametrize("api", APIS.values(), ids=lambda api: api.service)
-def test_no_reason_is_unused(api: Api) -> None:
+def test_every_described_reason_is_used(api: Api) -> None:
     used = {status for each in APIS.values() for operation in each.operations for status in operation.refusals}
     assert used == REASONS.keys()

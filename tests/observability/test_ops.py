@@ -41,7 +41,7 @@ def test_a_service_without_faults_is_ready() -> None:
     assert answer.headers["cache-control"] == "no-store"
 
 
-def test_a_service_with_a_fault_is_not_ready_and_says_why_until_it_is_fine() -> None:
+def test_a_service_with_a_fault_is_not_ready_and_names_the_reason() -> None:
     health = Health()
     health.fault("coordinator", "the coordinator is unreachable")
     health.fault("disk", "the disk is full")
@@ -54,7 +54,7 @@ def test_a_service_with_a_fault_is_not_ready_and_says_why_until_it_is_fine() -> 
     assert ask(health, "/readyz").status_code == 200
 
 
-def test_no_news_is_a_fault_where_news_were_promised() -> None:
+def test_missing_news_are_a_fault_if_they_were_announced() -> None:
     health = Health(clock=(clock := Clock()))
     health.clear("heartbeat", within=5)
     clock.now += 5
@@ -67,7 +67,7 @@ def test_no_news_is_a_fault_where_news_were_promised() -> None:
     assert health.reasons == []
 
 
-def test_a_loop_that_stands_still_is_not_alive() -> None:
+def test_a_service_with_a_blocked_loop_is_not_alive() -> None:
     health = Health(clock=(clock := Clock()))
     assert ask(health, "/livez").status_code == 200
     health.beat(within=10)
@@ -80,7 +80,7 @@ def test_a_loop_that_stands_still_is_not_alive() -> None:
     assert health.alive
 
 
-async def test_a_tended_service_is_alive_while_its_loop_turns_and_unready_from_the_end_on() -> None:
+async def test_a_service_is_alive_while_its_loop_runs_and_unready_from_its_shutdown() -> None:
     health, working, cancelled = Health(clock=(clock := Clock())), asyncio.Event(), asyncio.Event()
 
     async def chore() -> None:
@@ -99,7 +99,7 @@ async def test_a_tended_service_is_alive_while_its_loop_turns_and_unready_from_t
     assert health.reasons == ["the process is stopping"]
 
 
-def test_a_chore_that_fails_ends_the_service() -> None:
+def test_a_failed_background_task_ends_the_service() -> None:
     async def main() -> None:
         async def chore() -> None:
             raise LookupError
@@ -112,7 +112,7 @@ def test_a_chore_that_fails_ends_the_service() -> None:
     assert raised.group_contains(LookupError)
 
 
-async def test_a_loop_that_turns_beats_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_running_loop_beats_repeatedly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedround.observability.health.BEAT", 0.001)
 
     class Counting(Health):
@@ -132,7 +132,7 @@ def test_an_unready_service_is_alive() -> None:
     assert ask(health, "/livez").status_code == 200
 
 
-def test_metrics_are_in_the_format_that_was_asked_for() -> None:
+def test_metrics_have_the_requested_format() -> None:
     def scrape(accept: str) -> tuple[bytes, str]:
         return f"asked for {accept}".encode(), "text/plain; version=0.0.4"
 
@@ -145,20 +145,20 @@ def test_metrics_are_in_the_format_that_was_asked_for() -> None:
     assert (answer.text, answer.headers["content-type"]) == ("asked for application/openmetrics-text", "text/plain; version=0.0.4")
 
 
-def test_a_service_without_metrics_says_so() -> None:
+def test_a_service_without_metrics_responds_with_404() -> None:
     assert ask(Health(), "/metrics").status_code == 404
 
 
-def test_the_status_is_what_the_service_says() -> None:
+def test_the_status_is_that_of_the_service() -> None:
     answer = ask(Health(), "/status", status={"round": 3})
     assert (answer.status_code, answer.json()) == (200, {"ready": True, "reasons": [], "round": 3})
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/status", "/extra"])
-def test_every_page_can_be_asked_for_its_head_only_and_with_a_trailing_slash(path: str) -> None:
+def test_every_endpoint_accepts_head_and_a_trailing_slash(path: str) -> None:
     assert ask(Health(), path, method="HEAD").status_code == 200
     assert ask(Health(), path + "/").status_code == 200
 
 
-def test_answers_are_lines() -> None:
+def test_responses_end_with_a_newline() -> None:
     assert ask(Health(), "/readyz").text == json.dumps({"ready": True, "reasons": []}) + "\n"

@@ -18,7 +18,7 @@ from fedround.errors import ConfigurationError
 from fedround.observability.bridge import Bridge
 from fedround.observability.metrics.aggregator import AggregatorMetrics
 from fedround.observability.otlp import MetricSender
-from fedround.observability.pushes import FLUSH, INTERVAL, Push, exporting, interval, pushes_metrics
+from fedround.observability.pushes import FLUSH, INTERVAL, Push, exporting, interval
 from fedround.observability.telemetry import Telemetry
 from support.otlp import receiving
 from support.processes import ANY_PORT, Process, fedround, running, until
@@ -40,8 +40,8 @@ HOUSES = "fedround.demo:HousePrices"
         ({"OTEL_METRICS_EXPORTER": "otlp", "OTEL_SDK_DISABLED": "true"}, False),
     ],
 )
-def test_metrics_are_pushed_where_the_variable_says_so(environ: dict[str, str], expected: bool) -> None:
-    assert pushes_metrics(environ) is expected
+def test_metrics_are_pushed_to_the_endpoint_of_the_variable(environ: dict[str, str], expected: bool) -> None:
+    assert pushed(environ) is expected
 
 
 def test_the_interval_is_in_milliseconds() -> None:
@@ -50,7 +50,7 @@ def test_the_interval_is_in_milliseconds() -> None:
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "10s", "\u0661", "1" * 11])
-def test_a_wrong_interval_is_refused(text: str) -> None:
+def test_an_invalid_interval_is_refused(text: str) -> None:
     with pytest.raises(ConfigurationError, match=r"OTEL_METRIC_EXPORT_INTERVAL: .*write milliseconds"):
         interval({"OTEL_METRIC_EXPORT_INTERVAL": text}, INTERVAL)
 
@@ -72,7 +72,7 @@ def test_a_wrong_interval_is_refused(text: str) -> None:
         ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nowhere.pem", "OTEL_EXPORTER_OTLP_CERTIFICATE: /nowhere.pem"),
     ],
 )
-def test_what_cannot_be_done_is_refused(monkeypatch: pytest.MonkeyPatch, variable: str, value: str, says: str) -> None:
+def test_unsupported_variables_are_refused(monkeypatch: pytest.MonkeyPatch, variable: str, value: str, says: str) -> None:
     monkeypatch.setenv("OTEL_METRICS_EXPORTER", "otlp")
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
     monkeypatch.setenv(variable, value)
@@ -81,7 +81,7 @@ def test_what_cannot_be_done_is_refused(monkeypatch: pytest.MonkeyPatch, variabl
 
 
 @pytest.mark.parametrize("command", ["aggregator", "participant"])
-def test_a_wrong_variable_ends_the_process_with_78(command: str) -> None:
+def test_an_invalid_variable_exits_with_78(command: str) -> None:
     settings = {"PARTICIPANT_COORDINATOR_URL": "http://127.0.0.1:9", "PARTICIPANT_CLASS": HOUSES}
     done = fedround(command, **settings, **ANY_PORT, OTEL_METRICS_EXPORTER="statsd")
     assert done.returncode == 78, done.stderr
@@ -115,7 +115,7 @@ def test_a_whole_federation_pushes_its_metrics_with_the_headers_of_the_variables
     assert {tuple(each.labels.values()) for each in pushes} == {("metrics", "arrived")}
 
 
-def test_services_in_one_process_stay_apart_under_one_name_of_the_variable() -> None:
+def test_services_in_one_process_stay_separate_under_one_service_name() -> None:
     with (
         receiving() as (url, receiver),
         running("platform", OTEL_EXPORTER_OTLP_ENDPOINT=url, OTEL_SERVICE_NAME="fl", OTEL_TRACES_EXPORTER="none", **QUICK),
@@ -134,7 +134,7 @@ def failed(process: Process) -> float:
 OPS = "AGGREGATOR_OPS_PORT"
 
 
-def test_a_dead_receiver_costs_a_count_and_one_line_of_the_log() -> None:
+def test_an_unreachable_receiver_is_counted_and_logged_once() -> None:
     with running("aggregator", **DEAD, OTEL_TRACES_EXPORTER="none", OTEL_EXPORTER_OTLP_TIMEOUT="1") as aggregator:
         until(lambda: failed(aggregator) >= 2)
         assert aggregator.probe("/readyz")[0] == 200
@@ -145,7 +145,7 @@ def test_a_dead_receiver_costs_a_count_and_one_line_of_the_log() -> None:
     assert "Traceback" not in aggregator.log
 
 
-def test_a_receiver_that_never_answers_delays_neither_requests_nor_the_end_for_long() -> None:
+def test_a_hanging_receiver_delays_no_request_and_the_exit_only_briefly() -> None:
     answers = threading.Event()
     with receiving(answers=answers) as (url, _):
         settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": url, **QUICK}
@@ -161,7 +161,7 @@ def test_a_receiver_that_never_answers_delays_neither_requests_nor_the_end_for_l
         answers.set()
 
 
-def test_nothing_is_imported_where_nothing_is_pushed(tmp_path: Path) -> None:
+def test_without_pushes_nothing_is_imported(tmp_path: Path) -> None:
     program = (
         "import sys\n"
         "from fedround.observability.metrics.aggregator import AggregatorMetrics\n"
@@ -176,7 +176,7 @@ def test_nothing_is_imported_where_nothing_is_pushed(tmp_path: Path) -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_a_participant_that_is_told_to_stop_pushes_what_it_knows() -> None:
+def test_a_stopping_participant_pushes_its_last_metrics() -> None:
     with receiving() as (url, receiver), running("platform", COORDINATOR_MIN_CLIENTS="2") as platform:
         slow = {"OTEL_METRICS_EXPORTER": "otlp", "OTEL_METRIC_EXPORT_INTERVAL": "3600000", "OTEL_EXPORTER_OTLP_ENDPOINT": url}
         silo = {"PARTICIPANT_COORDINATOR_URL": platform.url("COORDINATOR_PORT"), "PARTICIPANT_CLASS": HOUSES}
@@ -188,7 +188,7 @@ def test_a_participant_that_is_told_to_stop_pushes_what_it_knows() -> None:
         assert found.point.as_double == 1
 
 
-def test_a_push_that_fails_for_another_reason_is_not_the_last(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unexpected_error_does_not_stop_pushes(caplog: pytest.LogCaptureFixture) -> None:
     told: list[bool] = []
     twice = threading.Event()
 

@@ -3,7 +3,7 @@ from itertools import count
 from fedround.observability.shared import BURST, RATE, Shared
 
 
-def test_who_asks_now_and_then_gets_a_rendering_of_this_moment() -> None:
+def test_a_rare_request_gets_a_new_rendering() -> None:
     now = 100.0
     shared = Shared(count().__next__, clock=lambda: now)
     for second in range(20):
@@ -11,7 +11,7 @@ def test_who_asks_now_and_then_gets_a_rendering_of_this_moment() -> None:
         assert shared() == second
 
 
-def test_a_crowd_shares_a_few_renderings_a_second_and_none_is_older_than_a_quarter_of_one() -> None:
+def test_many_requests_share_a_few_renderings_at_most_250_ms_old() -> None:
     now = 0.0
     shared = Shared(lambda: now, clock=lambda: now)
     seen = set()

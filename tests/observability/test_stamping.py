@@ -64,7 +64,7 @@ def of(found: Stamped) -> Any:
     return ExportMetricsServiceRequest.FromString(found.message)
 
 
-def test_the_name_that_a_silo_claims_is_replaced_by_the_proved_one() -> None:
+def test_the_proved_name_replaces_the_claimed_one() -> None:
     claims = {
         "service__name": "fedround-coordinator",
         "fedround__participant": "berta",
@@ -97,7 +97,7 @@ def test_the_coordinators_namespace_is_a_label_of_each_point() -> None:
     assert (labels["namespace"], len(labels)) == ("fl", MAX_LABELS + 1)
 
 
-def test_what_a_participant_of_ours_sends_passes_whole(authority: Authority) -> None:
+def test_messages_of_a_participant_pass_unchanged(authority: Authority) -> None:
     own = told(ParticipantMetrics(name="anna", local_values=True), WEIGHTS, LOCAL)
     own.certificates.watch(transport.authorities(authority.file, transport.TLS_FILES).validity)
     message = encode_metrics(Bridge(Resource.create({}), 1).data(own.registry.collect(), NOW)).SerializeToString()
@@ -179,7 +179,7 @@ HARMFUL: dict[str, tuple[Callable[[Any], object], str]] = {
 
 
 @pytest.mark.parametrize("harm", HARMFUL)
-def test_what_could_harm_others_is_refused(harm: str) -> None:
+def test_harmful_messages_are_refused(harm: str) -> None:
     change, says = HARMFUL[harm]
     request = metrics()
     change(request)
@@ -204,7 +204,7 @@ def test_too_many_empty_parts_of_traces_are_refused(part: str) -> None:
         stamp(request)
 
 
-def test_a_histogram_is_as_many_series_as_a_prometheus_makes_of_it() -> None:
+def test_a_histogram_counts_as_its_series_in_prometheus() -> None:
     request = metrics()
     histogram(request, [1, 2], [1, 0, 2], 3)
     assert [*stamp(request).series.values()] == [5]
@@ -212,7 +212,7 @@ def test_a_histogram_is_as_many_series_as_a_prometheus_makes_of_it() -> None:
 
 @pytest.mark.parametrize("path", wire.OTLP)
 @given(body=st.binary(max_size=300))
-def test_any_bytes_are_a_message_or_refused(path: str, body: bytes) -> None:
+def test_any_bytes_are_accepted_or_refused(path: str, body: bytes) -> None:
     try:
         found = stamped(path, body, "anna", NOW)
     except BadTelemetry:
@@ -220,7 +220,7 @@ def test_any_bytes_are_a_message_or_refused(path: str, body: bytes) -> None:
     assert stamped(path, found.message, "anna", NOW).message == found.message, "what was stamped once stays as it is"
 
 
-def test_a_compressed_body_is_what_it_was() -> None:
+def test_a_compressed_body_is_decompressed() -> None:
     assert inflated(gzip.compress(b"abc"), "gzip") == inflated(b"abc", "") == inflated(bytearray(b"abc"), "identity") == b"abc"
     with pytest.raises(BadTelemetry, match="gzip or identity") as refused:
         inflated(b"abc", "br")
@@ -231,7 +231,7 @@ ZIPPED = gzip.compress(b"abc", mtime=0)  # without the time: each process of pyt
 
 
 @pytest.mark.parametrize("body", [b"", b"abc", ZIPPED[:-1], ZIPPED + b"x", zlib.compress(b"abc")])
-def test_a_broken_compression_is_refused(body: bytes) -> None:
+def test_an_invalid_compression_is_refused(body: bytes) -> None:
     with pytest.raises(BadTelemetry, match="gzip"):
         inflated(body, "gzip")
 

@@ -132,7 +132,7 @@ def test_requests_of_a_round_have_the_attributes_of_opentelemetry(method: str, s
         assert server.attributes["url.path"].endswith("/***")
 
 
-def test_every_span_that_the_docs_name_is_in_the_store_and_nothing_there_is_secret(seen: Seen) -> None:
+def test_every_documented_span_is_in_the_store_and_no_secret_is(seen: Seen) -> None:
     services = [f"fedround-{name}" for name in ("coordinator", "aggregator", "participant")]
     spans = [span for service in services for trace in seen.jaeger.search(service=service, limit=1000) for span in trace]
     page = (DEPLOY.parent / "docs" / "reference" / "spans.md").read_text().partition("\n## ")[0]
@@ -176,7 +176,7 @@ def by_link(name: str, store: Jaeger, began: float, ended: float) -> list[list[S
 
 
 @pytest.mark.parametrize("name", DASHBOARDS)
-def test_a_dashboards_link_to_traces_finds_all_rounds(name: str, seen: Seen) -> None:
+def test_the_link_of_a_dashboard_finds_the_traces_of_all_rounds(name: str, seen: Seen) -> None:
     found = by_link(name, seen.jaeger, seen.began, seen.ended)
     assert len(found) == ROUNDS + 1
     assert {root(spans).name for spans in found} == {"fedround.round"}

@@ -22,7 +22,6 @@ from fedround.http.client import CoordinatorClient
 from fedround.observability import tracing
 from fedround.observability.metrics.participant import ParticipantMetrics
 from fedround.observability.otlp import exporters
-from fedround.observability.traces import shorten_warnings, traces_enabled
 from fedround.observability.tracing import Tracing
 from fedround.participant.run import connected
 from fedround.participant.terms import Terms
@@ -96,7 +95,7 @@ def test_the_resource_of_a_participant_has_its_name() -> None:
     assert "fedround.participant" not in Tracing("platform", "host", [])._provider.resource.attributes
 
 
-def test_a_participants_round_is_a_child_of_the_coordinators_and_has_its_phases_below_it() -> None:
+def test_a_round_of_a_participant_is_a_child_of_the_coordinators_and_parent_of_its_phases() -> None:
     traced = Traced()
     traced.tell(events.RoundJoined(3, repeated=False, traceparent=PARENT))
     traced.tracing.before(events.PhaseBegan(3, "download"))
@@ -126,7 +125,7 @@ def test_a_participants_round_is_a_child_of_the_coordinators_and_has_its_phases_
     assert trace.get_current_span() is trace.INVALID_SPAN
 
 
-def test_a_phase_that_fails_is_an_error_and_does_not_leak_into_the_next_round() -> None:
+def test_a_failed_phase_is_an_error_and_does_not_leak_into_the_next_round() -> None:
     traced = Traced()
     traced.tell(events.RoundJoined(3, repeated=False, traceparent=None))
     traced.tell(events.PhaseBegan(3, "train"), events.PhaseEnded(3, "train", 0.1, "ValueError"))
@@ -138,7 +137,7 @@ def test_a_phase_that_fails_is_an_error_and_does_not_leak_into_the_next_round() 
     assert parent(spans["fedround.round"]) == ""
 
 
-def test_requests_bear_what_happened_and_no_id_and_no_token() -> None:
+def test_spans_of_requests_have_the_result_and_no_id_or_token() -> None:
     traced = Traced()
     traced.ask("GET", "/heartbeat/{id}", None)
     traced.ask("GET", "/heartbeat/{id}", 404)
@@ -181,7 +180,7 @@ def test_a_registration_has_its_attempts_below_it() -> None:
     assert (spans["fedround.register"].attributes or {})["fedround.register.reason"] == "start"
 
 
-def test_a_registration_ends_when_training_is_complete_and_the_next_one_is_another_trace() -> None:
+def test_a_registration_ends_with_the_training_and_the_next_one_is_another_trace() -> None:
     traced = Traced()
     for _ in range(2):
         traced.ask("GET", "/rendez_vous")
@@ -191,7 +190,7 @@ def test_a_registration_ends_when_training_is_complete_and_the_next_one_is_anoth
     assert all(span.status.is_unset for span in registrations)
 
 
-def test_who_cannot_register_makes_a_trace_a_minute_and_no_endless_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_registrations_are_one_trace_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     traced, failed = Traced(), events.Retrying("/rendez_vous", "unreachable", 1.5)
     for _ in range(3):
         traced.ask("GET", "/rendez_vous", None)
@@ -208,7 +207,7 @@ def test_who_cannot_register_makes_a_trace_a_minute_and_no_endless_one(monkeypat
     assert (traced.spans()["fedround.register"].attributes or {}).keys() == set()  # it was asked to stop
 
 
-def test_heartbeats_outside_of_rounds_can_be_silenced_on_both_ends() -> None:
+def test_traces_of_heartbeats_outside_of_rounds_can_be_disabled_on_both_ends() -> None:
     traced = Traced(heartbeats=False)
     assert traced.ask("GET", "/heartbeat/{id}")["traceparent"].endswith("-00")
     traced.tell(events.RoundJoined(3, repeated=False, traceparent=None))
@@ -217,7 +216,7 @@ def test_heartbeats_outside_of_rounds_can_be_silenced_on_both_ends() -> None:
     assert set(traced.spans()) == {"fedround.round", "GET /heartbeat/{id}"}
 
 
-def test_a_coordinators_round_ends_with_its_attempt_and_tells_its_traceparent_meanwhile() -> None:
+def test_the_round_of_a_coordinator_ends_with_its_attempt_and_sends_its_traceparent() -> None:
     traced = Traced()
     assert traced.tracing.round_context() == {}
     traced.tell(events.AttemptOpened(3, ID), events.Selected(3, (ID,) * tracing.MAX_CHILDREN))
@@ -231,7 +230,7 @@ def test_a_coordinators_round_ends_with_its_attempt_and_tells_its_traceparent_me
     assert not dropped.status.is_ok
 
 
-def test_participants_beyond_100_selected_are_told_to_link_to_the_coordinators_round_only() -> None:
+def test_with_more_than_100_selected_participants_their_traces_are_only_linked() -> None:
     traced = Traced()
     traced.tell(events.AttemptOpened(3, ID), events.Selected(3, (ID,) * 99), events.Selected(3, (ID, ID)))
     crowded = traced.tracing.round_context()
@@ -241,7 +240,7 @@ def test_participants_beyond_100_selected_are_told_to_link_to_the_coordinators_r
 
 
 @pytest.mark.parametrize("link", [PARENT, "nonsense"])
-def test_a_round_that_is_to_be_linked_is_the_root_of_a_trace_of_its_own(link: str) -> None:
+def test_a_linked_round_is_the_root_of_its_own_trace(link: str) -> None:
     traced = Traced()
     traced.tell(events.RoundJoined(3, repeated=False, traceparent=None, tracelink=link), events.RoundEnded(3, "completed", 1.0))
     round = traced.spans()["fedround.round"]
@@ -249,7 +248,7 @@ def test_a_round_that_is_to_be_linked_is_the_root_of_a_trace_of_its_own(link: st
     assert [trace.format_span_id(link.context.span_id) for link in round.links] == [PARENT.split("-")[2]] * (link == PARENT)
 
 
-def test_a_served_request_is_a_child_of_the_one_that_was_sent() -> None:
+def test_the_span_of_a_served_request_is_a_child_of_the_sent_one() -> None:
     traced = Traced()
     path = f"/{ID}/{TOKEN.replace('-', '')}"
     with traced.tracing.server("GET", path, {"traceparent": PARENT}) as served:
@@ -276,11 +275,11 @@ def test_a_served_request_is_a_child_of_the_one_that_was_sent() -> None:
         ({"OTEL_SDK_DISABLED": "true", "OTEL_TRACES_EXPORTER": "console"}, False),
     ],
 )
-def test_traces_are_made_where_somebody_wants_them(environ: dict[str, str], wanted: bool) -> None:
-    assert traces_enabled(environ) is wanted
+def test_traces_are_recorded_only_with_an_exporter(environ: dict[str, str], wanted: bool) -> None:
+    assert traced(environ) is wanted
 
 
-def test_exporters_are_those_of_the_variables() -> None:
+def test_exporters_are_configured_by_the_variables() -> None:
     (otlp,) = exporters({})
     (console,) = exporters({"OTEL_TRACES_EXPORTER": "console"})
     assert [type(exporter).__name__ for exporter in (otlp, console)] == ["OTLPSpanExporter", "ConsoleSpanExporter"]
@@ -293,8 +292,8 @@ def test_exporters_are_those_of_the_variables() -> None:
             exporters(environ)
 
 
-def test_an_exporter_that_fails_is_one_line_a_minute(caplog: pytest.LogCaptureFixture) -> None:
-    shorten_warnings()
+def test_a_failing_exporter_is_one_line_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    complain_shortly()
     with caplog.at_level(logging.WARNING, "fedround"):
         for _ in range(3):
             logging.getLogger("opentelemetry.sdk.trace.export").error("no connection to %s", f"http://collector/{ID}/{TOKEN}")
@@ -305,7 +304,7 @@ def test_an_exporter_that_fails_is_one_line_a_minute(caplog: pytest.LogCaptureFi
 
 
 @pytest.mark.parametrize("long_poll", [15.0, 0.0], ids=["held", "polled"])
-def test_with_too_many_for_one_trace_each_participant_has_its_own_with_all_that_was_served_to_it(
+def test_in_large_rounds_each_participant_has_its_own_trace_with_all_its_requests(
     long_poll: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracing, "MAX_CHILDREN", 1)
@@ -357,7 +356,7 @@ def federation(rounds: int, **environ: str) -> Iterator[tuple[Process, Process, 
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("collector", ["dead", "deaf"])
-def test_a_collector_that_does_not_answer_delays_no_round_and_an_exit_by_2_seconds_only(collector: str) -> None:
+def test_a_hanging_collector_delays_no_round_and_an_exit_by_at_most_2_seconds(collector: str) -> None:
     answers = threading.Event()
     with ExitStack() as stack:
         if collector == "deaf":

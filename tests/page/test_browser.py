@@ -77,7 +77,7 @@ def completed(platform: Process) -> int:
     return number
 
 
-def test_the_page_follows_training_and_outlives_a_restart_of_the_coordinator(window: Browser, tmp_path: Path) -> None:
+def test_the_page_follows_training_across_a_restart_of_the_coordinator(window: Browser, tmp_path: Path) -> None:
     settings = {"COORDINATOR_ROUNDS": "0", "COORDINATOR_DATA_DIR": str(tmp_path / "c"), "AGGREGATOR_DATA_DIR": str(tmp_path / "a")}
     with running("platform", **settings) as platform:
         shown(window, ops(platform))
@@ -101,7 +101,7 @@ def test_the_page_follows_training_and_outlives_a_restart_of_the_coordinator(win
     assert window.run("return window.mark"), "it was never reloaded"
 
 
-def test_who_opens_the_page_after_a_restart_sees_the_rounds_before(window: Browser, tmp_path: Path) -> None:
+def test_after_a_restart_a_new_page_shows_the_earlier_rounds(window: Browser, tmp_path: Path) -> None:
     kept = {"COORDINATOR_ROUNDS": "3", "AGGREGATOR_DATA_DIR": str(tmp_path / "a"), "COORDINATOR_DATA_DIR": str(tmp_path / "c")}
     with running("platform", **kept) as platform, running("participant", **silo(platform, "anna", tmp_path / "mood")) as anna:
         assert anna.wait() == 0
@@ -121,7 +121,7 @@ def test_who_opens_the_page_after_a_restart_sees_the_rounds_before(window: Brows
         until(says(window, "#participants", "All participants have left."), 20)
 
 
-def test_the_curves_of_a_former_run_are_laid_over_those_of_this_one(window: Browser, axe: str, tmp_path: Path) -> None:
+def test_the_curves_of_an_earlier_run_can_be_overlaid(window: Browser, axe: str, tmp_path: Path) -> None:
     kept = {"COORDINATOR_ROUNDS": "4", "AGGREGATOR_DATA_DIR": str(tmp_path / "a"), "COORDINATOR_DATA_DIR": str(tmp_path / "c")}
     points = "return [...document.querySelectorAll('#metrics-curve polyline')].map(l => l.getAttribute('points') || '')"
 
@@ -149,7 +149,7 @@ def test_the_curves_of_a_former_run_are_laid_over_those_of_this_one(window: Brow
             assert violations(window, axe) == []
 
 
-def test_what_is_wrong_shows_within_30_seconds(window: Browser, axe: str, tmp_path: Path) -> None:
+def test_faults_are_shown_within_30_seconds(window: Browser, axe: str, tmp_path: Path) -> None:
     settings = {"COORDINATOR_ROUNDS": "0", "COORDINATOR_MIN_CLIENTS": "2", "AGGREGATOR_DATA_DIR": str(tmp_path / "models")}
     with (
         two_services(**settings) as (coordinator, aggregator),
@@ -194,7 +194,7 @@ def test_what_is_wrong_shows_within_30_seconds(window: Browser, axe: str, tmp_pa
     assert window.run("return window.mark"), "it was never reloaded"
 
 
-def test_behind_a_proxy_that_has_lost_the_coordinator_the_page_waits_for_it(window: Browser) -> None:
+def test_behind_a_proxy_the_page_waits_for_an_unreachable_coordinator(window: Browser) -> None:
     with running("platform") as platform, Proxy(int(platform.ports["COORDINATOR_OPS_PORT"])) as proxy:
         shown(window, proxy.url)
         proxy.answer = answer("502 Bad Gateway", b"<h1>502 Bad Gateway</h1>", Content_Type="text/html")
@@ -206,7 +206,7 @@ def test_behind_a_proxy_that_has_lost_the_coordinator_the_page_waits_for_it(wind
     assert window.run("return window.mark"), "it was never reloaded"
 
 
-def test_a_page_too_many_says_so_until_another_is_closed(window: Browser, axe: str) -> None:
+def test_beyond_the_limit_a_page_waits_until_another_is_closed(window: Browser, axe: str) -> None:
     with running("platform") as platform, ExitStack() as others:
         for _ in range(50):
             others.enter_context(platform.open("COORDINATOR_OPS_PORT", "/events"))
@@ -221,7 +221,7 @@ def test_a_page_too_many_says_so_until_another_is_closed(window: Browser, axe: s
     assert window.run("return window.mark"), "it was never reloaded"
 
 
-def test_where_the_token_is_another_one_the_page_is_loaded_again_to_ask_for_it(window: Browser) -> None:
+def test_after_a_change_of_the_token_the_page_asks_for_it_again(window: Browser) -> None:
     with running("platform", COORDINATOR_OPS_TOKEN="one") as platform:
         shown(window, ops(platform).replace("//", "//me:one@"))
     with running("platform", COORDINATOR_OPS_TOKEN="two", **platform.ports) as platform:
@@ -229,7 +229,7 @@ def test_where_the_token_is_another_one_the_page_is_loaded_again_to_ask_for_it(w
         shown(window, ops(platform).replace("//", "//me:two@"))
 
 
-def test_what_one_reads_stays_where_it_is(window: Browser, tmp_path: Path) -> None:
+def test_updates_do_not_move_what_the_user_reads(window: Browser, tmp_path: Path) -> None:
     with (
         running("platform", COORDINATOR_ROUNDS="0") as platform,
         running("participant", **silo(platform, "anna", tmp_path / "mood")),
@@ -252,7 +252,7 @@ def test_what_one_reads_stays_where_it_is(window: Browser, tmp_path: Path) -> No
         assert window.run("return row.isConnected && row.cells[0].textContent") == f"{number}"
 
 
-def test_it_is_paused_and_goes_on_by_keyboard(window: Browser, axe: str, tmp_path: Path) -> None:
+def test_the_page_can_be_paused_and_continued_by_keyboard(window: Browser, axe: str, tmp_path: Path) -> None:
     pressed = "return document.activeElement.getAttribute('aria-pressed')"
     with (
         running("platform", COORDINATOR_ROUNDS="0") as platform,
@@ -278,7 +278,7 @@ def test_it_is_paused_and_goes_on_by_keyboard(window: Browser, axe: str, tmp_pat
         assert window.text("main") != text
 
 
-def test_it_shows_in_how_many_rounds_each_was_counted_and_how_many_were_late(window: Browser, tmp_path: Path) -> None:
+def test_the_page_shows_how_often_each_participant_was_counted_and_late(window: Browser, tmp_path: Path) -> None:
     plan = {"COORDINATOR_ROUNDS": "0", "COORDINATOR_QUORUM": "2"}
     with running("platform", **plan) as platform, ExitStack() as silos:
         shown(window, ops(platform))
@@ -295,7 +295,7 @@ def test_it_shows_in_how_many_rounds_each_was_counted_and_how_many_were_late(win
         until(lambda: re.fullmatch(r"\d+ of \d+", window.run(rows)["slow"]), WITHIN)
 
 
-def test_it_shows_who_trains_which_shard_and_which_nobody_does(window: Browser, tmp_path: Path) -> None:
+def test_the_page_shows_which_shards_are_trained_and_by_which_participant(window: Browser, tmp_path: Path) -> None:
     with running("platform", COORDINATOR_ROUNDS="0") as platform, ExitStack() as silos:
         shown(window, ops(platform))
         for name, shard in {"anna": "0/3", "bert": "2/3"}.items():
@@ -307,7 +307,7 @@ def test_it_shows_who_trains_which_shard_and_which_nobody_does(window: Browser, 
         until(lambda: "shard" not in window.text("#reasons"), WITHIN)
 
 
-def test_it_shows_what_each_does_and_why_it_failed_last(window: Browser, tmp_path: Path) -> None:
+def test_the_page_shows_the_phase_and_last_failure_of_each_participant(window: Browser, tmp_path: Path) -> None:
     plan = {"COORDINATOR_ROUNDS": "0", "COORDINATOR_ROUND_TIMEOUT": "4s"}
     with running("platform", **plan) as platform, running("participant", **silo(platform, "hangs", tmp_path / "mood", seconds=60)):
         shown(window, ops(platform))
@@ -316,7 +316,7 @@ def test_it_shows_what_each_does_and_why_it_failed_last(window: Browser, tmp_pat
         assert re.search(r"round 0; deadline; training, \d s after selection; \d+ s ago", window.text("#participants tbody .text"))
 
 
-def test_thousands_cost_little_and_are_found_by_name_or_state(window: Browser, axe: str) -> None:
+def test_thousands_of_participants_cost_little_and_can_be_filtered(window: Browser, axe: str) -> None:
     count = 3000
     many = {"COORDINATOR_MIN_CLIENTS": f"{count}", "COORDINATOR_SHARED_SEATS": f"{count}", "COORDINATOR_HEARTBEAT_TIMEOUT": "600"}
     with running("platform", **many) as platform:
@@ -356,7 +356,7 @@ def test_thousands_cost_little_and_are_found_by_name_or_state(window: Browser, a
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_everybody_can_use_it_in_each_of_its_states(window: Browser, axe: str, tmp_path: Path, scheme: str) -> None:
+def test_the_page_is_accessible_in_all_its_states(window: Browser, axe: str, tmp_path: Path, scheme: str) -> None:
     with running("platform", COORDINATOR_ROUNDS="8") as platform:
         shown(window, ops(platform))
         window.looks(scheme=scheme)
@@ -371,7 +371,7 @@ def test_everybody_can_use_it_in_each_of_its_states(window: Browser, axe: str, t
         assert violations(window, axe) == [], "disconnected"
 
 
-def test_it_fits_on_a_telephone_with_all_that_participants_report(window: Browser, tmp_path: Path) -> None:
+def test_the_page_fits_on_a_telephone(window: Browser, tmp_path: Path) -> None:
     with (
         running("platform", COORDINATOR_ROUNDS="0") as platform,
         running("participant", **silo(platform, "anna", tmp_path / "mood", figures=19)),

@@ -40,7 +40,7 @@ def events(platform: Process, **headers: str) -> Iterator[Any]:
                 yield json.loads(line.removeprefix(b"data: "))
 
 
-def test_the_page_needs_nothing_from_elsewhere() -> None:
+def test_the_page_loads_nothing_from_other_hosts() -> None:
     with running("platform") as platform, platform.open("COORDINATOR_OPS_PORT", "/") as answer:
         html = answer.read().decode()
         assert answer.headers["Content-Type"].startswith("text/html")
@@ -65,7 +65,7 @@ def test_events_follow_training_and_end_with_the_coordinator() -> None:
         assert "Traceback" not in platform.log
 
 
-def test_where_operators_have_a_token_the_page_asks_for_it_as_a_password() -> None:
+def test_the_page_asks_for_the_operators_token_as_a_password() -> None:
     with running("platform", COORDINATOR_OPS_TOKEN="secret") as platform:
         for path, scheme in {"/": "Basic ", "/events": "Bearer"}.items():
             with pytest.raises(urllib.error.HTTPError, match="401") as refused:
@@ -76,7 +76,7 @@ def test_where_operators_have_a_token_the_page_asks_for_it_as_a_password() -> No
         assert next(events(platform, Authorization=password))["state"].startswith("waiting")
 
 
-async def test_of_many_pages_that_are_opened_at_once_no_more_are_told_than_there_may_be() -> None:
+async def test_of_many_pages_opened_simultaneously_only_the_limit_gets_events() -> None:
     app = ops.app(Health(), dict, routes=page.routes(Health(), lambda: {"participants": []}))
     answers: asyncio.Queue[int] = asyncio.Queue()
     closed = asyncio.Event()
@@ -118,7 +118,7 @@ SCOPE: Scope = {
 }
 
 
-def test_no_more_pages_are_told_than_there_may_be() -> None:
+def test_the_number_of_pages_with_events_is_limited() -> None:
     with running("platform") as platform:
         streams = [events(platform) for _ in range(50)]
         assert [next(stream)["round"] for stream in streams] == [0] * 50

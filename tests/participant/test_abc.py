@@ -38,14 +38,14 @@ class Mine(fedround.NumPyParticipant):
     ],
     ids=str,
 )
-def test_what_is_no_update_is_named_with_what_to_return_instead(returned: Any, complaint: str) -> None:
+def test_an_invalid_update_is_an_error_that_names_what_to_return(returned: Any, complaint: str) -> None:
     with pytest.raises(WrongWeights) as raised:
         Mine().serialize_training_result(returned)
     assert str(raised.value) == complaint
 
 
 @pytest.mark.parametrize("returned", [(np.int64(3), [1.0, 2.0]), [3, np.array([1.0, 2.0])]], ids=str)
-def test_whatever_numpy_takes_for_a_number_and_an_array_is_an_update(returned: Any) -> None:
+def test_an_update_is_anything_that_numpy_takes_for_a_number_and_an_array(returned: Any) -> None:
     prefix, data = map(bytes, Mine().serialize_training_result(returned))
     assert prefix[:4] == b"\0\0\0\3"
     assert data == np.array([1.0, 2.0]).tobytes()

@@ -62,7 +62,7 @@ def test_the_app_evaluates_if_it_can(app: str, python: str, tmp_path: Path) -> N
     assert result["evaluation"]["bias"] == pytest.approx(bias), "of the final model"
 
 
-def test_state_is_kept_between_rounds(python: str, tmp_path: Path) -> None:
+def test_the_state_of_a_client_is_kept_between_rounds(python: str, tmp_path: Path) -> None:
     assert trained(python, "app", tmp_path)["figures"]["calls"] == 10
 
 
@@ -100,20 +100,20 @@ def test_the_first_model_of_a_client_can_be_written(app: str, says: str, python:
     ],
     ids=["module", "name", "kind"],
 )
-def test_what_is_no_app_is_a_wrong_setting(app: str, says: str, python: str, tmp_path: Path) -> None:
+def test_an_invalid_app_is_a_configuration_error(app: str, says: str, python: str, tmp_path: Path) -> None:
     participant = ["-m", "fedround", "participant", "--coordinator-url", "http://127.0.0.1:9", "--ops-port", "0"]
     done = run(python, *participant, "--flower", app, cwd=tmp_path)
     assert done.returncode == 78
     assert says in done.stderr
 
 
-def test_without_flower_it_is_said_how_to_install_it() -> None:
+def test_without_flower_the_error_says_how_to_install_it() -> None:
     done = fedround("participant", "--coordinator-url", "http://127.0.0.1:9", "--flower", "a:b", "--ops-port", "0")
     assert done.returncode == 78
     assert "pip install fedround[flower]" in done.stderr
 
 
-def test_a_client_of_lists_is_not_given_a_model_with_names(python: str, tmp_path: Path) -> None:
+def test_a_client_of_lists_refuses_a_model_with_names(python: str, tmp_path: Path) -> None:
     safetensors.numpy.save_file({"head.weight": np.zeros(3), "head.bias": np.zeros(1)}, tmp_path / "initial.safetensors")
     with running("platform", AGGREGATOR_INITIAL_MODEL=str(tmp_path / "initial.safetensors")) as platform:
         url = platform.url("COORDINATOR_PORT")

@@ -101,7 +101,7 @@ def replaced(process: Process, times: int) -> bool:
 
 
 @pytest.mark.parametrize(("isolation", "ways"), [("process", [*HARMLESS, *OF_THE_WORKER]), ("thread", HARMLESS)])
-def test_code_that_does_what_it_may_costs_nothing(isolation: str, ways: list[str], tmp_path: Path) -> None:
+def test_permitted_code_costs_no_round(isolation: str, ways: list[str], tmp_path: Path) -> None:
     rounds = len(ways)
     with our_platform(rounds=rounds) as p, misbehaving(p, tmp_path, *ways, ISOLATION=isolation) as process:
         finished(process)
@@ -115,7 +115,7 @@ def test_code_that_does_what_it_may_costs_nothing(isolation: str, ways: list[str
 
 
 @pytest.mark.timeout(120)
-def test_code_that_fails_or_dies_loses_its_round_and_nothing_else(tmp_path: Path) -> None:
+def test_code_that_fails_or_dies_loses_only_its_round(tmp_path: Path) -> None:
     rounds = len(FATAL)
     with our_platform(rounds=rounds) as p, misbehaving(p, tmp_path, *FATAL) as process:
         finished(process)
@@ -133,7 +133,7 @@ def test_code_that_fails_or_dies_loses_its_round_and_nothing_else(tmp_path: Path
         ), how
 
 
-def test_a_process_that_code_has_spoiled_is_replaced_after_two_failures(tmp_path: Path) -> None:
+def test_a_broken_training_process_is_replaced_after_two_failures(tmp_path: Path) -> None:
     with our_platform(rounds=2) as p, misbehaving(p, tmp_path, "seed", "leak_descriptors") as process:
         finished(process)
         assert process.status("PARTICIPANT_OPS_PORT")["rounds"] == {"failed": 2, "completed": 2}
@@ -144,14 +144,14 @@ def test_a_process_that_code_has_spoiled_is_replaced_after_two_failures(tmp_path
     assert "the training process was replaced after 2 consecutive failures; starting another one" in process.log
 
 
-def test_code_that_exits_in_the_process_of_the_service_has_failed(tmp_path: Path) -> None:
+def test_without_isolation_code_that_exits_has_failed(tmp_path: Path) -> None:
     with our_platform(rounds=1) as p, misbehaving(p, tmp_path, "sys_exit", ISOLATION="thread") as process:
         finished(process)
         assert process.end() == 0
     assert "train failed in round 0: SystemExit: 3" in process.log
 
 
-def test_code_that_holds_the_lock_costs_no_heartbeat(tmp_path: Path) -> None:
+def test_code_that_holds_the_gil_delays_no_heartbeat(tmp_path: Path) -> None:
     with our_platform(rounds=1, heartbeat_timeout=2) as p, misbehaving(p, tmp_path, "hold_the_lock") as process:
         process.said("round 0: selected")
         while not p.status()["last_rounds"]:
@@ -162,7 +162,7 @@ def test_code_that_holds_the_lock_costs_no_heartbeat(tmp_path: Path) -> None:
         assert process.end() == 0
 
 
-def test_code_that_ignores_everything_is_killed_when_its_round_was_cancelled_and_trains_the_next(tmp_path: Path) -> None:
+def test_code_that_ignores_a_cancellation_is_killed_and_trains_the_next_round(tmp_path: Path) -> None:
     with our_platform(rounds=1, round_timeout=2) as p, misbehaving(p, tmp_path, "deaf", CANCEL_TIMEOUT="1s") as process:
         process.said("was killed: it did not return after its round was cancelled")
         finished(process)
@@ -171,7 +171,7 @@ def test_code_that_ignores_everything_is_killed_when_its_round_was_cancelled_and
     assert process.log.count("registered as") == 1, "it was never away"
 
 
-def test_what_code_has_started_ends_with_the_participant(tmp_path: Path) -> None:
+def test_processes_started_by_code_end_with_the_participant(tmp_path: Path) -> None:
     with our_platform(rounds=2) as p, misbehaving(p, tmp_path, "children_that_stay", DRAIN_TIMEOUT="300ms") as process:
         until((tmp_path / "left").exists)
         pids = [int(pid) for pid in (tmp_path / "left").read_text().split()]
@@ -184,7 +184,7 @@ def test_what_code_has_started_ends_with_the_participant(tmp_path: Path) -> None
     assert "the training code does not return: exiting without it" in process.log
 
 
-def test_a_worker_dies_with_a_participant_that_is_killed(tmp_path: Path) -> None:
+def test_a_worker_ends_with_a_killed_participant(tmp_path: Path) -> None:
     with our_platform(rounds=2) as p, misbehaving(p, tmp_path, "hold_the_lock") as process:
         until((tmp_path / "done").exists)
         (worker,) = children(process.pid)
@@ -202,7 +202,7 @@ def test_a_signal_to_the_group_of_a_participant_does_not_reach_its_worker(tmp_pa
         assert process.end() == 0
 
 
-def test_an_idle_worker_that_dies_is_replaced_and_nobody_notices(tmp_path: Path) -> None:
+def test_an_idle_worker_that_dies_is_replaced_silently(tmp_path: Path) -> None:
     with our_platform(min_clients=2) as p, misbehaving(p, tmp_path, "pool") as process:
         until(lambda: process.probe("/readyz")[0] == 200)
         for count in (1, 2):
@@ -216,7 +216,7 @@ def test_an_idle_worker_that_dies_is_replaced_and_nobody_notices(tmp_path: Path)
     assert process.log.count("registered as") == 1
 
 
-def test_seeded_code_gets_the_same_numbers_whether_or_not_it_is_traced_and_traces_have_ids_of_their_own(tmp_path: Path) -> None:
+def test_seeded_code_gets_the_same_numbers_with_or_without_traces(tmp_path: Path) -> None:
     numbers: list[str] = []
     with receiving() as (url, receiver):
         for isolation in ("process", "thread"):
@@ -234,7 +234,7 @@ def test_seeded_code_gets_the_same_numbers_whether_or_not_it_is_traced_and_trace
 
 
 @pytest.mark.parametrize("isolation", ["process", "thread"])
-def test_spans_of_user_code_are_below_the_training_in_the_trace_of_the_round(isolation: str, tmp_path: Path) -> None:
+def test_spans_of_user_code_are_children_of_the_training_span(isolation: str, tmp_path: Path) -> None:
     with receiving() as (url, receiver), our_platform(rounds=1) as p:
         with misbehaving(p, tmp_path, "trace_itself", ISOLATION=isolation, exporter="otlp", endpoint=url) as process:
             finished(process)
@@ -247,7 +247,7 @@ def test_spans_of_user_code_are_below_the_training_in_the_trace_of_the_round(iso
     assert (line["trace_id"], line["span_id"]) == (epoch.trace, epoch.id)
 
 
-def test_a_model_that_is_trained_in_place_costs_both_processes_one_model(tmp_path: Path) -> None:
+def test_training_in_place_needs_memory_for_one_model_in_both_processes(tmp_path: Path) -> None:
     size, journal = 8_000_000, tmp_path / "used"
     settings = {
         "PYTHONPATH": TESTS,

@@ -44,7 +44,7 @@ def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("name", "options"), [("silo:Good", {"epochs": 3}), ("silo:Outer.Inner", {"epochs": 3})])
-def test_a_class_in_the_working_directory_is_found_and_made_with_its_options(name: str, options: dict[str, Any]) -> None:
+def test_a_class_in_the_working_directory_is_created_with_its_options(name: str, options: dict[str, Any]) -> None:
     participant: Any = load_participant(name, options)
     assert participant.epochs == 3
 
@@ -61,14 +61,14 @@ def test_a_class_in_the_working_directory_is_found_and_made_with_its_options(nam
         ("silo:a_function", "not a subclass of fedround.ParticipantABC"),
     ],
 )
-def test_a_class_that_is_none_is_a_wrong_setting(name: str, complaint: str) -> None:
+def test_an_invalid_class_is_a_configuration_error(name: str, complaint: str) -> None:
     with pytest.raises(ConfigurationError) as raised:
         load_participant(name, {})
     assert str(raised.value).startswith("PARTICIPANT_CLASS (--class): ")
     assert complaint in str(raised.value)
 
 
-def test_options_that_the_class_does_not_take_are_a_wrong_setting() -> None:
+def test_unknown_options_of_the_class_are_a_configuration_error() -> None:
     with pytest.raises(
         ConfigurationError,
         match=r"PARTICIPANT_OPTIONS \(--options\): silo:Good takes other arguments, \(\*, epochs=1\): .* 'epoch'",
@@ -84,7 +84,7 @@ def test_options_that_the_class_does_not_take_are_a_wrong_setting() -> None:
         ("silo:Good", {"epochs": 0}, ZeroDivisionError),
     ],
 )
-def test_what_the_users_code_raises_is_shown(name: str, options: dict[str, Any], cause: type[Exception]) -> None:
+def test_an_exception_of_the_users_module_is_shown(name: str, options: dict[str, Any], cause: type[Exception]) -> None:
     with pytest.raises(ParticipantError) as raised:
         load_participant(name, options)
     assert isinstance(raised.value.__cause__, cause)

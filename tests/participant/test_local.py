@@ -14,7 +14,7 @@ LOCAL = PATH | {"PARTICIPANT_CLASS": "support.personal:Personal", "PARTICIPANT_L
 
 
 @pytest.mark.parametrize("isolation", ["process", "thread"])
-def test_they_persist_across_a_killed_participant(isolation: str, tmp_path: Path) -> None:
+def test_local_tensors_survive_a_killed_participant(isolation: str, tmp_path: Path) -> None:
     silo = LOCAL | {"PARTICIPANT_ISOLATION": isolation, "PARTICIPANT_DATA_DIR": str(tmp_path / "silo")}
     with running("platform", COORDINATOR_ROUNDS="1000000", COORDINATOR_MIN_CLIENTS="1") as platform:
         silo["PARTICIPANT_COORDINATOR_URL"] = platform.url("COORDINATOR_PORT")
@@ -43,7 +43,7 @@ def test_a_directory_belongs_to_one_participant(isolation: str, tmp_path: Path) 
     assert "one directory belongs to one service" in done.stderr
 
 
-def test_a_file_that_is_none_is_a_wrong_setting(tmp_path: Path) -> None:
+def test_an_invalid_file_is_a_configuration_error(tmp_path: Path) -> None:
     (tmp_path / "local.safetensors").write_bytes(b"nonsense")
     settings = LOCAL | {"PARTICIPANT_DATA_DIR": str(tmp_path), "PARTICIPANT_COORDINATOR_URL": "http://127.0.0.1:9"}
     done = fedround("participant", **settings)
@@ -52,14 +52,14 @@ def test_a_file_that_is_none_is_a_wrong_setting(tmp_path: Path) -> None:
     assert "delete the file to start with new tensors" in done.stderr
 
 
-def test_a_class_of_another_kind_has_none() -> None:
+def test_a_class_with_another_format_has_no_local_tensors() -> None:
     settings = LOCAL | {"PARTICIPANT_CLASS": "support.personal:Opaque", "PARTICIPANT_COORDINATOR_URL": "http://127.0.0.1:9"}
     done = fedround("participant", **settings)
     assert done.returncode == 78
     assert "PARTICIPANT_LOCAL_TENSORS: Opaque is not a fedround.NumPyParticipant" in done.stderr
 
 
-def test_the_model_that_a_class_begins_with_is_written_without_them(tmp_path: Path) -> None:
+def test_an_initial_model_is_written_without_local_tensors(tmp_path: Path) -> None:
     file = tmp_path / "initial.safetensors"
     done = fedround("model", "--init", "support.personal:Personal", "--options", '{"start": 3}', "-o", str(file), **PATH)
     assert (done.returncode, done.stderr) == (0, "")
@@ -95,14 +95,14 @@ def test_the_model_that_a_class_begins_with_is_written_without_them(tmp_path: Pa
     ],
     ids=["opaque", "no weights", "no class", "no module", "no JSON"],
 )
-def test_what_is_no_beginning_is_a_wrong_setting(arguments: list[str], message: str, tmp_path: Path) -> None:
+def test_an_invalid_initial_model_is_a_configuration_error(arguments: list[str], message: str, tmp_path: Path) -> None:
     done = fedround("model", *arguments, "-o", str(tmp_path / "model.npy"), **PATH)
     assert done.returncode == 78
     assert message in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_name_that_says_something_else_is_told(tmp_path: Path) -> None:
+def test_a_misleading_file_name_is_a_warning(tmp_path: Path) -> None:
     done = fedround("model", "--init", "support.personal:Personal", "-o", str(tmp_path / "model.npy"), **PATH)
     assert done.stdout.endswith("; note that its format is safetensors\n")
     assert done.returncode == 0

@@ -46,7 +46,7 @@ def changed(*steps: Callable[[Measuring], Any]) -> tuple[Any, Any]:
     return (fact.change.l2_norm, fact.change.cosine_similarity) if fact.change else (None, None)
 
 
-def test_a_model_that_comes_and_the_update_that_goes_are_measured() -> None:
+def test_the_received_model_and_the_sent_update_are_measured() -> None:
     before, after = np.array([3.0, 4.0]), np.array([3.0, 5.0])
     assert measured(received(npy(before)), trained(*encoded(30, after))) == [
         events.WeightsMeasured(3, "global", len(npy(before)), measures.statistics(before)),
@@ -55,7 +55,7 @@ def test_a_model_that_comes_and_the_update_that_goes_are_measured() -> None:
     ]
 
 
-def test_who_pulls_elsewhere_is_told_from_who_pulls_along() -> None:
+def test_the_direction_of_an_update_distinguishes_outliers() -> None:
     models = [np.array([100.0, 100.0]), np.array([101.0, 101.0])]
     come = [received(npy(model)) for model in models]
     for step, cosine in (([1.0, 1.0], 1.0), ([1.0, -1.0], 0.0), ([-1.0, -1.0], -1.0)):
@@ -72,7 +72,7 @@ def test_without_two_models_of_one_shape_there_is_no_direction(other: bytes) -> 
 
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("dtype", ["<f4", ">f8"])
-def test_of_a_large_model_norm_and_direction_are_estimates(order: Literal["C", "F"], dtype: str) -> None:
+def test_norm_and_direction_of_a_large_model_are_estimates(order: Literal["C", "F"], dtype: str) -> None:
     random, shape = np.random.default_rng(1), (1024, 1024)
     where = random.normal(size=shape) * np.linspace(0, 2, 1024)  # as much in no two columns
     first = random.normal(size=shape)
@@ -84,7 +84,7 @@ def test_of_a_large_model_norm_and_direction_are_estimates(order: Literal["C", "
     assert found == (pytest.approx(np.linalg.norm(update), rel=0.01), pytest.approx(0.6, abs=0.01))
 
 
-def test_training_in_place_does_not_change_what_came() -> None:
+def test_training_in_place_does_not_change_the_measured_model() -> None:
     facts: list[Fact] = []
     measure, buffer = Measuring(facts.append), memoryview(bytearray(npy(np.zeros(2))))
     measure.received(3, buffer)
@@ -97,7 +97,7 @@ def test_training_in_place_does_not_change_what_came() -> None:
 
 
 @pytest.mark.parametrize("parts", [[update(7, 1.0, 2.0)], [update(7, 1.0, 2.0)[:4], update(7, 1.0, 2.0)[4:]]], ids=["one", "two"])
-def test_an_update_in_one_piece_or_in_its_two_is_measured(parts: list[bytes]) -> None:
+def test_an_update_in_one_or_two_pieces_is_measured(parts: list[bytes]) -> None:
     went, change = measured(trained(*parts))
     assert isinstance(went, events.WeightsMeasured)
     assert went.statistics.values == (1.0, 2.0)
@@ -113,16 +113,16 @@ def test_an_update_in_one_piece_or_in_its_two_is_measured(parts: list[bytes]) ->
     ],
     ids=["own format", "in pieces", "cut"],
 )
-def test_of_another_format_only_the_samples_are_known(parts: list[bytes]) -> None:
+def test_only_the_samples_of_a_custom_format_are_measured(parts: list[bytes]) -> None:
     assert measured(received(b"a format of its own"), trained(*parts)) == [events.UpdateMeasured(3, 7, None)]
 
 
-def test_the_first_round_has_no_model_to_measure() -> None:
+def test_in_the_first_round_no_model_is_measured() -> None:
     assert measured(received(b"")) == []
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_of_a_large_model_no_more_than_two_samples_are_copied(order: Literal["C", "F"]) -> None:
+def test_at_most_two_samples_of_a_large_model_are_copied(order: Literal["C", "F"]) -> None:
     model = np.asarray(np.zeros((16, measuring.SAMPLE // 8)), order=order)
     data, update = memoryview(bytearray(npy(model))), encoded(1, model)
     facts: list[Fact] = []
@@ -140,7 +140,7 @@ def test_of_a_large_model_no_more_than_two_samples_are_copied(order: Literal["C"
     assert facts[-2] == events.UpdateMeasured(3, 1, Change(0.0, None))
 
 
-def test_what_cannot_be_measured_costs_no_round(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failed_measurement_costs_no_round(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     def fail(_array: Array) -> None:
         raise MemoryError
 

@@ -16,7 +16,7 @@ numbers = st.lists(st.tuples(st.floats(-100, 100), st.floats(-100, 100)), min_si
 
 
 @given(numbers)
-def test_it_is_the_gradient_of_half_the_squared_distance(pairs: list[tuple[float, float]]) -> None:
+def test_the_proximal_term_is_the_gradient_of_half_the_squared_distance(pairs: list[tuple[float, float]]) -> None:
     """Li et al. 2020, equation 2: h(w) = F(w) + mu / 2 ||w - w_t||^2. Central differences of squares are exact."""
     weights, anchor = np.array(pairs).T
 
@@ -57,12 +57,12 @@ MODEL = np.zeros((2, 2))
         (MODEL, {"w": MODEL}, "of the same kind"),
     ],
 )
-def test_an_anchor_that_cannot_be_the_global_model_is_refused(weights: Any, anchor: Any, message: str) -> None:
+def test_an_anchor_unlike_the_global_model_is_refused(weights: Any, anchor: Any, message: str) -> None:
     with pytest.raises(WeightsError, match=message):
         proximal_gradient(weights, anchor)
 
 
-def test_it_keeps_training_nearer_to_the_global_model() -> None:
+def test_the_proximal_term_keeps_training_nearer_to_the_global_model() -> None:
     """A silo whose own best is at 1, and a global model at 0: with mu = 1 the best of both is half-way."""
     anchor = {"w": np.zeros(3)}
     weights: Mapping[str, Any] = {"w": anchor["w"].copy()}

@@ -22,16 +22,16 @@ LOCAL_LABELS, GLOBAL = {"source": "local"}, {"source": "global"}
         ([], "fedround_participant_state", {}, False),
     ],
 )
-def test_a_series_leaves_where_a_pattern_fits(patterns: list[str], name: str, labels: dict[str, str], leaves: bool) -> None:
+def test_series_that_match_a_pattern_are_pushed(patterns: list[str], name: str, labels: dict[str, str], leaves: bool) -> None:
     assert Allowed(patterns).series(name, labels) is leaves
 
 
-def test_spans_leave_by_the_name_of_what_made_them() -> None:
+def test_spans_are_pushed_by_the_name_of_their_scope() -> None:
     allowed = Allowed(["fedround", "my_project.*", 'secrets{source="local"}'])
     assert [allowed.scope(name) for name in ("fedround", "my_project.data", "my_project", "secrets")] == [True, True, False, False]
 
 
-def test_by_default_everything_leaves_but_what_is_said_of_the_local_model() -> None:
+def test_by_default_all_is_pushed_except_metrics_of_the_local_model() -> None:
     default = ParticipantSettings(coordinator_url="http://c:8081", class_="a:B", name="anna").push_allow
     allowed = Allowed(default)
     samples = [

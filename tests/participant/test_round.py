@@ -26,7 +26,7 @@ def test_there_is_a_current_round_only_within_one() -> None:
         current_round()
 
 
-def test_reported_figures_are_told_and_gathered_the_last_one_of_a_name_stays() -> None:
+def test_reported_metrics_are_collected_and_the_last_value_of_a_name_counts() -> None:
     told: list[Mapping[str, float]] = []
     round = make(told)
     round.report(loss=1.0, accuracy=0.5)
@@ -48,7 +48,7 @@ def test_a_value_that_is_not_finite_is_dropped_with_one_warning(value: float, ca
     assert warning.startswith("round 3: the value of 'loss' is dropped, because it is not finite: ")
 
 
-def test_the_warnings_of_dropped_values_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_number_of_warnings_about_dropped_values_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
     round = make()
     for n in range(1000):
         round.report(**{f"loss_{n}": float("nan")})
@@ -56,7 +56,7 @@ def test_the_warnings_of_dropped_values_are_bounded(caplog: pytest.LogCaptureFix
 
 
 @pytest.mark.parametrize("value", ["much", None])
-def test_a_figure_is_a_number(value: float) -> None:
+def test_a_metric_must_be_a_number(value: float) -> None:
     round = make()
     with pytest.raises(ValueError, match="loss must be a number"):
         round.report(accuracy=1.0, loss=value)
@@ -77,13 +77,13 @@ def test_a_round_reports_a_bounded_number_of_bytes() -> None:
 
 
 @pytest.mark.parametrize("name", ["n" * 65, "two\nlines"])
-def test_the_name_of_a_figure_fits_a_line(name: str) -> None:
+def test_the_name_of_a_metric_must_fit_a_line(name: str) -> None:
     with pytest.raises(ValueError, match="use 1 to 64 printable characters"):
         make().report(**{name: 1.0})
 
 
 @given(st.dictionaries(st.text(min_size=1, max_size=150), st.floats(allow_nan=False, allow_infinity=False), max_size=25))
-def test_whatever_is_accepted_travels(metrics: dict[str, float]) -> None:
+def test_every_accepted_metric_reaches_the_wire(metrics: dict[str, float]) -> None:
     round = make()
     try:
         round.report(**metrics)

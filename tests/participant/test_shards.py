@@ -28,11 +28,11 @@ def shards(own: Shard | None = None, count: int | None = None, pod_index: int | 
         (shards(None, MAX_SHARDS + 1), None),
     ],
 )
-def test_only_a_participant_of_a_split_data_set_says_something_about_shards(known: Shards, claim: Claim | None) -> None:
+def test_only_a_participant_with_a_split_data_set_claims_a_shard(known: Shards, claim: Claim | None) -> None:
     assert known.claim(None) == claim
 
 
-def test_a_participant_that_registers_again_says_which_shard_it_had() -> None:
+def test_a_participant_that_registers_again_claims_its_former_shard() -> None:
     assert shards(None, 10).claim(Shard(4, 10)) == Claim(10, 4, asks=True)
     assert shards(None, 10, 1).claim(Shard(4, 10)) == Claim(10, 1)
 
@@ -49,14 +49,14 @@ def test_a_participant_that_registers_again_says_which_shard_it_had() -> None:
         (shards(None, 1), None, 2, Shard(0, 1)),
     ],
 )
-def test_a_shard_is_found_in_the_order_of_its_sources(
+def test_the_sources_of_a_shard_have_an_order(
     known: Shards, told: tuple[int, int] | None, ordinal: int | None, shard: Shard, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert known.find(told, ordinal) == shard
     assert not caplog.records
 
 
-def test_without_any_source_the_name_decides_and_always_in_the_same_way(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_any_source_the_name_determines_the_shard(caplog: pytest.LogCaptureFixture) -> None:
     assert shards().find(None, None) == shards().find(None, None)
     assert len({shards(name=f"silo-{i}").find(None, None).index for i in range(100)}) == 10
     assert not caplog.records

@@ -86,7 +86,7 @@ def memory(data: bytes) -> Memory:
 # Memory and messages
 
 
-def test_memory_is_shared_and_a_piece_of_it_is_read_from_where_it_is(pair: Pair) -> None:
+def test_shared_memory_is_read_without_a_copy(pair: Pair) -> None:
     ours, theirs, _ = pair
     ours.send({"kind": "train"}, [memory(b"0123456789")])
     received = theirs.receive()
@@ -100,7 +100,7 @@ def test_memory_is_shared_and_a_piece_of_it_is_read_from_where_it_is(pair: Pair)
 
 
 @pytest.mark.parametrize(("offset", "length"), [(-1, 2), (0, 11), (10, 1), (3, -1), (1 << 62, 1 << 62)])
-def test_a_piece_that_a_memory_does_not_have_is_refused(offset: int, length: int) -> None:
+def test_a_range_outside_the_memory_is_refused(offset: int, length: int) -> None:
     shared = memory(b"0123456789")
     shared.seal()
     with pytest.raises(BadMemory):
@@ -108,7 +108,7 @@ def test_a_piece_that_a_memory_does_not_have_is_refused(offset: int, length: int
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="seals are Linux'")
-def test_a_memory_that_can_shrink_or_is_none_is_refused() -> None:
+def test_a_memory_that_can_shrink_is_refused() -> None:
     with pytest.raises(BadMemory):
         memory(b"0123456789").piece(0, 1)
     with pytest.raises(BadMemory):
@@ -119,7 +119,7 @@ def test_a_memory_that_can_shrink_or_is_none_is_refused() -> None:
         os.truncate(shared.fd, 1)
 
 
-def test_a_memory_is_closed_with_the_last_reference_to_it() -> None:
+def test_a_memory_is_closed_with_its_last_reference() -> None:
     shared = memory(b"0123456789")
     shared.seal()
     piece, fd = shared.piece(0, 10), shared.fd
@@ -130,7 +130,7 @@ def test_a_memory_is_closed_with_the_last_reference_to_it() -> None:
         os.fstat(fd)
 
 
-def test_a_memory_does_not_take_the_place_of_a_closed_standard_stream() -> None:
+def test_a_memory_does_not_use_the_descriptor_of_a_closed_standard_stream() -> None:
     program = """
 import os
 from fedround.participant.memory import Memory, memories_of
@@ -153,7 +153,7 @@ print(fd, found.fd > 2)
         struct.pack(">I", 400_000) + b"[" * 400_000,
     ],
 )
-def test_what_is_no_message_is_told(pair: Pair, data: bytes) -> None:
+def test_an_invalid_message_is_an_error(pair: Pair, data: bytes) -> None:
     ours, _, theirs = pair
     with ThreadPoolExecutor() as pool:
         pool.submit(theirs.sendall, data)
@@ -162,14 +162,14 @@ def test_what_is_no_message_is_told(pair: Pair, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"\0", struct.pack(">I", 10) + b"{}"])
-def test_a_message_that_breaks_off_is_the_end(pair: Pair, data: bytes) -> None:
+def test_a_truncated_message_is_the_end(pair: Pair, data: bytes) -> None:
     ours, _, theirs = pair
     theirs.sendall(data)
     theirs.close()
     assert ours.receive() is None
 
 
-def test_a_worker_that_does_not_read_is_not_waited_for(pair: Pair) -> None:
+def test_the_supervisor_does_not_wait_for_a_worker_that_does_not_read(pair: Pair) -> None:
     ours, _theirs, _ = pair
     ours.give_up_after(0.05)
     with pytest.raises(BlockingIOError):
@@ -188,11 +188,11 @@ STATISTICS = statistics(np.array([1.0, -2.0]))
         events.UpdateMeasured(3, 7, Change(0.5, -1.0)),
     ],
 )
-def test_a_fact_travels_as_it_is(fact: events.Fact) -> None:
+def test_a_fact_is_transferred_unchanged(fact: events.Fact) -> None:
     assert reports.decode(3, json.loads(json.dumps(reports.encode(fact))), 0.0) == fact
 
 
-def test_a_phase_is_told_later_with_how_long_ago_it_was() -> None:
+def test_a_phase_is_transferred_with_its_age() -> None:
     told = json.loads(
         json.dumps([reports.encode(events.PhaseBegan(3, "train")), reports.encode(events.PhaseEnded(3, "train", 0.5))])
     )
@@ -212,7 +212,7 @@ GARBAGE = st.recursive(
 
 
 @given(st.sampled_from(["began", "ended", "weights", "update", "x"]), GARBAGE, GARBAGE, GARBAGE)
-def test_what_is_no_fact_is_refused(kind: str, one: Any, two: Any, three: Any) -> None:
+def test_an_invalid_fact_is_refused(kind: str, one: Any, two: Any, three: Any) -> None:
     told = {"fact": kind, "phase": one, "at": two, "seconds": three, "error": one, "source": "local", "size": two}
     told |= {"statistics": one, "samples": three, "change": two}
     with suppress(BadMessage):
@@ -229,7 +229,7 @@ def test_what_is_no_fact_is_refused(kind: str, one: Any, two: Any, three: Any) -
         (-63, Cause.KILLED, "was killed by signal 63"),
     ],
 )
-def test_the_end_of_a_worker_is_told_in_words(code: int, cause: Cause, text: str) -> None:
+def test_the_end_of_a_worker_is_described_in_words(code: int, cause: Cause, text: str) -> None:
     assert (end_of(code).cause, end_of(code).text) == (cause, text)
 
 
@@ -270,7 +270,7 @@ def test_a_worker_trains(name: str, size: int, tmp_path: Path, monkeypatch: pyte
     assert [fact.source for fact in facts if isinstance(fact, events.WeightsMeasured)] == ["global", "local"] * 2
 
 
-def test_what_was_trained_in_place_is_sent_from_the_memory_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_trained_in_place_is_sent_from_its_own_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = memory(npy(np.ones(1000)))
     inode = os.fstat(model.fd).st_ino
     with supervised(tmp_path, monkeypatch, "silo:Doubling") as trainer:
@@ -288,7 +288,7 @@ def test_what_was_trained_in_place_is_sent_from_the_memory_of_the_model(tmp_path
         ("silo:Doubling", "die", ParticipantError, "the training process ended with exit code 3"),
     ],
 )
-def test_a_class_that_cannot_be_made_is_told_and_not_tried_again(
+def test_a_class_that_cannot_be_created_is_reported_and_not_retried(
     name: str, misbehaviour: str, kind: type[FedroundError], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with supervised(tmp_path, monkeypatch, name, misbehaviour) as trainer:
@@ -297,7 +297,7 @@ def test_a_class_that_cannot_be_made_is_told_and_not_tried_again(
         assert trainer.status()["restarts"] == 0
 
 
-def test_a_failure_has_its_traceback_as_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_has_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     complaint = "train failed in round 3: ZeroDivisionError: no data today"
     with supervised(tmp_path, monkeypatch, "silo:Broken") as trainer, pytest.raises(TrainingError, match=complaint) as raised:
         train(trainer, b"")
@@ -319,7 +319,7 @@ def test_a_failure_has_its_traceback_as_text(tmp_path: Path, monkeypatch: pytest
         'channel._socket.sendall(b"\\xff" * 100)',
     ],
 )
-def test_a_worker_that_says_what_nobody_understands_is_replaced(
+def test_a_worker_that_sends_invalid_messages_is_replaced(
     misbehaviour: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with supervised(tmp_path, monkeypatch, "silo:Doubling", TALK + misbehaviour + "\ntime.sleep(60)") as trainer:
@@ -328,14 +328,14 @@ def test_a_worker_that_says_what_nobody_understands_is_replaced(
         assert trainer.status()["restarts"] == 1
 
 
-def test_a_training_waits_for_a_worker_that_is_just_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_waits_for_a_worker_that_is_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with supervised(tmp_path, monkeypatch, "silo:Doubling") as trainer:
         assert not trainer.started(0.0)
         assert train(trainer, npy(np.ones(3))) == doubled(np.ones(3))
         assert trainer.started()
 
 
-def test_a_training_that_waits_for_a_worker_can_be_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_that_waits_for_a_worker_can_be_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "PAUSE", 60.0)
     with supervised(tmp_path, monkeypatch, "silo:Doubling", "os._exit(3)") as trainer, ThreadPoolExecutor() as pool:
         for _ in range(2):
@@ -348,7 +348,7 @@ def test_a_training_that_waits_for_a_worker_can_be_given_up(tmp_path: Path, monk
             waiting.result(20)
 
 
-def test_an_end_while_the_worker_starts_does_not_wait_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_does_not_wait_for_a_worker_that_is_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with supervised(tmp_path, monkeypatch, "silo:Doubling") as trainer:
         trainer.interrupt()
         assert trainer.started()

@@ -16,7 +16,7 @@ def python() -> str:
 
 @pytest.mark.timeout(1500)  # it may have to be installed
 @pytest.mark.parametrize("isolation", ["process", "thread"])
-def test_a_data_loader_with_processes_of_its_own_trains_and_ends(isolation: str, python: str) -> None:
+def test_a_data_loader_with_its_own_processes_trains_and_ends(isolation: str, python: str) -> None:
     with our_platform(rounds=3) as p:
         own = {
             "COORDINATOR_URL": p.url,

@@ -38,7 +38,7 @@ def files(error: ParticipantError) -> list[str]:
     return [Path(frame.filename).name for frame in traceback.extract_tb(found[2])]
 
 
-def test_a_traceback_begins_with_the_participants_own_code() -> None:
+def test_a_traceback_starts_with_the_users_code() -> None:
     assert files(failed(Mine(lambda _weights: 1 / 0))) == ["test_training.py", "test_training.py"]
 
 
@@ -68,7 +68,7 @@ def test_an_exception_without_a_text_is_described_by_its_class() -> None:
     assert str(failed(Mine(train))) == "train failed in round 0: Mute: <its text is not available>"
 
 
-def test_a_failed_import_is_traced_from_the_users_module_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_traceback_of_a_failed_import_starts_with_the_users_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "lacking.py").write_text("import nowhere_to_be_found")
     (tmp_path / "misspelt.py").write_text("class X(:")
     monkeypatch.chdir(tmp_path)
@@ -84,7 +84,7 @@ def test_a_failed_import_is_traced_from_the_users_module_on(tmp_path: Path, monk
     assert found[2] is None
 
 
-def test_what_fails_in_our_own_code_is_traced_whole() -> None:
+def test_an_error_in_fedround_has_its_whole_traceback() -> None:
     def mutated(_weights: Any) -> Any:
         queue = deque([1])
         iterator = iter(queue)
@@ -98,11 +98,11 @@ def test_what_fails_in_our_own_code_is_traced_whole() -> None:
     ("train", "noted"),
     [(lambda weights: (1, weights + 1), True), (lambda weights: (1, weights[0]), True), (lambda _weights: 1 / 0, False)],
 )
-def test_who_takes_none_for_a_model_is_told_that_there_is_none_yet(train: Callable[[Any], Any], noted: bool) -> None:
+def test_using_none_as_a_model_is_explained(train: Callable[[Any], Any], noted: bool) -> None:
     assert str(failed(Mine(train))).endswith("(there is no global model yet)") is noted
 
 
-def test_who_takes_nothing_for_an_array_is_told_that_there_is_none_yet() -> None:
+def test_using_an_empty_model_as_an_array_is_explained() -> None:
     class Old(Mine):
         takes_buffers = False
 

@@ -117,7 +117,7 @@ async def test_a_held_heartbeat_of_a_revoked_token_is_not_answered_with_a_traini
         id = await joined(http, coordinator, "token-of-anna")
         async with asyncio.TaskGroup() as tasks:
             held = tasks.create_task(http.get(f"{coordinator}/heartbeat/{id}", headers=LONG_POLL | bearer("token-of-anna")))
-            await asyncio.to_thread(until, lambda: id in p.coordinator._holds)
+            await asyncio.to_thread(until, lambda: id in p.coordinator._long_polls)
             revoke(tmp_path / "tokens")
             other = await joined(http, coordinator, "token-of-bert")  # now there are enough to begin
             tasks.create_task(http.get(f"{coordinator}/heartbeat/{other}", headers=LONG_POLL | bearer("token-of-bert")))

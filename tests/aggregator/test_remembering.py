@@ -10,6 +10,7 @@ import pytest
 from fedround.aggregator.codecs import model_of
 from fedround.aggregator.remembering import seen
 from fedround.aggregator.state import State
+from fedround.common.durable import remove_incomplete
 from fedround.errors import Busy, Late, UnknownAttempt, WrongWeights
 from fedround.tensors.values import BLOCK
 from fedround.tensors.weights import encode_update

@@ -7,6 +7,7 @@ import pytest
 from fedround import events
 from fedround.common.books import Admit, Close, Difference, Entry, Open, Outcome, Page, Verdict
 from fedround.common.wire import MAX_METRICS, HeartbeatState
+from fedround.coordinator.failed_attempts import PAUSE
 from fedround.coordinator.plan import Plan
 from fedround.coordinator.status import status
 from fedround.errors import IllegalMove

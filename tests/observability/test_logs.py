@@ -322,9 +322,7 @@ logging.getLogger("mine").info("not seen")
     assert (found["message"], found["service"], found["participant"]) == ("seen", "fedround-participant", "anna")
 
 
-def test_a_limit_that_is_reached_repeatedly_is_one_line_a_minute(
-    log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_limit_that_is_reached_repeatedly_is_one_line_a_minute(log: pytest.LogCaptureFixture) -> None:
     now = 100.0
     observer, cut = LogObserver(clock=lambda: now), events.ConnectionClosed("public", "port_limit")
     for _ in range(3):

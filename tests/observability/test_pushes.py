@@ -18,7 +18,7 @@ from fedround.errors import ConfigurationError
 from fedround.observability.bridge import Bridge
 from fedround.observability.metrics.aggregator import AggregatorMetrics
 from fedround.observability.otlp import MetricSender
-from fedround.observability.pushes import FLUSH, INTERVAL, Push, exporting, interval
+from fedround.observability.pushes import FLUSH, INTERVAL, Push, exporting, interval, pushes_metrics
 from fedround.observability.telemetry import Telemetry
 from support.otlp import receiving
 from support.processes import ANY_PORT, Process, fedround, running, until
@@ -41,7 +41,7 @@ HOUSES = "fedround.demo:HousePrices"
     ],
 )
 def test_metrics_are_pushed_to_the_endpoint_of_the_variable(environ: dict[str, str], expected: bool) -> None:
-    assert pushed(environ) is expected
+    assert pushes_metrics(environ) is expected
 
 
 def test_the_interval_is_in_milliseconds() -> None:

@@ -22,6 +22,7 @@ from fedround.http.client import CoordinatorClient
 from fedround.observability import tracing
 from fedround.observability.metrics.participant import ParticipantMetrics
 from fedround.observability.otlp import exporters
+from fedround.observability.traces import shorten_warnings, traces_enabled
 from fedround.observability.tracing import Tracing
 from fedround.participant.run import connected
 from fedround.participant.terms import Terms
@@ -276,7 +277,7 @@ def test_the_span_of_a_served_request_is_a_child_of_the_sent_one() -> None:
     ],
 )
 def test_traces_are_recorded_only_with_an_exporter(environ: dict[str, str], wanted: bool) -> None:
-    assert traced(environ) is wanted
+    assert traces_enabled(environ) is wanted
 
 
 def test_exporters_are_configured_by_the_variables() -> None:
@@ -293,7 +294,7 @@ def test_exporters_are_configured_by_the_variables() -> None:
 
 
 def test_a_failing_exporter_is_one_line_a_minute(caplog: pytest.LogCaptureFixture) -> None:
-    complain_shortly()
+    shorten_warnings()
     with caplog.at_level(logging.WARNING, "fedround"):
         for _ in range(3):
             logging.getLogger("opentelemetry.sdk.trace.export").error("no connection to %s", f"http://collector/{ID}/{TOKEN}")

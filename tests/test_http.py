@@ -214,7 +214,7 @@ def test_a_refusal_with_a_truncated_reason_is_a_refusal() -> None:
         (answer("200 OK", b"<html>", Content_Type="text/html; charset=utf-8"), "HTML"),
         (answer("200 OK", b"\x1f\x8b", Content_Encoding="gzip"), "compressed"),
         (answer("200 OK", b"hello"), "hello"),
-        (answer("200 OK", b'{"id":"7","ok":true}'), "no UUID"),
+        (answer("200 OK", b'{"id":"7","ok":true}'), "not a UUID"),
         (answer("200 OK", b"x" * (transport.MAX_RESPONSE + 1)), "more than"),
     ],
 )

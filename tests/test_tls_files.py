@@ -11,6 +11,7 @@ import pytest
 
 from fedround.errors import ConfigurationError
 from fedround.http import tls
+from fedround.http.certificates import Validity, earliest_validity
 from support.certificates import Authority, Pair
 from support.tools import tool
 
@@ -61,10 +62,10 @@ def test_a_certificate_that_peers_will_refuse_is_a_warning(
 # When certificates end
 
 
-def dates(cert: str) -> tls.Validity:
+def dates(cert: str) -> Validity:
     """The validity of a certificate, as openssl shows it."""
     shown = subprocess.run([tool("openssl"), "x509", "-in", cert, "-noout", "-dates"], capture_output=True, text=True, check=True)
-    return tls.Validity(*(float(ssl.cert_time_to_seconds(line.partition("=")[2])) for line in shown.stdout.splitlines()))
+    return Validity(*(float(ssl.cert_time_to_seconds(line.partition("=")[2])) for line in shown.stdout.splitlines()))
 
 
 @pytest.mark.parametrize(("days", "age"), [(-1, 0), (10, 355), (20_000, 0)])  # beyond 2050, dates have another form
@@ -103,4 +104,4 @@ def test_the_validity_is_that_of_the_files_in_use(authority: Authority, pair: Pa
 
 @pytest.mark.parametrize("block", [b"", b"MA==", b"MAA=", b"MIL/////", b"not base64", b"MAYwBDACMAA=", bytes(range(32, 44))])
 def test_what_is_no_certificate_has_no_validity(block: bytes) -> None:
-    assert tls._earliest(b"-----BEGIN CERTIFICATE-----\n" + block + b"\n-----END CERTIFICATE-----\n") is None
+    assert earliest_validity(b"-----BEGIN CERTIFICATE-----\n" + block + b"\n-----END CERTIFICATE-----\n") is None

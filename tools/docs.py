@@ -19,7 +19,7 @@ from fedround.coordinator.plan import Plan
 from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.silos import Silos
 from fedround.coordinator.status import by_name, status
-from fedround.http.tls import Validity
+from fedround.http.certificates import Validity
 from fedround.observability import endpoints
 from fedround.observability.metrics.aggregator import AggregatorMetrics
 from fedround.observability.metrics.base import Metrics

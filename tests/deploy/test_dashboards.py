@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from fedround import events
-from fedround.http.tls import Validity
+from fedround.http.certificates import Validity
 from fedround.observability.metrics.aggregator import AggregatorMetrics
 from fedround.observability.metrics.base import Metrics
 from fedround.observability.metrics.coordinator import CoordinatorMetrics

@@ -5,17 +5,16 @@ import re
 import ssl
 import threading
 import time
-from binascii import a2b_base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from fedround.common.wire import parse_name
 from fedround.errors import ConfigurationError
+from fedround.http.certificates import CERTIFICATE, Validity, earliest_validity
 
 if TYPE_CHECKING:
     from fedround.common.settings import PlatformSettings
@@ -34,8 +33,6 @@ DIAGNOSIS = 2.0
 MISMATCH = (62, 64)
 """OpenSSL's verification errors for a certificate of another host name or another IP address."""
 _PRIVATE_KEY = re.compile(rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----")
-_CERTIFICATE = re.compile(rb"-----BEGIN (?:TRUSTED |X509 )?CERTIFICATE-----([^-]*)")
-_SEQUENCE, _UTC_TIME = 0x30, 0x17
 
 
 class Names(NamedTuple):
@@ -49,13 +46,6 @@ class Names(NamedTuple):
     def of(cls, prefix: str, *, server: bool = False) -> Self:
         """Return the names that begin with `prefix`, such as `COORDINATOR_INTERNAL`."""
         return cls(*(f"{prefix}_TLS_{file}_FILE" for file in ("CERT", "KEY", "CLIENT_CA" if server else "CA")))
-
-
-class Validity(NamedTuple):
-    """When a certificate begins and ends to be valid, in Unix time."""
-
-    not_before: float
-    not_after: float
 
 
 class Context(ssl.SSLContext):
@@ -141,7 +131,7 @@ class Context(ssl.SSLContext):
 
     def _read_validity(self) -> Mapping[str, Validity]:
         with suppress(OSError):
-            found = {setting: _earliest(file.read_bytes()) for setting, file in self._certificates.items()}
+            found = {setting: earliest_validity(file.read_bytes()) for setting, file in self._certificates.items()}
             return {setting: validity for setting, validity in found.items() if validity is not None}
         return {}
 
@@ -337,7 +327,7 @@ def _refused(error: ssl.SSLError, settings: Names) -> str:
 
 
 def _load_pair(context: ssl.SSLContext, settings: Names, cert: File, key: File | None, *, server: bool) -> None:
-    _must_hold(_CERTIFICATE, "certificate", settings.cert, cert)
+    _must_hold(CERTIFICATE, "certificate", settings.cert, cert)
     if key is None:
         _must_hold(_PRIVATE_KEY, f"private key, and {settings.key} is not set", settings.cert, cert)
     else:
@@ -366,7 +356,7 @@ def _no_password() -> str:
 
 
 def _load_authorities(context: ssl.SSLContext, settings: Names, ca: File) -> None:
-    _must_hold(_CERTIFICATE, "certificate", settings.ca, ca)
+    _must_hold(CERTIFICATE, "certificate", settings.ca, ca)
     with _usable(settings.ca, ca):
         context.load_verify_locations(ca)
 
@@ -413,42 +403,6 @@ def _flaw(cert: File, key: File | None, *, server: bool) -> str:
     except ssl.SSLError as error:
         return error.reason or str(error)
     return ""
-
-
-def _earliest(pem: bytes) -> Validity | None:
-    """Return the validity of the certificate that ends first; None without one that can be read."""
-    found = [_validity(block) for block in _CERTIFICATE.findall(pem)]
-    return min((validity for validity in found if validity is not None), key=lambda validity: validity.not_after, default=None)
-
-
-def _validity(block: bytes) -> Validity | None:
-    """Return the validity of a certificate, base64 of its DER (RFC 5280, section 4.1). `ssl` shows it only after a handshake."""
-    try:
-        (_, certificate), *_ = _elements(a2b_base64(block))
-        (_, signed), *_ = _elements(certificate)
-        _algorithm, _issuer, validity, *_ = (content for tag, content in _elements(signed) if tag == _SEQUENCE)
-        return Validity(*(_time(*each) for each in _elements(validity)))
-    except (IndexError, TypeError, ValueError):
-        return None
-
-
-def _elements(der: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield the tag and the content of each element."""
-    at = 0
-    while at < len(der):
-        tag, length, at = der[at], der[at + 1], at + 2
-        if length >= 0x80:
-            size = length - 0x80
-            length, at = int.from_bytes(der[at : at + size], "big"), at + size
-        yield tag, der[at : at + length]
-        at += length
-
-
-def _time(tag: int, content: bytes) -> float:
-    text = content.decode()
-    if tag == _UTC_TIME:
-        text = ("19" if text >= "5" else "20") + text
-    return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()
 
 
 def _stamp(file: Path) -> tuple[int, int, int] | None:

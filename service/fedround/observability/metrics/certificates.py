@@ -8,7 +8,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from fedround.http.tls import Validity
+    from fedround.http.certificates import Validity
 
 _FAMILIES = {
     "not_before": "Start of the certificate's validity, in Unix time. setting: the setting that names its file.",

@@ -4,7 +4,7 @@ import asyncio
 import gzip
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,22 +96,15 @@ async def relaying(tmp_path: Path, collector: Collector | None = None, *, tokens
                     await task
 
 
-def run(main: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(main())  # type: ignore[arg-type]  # all are coroutines
-
-
-def test_a_message_arrives_at_the_collector_under_the_name_of_its_token(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with relaying(tmp_path) as r:
-            for headers in (ANNA, BERTA, ANNA | {"Content-Encoding": "gzip"}):
-                body = metrics(service__instance__id="carla").SerializeToString()
-                answer = await r.push(gzip.compress(body) if len(headers) > 1 else body, headers=headers)
-                assert (answer.status_code, answer.headers["content-type"], answer.content) == (200, wire.PROTOBUF, b"")
-                await r.recorder.until(TelemetryForwarded)
-                r.recorder.facts.clear()
-            assert r.collector.names() == {"anna": 2, "berta": 1}
-
-    run(main)
+async def test_a_message_arrives_at_the_collector_under_the_name_of_its_token(tmp_path: Path) -> None:
+    async with relaying(tmp_path) as r:
+        for headers in (ANNA, BERTA, ANNA | {"Content-Encoding": "gzip"}):
+            body = metrics(service__instance__id="carla").SerializeToString()
+            answer = await r.push(gzip.compress(body) if len(headers) > 1 else body, headers=headers)
+            assert (answer.status_code, answer.headers["content-type"], answer.content) == (200, wire.PROTOBUF, b"")
+            await r.recorder.until(TelemetryForwarded)
+            r.recorder.facts.clear()
+        assert r.collector.names() == {"anna": 2, "berta": 1}
 
 
 @pytest.mark.parametrize(
@@ -132,58 +125,46 @@ def test_a_message_arrives_at_the_collector_under_the_name_of_its_token(tmp_path
         (b"", {"Authorization": "Bearer nobody"}, 401, "token"),
     ],
 )
-def test_an_invalid_message_is_refused_without_harm(
+async def test_an_invalid_message_is_refused_without_harm(
     tmp_path: Path, content: bytes, headers: dict[str, str], status: int, says: str
 ) -> None:
-    async def main() -> None:
-        async with relaying(tmp_path) as r:
-            answer = await r.push(content, headers=headers)
-            assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
-            assert says in answer.json()["detail"]
-            assert (await r.push()).status_code == 200
-            await r.forwarded()
-            assert r.collector.names() == {"anna": 1}
-
-    run(main)
+    async with relaying(tmp_path) as r:
+        answer = await r.push(content, headers=headers)
+        assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+        assert says in answer.json()["detail"]
+        assert (await r.push()).status_code == 200
+        await r.forwarded()
+        assert r.collector.names() == {"anna": 1}
 
 
-def test_pushing_requires_a_proved_name(tmp_path: Path) -> None:
-    async def main() -> None:
-        for tokens, headers in ((Tokens(), {}), (Tokens("shared"), {"Authorization": "Bearer shared"})):
-            async with relaying(tmp_path, tokens=tokens) as r:
-                answer = await r.push(headers=headers)
-                assert answer.status_code == 403
-                assert "COORDINATOR_TOKENS_FILE" in answer.json()["detail"]
-                assert not r.collector.got
-
-    run(main)
+async def test_pushing_requires_a_proved_name(tmp_path: Path) -> None:
+    for tokens, headers in ((Tokens(), {}), (Tokens("shared"), {"Authorization": "Bearer shared"})):
+        async with relaying(tmp_path, tokens=tokens) as r:
+            answer = await r.push(headers=headers)
+            assert answer.status_code == 403
+            assert "COORDINATOR_TOKENS_FILE" in answer.json()["detail"]
+            assert not r.collector.got
 
 
-def test_without_a_collector_pushes_are_refused_with_the_reason(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with coordinating(Plan(), MemoryBooks()) as c:
-            transport = httpx.ASGITransport(app.public(c.service))
-            async with httpx.AsyncClient(transport=transport, base_url="http://coordinator") as http:
-                answer = await http.post(wire.OTLP_TRACES)
-                assert (answer.status_code, "COORDINATOR_OTLP_ENDPOINT" in answer.json()["detail"]) == (404, True)
-                assert (await http.get(wire.OTLP_TRACES)).status_code == 405
-
-    run(main)
+async def test_without_a_collector_pushes_are_refused_with_the_reason(tmp_path: Path) -> None:
+    async with coordinating(Plan(), MemoryBooks()) as c:
+        transport = httpx.ASGITransport(app.public(c.service))
+        async with httpx.AsyncClient(transport=transport, base_url="http://coordinator") as http:
+            answer = await http.post(wire.OTLP_TRACES)
+            assert (answer.status_code, "COORDINATOR_OTLP_ENDPOINT" in answer.json()["detail"]) == (404, True)
+            assert (await http.get(wire.OTLP_TRACES)).status_code == 405
 
 
-def test_a_participant_that_pushes_too_often_gets_retry_after(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with relaying(tmp_path) as r:
-            answers = [(await r.push()) for _ in range(int(BURST) + 5)]
-            assert {answer.status_code for answer in answers} == {200, 429}
-            assert answers[-1].headers["retry-after"] == "5"
-            assert (await r.push(headers=BERTA)).status_code == 200
-            assert r.outcomes().count("throttled") >= 4
-
-    run(main)
+async def test_a_participant_that_pushes_too_often_gets_retry_after(tmp_path: Path) -> None:
+    async with relaying(tmp_path) as r:
+        answers = [(await r.push()) for _ in range(int(BURST) + 5)]
+        assert {answer.status_code for answer in answers} == {200, 429}
+        assert answers[-1].headers["retry-after"] == "5"
+        assert (await r.push(headers=BERTA)).status_code == 200
+        assert r.outcomes().count("throttled") >= 4
 
 
-def test_labels_with_ever_new_values_are_refused(tmp_path: Path) -> None:
+async def test_labels_with_ever_new_values_are_refused(tmp_path: Path) -> None:
     def with_new_values(start: int) -> bytes:
         request = metrics()
         del metric_of(request).gauge.data_points[:]
@@ -192,59 +173,49 @@ def test_labels_with_ever_new_values_are_refused(tmp_path: Path) -> None:
             point.attributes.add(key="name").value.string_value = str(number)
         return bytes(request.SerializeToString())
 
-    async def main() -> None:
-        async with relaying(tmp_path) as r:
-            assert (await r.push(with_new_values(0))).status_code == 200
-            answer = await r.push(with_new_values(1500))
-            assert (answer.status_code, "too many series" in answer.json()["detail"]) == (400, True)
-            assert (await r.push(with_new_values(0))).status_code == 200
-
-    run(main)
+    async with relaying(tmp_path) as r:
+        assert (await r.push(with_new_values(0))).status_code == 200
+        answer = await r.push(with_new_values(1500))
+        assert (answer.status_code, "too many series" in answer.json()["detail"]) == (400, True)
+        assert (await r.push(with_new_values(0))).status_code == 200
 
 
-def test_a_hanging_collector_delays_no_participant_and_a_full_queue_refuses(tmp_path: Path) -> None:
-    async def main() -> None:
-        request = metrics()
-        metric_of(request).description = ""
-        for number in range(1000):
-            point = metric_of(request).gauge.data_points.add(as_double=1)
-            point.attributes.add(key="name").value.string_value = f"{number}" * 50
-        large = request.SerializeToString()
-        collector = Collector(hangs=asyncio.Event())
-        async with relaying(tmp_path, collector) as r:
-            assert (await r.push()).status_code == 200
-            await collector.asked.wait()
-            statuses: list[int] = []
-            while len(large) * len(statuses) < 3 * MOST_OF_ONE and 503 not in statuses:
-                began = time.monotonic()
-                statuses.append((await r.push(large)).status_code)
-                assert time.monotonic() - began < 2
-            assert set(statuses) == {200, 503}
-            id = (await r.http.get("/rendez_vous", headers=ANNA)).json()["id"]
+async def test_a_hanging_collector_delays_no_participant_and_a_full_queue_refuses(tmp_path: Path) -> None:
+    request = metrics()
+    metric_of(request).description = ""
+    for number in range(1000):
+        point = metric_of(request).gauge.data_points.add(as_double=1)
+        point.attributes.add(key="name").value.string_value = f"{number}" * 50
+    large = request.SerializeToString()
+    collector = Collector(hangs=asyncio.Event())
+    async with relaying(tmp_path, collector) as r:
+        assert (await r.push()).status_code == 200
+        await collector.asked.wait()
+        statuses: list[int] = []
+        while len(large) * len(statuses) < 3 * MOST_OF_ONE and 503 not in statuses:
             began = time.monotonic()
-            assert (await r.http.get(f"/heartbeat/{id}", headers=ANNA)).status_code == 200
-            assert time.monotonic() - began < 1
-            assert (await r.push(headers=BERTA)).status_code == 200, "another participant has its own part of the queue"
-            assert r.outcomes().count("full") == 1
-            assert collector.hangs is not None
-            collector.hangs.set()
-            assert all(await r.forwarded(2))
+            statuses.append((await r.push(large)).status_code)
+            assert time.monotonic() - began < 2
+        assert set(statuses) == {200, 503}
+        id = (await r.http.get("/rendez_vous", headers=ANNA)).json()["id"]
+        began = time.monotonic()
+        assert (await r.http.get(f"/heartbeat/{id}", headers=ANNA)).status_code == 200
+        assert time.monotonic() - began < 1
+        assert (await r.push(headers=BERTA)).status_code == 200, "another participant has its own part of the queue"
+        assert r.outcomes().count("full") == 1
+        assert collector.hangs is not None
+        collector.hangs.set()
+        assert all(await r.forwarded(2))
 
-    run(main)
 
-
-def test_a_restored_collector_gets_the_queued_messages(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_restored_collector_gets_the_queued_messages(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     answers: Sequence[int] = [AWAY, 503, 429, 200]
-
-    async def main() -> None:
-        left = list(answers)
-        async with relaying(tmp_path, Collector(lambda _message: left.pop(0) if left else 200)) as r:
-            await r.push()
-            assert await r.forwarded() == [True]
-            assert not left
-
     caplog.set_level("INFO", "fedround")
-    run(main)
+    left = list(answers)
+    async with relaying(tmp_path, Collector(lambda _message: left.pop(0) if left else 200)) as r:
+        await r.push()
+        assert await r.forwarded() == [True]
+        assert not left
     lines = [record.message for record in caplog.records if record.name == relay.__name__]
     assert [line.partition(":")[0] for line in lines] == [
         "cannot forward metrics to the collector; retrying",
@@ -252,63 +223,49 @@ def test_a_restored_collector_gets_the_queued_messages(tmp_path: Path, caplog: p
     ], "one line for an outage, one for its end"
 
 
-def test_an_unreachable_collector_loses_the_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unreachable_collector_loses_the_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay, "RETRY_FOR", 0.0)
-
-    async def main() -> None:
-        async with relaying(tmp_path, Collector(lambda _message: AWAY)) as r:
-            await r.push()
-            assert await r.forwarded() == [False]
-
-    run(main)
+    async with relaying(tmp_path, Collector(lambda _message: AWAY)) as r:
+        await r.push()
+        assert await r.forwarded() == [False]
 
 
-def test_metrics_are_not_delayed_by_a_collector_that_refuses_traces(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with relaying(tmp_path, Collector(lambda message: 200 if b"round_number" in message else 503)) as r:
-            assert (await r.http.post(wire.OTLP_TRACES, content=b"\n\0", headers={**PROTOBUF, **ANNA})).status_code == 200
-            await r.collector.asked.wait()
-            await r.push()
-            assert await r.forwarded() == [True]
-            assert r.collector.names() == {"anna": 1}
-
-    run(main)
+async def test_metrics_are_not_delayed_by_a_collector_that_refuses_traces(tmp_path: Path) -> None:
+    async with relaying(tmp_path, Collector(lambda message: 200 if b"round_number" in message else 503)) as r:
+        assert (await r.http.post(wire.OTLP_TRACES, content=b"\n\0", headers={**PROTOBUF, **ANNA})).status_code == 200
+        await r.collector.asked.wait()
+        await r.push()
+        assert await r.forwarded() == [True]
+        assert r.collector.names() == {"anna": 1}
 
 
-def test_a_refused_message_does_not_lose_the_messages_of_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async def main() -> None:
-        collector = Collector(lambda message: 400 if b"berta" in message else 200, hangs=asyncio.Event())
-        async with relaying(tmp_path, collector) as r:
-            await r.push()
-            await collector.asked.wait()
-            for headers in (ANNA, BERTA, ANNA, BERTA):
-                await r.push(headers=headers)
-            assert collector.hangs is not None
-            collector.hangs.set()
-            assert sorted(await r.forwarded(5)) == [False, False, True, True, True]
-            assert collector.names() == {"anna": 3}
-            assert caplog.text.count("the collector rejects metrics, for example from berta: status 400") == 1
-
-    run(main)
+async def test_a_refused_message_does_not_lose_the_messages_of_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    collector = Collector(lambda message: 400 if b"berta" in message else 200, hangs=asyncio.Event())
+    async with relaying(tmp_path, collector) as r:
+        await r.push()
+        await collector.asked.wait()
+        for headers in (ANNA, BERTA, ANNA, BERTA):
+            await r.push(headers=headers)
+        assert collector.hangs is not None
+        collector.hangs.set()
+        assert sorted(await r.forwarded(5)) == [False, False, True, True, True]
+        assert collector.names() == {"anna": 3}
+        assert caplog.text.count("the collector rejects metrics, for example from berta: status 400") == 1
 
 
-def test_queued_messages_are_sent_at_the_end_within_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_queued_messages_are_sent_at_the_end_within_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay, "LAST_SECONDS", 0.3)
-
-    async def main() -> None:
-        hanging = Collector(hangs=asyncio.Event())
-        began = time.monotonic()
-        async with relaying(tmp_path, hanging) as r:
-            await r.push()
-            await hanging.asked.wait()
-            await r.push()
-        assert time.monotonic() - began < 3
-        assert not hanging.got
-
-    run(main)
+    hanging = Collector(hangs=asyncio.Event())
+    began = time.monotonic()
+    async with relaying(tmp_path, hanging) as r:
+        await r.push()
+        await hanging.asked.wait()
+        await r.push()
+    assert time.monotonic() - began < 3
+    assert not hanging.got
 
 
-def test_a_body_that_arrives_too_slowly_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_that_arrives_too_slowly_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay, "BODY_SECONDS", 0.1)
 
     async def slow() -> AsyncIterator[bytes]:
@@ -316,10 +273,7 @@ def test_a_body_that_arrives_too_slowly_is_refused(tmp_path: Path, monkeypatch: 
         await asyncio.sleep(0.5)
         yield b""
 
-    async def main() -> None:
-        async with relaying(tmp_path) as r:
-            answer = await r.http.post(wire.OTLP_METRICS, content=slow(), headers=PROTOBUF | ANNA)
-            assert answer.status_code == 408
-            assert r.outcomes() == ["refused"]
-
-    run(main)
+    async with relaying(tmp_path) as r:
+        answer = await r.http.post(wire.OTLP_METRICS, content=slow(), headers=PROTOBUF | ANNA)
+        assert answer.status_code == 408
+        assert r.outcomes() == ["refused"]

@@ -67,25 +67,6 @@ def test_a_probe_may_use_head_and_keep_alive_and_is_never_redirected(services: d
     connection.close()
 
 
-@pytest.mark.parametrize("service", ["participant", "coordinator", "aggregator"])
-def test_healthcheck_and_status_find_a_service_by_its_variables(services: dict[str, Process], service: str) -> None:
-    for command, said in (("healthcheck", "ready\n"), ("status", '"ready": true')):
-        done = fedround(command, service, **LOOPBACK, **services[service].ports)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert said in done.stdout
-
-
-def test_a_coordinator_is_ready_while_its_aggregator_is_reachable() -> None:
-    with two_services() as (coordinator, aggregator):
-        assert coordinator.probe("/readyz") == (200, {"ready": True, "reasons": []})
-        aggregator.kill()
-        until(lambda: coordinator.probe("/readyz")[0] == 503)
-        assert "no contact with the aggregator: " in coordinator.probe("/readyz")[1]["reasons"][0]
-        assert coordinator.probe("/livez")[0] == 200
-        with running("aggregator", **aggregator.ports):
-            until(lambda: coordinator.probe("/readyz")[0] == 200)
-
-
 @pytest.mark.parametrize("command", ["aggregator", "platform"])
 def test_an_aggregator_without_its_spool_directory_is_not_ready(command: str, tmp_path: Path) -> None:
     spool = tmp_path / "spool"

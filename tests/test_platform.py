@@ -1,6 +1,5 @@
 import asyncio
 import io
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -82,14 +81,6 @@ async def test_an_invalid_update_is_refused_and_the_round_continues() -> None:
 async def test_participants_get_the_configured_address_of_the_aggregator() -> None:
     async with serving(aggregator_url="http://elsewhere:1") as (p, _):
         assert p.coordinator.aggregator_url == "http://elsewhere:1"
-
-
-async def test_a_port_in_use_is_a_configuration_error() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(ConfigurationError, match=f"COORDINATOR_PORT={port}"):
-            async with serving(port=port):
-                pass
 
 
 @pytest.mark.timeout(20)

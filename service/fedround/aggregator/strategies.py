@@ -134,6 +134,7 @@ StrategyFactory = Callable[..., Strategy | Combining | CombiningBytes]
 
 STRATEGIES: Mapping[str, StrategyFactory] = {
     "weighted_average": WeightedAverage,
+    "fedavg": WeightedAverage,
     "model_sum": ModelSum,
     "median": Median,
     "trimmed_mean": TrimmedMean,

@@ -78,7 +78,9 @@ def test_the_validity_of_a_certificate_is_that_of_openssl(authority: Authority, 
     assert abs(time.time() - 86400 * age - dates(pair.cert).not_before) < 3600
 
 
-def test_of_a_file_the_certificate_that_ends_first_counts(authority: Authority, pair: Pair, tmp_path: Path) -> None:
+def test_the_validity_of_a_file_is_that_of_the_certificate_that_expires_first(
+    authority: Authority, pair: Pair, tmp_path: Path
+) -> None:
     short = authority.server("short", days=1)
     trusted = subprocess.run([tool("openssl"), "x509", "-in", short.cert, "-trustout"], capture_output=True, text=True, check=True)
     (bundle := tmp_path / "bundle.pem").write_text(f"# ours\n{Path(authority.file).read_text()}{trusted.stdout}")
@@ -103,5 +105,5 @@ def test_the_validity_is_that_of_the_files_in_use(authority: Authority, pair: Pa
 
 
 @pytest.mark.parametrize("block", [b"", b"MA==", b"MAA=", b"MIL/////", b"not base64", b"MAYwBDACMAA=", bytes(range(32, 44))])
-def test_what_is_no_certificate_has_no_validity(block: bytes) -> None:
+def test_an_invalid_certificate_has_no_validity(block: bytes) -> None:
     assert earliest_validity(b"-----BEGIN CERTIFICATE-----\n" + block + b"\n-----END CERTIFICATE-----\n") is None

@@ -46,7 +46,7 @@ def test_a_status_is_printed_in_lines_and_tables() -> None:
     assert len(told) == 16 + LAST
 
 
-def test_a_table_has_a_column_even_where_all_is_empty() -> None:
+def test_a_table_keeps_an_empty_column() -> None:
     assert list(lines({"participants": [{"name": "", "shard": None}]}))[1:] == ["participants (1)", "  name", "  -"]
 
 

@@ -86,7 +86,7 @@ def test_an_evaluated_model_is_not_evaluated_again() -> None:
     assert schedule.rounds == {1}
 
 
-def test_failures_in_a_row_and_models_that_wait_for_a_result_are_counted() -> None:
+def test_consecutive_failures_and_waiting_models_are_counted() -> None:
     schedule = Schedule()
     seen = []
     for round, failed in enumerate([False, True, True, False]):
@@ -107,7 +107,7 @@ def test_failures_in_a_row_and_models_that_wait_for_a_result_are_counted() -> No
     assert schedule.behind == 0
 
 
-def test_after_a_rollback_models_are_counted_anew() -> None:
+def test_after_a_rollback_the_count_of_models_restarts() -> None:
     schedule = Schedule()
     for round in range(3):
         schedule.submit(candidate(round))

@@ -106,7 +106,7 @@ def test_a_distant_update_is_never_chosen_and_hides_no_difference_between_the_ot
     asyncio.run(main())
 
 
-def test_of_equal_updates_the_first_one_counts() -> None:
+def test_the_first_of_equal_updates_is_chosen() -> None:
     assert list(MultiKrum(F8, keep=2).choose([1] * 5, np.zeros((5, 5)))) == [0, 1]
 
 

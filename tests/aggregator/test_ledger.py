@@ -66,7 +66,7 @@ def test_a_repeated_upload_of_a_counted_update_is_marked_as_repeated() -> None:
     assert len(ledger.page("first-life", 0).entries) == 1
 
 
-def test_of_two_uploads_with_one_token_the_first_that_ends_is_counted() -> None:
+def test_the_first_of_two_uploads_with_one_token_that_ends_is_counted() -> None:
     ledger = a_ledger("a")
     slow = ledger.begin("a", "token-a")
     deliver(ledger, "a")

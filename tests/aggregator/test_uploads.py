@@ -49,7 +49,7 @@ async def test_a_repeated_upload_is_read_and_discarded() -> None:
     assert weights(aggregator) == [1.0]
 
 
-async def test_of_several_simultaneous_uploads_with_one_token_one_is_counted() -> None:
+async def test_one_of_several_simultaneous_uploads_with_one_token_is_counted() -> None:
     aggregator = await opened()
     outcomes = await asyncio.gather(*(deliver(aggregator, ANNA, 1.0) for _ in range(MOST_AT_ONCE)))
     assert sorted(outcomes) == ["counted", *["repeated"] * (MOST_AT_ONCE - 1)]

@@ -112,7 +112,7 @@ def test_prometheus_has_the_same_series_scraped_or_received(tmp_path: Path, stra
         assert {name: exemplar["labels"][name] for name in IDS} == IDS
 
 
-def test_what_is_pushed_can_have_the_label_of_its_federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pushed_metrics_can_have_the_label_of_their_federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the guide says."""
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "namespace=fl")
     found: list[Service] = [(ParticipantMetrics(name="anna"), "participant", "anna")]

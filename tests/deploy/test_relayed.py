@@ -77,7 +77,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
         yield Seen(store)
 
 
-def test_the_federation_shows_enough_to_compare(seen: Seen) -> None:
+def test_the_federation_has_enough_data_to_compare(seen: Seen) -> None:
     assert sum(bool(seen.shows(query, SCRAPED)) for _, query in PANELS) > 30
     assert sum(bool(seen.shows(query)) for query in GROUPED) > 80
 

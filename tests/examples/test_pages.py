@@ -24,7 +24,7 @@ def environment(directory: Path, python: str) -> Path:
 
 @pytest.mark.timeout(1500)  # PyTorch may have to be installed
 @pytest.mark.parametrize(("page", "need"), READMES, ids=[str(page.relative_to(ROOT)) for page, _ in READMES])
-def test_a_readme_runs_as_it_is_written(page: Path, need: str, tmp_path: Path) -> None:
+def test_the_commands_of_a_readme_run(page: Path, need: str, tmp_path: Path) -> None:
     python = venvs.required(*BROUGHT[need], large=need == "PyTorch")
     made = environment(tmp_path / "environment", python)
     variables = venvs.environ()

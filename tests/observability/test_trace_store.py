@@ -182,7 +182,7 @@ def test_the_link_of_a_dashboard_finds_the_traces_of_all_rounds(name: str, seen:
     assert {root(spans).name for spans in found} == {"fedround.round"}
 
 
-def test_the_links_find_the_rounds_of_a_platform_in_one_process_as_well(tmp_path: Path) -> None:
+def test_the_links_find_the_rounds_of_a_platform_in_one_process(tmp_path: Path) -> None:
     began = time.time()
     with jaeger(tmp_path) as store:
         traced = {"OTEL_EXPORTER_OTLP_ENDPOINT": store.endpoint, "OTEL_BSP_SCHEDULE_DELAY": "100"}

@@ -76,7 +76,7 @@ def test_the_page_asks_for_the_operators_token_as_a_password() -> None:
         assert next(events(platform, Authorization=password))["state"].startswith("waiting")
 
 
-async def test_of_many_pages_opened_simultaneously_only_the_limit_gets_events() -> None:
+async def test_pages_opened_simultaneously_beyond_the_limit_get_no_events() -> None:
     app = ops.app(Health(), dict, routes=page.routes(Health(), lambda: {"participants": []}))
     answers: asyncio.Queue[int] = asyncio.Queue()
     closed = asyncio.Event()

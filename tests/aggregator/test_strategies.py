@@ -95,7 +95,7 @@ def test_any_dtype_and_byte_order_is_folded(dtype: str) -> None:
 
 
 def test_strategies_are_loaded_by_name_and_by_class() -> None:
-    assert load_strategy("weighted_average") is WeightedAverage
+    assert load_strategy("weighted_average") is load_strategy("fedavg") is WeightedAverage
     assert load_strategy("model_sum") is ModelSum
     assert load_strategy("median") is Median
     assert load_strategy("trimmed_mean") is TrimmedMean

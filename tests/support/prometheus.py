@@ -145,7 +145,8 @@ def _alertmanager(directory: Path, webhook: str) -> Iterator[str]:
     """With the configuration that we ship, only quicker, and with somebody to tell."""
     text = (DEPLOY / "alertmanager" / "alertmanager.yml").read_text()
     text = re.sub(r"(group_\w+: )\w+$", r"\g<1>1s", text, flags=re.MULTILINE)
-    text = re.sub(r"- name: nobody.*", f"- {{name: nobody, webhook_configs: [{{url: '{webhook}'}}]}}", text)
+    text, count = re.subn(r'- name: "null".*', f"- {{name: \"null\", webhook_configs: [{{url: '{webhook}'}}]}}", text)
+    assert count == 1
     (directory / "alertmanager.yml").write_text(text)
     address = f"127.0.0.1:{free_port()}"
     command = [

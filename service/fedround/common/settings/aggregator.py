@@ -17,8 +17,8 @@ class AggregatorSettings(PlatformSettings):
 
     strategy: str = setting(
         "weighted_average",
-        "How the aggregator combines updates into a global model: weighted_average (fedavg), model_sum, trimmed_mean, median, krum, "
-        "multi_krum, fedavgm, fedadagrad, fedadam, fedyogi, or module:Class.",
+        "How the aggregator combines updates into a global model: weighted_average (fedavg), model_sum, trimmed_mean, median, "
+        "krum, multi_krum, fedavgm, fedadagrad, fedadam, fedyogi, or module:Class.",
     )
     strategy_options: Options = setting("{}", "Keyword arguments for the strategy, as a JSON object.")
     evaluate: Function = setting(

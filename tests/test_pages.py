@@ -7,7 +7,7 @@ import pytest
 
 from support.pages import PAGES, ROOT, Block, blocks, lacks, session
 
-RUN = [page for page in PAGES if any(block.runs() for block in blocks(page))]
+RUN = [page for page in PAGES if any(block.page == page and block.runs() for block in blocks(page))]
 ELSEWHERE = [block for page in PAGES for block in blocks(page) if block.comment.startswith("run by ")]
 
 

@@ -18,6 +18,10 @@ def test_the_reference_of_settings_and_exit_codes_is_up_to_date() -> None:
     subprocess.run([sys.executable, ROOT / "tools" / "docs.py", "--check"], check=True)
 
 
+def test_the_readme_fits_on_few_screens() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) < 120
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_to_files_are_valid(page: Path) -> None:
     links = re.findall(r"\]\((?!\w+:|#)([^)#\s]+)", page.read_text())

@@ -168,10 +168,11 @@ def faults(f: Federation) -> Seen:
     )
     fires("AggregatorRefusingUpdates unavailable")
 
-    # At the beginning of an attempt: between two of them nobody asks the aggregator, and nobody sees that it is gone.
-    until(lambda: not f.outstanding)
-    until(lambda: f.outstanding)
+    # While a participant trains, which then cannot upload. Before, it may not have been selected, and asks the aggregator nothing.
+    f.mood("slow", "one", "two", "three", "lost")
+    until(lambda: f.training, 60)
     f.aggregator.kill()
+    f.mood("", "one", "two", "three", "lost")
     f.shown("aggregator killed", lambda: bool(p.query("fedround_coordinator_aggregator_reachable == 0")))
     fires("AggregatorRefusingUpdates gone")
     failing = 'http_client_request_duration_seconds_count{url_template="/{id}/{token}", error_type!=""}'

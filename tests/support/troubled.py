@@ -86,10 +86,9 @@ class Federation:
         )
 
     @property
-    def outstanding(self) -> int:
-        """How many updates the coordinator waits for."""
-        number: int = self.coordinator.status("COORDINATOR_OPS_PORT")["outstanding"]
-        return number
+    def training(self) -> bool:
+        """Whether a participant of the coordinator trains, and has to deliver."""
+        return any(each["phase"] == "training" for each in self.coordinator.status("COORDINATOR_OPS_PORT")["participants"])
 
     def shown(self, fault: str, condition: Callable[[], bool]) -> None:
         """Wait until the dashboards show it."""

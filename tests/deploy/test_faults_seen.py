@@ -168,11 +168,9 @@ def faults(f: Federation) -> Seen:
     )
     fires("AggregatorRefusingUpdates unavailable")
 
-    # While a participant trains, which then cannot upload. Before, it may not have been selected, and asks the aggregator nothing.
-    f.mood("slow", "one", "two", "three", "lost")
-    until(lambda: f.training, 60)
+    # While a participant still has to upload. At the beginning of an attempt, none may know of it yet and ask the aggregator.
+    until(lambda: f.retrying, 60)
     f.aggregator.kill()
-    f.mood("", "one", "two", "three", "lost")
     f.shown("aggregator killed", lambda: bool(p.query("fedround_coordinator_aggregator_reachable == 0")))
     fires("AggregatorRefusingUpdates gone")
     failing = 'http_client_request_duration_seconds_count{url_template="/{id}/{token}", error_type!=""}'

@@ -86,9 +86,9 @@ class Federation:
         )
 
     @property
-    def training(self) -> bool:
-        """Whether a participant of the coordinator trains, and has to deliver."""
-        return any(each["phase"] == "training" for each in self.coordinator.status("COORDINATOR_OPS_PORT")["participants"])
+    def retrying(self) -> bool:
+        """Whether a participant of the coordinator has an update that the aggregator did not take."""
+        return any(each["phase"] == "retrying" for each in self.coordinator.status("COORDINATOR_OPS_PORT")["participants"])
 
     def shown(self, fault: str, condition: Callable[[], bool]) -> None:
         """Wait until the dashboards show it."""

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from fedround.events import ConnectionsChanged
-from fedround.http import asgi, serve, tls
+from fedround.http import asgi, certificates, serve, tls
 from fedround.http.serve import Endpoint, serving
 from fedround.http.tokens import Tokens
 from support.certificates import Authority, Pair
@@ -213,7 +213,7 @@ async def test_replaced_files_apply_to_new_connections_and_close_open_ones(
     async def names(port: int) -> list[str]:
         _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusting(authority))
         writer.transport.abort()
-        return tls.names(writer.get_extra_info("peercert"))
+        return certificates.names(writer.get_extra_info("peercert"))
 
     endpoint = served(linked)
     async with serving(endpoint), connected(endpoint.port, trusting(authority)) as former:

@@ -1,10 +1,12 @@
-"""When the certificates of a file are valid. `ssl` shows it only after a handshake."""
+"""Certificates: the names in them, and when those of a file are valid (`ssl` shows that only after a handshake)."""
 
 import re
 from binascii import a2b_base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from fedround.common.wire import parse_name
 
 CERTIFICATE = re.compile(rb"-----BEGIN (?:TRUSTED |X509 )?CERTIFICATE-----([^-]*)")
 _SEQUENCE, _UTC_TIME = 0x30, 0x17
@@ -15,6 +17,20 @@ class Validity(NamedTuple):
 
     not_before: float
     not_after: float
+
+
+def names(certificate: Mapping[str, Any]) -> list[str]:
+    """Return all names of a certificate (as `getpeercert` returns it): alternative names first, then common names."""
+    alternative = [value for _, value in certificate.get("subjectAltName", ())]
+    common = [value for part in certificate.get("subject", ()) for kind, value in part if kind == "commonName"]
+    return [*alternative, *common]
+
+
+def client_name(certificate: Mapping[str, Any]) -> str:
+    """Return the participant's name in a certificate: the first valid DNS name, else the common name, else ""."""
+    dns = [value for kind, value in certificate.get("subjectAltName", ()) if kind == "DNS"]
+    common = [value for part in certificate.get("subject", ()) for kind, value in part if kind == "commonName"]
+    return next((name for name in [*dns, *common] if parse_name(name) is not None), "")
 
 
 def earliest_validity(pem: bytes) -> Validity | None:

@@ -12,9 +12,8 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from fedround.common.wire import parse_name
 from fedround.errors import ConfigurationError
-from fedround.http.certificates import CERTIFICATE, Validity, earliest_validity
+from fedround.http.certificates import CERTIFICATE, Validity, client_name, earliest_validity, names
 
 if TYPE_CHECKING:
     from fedround.common.settings import PlatformSettings
@@ -254,23 +253,6 @@ def trusting_only(settings: Names, file: File, *, check_hostname: bool = True) -
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     _load_authorities(context, settings, file)
     return context
-
-
-# Names
-
-
-def names(certificate: Mapping[str, Any]) -> list[str]:
-    """Return all names of a certificate (as `getpeercert` returns it): alternative names first, then common names."""
-    alternative = [value for _, value in certificate.get("subjectAltName", ())]
-    common = [value for part in certificate.get("subject", ()) for kind, value in part if kind == "commonName"]
-    return [*alternative, *common]
-
-
-def client_name(certificate: Mapping[str, Any]) -> str:
-    """Return the participant's name in a certificate: the first valid DNS name, else the common name, else ""."""
-    dns = [value for kind, value in certificate.get("subjectAltName", ()) if kind == "DNS"]
-    common = [value for part in certificate.get("subject", ()) for kind, value in part if kind == "commonName"]
-    return next((name for name in [*dns, *common] if parse_name(name) is not None), "")
 
 
 def _presented_names(context: ssl.SSLContext, address: tuple[Any, ...]) -> list[str]:

@@ -97,7 +97,7 @@ def main() -> None:
     assert list(fedround.keras.tensors(subclassed)) == ["dense/kernel", "dense/bias", "dense_1/kernel", "dense_1/bias"]
     doubled = Subclassed(keras.layers.Dense(2, name="same"), keras.layers.Dense(2, name="same"))
     doubled(np.ones((1, 2)))
-    assert "two variables of this model are called" in complaint(doubled, {})
+    assert "two variables of this model have the path" in complaint(doubled, {})
     print("all of it")
 
 

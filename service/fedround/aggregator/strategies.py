@@ -134,7 +134,6 @@ StrategyFactory = Callable[..., Strategy | Combining | CombiningBytes]
 
 STRATEGIES: Mapping[str, StrategyFactory] = {
     "weighted_average": WeightedAverage,
-    "fedavg": WeightedAverage,
     "model_sum": ModelSum,
     "median": Median,
     "trimmed_mean": TrimmedMean,
@@ -145,7 +144,7 @@ STRATEGIES: Mapping[str, StrategyFactory] = {
     "fedadam": FedAdam,
     "fedyogi": FedYogi,
 }
-
+ALIASES = {"fedavg": "weighted_average"}
 
 ROBUST = frozenset({"median", "trimmed_mean", "krum", "multi_krum"})
 """Strategies that limit the influence of each update."""
@@ -159,7 +158,7 @@ def load_strategy(name: str) -> StrategyFactory:
     Raises:
         ConfigurationError: There is no such strategy, or it cannot be imported.
     """
-    if name in STRATEGIES:
+    if (name := ALIASES.get(name, name)) in STRATEGIES:
         return STRATEGIES[name]
     module, _, attribute = name.partition(":")
     known = ", ".join(sorted(STRATEGIES))

@@ -107,7 +107,7 @@ async def test_an_update_that_arrives_too_slowly_is_cut_off_by_its_revocation() 
 
 
 class Upload:
-    """Half of the data, `begun`, and when it is told to `go_on` the rest."""
+    """Yield half of the data, set `begun`, and yield the rest after `go_on`."""
 
     def __init__(self, data: bytes) -> None:
         self.begun, self.go_on = asyncio.Event(), asyncio.Event()

@@ -135,7 +135,7 @@ def test_the_last_rounds_are_persisted_with_statistics_of_their_models() -> None
     table = Table(Plan(rounds=0), present=1)
     for number in range(MOST + 2):
         table.play(*table.ids, figures={"loss": 1 / (number + 1)})
-        # A page may come late, and tells of several; of a round that is forgotten, or not over, there is nothing to tell.
+        # A page may come late and have several statistics. Those of a round that is forgotten, or not over, have no effect.
         measured = tuple(Measured(n, {"mean": float(n)}) for n in (number - 1, number, number + 1))
         table.rounds.recorded(table.now, Page(LIFE, (), measured=measured))
     back = Rounds(Plan(rounds=0), Random(1), memory=table.rounds.memory)

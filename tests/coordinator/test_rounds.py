@@ -1,4 +1,4 @@
-"""The coordinator's rounds: who is selected, when a round ends, which attempts are retried."""
+"""The coordinator's rounds: the selection, the end of a round, and attempts that it retries."""
 
 import math
 

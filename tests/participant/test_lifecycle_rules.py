@@ -103,7 +103,7 @@ class World:
                 self.trained.add(order.serial)
                 self.user_code = order
             case m.Kill():
-                assert self.user_code is not None, "nobody is killed who has returned"
+                assert self.user_code is not None, "the lifecycle kills only code that still runs"
             case m.Download(_, etag):
                 assert self.user_code is None
                 assert (self.kept is None) == (etag is None)

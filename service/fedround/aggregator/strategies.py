@@ -145,6 +145,7 @@ STRATEGIES: Mapping[str, StrategyFactory] = {
     "fedyogi": FedYogi,
 }
 ALIASES = {"fedavg": "weighted_average"}
+"""Other names of strategies."""
 
 ROBUST = frozenset({"median", "trimmed_mean", "krum", "multi_krum"})
 """Strategies that limit the influence of each update."""

@@ -124,8 +124,12 @@ def test_telemetry_uses_the_proxy_of_the_participant(tokens: dict[str, str]) -> 
 
 
 @contextmanager
-def namespace(name: str, number: int, ports: list[str]) -> Iterator[str]:
-    """A network namespace from which nothing can be reached but these TCP ports of an address of this machine, which it yields."""
+def namespace(number: int, ports: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """A network namespace from which nothing can be reached but these TCP ports of this machine.
+
+    Yields the machine's address there, and the command that runs another command inside. The namespace has no name:
+    `ip netns add` mounts `/run/netns` over itself, after which a container runtime cannot remove the namespaces it made there.
+    """
     subnet, link = f"10.213.{number}", f"fr{os.getpid() % 10000}-{number}"
     rules = f"""
         table inet fedround {{
@@ -136,28 +140,31 @@ def namespace(name: str, number: int, ports: list[str]) -> Iterator[str]:
             }}
         }}
     """
-    commands = [
-        f"ip netns add {name}",
-        f"ip link add {link} type veth peer name eth0 netns {name}",
-        f"ip addr add {subnet}.1/24 dev {link}",
-        f"ip link set {link} up",
-        f"ip -n {name} addr add {subnet}.2/24 dev eth0",
-        f"ip -n {name} link set eth0 up",
-        f"ip -n {name} link set lo up",
-    ]
-    try:
-        for command in commands:
-            subprocess.run(command.split(), check=True, capture_output=True)
-        subprocess.run(["ip", "netns", "exec", name, "nft", "-f", "-"], input=rules, text=True, check=True, capture_output=True)
-        yield f"{subnet}.1"
-    finally:
-        subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
-        subprocess.run(["ip", "link", "del", link], check=False, capture_output=True)
+    with subprocess.Popen(["unshare", "--net", "sh", "-c", "echo up && exec sleep infinity"], stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"up\n"
+            inside = f"nsenter --target {holder.pid} --net"
+            commands = [
+                f"ip link add {link} type veth peer name eth0 netns {holder.pid}",
+                f"ip addr add {subnet}.1/24 dev {link}",
+                f"ip link set {link} up",
+                f"{inside} ip addr add {subnet}.2/24 dev eth0",
+                f"{inside} ip link set eth0 up",
+                f"{inside} ip link set lo up",
+            ]
+            for command in commands:
+                subprocess.run(command.split(), check=True, capture_output=True)
+            subprocess.run([*inside.split(), "nft", "-f", "-"], input=rules, text=True, check=True, capture_output=True)
+            yield f"{subnet}.1", inside.split()
+        finally:
+            subprocess.run(["ip", "link", "del", link], check=False, capture_output=True)
+            holder.kill()
 
 
 def allowed() -> bool:
     """Whether this user may make network namespaces."""
-    if os.geteuid() != 0 or not all(map(shutil.which, ("ip", "nft"))):
+    if os.geteuid() != 0 or not all(map(shutil.which, ("ip", "nft", "nsenter"))):
         return False
     probe = subprocess.run(["unshare", "--net", "true"], check=False, capture_output=True)
     return probe.returncode == 0
@@ -165,17 +172,16 @@ def allowed() -> bool:
 
 def test_operators_see_silos_that_can_reach_only_the_platform(tokens: dict[str, str]) -> None:
     if not allowed():
-        pytest.skip("only root can make network namespaces, with ip and nft")
-    names = {name: f"fr-{name}-{os.getpid()}" for name in ("anna", "berta")}
+        pytest.skip("only root can make network namespaces, with ip, nft and nsenter")
+    names = ("anna", "berta")
     free = dict.fromkeys(("COORDINATOR_BIND", "AGGREGATOR_BIND"), "0.0.0.0")  # noqa: S104 the links of the namespaces
     with receiving() as (url, receiver), ExitStack() as stack:
         settings = {"COORDINATOR_ROUNDS": "3", "COORDINATOR_MIN_CLIENTS": "2", "COORDINATOR_OTLP_ENDPOINT": url, **tokens, **free}
         platform = stack.enter_context(running("platform", **settings))
         ports = [platform.ports["COORDINATOR_PORT"], platform.ports["AGGREGATOR_PORT"]]
         silos = []
-        for number, (name, space) in enumerate(names.items(), 1):
-            address = stack.enter_context(namespace(space, number, ports))
-            inside = ["ip", "netns", "exec", space]
+        for number, name in enumerate(names, 1):
+            address, inside = stack.enter_context(namespace(number, ports))
             collector = f"import socket; socket.create_connection(('{address}', {url.rpartition(':')[2]}), 2)"
             assert subprocess.run([*inside, sys.executable, "-c", collector], check=False, capture_output=True).returncode != 0
             where = {"PARTICIPANT_COORDINATOR_URL": f"http://{address}:{ports[0]}", "PARTICIPANT_NAME": name}

@@ -278,12 +278,13 @@ def test_the_page_can_be_paused_and_continued_by_keyboard(window: Browser, axe: 
         assert window.text("main") != text
 
 
-def test_the_page_shows_how_often_each_participant_was_counted_and_late(window: Browser, tmp_path: Path) -> None:
+def test_the_page_shows_by_name_how_often_each_participant_was_counted_and_late(window: Browser, tmp_path: Path) -> None:
     plan = {"COORDINATOR_ROUNDS": "0", "COORDINATOR_QUORUM": "2"}
     with running("platform", **plan) as platform, ExitStack() as silos:
         shown(window, ops(platform))
-        for name, seconds in {"anna": 0.1, "bert": 0.1, "slow": 1.0}.items():
+        for name, seconds in {"slow": 1.0, "silo-10": 0.1, "silo-9": 0.1}.items():
             silos.enter_context(running("participant", **silo(platform, name, tmp_path / "mood", seconds=seconds)))
+            until(says(window, "#participants", name), WITHIN)
         until(says(window, "#rounds thead", "late"), 20)
         heads = window.run("return [...document.querySelectorAll('#participants thead th')].map(cell => cell.textContent)")
         assert heads[-1] == "rounds counted"
@@ -291,6 +292,8 @@ def test_the_page_shows_how_often_each_participant_was_counted_and_late(window: 
             "return Object.fromEntries([...document.querySelectorAll('#participants tbody tr')]"
             ".map(row => [row.firstChild.textContent, row.lastChild.textContent]))"
         )
+        names = window.run("return [...document.querySelectorAll('#participants tbody th')].map(cell => cell.textContent)")
+        assert names == ["silo-9", "silo-10", "slow"]
         assert all(re.fullmatch(r"\d+ of \d+|–", share) for share in window.run(rows).values())
         until(lambda: re.fullmatch(r"\d+ of \d+", window.run(rows)["slow"]), WITHIN)
 

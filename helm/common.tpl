@@ -26,8 +26,8 @@
 {{- end }}
 
 {{- define "chart.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "chart.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "chart.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: {{ include "chart.component" . }}
 {{- end }}
 
@@ -70,7 +70,7 @@ annotations:
 
 {{- define "chart.image" -}}
 {{- $name := .Values.image.repository }}
-{{- with .Values.global.imageRegistry | default .Values.image.registry }}{{ $name = printf "%s/%s" . $name }}{{ end }}
+{{- with .Values.global.imageRegistry | default .Values.image.registry }}{{ $name = printf "%s/%s" (trimSuffix "/" .) $name }}{{ end }}
 {{- if .Values.image.digest }}{{ $name }}@{{ .Values.image.digest }}{{ else }}{{ $name }}:{{ include "chart.text" .Values.image.tag | default .Chart.AppVersion }}{{ end }}
 {{- end }}
 
@@ -97,13 +97,20 @@ nodeSelector: {{- include "chart.texts" . | nindent 2 }}
 {{- end }}
 {{- end }}
 
-{{/* A list as YAML in which the last entry with a `key` replaces the earlier ones: a user's entry that of the chart. */}}
+{{/* Additional attributes in OTEL_RESOURCE_ATTRIBUTES, where a comma separates attributes. */}}
+{{- define "chart.resourceAttributes" -}}
+{{- range $name, $value := . }},{{ $name }}={{ include "chart.text" $value | replace "," "%2C" }}{{ end }}
+{{- end }}
+
+{{/* A list as YAML in which the last entry with a `key` replaces the earlier ones: a user's entry that of the chart.
+     The value of a variable becomes a text. */}}
 {{- define "chart.override" -}}
 {{- $key := .key }}
 {{- $seen := list }}
 {{- $kept := list }}
 {{- range reverse (concat (.ours | fromYamlArray) .theirs) }}
 {{- if not (has (get . $key) $seen) }}
+{{- if not (kindIs "invalid" .value) }}{{ $_ := set . "value" (include "chart.text" .value) }}{{ end }}
 {{- $seen = append $seen (get . $key) }}
 {{- $kept = prepend $kept . }}
 {{- end }}
@@ -130,7 +137,7 @@ nodeSelector: {{- include "chart.texts" . | nindent 2 }}
 {{- if kindIs "string" $value }}
 {{- $_ := set $within (last $keys) (tpl $value $) }}
 {{- else }}
-{{- $_ := set $within (last $keys) (tpl (toYaml $value) $ | fromYamlArray) }}
+{{- $_ := set $within (last $keys) (get (tpl (toYaml (dict "value" $value)) $ | fromYaml) "value") }}
 {{- end }}
 {{- end }}
 {{- $_ := set .Values "prepared" true }}

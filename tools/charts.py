@@ -109,7 +109,7 @@ DEFINITIONS = {
         ]
     },
     "port": {"type": "integer", "minimum": 0, "maximum": 65535},
-    "url": {"type": "string", "pattern": "^https?://.+"},
+    "url": {"type": "string", **URL_OR_TEMPLATE},
     "hosts": {"type": "string"},
     "true|false": {"type": "boolean"},
     "json": {"type": "object"},

@@ -1,6 +1,7 @@
 """The charts as subcharts: of helm/fedround, and of a parent chart with several participants' charts."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -125,6 +126,19 @@ def test_a_parent_chart_names_its_coordinator_by_a_template(parent: Render) -> N
     assert ("Service", "demo-platform") in objects
     one = parent("silo-south.enabled=false", "coordinator.enabled=false")
     assert {name for kind, name in one if kind == "StatefulSet"} == {"demo-silo-north"}
+
+
+def test_the_federation_may_be_a_subchart_itself(umbrella: Path, program: str, tmp_path: Path) -> None:
+    (chart := tmp_path / "company" / "charts").mkdir(parents=True)
+    shutil.copytree(umbrella, chart / "fedround")
+    dependencies = [{"name": "fedround", "version": "0.1.0", "condition": "fedround.enabled"}]
+    (chart.parent / "Chart.yaml").write_text(
+        json.dumps({"apiVersion": "v2", "name": "company", "version": "1.0.0", "dependencies": dependencies})
+    )
+    (chart.parent / "values.yaml").write_text(json.dumps({"fedround": {"enabled": True}}))
+    company = renders(chart.parent, program)
+    assert variables(company())["PARTICIPANT_COORDINATOR_URL"] == "http://demo-coordinator:8081"
+    assert not company("fedround.enabled=false")
 
 
 def test_all_charts_have_one_version() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from opentelemetry.sdk.resources import OTELResourceDetector
 
 from fedround.common.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings, Settings, parse_duration
 from fedround.common.sources import load
@@ -275,3 +276,109 @@ def test_a_stateful_set_has_its_headless_service(chart: str) -> None:
     service = objects["Service", workload["serviceName"]]["spec"]
     assert service["clusterIP"] == "None"
     assert service["selector"].items() <= workload["template"]["metadata"]["labels"].items()
+
+
+@pytest.mark.parametrize("program", HELMS)
+@pytest.mark.parametrize("name", ["no", "on", "true", "null", "42", "1e3", "0x1f"])
+@pytest.mark.parametrize("chart", CHARTS)
+def test_a_release_may_have_a_name_that_yaml_reads_as_another_type(chart: str, name: str, program: str) -> None:
+    optional = "podMonitor.enabled=true", "networkPolicy.enabled=true"
+    for label, settings, release in (("instance", [], name), ("name", [f'nameOverride="{name}"'], "fl")):
+        objects = rendered(chart, *REQUIRED[chart], *settings, *optional, release=release, program=program)
+        for (kind, _), found in objects.items():
+            expected = f"{name}-test" if (kind, label) == ("Pod", "name") else name
+            assert found["metadata"]["labels"][f"app.kubernetes.io/{label}"] == expected
+            selector = found.get("spec", {}).get("selector") or found.get("spec", {}).get("podSelector") or {}
+            assert selector.get("matchLabels", selector).get(f"app.kubernetes.io/{label}", name) == name
+
+
+@pytest.mark.parametrize("program", HELMS)
+@pytest.mark.parametrize("chart", CHARTS)
+def test_a_users_variable_may_be_a_number_or_a_boolean(chart: str, program: str, tmp_path: Path) -> None:
+    file = _written(
+        tmp_path, {"extraEnv": [{"name": "A", "value": 5}, {"name": "B", "value": True}, {"name": "C", "value": 9000000}]}
+    )
+    found = dict(entries(rendered(chart, *REQUIRED[chart], values=file, program=program)))
+    assert (found["A"], found["B"], found["C"]) == ("5", "true", "9000000")
+    set_ = "extraEnv[0].name=A", "extraEnv[0].value=5"
+    assert dict(entries(rendered(chart, *REQUIRED[chart], *set_, program=program)))["A"] == "5"
+
+
+@pytest.mark.parametrize("chart", CHARTS)
+@pytest.mark.parametrize("text", ["a,b", "a: b", "a #b", "50%", "a=b", 'say "hi"', "naïve", "a,b=c"])
+def test_a_resource_attribute_may_be_any_text(chart: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (given := tmp_path / "values.yaml").write_text(json.dumps({"otel": {"resourceAttributes": {"team": text, "zone": "z"}}}))
+    found = dict(entries(rendered(chart, *REQUIRED[chart], values=given)))
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", found["OTEL_RESOURCE_ATTRIBUTES"])
+    attributes = OTELResourceDetector().detect().attributes
+    assert (attributes["team"], attributes["zone"]) == (text, "z")
+
+
+def test_the_probes_and_scrapes_of_a_participant_with_tls_on_its_ops_port_use_https() -> None:
+    objects = rendered("participant", URL, "settings.ops_tls_cert_file=/tls/tls.crt", "podMonitor.enabled=true")
+    (container,) = pod(objects)["containers"]
+    assert {container[probe]["httpGet"].get("scheme") for probe in ("livenessProbe", "readinessProbe")} == {"HTTPS"}
+    (endpoint,) = objects["PodMonitor", "fl-participant"]["spec"]["podMetricsEndpoints"]
+    assert (endpoint["scheme"], endpoint["tlsConfig"]) == ("https", {"insecureSkipVerify": True})
+    assert "http://fl-participant" not in json.dumps([found for (kind, _), found in objects.items() if kind == "Pod"])
+
+
+@pytest.mark.parametrize("program", HELMS)
+def test_a_large_limit_of_samples_stays_an_integer(program: str, tmp_path: Path) -> None:
+    for chart in CHARTS:
+        (given := tmp_path / "values.yaml").write_text("podMonitor: {enabled: true, sampleLimit: 1000000}")
+        limit = rendered(chart, *REQUIRED[chart], values=given, program=program)["PodMonitor", f"fl-{chart}"]["spec"]["sampleLimit"]
+        assert (limit, type(limit)) == (1000000, int)
+
+
+@pytest.mark.parametrize("program", HELMS)
+def test_whatever_an_umbrella_must_compute_may_be_a_template(program: str, tmp_path: Path) -> None:
+    own, labels = "{{ .Release.Name }}-own", {"release": "{{ .Release.Name }}", "count": 10000000}
+    rule = [{"podSelector": {"matchLabels": {"app.kubernetes.io/instance": "{{ .Release.Name }}"}}}]
+    container = {"name": "more", "image": "busybox", "env": [{"name": "TARGET", "value": "http://{{ .Release.Name }}:80"}]}
+    values = {
+        "commonLabels": labels,
+        "podLabels": labels,
+        "otel": {"resourceAttributes": {"federation": own}},
+        "initContainers": [container],
+        "sidecars": [container],
+        "podMonitor": {"enabled": True, "labels": labels},
+        "serviceAccount": {"annotations": {"role": own}},
+        "networkPolicy": {"enabled": True, "ingressFrom": rule, "egress": [{"to": rule}]},
+        "affinity": {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [own]}},
+        "nodeSelector": {"pool": own},
+    }
+    platform = {
+        "coordinator": {"settings": {"otlp_endpoint": "http://{{ .Release.Name }}-collector:4318"}},
+        "prometheusRule": {"enabled": True, "labels": labels},
+        "httpRoute": {"enabled": True, "coordinatorHost": "a", "aggregatorHost": "b", "parentRefs": [{"name": own}]},
+        "aggregator": {"url": "https://b"},
+        "tls": {"certificate": {"enabled": True, "issuerRef": {"name": own}, "dnsNames": [f"{own}.example.org"]}},
+    }
+    silo = {"volumeClaimTemplates": [{"metadata": {"name": "own"}, "spec": {"storageClassName": own}}], "options": {"a": "{{"}}
+    for chart, more in (("coordinator", platform), ("participant", silo)):
+        (given := tmp_path / "values.yaml").write_text(json.dumps(values | more))
+        objects = rendered(chart, *REQUIRED[chart], values=given, program=program)
+        text = json.dumps([found for (kind, _), found in objects.items() if kind not in ("PrometheusRule", "ConfigMap")])
+        assert "{{" not in text
+        assert '"count": "10000000"' in text
+        for (kind, _), found in objects.items():
+            assert kind == "Pod" or found["metadata"]["labels"]["release"] == "fl"
+    data = variables(rendered("coordinator", values=_written(tmp_path, platform), program=program))
+    assert data["COORDINATOR_OTLP_ENDPOINT"] == "http://fl-collector:4318"
+
+
+def test_a_template_of_the_collectors_endpoint_must_render_a_url() -> None:
+    with pytest.raises(ValueError, match=r"coordinator\.settings\.otlp_endpoint: .fl. is not a URL"):
+        rendered("coordinator", 'coordinator.settings.otlp_endpoint="{{ .Release.Name }}"')
+
+
+def test_a_registry_may_end_with_a_slash() -> None:
+    for value in ("global.imageRegistry", "image.registry"):
+        images = {c["image"] for spec in pods(rendered("coordinator", f"{value}=mirror.example.org/")) for c in spec["containers"]}
+        assert images == {"mirror.example.org/fedround:0.1.0"}
+
+
+def _written(directory: Path, values: Any) -> Path:
+    (path := directory / "values.yaml").write_text(json.dumps(values))
+    return path

@@ -28,8 +28,8 @@
 {{- end }}
 
 {{- define "coordinator.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "coordinator.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "coordinator.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: {{ include "coordinator.component" . }}
 {{- end }}
 
@@ -72,7 +72,7 @@ annotations:
 
 {{- define "coordinator.image" -}}
 {{- $name := .Values.image.repository }}
-{{- with .Values.global.imageRegistry | default .Values.image.registry }}{{ $name = printf "%s/%s" . $name }}{{ end }}
+{{- with .Values.global.imageRegistry | default .Values.image.registry }}{{ $name = printf "%s/%s" (trimSuffix "/" .) $name }}{{ end }}
 {{- if .Values.image.digest }}{{ $name }}@{{ .Values.image.digest }}{{ else }}{{ $name }}:{{ include "coordinator.text" .Values.image.tag | default .Chart.AppVersion }}{{ end }}
 {{- end }}
 
@@ -99,13 +99,20 @@ nodeSelector: {{- include "coordinator.texts" . | nindent 2 }}
 {{- end }}
 {{- end }}
 
-{{/* A list as YAML in which the last entry with a `key` replaces the earlier ones: a user's entry that of the chart. */}}
+{{/* Additional attributes in OTEL_RESOURCE_ATTRIBUTES, where a comma separates attributes. */}}
+{{- define "coordinator.resourceAttributes" -}}
+{{- range $name, $value := . }},{{ $name }}={{ include "coordinator.text" $value | replace "," "%2C" }}{{ end }}
+{{- end }}
+
+{{/* A list as YAML in which the last entry with a `key` replaces the earlier ones: a user's entry that of the chart.
+     The value of a variable becomes a text. */}}
 {{- define "coordinator.override" -}}
 {{- $key := .key }}
 {{- $seen := list }}
 {{- $kept := list }}
 {{- range reverse (concat (.ours | fromYamlArray) .theirs) }}
 {{- if not (has (get . $key) $seen) }}
+{{- if not (kindIs "invalid" .value) }}{{ $_ := set . "value" (include "coordinator.text" .value) }}{{ end }}
 {{- $seen = append $seen (get . $key) }}
 {{- $kept = prepend $kept . }}
 {{- end }}
@@ -132,7 +139,7 @@ nodeSelector: {{- include "coordinator.texts" . | nindent 2 }}
 {{- if kindIs "string" $value }}
 {{- $_ := set $within (last $keys) (tpl $value $) }}
 {{- else }}
-{{- $_ := set $within (last $keys) (tpl (toYaml $value) $ | fromYamlArray) }}
+{{- $_ := set $within (last $keys) (get (tpl (toYaml (dict "value" $value)) $ | fromYaml) "value") }}
 {{- end }}
 {{- end }}
 {{- $_ := set .Values "prepared" true }}

@@ -10,7 +10,7 @@
 - name: K8S_NODE
   valueFrom: {fieldRef: {fieldPath: spec.nodeName}}
 - name: OTEL_RESOURCE_ATTRIBUTES
-  value: k8s.namespace.name=$(K8S_NAMESPACE),k8s.pod.name=$(K8S_POD),k8s.pod.uid=$(K8S_POD_UID),k8s.node.name=$(K8S_NODE),k8s.container.name={{ .role }}{{ range $name, $value := $values.otel.resourceAttributes }},{{ $name }}={{ include "coordinator.text" $value }}{{ end }}
+  value: {{ printf "k8s.namespace.name=$(K8S_NAMESPACE),k8s.pod.name=$(K8S_POD),k8s.pod.uid=$(K8S_POD_UID),k8s.node.name=$(K8S_NODE),k8s.container.name=%s%s" .role (include "coordinator.resourceAttributes" $values.otel.resourceAttributes) | quote }}
 {{- with $values.token }}
 {{- if and .existingSecret .tokensKey }}
 - name: {{ upper $.role }}_TOKENS_FILE

@@ -128,20 +128,39 @@ dashboards:
 
 {{- define "coordinator.templated" }}
 - fullnameOverride
+- commonLabels
+- coordinator.settings
 - aggregator.url
+- aggregator.settings
 - token.existingSecret
 - opsToken.existingSecret
 - tls.existingSecret
 - tls.clientCA.existingSecret
+- tls.certificate.issuerRef
+- tls.certificate.dnsNames
 - persistence.existingClaim
 - otel.endpoint
+- otel.resourceAttributes
 - ingress.coordinatorHost
 - ingress.aggregatorHost
 - ingress.tlsSecret
+- httpRoute.parentRefs
 - httpRoute.coordinatorHost
 - httpRoute.aggregatorHost
 - extraEnv
 - extraEnvFrom
 - extraVolumes
+- extraVolumeMounts
+- initContainers
+- sidecars
+- podLabels
 - serviceAccount.name
+- serviceAccount.annotations
+- nodeSelector
+- affinity
+- networkPolicy.ingressFrom
+- networkPolicy.opsFrom
+- networkPolicy.egress
+- podMonitor.labels
+- prometheusRule.labels
 {{- end }}

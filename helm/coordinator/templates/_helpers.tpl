@@ -58,6 +58,7 @@
 {{- end }}
 {{- end }}
 {{- include "coordinator.checkUrl" (dict "name" "aggregator.url" "url" .Values.aggregator.url) }}
+{{- include "coordinator.checkUrl" (dict "name" "coordinator.settings.otlp_endpoint" "url" (default "" .Values.coordinator.settings.otlp_endpoint)) }}
 {{- with .Values.tls }}
 {{- if and .certificate.enabled .existingSecret }}{{ fail "tls: set either existingSecret or certificate.enabled" }}{{ end }}
 {{- if and .certificate.enabled (not .certificate.issuerRef.name) }}{{ fail "tls.certificate.issuerRef.name is required" }}{{ end }}

@@ -6,6 +6,7 @@
 
 {{/* Contradictions between the values of the subcharts. */}}
 {{- define "fedround.check" -}}
+{{- if and (hasKey .Values "enabled") (not .Values.enabled) }}{{ fail "enabled=false has no effect: no condition of a parent chart reads it" }}{{ end }}
 {{- if .Values.silo.enabled }}
 {{- if eq (tpl .Values.silo.coordinator.url .) (include "fedround.coordinatorUrl" .) }}
 {{- if not .Values.coordinator.enabled }}{{ fail "silo.coordinator.url is required: coordinator.enabled is false" }}{{ end }}

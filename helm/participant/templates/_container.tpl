@@ -9,7 +9,7 @@
 - name: K8S_NODE
   valueFrom: {fieldRef: {fieldPath: spec.nodeName}}
 - name: OTEL_RESOURCE_ATTRIBUTES
-  value: k8s.namespace.name=$(K8S_NAMESPACE),k8s.pod.name=$(PARTICIPANT_NAME),k8s.pod.uid=$(K8S_POD_UID),k8s.node.name=$(K8S_NODE){{ range $name, $value := .Values.otel.resourceAttributes }},{{ $name }}={{ include "participant.text" $value }}{{ end }}
+  value: {{ printf "k8s.namespace.name=$(K8S_NAMESPACE),k8s.pod.name=$(PARTICIPANT_NAME),k8s.pod.uid=$(K8S_POD_UID),k8s.node.name=$(K8S_NODE)%s" (include "participant.resourceAttributes" .Values.otel.resourceAttributes) | quote }}
 {{- if eq .Values.kind "StatefulSet" }}
 - name: POD_INDEX
   valueFrom: {fieldRef: {fieldPath: "metadata.labels['apps.kubernetes.io/pod-index']"}}

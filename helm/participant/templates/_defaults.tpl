@@ -99,20 +99,36 @@ podMonitor:
   interval: 30s
   scrapeTimeout: 10s
   sampleLimit: 2000
+  tlsConfig:
+    insecureSkipVerify: true
   relabelings: []
   metricRelabelings: []
 {{- end }}
 
 {{- define "participant.templated" }}
 - fullnameOverride
+- commonLabels
 - coordinator.url
+- settings
 - token.existingSecret
 - opsToken.existingSecret
 - tls.existingSecret
 - tls.ca.existingSecret
 - otel.endpoint
+- otel.resourceAttributes
 - extraEnv
 - extraEnvFrom
 - extraVolumes
+- extraVolumeMounts
+- volumeClaimTemplates
+- initContainers
+- sidecars
+- podLabels
 - serviceAccount.name
+- serviceAccount.annotations
+- nodeSelector
+- affinity
+- networkPolicy.egress
+- networkPolicy.ingressFrom
+- podMonitor.labels
 {{- end }}

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.sdk.resources import Resource
 
 from fedround.common import wire
@@ -19,7 +20,17 @@ from fedround.errors import BadTelemetry, TooLarge
 from fedround.http import transport
 from fedround.observability.bridge import Bridge
 from fedround.observability.metrics.participant import ParticipantMetrics
-from fedround.observability.stamping import MAX_BUCKETS, MAX_BYTES, MAX_ITEMS, MAX_LABELS, MAX_TEXT, Stamped, inflated, stamped
+from fedround.observability.stamping import (
+    MAX_ATTRIBUTES,
+    MAX_BUCKETS,
+    MAX_BYTES,
+    MAX_ITEMS,
+    MAX_LABELS,
+    MAX_TEXT,
+    Stamped,
+    inflated,
+    stamped,
+)
 from observability.test_metrics import LOCAL, WEIGHTS, told
 from support.certificates import Authority
 from support.otlp import Receiver, values
@@ -50,9 +61,18 @@ def label(point: Any, key: str, value: str = "x") -> Any:
 
 
 def histogram(request: ExportMetricsServiceRequest, bounds: list[float], counts: list[int], count: int) -> None:
+    metric_of(request).name = "fedround_participant_round_duration_seconds"
     data = metric_of(request).histogram
     data.aggregation_temporality = 2
     data.data_points.add(explicit_bounds=bounds, bucket_counts=counts, count=count)
+
+
+def counter(request: ExportMetricsServiceRequest, value: float) -> Any:
+    metric = metric_of(request)
+    metric.name = "fedround_participant_rounds_total"
+    metric.sum.aggregation_temporality, metric.sum.is_monotonic = 2, True
+    metric.sum.data_points.add(as_double=value)
+    return metric.sum
 
 
 def stamp(request: Any, name: str = "anna") -> Stamped:
@@ -71,7 +91,7 @@ def test_the_proved_name_replaces_the_claimed_one() -> None:
         "host": "x",
     }
     request = metrics(**claims, service__instance__id="berta", service__version="1.2")
-    for key in ("job", "instance", "participant", "service.name", "namespace"):
+    for key in ("job", "instance", "participant", "service.name", "service_instance_id", "fedround_participant", "namespace"):
         label(metric_of(request).gauge.data_points[0], key, "berta")
     label(metric_of(request).gauge.data_points[0], "source", "global")
     found = of(stamp(request))
@@ -160,9 +180,22 @@ HARMFUL: dict[str, tuple[Callable[[Any], object], str]] = {
     "a summary": (lambda request: metric_of(request).summary.SetInParent(), "must be a gauge, a sum or a histogram"),
     "a difference": (_delta, "must be cumulative"),
     "a wrong label": (_point(lambda point: label(point, "a b")), "is not a valid label name"),
+    "a reserved label": (_point(lambda point: label(point, "__name__", "up")), "is not a valid label name"),
     "a long label": (_point(lambda point: label(point, "a", "x" * (MAX_TEXT + 1))), "a text of at most"),
     "a label that is a number": (_point(lambda point: setattr(point.attributes.add(key="a").value, "int_value", 7)), "a text"),
     "many labels": (_point(lambda point: [label(point, f"l{n}") for n in range(MAX_LABELS + 1)]), "labels at most"),
+    "very many labels": (_point(lambda point: point.attributes.extend([KeyValue()] * MAX_ATTRIBUTES * 2)), "attributes"),
+    "very many attributes": (
+        lambda request: request.resource_metrics[0].resource.attributes.extend([KeyValue()] * MAX_ATTRIBUTES * 2),
+        "attributes",
+    ),
+    "a counter that is no number": (lambda request: counter(request, float("nan")), "a finite number that is not negative"),
+    "an endless counter": (lambda request: counter(request, float("inf")), "a finite number that is not negative"),
+    "a negative counter": (lambda request: counter(request, -1.0), "a finite number that is not negative"),
+    "a counter that may fall": (lambda request: setattr(counter(request, 1.0), "is_monotonic", False), "must only increase"),
+    "a counter as a gauge": (_rename("fedround_participant_rounds_total"), "must be a sum"),
+    "a gauge as a counter": (lambda request: (counter(request, 1.0), _rename(NAME)(request)), "must be a gauge"),
+    "a histogram as a gauge": (_rename("fedround_participant_round_duration_seconds"), "must be a histogram"),
     "a short trace id": (_point(lambda point: point.exemplars.add(trace_id=b"t")), "a trace id has 16 bytes"),
     "many exemplars": (_point(lambda point: [point.exemplars.add() for _ in range(MAX_ITEMS)]), "data points, exemplars or spans"),
     **{f"many {part}": (_repeated(part), "at most 2000 resources") for part in ("resources", "scopes", "metrics")},
@@ -185,6 +218,19 @@ def test_harmful_messages_are_refused(harm: str) -> None:
     change(request)
     with pytest.raises(BadTelemetry, match=says):
         stamp(request)
+
+
+def test_very_many_attributes_of_a_span_are_refused_before_they_are_read() -> None:
+    request = ExportTraceServiceRequest()
+    span = request.resource_spans.add().scope_spans.add().spans.add(trace_id=b"t" * 16, span_id=b"s" * 8)
+    span.attributes.extend([KeyValue()] * MAX_ATTRIBUTES * 2)
+    with pytest.raises(BadTelemetry, match="attributes"):
+        stamp(request)
+
+
+def test_a_counter_passes() -> None:
+    counter(request := metrics(), 3.0)
+    assert metric_of(of(stamp(request))).sum.data_points[0].as_double == 3.0
 
 
 def test_a_span_without_an_id_is_refused() -> None:

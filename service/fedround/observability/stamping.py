@@ -8,12 +8,15 @@
    and all data points get the coordinator's namespace.
 5. Data points get the time of their arrival, so that a wrong clock does not harm the collector.
 6. An inconsistent message is rejected. Otherwise the collector would reject it together with the rest of its batch.
+7. A metric that this version knows must have its type, because a collector may keep only one type for each name. Counters are
+   finite and not negative. Otherwise a sum over all silos would be wrong.
 """
 
 import math
 import re
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,31 +28,27 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality, M
 
 from fedround.common import wire
 from fedround.errors import BadTelemetry, TooLarge
+from fedround.observability.metrics.participant import ParticipantMetrics
 
 MAX_BYTES = 1 << 20
 """Maximum bytes of a message, as sent and decompressed."""
 MAX_ITEMS = 2000
 """Maximum number of data points and exemplars, or of spans, in a message. Also of resources, of scopes, and of metrics."""
+MAX_ATTRIBUTES = 32_000
+"""Maximum number of attributes in a message, of resources, data points and spans together."""
 MAX_LABELS, MAX_TEXT, MAX_BUCKETS = 16, 256, 64
 """Maximum labels of a data point; characters of a label's value or a description; buckets of a histogram."""
 METRIC = re.compile(
     r"(fedround_(participant|http|telemetry|tls)|http_client|process|python)_[a-z0-9_]{1,100}|fedround_(build|run)_info"
 )
-LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,63}")
+LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]{0,63}")
 NAMESPACE = "namespace"
 """The label by which dashboards and alerts group a federation."""
+RESOURCE_LABELS = ("fedround.participant", "service.name", "service.namespace", "service.instance.id")
 IDENTITY_LABELS = frozenset(
-    {
-        "participant",
-        "job",
-        "instance",
-        "fedround.participant",
-        "service.name",
-        "service.namespace",
-        "service.instance.id",
-        NAMESPACE,
-    }
+    {"participant", "job", "instance", NAMESPACE, *RESOURCE_LABELS, *(name.replace(".", "_") for name in RESOURCE_LABELS)}
 )
+"""Labels that name a sender, also as Prometheus writes them if it promotes attributes of the resource."""
 INFO = "fedround_participant_info"
 """The metric whose label `name` is the participant's name."""
 SERVICE = "fedround-participant"
@@ -100,26 +99,47 @@ def stamped(path: str, body: bytes, name: str, now: int, namespace: str | None =
 def _metrics(body: bytes, name: str, now: int, namespace: str | None) -> Stamped:
     added = {NAMESPACE: namespace} if namespace else {}
     request = _parse(ExportMetricsServiceRequest, body)
+    kinds = _kinds()
+    attributes = 0
     _check_items(len(request.resource_metrics))
     _check_items(sum(len(of_resource.scope_metrics) for of_resource in request.resource_metrics))
     _check_items(sum(len(scope.metrics) for of_resource in request.resource_metrics for scope in of_resource.scope_metrics))
     series: dict[int, int] = {}
     items = 0
     for of_resource in request.resource_metrics:
+        attributes = _check_attributes(attributes + len(of_resource.resource.attributes))
         _stamp(of_resource, name)
         for scope in of_resource.scope_metrics:
             scope.scope.ClearField("attributes")
             for metric in scope.metrics:
-                points = _points(metric)
+                points = _points(metric, kinds.get(metric.name))
                 items += len(points) + sum(len(point.exemplars) for point in points)
                 _check_items(items)
                 for point in points:
+                    attributes = _check_attributes(attributes + len(point.attributes))
                     labels = _labels(point, now, added | ({"name": name} if metric.name == INFO else {}))
                     series[hash((metric.name, labels))] = _series_of(metric, point)
     return Stamped(request.SerializeToString(), series)
 
 
-def _points(metric: Metric) -> Sequence[Any]:
+@cache
+def _kinds() -> Mapping[str, str]:
+    """Return the type of each metric of a participant of this version, by its name."""
+    kinds = {}
+    for family in ParticipantMetrics(name="").registry.collect():
+        names = {sample.name for sample in family.samples} | {family.name}
+        match family.type:
+            case "counter":
+                kinds[f"{family.name}_total"] = "sum"
+            case "histogram":
+                kinds[family.name] = "histogram"
+            case _:
+                kinds |= dict.fromkeys(names, "gauge")
+    return kinds
+
+
+def _points(metric: Metric, known: str | None) -> Sequence[Any]:
+    """Check a metric. Return its data points. `known`: the type that it must have."""
     if METRIC.fullmatch(metric.name) is None:
         raise BadTelemetry(f"{wire.one_line(metric.name[:100])!r} is not a metric of a participant")
     kind = metric.WhichOneof("data")
@@ -128,9 +148,15 @@ def _points(metric: Metric) -> Sequence[Any]:
     data = getattr(metric, kind)
     if kind != "gauge" and data.aggregation_temporality != AggregationTemporality.AGGREGATION_TEMPORALITY_CUMULATIVE:
         raise BadTelemetry(f"{metric.name} must be cumulative")
+    if known not in (None, kind):
+        raise BadTelemetry(f"{metric.name} must be a {known}")
     metric.unit, metric.description = "", metric.description[:MAX_TEXT]
     metric.ClearField("metadata")
     points: Sequence[Any] = data.data_points
+    if kind == "sum" and not metric.sum.is_monotonic:
+        raise BadTelemetry(f"{metric.name} must only increase: it is not monotonic")
+    if kind == "sum" and not all(0 <= getattr(point, point.WhichOneof("value") or "as_int") < math.inf for point in points):
+        raise BadTelemetry(f"{metric.name} must be a finite number that is not negative")
     return points
 
 
@@ -160,8 +186,9 @@ def _series_of(metric: Metric, point: Any) -> int:
     if metric.WhichOneof("data") != "histogram":
         return 1
     bounds, counts = point.explicit_bounds, point.bucket_counts
-    rising = all(lower < upper for lower, upper in pairwise(bounds)) and all(map(math.isfinite, bounds))
-    if len(counts) > MAX_BUCKETS or len(counts) != len(bounds) + 1 or sum(counts) != point.count or not rising:
+    fit = len(counts) <= MAX_BUCKETS and len(counts) == len(bounds) + 1 and sum(counts) == point.count
+    rising = fit and all(lower < upper for lower, upper in pairwise(bounds)) and all(map(math.isfinite, bounds))
+    if not rising:
         raise BadTelemetry(f"{metric.name}: the buckets of a histogram do not fit together, or are more than {MAX_BUCKETS}")
     return len(counts) + 2
 
@@ -170,8 +197,9 @@ def _spans(body: bytes, name: str) -> Stamped:
     request = _parse(ExportTraceServiceRequest, body)
     _check_items(len(request.resource_spans))
     _check_items(sum(len(of_resource.scope_spans) for of_resource in request.resource_spans))
-    items = 0
+    items = attributes = 0
     for of_resource in request.resource_spans:
+        attributes = _check_attributes(attributes + len(of_resource.resource.attributes))
         _stamp(of_resource, name)
         for scope in of_resource.scope_spans:
             scope.scope.ClearField("attributes")
@@ -179,6 +207,7 @@ def _spans(body: bytes, name: str) -> Stamped:
             _check_items(items)
             for span in scope.spans:
                 _check_ids((span.trace_id, 16, False), (span.span_id, 8, False), (span.parent_span_id, 8, True))
+                attributes = _check_attributes(attributes + len(span.attributes))
                 own = [each for each in span.attributes if each.key not in IDENTITY_LABELS]
                 span.ClearField("attributes")
                 span.attributes.extend(own)
@@ -215,6 +244,12 @@ def _check_ids(*ids: tuple[bytes, int, bool]) -> None:
     """Check the lengths of ids, given as (id, length, whether it may be empty)."""
     if not all(len(id) == length or (missing and not id) for id, length, missing in ids):
         raise BadTelemetry("a trace id has 16 bytes, a span id has 8")
+
+
+def _check_attributes(attributes: int) -> int:
+    if attributes > MAX_ATTRIBUTES:
+        raise BadTelemetry(f"a message has at most {MAX_ATTRIBUTES} attributes", status=413)
+    return attributes
 
 
 def _check_items(items: int) -> None:

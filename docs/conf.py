@@ -5,6 +5,9 @@ from importlib.metadata import version as installed
 from pathlib import Path
 
 from sphinx.application import Sphinx
+from sphinx.util.logging import getLogger
+
+LOG = getLogger(__name__)
 
 project = "fedround"
 author = "the fedround authors"
@@ -23,6 +26,7 @@ html_title = "fedround"
 html_static_path: list[str] = []
 html_show_sourcelink = False
 exclude_patterns = ["images"]
+default_role = "literal"  # `name` in a docstring is code
 suppress_warnings = ["misc.highlighting_failure"]  # the lexer of PromQL knows no recording rules
 
 autodoc_member_order = "bysource"
@@ -44,6 +48,24 @@ def name_files(app: Sphinx, page: str, source: list[str]) -> None:
     source[0] = re.sub(r"(?<!!)\[([^\]]+)\]\((?!\w+:|#)([^)\s]+)\)", replaced, source[0])
 
 
+def keep_sentences(app: Sphinx) -> None:
+    """Undo what Napoleon does to a sentence with a colon: it takes the part before the colon for a type."""
+    written: dict[str, list[str]] = {}
+
+    def before(_: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+        written[name] = lines[:]
+
+    def after(_: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+        if what in ("attribute", "property"):
+            lines[:] = written[name]
+        if any(line.startswith(":rtype:") for line in lines):
+            LOG.warning("%s: write the first line of Returns without a colon", name)
+
+    app.connect("autodoc-process-docstring", before, priority=400)
+    app.connect("autodoc-process-docstring", after, priority=600)
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("source-read", name_files)
+    keep_sentences(app)

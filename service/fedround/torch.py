@@ -40,8 +40,8 @@ def tensors(model: "torch.nn.Module", *, only: Sequence[str] = ("*",)) -> dict[s
         only: Patterns (`fnmatch`) of the names of tensors to exchange, such as `*.lora_*` for adapters.
 
     Returns:
-        Arrays with the shapes and dtypes of the tensors. If the model is on the CPU, they are views, which training changes: do not
-        train between this call and the end of `train_round`.
+        Arrays with the shapes and dtypes of the tensors. If the model is on the CPU, they are views, which training changes. So do
+        not train between this call and the end of `train_round`.
 
     Raises:
         WrongWeights: A tensor cannot be averaged: complex, sparse, quantised or without data.

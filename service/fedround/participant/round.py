@@ -59,7 +59,10 @@ class Round:
         self.local_tensors: Sequence[str] = ()
         """Name patterns of tensors that stay in the participant."""
         self.cancelled = False
-        """True if the round was reassigned, or this process is about to stop. Return soon: a later result is not sent."""
+        """Whether to return early: the coordinator has revoked this participant's part in the round, or the process is stopping.
+
+        After a revocation the result is discarded. After a request to stop it is sent, if the drain time-out allows.
+        """
         self._on_report = on_report
         self.evaluation: str | None = None
         """Evaluation of the global model, encoded as it is sent with the update."""

@@ -119,7 +119,7 @@ def test_the_history_has_the_evaluation_of_each_participant(isolation: str, tmp_
             assert "evaluated the final model" in one.log
             assert "round 2 completed" in one.log
             assert "round 3" not in one.log
-        platform.said(r"model of round 2 evaluated by 2: weight=8 \(3 to 13\) ")
+        platform.said(r"model of round 2 evaluated by 2 participants: weight=8 \(3 to 13\) ")
         url = platform.url("COORDINATOR_OPS_PORT")
         for name in ("x.json", "x.csv"):
             assert command("history", "--from", url, "-o", str(tmp_path / name)).returncode == 0
@@ -144,7 +144,7 @@ def test_training_ends_without_a_participant_that_never_evaluates(tmp_path: Path
         platform.said("round 1 completed")
         assert other.wait() == 0
         platform.said("training complete after 2 rounds")
-        platform.said(r"model of round 1 evaluated by 1: ")
+        platform.said(r"model of round 1 evaluated by 1 participant: ")
 
 
 def test_a_restarted_platform_evaluates_the_final_model(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_restarted_platform_evaluates_the_final_model(tmp_path: Path) -> None:
         platform.kill()
         with running("platform", **settings, **platform.ports) as again:
             assert participant.wait() == 0
-            again.said(r"model of round 1 evaluated by 1: weight=2 ")
+            again.said(r"model of round 1 evaluated by 1 participant: weight=2 ")
             assert again.status("COORDINATOR_OPS_PORT")["state"] == "complete"
 
 

@@ -119,7 +119,7 @@ def books(f: Federation, rounds: int) -> str:
     counted = sum(int(match[1]) for match in f.coordinator.lines(r"^round \d+ completed in [\d.]+ s: (\d+) updates"))
     outcomes = Counter(match[1] for match in f.aggregator.lines(UPDATE.pattern))
     trained = sum(len(journal.read_text().splitlines()) for journal in f.journals)
-    again = sum(1 for member in f.participants for _ in member.lines("asked for the same update again"))
+    again = sum(1 for member in f.participants for _ in member.lines("requests the same update again"))
     attempts = rounds + sum(1 for _ in f.coordinator.lines("restarts in")) + len(f.coordinator.lives) - 1
     twice = sum(number - 1 for number in completed.values())
     if counted < COUNT * len(completed):

@@ -206,7 +206,7 @@ def test_with_fewer_shards_than_min_clients_no_round_starts_and_the_status_says_
     assert fleet.rounds.attempt is None
     assert fleet.rounds.next_deadline() > fleet.now
     state = status(fleet.rounds, fleet.now)["state"]
-    assert state == "waiting for participants: 3 of 4; 1 stand by, since there are too few shards"
+    assert state == "waiting for participants: 3 of 4; 1 standing by, because there are too few shards"
     fleet.join("silo", extended=True)  # has data of its own
     assert len(fleet.round()) == COUNT
 

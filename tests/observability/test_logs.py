@@ -193,7 +193,7 @@ def test_the_last_warnings_are_kept_with_their_times() -> None:
         log(events.ParticipantGone(ID, "anna", "left"))
     log(events.SaveFailed("the model", f"no room for {ID}"))
     assert len(log.warnings) == WARNINGS
-    assert log.warnings[0]["text"] == "round 2: dropped participant anna (12345678) after 60.0 s (training): deadline"
+    assert log.warnings[0]["text"] == "round 2: dropped participant anna (12345678) after 60.0 s (training): missed the deadline"
     assert log.warnings[-1]["text"] == "the model cannot be written to the data directory; retrying: no room for 12345678"
     assert all(began - 1 <= warning["time"] <= time.time() + 1 for warning in log.warnings)
 

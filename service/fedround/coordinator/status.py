@@ -190,6 +190,6 @@ def _state(rounds: Rounds, reachable: bool) -> str:
         return "waiting for the aggregator's evaluation of the final model"
     standing_by = coverage(rounds.present).standing_by if rounds.attempt is None else 0
     if (able := len(rounds.present) - standing_by) < rounds.plan.min_clients:
-        more = f"; {standing_by} stand by, since there are too few shards" if standing_by else ""
+        more = f"; {standing_by} standing by, because there are too few shards" if standing_by else ""
         return f"waiting for participants: {able} of {rounds.plan.min_clients}{more}"
     return "training" if reachable and rounds.incarnation else "waiting for the aggregator"

@@ -10,6 +10,10 @@ Line = tuple[int, str]
 """The level and the text of a log line."""
 
 
+DROPPED = {"silent": "timed out", "deadline": "missed the deadline", "replaced": "replaced by a newer registration"}
+"""Why a participant was dropped from a round, by the reason of the event."""
+
+
 def line(fact: Fact) -> Line | None:
     """Return the line about a fact; None if only DEBUG shows it."""
     return _participant_line(fact) or _membership_line(fact) or _round_line(fact) or _run_line(fact) or _aggregator_line(fact)
@@ -23,9 +27,11 @@ def _participant_line(fact: Fact) -> Line | None:
         case events.Registered(id, reason):
             return logging.INFO, f"registered as {short(id)}" + ("" if reason == "start" else f" ({reason})")
         case events.RoundJoined(number, train=False):
-            return logging.INFO, f"evaluating the final model, after {number} rounds"
+            return logging.INFO, f"evaluating the final model, after {_many(number, 'round')}"
         case events.RoundJoined(number, repeated):
-            return logging.INFO, f"round {number}: " + ("asked for the same update again" if repeated else "selected")
+            return logging.INFO, f"round {number}: " + (
+                "the coordinator requests the same update again" if repeated else "selected"
+            )
         case events.ShardAssigned(index, count):
             return logging.INFO, f"training on shard {index}/{count}"
         case events.RoundEnded(_, "evaluated", seconds):
@@ -53,12 +59,13 @@ def _membership_line(fact: Fact) -> Line | None:
         case events.ParticipantGone(id, name):
             return logging.INFO, f"participant {name} ({short(id)}) left"
         case events.SatOut(_, name, failures, rounds, reason):
-            many = "1 round" if rounds == 1 else f"{rounds} rounds"
-            return logging.WARNING, f"participant {name} sits out {many} after {failures} consecutive failures: {reason}"
+            return logging.WARNING, (
+                f"participant {name} sits out {_many(rounds, 'round')} after {_many(failures, 'consecutive failure')}: {reason}"
+            )
         case events.ShardsChanged(warning=str(warning)) if warning:
             return logging.WARNING, warning
         case events.ShardsChanged(count, standing_by=standing_by):
-            more = f"; {standing_by} participants stand by" if standing_by else ""
+            more = f"; standing by: {_many(standing_by, 'participant')}" if standing_by else ""
             return logging.INFO, f"each of the {count} shards has one participant{more}"
     return None
 
@@ -71,25 +78,28 @@ def _round_line(fact: Fact) -> Line | None:
                 f"COORDINATOR_MIN_CLIENTS={min_clients} to {asked} so that slow participants do not delay rounds"
             )
         case events.Selected(_, ids, False):
-            return logging.INFO, f"{len(ids)} participants evaluate the final model"
+            return logging.INFO, f"evaluation of the final model: {_many(len(ids), 'participant')} selected"
         case events.Selected(number, ids):
-            return logging.INFO, f"round {number}: {len(ids)} participants selected"
+            return logging.INFO, f"round {number}: {_many(len(ids), 'participant')} selected"
         case events.Revoked(number, id, "late", name):
             return logging.INFO, f"round {number}: participant {name} ({short(id)}) was late: the round closed by its quorum"
         case events.Revoked(number, id, reason, name, detail, seconds, phase):
-            return (
-                logging.WARNING,
-                f"round {number}: dropped participant {name} ({short(id)}) after {seconds:.1f} s ({phase}): {detail or reason}",
+            why = detail or DROPPED.get(reason, reason)
+            return logging.WARNING, (
+                f"round {number}: dropped participant {name} ({short(id)}) after {seconds:.1f} s ({phase}): {why}"
             )
         case events.AttemptDropped(number, _, counted, reason, _, _, pause):
-            return logging.WARNING, f"round {number} restarts in {pause:g} s; {counted} counted updates discarded: {reason}"
+            return (
+                logging.WARNING,
+                f"round {number} restarts in {pause:g} s; {_many(counted, 'counted update')} discarded: {reason}",
+            )
         case events.RoundCompleted(number, _, ids, dropped, samples, parameters, seconds, metrics, late=late):
             parts = [
-                f"{len(ids)} updates",
+                _many(len(ids), "update"),
                 f"{dropped} dropped" if dropped else "",
                 f"{late} late" if late else "",
-                f"{samples} samples",
-                f"{parameters} parameters" if parameters else "",
+                _many(samples, "sample"),
+                _many(parameters, "parameter") if parameters else "",
                 _metrics(metrics),
             ]
             return logging.INFO, f"round {number} completed in {seconds:.2f} s: " + ", ".join(filter(None, parts))
@@ -99,11 +109,11 @@ def _round_line(fact: Fact) -> Line | None:
 def _run_line(fact: Fact) -> Line | None:
     match fact:
         case events.RunStarted(id, name):
-            return logging.INFO, f"run {name} ({short(id)})"
+            return logging.INFO, f"current run: {name} ({short(id)})"
         case events.Evaluated(number, _, metrics, lowest, highest, members):
             low, high = dict(lowest), dict(highest)
             means = " ".join(f"{name}={value:.6g} ({low[name]:.6g} to {high[name]:.6g})" for name, value in metrics)
-            return logging.INFO, f"{_model(number)} evaluated by {len(members)}: {means}"
+            return logging.INFO, f"{_model(number)} evaluated by {_many(len(members), 'participant')}: {means}"
         case events.ServerEvaluated(number, _, metrics):
             return logging.INFO, f"{_model(number)} evaluated by the aggregator: {_metrics(metrics)}"
         case events.FinalNotEvaluated(number, seconds):
@@ -119,7 +129,9 @@ def _run_line(fact: Fact) -> Line | None:
         case events.Suspended(seconds):
             return logging.WARNING, f"this process was suspended for {seconds:.1f} s; heartbeat time-outs were extended"
         case events.TrainingCompleted(rounds, reason):
-            return logging.INFO, f"training complete after {rounds} rounds" + (f", stopped early: {reason}" if reason else "")
+            return logging.INFO, f"training complete after {_many(rounds, 'round')}" + (
+                f", stopped early: {reason}" if reason else ""
+            )
     return None
 
 
@@ -130,7 +142,7 @@ def _aggregator_line(fact: Fact) -> Line | None:
         case events.ModelsRolledBack(number, removed):
             return (
                 logging.WARNING,
-                f"rolled back: the model of round {number} is the newest, {removed} later models removed",
+                f"rolled back: the model of round {number} is the newest, {_many(removed, 'later model')} removed",
             )
         case events.UpdateReceived(id, outcome, size, reason) if outcome != "accepted":
             level = logging.INFO if outcome == "repeated" else logging.WARNING
@@ -142,9 +154,13 @@ def _aggregator_line(fact: Fact) -> Line | None:
         case events.SaveFailed(what, reason):
             return logging.ERROR, f"{what} cannot be written to the data directory; retrying: {reason}"
         case events.Aggregated(number, updates, parameters, seconds):
-            what = f"{parameters} parameters" if parameters else "a model"
-            return logging.INFO, f"round {number}: {what} aggregated from {updates} updates in {seconds:.3f} s"
+            what = _many(parameters, "parameter") if parameters else "a model"
+            return logging.INFO, f"round {number}: {what} aggregated from {_many(updates, 'update')} in {seconds:.3f} s"
     return None
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
 def _model(round: int | None) -> str:

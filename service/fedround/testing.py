@@ -213,7 +213,7 @@ def platform(
         initial_model: Weights for the first round: an array, or a mapping of names to arrays.
         round_timeout: Seconds that selected participants have to upload. After that, others replace those that did not.
         heartbeat_timeout: Seconds without a heartbeat after which a participant is removed.
-        evaluate_every: Number of rounds from one evaluation of the global model to the next. 0: never.
+        evaluate_every: Number of rounds from one evaluation of the global model to the next. 0: no evaluations.
         quorum: Number of updates that close a round: up to 1 a share of the selected participants, above 1 a whole number.
         grace: Seconds that the other participants have to upload after the quorum is counted.
         overselect: Share of participants to select in addition.

@@ -44,7 +44,7 @@ ATTACKS: Mapping[str, str] = {
     "more_idle_connections_than_descriptors_stop_no_training": "more idle connections than file descriptors",
     "a_flood_of_wrong_tokens_is_slowed_down_and_delays_no_round": "a flood of requests with a wrong token",
     "registrations_without_heartbeats_delay_no_round": "registrations without heartbeats",
-    "no_participant_is_removed_by_registering_its_name": "registrations under the name of another participant, with heartbeats",
+    "no_participant_is_removed_by_registering_its_name": "registrations under the name of another participant",
     "invalid_updates_are_refused_and_their_participants_named": "nine participants with invalid or implausible updates",
     "a_participant_that_never_delivers_delays_fewer_and_fewer_rounds": "a participant that never uploads an update",
     "a_slow_upload_does_not_extend_the_deadline": "an upload that arrives byte by byte, of this size",

@@ -103,7 +103,7 @@ def test_registrations_without_heartbeats_delay_no_round(arena: Arena, source: s
     until(lambda: len(arena.coordinator.status("COORDINATOR_OPS_PORT")["participants"]) == 3, 20)
 
 
-@pytest.mark.parametrize("beats", [False, True])
+@pytest.mark.parametrize("beats", [False, True], ids=["without heartbeats", "with heartbeats"])
 def test_no_participant_is_removed_by_registering_its_name(arena: Arena, beats: bool) -> None:
     before = registrations(arena.silos[0])
     thief = Thief(arena.port("COORDINATOR_PORT"), "silo-0", beats=beats)

@@ -75,7 +75,7 @@ class Update(NamedTuple):
 
 
 class NumPyParticipant(ParticipantABC[Any, "Update | tuple[int, Any]"]):
-    """A participant whose weights are NumPy arrays. Weights are not copied, and every update is checked before it is sent.
+    """A participant that exchanges NumPy arrays. fedround does not copy them, and checks every update before it sends it.
 
     Implement `train_round`. It gets the global model, or None before the first aggregation, and returns an `Update`. A model is
 

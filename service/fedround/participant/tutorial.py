@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--upper-bound", required=True, type=float, help="Initial upper bound for picking a random float to send to the coordinator"
     )
-    parser.add_argument("--coordinator-url", default="http://localhost:8081", help="URL of the coordinator [%(default)s]")
+    parser.add_argument("--coordinator-url", default="http://localhost:8081", help="URL of the coordinator [default %(default)s]")
 
 
 def run(arguments: Mapping[str, Any]) -> int:

@@ -30,7 +30,8 @@ class CoordinatorSettings(PlatformSettings):
     )
     evaluate_every: Number = setting(
         1,
-        "Number of rounds from one evaluation of the global model to the next. The final model is always evaluated. 0: never.",
+        "Number of rounds from one evaluation of the global model by participants to the next. They also evaluate the final model. "
+        "0: they evaluate no model.",
         ge=0,
     )
     evaluate_ratio: float = setting(

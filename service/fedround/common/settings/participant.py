@@ -147,7 +147,11 @@ class ParticipantSettings(Settings):
         title="process|thread",
     )
     drain_timeout: Duration = setting("8s", "Maximum time to finish the current round after SIGTERM before abandoning it.")
-    after_finish: AfterFinish = setting("exit", "What the participant does when training is complete.", title="exit|wait")
+    after_finish: AfterFinish = setting(
+        "exit",
+        "What the participant does when training is complete. exit: exit with 0. wait: wait for the next run.",
+        title="exit|wait",
+    )
     token: Secret = setting(None, "Bearer token for the coordinator and the aggregator.")
     tls_ca_file: Place = setting(None, "Additional CA certificates (PEM) to trust, beside the public CAs.")
     tls_cert_file: Place = setting(None, "Client certificate (PEM) for servers that request one.")

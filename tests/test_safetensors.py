@@ -105,7 +105,7 @@ def entry(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8), **more: 
     ("data", "message"),
     [
         (file({"a": entry()})[:30], "ends within its header"),
-        ((2**40).to_bytes(8, "little") + b"{}", "announces 1099511627776 bytes of itself; 4194304 are allowed"),
+        ((2**40).to_bytes(8, "little") + b"{}", "its own length as 1099511627776 bytes; the maximum is 4194304"),
         (file(b"{nonsense"), "it is not JSON"),
         (file(b'{"a":' * 9000), "it is not JSON"),
         (file(b'{"a": {"dtype": "F32"}, "a": {}}'), "the name a occurs twice"),

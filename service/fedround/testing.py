@@ -61,7 +61,7 @@ class CompletedRound:
 
     @property
     def figures(self) -> Mapping[str, float]:
-        """The former name of `metrics`."""
+        """The old name of `metrics`."""
         return self.metrics
 
 

@@ -189,7 +189,7 @@ def test_a_round_that_keeps_failing_is_retried_after_growing_delays() -> None:
     dropped = table.facts(events.AttemptDropped)
     assert [fact.failures for fact in dropped] == list(range(1, 10))
     assert [fact.pause for fact in dropped] == pauses
-    reason = "too few delivered (1 of 2): silo-1: its update was refused: float32 in place of float64"
+    reason = "too few updates (1 of 2): silo-1: its update was refused: float32 in place of float64"
     assert {fact.reason for fact in dropped} == {reason}
     told = table.status()
     assert (told["failed_attempts"], told["trouble"]) == (9, reason)

@@ -58,10 +58,10 @@ def test_an_invalid_interval_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("variable", "value", "says"),
     [
-        ("OTEL_METRICS_EXPORTER", "statsd", "OTEL_METRICS_EXPORTER: there is no exporter statsd: write otlp, prometheus, none"),
+        ("OTEL_METRICS_EXPORTER", "statsd", "OTEL_METRICS_EXPORTER: unknown exporter statsd: write otlp, prometheus, none"),
         ("OTEL_METRIC_EXPORT_INTERVAL", "soon", "OTEL_METRIC_EXPORT_INTERVAL: soon: write milliseconds"),
         ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "grpc", "install opentelemetry-exporter-otlp-proto-grpc"),
-        ("OTEL_EXPORTER_OTLP_PROTOCOL", "smoke", "there is no protocol smoke"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "smoke", "unknown protocol smoke"),
         ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "collector:4318", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT: not a URL"),
         ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "often", "write cumulative, delta, lowmemory"),
         (
@@ -85,7 +85,7 @@ def test_an_invalid_variable_exits_with_78(command: str) -> None:
     settings = {"PARTICIPANT_COORDINATOR_URL": "http://127.0.0.1:9", "PARTICIPANT_CLASS": HOUSES}
     done = fedround(command, **settings, **ANY_PORT, OTEL_METRICS_EXPORTER="statsd")
     assert done.returncode == 78, done.stderr
-    assert "OTEL_METRICS_EXPORTER: there is no exporter statsd" in done.stderr
+    assert "OTEL_METRICS_EXPORTER: unknown exporter statsd" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -286,7 +286,7 @@ def test_exporters_are_configured_by_the_variables() -> None:
     assert [type(exporter).__name__ for exporter in (otlp, console)] == ["OTLPSpanExporter", "ConsoleSpanExporter"]
     otlp.shutdown()
     for environ, complaint in [
-        ({"OTEL_TRACES_EXPORTER": "nonsense"}, "there is no exporter nonsense: otlp, console or none?"),
+        ({"OTEL_TRACES_EXPORTER": "nonsense"}, "unknown exporter nonsense: otlp, console or none?"),
         ({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "install opentelemetry-exporter-otlp-proto-grpc"),
     ]:
         with pytest.raises(ConfigurationError, match=complaint):

@@ -88,7 +88,7 @@ def readiness(health: Health) -> Observer:
         if not isinstance(fact, WeightsMeasured):
             return
         if flaw := fact.statistics.flaw:
-            health.fault("model", f"the newest model cannot be trained: {flaw}; return to a former one with `fedround rollback`")
+            health.fault("model", f"the newest model cannot be trained: {flaw}; return to an earlier one with `fedround rollback`")
         else:
             health.clear("model")
 

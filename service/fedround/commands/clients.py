@@ -52,7 +52,7 @@ def _round(text: str) -> str:
 
 
 def rollback(parser: ArgumentParser) -> Run:
-    """Make a former global model the newest, and continue training from it."""
+    """Make an earlier global model the newest, and continue training from it."""
     parser.add_argument("--from", dest="url", required=True, metavar="URL", help="the aggregator's ops port")
     parser.add_argument("--round", type=int, required=True, metavar="N", help="the round whose model becomes the newest")
     ops_port.add_ca_file(parser)

@@ -24,14 +24,14 @@ class Exit(IntEnum):
 
 MEANINGS = {
     Exit.OK: "Success: training completed, or the process stopped on request.",
-    Exit.FAILED: "A command that is not a service failed: a service did not answer or refused, or a file could not be written.",
+    Exit.FAILED: "A command other than a service failed: it got no answer or a refusal, or could not write a file.",
     Exit.USAGE: "The command line is invalid.",
     Exit.UNREACHABLE: "The coordinator was unreachable for longer than `PARTICIPANT_GIVE_UP_AFTER`.",
     Exit.USER_CODE: "The participant's code failed, `PARTICIPANT_MAX_FAILURES` times in a row. The log has its traceback.",
-    Exit.HELD: "Another process uses the data directory. Start this one again when that one has ended.",
+    Exit.HELD: "Another process uses the data directory. Start this one again after the other one has ended.",
     Exit.CONFIGURATION: (
         "A setting is missing or invalid, a port is in use, or a file in the data directory is damaged. "
         "The last lines of the log name each problem."
     ),
-    Exit.INTERRUPTED: "Ctrl-C ended a command that is not a service.",
+    Exit.INTERRUPTED: "Ctrl-C ended a command other than a service.",
 }

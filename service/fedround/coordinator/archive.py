@@ -121,7 +121,7 @@ class Archive:
     def check(self, run: Run) -> None:
         """Check that no other run has the name of `run`. Raises `ConfigurationError`."""
         if self._rows("SELECT 1 FROM runs WHERE name = ? AND id != ?", (run.name, run.id)):
-            raise ConfigurationError(f"COORDINATOR_RUN_NAME: run {run.name} has ended, and names are used once: choose another")
+            raise ConfigurationError(f"COORDINATOR_RUN_NAME: run {run.name} has ended: choose a name that no run has had")
 
     def runs(self, name: str | None = None) -> list[dict[str, Any]]:
         """Return all runs, oldest first; with a `name`, only the run with that name or id."""

@@ -227,7 +227,7 @@ class Attempt:
         reasons = {member.reason for member in lost}
         advice = "is COORDINATOR_ROUND_TIMEOUT shorter than training takes?"
         late = f" within {timeout:g} s: {advice}" if "deadline" in reasons else ":"
-        return f"too few delivered ({len(self.counted)} of {required}){late} {shown or 'no other participant is present'}", reasons
+        return f"too few updates ({len(self.counted)} of {required}){late} {shown or 'no other participant is present'}", reasons
 
     def completed(self, now: float, closed: Closed) -> RoundCompleted:
         """Return the fact that the round is complete."""

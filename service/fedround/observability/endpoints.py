@@ -190,7 +190,7 @@ AGGREGATOR = Api(
         Operation(
             "post",
             "/rollback",
-            "Make the model of a former round the newest one.",
+            "Make the model of an earlier round the newest one.",
             {
                 JSON: {
                     "type": "object",

@@ -54,12 +54,12 @@ def exporters(environ: Mapping[str, str], signal: Literal["traces", "metrics"] =
         name = otlp if name.strip() == "otlp" else name.strip()
         known = [*entry_points(group=f"opentelemetry_{signal}_exporter", name=name)]
         if not known and name == protocol:
-            raise ConfigurationError(f"OTEL_EXPORTER_OTLP_PROTOCOL: there is no protocol {name}: http/protobuf or grpc?")
+            raise ConfigurationError(f"OTEL_EXPORTER_OTLP_PROTOCOL: unknown protocol {name}: write http/protobuf or grpc")
         if not known:
             package = (
                 f"install opentelemetry-exporter-{name.replace('_', '-')}" if name.startswith("otlp_") else "otlp, console or none?"
             )
-            raise ConfigurationError(f"{variable}: there is no exporter {name}: {package}")
+            raise ConfigurationError(f"{variable}: unknown exporter {name}: {package}")
         try:
             found.append(known[0].load()())
         except Exception as error:

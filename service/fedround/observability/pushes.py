@@ -205,7 +205,7 @@ def pushes_metrics(environ: Mapping[str, str]) -> bool:
     names = [name.strip().lower() for name in value.split(",") if name.strip()]
     if unknown := [name for name in names if name not in EXPORTERS]:
         raise ConfigurationError(
-            f"OTEL_METRICS_EXPORTER: there is no exporter {wire.one_line(unknown[0])}: write {', '.join(EXPORTERS)}"
+            f"OTEL_METRICS_EXPORTER: unknown exporter {wire.one_line(unknown[0])}: write {', '.join(EXPORTERS)}"
         )
     return "otlp" in names and not disabled(environ)
 

@@ -363,7 +363,7 @@ class Lifecycle:
             self._kill_at = math.inf
             self._do(m.Kill())
         if self._stop_by <= now:
-            self._abandon_and_exit("asked to stop, and out of time", now)
+            self._abandon_and_exit("the process is stopping, and the drain time-out is over", now)
         elif self._contact.give_up_at <= now:
             self._abandon("the coordinator was unreachable for too long", now)
             self._exit(Reason.GAVE_UP)

@@ -52,11 +52,11 @@ def parse_header(prefix: bytes | bytearray | memoryview) -> Header:
         raise WrongWeights("the .npy ends within its header")
     version = tuple(view[6:8])
     if version not in ((1, 0), (2, 0), (3, 0)):
-        raise WeightsError(f"this .npy is of version {'.'.join(map(str, version))}; versions 1.0 to 3.0 are known")
+        raise WeightsError(f"this .npy has format version {'.'.join(map(str, version))}; versions 1.0 to 3.0 are supported")
     start = 8 + _LENGTH_BYTES[version[0]]
     length = int.from_bytes(view[8:start], "little")
     if length > _MAX_HEADER:
-        raise WeightsError(f"the .npy header announces {length} bytes of itself; {_MAX_HEADER} are allowed")
+        raise WeightsError(f"the .npy header announces its own length as {length} bytes; the maximum is {_MAX_HEADER}")
     if len(view) < start + length:
         raise WrongWeights("the .npy ends within its header")
     fields = _literal(bytes(view[start : start + length]))

@@ -85,7 +85,7 @@ def header_size(prefix: bytes | bytearray | memoryview) -> int:
     """Return the number of bytes before the data, from `prefix`, at least 8 bytes. Raises `WeightsError` if it is too large."""
     length = int.from_bytes(prefix[:LENGTH_BYTES], "little")
     if length > MAX_HEADER:
-        raise WeightsError(f"the safetensors header announces {length} bytes of itself; {MAX_HEADER} are allowed")
+        raise WeightsError(f"the safetensors header announces its own length as {length} bytes; the maximum is {MAX_HEADER}")
     return LENGTH_BYTES + length
 
 

@@ -20,7 +20,7 @@ class CoordinatorSettings(PlatformSettings):
     }
 
     run_name: RunName = setting(
-        "default", "Name of the run. A new name ends the former run and begins a new one. A name can be used only once."
+        "default", "Name of the run. A new name ends the previous run and begins a new one. A name can be used only once."
     )
     rounds: Number = setting(10, "Number of rounds of the run. 0: no limit.", ge=0)
     round_config: RoundConfig = setting(
@@ -96,7 +96,7 @@ class CoordinatorSettings(PlatformSettings):
     aggregator_url: Url = setting("http://localhost:8082", "URL of the aggregator that the coordinator sends to participants.")
     aggregator_internal_url: Url = setting("http://localhost:7082", "URL of the aggregator's internal port.")
     internal_tls_ca_file: Place = setting(
-        None, "Additional CA certificates (PEM) to trust for the aggregator's internal port, beside the public CAs."
+        None, "Additional CA certificates (PEM) to trust for the aggregator's internal port, in addition to the public CAs."
     )
     internal_tls_cert_file: Place = setting(None, "Client certificate (PEM) for the aggregator's internal port.")
     internal_tls_key_file: Place = setting(

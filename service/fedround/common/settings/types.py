@@ -72,7 +72,7 @@ def reveal(secret: SecretStr | None) -> str | None:
 
 def _sendable(value: SecretStr | None) -> SecretStr | None:
     if value is not None and not re.fullmatch(r"[!-~]+", value.get_secret_value()):
-        raise ValueError("a secret is sent in a header: one or more visible ASCII characters, no blanks")
+        raise ValueError("write visible ASCII characters without spaces, because a secret is sent in a header")
     return value
 
 

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fedround
+from fedround.common import files
 from fedround.errors import ConfigurationError
-from fedround.http import tokens as tokens_module
 from fedround.http.tokens import NO_TOKENS, Tokens
 from support.federation import our_platform
 from support.processes import running, until
@@ -166,8 +166,8 @@ def test_a_file_without_a_final_newline_counts_after_a_while(
 
 def test_a_change_within_one_clock_tick_is_noticed(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second one leaves size, inode and times as they were."""
-    stamp = tokens_module._stamp(file.stat())
-    monkeypatch.setattr(tokens_module, "_stamp", lambda found: stamp)
+    stamp = files.stamp(file.stat())
+    monkeypatch.setattr(files, "stamp", lambda found: stamp)
     tokens = Tokens(None, file)
     file.write_text(FILE.replace("berta's-token", "berta's-tokeN"))
     assert [tokens.owner(f"berta's-toke{last}") for last in "nN"] == [None, "berta"]

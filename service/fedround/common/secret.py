@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from fedround.common import files
 from fedround.common.settings import AggregatorSettings, CoordinatorSettings, is_loopback, reveal
 from fedround.errors import ConfigurationError
 
@@ -56,8 +57,8 @@ class SecretFile:
         """Return the secret. If the file has changed and is invalid, log that once, and return the previous secret."""
         try:
             found = self._path.stat(follow_symlinks=not self._private)
-            if _stamp(found) != self._stamp:
-                self._stamp = _stamp(found)
+            if files.stamp(found) != self._stamp:
+                self._stamp = files.stamp(found)
                 self._stamp, self._value = self._read()
         except FileNotFoundError:
             pass  # an operator deleted it: the next service that starts creates another one
@@ -65,10 +66,9 @@ class SecretFile:
             LOG.warning("%s; the previous secret stays active", error)
         return self._value
 
-    def _read(self) -> tuple[tuple[int, ...], str]:
-        follow = 0 if not self._private else os.O_NOFOLLOW
+    def _read(self) -> tuple[files.Stamp, str]:
         try:
-            with open(self._path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK | follow)) as file:
+            with files.opened(self._path, os.O_NOFOLLOW if self._private else 0) as file:
                 found = os.fstat(file.fileno())
                 content = file.read(LONGEST + 1)
         except OSError as error:
@@ -82,7 +82,7 @@ class SecretFile:
         text = content.strip().decode(errors="replace")
         if not SHORTEST <= len(text) <= LONGEST or not all("!" <= character <= "~" for character in text):
             raise self._error(f"it must contain {SHORTEST} or more visible ASCII characters, and nothing else")
-        return _stamp(found), text
+        return files.stamp(found), text
 
     def _error(self, why: str) -> ConfigurationError:
         return ConfigurationError(f"the internal secret in {self._path}: {why}; or set {VARIABLE}, the same for both services")
@@ -167,7 +167,3 @@ def _create(path: Path) -> None:
     except OSError as error:
         raise ConfigurationError(f"cannot write the internal secret to {path}: {error.strerror}; set {VARIABLE}") from error
     LOG.info("created the internal secret in %s", path)
-
-
-def _stamp(found: os.stat_result) -> tuple[int, ...]:
-    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino

@@ -12,6 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from fedround.common import files
 from fedround.errors import ConfigurationError
 from fedround.http.certificates import CERTIFICATE, Validity, client_name, earliest_validity, names
 
@@ -134,7 +135,7 @@ class Context(ssl.SSLContext):
             return {setting: validity for setting, validity in found.items() if validity is not None}
         return {}
 
-    def _stamps(self) -> list[tuple[int, int, int] | None]:
+    def _stamps(self) -> list[files.Stamp | None]:
         return [_stamp(file) for file in self._files]
 
 
@@ -387,10 +388,8 @@ def _flaw(cert: File, key: File | None, *, server: bool) -> str:
     return ""
 
 
-def _stamp(file: Path) -> tuple[int, int, int] | None:
-    # Kubernetes replaces a Secret's file through a symbolic link: the inode changes, size and time perhaps not.
+def _stamp(file: Path) -> files.Stamp | None:
     try:
-        found = file.stat()
+        return files.stamp(file.stat())
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino

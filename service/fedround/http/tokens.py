@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from fedround.common import files
 from fedround.common.settings import PlatformSettings, is_loopback, reveal
 from fedround.common.wire import parse_name
 from fedround.errors import ConfigurationError
@@ -40,8 +41,6 @@ class TokenCheck(Protocol):
 
 _LINE = re.compile(r"(\S+)[ \t]+([!-~]+)")
 
-_Stamp = tuple[int, int, int, int]
-
 
 class Tokens:
     """Bearer tokens and their owners. It compares keyed digests, so that its timing reveals nothing about a token.
@@ -64,7 +63,7 @@ class Tokens:
         self._shared: Mapping[bytes, str] = {} if shared is None else {self._digest(shared): ""}
         self._never = None if never is None else self._digest(never)
         self._file = file
-        self._seen: _Stamp | None = None
+        self._seen: files.Stamp | None = None
         """Stamp of the complete file that was read. None: read the file again at the next request."""
         self._logged_error = ""
         self._names: Mapping[bytes, str] = self._shared
@@ -89,7 +88,7 @@ class Tokens:
         """Read the file again if it has changed."""
         before = self._names
         try:
-            if self._seen is None or _stamp(file.stat()) != self._seen:
+            if self._seen is None or files.stamp(file.stat()) != self._seen:
                 self._read(file)
         except (OSError, ConfigurationError) as error:
             text = str(error) if isinstance(error, ConfigurationError) else _unreadable(file, error)
@@ -110,7 +109,7 @@ class Tokens:
         age = _age(found)
         # Read the file again if a later change could leave the stamp as it is, or if the file may be incomplete.
         whole = content.endswith(b"\n") or age > SETTLED
-        self._seen = _stamp(found) if whole and age > TICK else None
+        self._seen = files.stamp(found) if whole and age > TICK else None
         names = self._parsed(file, content)
         if whole:
             self._names = names
@@ -135,22 +134,16 @@ class Tokens:
 
 def _content(file: Path) -> tuple[os.stat_result, bytes]:
     """Return the state and the content of a file that did not change meanwhile. Raises `OSError` or `ConfigurationError`."""
-    # If the file is a pipe, opening it must not block.
-    with open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as opened:
+    with files.opened(file) as opened:
         before = os.fstat(opened.fileno())
         if not stat.S_ISREG(before.st_mode):
             raise ConfigurationError(f"the tokens file {file} is not a regular file")
         content = opened.read(MAX_FILE + 1)
         if len(content) > MAX_FILE:
             raise ConfigurationError(f"the tokens file {file} has more than {MAX_FILE} bytes")
-        if _stamp(before) != _stamp(os.fstat(opened.fileno())) or len(content) != before.st_size:
+        if files.stamp(before) != files.stamp(os.fstat(opened.fileno())) or len(content) != before.st_size:
             raise ConfigurationError(f"the tokens file {file} is being written")
     return before, content
-
-
-def _stamp(found: os.stat_result) -> _Stamp:
-    # Kubernetes replaces a Secret's file through a symbolic link: the inode changes, size and time perhaps not.
-    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
 
 
 def _age(found: os.stat_result) -> float:

@@ -17,8 +17,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from fedround.common import files
-from fedround.common.settings import AggregatorSettings, CoordinatorSettings, is_loopback, reveal
+from fedround.common.settings import AggregatorSettings, CoordinatorSettings, reveal
 from fedround.errors import ConfigurationError
+from fedround.http.hosts import is_loopback
 
 LOG = logging.getLogger(__name__)
 

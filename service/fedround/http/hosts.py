@@ -49,12 +49,17 @@ def _has_one_owner(domain: str) -> bool:
 _THIS_MACHINE = "localhost"
 
 
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach a host or an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == _THIS_MACHINE
+
+
 def _host(name: str | None) -> str:
     host = (name or "").rstrip(".").lower()
-    try:
-        return _THIS_MACHINE if ipaddress.ip_address(host).is_loopback else host
-    except ValueError:
-        return host
+    return _THIS_MACHINE if is_loopback(host) else host
 
 
 def _is_name(host: str) -> bool:

@@ -16,6 +16,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from fedround.http.hosts import is_loopback
+
 VARIABLES = frozenset({"http_proxy", "https_proxy", "all_proxy", "no_proxy", "request_method"})
 """Names of the variables, in lower case."""
 _PORTS = {"http": 80, "https": 443}
@@ -40,7 +42,7 @@ def proxy_for(url: str, environ: Mapping[str, str]) -> Proxy | None:
     parts = urlsplit(url)
     host = (parts.hostname or "").rstrip(".")
     found = _configured(parts.scheme, environ) or _configured("all", environ)
-    if found is None or _is_this_machine(host):
+    if found is None or is_loopback(host) or host.endswith(".localhost"):
         return None
     items = re.split(r"[\s,]+", _value("no_proxy", environ)[1])
     port = parts.port or _PORTS.get(parts.scheme, 0)
@@ -58,11 +60,6 @@ def _configured(scheme: str, environ: Mapping[str, str]) -> Proxy | None:
 def _value(name: str, environ: Mapping[str, str]) -> tuple[str, str]:
     found = ((variable, environ.get(variable, "").strip()) for variable in (name, name.upper()))
     return next((one for one in found if one[1]), (name.upper(), ""))
-
-
-def _is_this_machine(host: str) -> bool:
-    address = _address(host)
-    return address.is_loopback if address else host == "localhost" or host.endswith(".localhost")
 
 
 def _fits(item: str, host: str, port: int) -> bool:

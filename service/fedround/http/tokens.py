@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Protocol
 
 from fedround.common import files
-from fedround.common.settings import PlatformSettings, is_loopback, reveal
+from fedround.common.settings import PlatformSettings, reveal
 from fedround.common.wire import parse_name
 from fedround.errors import ConfigurationError
+from fedround.http.hosts import is_loopback
 
 LOG = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from fedround.common.settings.base import Row, Settings
 from fedround.common.settings.coordinator import CoordinatorSettings
 from fedround.common.settings.participant import AfterFinish, Isolation, ParticipantSettings, Push, flower_app
 from fedround.common.settings.platform import PlatformSettings
-from fedround.common.settings.types import LOCAL_SERIES, is_loopback, parse_duration, parse_size, reveal
+from fedround.common.settings.types import LOCAL_SERIES, parse_duration, parse_size, reveal
 
 __all__ = [
     "LOCAL_SERIES",
@@ -22,7 +22,6 @@ __all__ = [
     "Row",
     "Settings",
     "flower_app",
-    "is_loopback",
     "parse_duration",
     "parse_size",
     "reveal",

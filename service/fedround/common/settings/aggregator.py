@@ -7,7 +7,8 @@ from pydantic import Field, ValidationInfo, field_validator
 from fedround.common.settings.base import setting
 from fedround.common.settings.platform import PlatformSettings
 from fedround.common.settings.training import Options
-from fedround.common.settings.types import Function, Number, Place, Port, Size, is_loopback
+from fedround.common.settings.types import Function, Number, Place, Port, Size
+from fedround.http.hosts import is_loopback
 
 
 class AggregatorSettings(PlatformSettings):

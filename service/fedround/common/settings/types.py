@@ -1,6 +1,5 @@
 """Types of settings with their own syntax, such as durations and URLs. Each has a parser, and a title for help texts."""
 
-import ipaddress
 import math
 import re
 from collections.abc import Iterator
@@ -44,14 +43,6 @@ def _url(value: str) -> str:
     if parts.username is not None or parts.password is not None:
         raise ValueError("credentials do not belong in a URL, which is logged and shown: set the token instead")
     return value.rstrip("/")
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def importable(value: str | None, example: str = "MyClass") -> str | None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from random import Random
@@ -95,7 +96,8 @@ class Supervisor:
         self._closed = threading.Event()
         self._pauses = self._new_pauses()
         self.evaluates = False
-        """See `Trainer`."""
+        self.make_sink: Callable[[], Memory] = Memory.create
+        """See `Trainer` and `ServiceTrainer`."""
         self._restarts = 0
         self._last_end = ""
         self._thread = threading.Thread(target=self._run, name="fedround-worker", daemon=True)
@@ -107,11 +109,6 @@ class Supervisor:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @property
-    def make_sink(self) -> Callable[[], Memory]:
-        """The function that creates the memory for a model."""
-        return Memory.create
 
     def attach(self, observe: Observer, traceparent: Callable[[], str | None]) -> None:
         """Report facts to `observe` from now on, and make the worker's spans children of `traceparent`."""
@@ -289,10 +286,11 @@ class Supervisor:
                     self._observe(events.WorkerReady())
                     self._changed.notify_all()
             case {"kind": "unusable", "error": str(kind), "text": str(text), "trace": str(trace)}:
-                self._unusable = _unusable(kind, text, trace)
+                self._unusable = _error(_REFUSALS, kind, text, trace)
             case {"kind": "reported", "serial": int(serial), "metrics": dict(metrics)}:
                 if self._sent and serial == self._serial and self._round is not None:
-                    self._reported(self._round, metrics)
+                    with _checked():
+                        self._round.report(**metrics)
             case {"kind": "facts", "facts": list(facts)} if self._sent:
                 self._facts_received(facts)
             case {"kind": "trained" | "failed", "serial": int(serial), "facts": list(facts)} if (
@@ -302,21 +300,6 @@ class Supervisor:
                 self._returned(message, memories)
             case _:
                 raise BadMessage("unexpected message")
-
-    def _reported(self, round: Round, metrics: Mapping[str, Any]) -> None:
-        try:
-            round.report(**metrics)
-        except (TypeError, ValueError) as error:
-            raise BadMessage(str(error)) from error
-
-    def _evaluated(self, text: str | None) -> None:
-        assert self._round is not None  # noqa: S101 the worker has one
-        if text is not None:
-            try:
-                found = json.loads(text)
-                self._round.evaluated(found["samples"], found["metrics"])
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-                raise BadMessage(str(error)) from error
 
     def _facts_received(self, facts: Sequence[object]) -> None:
         round = self._round
@@ -337,16 +320,17 @@ class Supervisor:
         match message:
             case {"kind": "trained", "pieces": list(pieces), "evaluation": None | str() as evaluation}:
                 result = [_piece(piece, memories) for piece in pieces]
-                self._evaluated(evaluation)
+                if evaluation is not None and self._round is not None:
+                    with _checked():
+                        found = json.loads(evaluation)
+                        self._round.evaluated(found["samples"], found["metrics"])
                 with self._changed:
                     self._pauses, self._failures = self._new_pauses(), 0
                     self._settle(result)
             case {"error": str(kind), "text": str(text), "trace": str(trace)}:
-                error = _ERRORS.get(kind, ParticipantError)(text)
-                error.trace = trace
                 with self._changed:
                     self._failures += 1
-                    self._settle(error)
+                    self._settle(_error(_ERRORS, kind, text, trace))
                     if self._failures >= MAX_FAILURES:
                         self._state = State.RESTARTING  # the next training waits for the new worker
                         self._end(End(Cause.FAILING, f"was replaced after {self._failures} consecutive failures"))
@@ -387,11 +371,19 @@ class Supervisor:
         yield from delays(Random().random, first=PAUSE, most=PAUSE_MAX, spread=0.2)
 
 
-def _unusable(kind: str, text: str, trace: str) -> FedroundError:
-    if (refusal := _REFUSALS.get(kind)) is not None:
-        return refusal(text)
-    error = ParticipantError(text)
-    error.trace = trace
+@contextmanager
+def _checked() -> Iterator[None]:
+    """Raise `BadMessage` for values of a message that do not fit."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise BadMessage(str(error)) from error
+
+
+def _error(known: Mapping[str, type[FedroundError]], kind: str, text: str, trace: str) -> FedroundError:
+    error = known.get(kind, ParticipantError)(text)
+    if isinstance(error, ParticipantError):
+        error.trace = trace
     return error
 
 

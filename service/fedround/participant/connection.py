@@ -35,7 +35,7 @@ def connected(
     trace: Trace | None = None,
     beat: Callable[[float], None] = lambda _within: None,
     current_phase: Callable[[], str] = str,
-    watched: Callable[[Context | None], Context | None] = lambda context: context,
+    on_tls: Callable[[Context | None], object] = lambda _context: None,
 ) -> Iterator[Runtime]:
     """Yield a participant that is ready to run, with its connections open.
 
@@ -50,13 +50,14 @@ def connected(
         trace: Wraps each request in a span.
         beat: Called when the loop makes progress, with the maximum seconds until it does again.
         current_phase: Returns the participant's phase in a round, one of `wire.PHASES`, or an empty string.
-        watched: Called with the TLS context of the connections. Returns it.
+        on_tls: Called with the TLS context of the connections; None: the default.
 
     Raises:
         ConfigurationError: A URL, a certificate or a proxy cannot be used.
     """
     configured = None if terms.shard is None else Shard(*terms.shard)
-    tls = watched(client_tls(terms.tls_ca_file, terms.tls_cert_file, terms.tls_key_file))
+    tls = client_tls(terms.tls_ca_file, terms.tls_cert_file, terms.tls_key_file)
+    on_tls(tls)
     allow = [*terms.aggregator_allow, *filter(None, [urlsplit(terms.aggregator_url or "").hostname])]
     trusting = Options(trusted=partial(hosts.trusted, coordinator_url=coordinator_url, allow=allow))
     both = Options(token=terms.token, tls=tls, observe=observe, transport=transport, trace=trace)

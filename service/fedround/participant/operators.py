@@ -8,14 +8,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from fedround.common.settings import ParticipantSettings
-from fedround.events import Observer
 from fedround.observability.health import Health
 
 if TYPE_CHECKING:
-    from fedround.http.tls import Context
-    from fedround.observability.ops import Scrape
-
-Status = Callable[[], Mapping[str, object]]
+    from fedround.observability.telemetry import Telemetry
 
 
 class OpsPort:
@@ -25,20 +21,16 @@ class OpsPort:
         self,
         settings: ParticipantSettings,
         health: Health,
-        status: Status,
-        scrape: "Scrape",
+        status: Callable[[], Mapping[str, object]],
+        telemetry: "Telemetry",
         *,
         on_failure: Callable[[], None],
-        observe: Observer,
-        watched: "Callable[[Context | None], Context | None]",
     ) -> None:
         self._settings = settings
         self._health = health
         self._status = status
-        self._scrape = scrape
+        self._telemetry = telemetry
         self._on_failure = on_failure
-        self._observe = observe
-        self._watched = watched
         self._started: Future[Callable[[], object]] = Future()
         """A function that stops the server."""
         self._error: Exception | None = None
@@ -73,17 +65,17 @@ class OpsPort:
         from fedround.http import serve, tls
         from fedround.observability import ops
 
-        settings = self._settings
+        settings, telemetry = self._settings, self._telemetry
         access = ops.access(settings)
-        app = ops.app(self._health, self._status, scrape=self._scrape, access=access)
+        app = ops.app(self._health, self._status, scrape=telemetry.scrape, access=access)
         endpoint = serve.Endpoint(
             app,
             host=settings.ops_bind,
             port=settings.ops_port,
             setting="PARTICIPANT_OPS_PORT",
             kind="ops",
-            tls=self._watched(tls.server("PARTICIPANT_OPS", settings.ops_tls_cert_file, settings.ops_tls_key_file)),
-            observe=self._observe,
+            tls=telemetry.watched(tls.server("PARTICIPANT_OPS", settings.ops_tls_cert_file, settings.ops_tls_key_file)),
+            observe=telemetry.observe,
             known=access.known,
         )
         async with serve.serving(endpoint):

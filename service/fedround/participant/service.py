@@ -101,16 +101,14 @@ def serve(settings: ParticipantSettings, trainer: ServiceTrainer, around: RunCon
             trace=telemetry.client,
             beat=lambda within: health.beat(within=within),
             current_phase=lambda: current.name,
-            watched=telemetry.watched,
+            on_tls=telemetry.watched,
         ) as runtime:
             ops_port = OpsPort(
                 settings,
                 health,
                 lambda: {**observer.status(), "worker": trainer.status()},
-                telemetry.scrape,
+                telemetry,
                 on_failure=partial(runtime.stop, 0.0),
-                observe=telemetry.observe,
-                watched=telemetry.watched,
             )
 
             def stop() -> None:

@@ -14,7 +14,8 @@ from functools import partial
 from typing import Any
 
 import uvicorn
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -239,7 +240,7 @@ class _Protocol(HttpToolsProtocol):
         self._cancel_stall_timer()
         self._unset_keepalive_if_required()  # uvicorn keeps the timer after a reset, and with it this object for another 75 s
         for cycle, _ in self.pipeline:
-            cycle.on_response = _ignore  # they never run, and would stay in memory until a garbage collection
+            cycle.on_response = lambda: None  # they never run, and would stay in memory until a garbage collection
         self.pipeline.clear()
         if self.scope is not None:
             self.scope.pop(MARK_IDLE, None)  # type: ignore[misc]  # our own key
@@ -340,9 +341,6 @@ class _Protocol(HttpToolsProtocol):
             self._timer = None
 
 
-def _ignore() -> None: ...
-
-
 def _connection(endpoint: Endpoint, port: _Port, **options: Any) -> asyncio.Protocol:
     protocol = _Protocol(**options)
     protocol.port = port
@@ -390,14 +388,9 @@ def _answering_when_cancelled(app: ASGIApp) -> ASGIApp:
             await app(scope, receive, send)
         except asyncio.CancelledError:
             with suppress(RuntimeError):  # the response has begun: the connection will be closed
-                await send(_STOPPING)
-                await send({"type": "http.response.body"})
+                await _STOPPING(scope, receive, send)
 
     return outermost
 
 
-_STOPPING: Message = {
-    "type": "http.response.start",
-    "status": 503,
-    "headers": [(b"content-length", b"0"), (b"connection", b"close"), (b"retry-after", b"5")],
-}
+_STOPPING = Response(status_code=503, headers={"Connection": "close", "Retry-After": "5"})

@@ -19,18 +19,16 @@ class Validity(NamedTuple):
     not_after: float
 
 
-def names(certificate: Mapping[str, Any]) -> list[str]:
-    """Return all names of a certificate (as `getpeercert` returns it): alternative names first, then common names."""
-    alternative = [value for _, value in certificate.get("subjectAltName", ())]
+def names(certificate: Mapping[str, Any], only: str = "") -> list[str]:
+    """Return alternative names (`only` those of a kind) and common names of a certificate, as `getpeercert` returns it."""
+    alternative = [value for kind, value in certificate.get("subjectAltName", ()) if only in ("", kind)]
     common = [value for part in certificate.get("subject", ()) for kind, value in part if kind == "commonName"]
     return [*alternative, *common]
 
 
 def client_name(certificate: Mapping[str, Any]) -> str:
     """Return the participant's name in a certificate: the first valid DNS name, else the common name, else ""."""
-    dns = [value for kind, value in certificate.get("subjectAltName", ()) if kind == "DNS"]
-    common = [value for part in certificate.get("subject", ()) for kind, value in part if kind == "commonName"]
-    return next((name for name in [*dns, *common] if parse_name(name) is not None), "")
+    return next((name for name in names(certificate, "DNS") if parse_name(name) is not None), "")
 
 
 def earliest_validity(pem: bytes) -> Validity | None:

@@ -288,7 +288,7 @@ def _untrusted(error: ssl.SSLCertVerificationError, settings: Names) -> str:
     match error.verify_code:
         case 9 | 10:
             return "renew the server's certificate, or set the clock of this machine"
-        case 62 | 64:
+        case code if code in MISMATCH:
             shown = error.names if isinstance(error, Misnamed) else []
             return (f"it is valid for {', '.join(shown[:10])}; " if shown else "") + "use a name of the certificate in the URL"
     return f"if a private CA signed it, set {settings.ca}"

@@ -121,7 +121,7 @@ class CoordinatorService:
                 tasks.create_task(self._keep_writing())
         finally:
             self._long_polls.close()
-            await self._try_write()
+            await self._write()
             self._writer.shutdown(wait=False)
             self._ended = True
 
@@ -223,7 +223,7 @@ class CoordinatorService:
 
     async def _update_archive(self) -> None:
         if not self._ended:  # then the archive is complete
-            await self._try_write()
+            await self._write()
 
     def status(self) -> dict[str, Any]:
         """Return the content of `/status`."""
@@ -286,19 +286,11 @@ class CoordinatorService:
         """Save the state whenever it changes. The file may lag behind quick rounds, because the books know which are over."""
         while True:
             await self._unsaved.wait()
-            if not await self._try_write():
+            if not await self._write():
                 await asyncio.sleep(RETRY_MOST)
 
-    async def _try_write(self) -> bool:
-        try:
-            await self._write()
-        except OSError as error:
-            self._observer(events.SaveFailed("the state of the run", str(error)))
-            return False
-        return True
-
-    async def _write(self) -> None:
-        """Write the current state and the archive to disk. After an error `_keep_writing` retries. Raises `OSError`."""
+    async def _write(self) -> bool:
+        """Write the current state and the archive to disk. Return False if that fails; then `_keep_writing` retries."""
         self._unsaved.clear()
         memory, began = self._rounds.memory, time.perf_counter()
         self._save_at = self._clock() + SAVE_INTERVAL
@@ -311,11 +303,13 @@ class CoordinatorService:
 
         try:
             await asyncio.get_running_loop().run_in_executor(self._writer, write)
-        except OSError:
+        except OSError as error:
             self._unsaved.set()
-            raise
+            self._observer(events.SaveFailed("the state of the run", str(error)))
+            return False
         if self._save is not None:
             self._observer(events.StateSaved(time.perf_counter() - began))
+        return True
 
     # The books
 
@@ -355,13 +349,10 @@ class CoordinatorService:
             if call is None:
                 await self._idle(now)
                 continue
-            if isinstance(call, Open | Admit):
-                # Save before the call: after a crash, the state must have every participant whose update may have been counted.
-                try:
-                    await self._write()
-                except OSError:
-                    await _set(self._wake, within=RETRY_MOST)
-                    continue
+            # Save before the call: after a crash, the state must have every participant whose update may have been counted.
+            if isinstance(call, Open | Admit) and not await self._write():
+                await _set(self._wake, within=RETRY_MOST)
+                continue
             try:
                 await self._carry_out(call)
             except ExchangeError as error:

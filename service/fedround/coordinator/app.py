@@ -31,7 +31,7 @@ from fedround.coordinator.relay import routes as routes_of_relay
 from fedround.coordinator.rounds import Rounds
 from fedround.coordinator.run import Run
 from fedround.coordinator.service import CoordinatorService
-from fedround.errors import ConfigurationError
+from fedround.errors import ConfigurationError, TooLarge
 from fedround.events import Fact, Observer
 from fedround.http import asgi, serve, tls
 from fedround.http.remote_books import RemoteBooks
@@ -112,7 +112,7 @@ def _join(service: CoordinatorService, request: Request) -> RendezVous:
     ordinal = request.headers.get(wire.ORDINAL, "")
     answer = service.join(
         request.state.owner or wire.parse_name(name) or ANONYMOUS,
-        int(ordinal) if _is_ordinal(ordinal) else None,
+        int(ordinal) if asgi.is_number(ordinal) and len(ordinal) <= 6 else None,
         extended=name is not None,
         owner=request.state.owner,
         evaluates=name is not None and request.headers.get(wire.EVALUATES) == "true",
@@ -142,24 +142,11 @@ def _json(answer: RendezVous | Heartbeat | StartTraining, headers: dict[str, str
 
 async def _failure(request: Request) -> str:
     """Return why a participant failed; empty if its request has no valid reason."""
-    body = bytearray()
-    if wire.media_type(request.headers) != Problem.media_type:
-        return ""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(wire.DRAIN_SECONDS):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > wire.MAX_PROBLEM:
-                    break
-    return Departure.decode(bytes(body)).reason if len(body) <= wire.MAX_PROBLEM else ""
-
-
-def _last(path: str) -> str:
-    return path.rstrip("/").rpartition("/")[2]
-
-
-def _is_ordinal(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= 6
+    if wire.media_type(request.headers) == Problem.media_type:
+        with suppress(TimeoutError, TooLarge):
+            async with asyncio.timeout(wire.DRAIN_SECONDS):
+                return Departure.decode(bytes(await asgi.read_body(request, wire.MAX_PROBLEM))).reason
+    return ""
 
 
 async def _hung_up(receive: Receive) -> None:
@@ -272,7 +259,7 @@ def public_endpoint(
         setting="COORDINATOR_PORT",
         kind="public",
         limits=settings.limits,
-        known=lambda scope: service.known(wire.parse_id(_last(scope["path"])) or ""),
+        known=lambda scope: service.known(wire.parse_id(scope["path"].rstrip("/").rpartition("/")[2]) or ""),
         tls=telemetry.watched(tls.public(settings)),
         observe=telemetry.observe,
     )

@@ -56,14 +56,14 @@ def public(
     """Return the app for participants: `GET` and `POST /{id}/{token}`. For the arguments see `asgi.application`."""
 
     async def model(request: Request) -> Response:
-        model = service.read(*_credentials(request), request.state.owner)
+        model = service.read(*_ids(request.scope), request.state.owner)
         etag = model.etag if model else '"none"'
         if _matches(request.headers.get("if-none-match", ""), etag):
             return Response(status_code=304, headers={"ETag": etag})
         return asgi.Slices(model.buffers if model else (), headers={"ETag": etag}, media_type="application/octet-stream")
 
     async def update(request: Request) -> Response:
-        id, update_token = _credentials(request)
+        id, update_token = _ids(request.scope)
         length = request.headers.get("content-length", "")
         outcome = await service.deliver(
             id,
@@ -80,11 +80,6 @@ def public(
     return asgi.application(routes, tokens=tokens, origins=origins, observe=observe, trace=trace)
 
 
-def _credentials(request: Request) -> tuple[str, str]:
-    # Only UUIDs are ever admitted.
-    return wire.parse_id(request.path_params["id"]) or "", wire.parse_id(request.path_params["token"]) or ""
-
-
 async def _body(request: Request) -> AsyncIterator[bytes]:
     """Yield the body. Raises `Unauthorized` at its end if the participant's token was revoked in the meantime."""
     async for chunk in request.stream():
@@ -92,9 +87,10 @@ async def _body(request: Request) -> AsyncIterator[bytes]:
     asgi.check_admitted(request)
 
 
-def _ids(path: str) -> tuple[str, str]:
-    id, _, token = path.strip("/").partition("/")
-    return wire.parse_id(id) or "", wire.parse_id(token.rstrip("/")) or ""
+def _ids(scope: Scope) -> tuple[str, str]:
+    """Return the id and the token in a path. Only UUIDs are ever admitted."""
+    id, _, token = scope["path"].strip("/").partition("/")
+    return wire.parse_id(id) or "", wire.parse_id(token) or ""
 
 
 def _matches(if_none_match: str, etag: str) -> bool:
@@ -105,9 +101,7 @@ def _metrics(id: str, header: str | None) -> dict[str, float]:
     """Return the reported metrics that are valid. Invalid metrics are ignored: they are no reason to refuse the update."""
     if header is None:
         return {}
-    reported = None
-    with suppress(ValueError, RecursionError):
-        reported = json.loads(header) if len(header) <= wire.MAX_METRICS_BYTES else None
+    reported = _decoded(header)
     found = valid_metrics(reported)
     if found != reported:
         LOG.warning("ignored invalid metrics: %s of %s is not a JSON object of a few finite numbers", wire.METRICS, short(id))
@@ -116,12 +110,16 @@ def _metrics(id: str, header: str | None) -> dict[str, float]:
 
 def _evaluation(header: str | None) -> tuple[int, Mapping[str, float]] | None:
     """Return the samples and the metrics of an evaluation; None without a valid one."""
-    found = None
-    with suppress(ValueError, RecursionError):
-        found = json.loads(header) if header is not None and len(header) <= wire.MAX_METRICS_BYTES else None
-    match found:
+    match _decoded(header or ""):
         case {"samples": int(samples), "metrics": dict(metrics)} if 0 <= samples < 2**32 and not isinstance(samples, bool):
             return samples, valid_metrics(metrics)
+    return None
+
+
+def _decoded(header: str) -> object:
+    """Return the JSON value of a header; None if it is invalid or too long."""
+    with suppress(ValueError, RecursionError):
+        return json.loads(header) if len(header) <= wire.MAX_METRICS_BYTES else None
     return None
 
 
@@ -140,7 +138,7 @@ def public_endpoint(settings: AggregatorSettings, service: AggregatorService, te
         setting="AGGREGATOR_PORT",
         kind="public",
         limits=settings.limits,
-        known=lambda scope: service.known(*_ids(scope["path"])),
+        known=lambda scope: service.known(*_ids(scope)),
         tls=telemetry.watched(tls.public(settings)),
         observe=telemetry.observe,
     )

@@ -53,10 +53,8 @@ def _round(text: str) -> str:
 
 def rollback(parser: ArgumentParser) -> Run:
     """Make an earlier global model the newest, and continue training from it."""
-    parser.add_argument("--from", dest="url", required=True, metavar="URL", help="the aggregator's ops port")
+    _add_target(parser, "the aggregator's ops port")
     parser.add_argument("--round", type=int, required=True, metavar="N", help="the round whose model becomes the newest")
-    ops_port.add_ca_file(parser)
-    ops_port.add_token(parser)
 
     def run(arguments: Arguments) -> int:
         from fedround.common.wire import one_line
@@ -80,7 +78,7 @@ def rollback(parser: ArgumentParser) -> Run:
 
 def runs(parser: ArgumentParser) -> Run:
     """List the runs of a platform."""
-    _add_coordinator(parser)
+    _add_target(parser, "the coordinator's ops port")
 
     def run(arguments: Arguments) -> int:
         from fedround.commands import history
@@ -93,7 +91,7 @@ def runs(parser: ArgumentParser) -> Run:
 
 def history(parser: ArgumentParser) -> Run:
     """Write the rounds of a run to a file: participants, durations, metrics, statistics of the model."""
-    _add_coordinator(parser)
+    _add_target(parser, "the coordinator's ops port")
     parser.add_argument("--run", metavar="NAME", help="name or id of the run [default: the current one]")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the .csv or .json file to write")
 
@@ -106,8 +104,8 @@ def history(parser: ArgumentParser) -> Run:
     return run
 
 
-def _add_coordinator(parser: ArgumentParser) -> None:
-    parser.add_argument("--from", dest="url", required=True, metavar="URL", help="the coordinator's ops port")
+def _add_target(parser: ArgumentParser, help: str) -> None:
+    parser.add_argument("--from", dest="url", required=True, metavar="URL", help=help)
     ops_port.add_ca_file(parser)
     ops_port.add_token(parser)
 

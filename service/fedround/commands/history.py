@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from fedround.commands import ops_port
+from fedround.commands import ops_port, view
 from fedround.commands.ops_port import HISTORY, RUNS, Target
 from fedround.common.durable import Directory, replace
 from fedround.errors import FedroundError
@@ -18,19 +18,17 @@ ADVICE = "is this the coordinator's ops port, by default 9081?"
 _PLAIN = ("round", "ended", "seconds", "counted", "dropped", "late", "samples", "parameters", "digest")
 
 
-def runs(url: str, token: str | None, ca_file: Path | None) -> str:
+def runs(url: str, token: str | None, ca_file: str | None) -> str:
     """Return a table of all runs. Raises `FedroundError`."""
     header = ["run", "rounds", "started", "ended", "strategy", "state"]
     rows = [
         [run["name"], str(run["rounds"]), _time(run["started"]), _time(run["ended"]), run["strategy"], run["reason"] or "training"]
         for run in _request(url, RUNS, token, ca_file)["runs"]
     ]
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    lines = ("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in [header, *rows])
-    return "\n".join(lines)
+    return "\n".join(view.columns([header, *rows]))
 
 
-def history(url: str, run: str | None, output: Path, token: str | None, ca_file: Path | None) -> str:
+def history(url: str, run: str | None, output: Path, token: str | None, ca_file: str | None) -> str:
     """Write the rounds of a run, by default the current one, to a `.csv` or `.json` file. Return a message for the user.
 
     Raises:
@@ -47,8 +45,8 @@ def history(url: str, run: str | None, output: Path, token: str | None, ca_file:
     return f"{output}: {len(found['rounds'])} rounds of run {found['run']['name']}"
 
 
-def _request(url: str, path: str, token: str | None, ca_file: Path | None) -> Any:
-    target = Target(ops_port.check_url(url), "coordinator", ca_file=str(ca_file) if ca_file else None)
+def _request(url: str, path: str, token: str | None, ca_file: str | None) -> Any:
+    target = Target(ops_port.check_url(url), "coordinator", ca_file=ca_file)
     status, body = target.request(path, ops_port.token(token, "coordinator"))
     found = ops_port.decode(body)
     if status == 401:

@@ -10,6 +10,7 @@ import signal
 import sys
 from argparse import ArgumentParser, HelpFormatter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Never
@@ -23,15 +24,11 @@ __all__ = ["COMMANDS", "MEANINGS", "Exit", "main"]
 LOG = logging.getLogger("fedround")
 
 
-class _Help(HelpFormatter):
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=32)
-
-
 class _Parser(ArgumentParser):
     def __init__(self, **options: Any) -> None:
         # "resolve": with `platform`, both services have the setting of the shared secret.
-        super().__init__(**options, allow_abbrev=False, conflict_handler="resolve", formatter_class=_Help)
+        formatter = partial(HelpFormatter, max_help_position=32)
+        super().__init__(**options, allow_abbrev=False, conflict_handler="resolve", formatter_class=formatter)
 
     def error(self, message: str) -> Never:
         self.print_usage(sys.stderr)

@@ -10,7 +10,7 @@ from fedround.aggregator import app as aggregator_app
 from fedround.aggregator import operators
 from fedround.aggregator.build import build
 from fedround.aggregator.service import AggregatorService
-from fedround.common import durable, process
+from fedround.common import durable, exiting, process
 from fedround.common.durable import Disk
 from fedround.common.settings import AggregatorSettings, CoordinatorSettings
 from fedround.coordinator import app as coordinator_app
@@ -110,7 +110,7 @@ def run(coordinator: CoordinatorSettings, aggregator: AggregatorSettings) -> Non
     ):
         evaluating = process.run(_run(coordinator, aggregator, rounds, models))
     if evaluating:
-        process.exit_now()
+        exiting.exit_now(0)
 
 
 async def _run(coordinator: CoordinatorSettings, aggregator: AggregatorSettings, *disks: Disk | None) -> bool:

@@ -17,7 +17,7 @@ from fedround.aggregator.build import build
 from fedround.aggregator.internal import internal
 from fedround.aggregator.service import AggregatorService
 from fedround.aggregator.spool import check_writable
-from fedround.common import durable, process, secret, wire
+from fedround.common import durable, exiting, process, secret, wire
 from fedround.common.books import valid_metrics
 from fedround.common.durable import Disk
 from fedround.common.secret import SecretHolder
@@ -191,7 +191,7 @@ def run(settings: AggregatorSettings) -> None:
     with durable.locked(settings.data_dir, "AGGREGATOR_DATA_DIR") as disk:
         evaluating = process.run(_run(settings, disk))
     if evaluating:
-        process.exit_now()
+        exiting.exit_now(0)
 
 
 async def keep_checking(settings: AggregatorSettings, health: Health, *, every: float = CHECK_EVERY) -> None:

@@ -3,14 +3,13 @@
 import asyncio
 import ctypes
 import gc
-import logging
 import os
 import resource
 import signal
 from collections.abc import Coroutine, Iterator
 from contextlib import closing, contextmanager, suppress
 from types import FrameType
-from typing import Never, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
 
@@ -47,12 +46,6 @@ def run(main: Coroutine[object, object, T]) -> T:
         tune()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(main)
-
-
-def exit_now(code: int = 0) -> Never:
-    """End the process immediately. A regular exit may crash while users' code still runs on a thread."""
-    logging.shutdown()
-    os._exit(code)
 
 
 def tune() -> None:

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from fedround import events
+from fedround.common import exiting
 from fedround.common.settings import ParticipantSettings
 from fedround.errors import FedroundError
 from fedround.events import Observer
-from fedround.participant import exiting, local
+from fedround.participant import local
 from fedround.participant.abc import ParticipantABC
 from fedround.participant.load import load_participant
 from fedround.participant.measuring import Measuring

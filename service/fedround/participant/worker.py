@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Any, Never
 
 import numpy as np
 
+from fedround.common import exiting
 from fedround.common.text import described
 from fedround.common.wire import Run
 from fedround.errors import ConfigurationError, DataDirectoryHeld, ParticipantError, TrainingError
 from fedround.events import Fact, PhaseBegan
 from fedround.observability import logs
 from fedround.observability.traces import tracing
-from fedround.participant import exiting, local, reports, traces
+from fedround.participant import local, reports, traces
 from fedround.participant.abc import ParticipantABC
 from fedround.participant.channel import Channel
 from fedround.participant.load import load_participant

@@ -1,4 +1,4 @@
-"""The end of a process with training code, even if that code does not return."""
+"""The end of a process with users' code, even if that code does not return."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ def exit_after_grace(code: int) -> None:
 
 
 def exit_now(code: int) -> Never:
-    """End this process immediately, without waiting for its threads."""
+    """End this process immediately, without waiting for its threads. A regular exit may crash while one runs users' code."""
     logging.shutdown()
     os._exit(code)
 

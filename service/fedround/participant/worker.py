@@ -72,9 +72,8 @@ class Model:
         return offset if 0 <= offset <= len(mapped) - len(part) else None
 
 
-def _address(buffer: Any) -> int:
-    address: int = np.frombuffer(buffer, np.uint8).__array_interface__["data"][0]
-    return address
+def _address(buffer: mmap | memoryview) -> int:
+    return np.frombuffer(buffer, np.uint8).ctypes.data
 
 
 def share(parts: Sequence[memoryview], model: Model) -> tuple[list[list[int]], list[Memory]]:

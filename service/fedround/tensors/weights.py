@@ -278,19 +278,14 @@ def _runs(arrays: Sequence[Array]) -> Iterator[memoryview]:
     """Yield the memory of the arrays. Adjacent arrays, such as the views that `decode` returns, are one piece."""
     runs: list[tuple[Any, int, int]] = []
     for array in arrays:
-        memory, start = _memory(array), _address(array)
+        memory, start = _memory(array), array.ctypes.data
         if runs and runs[-1][0] is memory and runs[-1][2] == start:
             runs[-1] = memory, runs[-1][1], start + array.nbytes
         else:
             runs.append((memory, start, start + array.nbytes))
     for memory, start, stop in runs:
         whole = np.frombuffer(memory, np.uint8)
-        yield whole[start - _address(whole) : stop - _address(whole)].data
-
-
-def _address(array: Array) -> int:
-    address: int = array.__array_interface__["data"][0]
-    return address
+        yield whole[start - whole.ctypes.data : stop - whole.ctypes.data].data
 
 
 def _memory(array: Array) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from fedround.tensors.statistics import DECADES, FEW, Change, Statistics
-from fedround.tensors.values import blocks_of, unfit
+from fedround.tensors.values import blocks_of, unfit, without_unfit
 from fedround.tensors.weights import Array, Layout, Weights
 
 
@@ -49,9 +49,10 @@ def statistics(weights: Weights) -> Statistics:
 
 def norm(weights: Weights) -> float:
     """Return the L2 norm of weights, in float64."""
+    blocks = _float64_blocks(measured(weights))
     with np.errstate(over="ignore"):
-        blocks = _float64_blocks(measured(weights))
-        return math.sqrt(sum(float(block @ block) for block in _without_constants(blocks, isinstance(weights, Mapping))))
+        usable = map(without_unfit, blocks) if isinstance(weights, Mapping) else blocks
+        return math.sqrt(sum(float(block @ block) for block in usable))
 
 
 def change(before: Sequence[Array], after: Sequence[Array], former: Sequence[Array] | None = None) -> Change:
@@ -70,12 +71,6 @@ def measured(weights: Weights) -> list[Array]:
     if not isinstance(weights, Mapping):
         return [weights]
     return [weights[spec.name] for spec in Layout.of(weights).measured]
-
-
-def _without_constants(blocks: Iterator[Array], named: bool) -> Iterator[Array]:
-    for block in blocks:
-        mask = unfit(block) if named else None
-        yield block if mask is None else np.where(mask, 0.0, block)
 
 
 def _float64_blocks(arrays: Sequence[Array]) -> Iterator[Array]:

@@ -168,6 +168,7 @@ LIMITS: dict[str, list[float]] = {
     "old seat of a name that registers again": [presence.PROBE, presence.PROBE],
     "reason with which a participant leaves": [wire.MAX_PROBLEM],
     "shards of a data set": [wire.MAX_SHARDS],
+    "participant: a number in a message": [wire.MAX_NUMBER],
     "participants whose failures the coordinator remembers": [reliability.MOST_RECORDS],
     "upload: after the round's deadline": [plan.UPLOAD_GRACE],
     "long poll": [wire.MAX_HOLD, coordinator_service.HOLD_RATIO],

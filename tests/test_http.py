@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from functools import partial
 from typing import Any
 
 import httpx
@@ -20,7 +21,7 @@ from fedround.errors import (
     Refused,
     Unreachable,
 )
-from fedround.http import transport
+from fedround.http import hosts, transport
 from fedround.http.client import AggregatorClient, CoordinatorClient
 from support.exchanges import ID, STAND_BY, TOKEN, coordinator, download, problem, rendez_vous, upload
 from support.peer import Peer, Reply, answer
@@ -156,6 +157,16 @@ def test_a_redirect_is_not_followed() -> None:
         assert len(peer.requests) == 1
 
 
+def test_no_cookie_is_kept_or_sent() -> None:
+    """A peer could set ever more of them, until requests are too large for it."""
+    setting = answer("200 OK", STAND_BY, Set_Cookie="one=1; Path=/")
+    with Peer(setting, setting) as peer, coordinator(peer) as client:
+        for _ in range(2):
+            client.heartbeat(ID, wait=0)
+        assert not client._http.cookies
+    assert all("cookie" not in request.headers for request in peer.requests)
+
+
 @pytest.mark.parametrize(
     ("header", "seconds"),
     [
@@ -252,16 +263,27 @@ def test_a_peer_without_tls_is_unreachable_by_https() -> None:
         rendez_vous(peer.url.replace("http", "https"))
 
 
-@pytest.mark.parametrize("url", ["", "http://", "coordinator:8081", "ftp://coordinator"])
+@pytest.mark.parametrize("url", ["", "http://", "coordinator:8081", "ftp://coordinator", "http://[::1"])
 def test_an_invalid_coordinator_url_is_a_configuration_error(url: str) -> None:
     with pytest.raises(ConfigurationError, match="http://host:port"):
         CoordinatorClient(url)
 
 
-@pytest.mark.parametrize("url", ["", "http://", "aggregator:8082", "ftp://aggregator", "http://[::1", "http://a\0b"])
-def test_an_invalid_aggregator_url_is_a_bad_answer(url: str) -> None:
+@pytest.mark.parametrize(
+    "url", ["", "http://", "aggregator:8082", "ftp://aggregator", "http://[::1", "http://a\0b", "http://\u2100"]
+)
+@pytest.mark.parametrize("token", [None, "secret"])
+def test_an_invalid_aggregator_url_is_a_bad_answer(url: str, token: str | None) -> None:
     with pytest.raises(BadAnswer, match=r"^GET "):
-        download(url)
+        download(url, token=token, trusted=partial(hosts.trusted, coordinator_url="http://here", allow=["*"]))
+
+
+@pytest.mark.parametrize("location", ["http://[", "http://\u2100/", "http://a:b/", "//", "gopher://", "x" * 50_000])
+def test_a_redirect_to_an_invalid_url_is_an_exchange_error(location: str) -> None:
+    head = f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()
+    with Peer(head) as peer, pytest.raises(ExchangeError, match=rf"^GET {peer.address}/rendez_vous: ") as caught:
+        rendez_vous(peer)
+    assert len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize("token", ["", "two words", "line\n", "schlüssel"])

@@ -115,14 +115,20 @@ def test_a_claim_of_shards_is_read_or_ignored(own: str | None, asked: str | None
         (RendezVous, b'{"id":"seven","ok":true}', "'id' is not a UUID"),
         (RendezVous, b'{"id":null,"ok":false,"ordinal":-1}', "'ordinal' is not a whole number of at least 0"),
         (Heartbeat, b'{"state":"dance","round":null}', "the heartbeat's state is 'dance', which the protocol does not know"),
+        (Heartbeat, b'{"state":"' + b"x" * 60_000 + b'"}', "the heartbeat's state is 'xxxx"),
         (Heartbeat, b'{"state":"round","round":null}', "`round`, but its round is not a number"),
         (Heartbeat, b'{"state":"round","round":true}', "'round' is not a whole number"),
+        (Heartbeat, b'{"state":"round","round":9007199254740992}', "'round' is not a whole number"),
+        (Heartbeat, b'{"state":"stand_by","counted":' + b"9" * 4000 + b"}", "'counted' is not a whole number"),
         (Heartbeat, b'{"state":"round","round":1,"token":"x"}', "'token' is not a UUID"),
         (StartTraining, b'{"ok":true}', "'url' is not a string"),
         (Heartbeat, b'{"state":"stand_by","run":"first"}', "'run' is not a run"),
         (Heartbeat, b'{"state":"stand_by","run":{"id":"a","name":"b","rounds":1,"config":{},"shard":[8,8]}}', "is not a shard"),
         (Heartbeat, b'{"state":"stand_by","run":{"id":"a","name":"b","rounds":1,"config":{},"shard":"3/8"}}', "is not a shard"),
+        (Heartbeat, b'{"state":"stand_by","run":{"id":"a","name":"b","rounds":1,"config":{},"shard":[0,10001]}}', "is not a shard"),
+        (Heartbeat, b'{"state":"stand_by","run":{"id":"a","name":"b","rounds":1,"config":{},"shard":[false,2]}}', "is not a shard"),
         (Heartbeat, b'{"state":"stand_by","run":{"id":"a","name":"b","rounds":-1,"config":{}}}', "'run' is not a run"),
+        (Heartbeat, b'{"state":"stand_by","run":{"id":"a","name":"b","rounds":9007199254740992,"config":{}}}', "is not a run"),
         (Heartbeat, b'{"state":"stand_by","run":{"id":"a","name":"b","rounds":1,"config":{"x":[]}}}', "'run' is not a run"),
     ],
 )
@@ -132,6 +138,7 @@ def test_an_invalid_message_is_a_bad_answer(
     with pytest.raises(BadAnswer) as raised:
         message.decode(body)
     assert complaint in str(raised.value)
+    assert len(str(raised.value)) < 200
 
 
 @given(

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Self
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from fedround.errors import BadAnswer
@@ -53,6 +54,8 @@ MAX_METRIC_NAME = 64
 """Maximum number of metrics in such a header, and of characters in a name. All characters are printable."""
 MAX_SHARDS = 10_000
 """Maximum number of shards that a coordinator assigns."""
+MAX_NUMBER = 2**53 - 1
+"""Maximum whole number in a message: larger ones fit neither all JSON parsers nor metrics and spans."""
 MAX_REASON = 200
 """Maximum number of characters of a reason from a peer."""
 MAX_HOLD = 25.0
@@ -161,8 +164,8 @@ class Run:
         match data:
             case None:
                 return None
-            case {"id": str(id), "name": str(name), "rounds": int(rounds), "config": dict(config), **more} if rounds >= 0 and all(
-                isinstance(value, Scalar) for value in config.values()
+            case {"id": str(id), "name": str(name), "rounds": int(rounds), "config": dict(config), **more} if (
+                0 <= rounds <= MAX_NUMBER and all(isinstance(value, Scalar) for value in config.values())
             ):
                 asked = more.get("evaluate") is True, more.get("train") is not False
                 return cls(one_line(id), one_line(name), rounds, config, *asked, _shard(more.get("shard")))
@@ -221,7 +224,7 @@ class Heartbeat:
         try:
             state = HeartbeatState(_str(data, "state"))
         except ValueError:
-            raise BadAnswer(f"the heartbeat's state is {data['state']!r}, which the protocol does not know") from None
+            raise BadAnswer(f"the heartbeat's state is {data['state']!r:.40}, which the protocol does not know") from None
         number = _int(data, "round")
         if state is HeartbeatState.ROUND and number is None:
             raise BadAnswer("the heartbeat's state is `round`, but its round is not a number")
@@ -299,7 +302,13 @@ def media_type(headers: Mapping[str, str]) -> str:
 
 def is_url(text: object) -> bool:
     """Return whether this is an http or https URL with a host."""
-    return isinstance(text, str) and re.match(r"https?://[^/?#]", text) is not None
+    if not isinstance(text, str) or re.match(r"https?://[^/?#]", text, re.IGNORECASE) is None:
+        return False
+    try:
+        urlsplit(text)
+    except ValueError:  # an incomplete IPv6 address, or characters that look like others
+        return False
+    return True
 
 
 def parse_prefer_wait(value: str | None) -> float | None:
@@ -367,8 +376,8 @@ def _uuid(data: dict[str, Any], key: str) -> str:
 
 def _int(data: dict[str, Any], key: str) -> int | None:
     value = data.get(key)
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-        raise BadAnswer(f"the answer's {key!r} is not a whole number of at least 0")
+    if value is not None and (type(value) is not int or not 0 <= value <= MAX_NUMBER):
+        raise BadAnswer(f"the answer's {key!r} is not a whole number of at least 0 and at most {MAX_NUMBER}")
     return value
 
 
@@ -376,6 +385,6 @@ def _shard(value: object) -> Shard | None:
     match value:
         case None:
             return None
-        case [int(index), int(count)] if 0 <= index < count:
+        case [int(index), int(count)] if not isinstance(index, bool) and 0 <= index < count <= MAX_SHARDS:
             return index, count
     raise BadAnswer("the answer's 'shard' is not a shard")

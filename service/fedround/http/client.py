@@ -229,7 +229,7 @@ def _outcome(value: str | None) -> UpdateOutcome | None:
     try:
         return None if value is None else UpdateOutcome(value)
     except ValueError:
-        raise BadAnswer(f"unknown update outcome {value!r}") from None
+        raise BadAnswer(f"unknown update outcome {value!r:.40}") from None
 
 
 def fetch_model(

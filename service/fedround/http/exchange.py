@@ -11,7 +11,9 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TypedDict, Unpack
 from urllib.parse import urlsplit
 
-from fedround.errors import Untrusted
+from fedround.common import wire
+from fedround.common.text import redact
+from fedround.errors import BadAnswer, Untrusted
 from fedround.events import ExchangeEnded, Observer, Observers
 from fedround.http import deadlines
 from fedround.http.bodies import Slices
@@ -93,6 +95,8 @@ class Client:
         timeout: float | None = None,
     ) -> Iterator[Response]:
         """Send a request, and yield the response for reading if its status is one of `accept`."""
+        if not wire.is_url(url):  # a peer may have sent it
+            raise BadAnswer(f"{target(method, url, path)}: {wire.one_line(redact(url))} is not a URL such as http://host:port")
         if self._trusted is not None and not self._trusted(url):
             raise Untrusted(origin(url))
         where, actual = target(method, url, path), path.format_map(ids)

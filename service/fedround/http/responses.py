@@ -65,7 +65,10 @@ def check(request: RequestInfo, status: int, headers: Mapping[str, str], body: b
 
 
 def _redirect(request: RequestInfo, location: str) -> str:
-    there = urljoin(request.url, location).partition("?")[0]
+    try:
+        there = urljoin(request.url, location).partition("?")[0]
+    except ValueError:
+        return f"redirects to {wire.one_line(redact(location))}, which is not a URL"
     base = there.removesuffix(request.path)
     advice = "" if base == there else f": set the URL to {wire.one_line(redact(base))}"
     return f"redirects to {wire.one_line(redact(there))}; fedround follows no redirects{advice}"

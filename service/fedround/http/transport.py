@@ -10,6 +10,7 @@ import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -61,12 +62,19 @@ FOREIGN: Mapping[type[Exception], type[ExchangeError]] = {
 def sync_client(token: str | None, transport: Transport, *on_request: Callable[[Request], None]) -> httpx.Client:
     """Make a synchronous client. It calls `on_request` before each request, and logs requests and responses."""
     hooks: Any = {"request": [*on_request, http_log.request], "response": [http_log.response]}
-    return httpx.Client(headers=default_headers(token), transport=transport, event_hooks=hooks, trust_env=False)
+    return httpx.Client(
+        headers=default_headers(token), cookies=_no_cookies(), transport=transport, event_hooks=hooks, trust_env=False
+    )
 
 
 def async_client(tls: Context | None, url: str) -> httpx.AsyncClient:
     """Make an asynchronous client for `url`. Each request must bring its own token."""
-    return httpx.AsyncClient(headers=default_headers(None), transport=AsyncRouted(tls, url), trust_env=False)
+    return httpx.AsyncClient(headers=default_headers(None), cookies=_no_cookies(), transport=AsyncRouted(tls, url), trust_env=False)
+
+
+def _no_cookies() -> CookieJar:
+    """Return a jar that accepts no cookie. Otherwise a server could set ever more of them, for us to keep and to send."""
+    return CookieJar(DefaultCookiePolicy(allowed_domains=[]))
 
 
 # Responses

@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Return the exit code."""
     if argv is None:
         argv = sys.argv[1:]
+        _open_closed_streams()
         if SERVICES.intersection(argv[:1]):
             # The service handles signals only after its imports. Process 1 of a container has no default handlers.
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -65,6 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.OK
     return code
+
+
+def _open_closed_streams() -> None:
+    """Open those of stdin, stdout and stderr that are closed. Otherwise a socket gets the descriptor, and text that is printed."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= max(STREAMS):  # the lowest that is free
+        os.set_inheritable(fd, True)
+        setattr(sys, STREAMS[fd], os.fdopen(fd, "r" if fd == 0 else "w"))
+    os.close(fd)
 
 
 def _main(argv: Sequence[str]) -> int:
@@ -160,6 +169,8 @@ COMMANDS: Mapping[str, Callable[[ArgumentParser], Run]] = {
 
 The first line of the docstring is the help of the command.
 """
+STREAMS = {0: "stdin", 1: "stdout", 2: "stderr"}
+"""The names of the standard streams in `sys`, by descriptor."""
 SERVICES = frozenset({"participant", "coordinator", "aggregator", "platform"})
 """The commands that run until SIGTERM."""
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from fedround import events
 from fedround.common.text import indented, printable, redact, short
 from fedround.events import Fact
+from fedround.observability import stderr
 from fedround.observability.contact import Contacts
 from fedround.observability.lines import Line, line
 
@@ -204,7 +205,7 @@ def configure(format: Literal["text", "json"], level: str, **fields: str) -> Non
     """Log to stderr from `level` up, with `fields` in every JSON line. Replaces any previous configuration."""
     _CONTEXT.clear()
     add_fields(**fields)
-    handler = logging.StreamHandler()
+    handler = stderr.Handler(sys.stderr.fileno(), sys.stderr.encoding)
     colours = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter(colours=colours))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -9,10 +9,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from uuid import uuid4
 
 import numpy as np
 import pytest
 
+from fedround.coordinator.archive import Archive
+from fedround.coordinator.run import Run
+from support.footprint import peak
 from support.processes import Process, fedround, running, until
 
 TESTS = Path(__file__).parent
@@ -142,6 +147,60 @@ def test_runs_and_their_rounds_can_be_exported(tmp_path: Path) -> None:
         elsewhere = fedround("runs", "--from", platform.url("AGGREGATOR_OPS_PORT"))
         assert elsewhere.returncode == 1
         assert "is this the coordinator's ops port" in elsewhere.stderr
+
+
+LARGE = 5_000
+"""Number of rounds of a long run."""
+
+
+def long_run(directory: Path, *, every: int = 1) -> Run:
+    """Write a run of 20 MB: `LARGE` rounds of ten silos, of which each `every`th has an evaluation."""
+    run = Run(str(uuid4()), "long", 1000, 1.0)
+    silos = [{"name": f"silo-{n}", "samples": 100, "seconds": 0.25, "metrics": {"loss": 0.5, "note": n}} for n in range(10)]
+    with closing(Archive(directory)) as archive, archive.writing():
+        archive.save_run(run, {"plan": {"evaluate_every": every}, "version": "0", "strategy": "fedadam"})
+        for n in range(LARGE):
+            known = {"ended": 1.0, "seconds": 0.5, "metrics": {"loss": 1 / (n + 1)}, "participants": silos * 5}
+            if (n + 1) % every == 0:
+                known["evaluation"] = {"metrics": {"accuracy": n / LARGE}, "participants": silos}
+            archive.add(run, run.first + n, known)
+        archive.end(run, 2.0, "complete")
+    return run
+
+
+def test_a_long_history_is_exported_in_little_memory(tmp_path: Path) -> None:
+    directory = tmp_path / "coordinator"
+    directory.mkdir(mode=0o700)
+    long_run(directory)
+    with running("platform", **directories(tmp_path)) as platform:
+        before = peak(platform.pid)
+        for name in ("x.csv", "x.json"):
+            done = fedround("history", "--from", platform.url("COORDINATOR_OPS_PORT"), "--run", "long", "-o", str(tmp_path / name))
+            assert (done.returncode, done.stderr) == (0, "")
+            assert done.stdout == f"{tmp_path / name}: {LARGE} rounds of run long\n"
+        assert peak(platform.pid) - before < 20
+    with (tmp_path / "x.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [int(line["round"]) for line in lines] == [*range(1000, 1000 + LARGE)]
+    assert lines[-1]["evaluation_accuracy"] == str((LARGE - 1) / LARGE)
+    rounds = json.loads((tmp_path / "x.json").read_text())["rounds"]
+    assert (len(rounds), len(rounds[-1]["participants"])) == (LARGE, 50)
+
+
+def test_the_points_of_a_curve_are_few_and_evenly_spaced(tmp_path: Path) -> None:
+    directory = tmp_path / "coordinator"
+    directory.mkdir(mode=0o700)
+    run = long_run(directory, every=7)
+    with running("platform", **directories(tmp_path)) as platform:
+        found = json.loads(platform.get("COORDINATOR_OPS_PORT", f"/history?run={run.id}&points=400"))
+        numbers = [round["round"] - run.first + 1 for round in found["rounds"]]
+        assert numbers == [*range(14, LARGE, 14), LARGE], "the last round is always one"
+        assert all("accuracy" in round["evaluation"]["metrics"] for round in found["rounds"][:-1]), "those with an evaluation"
+        assert not any("participants" in round or "participants" in round.get("evaluation", {}) for round in found["rounds"])
+        assert len(json.loads(platform.get("COORDINATOR_OPS_PORT", f"/history?run={run.id}&points=0"))["rounds"]) == LARGE
+        for wrong in ("-1", "x", "1.5", "1" * 5000):
+            with pytest.raises(HTTPError, match="400"):
+                platform.get("COORDINATOR_OPS_PORT", f"/history?points={wrong}")
 
 
 def test_no_other_user_can_read_the_history(tmp_path: Path) -> None:

@@ -29,6 +29,12 @@ def footprint(pids: Iterable[int]) -> float:
     return (used + sum(shared.values())) / MB
 
 
+def peak(pid: int) -> float:
+    """MB that a process has needed at most."""
+    found = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(found.split()[1]) * 1024 / MB
+
+
 class Weighed(fedround.NumPyParticipant):
     """Trains in place, and notes what it and the process that started it need."""
 

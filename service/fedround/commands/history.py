@@ -3,10 +3,11 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any
 from urllib.parse import quote
 
 from fedround.commands import ops_port, view
@@ -15,6 +16,10 @@ from fedround.common.durable import Directory, replace
 from fedround.errors import FedroundError
 
 ADVICE = "is this the coordinator's ops port, by default 9081?"
+MAX_MEMORY = 1 << 20
+"""Maximum number of bytes of a history in memory."""
+LONGEST = 60.0
+"""Seconds for the coordinator to respond."""
 _PLAIN = ("round", "ended", "seconds", "counted", "dropped", "late", "samples", "parameters", "digest")
 
 
@@ -36,47 +41,80 @@ def history(url: str, run: str | None, output: Path, token: str | None, ca_file:
     """
     if output.suffix not in (".csv", ".json"):
         raise FedroundError(f"--output: {output} must end in .csv or .json")
-    found = _request(url, HISTORY + (f"?run={quote(run)}" if run else ""), token, ca_file)
-    text = json.dumps(found, indent=1) + "\n" if output.suffix == ".json" else _csv(found["rounds"])
-    try:
-        replace(Directory(output.parent, mode=0o666), output.name, [text.encode()])
-    except OSError as error:
-        raise FedroundError(f"cannot write the history to {output}: {error.strerror}") from error
-    return f"{output}: {len(found['rounds'])} rounds of run {found['run']['name']}"
+    with SpooledTemporaryFile(MAX_MEMORY) as file:
+        _request(url, HISTORY + (f"?run={quote(run)}" if run else ""), token, ca_file, file)
+        try:
+            found, count = _parsed(file)
+        except (ValueError, KeyError, TypeError):
+            raise FedroundError(f"{url}: the response is not a history: {ADVICE}") from None
+        parts = _csv(file) if output.suffix == ".csv" else _blocks(file)
+        try:
+            replace(Directory(output.parent, mode=0o666), output.name, parts)
+        except OSError as error:
+            raise FedroundError(f"cannot write the history to {output}: {error.strerror}") from error
+    return f"{output}: {count} rounds of run {found['name']}"
 
 
-def _request(url: str, path: str, token: str | None, ca_file: str | None) -> Any:
+def _request(url: str, path: str, token: str | None, ca_file: str | None, into: IO[bytes] | None = None) -> Any:
     target = Target(ops_port.check_url(url), "coordinator", ca_file=ca_file)
-    status, body = target.request(path, ops_port.token(token, "coordinator"))
-    found = ops_port.decode(body)
+    status, body = target.request(path, ops_port.token(token, "coordinator"), within=LONGEST, into=into)
+    found = ops_port.decode(body) or {}
     if status == 401:
         raise FedroundError(f"refused with 401: {ops_port.token_advice('coordinator')}")
-    if status != 200 or not found or not found.keys() & {"runs", "rounds"}:
-        raise FedroundError(f"{url}: {status}: {(found or {}).get('detail') or ADVICE}")
+    if status != 200 or (into is None and "runs" not in found):
+        raise FedroundError(f"{url}: {status}: {found.get('detail') or ADVICE}")
     return found
 
 
-def _csv(rounds: Sequence[Mapping[str, Any]]) -> str:
-    """Return one line per round: numbers, metrics, statistics of the model's weights, and the counted participants."""
-    values = [
-        {
-            "evaluation": round.get("evaluation", {}).get("metrics", {}),
-            "server": round.get("server", {}).get("metrics", {}),
-            "metric": round.get("metrics", {}),
-            "weight": round.get("weights", {}),
-        }
-        for round in rounds
-    ]
-    kinds = ("evaluation", "server", "metric", "weight")
-    columns = list(dict.fromkeys((kind, name) for kind in kinds for each in values for name in each[kind]))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_PLAIN, *(f"{kind}_{name}" for kind, name in columns), "participants"])
-    for round, each in zip(rounds, values, strict=True):
+def _parsed(file: IO[bytes]) -> tuple[Mapping[str, Any], int]:
+    """Return the run, and the number of its rounds. Raises `ValueError`, `KeyError` or `TypeError` if this is not a history."""
+    file.seek(0)
+    run: Mapping[str, Any] = json.loads(file.readline() + b"]}")["run"]
+    return run, sum(1 for _ in _rounds(file))
+
+
+def _rounds(file: IO[bytes]) -> Iterator[Any]:
+    """Yield the rounds of a history, in which each is a line: all of them may not fit into memory."""
+    file.seek(0)
+    file.readline()  # the run
+    for line in file:
+        if line != b"]}\n":
+            yield json.loads(line.rstrip(b",\n"))
+
+
+def _blocks(file: IO[bytes]) -> Iterator[bytes]:
+    file.seek(0)
+    return iter(lambda: file.read(MAX_MEMORY), b"")
+
+
+def _csv(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield one line per round: numbers, metrics, statistics of the model's weights, and the counted participants."""
+    columns: dict[str, dict[str, None]] = {kind: {} for kind in ("evaluation", "server", "metric", "weight")}
+    for round in _rounds(file):
+        for kind, values in _values(round).items():
+            columns[kind] |= dict.fromkeys(values)
+    names = [(kind, name) for kind, names in columns.items() for name in names]
+    yield _line([*_PLAIN, *(f"{kind}_{name}" for kind, name in names), "participants"])
+    for round in _rounds(file):
+        found = _values(round)
         plain = [_time(round["ended"]) if name == "ended" else round.get(name, "") for name in _PLAIN]
         participants = " ".join(member["name"] for member in round["participants"])
-        writer.writerow([*plain, *(each[kind].get(name, "") for kind, name in columns), participants])
-    return text.getvalue()
+        yield _line([*plain, *(found[kind].get(name, "") for kind, name in names), participants])
+
+
+def _values(round: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
+    return {
+        "evaluation": round.get("evaluation", {}).get("metrics", {}),
+        "server": round.get("server", {}).get("metrics", {}),
+        "metric": round.get("metrics", {}),
+        "weight": round.get("weights", {}),
+    }
+
+
+def _line(cells: Sequence[object]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue().encode()
 
 
 def _time(seconds: float | None) -> str:

@@ -8,7 +8,7 @@ import os
 from argparse import ArgumentParser
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from fedround.common.wire import SPEAKS_TLS
 from fedround.errors import FedroundError
@@ -76,17 +76,20 @@ class Target:
     ca_file: str | None = None
     local: bool = False
 
-    def request(self, path: str, token: str | None = None, *, document: object = None, within: float = 5.0) -> tuple[int, str]:
+    def request(
+        self, path: str, token: str | None = None, *, document: object = None, within: float = 5.0, into: IO[bytes] | None = None
+    ) -> tuple[int, str]:
         """Send a request.
 
         Args:
             path: Path of the URL.
             token: The operators' token.
             document: Data to send as JSON with POST. None: send a GET.
-            within: Seconds to wait for the response.
+            within: Seconds to wait for the response, and for each further part of it.
+            into: File for the body of a successful response, of any size. None: the body is returned.
 
         Returns:
-            The HTTP status and the body.
+            The HTTP status, and the body unless it is in the file.
 
         Raises:
             FedroundError: There is no response.
@@ -94,6 +97,7 @@ class Target:
         import urllib.error
         import urllib.request
         from http.client import HTTPException
+        from shutil import copyfileobj
 
         try:
             handlers = [] if (context := self._context()) is None else [urllib.request.HTTPSHandler(context=context)]
@@ -104,6 +108,9 @@ class Target:
             if token:
                 request.add_unredirected_header("Authorization", f"Bearer {token}")
             with opener.open(request, timeout=within) as response:
+                if into is not None:
+                    copyfileobj(response, into)
+                    return response.status, ""
                 return response.status, response.read(MAX_RESPONSE).decode(errors="replace")
         except urllib.error.HTTPError as error:
             with error:

@@ -4,11 +4,12 @@ Training does not depend on the archive. If the coordinator is killed, the archi
 """
 
 import json
+import math
 import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ from fedround.errors import ConfigurationError, DataDamaged
 
 NAME = "history.sqlite"
 FORMAT = 1
+BATCH = 1 << 20
+"""Number of characters of documents from which on a batch of rounds ends."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (
     id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, first INTEGER NOT NULL, started REAL NOT NULL, ended REAL, reason TEXT,
     document TEXT NOT NULL
 );
 CREATE TABLE IF NOT EXISTS rounds (round INTEGER PRIMARY KEY, run TEXT NOT NULL REFERENCES runs (id), document TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS rounds_of_runs ON rounds (run);
 """
 
 Document = Mapping[str, Any]
@@ -135,12 +139,38 @@ class Archive:
             {**dict(zip(names, row, strict=False)), "rounds": rounds, **json.loads(document)} for *row, document, rounds in rows
         ]
 
-    def history(self, name: str) -> str | None:
-        """Return the run with that name or id and its rounds in order, as JSON; None if there is no such run."""
-        for run in self.runs(name):
-            rows = self._rows("SELECT round, document FROM rounds WHERE run = ? ORDER BY round", (run["id"],))
-            return json.dumps({"run": run, "rounds": [{"round": round, **json.loads(document)} for round, document in rows]})
-        return None
+    def rounds(self, run: str, after: int) -> list[tuple[int, str]]:
+        """Return a batch of the rounds of the run with this id, in order, from the first one after round `after` on.
+
+        Each round is its number and its document as JSON. Only a batch is in memory: a run may have gigabytes of rounds.
+        """
+        found, size = [], 0
+        with self._lock, closing(self._database.cursor()) as cursor:
+            query = "SELECT round, document FROM rounds WHERE run = ? AND round > ? ORDER BY round"
+            for round, document in cursor.execute(query, (run, after)):
+                found.append((round, f'{{"round": {round}, {document.removeprefix("{")}'))
+                size += len(document)
+                if size > BATCH:
+                    break
+        return found
+
+    def points(self, run: Mapping[str, Any], most: int) -> list[dict[str, Any]]:
+        """Return at most `most` rounds of a run, without participants, to draw its curves.
+
+        They are evenly spaced and include the last round. If the run evaluates only every Nth model, they are rounds with one.
+        """
+        every = run.get("plan", {}).get("evaluate_every") or 1
+        step = 1 if run["rounds"] <= most else math.ceil(run["rounds"] / (most * every)) * every
+        rows = self._rows(
+            "SELECT round, document FROM rounds WHERE run = ?1 AND ((round + 1 - ?2) % ?3 = 0 "
+            "OR round = (SELECT max(round) FROM rounds WHERE run = ?1)) ORDER BY round",
+            (run["id"], run["first"], step),
+        )
+        points = [{"round": round, **json.loads(document)} for round, document in rows]
+        for point in points:
+            del point["participants"]
+            point.get("evaluation", {}).pop("participants", None)
+        return points
 
     def _rows(self, query: str, values: Iterable[Any] = ()) -> list[Any]:
         with self._lock:

@@ -211,19 +211,11 @@ class CoordinatorService:
         """The current run, which may be complete."""
         return self._rounds.run
 
-    async def runs(self) -> list[dict[str, Any]]:
-        """Return all runs, oldest first."""
-        await self._update_archive()
-        return await asyncio.to_thread(self._archive.runs)
-
-    async def history(self, run: str) -> str | None:
-        """Return a run and its rounds as JSON; None if no run has that name or id."""
-        await self._update_archive()
-        return await asyncio.to_thread(self._archive.history, run)  # a long history must not delay heartbeats
-
-    async def _update_archive(self) -> None:
+    async def archive(self) -> Archive:
+        """Return the archive, with all completed rounds. Read it on another thread: a long history must not delay heartbeats."""
         if not self._ended:  # then the archive is complete
             await self._write()
+        return self._archive
 
     def status(self) -> dict[str, Any]:
         """Return the content of `/status`."""

@@ -134,8 +134,11 @@ COORDINATOR = Api(
             HISTORY,
             "List the rounds of a run.",
             OBJECT,
-            parameters=(Parameter("run", "The name or the id of the run. Default: the current run.", "query"),),
-            refusals=(401, 403, 404, 429),
+            parameters=(
+                Parameter("run", "The name or the id of the run. Default: the current run.", "query"),
+                Parameter("points", "At most this many rounds, evenly spaced and without participants, for curves.", "query"),
+            ),
+            refusals=(400, 401, 403, 404, 429),
         ),
     ),
 )

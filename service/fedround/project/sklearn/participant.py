@@ -45,6 +45,9 @@ class Participant(fedround.NumPyParticipant):
     def __init__(self, *, epochs: int = 2) -> None:
         self.model, self.epochs = estimator(), epochs
 
+    def initial_weights(self) -> dict[str, np.ndarray]:
+        return fedround.sklearn.tensors(self.model)
+
     def evaluate(self, weights: dict[str, np.ndarray]) -> fedround.Evaluation:
         x, y = load_data(fedround.current_round().shard)
         fedround.sklearn.load(self.model, weights)

@@ -67,13 +67,10 @@ def _sendable(value: SecretStr | None) -> SecretStr | None:
     return value
 
 
-def _origins(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    found = tuple(filter(None, (origin.strip() for origin in value.split(","))))
-    if not all(re.fullmatch(r"\*|https?://[a-z0-9.:\[\]-]+", origin) for origin in found):
+def _origins(value: tuple[str, ...]) -> tuple[str, ...]:
+    if not all(re.fullmatch(r"\*|https?://[a-z0-9.:\[\]-]+", origin) for origin in value):
         raise ValueError("write origins as browsers send them, in lower case and without a path: https://fl.example.org")
-    return found
+    return value
 
 
 def _lower(value: object) -> object:
@@ -129,7 +126,7 @@ Url = Annotated[str, AfterValidator(_url), Field(title="url")]
 Place = Annotated[Path | None, Field(title="path")]
 Number = Annotated[int, Field(title="number", le=2**32)]
 Port = Annotated[int, Field(ge=0, le=65535, title="port")]
-Origins = Annotated[tuple[str, ...], BeforeValidator(_origins), Field(title="origins")]
+Origins = Annotated[tuple[str, ...], BeforeValidator(_listed), AfterValidator(_origins), Field(title="origins")]
 Secret = Annotated[SecretStr | None, AfterValidator(_sendable), Field(title="secret")]
 HeaderFields = Annotated[SecretStr | None, AfterValidator(_headers), Field(title="secret")]
 Label = Annotated[str | None, AfterValidator(_label), Field(title="text")]

@@ -77,11 +77,9 @@ class AggregatorMetrics(Metrics):
                 self._dominated.inc()
             case events.ModelEvaluated() | events.EvaluationFailed() | events.EvaluationSkipped():
                 self._evaluations.update(fact)
-            case events.RunStarted(id, name):
-                self.set_run(id, name)
             case events.RequestServed():
                 self._requests.update(fact)
-            case events.TelemetrySent():
-                self.count_push(fact)
             case events.ConnectionsChanged() | events.ConnectionClosed() | events.RequestThrottled():
                 self._connections.update(fact)
+            case _:
+                super().__call__(fact)

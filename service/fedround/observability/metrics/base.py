@@ -77,17 +77,17 @@ class Metrics:
 
     def __call__(self, fact: Fact) -> None:
         """Update the metrics from `fact`."""
-        raise NotImplementedError
+        match fact:
+            case events.RunStarted(id, name):
+                self.set_run(id, name)
+            case events.TelemetrySent(signal, arrived):
+                self._pushes.labels(signal, "arrived" if arrived else "failed").inc()
 
     def set_run(self, id: str, name: str) -> None:
         """Set the labels of the current run; an empty `id`: none."""
         self._run.clear()
         if id:
             self._run.labels(name, id).set(1)
-
-    def count_push(self, fact: events.TelemetrySent) -> None:
-        """Count a push of telemetry."""
-        self._pushes.labels(fact.signal, "arrived" if fact.arrived else "failed").inc()
 
     def show(self, status: Callable[[], Mapping[str, Any]]) -> None:
         """Set gauges from `status` at each scrape."""

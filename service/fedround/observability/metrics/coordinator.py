@@ -91,14 +91,12 @@ class CoordinatorMetrics(Metrics):
                 self._forwarded.labels(fact.signal, "arrived" if fact.arrived else "dropped").inc(fact.messages)
             case events.SaveFailed():
                 self._save_failures.inc()
-            case events.RunStarted(id, name):
-                self.set_run(id, name)
             case events.RequestServed():
                 self._requests.update(fact)
-            case events.TelemetrySent():
-                self.count_push(fact)
             case events.ConnectionsChanged() | events.ConnectionClosed() | events.RequestThrottled():
                 self._connections.update(fact)
+            case _:
+                super().__call__(fact)
 
 
 _GAUGES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], float]]] = {

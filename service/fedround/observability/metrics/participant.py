@@ -113,8 +113,6 @@ class ParticipantMetrics(Metrics):
             case events.UpdateMeasured():
                 self._samples.inc(fact.samples)
                 self._change.newest = fact.change
-            case events.TelemetrySent():
-                self.count_push(fact)
             case events.ConnectionsChanged() | events.ConnectionClosed() | events.RequestThrottled():
                 self._connections.update(fact)
             case events.MetricsReported():
@@ -122,3 +120,5 @@ class ParticipantMetrics(Metrics):
                     if name in self._names or len(self._names) < MAX_REPORTED:
                         self._names.add(name)
                         self._reported.labels(name).set(value)
+            case _:
+                super().__call__(fact)

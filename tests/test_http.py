@@ -12,15 +12,7 @@ import httpx
 import pytest
 
 from fedround.common.wire import HeartbeatState, Problem, RendezVous, StartTraining
-from fedround.errors import (
-    BadAnswer,
-    Busy,
-    ConfigurationError,
-    ExchangeError,
-    NotConnected,
-    Refused,
-    Unreachable,
-)
+from fedround.errors import BadAnswer, Busy, ConfigurationError, ExchangeError, NotConnected, Refused, Unreachable
 from fedround.http import hosts, transport
 from fedround.http.client import AggregatorClient, CoordinatorClient
 from support.exchanges import ID, STAND_BY, TOKEN, coordinator, download, problem, rendez_vous, upload

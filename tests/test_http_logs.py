@@ -11,10 +11,7 @@ import httpx
 import pytest
 
 from fedround.common.text import redact
-from fedround.errors import (
-    FedroundError,
-    Refused,
-)
+from fedround.errors import FedroundError, Refused
 from fedround.events import ExchangeEnded, Fact
 from fedround.http import http_log
 from support.exchanges import ID, STAND_BY, TOKEN, aggregator, coordinator

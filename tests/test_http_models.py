@@ -14,14 +14,7 @@ import numpy as np
 import pytest
 
 from fedround.common.wire import UpdateOutcome
-from fedround.errors import (
-    Aborted,
-    BadAnswer,
-    ExchangeError,
-    Refused,
-    TooLarge,
-    Unreachable,
-)
+from fedround.errors import Aborted, BadAnswer, ExchangeError, Refused, TooLarge, Unreachable
 from fedround.http import transport
 from fedround.http.client import Download, fetch_model
 from support.exchanges import ID, MIB, TOKEN, aggregator, download, problem, upload

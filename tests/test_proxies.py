@@ -9,10 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedround.common.wire import RendezVous
-from fedround.errors import (
-    ConfigurationError,
-    NotConnected,
-)
+from fedround.errors import ConfigurationError, NotConnected
 from fedround.http import transport
 from fedround.http.client import CoordinatorClient
 from fedround.http.peer import AsyncPeer

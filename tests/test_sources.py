@@ -8,11 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from fedround.common.settings import (
-    AggregatorSettings,
-    CoordinatorSettings,
-    ParticipantSettings,
-)
+from fedround.common.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings
 from fedround.common.sources import load
 from fedround.errors import ConfigurationError
 from support.settings import SECRET, participant, problems

@@ -23,18 +23,7 @@ from fedround.common.wire import UpdateOutcome
 from fedround.errors import Busy, Late, TooLarge, UnknownAttempt
 from fedround.events import Aggregated, Fact, SaveFailed, UpdateReceived, WeightsMeasured
 from fedround.tensors.weights import Array, Spec
-from support.aggregating import (
-    ANNA,
-    BERT,
-    deliver,
-    entries,
-    fails,
-    open_round,
-    opened,
-    send,
-    service,
-    weights,
-)
+from support.aggregating import ANNA, BERT, deliver, entries, fails, open_round, opened, send, service, weights
 from support.disks import files_of_at_most
 from support.updates import npy, update
 

@@ -8,31 +8,12 @@ import pytest
 from fedround.common import wire
 from fedround.common.wire import UpdateOutcome
 from fedround.errors import IllegalMove
-from fedround.events import (
-    ContactLost,
-    ContactMade,
-    Registered,
-    RegistrationRefused,
-    Retrying,
-    StateChanged,
-)
+from fedround.events import ContactLost, ContactMade, Registered, RegistrationRefused, Retrying, StateChanged
 from fedround.participant import moves as m
 from fedround.participant.lane import Failures, Lane
 from fedround.participant.lifecycle import ASK_FINISHED, Lifecycle
 from fedround.participant.work import SETTLE, Work
-from support.lifecycle import (
-    FINISH,
-    ID,
-    REJECT,
-    ROUND,
-    STAND_BY,
-    TOKEN,
-    URL,
-    Participant,
-    training,
-    uploading,
-    waiting,
-)
+from support.lifecycle import FINISH, ID, REJECT, ROUND, STAND_BY, TOKEN, URL, Participant, training, uploading, waiting
 
 
 def test_a_participant_starts_by_registering() -> None:

@@ -3,10 +3,7 @@
 import pytest
 
 from fedround.common.wire import HeartbeatState
-from fedround.events import (
-    PhaseEnded,
-    Registered,
-)
+from fedround.events import PhaseEnded, Registered
 from fedround.participant import moves as m
 from fedround.participant.work import MAX_CONFIRMS
 from support.lifecycle import (

@@ -4,16 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from fedround.events import (
-    Registered,
-)
+from fedround.events import Registered
 from fedround.participant import moves as m
-from support.lifecycle import (
-    ID,
-    STAND_BY,
-    Participant,
-    training,
-)
+from support.lifecycle import ID, STAND_BY, Participant, training
 
 
 def test_after_a_failure_it_leaves_with_the_reason_and_registers_after_growing_delays() -> None:

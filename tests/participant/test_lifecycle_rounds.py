@@ -4,10 +4,7 @@ import pytest
 
 from fedround.common import wire
 from fedround.common.wire import HeartbeatState, UpdateOutcome
-from fedround.events import (
-    Retrying,
-    RoundJoined,
-)
+from fedround.events import Retrying, RoundJoined
 from fedround.participant import moves as m
 from fedround.participant.work import MAX_DEAD_TOKENS, SETTLE
 from support.lifecycle import FINISH, ID, REJECT, ROUND, STAND_BY, TOKEN, URL, delivered, of, training, uploading, waiting

@@ -8,20 +8,10 @@ from hypothesis import strategies as st
 
 from fedround.common import wire
 from fedround.common.wire import UpdateOutcome
-from fedround.events import (
-    RoundEnded,
-    RoundJoined,
-)
+from fedround.events import RoundEnded, RoundJoined
 from fedround.participant import moves as m
 from fedround.participant.lifecycle import Lifecycle
-from support.lifecycle import (
-    FINISH,
-    REJECT,
-    ROUND,
-    STAND_BY,
-    TOKEN,
-    URL,
-)
+from support.lifecycle import FINISH, REJECT, ROUND, STAND_BY, TOKEN, URL
 
 RUNS = [None, *(wire.Run("an id", "default", shard=shard) for shard in (None, (0, 2), (1, 2)))]
 

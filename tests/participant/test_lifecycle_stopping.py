@@ -5,9 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from fedround.common.wire import HeartbeatState
-from fedround.events import (
-    StateChanged,
-)
+from fedround.events import StateChanged
 from fedround.participant import moves as m
 from fedround.participant.lifecycle import LEAVE_TIMEOUT
 from support.lifecycle import FINISH, ID, REJECT, ROUND, STAND_BY, Participant, confirming, of, training, waiting

@@ -4,10 +4,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from fedround.common.settings import (
-    ParticipantSettings,
-    Settings,
-)
+from fedround.common.settings import ParticipantSettings, Settings
 from fedround.common.sources import load
 from fedround.errors import ConfigurationError
 

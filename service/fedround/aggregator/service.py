@@ -33,16 +33,7 @@ from fedround.errors import (
     WeightsError,
     WrongWeights,
 )
-from fedround.events import (
-    Aggregated,
-    Dominated,
-    ModelsRolledBack,
-    Observer,
-    Observers,
-    RunStarted,
-    UpdateReceived,
-    UploadFailed,
-)
+from fedround.events import Aggregated, Dominated, ModelsRolledBack, Observer, Observers, RunStarted, UpdateReceived, UploadFailed
 from fedround.tensors.weights import Layout
 
 LOG = logging.getLogger(__name__)

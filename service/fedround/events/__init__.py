@@ -14,11 +14,7 @@ from fedround.events.aggregator import (
     UpdateReceived,
     UploadFailed,
 )
-from fedround.events.base import (
-    Fact,
-    Observer,
-    Observers,
-)
+from fedround.events.base import Fact, Observer, Observers
 from fedround.events.coordinator import (
     AggregatorReached,
     AggregatorUnreachable,

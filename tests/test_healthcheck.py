@@ -5,7 +5,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import chain, repeat
 
 import pytest
@@ -13,13 +12,14 @@ import pytest
 from fedround.cli import Exit, main
 from fedround.commands.ops_port import OPS
 from fedround.common.settings import AggregatorSettings, CoordinatorSettings, ParticipantSettings, Settings
+from support.http_server import Handler, Server
 from support.peer import Peer, Reply
 
 
-class Ops(BaseHTTPRequestHandler):
+class Ops(Handler):
     """An ops port that is alive and not ready, with two reasons."""
 
-    def do_GET(self) -> None:
+    def take(self) -> None:
         status, body = {
             "/status": (200, b'{"path": "/status"}'),
             "/readyz": (
@@ -34,22 +34,13 @@ class Ops(BaseHTTPRequestHandler):
             "/guarded/model": (401, b""),
             "/other/readyz": (200, b"<html>welcome</html>"),
         }.get(self.path, (404, b"[]"))
-        self.send_response(status)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Stay quiet."""
+        self.answer(body, status)
 
 
 @pytest.fixture
 def ops() -> Iterator[str]:
-    with HTTPServer(("127.0.0.1", 0), Ops) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with Server(Ops) as server:
+        yield server.url
 
 
 def test_status_prints_the_status_of_the_service(ops: str, capsys: pytest.CaptureFixture[str]) -> None:

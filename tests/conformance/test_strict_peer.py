@@ -43,7 +43,7 @@ def train(p: Xain08, *participants: KnownAnswer, **options: Unpack[Options]) -> 
             for one in participants:
                 tasks.create_task(fedround.arun_participant(one, p.url, 0.02, **options))
 
-    with p.serving():
+    with p.server:
         asyncio.run(run())
 
 
@@ -163,7 +163,7 @@ def train_beside(steady: Steady, p: Xain08, other: Callable[[], Coroutine[None, 
             await registered.wait()
             await other()
 
-    with p.serving():
+    with p.server:
         asyncio.run(run())
 
 

@@ -4,10 +4,8 @@ import json
 import re
 import subprocess
 import sys
-import threading
 import urllib.parse
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from fedround.observability.metrics.participant import ParticipantMetrics
 from fedround.tensors.measures import statistics
 from support import promql
 from support.dashboards import ALERTS, DASHBOARDS, RECORDED, ROOT, RULES_TEXT, RUNBOOKS, asked, panels, queries, runbook_queries
+from support.http_server import Handler, Server
 from support.observed import observed
 from support.processes import until
 from support.prometheus import Prometheus, prometheus
@@ -244,23 +243,14 @@ def thousands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     services = [*platform_metrics(), (busy_participant(), "participant", PARTICIPANTS), (ParticipantMetrics(), "new", 1)]
     body = "\n".join(line for service in services for line in lines(*service)).encode() + b"\n"
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "text/plain; version=0.0.4")
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None: ...
+    class Scraped(Handler):
+        def take(self) -> None:
+            self.answer(body, headers={"Content-Type": "text/plain; version=0.0.4"})
 
     directory: Path = tmp_path_factory.mktemp("thousands")
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"127.0.0.1:{server.server_address[1]}"
-        with prometheus(directory, {"all": [address]}, interval="5s", labels=True) as found:
-            until(lambda: found.value("sum(count_over_time(up[10m]))") >= 2, 150)
-            yield found
-        server.shutdown()
+    with Server(Scraped) as server, prometheus(directory, {"all": [server.address]}, interval="5s", labels=True) as found:
+        until(lambda: found.value("sum(count_over_time(up[10m]))") >= 2, 150)
+        yield found
 
 
 @pytest.mark.timeout(240)

@@ -6,7 +6,6 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from fedround.observability.metrics.participant import ParticipantMetrics
 from fedround.observability.otlp import resource
 from fedround.observability.pushes import Push
 from support.dashboards import RULES_TEXT, asked, queries, runbook_queries
+from support.http_server import Handler, Server
 from support.processes import until
 from support.stores import Series, Store, collector, prometheus3, series
 
@@ -45,22 +45,14 @@ def serving(all_of_them: Sequence[Service]) -> Iterator[dict[tuple[str, str], st
         found = {}
         for metrics, kind, instance in all_of_them:
 
-            class Handler(BaseHTTPRequestHandler):
+            class Scraped(Handler):
                 shown = metrics
 
-                def do_GET(self) -> None:
+                def take(self) -> None:
                     body, content_type = self.shown.scrape(self.headers.get("accept", ""))
-                    self.send_response(200)
-                    self.send_header("Content-Type", content_type)
-                    self.end_headers()
-                    self.wfile.write(body)
+                    self.answer(body, headers={"Content-Type": content_type})
 
-                def log_message(self, format: str, *args: object) -> None: ...
-
-            server = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
-            threading.Thread(target=server.serve_forever, daemon=True).start()
-            stack.callback(server.shutdown)
-            found[f"fedround-{kind}", instance] = f"127.0.0.1:{server.server_port}"
+            found[f"fedround-{kind}", instance] = stack.enter_context(Server(Scraped)).address
         yield found
 
 

@@ -9,9 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, aclosing, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import httpx
@@ -36,6 +34,7 @@ from fedround.tensors.weights import decode, parse_head
 from fuzz import inputs
 from support.coordinating import MemoryBooks
 from support.disks import MemoryDisk
+from support.http_server import Handler, Server
 from support.otlp import values
 from support.processes import Process, running
 
@@ -235,17 +234,10 @@ def _answers_of_the_books() -> Iterator[Feed]:
     """The coordinator's side of it."""
     body = b""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_any(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        do_GET = do_POST = do_any  # noqa: N815 the base class calls them so
-
-        def log_message(self, format: str, *args: object) -> None: ...
+    class Answering(Handler):
+        def take(self) -> None:
+            self.body()
+            self.answer(body)
 
     async def ask(url: str) -> None:
         async with aclosing(RemoteBooks(url)) as books:
@@ -253,16 +245,14 @@ def _answers_of_the_books() -> Iterator[Feed]:
                 with suppress(BadAnswer):
                     await call
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    with Server(Answering) as server:
 
         def feed(data: bytes) -> None:
             nonlocal body
             body = data
-            asyncio.run(ask(f"http://127.0.0.1:{server.server_port}"))
+            asyncio.run(ask(server.url))
 
         yield feed
-        server.shutdown()
 
 
 # Over sockets, against processes

@@ -136,8 +136,8 @@ def test_an_update_that_a_proxy_refuses_is_kept_until_its_limit_is_raised(monkey
 
     with our_platform(rounds=2) as p:
         proxy = Proxy(f"http://127.0.0.1:{p.platform.aggregator_public.port}", limit=100)
-        with proxy.serving():
-            run_participant(participant, p.url, aggregator_url=proxy.url, observers=[watch, raise_the_limit])
+        with proxy.server:
+            run_participant(participant, p.url, aggregator_url=proxy.server.url, observers=[watch, raise_the_limit])
     assert len(participant.given) == 2, "it trains once in each round"
     assert outcomes(facts) == ["completed", "completed"]
     assert proxy.seen == ["GET", *["POST"] * 4, "GET", "POST"]
@@ -247,7 +247,7 @@ def test_the_coordinator_shows_what_a_participant_does() -> None:
 
     with our_platform(rounds=1) as p:
         proxy = Proxy(f"http://127.0.0.1:{p.platform.aggregator_public.port}", limit=10)
-        with proxy.serving(), running(Training(train), p.url, aggregator_url=proxy.url):
+        with proxy.server, running(Training(train), p.url, aggregator_url=proxy.server.url):
             until(lambda: phases() == ["retrying"])
 
 

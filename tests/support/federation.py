@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import uvloop
@@ -14,6 +13,7 @@ import uvloop
 from fedround import platform
 from fedround.common.settings import AggregatorSettings, CoordinatorSettings
 from fedround.platform import Platform
+from support.http_server import Handler, Server
 
 if TYPE_CHECKING:
     from fedround.observability.tracing import Tracing
@@ -112,7 +112,7 @@ class After:
         self.stages = [list(stage) if isinstance(stage, Sequence) else [stage] for stage in stages]
 
 
-class OldPlatform:
+class OldPlatform(Server):
     """Coordinator and aggregator on one port, as 0.8 speaks. Each kind of request has its answers, of which the last one stays.
 
     An answer may be a function, and wait. `requests` is what came; `seen(kind, n)` waits until n of a kind have come.
@@ -128,9 +128,7 @@ class OldPlatform:
         upload: Sequence[Line] = (Answer(),),
         leave: Sequence[Line] = (Answer(405),),
     ) -> None:
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        super().__init__(self._handler())
         self._heartbeat = heartbeat if isinstance(heartbeat, After) else After("", heartbeat)
         self._lines = {
             "rendez_vous": list(rendez_vous or [say({"id": ID, "ok": True})]),
@@ -149,14 +147,6 @@ class OldPlatform:
         with self._news:
             assert self._news.wait_for(lambda: len(self.of(kind)) >= count, timeout=20), f"no {count} of {kind}"
 
-    def __enter__(self) -> "OldPlatform":
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
     def _take(self, request: Request) -> Answer:
         with self._news:
             lines = self._stage() if request.kind == "heartbeat" else self._lines[request.kind]
@@ -169,32 +159,21 @@ class OldPlatform:
         stages = self._heartbeat.stages
         return stages[min(len(self.of(self._heartbeat.kind)), len(stages) - 1)]
 
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
+    def _handler(self) -> type[Handler]:
         platform = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Answering(Handler):
             protocol_version = "HTTP/1.1"
             disable_nagle_algorithm = True
 
-            def handle_any(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                answer = platform._take(Request(_kind(self.command, self.path), self.path, dict(self.headers), body))
+            def take(self) -> None:
+                answer = platform._take(Request(_kind(self.command, self.path), self.path, dict(self.headers), self.body()))
                 try:
-                    self.send_response(answer.status)
-                    self.send_header("Content-Length", str(len(answer.body)))
-                    for name, value in answer.headers.items():
-                        self.send_header(name, value)
-                    self.end_headers()
-                    if answer.status != 304:
-                        self.wfile.write(answer.body)
+                    self.answer(answer.body, answer.status, answer.headers)
                 except OSError:
                     self.close_connection = True
 
-            do_GET = do_POST = do_DELETE = handle_any  # noqa: N815 the base class calls them so
-
-            def log_message(self, format: str, *args: object) -> None: ...
-
-        return Handler
+        return Answering
 
 
 def _kind(method: str, path: str) -> str:

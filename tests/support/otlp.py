@@ -5,12 +5,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import count
 from typing import Any
 
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from support.http_server import Handler, Server
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,7 @@ def values(attributes: Any) -> dict[str, object]:
 
 @contextmanager
 def receiving(
-    *,
-    answers: threading.Event | None = None,
-    address: tuple[str, int] = ("127.0.0.1", 0),
-    refuses: Callable[[bytes], int] | None = None,
+    *, answers: threading.Event | None = None, refuses: Callable[[bytes], int] | None = None
 ) -> Iterator[tuple[str, Receiver]]:
     """A receiver and its URL.
 
@@ -114,34 +111,20 @@ def receiving(
     """
     receiver = Receiver()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
+    class Receiving(Handler):
+        def take(self) -> None:
+            body = self.body()
             if answers is not None:
                 answers.wait()
             refused = refuses(body) if refuses else 0
             if not refused:
                 plain = gzip.decompress(body) if self.headers["Content-Encoding"] == "gzip" else body
                 receiver.take(self.path, {name.lower(): value for name, value in self.headers.items()}, plain)
-            self.send_response(refused or 200)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self.answer(status=refused or 200)
 
-        def log_message(self, format: str, *args: object) -> None: ...
-
-    with ThreadingHTTPServer(address, Handler) as server:
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with Server(Receiving) as server:
         try:
-            yield f"http://127.0.0.1:{server.server_port}", receiver
+            yield server.url, receiver
         finally:
             if answers is not None:
                 answers.set()
-            server.shutdown()
-
-
-if __name__ == "__main__":  # in a container, in the place of a trace store
-    with receiving(address=("0.0.0.0", 4318)) as (_, receiver):  # noqa: S104
-        for number in count():
-            span = receiver.wait_for(lambda spans, number=number: len(spans) > number, within=86400)[number]  # type: ignore[misc]
-            print("span", span.trace, span.service, span.name, flush=True)

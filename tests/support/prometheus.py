@@ -5,16 +5,15 @@ Alerts wait for minutes and hours. Here time runs `FASTER` times as fast: every 
 
 import json
 import re
-import threading
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from support.http_server import Handler, Server
 from support.processes import at_work, free_port
 from support.tools import tool
 
@@ -164,18 +163,11 @@ def _alertmanager(directory: Path, webhook: str) -> Iterator[str]:
 def _receiving(told: Told) -> Iterator[str]:
     """An address that notes what an Alertmanager tells."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            for alert in json.loads(self.rfile.read(int(self.headers["Content-Length"])))["alerts"]:
+    class Noting(Handler):
+        def take(self) -> None:
+            for alert in json.loads(self.body())["alerts"]:
                 (told.firing if alert["status"] == "firing" else told.resolved).append(alert)
-            self.send_response(200)
-            self.end_headers()
+            self.answer()
 
-        def log_message(self, format: str, *args: object) -> None: ...
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}/"
-        finally:
-            server.shutdown()
+    with Server(Noting) as server:
+        yield f"{server.url}/"

@@ -11,13 +11,12 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from uuid import UUID, uuid4
 
 import numpy as np
+
+from support.http_server import Handler, Server
 
 STAND_BY, FINISH, REJECT = (b'{"round":null,"state":"%s"}' % state for state in (b"stand_by", b"finish", b"reject"))
 
@@ -65,18 +64,8 @@ class Xain08:
         self._clients: dict[str, Client] = {}
         self._updates: list[tuple[int, np.ndarray[tuple[int, ...], np.dtype[np.float64]]]] = []
         self._lock = threading.RLock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    @contextmanager
-    def serving(self) -> Iterator["Xain08"]:
-        thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        thread.start()
-        try:
-            yield self
-        finally:
-            self._server.shutdown()
-            self._server.server_close()
+        self.server = Server(_handler(self))
+        self.url = self.server.url
 
     @property
     def complete(self) -> bool:
@@ -226,38 +215,29 @@ def _uuid(text: str) -> UUID | None:
         return None
 
 
-def _handler(platform: Xain08) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
+def _handler(platform: Xain08) -> type[Handler]:
+    class Answering(Handler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
 
-        def do_GET(self) -> None:
+        def take(self) -> None:
             kind, *ids = self.path.strip("/").split("/")
-            if kind not in ("rendez_vous", "heartbeat", "start_training"):
-                kind, ids = "download", [kind, *ids]
-            self._say(kind, platform.answer(kind, ids))
+            match self.command:
+                case "DELETE":
+                    self._say(Answer(405, b"HTTP method not allowed", "text/plain"))
+                case "POST":
+                    body, (token,) = self.body(), ids
+                    self._say(platform.answer("upload", [kind, token]))
+                    platform.take(kind, token, body)
+                case _ if kind in ("rendez_vous", "heartbeat", "start_training"):
+                    self._say(platform.answer(kind, ids))
+                case _:
+                    self._say(platform.answer("download", [kind, *ids]))
 
-        def do_POST(self) -> None:
-            id, token = self.path.strip("/").split("/")
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            self._say("upload", platform.answer("upload", [id, token]))
-            platform.take(id, token, body)
-
-        def do_DELETE(self) -> None:
-            self._say("leave", Answer(405, b"HTTP method not allowed", "text/plain"))
-
-        def _say(self, kind: str, answer: Answer | None) -> None:
+        def _say(self, answer: Answer | None) -> None:
             if answer is None:
                 self.close_connection = True
                 return
-            self.send_response(answer.status)
-            if answer.body:
-                self.send_header("Content-Type", answer.kind)
-            self.send_header("Content-Length", str(len(answer.body)))
-            self.end_headers()
-            self.wfile.write(answer.body)
+            self.answer(answer.body, answer.status, {"Content-Type": answer.kind} if answer.body else {})
 
-        def log_message(self, *_: object) -> None:
-            """Nobody reads it."""
-
-    return Handler
+    return Answering

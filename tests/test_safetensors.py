@@ -160,3 +160,11 @@ def test_headers_of_numpy_under_python_2_are_read() -> None:
     with pytest.warns(UserWarning, match="Python 2"):
         assert np.load(io.BytesIO(data)).shape == (3,)
     assert decode(bytearray(data)).tolist() == [0, 1, 2]
+
+
+@pytest.mark.timeout(40)
+def test_the_time_to_inspect_an_update_grows_with_the_number_of_tensors_only() -> None:
+    weights = {f"layer.{number}": np.full(2, number, np.float32) for number in range(20_000)}
+    _, seen = view_update(encode_update(1, weights))
+    assert isinstance(seen, dict)
+    assert {name: array.tolist() for name, array in seen.items()} == {name: array.tolist() for name, array in weights.items()}

@@ -83,7 +83,7 @@ def test_dropped_lines_are_counted_when_the_log_is_read_again(monkeypatch: pytes
     lines = log.decode().splitlines()
     kept = [line for line in lines if line.endswith("xxx")]
     assert kept == [f"{number} {'x' * 10_000}" for number in range(len(kept))], "a line that was begun is whole"
-    dropped = f"{20 - len(kept)} log lines were dropped: standard error was not read"
+    dropped = f"{20 - len(kept)} log lines were dropped: standard error was not read in time"
     assert lines[len(kept) : len(kept) + 3] == [dropped, "y" * 500_000, "later"]
     os.close(reading)
     os.close(writing)

@@ -43,6 +43,8 @@ if MISBEHAVIOUR == "exit":
     sys.exit(3)
 if MISBEHAVIOUR == "die":
     os._exit(3)
+if MISBEHAVIOUR == "complain":
+    raise ValueError("no data in " + "\\U0001f4c1" * 1_000_000)
 
 class Doubling(fedround.NumPyParticipant):
     def train_round(self, weights, /):
@@ -286,6 +288,7 @@ def test_a_model_trained_in_place_is_sent_from_its_own_memory(tmp_path: Path, mo
         ("silo:Silo", "", ConfigurationError, "silo has no Silo"),
         ("silo:Doubling", "exit", ParticipantError, "cannot create silo:Doubling: SystemExit: 3"),
         ("silo:Doubling", "die", ParticipantError, "the training process ended with exit code 3"),
+        ("silo:Doubling", "complain", ParticipantError, "silo cannot be imported: ValueError: no data in \U0001f4c1"),
     ],
 )
 def test_a_class_that_cannot_be_created_is_reported_and_not_retried(

@@ -34,7 +34,7 @@ class Handler(logging.Handler):
         try:
             self._write_rest()
             if self._dropped:
-                text = f"{self._dropped} log lines were dropped: standard error was not read"
+                text = f"{self._dropped} log lines were dropped: standard error was not read in time"
                 self._write(logging.LogRecord(__name__, logging.WARNING, __file__, 0, text, None, None))
                 self._dropped = 0
             self._write(record)

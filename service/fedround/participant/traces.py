@@ -22,8 +22,7 @@ _OURS = (
     *_CALLERS,
     str(_HERE.parent / "common" / "objects.py"),
     str(_HERE / "abc.py"),
-    str(_HERE.parent / "tensors" / "weights.py"),
-    str(_HERE.parent / "tensors" / "values.py"),
+    str(_HERE.parent / "tensors"),
 )
 
 

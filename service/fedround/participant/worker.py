@@ -153,8 +153,7 @@ class Worker:
                 directory = Path(recipe["data_dir"]) if recipe["data_dir"] else None
                 stack.enter_context(local.persisted(participant, recipe["local_tensors"], directory))
             except (ConfigurationError, DataDirectoryHeld, ParticipantError) as error:
-                failure = {"error": type(error).__name__, "text": str(error), "trace": traces.text_of(error)}
-                self._send({"kind": "unusable", **failure})
+                self._send({"kind": "unusable", **_failure(error)})
                 return os.EX_OK
             spans = stack.enter_context(tracing("participant", recipe["name"]))
             training = Training(participant, self._observe, Measuring(self._observe), failures=BaseException)
@@ -182,9 +181,8 @@ class Worker:
                 with phase(self._observe, round.number, "encode"):
                     pieces, shared = _shared(parts, model)
         except ParticipantError as error:
-            text = traces.text_of(error)
+            failure = _failure(error)
             traces.release(error)
-            failure = {"error": type(error).__name__, "text": str(error)[: traces.MAX_TEXT], "trace": text}
             self._send({"kind": "failed", "serial": serial, "facts": self._take_facts(), **failure})
         else:
             del parts
@@ -219,6 +217,11 @@ class Worker:
 
     def _report(self, serial: int, metrics: Mapping[str, float]) -> None:
         self._send({"kind": "reported", "serial": serial, "metrics": dict(metrics)})
+
+
+def _failure(error: BaseException) -> Mapping[str, str]:
+    """Return the fields of a message for an error. The text of an exception may be too long for a message."""
+    return {"error": type(error).__name__, "text": str(error)[: traces.MAX_TEXT], "trace": traces.text_of(error)}
 
 
 def _load(name: str, options: Mapping[str, Any]) -> ParticipantABC[Any, Any]:

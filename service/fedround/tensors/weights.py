@@ -8,8 +8,10 @@ returns a short prefix and the memory of the arrays. This module never unpickles
 import math
 import mmap
 import warnings
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -314,7 +316,8 @@ def view_update(parts: Sequence[memoryview]) -> tuple[int, Weights | None]:
         head.check_size(sum(map(len, parts)) - SAMPLES_BYTES)
     except WeightsError:
         return samples, None
-    arrays = [_locate(place, parts) for place in head.places]
+    starts = [0, *accumulate(map(len, parts))]
+    arrays = [_locate(place, parts, starts) for place in head.places]
     if any(array is None for array in arrays):
         return samples, None
     if not head.layout.named:
@@ -322,13 +325,13 @@ def view_update(parts: Sequence[memoryview]) -> tuple[int, Weights | None]:
     return samples, {spec.name: array for spec, array in zip(head.layout.tensors, arrays, strict=True) if array is not None}
 
 
-def _locate(place: Place, parts: Sequence[memoryview]) -> Array | None:
+def _locate(place: Place, parts: Sequence[memoryview], starts: Sequence[int]) -> Array | None:
+    """Return a view of a tensor; None if it is not in one of the parts. `starts`: where each of them begins, and where all end."""
     begin = SAMPLES_BYTES + place.offset
-    for part in parts:
-        if begin >= 0 and begin + place.nbytes <= len(part):
-            return place.array(part, begin - place.offset)
-        begin -= len(part)
-    return None
+    number = min(bisect_right(starts, begin), len(parts)) - 1
+    if begin + place.nbytes > starts[number + 1]:
+        return None
+    return place.array(parts[number], begin - starts[number] - place.offset)
 
 
 def flatten(arrays: Sequence[Array]) -> Array:

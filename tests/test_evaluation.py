@@ -192,13 +192,35 @@ def test_training_stops_when_the_goal_is_reached(tmp_path: Path) -> None:
         with running("participant", **silo(platform)) as participant:
             assert participant.wait() == 0
         platform.said("training complete after 4 rounds, stopped early: weight >= 3: 3 in round 2")
-        platform.said("COORDINATOR_BEST_BY: no evaluation has the metric accuracy; available: weight, peak")
-        assert platform.status("COORDINATOR_OPS_PORT")["best"] is None
+        missing = "COORDINATOR_BEST_BY: no evaluation has the metric accuracy; available: weight, peak"
+        platform.said(missing)
+        status = platform.status("COORDINATOR_OPS_PORT")
+        assert status["best"] is None
+        assert [warning["text"] for warning in status["warnings"]] == [missing], "the page shows it too"
         with platform.open("AGGREGATOR_OPS_PORT", "/model") as answer:
             assert len(answer.read()) > 0
         done = command("model", "--from", platform.url("AGGREGATOR_OPS_PORT"), "--round", "best", "-o", str(tmp_path / "best.npy"))
         assert done.returncode == 1
-        assert "no best model is known: set COORDINATOR_BEST_BY and AGGREGATOR_DATA_DIR" in done.stderr
+        assert "no best model is known: set COORDINATOR_BEST_BY to a metric of evaluations, and AGGREGATOR_DATA_DIR" in done.stderr
+
+
+@pytest.mark.parametrize(("every", "rounds"), [("1", "2"), ("5", "3")])
+def test_a_goal_that_no_participant_evaluates_causes_a_warning(every: str, rounds: str) -> None:
+    goal = {"COORDINATOR_BEST_BY": "accuracy:max", "COORDINATOR_STOP_WHEN": "loss < 1", "COORDINATOR_EVALUATE_EVERY": every}
+    with running("platform", COORDINATOR_ROUNDS=rounds, **goal) as platform:
+        with running("participant", **silo(platform) | {"PARTICIPANT_CLASS": "support.participants:Mean"}) as participant:
+            assert participant.wait() == 0
+        assert [warning["text"] for warning in platform.status("COORDINATOR_OPS_PORT")["warnings"]] == [
+            f"COORDINATOR_{setting}: no evaluation has the metric {metric}: no participant evaluates models: "
+            "does its class have a method evaluate?"
+            for setting, metric in (("BEST_BY", "accuracy"), ("STOP_WHEN", "loss"))
+        ]
+
+
+def test_a_goal_that_needs_evaluations_refuses_settings_without_them() -> None:
+    done = command("platform", COORDINATOR_EVALUATE_EVERY="0", COORDINATOR_STOP_WHEN="accuracy > 0.9")
+    assert done.returncode == 78
+    assert "COORDINATOR_EVALUATE_EVERY: 0 turns off the evaluations that COORDINATOR_STOP_WHEN needs" in done.stderr
 
 
 def test_a_class_with_its_own_format_declares_that_it_evaluates() -> None:

@@ -73,9 +73,10 @@ def test_the_same_name_continues_a_run_and_another_starts_one(tmp_path: Path) ->
         metrics = platform.get("COORDINATOR_OPS_PORT", "/metrics").decode()
         assert f'fedround_run_info{{run="second",run_id="{status["run"]["id"]}"}} 1.0' in metrics
         assert 'fedround_run_info{run="second"' in platform.get("AGGREGATOR_OPS_PORT", "/metrics").decode()
-    done = fedround("platform", COORDINATOR_RUN_NAME="first", **directories(tmp_path))
-    assert done.returncode == 78
-    assert "COORDINATOR_RUN_NAME: run first has ended: choose a name that no run has had" in done.stderr
+    for taken in ("first", first["id"]):
+        done = fedround("platform", COORDINATOR_RUN_NAME=taken, **directories(tmp_path))
+        assert done.returncode == 78
+        assert f"COORDINATOR_RUN_NAME: run {taken[:8]} has ended: choose a name that no run has had" in done.stderr
 
 
 def test_a_new_run_starts_with_the_initial_model(tmp_path: Path) -> None:

@@ -223,7 +223,12 @@ def test_the_round_configuration_has_values_and_schedules() -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("accuracy >= 0.95", ("accuracy", ">=", 0.95)), ("val loss<.1", ("val loss", "<", 0.1)), ("a>-1e-3", ("a", ">", -0.001))],
+    [
+        ("accuracy >= 0.95", ("accuracy", ">=", 0.95)),
+        ("val loss<.1", ("val loss", "<", 0.1)),
+        ("a>-1e-3", ("a", ">", -0.001)),
+        ("recall@p=0.1 >= 1", ("recall@p=0.1", ">=", 1.0)),
+    ],
 )
 def test_a_comparison_has_a_metric_and_a_number(text: str, expected: tuple[str, str, float]) -> None:
     settings, _, _ = load(CoordinatorSettings, {"COORDINATOR_STOP_WHEN": text, "COORDINATOR_BEST_BY": "a:b:min"}, {})
@@ -261,7 +266,9 @@ INVALID: list[tuple[str, list[str], str]] = [
         ],
         "",
     ),
-    ("COORDINATOR_STOP_WHEN", ["accuracy", "accuracy >=", ">= 3", "a == 1", "a >= b"], ""),
+    ("COORDINATOR_ROUND_CONFIG", ['{"lr": 1, "lr": 2}', '{"lr": {"0": 1, "0": 2}}'], "is there twice"),
+    ("COORDINATOR_ROUND_CONFIG", ['{"lr": {"1": 1, "01": 2}}'], "lr: write"),
+    ("COORDINATOR_STOP_WHEN", ["accuracy", "accuracy >=", ">= 3", "a == 1", "a >= b", "a > 1 and b < 2", "a >= 1e999"], ""),
     ("COORDINATOR_BEST_BY", ["accuracy", "accuracy:most", ":max"], ""),
     ("COORDINATOR_RUN_NAME", ["a b", "ä", "x" * 64, "a/b"], "a run's name has 1 to 63"),
     ("COORDINATOR_QUORUM", ["0", "-1", "2.5", "1.01", "nan", "inf", "80%", "half"], ""),

@@ -31,7 +31,9 @@ def model_route(service: AggregatorService, access: ops.Access = ops.OPEN) -> Ro
         wanted = request.query_params.get("round")
         if wanted == "best":
             if service.models.best is None:
-                return asgi.problem(404, "no best model is known: set COORDINATOR_BEST_BY and AGGREGATOR_DATA_DIR")
+                return asgi.problem(
+                    404, "no best model is known: set COORDINATOR_BEST_BY to a metric of evaluations, and AGGREGATOR_DATA_DIR"
+                )
             wanted = str(service.models.best)
         if wanted is not None and not asgi.is_number(wanted):
             return asgi.problem(400, "`round` must be the number of a round, or `best`")

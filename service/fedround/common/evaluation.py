@@ -9,6 +9,7 @@ from typing import Any, SupportsFloat, SupportsIndex
 from fedround.common.wire import MAX_METRIC_NAME, MAX_METRICS, MAX_METRICS_BYTES
 from fedround.tensors.statistics import LARGEST
 
+MAX_SAMPLES = 2**32 - 1
 HOW = "return fedround.Evaluation(samples, accuracy=...)"
 """Advice for errors about an invalid evaluation."""
 
@@ -29,8 +30,14 @@ class Evaluation:
 
 
 def parts(returned: Any) -> tuple[Any, Any]:
-    """Return the samples and the metrics of an `Evaluation` or a pair. Raises `TypeError` or `ValueError`."""
-    samples, metrics = (returned.samples, returned.metrics) if isinstance(returned, Evaluation) else returned
+    """Return the samples and the metrics of an `Evaluation` or a pair. Raises `TypeError`."""
+    if isinstance(returned, Evaluation):
+        return returned.samples, returned.metrics
+    if not isinstance(returned, tuple | list) or len(returned) != 2:
+        raise TypeError(f"it returned {type(returned).__name__}")
+    samples, metrics = returned
+    if not isinstance(metrics, Mapping):
+        raise TypeError(f"its metrics are {type(metrics).__name__}, not a mapping")
     return samples, metrics
 
 
@@ -51,8 +58,10 @@ def encoded(samples: SupportsIndex, metrics: Mapping[str, float]) -> str:
     """Return the value of the `Fedround-Evaluation` header. Raises `TypeError` or `ValueError` for an invalid evaluation."""
     count = index(samples)
     text = json.dumps({"samples": count, "metrics": dict(metrics)}, separators=(",", ":"))
-    if len(metrics) > MAX_METRICS or len(text) > MAX_METRICS_BYTES or not 0 <= count < 2**32:
-        raise ValueError(f"an evaluation has at most {MAX_METRICS} names, {MAX_METRICS_BYTES} bytes, and 2**32 - 1 samples")
+    if not 0 <= count <= MAX_SAMPLES:
+        raise ValueError(f"samples must be from 0 to {MAX_SAMPLES}, not {count}")
+    if len(metrics) > MAX_METRICS or len(text) > MAX_METRICS_BYTES:
+        raise ValueError(f"an evaluation has at most {MAX_METRICS} names and {MAX_METRICS_BYTES} bytes")
     return text
 
 
@@ -65,8 +74,6 @@ def read(returned: Any) -> tuple[int, dict[str, float], list[str]]:
     Raises:
         TypeError, ValueError: The result has another type, is too large, or has no finite metric.
     """
-    if not isinstance(returned, Evaluation | Mapping | tuple | list):
-        raise TypeError(f"it returned {type(returned).__name__}")
     samples, metrics = (0, returned) if isinstance(returned, Mapping) else parts(returned)
     numbers = {name: number(name, value) for name, value in metrics.items()}
     finite = {name: value for name, value in numbers.items() if abs(value) <= LARGEST}

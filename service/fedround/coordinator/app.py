@@ -24,7 +24,7 @@ from fedround.common.settings import CoordinatorSettings
 from fedround.common.wire import Departure, Heartbeat, Problem, RendezVous, StartTraining
 from fedround.coordinator import operators, page, store
 from fedround.coordinator.archive import Archive
-from fedround.coordinator.goal import Goal, Stop
+from fedround.coordinator.goal import SERVER, Goal, Stop
 from fedround.coordinator.plan import Memory, Plan
 from fedround.coordinator.relay import Relay, relaying
 from fedround.coordinator.relay import routes as routes_of_relay
@@ -211,7 +211,11 @@ def _goal(settings: CoordinatorSettings) -> Goal:
     if settings.patience and settings.best_by is None:
         raise ConfigurationError("COORDINATOR_PATIENCE: set COORDINATOR_BEST_BY too: the metric that selects the best model")
     metric, largest = settings.best_by or ("", True)
-    return Goal(metric, largest, settings.patience, Stop(*settings.stop_when) if settings.stop_when else None)
+    goal = Goal(metric, largest, settings.patience, Stop(*settings.stop_when) if settings.stop_when else None)
+    for setting, metric in goal.metrics.items():
+        if settings.evaluate_every == 0 and not metric.startswith(SERVER):
+            raise ConfigurationError(f"COORDINATOR_EVALUATE_EVERY: 0 turns off the evaluations that {setting} needs")
+    return goal
 
 
 def with_run(memory: Memory, name: str) -> Memory:

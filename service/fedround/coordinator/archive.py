@@ -123,8 +123,8 @@ class Archive:
     # Reading
 
     def check(self, run: Run) -> None:
-        """Check that no other run has the name of `run`. Raises `ConfigurationError`."""
-        if self._rows("SELECT 1 FROM runs WHERE name = ? AND id != ?", (run.name, run.id)):
+        """Check that no other run has the name of `run`, also not as its id. Raises `ConfigurationError`."""
+        if self._rows("SELECT 1 FROM runs WHERE ?1 IN (name, id) AND id != ?2", (run.name, run.id)):
             raise ConfigurationError(f"COORDINATOR_RUN_NAME: run {run.name} has ended: choose a name that no run has had")
 
     def runs(self, name: str | None = None) -> list[dict[str, Any]]:

@@ -104,7 +104,7 @@ class CoordinatorService:
         self._best: int | None = None
         """The round of the best model, as the last call has sent it to the aggregator."""
         self._ended = False
-        self._missing_metrics = MissingMetrics(rounds.plan.goal)
+        self._missing_metrics = MissingMetrics(rounds.plan)
         self._delays: Iterator[float] | None = None
         """Delays between calls in the current outage; None: there is no outage."""
         self._faults: tuple[str, ...] = ()
@@ -259,20 +259,21 @@ class CoordinatorService:
                 case events.TrainingCompleted():
                     self._long_polls.release_all()
                 case events.Evaluated() | events.ServerEvaluated():
-                    self._report_best(fact)
+                    self._report_best()
             self._observer(fact)
+            for missing in self._missing_metrics.note(fact, self._rounds.run.first):
+                self._observer(missing)
             self._recorder.record(fact)
             self._silos.note(self._clock(), fact)
             if isinstance(fact, SAVED_IMMEDIATELY) or (isinstance(fact, events.RoundCompleted) and self._clock() >= self._save_at):
                 self._unsaved.set()
         return bool(facts)
 
-    def _report_best(self, fact: events.Evaluated | events.ServerEvaluated) -> None:
-        """Report the best model to the aggregator, and check that the wanted metric exists."""
+    def _report_best(self) -> None:
+        """Report the best model to the aggregator."""
         best = self._rounds.ending.best
         if best is not None and best.round != self._best and self._poll is not None:
             self._poll.reschedule(0.0)
-        self._missing_metrics.evaluated(fact)
 
     async def _keep_writing(self) -> None:
         """Save the state whenever it changes. The file may lag behind quick rounds, because the books know which are over."""
@@ -325,7 +326,8 @@ class CoordinatorService:
             self._poll = None
         self._reached()
         self._faults = page.faults
-        self._missing_metrics.read(page)
+        for missing in self._missing_metrics.read(page):
+            self._observer(missing)
         self._rounds.recorded(self._clock(), page)
         self._changed()
         if self._recorder.record_page(page):

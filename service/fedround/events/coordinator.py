@@ -205,6 +205,14 @@ class FinalNotEvaluated(Fact):
 
 
 @dataclass(frozen=True, slots=True)
+class MetricMissing(Fact):
+    """No evaluation has the metric that a `setting` names. `reason`: a sentence for operators."""
+
+    setting: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModelsLost(Fact):
     """The aggregator lost models: `round` was completed, but its newest model is that of round `newest`; None: it has none."""
 

@@ -121,6 +121,8 @@ def _run_line(fact: Fact) -> Line | None:
                 logging.WARNING,
                 f"the aggregator did not evaluate the final model within {seconds:g} s; the run ends without it: round {number}",
             )
+        case events.MetricMissing(setting, reason):
+            return logging.WARNING, f"{setting}: {reason}"
         case events.ModelsLost(number, newest):
             there = "without a model" if newest is None else f"from the model of round {newest}"
             return logging.WARNING, f"the aggregator has lost the model of round {number}: training continues {there}"

@@ -101,8 +101,11 @@ class Round:
             self._on_report(new)
 
     def evaluated(self, samples: SupportsIndex, metrics: Mapping[str, SupportsFloat]) -> None:
-        """Store the evaluation of the global model. Raises `ValueError` or `TypeError` like `report`."""
-        self.evaluation = encoded(samples, self._numbers(metrics))
+        """Store the evaluation of the global model. Raises `ValueError` or `TypeError` like `report`, or if no metric is finite."""
+        numbers = self._numbers(metrics)
+        if not numbers:
+            raise ValueError("no metric is finite" if metrics else "it returned no metric")
+        self.evaluation = encoded(samples, numbers)
 
     def _numbers(self, metrics: Mapping[str, SupportsFloat]) -> dict[str, float]:
         numbers = {name: number(name, value) for name, value in metrics.items()}

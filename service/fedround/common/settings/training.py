@@ -19,7 +19,7 @@ _OBJECT = """write one as '{"epochs": 3}', in a shell between single quotes"""
 
 def _json_object(value: object) -> object:
     try:
-        value = json.loads(value) if isinstance(value, str) else value
+        value = json.loads(value, object_pairs_hook=_unique) if isinstance(value, str) else value
     except (ValueError, RecursionError) as error:
         raise ValueError(f"this is not JSON: {error}; {_OBJECT}") from None
     if not isinstance(value, dict):
@@ -27,6 +27,13 @@ def _json_object(value: object) -> object:
     if _depth(value) > MOST_NESTED:
         raise ValueError(f"this is nested more than {MOST_NESTED} levels deep; {_OBJECT}")
     return value
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is there twice")
+    return found
 
 
 def _depth(value: object) -> int:
@@ -53,7 +60,7 @@ def _configured(name: str, value: object) -> object:
     schedule = value if isinstance(value, Mapping) else {"0": value}
     whole = all(re.fullmatch(r"\d{1,9}", str(begin)) for begin in schedule)
     scalars = all(isinstance(each, str | int) or (isinstance(each, float) and math.isfinite(each)) for each in schedule.values())
-    if schedule and whole and scalars:
+    if schedule and whole and scalars and len(set(map(int, schedule))) == len(schedule):
         return {int(begin): each for begin, each in value.items()} if isinstance(value, Mapping) else value
     raise ValueError(
         f"{name}: write a number, a text, true or false; or a schedule by rounds of the run, such as "
@@ -74,8 +81,8 @@ def _best_by(value: object) -> object:
 def _stop_when(value: object) -> object:
     if not isinstance(value, str):
         return value
-    match = re.fullmatch(r"\s*(.*?[^\s<>=])\s*(>=|<=|>|<)\s*([-+]?\d*\.?\d+(?:[eE][-+]?\d+)?)\s*", value)
-    if match is None:
+    match = re.fullmatch(r"\s*([^<>]*[^\s<>=])\s*(>=|<=|>|<)\s*([-+]?\d*\.?\d+(?:[eE][-+]?\d+)?)\s*", value)
+    if match is None or math.isinf(float(match[3])):
         raise ValueError("write a metric, a comparison and a number, such as 'accuracy >= 0.95'")
     return match[1], match[2], float(match[3])
 

@@ -1,6 +1,7 @@
 """Evaluations in the coordinator's core with a real ledger: whatever happens, training ends, and no metric has another's model."""
 
 from dataclasses import replace
+from itertools import cycle
 from random import Random
 
 from hypothesis import given, settings
@@ -40,6 +41,24 @@ def test_without_faults_all_capable_participants_evaluate_the_final_model() -> N
     training.end()
     assert [(fact.round, len(fact.members)) for fact in training.evaluated] == [(None, 2), (0, 2), (1, 2)]
     assert training.completed == TrainingCompleted(2)
+
+
+def test_the_final_evaluation_does_not_wait_for_the_slowest_beyond_the_quorum() -> None:
+    training = Training(replace(PLAN, quorum=0.5, quorum_grace=5.0, round_timeout=3600.0, heartbeat_timeout=3600.0))
+    for n in cycle(range(3)):
+        if not training.train:
+            break
+        training.tick()
+        training.deliver(n)
+    training.deliver(0)
+    training.tick(4.0)
+    training.work()
+    assert not training.rounds.complete
+    training.tick(2.0)
+    training.work()
+    assert training.rounds.complete
+    assert [(fact.round, len(fact.members)) for fact in training.evaluated][-1] == (1, 1)
+    assert not list(training.rounds.reliability), "to be late is no failure"
 
 
 def test_a_reached_goal_ends_the_run_with_a_reason() -> None:

@@ -4,8 +4,8 @@ The rules:
 
 1. The run has no more rounds after its last one, or after it stopped early. Then participants and aggregator evaluate its final
    model. Training is complete when both evaluations are over.
-2. Participants evaluate the final model in an attempt without training. This evaluation is over when that attempt is closed, or
-   when no participant can evaluate.
+2. Participants evaluate the final model in an attempt without training, which closes by the quorum like others. This evaluation is
+   over when that attempt is closed, or when no participant can evaluate.
 3. The aggregator evaluates the final model if it has a function for that. This evaluation is over when the ledger contains it, or
    after `evaluate_timeout`. Rounds never wait for it.
 4. An evaluation may stop the run early (`goal.py`). An evaluation by participants ends the run after the round that reported it.

@@ -49,6 +49,7 @@ class Selection:
         if not able:
             return None
         attempt = Attempt(self.uuid(), round, begun=now, train=False)
+        attempt.quorum = self._plan.configured_quorum(len(self._present), len(able))
         self._take(attempt, able, able)
         return attempt
 

@@ -314,6 +314,17 @@ def test_the_url_of_runbooks_is_configurable() -> None:
         assert (ROOT / link.removeprefix("https://wiki.example.org/")).exists()
 
 
+def test_new_pods_of_a_deployment_stand_by_before_an_old_one_ends() -> None:
+    def strategy(*settings: str) -> Any:
+        return rendered("participant", URL, "kind=Deployment", *settings)["Deployment", "fl-participant"]["spec"]["strategy"]
+
+    assert strategy() == {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0}}
+    own = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0}}
+    assert strategy(f"updateStrategy={json.dumps(own)}") == own
+    assert strategy("updateStrategy.type=Recreate") == {"type": "Recreate"}
+    assert rendered("participant", URL)["StatefulSet", "fl-participant"]["spec"]["updateStrategy"] == {"type": "RollingUpdate"}
+
+
 def test_optional_objects_are_off_by_default() -> None:
     assert {kind for kind, _ in rendered("participant", URL)} == {"ServiceAccount", "ConfigMap", "Service", "StatefulSet", "Pod"}
     platform = rendered("coordinator")

@@ -17,7 +17,7 @@ from prometheus_client import Metric
 from fedround.errors import ConfigurationError
 from fedround.observability.bridge import Bridge
 from fedround.observability.metrics.aggregator import AggregatorMetrics
-from fedround.observability.otlp import MetricSender
+from fedround.observability.otlp import MetricSender, exporters
 from fedround.observability.pushes import FLUSH, INTERVAL, Push, exporting, interval, pushes_metrics
 from fedround.observability.telemetry import Telemetry
 from support.otlp import receiving
@@ -70,6 +70,11 @@ def test_an_invalid_interval_is_refused(text: str) -> None:
             "only explicit_bucket_histogram is possible",
         ),
         ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nowhere.pem", "OTEL_EXPORTER_OTLP_CERTIFICATE: /nowhere.pem"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s", "OTEL_EXPORTER_OTLP_TIMEOUT: 10s: write seconds"),
+        ("OTEL_EXPORTER_OTLP_METRICS_TIMEOUT", "-1", "OTEL_EXPORTER_OTLP_METRICS_TIMEOUT: -1: write seconds"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd", "OTEL_EXPORTER_OTLP_COMPRESSION: zstd: write gzip, deflate or none"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "Authorization: Bearer s3cret", "OTEL_EXPORTER_OTLP_HEADERS: write name=value"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "a=b,s3cret", "OTEL_EXPORTER_OTLP_HEADERS: write name=value"),
     ],
 )
 def test_unsupported_variables_are_refused(monkeypatch: pytest.MonkeyPatch, variable: str, value: str, says: str) -> None:
@@ -78,6 +83,12 @@ def test_unsupported_variables_are_refused(monkeypatch: pytest.MonkeyPatch, vari
     monkeypatch.setenv(variable, value)
     with pytest.raises(ConfigurationError, match=re.escape(says)), exporting("aggregator", "host") as exports:
         exports.add("aggregator", Telemetry(AggregatorMetrics))
+
+
+@pytest.mark.parametrize("names", ["otlp", "otlp,prometheus", " OTLP ", "none,otlp", "otlp,otlp"])
+def test_metrics_have_one_exporter_however_it_is_written(monkeypatch: pytest.MonkeyPatch, names: str) -> None:
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", names)
+    assert len(exporters(os.environ, "metrics")) == 1
 
 
 @pytest.mark.parametrize("command", ["aggregator", "participant"])

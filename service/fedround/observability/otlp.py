@@ -3,6 +3,7 @@
 Import this module only if something is exported: it imports OpenTelemetry.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import entry_points, version
 from pathlib import Path
@@ -19,6 +20,9 @@ from fedround.common import wire
 from fedround.errors import ConfigurationError
 from fedround.observability.bridge import CUMULATIVE, PREFERENCES, Temporality
 
+HEADER = re.compile(r"\s*([!#-'*+.^_`|~\w-]+\s*=.*)?", re.ASCII)
+"""A header field in a variable. The SDK logs an invalid one, with its secret."""
+COMPRESSIONS = ("gzip", "deflate", "none")
 Send = Callable[[str, bytes], bool]
 """Sends a message to a path, and returns whether the receiver accepted it."""
 Report = Callable[[str, bool], None]
@@ -39,7 +43,7 @@ def resource(service: str, instance: str, *, part: bool = False) -> Resource:
 
 
 def exporters(environ: Mapping[str, str], signal: Literal["traces", "metrics"] = "traces") -> list[Any]:
-    """Return the exporters that `OTEL_<signal>_EXPORTER` names. The default protocol of OTLP is http/protobuf.
+    """Return the exporters of `OTEL_TRACES_EXPORTER`, or that of metrics, by OTLP. Its default protocol is http/protobuf.
 
     Raises:
         ConfigurationError: An exporter is not installed, or cannot be created.
@@ -50,8 +54,8 @@ def exporters(environ: Mapping[str, str], signal: Literal["traces", "metrics"] =
     for name in (name for name in sorted(environ) if name.startswith("OTEL_EXPORTER_OTLP_") and environ[name]):
         _check(name, environ[name], protocol)
     found = []
-    for name in (environ.get(variable) or "otlp").split(","):
-        name = otlp if name.strip() == "otlp" else name.strip()
+    names = (environ.get(variable) or "otlp").split(",") if signal == "traces" else ["otlp"]
+    for name in dict.fromkeys(otlp if name.strip().lower() == "otlp" else name.strip() for name in names):
         known = [*entry_points(group=f"opentelemetry_{signal}_exporter", name=name)]
         if not known and name == protocol:
             raise ConfigurationError(f"OTEL_EXPORTER_OTLP_PROTOCOL: unknown protocol {name}: write http/protobuf or grpc")
@@ -71,6 +75,12 @@ def _check(variable: str, value: str, protocol: str) -> None:
     """Check a variable that the exporter itself does not check before it exports. Raises `ConfigurationError`."""
     if variable.endswith("_ENDPOINT") and protocol == "http/protobuf" and not wire.is_url(value):
         raise ConfigurationError(f"{variable}: not a URL: write http://host:4318")
+    if variable.endswith("_HEADERS") and not all(HEADER.fullmatch(each) for each in value.split(",")):
+        raise ConfigurationError(f"{variable}: write name=value, separated by commas; write a comma in a value as %2C")
+    if variable.endswith("_TIMEOUT") and not re.fullmatch(r"\s*[0-9]+([.][0-9]*)?\s*", value):
+        raise ConfigurationError(f"{variable}: {wire.one_line(value)}: write seconds, such as 10")
+    if variable.endswith("_COMPRESSION") and value.strip().lower() not in COMPRESSIONS:
+        raise ConfigurationError(f"{variable}: {wire.one_line(value)}: write gzip, deflate or none")
     if variable.endswith(("_CERTIFICATE", "_CLIENT_KEY")):
         try:
             Path(value).open("rb").close()

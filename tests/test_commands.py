@@ -65,11 +65,12 @@ def test_a_participant_trains_with_a_platform_and_the_model_can_be_fetched(platf
     assert fedround("healthcheck", "--from", platform.url("AGGREGATOR_OPS_PORT")).returncode == 0
 
 
-def test_a_reader_that_closes_the_pipe_ends_a_command_without_an_error(platform: Process) -> None:
+@pytest.mark.parametrize("command", ["status --from URL", "platform --show-settings", "platform --help"])
+def test_a_reader_that_closes_the_pipe_ends_a_command_without_an_error(platform: Process, command: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, "-m", "fedround", "status", "--from", platform.url("COORDINATOR_OPS_PORT")]
-    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+    words = command.replace("URL", platform.url("COORDINATOR_OPS_PORT")).split()
+    ended = subprocess.run([sys.executable, "-m", "fedround", *words], stdout=writing, stderr=subprocess.PIPE, check=False)
     os.close(writing)
     assert (ended.returncode, ended.stderr) == (0, b"")
 

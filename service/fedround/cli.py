@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
     except BrokenPipeError:
-        if SERVICES.intersection(argv[:1]):
+        if SERVICES.intersection(argv[:1]) and "--show-settings" not in argv:
             raise
         # A reader such as `head` has closed the pipe. Python flushes once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

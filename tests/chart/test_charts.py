@@ -226,6 +226,20 @@ def test_the_operators_token_reaches_the_services_and_their_scrapers(chart: str)
     assert "authorization" not in json.dumps(list(without.values()))
 
 
+@pytest.mark.parametrize(
+    ("secrets", "line"),
+    [
+        ([], "-o model.npy http://localhost:9082/model"),
+        (["token"], "set opsToken.existingSecret first"),
+        (["token", "opsToken"], '--header "Authorization: Bearer $OPS_TOKEN" http://localhost:9082/model'),
+    ],
+)
+def test_the_notes_download_the_model_as_the_tokens_require(secrets: list[str], line: str) -> None:
+    flags = [f"--set={name}.existingSecret=mine" for name in secrets]
+    notes = helm("install", "fl", str(HELM / "coordinator"), "--dry-run=client", *flags)
+    assert line in re.findall("^Download the model: .*", notes, re.MULTILINE)[0]
+
+
 def test_network_policies_allow_silos_only_what_they_need() -> None:
     addresses = ("coordinator.url=https://fl.example.org", "networkPolicy.aggregatorPort=8443", "otel.endpoint=http://c:4318")
     policy = rendered("participant", "networkPolicy.enabled=true", *addresses)["NetworkPolicy", "fl-participant"]["spec"]

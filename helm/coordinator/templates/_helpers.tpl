@@ -72,3 +72,12 @@
 {{- include "coordinator.keepClaims" (dict "root" . "templates" (list "data") "hint" "persistence.existingClaim to this claim, set ") }}
 {{- end }}
 {{- end }}
+
+{{- /* The command of NOTES.txt that downloads the model. `/model` is closed if only participants have a token. */ -}}
+{{- define "coordinator.download" -}}
+{{- if and (or .Values.token.existingSecret .Values.tls.clientCA.existingSecret) (not .Values.opsToken.existingSecret) -}}
+set opsToken.existingSecret first: without it, /model is closed, because participants need a credential
+{{- else -}}
+kubectl --namespace {{ .Release.Namespace }} port-forward {{ include "coordinator.fullname" . }}-0 9082 & curl --retry 5 --retry-connrefused -o model.npy {{ if .Values.opsToken.existingSecret }}--header "Authorization: Bearer $OPS_TOKEN" {{ end }}{{ if include "coordinator.tlsSecret" . }}--insecure {{ end }}{{ include "coordinator.scheme" . }}://localhost:9082/model
+{{- end -}}
+{{- end }}

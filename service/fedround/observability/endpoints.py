@@ -30,10 +30,22 @@ ROUND = {"type": "object", "properties": {"round": NUMBER}, "required": ["round"
 
 COMMON = (
     Operation(
-        "get", "/livez", "Report whether the service is alive.", ALIVE, "open", also={503: ("It is not.", ALIVE)}, refusals=()
+        "get",
+        "/livez",
+        "Report whether the service is alive.",
+        ALIVE,
+        "open",
+        also={503: ("The service is not alive.", ALIVE)},
+        refusals=(),
     ),
     Operation(
-        "get", "/readyz", "Report whether the service is ready.", READY, "open", also={503: ("It is not.", READY)}, refusals=()
+        "get",
+        "/readyz",
+        "Report whether the service is ready.",
+        READY,
+        "open",
+        also={503: ("The service is not ready.", READY)},
+        refusals=(),
     ),
     Operation("get", "/status", "Report the state of the service.", READY),
     Operation("get", "/metrics", "Return all metrics, for Prometheus.", {"text/plain": TEXT, "application/openmetrics-text": TEXT}),

@@ -29,7 +29,7 @@ class Accounts:
         self.folded: dict[str, list[tuple[str, int, float]]] = {}
         self.asked: dict[str, set[str]] = {}
         self.answered: dict[int, set[str]] = {}
-        """The ids whose uploads were answered with 200, by round."""
+        """The ids that got 200 for their uploads, by round."""
         self.closed: dict[str, tuple[str, ...]] = {}
         self.rounds: list[int] = []
         """The rounds that have a model, in order."""
@@ -52,13 +52,13 @@ class Accounts:
         self.lives += 1
         self.generation = self.generation if self.durable else 0
         self.ledger = Ledger(f"life-{self.lives}", self.ledger.newest if self.durable else None)
-        # An old call may open the same attempt once more, which begins with nothing; without a disk even one that was closed.
+        # An old call may open the same attempt again. It begins empty. Without a disk, this also happens to a closed attempt.
         self.folded = {a: entries for a, entries in self.folded.items() if self.durable and a in self.closed}
         self.counted_tokens.clear()
         self.sum = None
 
     def page(self, incarnation: str, after: int) -> Page:
-        """What was acknowledged is answered."""
+        """Return a page of the ledger. The call acknowledges entries, and the uploads of these get their responses."""
         page = replace(self.ledger.page(incarnation, after), generation=self.generation)
         self.answer(unless={entry.id for entry in page.entries})
         return page

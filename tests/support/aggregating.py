@@ -1,4 +1,4 @@
-"""An aggregator's service in this process, and what participants and coordinators do with it."""
+"""An aggregator's service in this process, and calls of participants and coordinators."""
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from functools import partial
@@ -54,7 +54,7 @@ async def open_round(service: AggregatorService, number: int = 0, ids: Sequence[
 
 
 async def opened(strategy: Callable[[Spec], Strategy] = WeightedAverage, **options: Any) -> AggregatorService:
-    """A service whose first attempt is open."""
+    """Yield a service with an open first attempt."""
     aggregator = service(strategy, **options)
     await open_round(aggregator)
     return aggregator
@@ -101,7 +101,7 @@ async def stream(*chunks: bytes) -> AsyncIterator[bytes]:
 
 
 async def entries(service: AggregatorService) -> list[Entry]:
-    """All that are not acknowledged."""
+    """Return all ledger entries that are not acknowledged."""
     return list((await service.ledger("another", 0)).entries)
 
 

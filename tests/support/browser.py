@@ -1,4 +1,4 @@
-"""A real browser without a window: Chromium, told what to do in the WebDriver protocol."""
+"""A headless Chromium, controlled by the WebDriver protocol."""
 
 import base64
 import re
@@ -12,12 +12,12 @@ import httpx
 
 from support.tools import tool
 
-# As root, as in a container, Chromium has no sandbox; and /dev/shm is small there.
+# As root in a container, Chromium has no sandbox, and /dev/shm is small.
 ARGUMENTS = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--hide-scrollbars"]
 
 
 class Browser:
-    """One window. Scripts are bodies of functions."""
+    """A window. Scripts are bodies of functions."""
 
     def __init__(self, http: httpx.Client, path: str) -> None:
         self._http = http
@@ -27,15 +27,15 @@ class Browser:
         self._call("url", url=url)
 
     def run(self, script: str, *arguments: object) -> Any:
-        """What the script returns."""
+        """Return the result of a script."""
         return self._call("execute/sync", script=script, args=arguments)
 
     def run_async(self, script: str) -> Any:
-        """What the script gives to its callback, the last of its arguments."""
+        """Return the value that the script passes to its callback, its last argument."""
         return self._call("execute/async", script=script, args=[])
 
     def press(self, key: str) -> None:
-        """On the keyboard, by its code point in WebDriver."""
+        """Press a key, by its code point in WebDriver."""
         stroke = [{"type": kind, "value": key} for kind in ("keyDown", "keyUp")]
         self._call("actions", actions=[{"type": "key", "id": "keyboard", "actions": stroke}])
 
@@ -44,7 +44,7 @@ class Browser:
         return text
 
     def looks(self, *, width: int = 1280, height: int = 1000, scheme: str = "light") -> None:
-        """Make the window so large, and the user one of light or dark colours."""
+        """Set the size of the window, and the user's preference for light or dark colours."""
         self._tell("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self._tell("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
@@ -66,7 +66,7 @@ def _value(answer: httpx.Response) -> Any:
 
 @contextmanager
 def browser() -> Iterator[Browser]:
-    """Skips the test where there is no Chromium."""
+    """Start a browser. Skip the test if there is no Chromium."""
     chromium = tool("chromium")
     driver = subprocess.Popen([tool("chromedriver"), "--port=0"], stdout=subprocess.PIPE, text=True)
     assert driver.stdout is not None
@@ -79,7 +79,7 @@ def browser() -> Iterator[Browser]:
             try:
                 yield Browser(http, f"/session/{session}")
             finally:
-                _value(http.delete(f"/session/{session}"))  # else Chromium lives on, and holds the driver's pipe
+                _value(http.delete(f"/session/{session}"))  # otherwise Chromium survives, and holds the driver's pipe
     finally:
         driver.terminate()
         driver.wait()

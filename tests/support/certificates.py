@@ -1,4 +1,4 @@
-"""Certificates of an authority of the tests, made with openssl."""
+"""Certificates of a test authority, made with openssl."""
 
 import subprocess
 from datetime import UTC, datetime, timedelta
@@ -34,7 +34,7 @@ class Pair(NamedTuple):
 
 
 class Authority:
-    """Signs certificates; `file` is its own."""
+    """An authority that signs certificates. `file` is its own certificate."""
 
     def __init__(self, directory: Path, name: str = "authority") -> None:
         self._directory = directory / name
@@ -44,9 +44,9 @@ class Authority:
         _openssl("req", "-x509", *_NEW_KEY, self._key, "-subj", f"/CN={name}", "-days", "2", *usage, "-out", self.file)
 
     def issue(self, name: str, *alternative: str, common: str | None = None, days: int = 2, age: int = 0, usage: str = "") -> Pair:
-        """A certificate, in files named by `name`. `alternative`: such as `DNS:localhost`; `usage`: `serverAuth` or `clientAuth`.
+        """Issue a certificate, in files with `name`. `alternative`: such as `DNS:localhost`; `usage`: `serverAuth` or `clientAuth`.
 
-        `days`: for how long it is valid from now on; with -1 it has expired. `age`: the days for which it has been valid already.
+        `days`: days until it expires; with -1 it has expired. `age`: days since its start.
         """
         cert, key, request = (str(self._directory / f"{name}{suffix}.pem") for suffix in ("", "-key", "-request"))
         extensions = {"subjectAltName": ",".join(alternative), "extendedKeyUsage": usage, "basicConstraints": "CA:FALSE"}
@@ -61,7 +61,7 @@ class Authority:
         return Pair(cert, key)
 
     def _sign(self, request: str, cert: str, start: datetime, end: datetime) -> None:
-        """Sign with a start in the past, which `openssl x509` cannot before OpenSSL 3.4."""
+        """Sign with a start in the past. `openssl x509` can do this only from OpenSSL 3.4 on."""
         (self._directory / "index.txt").touch()
         config = self._directory / "ca.conf"
         config.write_text(_CONFIG.format(directory=self._directory))
@@ -70,7 +70,7 @@ class Authority:
         _openssl("ca", *signed, *dates, "-in", request, "-out", cert)
 
     def server(self, name: str = "server", **options: Any) -> Pair:
-        """For services of this machine."""
+        """Return a certificate for services of this machine."""
         return self.issue(name, "DNS:localhost", "IP:127.0.0.1", **options)
 
 

@@ -1,4 +1,4 @@
-"""The charts, rendered by either Helm."""
+"""The charts, rendered by Helm 3 and 4."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from support.venvs import ROOT
 
 HELM = ROOT / "helm"
 HELMS = ("helm", "helm3")
-"""Helm 4, and Helm 3.17 under the name that it has beside Helm 4."""
+"""Helm 4, and the name of Helm 3.17 if both are installed."""
 URL = "coordinator.url=http://fl-coordinator:8081"
 REQUIRED: Mapping[str, list[str]] = {"coordinator": [], "participant": [URL]}
 CUSTOM = {

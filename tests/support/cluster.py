@@ -1,4 +1,4 @@
-"""The cluster that the current kubeconfig names, which has the image: namespaces where Pod Security is restricted."""
+"""Namespaces in the cluster of the current kubeconfig, which has the image. Pod Security is restricted in them."""
 
 import io
 import json
@@ -19,13 +19,13 @@ SILOS = ("--selector", "app.kubernetes.io/component=participant")
 
 
 class Namespace:
-    """One of its own for a federation, whose releases are `fl` and `silo`."""
+    """A namespace for one federation. Its releases are `fl` and `silo`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def run(self, program: str, *arguments: str, stdin: str = "") -> bytes:
-        """What it says. Fails the test when it fails."""
+        """Return the output of kubectl. Fail the test if the command fails."""
         command = [tool(program), "--namespace", self.name, *arguments]
         done = subprocess.run(command, input=stdin.encode(), capture_output=True, timeout=180, check=False)
         assert done.returncode == 0, f"{' '.join(command)}: {(done.stdout + done.stderr).decode()}"
@@ -38,7 +38,7 @@ class Namespace:
         return self.run("helm", *arguments).decode()
 
     def get(self, service: str, path: str) -> bytes:
-        """What a service answers on its ops port, through the API server."""
+        """Return a response of a service's ops port, through the API server."""
         return self.run("kubectl", "get", "--raw", f"/api/v1/namespaces/{self.name}/services/{service}:ops/proxy{path}")
 
     @property
@@ -50,32 +50,32 @@ class Namespace:
         return weights
 
     def silos(self) -> Any:
-        """The participants' pods."""
+        """Return the pods of the participants."""
         return json.loads(self.kubectl("get", "pods", *SILOS, "--output", "json"))["items"]
 
     def shards(self) -> list[str]:
-        """What each of them says that it trains on."""
+        """Return the shard that each pod reports."""
         pods = (f"/api/v1/namespaces/{self.name}/pods/{pod['metadata']['name']}:8080" for pod in self.silos())
         return [json.loads(self.run("kubectl", "get", "--raw", f"{pod}/proxy/status"))["shard"] for pod in pods]
 
     def silos_are(self, condition: str) -> None:
-        """Wait until all of them are."""
+        """Wait until all participants' pods meet a condition."""
         self.kubectl("wait", f"--for=condition={condition}", "pod", *SILOS, "--timeout=60s")
 
     def replaced(self, workload: str) -> None:
-        """Roll a StatefulSet, and wait for the end of it."""
+        """Restart a workload pod by pod, and wait until this is done."""
         self.kubectl("rollout", "restart", f"statefulset/{workload}")
         self.kubectl("rollout", "status", f"statefulset/{workload}", "--timeout=170s")
 
     def trains(self, rounds: int = 2) -> None:
-        """Wait until so many more rounds are completed."""
+        """Wait until this many more rounds are completed."""
         began = self.status["round"]
         until(lambda: self.status["round"] >= began + rounds, 60)
 
 
 @contextmanager
 def namespace(name: str) -> Iterator[Namespace]:
-    """A namespace that is made, and taken away in the end. Skips the test where there is no cluster."""
+    """Create a namespace, and delete it at the end. Skip the test if there is no cluster."""
     if "KUBECONFIG" not in os.environ:
         pytest.skip("KUBECONFIG is not set")
     made = Namespace(name)

@@ -1,4 +1,4 @@
-"""A participant that does what the round configuration says."""
+"""A participant that follows the round configuration."""
 
 import time
 from typing import Any

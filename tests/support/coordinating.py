@@ -1,4 +1,4 @@
-"""A coordinator at work, and books without HTTP or sums to work with."""
+"""A running coordinator, and books without HTTP and without sums."""
 
 import asyncio
 import time
@@ -22,12 +22,12 @@ F = TypeVar("F", bound=Fact)
 
 
 class MemoryBooks:
-    """The real ledger. It can be out of reach, and it can lose everything."""
+    """The real ledger. It can be unreachable, and it can lose everything."""
 
     def __init__(self) -> None:
         self.core = Ledger("first life")
         self.told: dict[str, Any] = {}
-        """What pages say beside what the ledger does."""
+        """Fields of pages that do not come from the ledger."""
         self._failures = 0
         self._news = asyncio.Event()
 
@@ -57,19 +57,19 @@ class MemoryBooks:
             await self._news.wait()
 
     def deliver(self, id: str, token: str | None, samples: int = 1, **figures: float) -> None:
-        """What an aggregator does for an upload that is valid."""
+        """Do what an aggregator does with a valid upload."""
         receipt = self.core.begin(id, token or "")
         if self.core.countable(receipt):
             self.core.count(receipt, samples, figures)
         self._news.set()
 
     def fail(self, times: int) -> None:
-        """Be out of reach for so many calls."""
+        """Be unreachable for this many calls."""
         self._failures = times
         self._news.set()
 
     def ring(self) -> None:
-        """Answer who waits for the ledger."""
+        """Wake the calls that wait for the ledger."""
         self._news.set()
 
     def restart(self) -> None:
@@ -83,7 +83,7 @@ class MemoryBooks:
 
 
 class Recorder:
-    """An observer that remembers, and with which one can wait for what will happen."""
+    """An observer that records facts, and can wait for future ones."""
 
     def __init__(self) -> None:
         self.facts: list[Fact] = []
@@ -97,7 +97,7 @@ class Recorder:
         return [fact for fact in self.facts if isinstance(fact, kind)]
 
     async def until(self, kind: type[F], count: int = 1) -> F:
-        """The fact of this kind that is number `count`, from 1."""
+        """Return fact number `count` of this kind, counted from 1."""
         while len(self.all(kind)) < count:
             self._news.clear()
             await self._news.wait()

@@ -1,4 +1,4 @@
-"""What is shown and what is watched, as the shipped files have it: panels, queries, alerts."""
+"""The panels, queries and alerts of the shipped files."""
 
 import json
 import re
@@ -16,7 +16,7 @@ RUNBOOKS = {path.stem: path.read_text() for path in sorted((ROOT / "docs" / "run
 
 
 def panels() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each panel that shows something, with a name for it."""
+    """Return each panel that shows data, with its name."""
     for name, dashboard in DASHBOARDS.items():
         for panel in dashboard["panels"]:
             if panel["type"] != "row":
@@ -24,14 +24,14 @@ def panels() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def queries() -> Iterator[tuple[str, str]]:
-    """Each query of each dashboard, with the panel's name."""
+    """Return each query of each dashboard, with the name of its panel."""
     for name, panel in panels():
         for target in panel["targets"]:
             yield name, target["expr"]
 
 
 def asked(query: str, *, participant: str = "a", interval: str = "5m", window: str = "10m", namespace: str = ".*") -> str:
-    """As Grafana sends it, with its variables filled in."""
+    """Return the query that Grafana sends, with all variables replaced."""
     filled = {
         "$namespace": namespace,
         "$participant": participant,
@@ -43,7 +43,7 @@ def asked(query: str, *, participant: str = "a", interval: str = "5m", window: s
 
 
 def runbook_queries() -> Iterator[tuple[str, str]]:
-    """Each block of PromQL of each runbook, with the alert's name."""
+    """Return each block of PromQL of each runbook, with the name of the alert."""
     for name, text in RUNBOOKS.items():
         for block in re.findall(r"```promql\n(.*?)```", text, re.DOTALL):
             yield name, block

@@ -1,4 +1,4 @@
-"""A disk in memory that can die at any of its steps, and what is found on it then; and one that is full."""
+"""A disk in memory that fails at any step and shows what remains, and a disk that is full."""
 
 import errno
 import math
@@ -12,7 +12,7 @@ from fedround.common.durable import Buffer, remove_incomplete
 
 
 class Died(Exception):
-    """The process ended here."""
+    """The process ended at this step."""
 
 
 class MemoryDisk:
@@ -20,9 +20,9 @@ class MemoryDisk:
 
     def __init__(self, files: dict[str, bytes] | None = None, *, steps: float = math.inf) -> None:
         self.files = dict(files or {})
-        """As the process sees them."""
+        """The files that the process sees."""
         self.flushed = dict(self.files)
-        """What survives in any case."""
+        """The files that survive in any case."""
         self.steps = steps
 
     def read(self, name: str) -> memoryview:
@@ -59,7 +59,7 @@ class MemoryDisk:
         return list(self.files)
 
     def found(self) -> list[dict[str, bytes]]:
-        """What may be there after the end: nothing but what was flushed, or all that was written."""
+        """Return the files that may remain after the end: only what was flushed, or everything that was written."""
         return [self.flushed, self.files]
 
     def _step(self) -> None:
@@ -69,9 +69,9 @@ class MemoryDisk:
 
 
 def crashes(before: MemoryDisk, act: Callable[[MemoryDisk], object], *, more_than: int) -> Iterator[tuple[bool, MemoryDisk]]:
-    """Let `act` die at its first step, at its second, and so on, until it does not, after `more_than` steps.
+    """Let `act` die at its first step, then at its second, and so on, until it completes after more than `more_than` steps.
 
-    Yields whether it died, and each disk that a restarted process may find, tidied up as it does.
+    Yield whether it died, and each disk that a restarted process may find, after the cleanup of that process.
     """
     for steps in count():
         disk, died = MemoryDisk(before.files, steps=steps), False
@@ -89,7 +89,7 @@ def crashes(before: MemoryDisk, act: Callable[[MemoryDisk], object], *, more_tha
 
 
 class SmallDisk(MemoryDisk):
-    """One with `room` for so many bytes."""
+    """A disk with `room` for this many bytes."""
 
     def __init__(self, room: int) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class SmallDisk(MemoryDisk):
 
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """To the process it is as if the disk were full."""
+    """Act as if the disk were full."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

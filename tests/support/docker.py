@@ -17,11 +17,11 @@ BASE = "python:3.13-slim-bookworm"
 
 
 class Failed(Exception):
-    """A command did not do what it was asked for."""
+    """A command failed."""
 
 
 def docker(*arguments: str, cwd: Path = ROOT, env: Mapping[str, str] | None = None, program: str = "docker") -> str:
-    """What a command says, on both of its streams. Raises `Failed`."""
+    """Return both output streams of a command. Raises `Failed`."""
     command = [tool(program), *arguments]
     done = subprocess.run(
         command, cwd=cwd, env=os.environ | (env or {}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
@@ -37,13 +37,13 @@ def inspect(name: str) -> Any:
 
 
 def build(context: Path = ROOT, tag: str = IMAGE, *arguments: str) -> str:
-    # By the builder that every engine has, whose words are told below.
+    # The classic builder, which every engine has. Its output is read below.
     return docker("build", "--tag", tag, *arguments, ".", cwd=context, env={"DOCKER_BUILDKIT": "0"})
 
 
 @cache
 def built() -> str:
-    """The image, once made for all tests."""
+    """Return the image, built once for all tests."""
     build()
     return IMAGE
 
@@ -54,7 +54,7 @@ def watchers(directory: Path) -> dict[str, str]:
     They run the programs of this machine. There is no Grafana: its container does nothing.
     """
     programs = {"prometheus": "prometheus", "prometheus-alertmanager": "alertmanager", "jaeger": "traces"}
-    templates = Path("/usr/share/prometheus/alertmanager")  # without which Debian's Alertmanager does not start
+    templates = Path("/usr/share/prometheus/alertmanager")  # Debian's Alertmanager needs this to start.
     for name, program in programs.items():
         context = directory / program
         (context / "templates").mkdir(parents=True)
@@ -72,7 +72,7 @@ def watchers(directory: Path) -> dict[str, str]:
 
 
 def copy_of_the_source(directory: Path) -> Path:
-    """What an image is made of, to be changed."""
+    """A directory with all files of the image, for tests that change them."""
     for name in ("pyproject.toml", "README.md", "LICENSE", "Dockerfile", ".dockerignore"):
         shutil.copy(ROOT / name, directory)
     for name in ("requirements", "service"):

@@ -1,4 +1,4 @@
-"""Functions that evaluate models at an aggregator, as users write them."""
+"""Evaluation functions for an aggregator, as users write them."""
 
 import os
 import threading
@@ -10,11 +10,11 @@ from typing import Any
 import fedround
 
 GATE = "EXAMINER_GATE"
-"""The variable with a path: evaluations begin to return once there is a file."""
+"""The variable with a path. Evaluations begin to return when a file exists there."""
 
 
 def first(weights: Any) -> fedround.Evaluation:
-    """The first weight, and how far it is from 3."""
+    """Return the first weight, and its distance from 3."""
     assert not weights.flags.writeable
     return fedround.Evaluation(4, weight=weights[0], peak=-abs(weights[0] - 3))
 
@@ -34,8 +34,8 @@ def hanging(weights: Any) -> Any:
 
 
 def two(weights: Any, data: Any) -> None:
-    """It has one argument too many."""
+    """A function with one argument too many."""
 
 
 async def later(weights: Any) -> None:
-    """A thread cannot call it."""
+    """A coroutine function, which a thread cannot call."""

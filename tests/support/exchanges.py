@@ -1,4 +1,4 @@
-"""What a participant's clients exchange with a peer of the tests."""
+"""Exchanges of a participant's clients with a peer that the test controls."""
 
 from contextlib import closing
 from typing import Unpack

@@ -1,4 +1,4 @@
-"""Platforms for participants: ours, at work in the background, and one of 0.8 that says what a test has written."""
+"""Platforms for participants: ours, running in the background, and one of 0.8 with responses that a test has written."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ ANY_PORT = {"bind": "127.0.0.1", "port": 0, "ops_port": 0}
 
 @dataclass(frozen=True)
 class Running:
-    """Our platform, on an event loop of its own."""
+    """Our platform, on its own event loop."""
 
     platform: Platform
     loop: asyncio.AbstractEventLoop
@@ -40,7 +40,7 @@ class Running:
 
 @contextmanager
 def our_platform(*, traces: "Tracing | None" = None, **settings: object) -> Iterator[Running]:
-    """Our platform, with coordinator `settings`, at work within the block. Both services have the same tokens."""
+    """Run our platform within the block, with the coordinator's `settings`. Both services have the same tokens."""
     stop = asyncio.Event()
     ready, ended = threading.Event(), threading.Event()
     running: list[Running] = []
@@ -56,7 +56,7 @@ def our_platform(*, traces: "Tracing | None" = None, **settings: object) -> Iter
 
     def run() -> None:
         try:
-            # As in production. asyncio's own loop leaves Nagle's algorithm on: 40 ms for many an answer.
+            # As in production. asyncio's own loop keeps Nagle's algorithm on, which adds 40 ms to many responses.
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(serve())
         finally:
@@ -105,7 +105,7 @@ Line = Answer | Callable[[], Answer]
 
 
 class After:
-    """After n requests of `kind` heartbeats are answered by stage n: one line, or several, of which the last one stays."""
+    """Responses to heartbeats. After n requests of `kind`, stage n responds: a line, or several, of which the last is repeated."""
 
     def __init__(self, kind: str, *stages: Line | Sequence[Line]) -> None:
         self.kind = kind
@@ -113,9 +113,9 @@ class After:
 
 
 class OldPlatform(Server):
-    """Coordinator and aggregator on one port, as 0.8 speaks. Each kind of request has its answers, of which the last one stays.
+    """A coordinator and an aggregator of 0.8 on one port. Each kind of request has a list of responses; the last one is repeated.
 
-    An answer may be a function, and wait. `requests` is what came; `seen(kind, n)` waits until n of a kind have come.
+    A response may be a function that waits. `requests` records all requests. `seen(kind, n)` waits for n requests of a kind.
     """
 
     def __init__(

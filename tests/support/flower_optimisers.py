@@ -24,7 +24,7 @@ def main() -> None:
     strategy = getattr(strategies, task["strategy"])(**task["options"])
     model, models = np.array(task["model"]), []
     for number, updates in enumerate(task["rounds"]):
-        # What `configure_train` does beside choosing nodes.
+        # What `configure_train` does in addition to choosing nodes.
         strategy.current_arrays = record(model) if task["strategy"] == "FedAvgM" else {"w": model}
         pairs = zip(task["samples"], updates, strict=True)
         replies = [reply(samples, update, node) for node, (samples, update) in enumerate(pairs, 1)]

@@ -1,4 +1,4 @@
-"""Flower code, in both of its styles: linear regression on the partition's rows. `main` trains it with fedround."""
+"""Flower code in both styles: linear regression on the rows of the partition. `main` trains it with fedround."""
 
 import json
 import sys
@@ -38,7 +38,7 @@ class Regression(NumPyClient):  # type: ignore[misc, unused-ignore]
 
 
 class Judging(Regression):
-    """Evaluates, too."""
+    """A client that also evaluates."""
 
     def evaluate(self, parameters: list[Any], config: dict[str, Any]) -> tuple[float, int, dict[str, Any]]:
         x, y = self.data
@@ -50,7 +50,7 @@ def client_fn(context: Context) -> Any:
 
 
 class Alone(NumPyClient):  # type: ignore[misc, unused-ignore]
-    """Takes no context, and counts the rounds that it has seen."""
+    """A client without a context. It counts the rounds that it has seen."""
 
     rounds = 0
 

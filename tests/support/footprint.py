@@ -1,4 +1,4 @@
-"""What processes need of the memory together, files without a name that they share among it; and a participant that looks."""
+"""Memory of a group of processes, including the unnamed files that they share; and a participant that measures it."""
 
 import os
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ MB = 1_000_000
 
 
 def footprint(pids: Iterable[int]) -> float:
-    """MB of processes: what each has for itself, and each shared file once."""
+    """Return MB of processes: the private memory of each, and each shared file once."""
     used, shared = 0, dict[int, int]()
     for pid in pids:
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
@@ -25,7 +25,7 @@ def footprint(pids: Iterable[int]) -> float:
                     found = link.stat()
                     shared[found.st_ino] = found.st_blocks * 512
             except FileNotFoundError:
-                pass  # closed by now
+                pass  # The process has closed it meanwhile.
     return (used + sum(shared.values())) / MB
 
 
@@ -36,7 +36,7 @@ def peak(pid: int) -> float:
 
 
 class Weighed(fedround.NumPyParticipant):
-    """Trains in place, and notes what it and the process that started it need."""
+    """A participant that trains in place, and records the memory of its process and its parent process."""
 
     def __init__(self, *, size: int, journal: str) -> None:
         self.size = size

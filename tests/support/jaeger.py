@@ -1,4 +1,4 @@
-"""A real Jaeger: it takes spans as OTLP and shows traces by its HTTP API, which is what Grafana asks."""
+"""A real Jaeger. It receives spans by OTLP, and serves traces by the HTTP API that Grafana uses."""
 
 import json
 import os
@@ -15,13 +15,13 @@ from support.processes import at_work, free_port
 from support.tools import tool
 
 PORTS = ("collector.otlp.http", "query.http-server", "admin.http")
-"""Where it takes spans, where it is asked for them, and where it says that it is ready."""
+"""The ports for spans, for queries, and for the health check."""
 UNUSED = ("collector.otlp.grpc", "collector.grpc-server", "collector.http-server", "query.grpc-server")
 
 
 @dataclass(frozen=True)
 class Span:
-    """`instance` tells the processes of a `service` apart: of a participant, its name."""
+    """`instance` distinguishes the processes of a `service`; for a participant it is the name."""
 
     service: str
     instance: str
@@ -45,7 +45,7 @@ class Jaeger:
         return [_spans(trace) for trace in self._get(f"traces?{urllib.parse.urlencode(query)}")]
 
     def trace(self, id: str) -> list[Span]:
-        """Return the spans of one trace; none where the store does not have it."""
+        """Return the spans of one trace; an empty list if the store does not have it."""
         try:
             (trace,) = self._get(f"traces/{id}")
         except urllib.error.HTTPError as error:
@@ -77,7 +77,7 @@ def _attributes(tagged: Any) -> dict[str, Any]:
 
 @contextmanager
 def jaeger(directory: Path) -> Iterator[Jaeger]:
-    """A store in memory, at work within the block."""
+    """Run a store in memory within the block."""
     addresses = {name: f"127.0.0.1:{free_port()}" for name in PORTS}
     flags = [f"--{name}.host-port={address}" for name, address in (addresses | dict.fromkeys(UNUSED, "127.0.0.1:0")).items()]
     otlp, query, admin = (f"http://{addresses[name]}" for name in PORTS)

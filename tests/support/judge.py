@@ -9,13 +9,13 @@ import fedround
 
 
 class Judge(fedround.NumPyParticipant):
-    """Adds 1, and evaluates the first weight plus an offset.
+    """A participant that adds 1 to every weight. Its evaluation is the first weight plus an offset.
 
     Args:
-        offset: What it adds to the metric.
-        hang: The first weight of the model whose evaluation does not end.
-        slow: The first weight of the model whose evaluation takes 2 s.
-        peak: Where its second metric is largest.
+        offset: Value to add to the metric.
+        hang: First weight of the model with an evaluation that does not end.
+        slow: First weight of the model with an evaluation that takes 2 s.
+        peak: First weight at which the second metric is largest.
     """
 
     def __init__(self, *, offset: float = 0.0, hang: float = -1.0, slow: float = -1.0, peak: float = 0.0) -> None:

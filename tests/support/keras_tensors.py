@@ -1,4 +1,4 @@
-"""What fedround.keras does, for the Python that has Keras: raises where it does something else."""
+"""Checks of fedround.keras, for a Python that has Keras. A failed check raises an exception."""
 
 import keras  # type: ignore[import-not-found]  # in an environment of its own
 import ml_dtypes
@@ -38,14 +38,14 @@ def complaint(model: "keras.Model", tensors: dict[str, Array]) -> str:
 
 
 def functional() -> "keras.Model":
-    """Layers without names, and with them, in a model within a model."""
+    """Build layers with and without names, in a model within a model."""
     inner = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3), keras.layers.Dense(3, name="named")], name="inner")
     start = keras.Input((3,))
     return keras.Model(start, keras.layers.Dense(1)(inner(keras.layers.Dense(3)(start))))
 
 
 class Subclassed(keras.Model):  # type: ignore[misc, unused-ignore]
-    """Has the layers that it is given, and weights from its first call on."""
+    """A model of the given layers, which has weights from its first call on."""
 
     def __init__(self, *layers: "keras.Layer") -> None:
         super().__init__()
@@ -58,12 +58,12 @@ class Subclassed(keras.Model):  # type: ignore[misc, unused-ignore]
 
 
 def main() -> None:
-    """Check all of it."""
+    """Run all checks."""
     model, other = network(), network()
     other.compile(optimizer="adam", loss="mse")
     x = np.random.default_rng(0).normal(size=(5, 8, 8, 1)).astype("f4")
     model.compile(optimizer="adam", loss="mse")
-    model.fit(x, np.ones((5, 2)), verbose=0)  # an optimiser and metrics have variables, too
+    model.fit(x, np.ones((5, 2)), verbose=0)  # an optimiser and metrics have variables too
     found = fedround.keras.tensors(model)
     assert {name: array.shape for name, array in found.items()} == NAMES, found.keys()
     assert found["dense_1/kernel"].dtype == ml_dtypes.bfloat16

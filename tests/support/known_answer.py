@@ -1,6 +1,6 @@
 """Participants with a known answer: one lost or doubled update shows in the global model.
 
-This file is mounted into pods too, where it has nothing of the tests beside it.
+This file is also mounted into pods, without the other files of the tests.
 """
 
 import io
@@ -23,10 +23,10 @@ PARTICIPANTS = 2
 
 
 class KnownAnswer(fedround.NumPyParticipant):
-    """Number k of `count` adds `count` to weights k, k + `count`...: after R rounds of all of them every weight is R.
+    """Participant k of `count`, which adds `count` to weights k, k + `count`, ...: after R rounds of all, every weight is R.
 
-    `k`: by default its shard; `size`, `dtype`: of the model; `seconds`: of a round. `before` is called in each round; each
-    training adds a line to `journal`.
+    `k` is its shard by default. `size` and `dtype` describe the model. A round takes `seconds`, and calls `before`. Each training
+    adds a line to `journal`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A participant's core with everything around it played by the test."""
+"""A participant's core. The test plays everything around it."""
 
 from dataclasses import replace
 
@@ -42,7 +42,7 @@ class Participant:
         return list(commands)
 
     def wait(self) -> list[m.Command]:
-        """Until something is due."""
+        """Advance the time until something is due."""
         self.now = max(self.now, self.core.next_deadline())
         return self.tell(m.TimerFired())
 
@@ -50,21 +50,21 @@ class Participant:
         return self.tell(m.Registered(id))
 
     def hear(self, state: HeartbeatState, number: int | None = None, **more: object) -> list[m.Command]:
-        """The response to the heartbeat, when it is sent."""
+        """Return the response to the heartbeat that is sent next."""
         while not isinstance(self.asked, m.Heartbeat):
             self.wait()
         return self.tell(m.HeartbeatAnswered(self.asked.id, wire.Heartbeat(state, number, **more)))  # type: ignore[arg-type] # fields by name
 
     def order(self, number: int = 0, **more: object) -> list[m.Command]:
-        """A training request that is complete."""
+        """Return a complete training request."""
         return self.hear(ROUND, number, **{"url": URL, "token": TOKEN, **more})
 
     def accept(self, token: str = TOKEN, **more: object) -> list[m.Command]:
-        """The response of start_training to a request that was incomplete."""
+        """Return the response of start_training to an incomplete request."""
         return self.tell(m.StartTrainingAnswered(self.at_hand, wire.StartTraining(URL, token, **more)))  # type: ignore[arg-type] # fields by name
 
     def deny(self) -> list[m.Command]:
-        """The response of start_training when the request is void."""
+        """Return the response of start_training to a void request."""
         return self.tell(m.StartTrainingAnswered(self.at_hand, wire.StartTraining(None, None)))
 
     def download(self, etag: str | None = '"0"', *, modified: bool = True) -> list[m.Command]:
@@ -75,7 +75,7 @@ class Participant:
         return self.tell(m.Trained(self.training))
 
     def fail(self, reason: str = "it broke") -> list[m.Command]:
-        """The training code raises."""
+        """Let the training code raise an exception."""
         assert self.training is not None
         return self.tell(m.TrainingFailed(self.training, reason))
 
@@ -86,7 +86,7 @@ class Participant:
         return self.tell(m.TransferRefused(self.at_hand, status, "so"))
 
     def lose(self, reason: str = "unreachable", retry_after: float | None = None, *, sent: bool = True) -> list[m.Command]:
-        """The transfer under way fails."""
+        """Let the current transfer fail."""
         return self.tell(m.TransferFailed(self.at_hand, reason, retry_after, sent))
 
     def stop(self, within: float = 8.0) -> list[m.Command]:
@@ -99,7 +99,7 @@ class Participant:
 
     @property
     def accepted(self) -> m.TrainingRequest:
-        """The request at hand, with what start_training responded."""
+        """Return the current request, with the response of start_training."""
         return replace(self.at_hand, url=URL, token=TOKEN)
 
     @property
@@ -141,14 +141,14 @@ def delivered(number: int = 0, etag: str | None = '"0"') -> Participant:
 
 
 def confirming(number: int = 0) -> Participant:
-    """Having delivered to a 0.8 platform, which confirms nothing."""
+    """Return a lifecycle that has uploaded to a 0.8 platform, which confirms nothing."""
     participant = uploading(number, etag=None)
     participant.upload(None)
     return participant
 
 
 def old_training(number: int = 0, policy: m.Policy = POLICY) -> Participant:
-    """Training for a 0.8 platform."""
+    """Return a lifecycle that trains for a 0.8 platform."""
     participant = waiting(policy)
     participant.hear(ROUND, number)
     participant.accept()
@@ -157,7 +157,7 @@ def old_training(number: int = 0, policy: m.Policy = POLICY) -> Participant:
 
 
 def old_waiting(number: int = 0) -> Participant:
-    """Having delivered to a 0.8 platform, which has responded `stand_by` since."""
+    """Return a lifecycle that has uploaded to a 0.8 platform, which then responded `stand_by`."""
     participant = old_training(number)
     participant.train()
     participant.upload(None)

@@ -1,4 +1,4 @@
-"""A proxy in front of a server on this machine, and what goes wrong on the way."""
+"""A proxy in front of a server on this machine, with faults on the way."""
 
 import socket
 import struct
@@ -12,7 +12,7 @@ _RESET = struct.pack("ii", 1, 0)
 
 
 class Link:
-    """Passes everything on; a subclass says how, in `passing`."""
+    """A link that passes everything on. A subclass defines how, in `passing`."""
 
     def __init__(self, port: int) -> None:
         self._target = ("127.0.0.1", port)
@@ -25,13 +25,13 @@ class Link:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Closed alone it would still accept as long as a thread waits in `accept`.
+        # A close alone would still accept connections while a thread waits in `accept`.
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.cut()
 
     def passing(self, piece: bytes) -> Iterator[bytes]:
-        """What is passed on for a piece that came, on a thread of this direction alone. Raises `OSError` to cut the connection."""
+        """Yield what to pass on for a piece, on the thread of its direction. Raises `OSError` to cut the connection."""
         yield piece
 
     def cut(self) -> None:
@@ -76,14 +76,14 @@ class Link:
 
 
 def _reset(end: socket.socket) -> None:
-    # To linger for 0 seconds makes of a close a reset; to shut down first wakes who waits in `recv`.
+    # A linger time of 0 turns the close into a reset. The shutdown before it wakes a thread in `recv`.
     with suppress(OSError):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         end.shutdown(socket.SHUT_RDWR)
 
 
 class Proxy(Link):
-    """Answers by itself what is in `answer`, and counts how often; else it passes everything on."""
+    """A link that responds itself if `answer` is set, and counts the responses; otherwise it passes everything on."""
 
     def __init__(self, port: int) -> None:
         super().__init__(port)
@@ -101,7 +101,7 @@ class Proxy(Link):
 
 
 class Gate(Link):
-    """Passes a POST only once it is `open`: a slow link, as both ends see it. `held` is set when the first one has come."""
+    """A slow link, as both ends see it: it passes a POST only after `open`. `held` is set when the first one has arrived."""
 
     def __init__(self, port: int) -> None:
         super().__init__(port)
@@ -120,7 +120,7 @@ class Gate(Link):
 
 
 class SlowLink(Link):
-    """Of a POST it passes the head, and the rest `seconds` later."""
+    """A link that passes the head of a POST, and the rest `seconds` later."""
 
     def __init__(self, port: int, seconds: float) -> None:
         super().__init__(port)

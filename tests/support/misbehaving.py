@@ -61,7 +61,7 @@ def child_that_reports(_: Path) -> None:
 
 
 def children_that_stay(directory: Path) -> None:
-    """Children that nobody ends; the ids of all of us in a file. Then it never returns."""
+    """Start children that never end, and write all ids to a file. Never return."""
     children = [multiprocessing.get_context("fork").Process(target=nap) for _ in range(2)]
     for child in children:
         child.start()
@@ -71,7 +71,7 @@ def children_that_stay(directory: Path) -> None:
 
 
 def deaf(_: Path) -> None:
-    """Whatever it is told."""
+    """Ignore SIGTERM, and never return."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     while True:
         time.sleep(60)
@@ -147,7 +147,7 @@ def close_everything(_: Path) -> None:
 
 
 def leak_descriptors(_: Path) -> None:
-    """Until none is left, and none comes back."""
+    """Open files until no descriptor is left, and keep them open."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
     while True:
         LEAKED.append(os.open(os.devnull, os.O_RDONLY))
@@ -164,7 +164,7 @@ def take_too_much_memory(_: Path) -> None:
 
 
 class Misbehaving(fedround.NumPyParticipant):
-    """Misbehaves once in each round, in the ways `how`, and then trains: what it has done is in a file of `directory`."""
+    """A participant that misbehaves once in each round, as `how` lists, and then trains. Files in `directory` record it."""
 
     def __init__(self, *, how: list[str], directory: str) -> None:
         self.how = how

@@ -1,4 +1,4 @@
-"""A participant for processes under test that behaves as a file says, from one round to the next."""
+"""A participant for processes under test. A file sets its behaviour from round to round."""
 
 import os
 import time
@@ -11,13 +11,13 @@ import fedround
 from fedround.tensors.weights import Array
 
 EXAMINER = "EXAMINER_MOOD"
-"""The variable with the file that says how `examine` behaves: nothing, `raise` or `hang`."""
+"""The variable with the file that sets the behaviour of `examine`: nothing, `raise` or `hang`."""
 
 
 class Moody(fedround.NumPyParticipant):
-    """Adds about 1 to every weight. `mood` is a file; in it: nothing, `large`, `heavy`, `nan`, `slow`, `hang` or `raise`.
+    """A participant that adds about 1 to every weight. The file `mood` may have `large`, `heavy`, `nan`, `slow`, `hang` or `raise`.
 
-    A round takes `seconds`, a slow one 10 times as long. It reports its `loss`, and so many `figures` more.
+    A round takes `seconds`, a slow one 10 times as long. The participant reports its `loss`, and this many other `figures`.
     """
 
     def __init__(self, *, size: int, mood: str, seconds: float = 0.3, figures: int = 0, loss: float = 0.5) -> None:
@@ -40,18 +40,18 @@ class Moody(fedround.NumPyParticipant):
         return fedround.Update(50 if mood == "heavy" else 1, weights)
 
     def check_training_result(self, training_result: object) -> None:
-        """Not at all: what nobody looked at is sent."""
+        """Accept everything: the update is sent without a check."""
 
 
 class Judge(Moody):
-    """One that evaluates the global model, too."""
+    """A participant that also evaluates the global model."""
 
     def evaluate(self, weights: Array) -> fedround.Evaluation:
         return fedround.Evaluation(1, accuracy=self.loss)
 
 
 def examine(weights: Array) -> Mapping[str, float]:
-    """An evaluation at the aggregator."""
+    """Evaluate a model at the aggregator."""
     mood = Path(os.environ[EXAMINER])
     while mood.read_text() == "hang":
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Packages from npm that tests need, beside the environments of `support.venvs`."""
+"""Packages from npm that tests need, in addition to the environments of `support.venvs`."""
 
 import subprocess
 from pathlib import Path
@@ -8,7 +8,7 @@ from support.venvs import CACHE, NotInstalled, alone
 
 
 def package(requirement: str) -> Path:
-    """Where `NAME@VERSION` is. It is installed once."""
+    """Return the directory of `NAME@VERSION`. It is installed once."""
     directory = CACHE / requirement
     found = directory / "node_modules" / requirement.rpartition("@")[0]
     with alone():

@@ -1,4 +1,4 @@
-"""What the ops ports of coordinator and aggregator show: a federation of the real cores."""
+"""The status of a federation of the real cores, as the ops ports of coordinator and aggregator show it."""
 
 from collections.abc import Iterable, Mapping
 from random import Random

@@ -1,4 +1,4 @@
-"""A receiver of traces and metrics: what a collector would get, decoded."""
+"""A receiver of traces and metrics, like a collector. It decodes what it receives."""
 
 import gzip
 import threading
@@ -15,7 +15,7 @@ from support.http_server import Handler, Server
 
 @dataclass(frozen=True)
 class Series:
-    """One data point. `kind` is gauge, sum or histogram; `point` its message; `resource` whose it is."""
+    """A data point. `kind` is gauge, sum or histogram; `point` is its message, and `resource` its resource."""
 
     resource: dict[str, object]
     name: str
@@ -39,7 +39,7 @@ class Span:
 
 
 class Receiver:
-    """`raw` is all that came, as it came; `spans` and `series` what it says, `requests` the headers of each request by path."""
+    """The received data: `raw` bodies, decoded `spans` and `series`, and `requests`, the headers of each request by path."""
 
     def __init__(self) -> None:
         self.raw = b""
@@ -78,7 +78,7 @@ class Receiver:
                     self.series.append(Series(whose, metric.name, kind, temporality, values(point.attributes), point))
 
     def wait_for_series(self, name: str, *, within: float = 20, **labels: str) -> Series:
-        """The first one of that name, with at least these labels."""
+        """Return the first series with this name and at least these labels."""
 
         def found() -> Series | None:
             return next((each for each in self.series if each.name == name and labels.items() <= each.labels.items()), None)
@@ -89,7 +89,7 @@ class Receiver:
             return series
 
     def wait_for(self, condition: Callable[[list[Span]], bool], *, within: float = 20) -> list[Span]:
-        """Until the spans are as they should be."""
+        """Wait until the spans meet a condition."""
         with self._news:
             came = self._news.wait_for(lambda: condition(self.spans), timeout=within)
             assert came, sorted({(span.service, span.name) for span in self.spans})
@@ -97,7 +97,7 @@ class Receiver:
 
 
 def values(attributes: Any) -> dict[str, object]:
-    """Attributes by their names."""
+    """Return attributes by name."""
     return {each.key: getattr(each.value, str(each.value.WhichOneof("value"))) for each in attributes}
 
 
@@ -105,10 +105,7 @@ def values(attributes: Any) -> dict[str, object]:
 def receiving(
     *, answers: threading.Event | None = None, refuses: Callable[[bytes], int] | None = None
 ) -> Iterator[tuple[str, Receiver]]:
-    """A receiver and its URL.
-
-    It answers nobody before `answers`, where that is given. `refuses` gives the status of a refusal, or 0.
-    """
+    """Run a receiver, and yield its URL. It responds only after `answers`. `refuses` returns the status of a refusal, or 0."""
     receiver = Receiver()
 
     class Receiving(Handler):

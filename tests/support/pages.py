@@ -1,8 +1,8 @@
-"""Runs the code blocks of a page as a reader would: in their order, in a terminal.
+"""Run the code blocks of a page as a reader would: in their order, in a terminal.
 
 A page of `docs` starts in an empty directory, any other page in its own directory of a clone.
 
-A comment above a block says what the test does with it. A comment may have several of these, separated by commas:
+A comment above a block defines what the test does with it. A comment may have several of these, separated by commas:
 
 - `<!-- file: NAME -->`: the block is the content of this file.
 - `<!-- part of NAME -->`: the file has this text.
@@ -49,10 +49,10 @@ PAGES = [
     *sorted(page for part in ("tutorial", "guides", "reference", "explanation") for page in (ROOT / "docs" / part).glob("*.md")),
 ]
 RUN = ("console", "sh", "python")
-"""Languages that are run."""
+"""Languages of the blocks that are run."""
 NETWORKED = ("docker", "kubernetes", "the internet")
 NEEDS = (*NETWORKED, "scikit-learn", "PyTorch", "Flower")
-"""What only some sessions have."""
+"""Requirements that only some sessions meet."""
 _BLOCK = re.compile(r"(?:^ *<!-- ([^\n]*?) -->\n)?^( *)```(\w+)\n(.*?)^\2```$", re.MULTILINE | re.DOTALL)
 _MARK = "--- the block has ended: "
 _INTERPRETER = f"""
@@ -68,7 +68,7 @@ for line in sys.stdin:
 
 @dataclass(frozen=True)
 class Block:
-    """A block of code, and what the comment above it says."""
+    """A block of code, and the comment above it."""
 
     page: Path
     line: int
@@ -81,31 +81,31 @@ class Block:
         return f"{self.page.relative_to(ROOT)}:{self.line}"
 
     def said(self, pattern: str) -> str | None:
-        """What the comment has in the group of `pattern`; None if it has no such text."""
+        """Return what the group of `pattern` matches in the comment; None if it does not match."""
         found = re.search(pattern, self.comment)
         return found and found[1]
 
     @property
     def needs(self) -> set[str]:
-        """What a session must have to run it."""
+        """The requirements for running it."""
         return {need for need in NEEDS if f"with {need}" in self.comment}
 
     def runs(self, having: Collection[str] = ()) -> bool:
-        """Whether a session that has this runs it."""
+        """Return whether a session that meets the requirements `having` runs it."""
         return (
             self.language in RUN and not re.match("not run: |run by |file: |part of ", self.comment) and self.needs <= set(having)
         )
 
     @property
     def commands(self) -> str:
-        """The shell's lines: those behind `$ `, and the lines that continue them."""
+        """The lines for the shell: those after `$ `, and their continuation lines."""
         if self.language != "console":
             return self.code.rstrip()
         return "\n".join(re.findall(r"^\$ ((?:.*\\\n)*.*)$", self.code, re.MULTILINE))
 
     @property
     def output(self) -> list[str]:
-        """The lines of a `console` block that are no commands."""
+        """The lines of a `console` block that are output."""
         return re.sub(r"^\$ (?:.*\\\n)*.*\n", "", self.code, flags=re.MULTILINE).splitlines() if self.language == "console" else []
 
 
@@ -117,7 +117,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def clone(directory: Path) -> Path:
-    """Return the directory `fedround` in `directory`, with what a clone has."""
+    """Copy the files of a clone to `fedround` in `directory`."""
     names = (".git", ".venv", ".cache", ".*_cache", ".hypothesis", "build", "dist", "charts", "__pycache__", ".env", ".coverage*")
     return shutil.copytree(ROOT, directory / "fedround", ignore=shutil.ignore_patterns(*names))
 
@@ -132,7 +132,7 @@ def _own(page: Path, text: str) -> list[Block]:
 
 
 class Terminal:
-    """A shell, or an interpreter, that writes to a terminal."""
+    """A shell or an interpreter that writes to a terminal."""
 
     def __init__(self, command: list[str], directory: Path, environment: dict[str, str], name: str) -> None:
         self.name = name
@@ -150,7 +150,7 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        """What it shows, without colours and moves of the cursor."""
+        """What the terminal shows, without colours and cursor movements."""
         text = self._written.decode(errors="replace").replace("\r", "\n")
         return re.sub(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[ -Z\\^_`a-z0-9])", "", text)
 
@@ -165,7 +165,7 @@ class Terminal:
         return ended[-1] if len(ended) == self._blocks else self._process.wait()
 
     def close(self) -> None:
-        """Wait for its end, once the namespace has ended."""
+        """Wait for its end, after the namespace has ended."""
         self._process.communicate()
         self._reader.join()
         os.close(self._master)
@@ -174,13 +174,13 @@ class Terminal:
         return [int(code) for code in re.findall(rf"^{_MARK}(\d+)$", self.text, re.MULTILINE)]
 
     def _read(self) -> None:
-        with suppress(OSError):  # Linux, when the last writer has closed
+        with suppress(OSError):  # Linux, after the last writer has closed
             while read := os.read(self._master, 65536):
                 self._written += read
 
 
 def lacks(text: str, lines: list[str]) -> str | None:
-    """Return the first of these lines that `text` does not have after the one before, or None."""
+    """Return the first of these lines that `text` does not have after the line before; None if it has all."""
     written = iter(text.splitlines())
     for line in lines:
         pattern = ".*".join(map(re.escape, line.strip().split("...")))
@@ -205,7 +205,7 @@ class Session:
         self._python: Terminal | None = None
 
     def run(self, block: Block) -> None:
-        """Do what a reader does with a block. Raises `AssertionError` if it fails."""
+        """Run a block as a reader does. Raises `AssertionError` if it fails."""
         if name := block.said("file: ([^,]*)"):
             (self._directory / name).parent.mkdir(parents=True, exist_ok=True)
             (self._directory / name).write_text(block.code)
@@ -237,7 +237,7 @@ class Session:
                 terminal.run(f"kill -INT %% && wait %%\necho; echo '{_MARK}'$?\n")
         shell, begin = self._shell, len(self._shell.text)
         url = block.said(r"background until ([^\s,]+)")
-        # A failed command in the middle ends the shell, and so the test.
+        # A failed command in the middle ends the shell, and with it the test.
         strict = "+" if "exit " in block.comment else "-"
         # A background command has a process group, to which Ctrl-C sends SIGINT.
         commands = f"set -m\n{block.commands} < /dev/null &\nset +m" if url else block.commands
@@ -266,7 +266,7 @@ def session(
 ) -> Iterator[Session]:
     """A session for a page, with these of `NEEDS`, these variables and this virtual environment.
 
-    Without those of `NETWORKED` it has a network of its own: all ports are free there, and nothing beyond it can be reached.
+    Without those of `NETWORKED` it has its own network, in which all ports are free and no other machine can be reached.
     """
     unshare = shutil.which("unshare")
     networked = bool(set(NETWORKED) & set(having))
@@ -283,7 +283,7 @@ def session(
         clone(reader)
     if begin == reader / "fedround":
         (begin / ".venv").symlink_to(environment)  # of `make`
-    elif "the internet" not in having:  # else the reader makes it
+    elif "the internet" not in having:  # otherwise the reader makes it
         (begin / ("venv" if begin == reader else ".venv")).symlink_to(environment)
     ready = f"{'' if networked else 'ip link set lo up && '}echo up && exec sleep infinity"
     with subprocess.Popen([*alone, "sh", "-c", ready], stdout=subprocess.PIPE, text=True) as holder:

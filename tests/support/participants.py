@@ -1,4 +1,4 @@
-"""Participants that do what a test says, run in this process."""
+"""Participants that a test controls, run in this process."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,11 +15,11 @@ from fedround.participant.terms import Terms
 from fedround.tensors.weights import Array
 
 FAST = 0.02
-"""A heartbeat period."""
+"""A heartbeat period, in seconds."""
 
 
 class Mean(NumPyParticipant):
-    """Trains by answering with its own value."""
+    """A participant that returns its own value."""
 
     def __init__(self, value: float = 1.0) -> None:
         self.value = value
@@ -31,7 +31,7 @@ class Mean(NumPyParticipant):
 
 
 class Training(NumPyParticipant):
-    """Trains as a function says."""
+    """A participant that trains with a function."""
 
     def __init__(self, train: Callable[[Array | None], Any]) -> None:
         self.train = train
@@ -41,7 +41,7 @@ class Training(NumPyParticipant):
 
 
 class Text(ParticipantABC[str, str]):
-    """A format of its own."""
+    """A participant with a custom format."""
 
     def deserialize_training_input(self, data: bytes) -> str:
         assert type(data) is bytes
@@ -55,7 +55,7 @@ class Text(ParticipantABC[str, str]):
 
 
 def run_all(participants: Sequence[NumPyParticipant], url: str, **options: Any) -> None:
-    """Run them side by side, until all have ended."""
+    """Run participants at the same time, until all have ended."""
     threads = [threading.Thread(target=run_participant, args=(each, url), kwargs=options) for each in participants]
     for thread in threads:
         thread.start()
@@ -65,7 +65,7 @@ def run_all(participants: Sequence[NumPyParticipant], url: str, **options: Any) 
 
 @contextmanager
 def running(participant: NumPyParticipant, url: str, **terms: Any) -> Iterator[Runtime]:
-    """One at work on a thread of its own, stopped at the end of the block."""
+    """Run a participant on its own thread, and stop it at the end of the block."""
     with connected(participant, url, Terms(heartbeat_period=FAST, **terms)) as runtime:
         threading.Thread(target=runtime.run, daemon=True).start()
         yield runtime

@@ -1,4 +1,4 @@
-"""An HTTP peer on a loopback socket: gives the answers that a test has written byte by byte, and keeps what it was sent."""
+"""An HTTP peer on a loopback socket. It sends the bytes that a test has written, and records what it receives."""
 
 import socket
 import socketserver
@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 PIECE = 64 << 10
-"""Bytes that are read and forgotten at a time."""
+"""Number of bytes to read and discard at a time."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """`data` may be a generator, and wait. `read`: bytes of the request body to read before; None: all. `close`: hang up after."""
+    """A response. `data` may be a generator that waits.
+
+    `read`: bytes of the request body to read first; None: all. `close`: hang up after it.
+    """
 
     data: bytes | Iterable[bytes]
     read: int | None = None
@@ -30,7 +33,7 @@ class Reply:
 
 
 def answer(status: str, body: bytes = b"", **headers: str) -> bytes:
-    """`answer("200 OK", b"{}", Content_Type="text/html")`."""
+    """Return a response, as in `answer("200 OK", b"{}", Content_Type="text/html")`."""
     fields = {"Content-Length": str(len(body))} | {name.replace("_", "-"): value for name, value in headers.items()}
     head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
     return f"HTTP/1.1 {status}\r\n{head}\r\n".encode() + body
@@ -43,9 +46,9 @@ def chunked(*chunks: bytes) -> bytes:
 
 
 class Peer(socketserver.ThreadingTCPServer):
-    """Answers one reply after the other, whatever is asked; after the last it hangs up.
+    """A peer that responds to each request with the next reply, and hangs up after the last one. Use it as a context manager.
 
-    Used as a context manager. `hung_up` is set whenever the peer has closed a connection.
+    `hung_up` is set whenever the peer has closed a connection.
     """
 
     request_queue_size = 20
@@ -80,7 +83,7 @@ class _Connection(socketserver.StreamRequestHandler):
 
     def handle(self) -> None:
         self.server.connections.append(self.connection)
-        with suppress(OSError):  # the other side hung up, as some tests want it to
+        with suppress(OSError):  # the other side hung up, as some tests intend
             while self._exchange():
                 pass
 

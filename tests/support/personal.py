@@ -1,4 +1,4 @@
-"""A participant with tensors of its own."""
+"""A participant with local tensors."""
 
 import logging
 from typing import Any
@@ -9,7 +9,7 @@ import fedround
 
 
 class Personal(fedround.NumPyParticipant):
-    """Counts its trainings in each tensor."""
+    """A participant that counts its trainings in each tensor."""
 
     local_tensors = ("head.*", "*.running_mean")
 
@@ -27,7 +27,7 @@ class Personal(fedround.NumPyParticipant):
 
 
 class Opaque(fedround.ParticipantABC[bytes, bytes]):
-    """Has a format of its own."""
+    """A participant with a custom format."""
 
     def deserialize_training_input(self, data: bytes, /) -> bytes:
         return data

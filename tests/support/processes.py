@@ -1,4 +1,4 @@
-"""Commands of fedround as processes, by the ports that they say they listen on."""
+"""Commands of fedround as processes, with the ports that they log."""
 
 import json
 import os
@@ -29,9 +29,9 @@ JSON = {f"{role}_LOG_FORMAT": "json" for role in ROLES}
 
 
 class Process:
-    """One command. `ports` are its addresses by setting; `said(text)` waits for a line of its log.
+    """A running command. `ports` are its addresses by setting. `said` waits for a line of its log.
 
-    `through`: a command that executes it, for instance with other limits.
+    `through`: a command that executes it, for example with other limits.
     """
 
     def __init__(self, command: str, *, through: Sequence[str] = (), **settings: str) -> None:
@@ -51,7 +51,7 @@ class Process:
         }
 
     def said(self, pattern: str) -> re.Match[str]:
-        """The first line of its log that `pattern` is found in."""
+        """Return the first match of `pattern` in its log. Wait for it."""
 
         def found() -> re.Match[str] | None:
             return next(filter(None, (re.search(pattern, line) for line in self._lines)), None)
@@ -63,14 +63,14 @@ class Process:
 
     @property
     def ops(self) -> str:
-        """The address of its first ops port, as Prometheus calls it."""
+        """The address of its first ops port, as in Prometheus' targets."""
         return f"127.0.0.1:{next(port for name, port in self.ports.items() if name.endswith('OPS_PORT'))}"
 
     def url(self, port: str) -> str:
         return f"http://127.0.0.1:{self.ports[port]}"
 
     def open(self, port: str, path: str, **headers: str) -> Any:
-        """The answer, to be read and closed. Raises `OSError`."""
+        """Send a request, and return the open response. Raises `OSError`."""
         return urllib.request.urlopen(urllib.request.Request(self.url(port) + path, headers=headers), timeout=10)
 
     def get(self, port: str, path: str, **headers: str) -> bytes:
@@ -82,7 +82,7 @@ class Process:
         return json.loads(self.get(port, "/status"))
 
     def probe(self, path: str, port: str = "") -> tuple[int, Any]:
-        """What a probe sees: the status, and what the JSON says. `port`: which of its ops ports, by default the first."""
+        """Return the status and the JSON of a probe. `port`: the setting of an ops port, by default the first."""
         port = port or next(name for name in self.ports if name.endswith("OPS_PORT"))
         try:
             return 200, json.loads(self.get(port, path))
@@ -91,12 +91,12 @@ class Process:
                 return error.code, json.load(error)
 
     def end(self) -> int:
-        """Ask it to stop; its exit code."""
+        """Send SIGTERM, and return its exit code."""
         self.send(signal.SIGTERM)
         return self.wait()
 
     def wait(self) -> int:
-        """Its exit code."""
+        """Wait for its end, and return its exit code."""
         return self._process.wait(30)
 
     def send(self, number: int) -> None:
@@ -104,7 +104,7 @@ class Process:
 
     @property
     def ended(self) -> int | None:
-        """Its exit code, if it has ended."""
+        """Its exit code; None while it runs."""
         return self._process.poll()
 
     @property
@@ -113,7 +113,7 @@ class Process:
 
     @property
     def log(self) -> str:
-        """All that it said, as it said it, up to its end."""
+        """Its whole output, up to its end."""
         self._reader.join()
         return self._raw
 
@@ -132,14 +132,14 @@ class Process:
 
 
 def fedround(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    """A command that ends by itself, and is told nothing else by its environment."""
+    """Run a command to its end, without the settings of this environment."""
     program = [sys.executable, "-m", "fedround", *arguments]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(tuple(f"{role}_" for role in ROLES))}
     return subprocess.run(program, capture_output=True, text=True, env=inherited | environ, check=False, timeout=50)
 
 
 def until(condition: Callable[[], object], within: float = 20.0) -> float:
-    """Ask again and again; the seconds until it was true."""
+    """Wait until a condition is true. Return how many seconds this took."""
     began = time.monotonic()
     while not condition():
         assert time.monotonic() - began < within, "it never was"
@@ -148,7 +148,7 @@ def until(condition: Callable[[], object], within: float = 20.0) -> float:
 
 
 def free_port() -> int:
-    """One that nobody listens on now."""
+    """Return a port that is free now."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
     return port
@@ -156,7 +156,7 @@ def free_port() -> int:
 
 @contextmanager
 def at_work(command: Sequence[str], ready: str, log: Path, *, env: Mapping[str, str] | None = None) -> Iterator[None]:
-    """A program of others, from when the URL `ready` answers with 200 until the end of the block. `log` is what it says."""
+    """Run another program within the block, after the URL `ready` has returned 200. `log` gets its output."""
     with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=file, env=env) as process:
 
         def answers() -> bool:
@@ -173,13 +173,13 @@ def at_work(command: Sequence[str], ready: str, log: Path, *, env: Mapping[str, 
 
 
 def children(pid: int) -> list[int]:
-    """The processes that `pid` has started: of a participant, its worker."""
+    """Return the child processes of `pid`. For a participant: its worker."""
     return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
 
 
 @contextmanager
 def running(command: str, *, through: Sequence[str] = (), **settings: str) -> Iterator[Process]:
-    """A command at work within the block; killed at its end."""
+    """Run a command within the block, and kill it at its end."""
     process = Process(command, through=through, **settings)
     try:
         yield process
@@ -188,7 +188,7 @@ def running(command: str, *, through: Sequence[str] = (), **settings: str) -> It
 
 
 def beside(aggregator: Process) -> dict[str, str]:
-    """What a coordinator is told of its aggregator."""
+    """Return the coordinator's settings for an aggregator."""
     return {
         "COORDINATOR_AGGREGATOR_URL": aggregator.url("AGGREGATOR_PORT"),
         "COORDINATOR_AGGREGATOR_INTERNAL_URL": aggregator.url("AGGREGATOR_INTERNAL_PORT"),
@@ -197,7 +197,7 @@ def beside(aggregator: Process) -> dict[str, str]:
 
 @contextmanager
 def two_services(**settings: str) -> Iterator[tuple[Process, Process]]:
-    """A coordinator and its aggregator, as processes of their own, in contact."""
+    """Run a coordinator and its aggregator as two processes that are in contact."""
     with running("aggregator", **settings) as aggregator, running("coordinator", **beside(aggregator), **settings) as coordinator:
         coordinator.said("in contact with the aggregator")
         yield coordinator, aggregator

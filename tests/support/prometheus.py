@@ -1,6 +1,6 @@
-"""A real Prometheus and a real Alertmanager, with the rules that we ship, and whoever is told of alerts.
+"""A real Prometheus and a real Alertmanager with the shipped rules, and a receiver of alerts.
 
-Alerts wait for minutes and hours. Here time runs `FASTER` times as fast: every duration in the rules is divided by it.
+Alerts wait for minutes and hours. So every duration in the rules is divided by `FASTER`.
 """
 
 import json
@@ -21,25 +21,25 @@ DEPLOY = Path(__file__).parent.parent.parent / "deploy"
 RULES = sorted((DEPLOY / "prometheus" / "rules").glob("*.yml"))
 FASTER = 60
 OPS_TOKEN = "token-of-the-operators"
-"""What Prometheus sends to each service."""
+"""The token that Prometheus sends to each service."""
 _DURATION = re.compile(r"(\[|(?<=\d[smhd]):|\bfor: |\boffset )(\d+)([smhd])\b")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def faster(text: str) -> str:
-    """Rules, or a query of a runbook, with durations that are so much shorter."""
+    """Shorten all durations in rules, or in a query of a runbook."""
     return _DURATION.sub(lambda found: f"{found[1]}{int(found[2]) * _SECONDS[found[3]] * 1000 // FASTER}ms", text)
 
 
 @dataclass
 class Told:
-    """What the Alertmanager told: the alerts that were firing, and those that were resolved, by name and labels."""
+    """The alerts that the Alertmanager sent, firing and resolved, with their labels."""
 
     firing: list[dict[str, Any]] = field(default_factory=list)
     resolved: list[dict[str, Any]] = field(default_factory=list)
 
     def of(self, alert: str) -> list[dict[str, Any]]:
-        """Those with this name that were firing."""
+        """Return the firing alerts with this name."""
         return [each for each in self.firing if each["labels"]["alertname"] == alert]
 
     def names(self, status: str) -> set[str]:
@@ -53,17 +53,17 @@ def _name(labels: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True)
 class Prometheus:
-    """Ask it with `query`: the value of each series, by its labels."""
+    """A running Prometheus. `query` returns the value of each series, by its labels."""
 
     url: str
     told: Told
     targets: Path
-    """Where it finds the addresses of each job."""
+    """Directory with the addresses of each job."""
 
     def find(self, job: str, *addresses: str) -> None:
-        """Let it find these from now on, and no others; as the discovery of Kubernetes does after an installation or removal.
+        """Replace the addresses of a job, as service discovery does after an installation or a removal.
 
-        An address is `host:port`, with `https://` before it if it serves TLS.
+        An address is `host:port`, with the prefix `https://` if it serves TLS.
         """
         new = self.targets / f"{job}.new"
         secured = {True: {"__scheme__": "https"}, False: {}}
@@ -76,11 +76,11 @@ class Prometheus:
         return [(series["metric"], float(series["value"][1])) for series in found]
 
     def value(self, query: str) -> float:
-        """The only value; 0 where there is none."""
+        """Return the sum of the values of a query; 0 if there are none."""
         return sum(value for _, value in self.query(query))
 
     def history(self, query: str, start: float, end: float) -> int:
-        """Of how many series there was a value in that time."""
+        """Return the number of series that had a value in this time."""
         return len(self._get("/api/v1/query_range", query=query, start=start, end=end, step=1)["result"])
 
     def exemplars(self, query: str, start: float, end: float) -> list[Any]:
@@ -99,7 +99,7 @@ class Prometheus:
 def prometheus(
     directory: Path, targets: Mapping[str, Sequence[str]], *, interval: str = "1s", labels: bool = False
 ) -> Iterator[Prometheus]:
-    """At work within the block. `targets` are addresses by job; `labels`: theirs are kept, `instance` above all."""
+    """Run both within the block. `targets`: addresses by job. `labels`: keep the labels of the targets."""
     told = Told()
     with _receiving(told) as webhook, _alertmanager(directory, webhook) as alertmanager:
         rules = directory / "rules"
@@ -112,7 +112,7 @@ def prometheus(
                 "honor_labels": labels,
                 "file_sd_configs": [{"files": [str(directory / f"{job}.json")]}],
                 "tls_config": {"insecure_skip_verify": True},
-                "authorization": {"credentials": OPS_TOKEN},  # services without a token of operators ignore it
+                "authorization": {"credentials": OPS_TOKEN},  # services without an operators' token ignore it
             }
             for job in targets
         ]
@@ -141,7 +141,7 @@ def prometheus(
 
 @contextmanager
 def _alertmanager(directory: Path, webhook: str) -> Iterator[str]:
-    """With the configuration that we ship, only quicker, and with somebody to tell."""
+    """Run an Alertmanager with the shipped configuration, with shorter intervals and a receiver."""
     text = (DEPLOY / "alertmanager" / "alertmanager.yml").read_text()
     text = re.sub(r"(group_\w+: )\w+$", r"\g<1>1s", text, flags=re.MULTILINE)
     text, count = re.subn(r'- name: "null".*', f"- {{name: \"null\", webhook_configs: [{{url: '{webhook}'}}]}}", text)
@@ -161,7 +161,7 @@ def _alertmanager(directory: Path, webhook: str) -> Iterator[str]:
 
 @contextmanager
 def _receiving(told: Told) -> Iterator[str]:
-    """An address that notes what an Alertmanager tells."""
+    """Serve a webhook that records what an Alertmanager sends."""
 
     class Noting(Handler):
         def take(self) -> None:

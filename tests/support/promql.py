@@ -1,4 +1,4 @@
-"""`promql-parser`, a second opinion on our queries, in an environment of its own."""
+"""`promql-parser` as a second check of our queries, in its own environment."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ json.dump([told(query) for query in json.load(sys.stdin)], sys.stdout)
 
 
 def metrics(queries: Iterable[str]) -> list[list[str] | str]:
-    """The metrics that each query asks for, or, as text, why it is none."""
+    """Return the metrics of each query, or as text why the query is invalid."""
     done = subprocess.run(
         [python(PARSER), "-c", PROGRAM], input=json.dumps(list(queries)), capture_output=True, text=True, check=True
     )

@@ -1,4 +1,4 @@
-"""A reverse proxy on the loopback, as people put it before a platform: it has a limit for bodies, and pages of its own."""
+"""A reverse proxy on loopback, like those in front of platforms. It has a limit for bodies, and its own error pages."""
 
 import http.client
 from urllib.parse import urlsplit
@@ -10,7 +10,7 @@ HOP_BY_HOP = ("connection", "keep-alive", "transfer-encoding", "host", "content-
 
 
 class Proxy:
-    """Passes requests on to `target`. A body of more than `limit` bytes is refused with 413. `seen`: the methods that came."""
+    """A proxy that forwards requests to `target`, and refuses bodies above `limit` bytes. `seen`: methods of the requests."""
 
     def __init__(self, target: str, *, limit: int) -> None:
         self.target, self.limit = urlsplit(target), limit

@@ -1,4 +1,4 @@
-"""Strategies that see the round's model and have a state."""
+"""Strategies that use the round's model and a state."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from support.aggregating import built
 
 
 class Adding(WeightedAverage):
-    """Adds up all averages that there were; a weight of -1 spoils the result after the state was made."""
+    """A strategy that adds up all averages. A weight of -1 spoils the result after the state was made."""
 
     def __init__(self, spec: Spec) -> None:
         super().__init__(spec)
@@ -35,7 +35,7 @@ class Adding(WeightedAverage):
 
 
 class Combined:
-    """The same for all updates at once."""
+    """The same for all updates together."""
 
     def __init__(self, spec: Spec) -> None:
         self.adding = Adding(spec)
@@ -48,7 +48,7 @@ class Combined:
 
 
 class Words:
-    """The same for bytes: the model is the longest update, and the state how often there was one."""
+    """The same for bytes: the model is the longest update, and the state counts the rounds."""
 
     codec = "bytes"
 
@@ -66,7 +66,7 @@ class Words:
 
 
 class Seeing(WeightedAverage):
-    """Has `begin`, and nothing to remember: a round never moves a weight by more than 1."""
+    """A strategy with `begin` but without a state: a round moves no weight by more than 1."""
 
     def begin(self, model: Array | None, state: Mapping[str, Array]) -> None:
         assert not state
@@ -78,7 +78,7 @@ class Seeing(WeightedAverage):
 
 
 class Choosy(Adding):
-    """Its state is of another strategy unless its name is `other`."""
+    """A strategy that rejects every state unless its name is `other`."""
 
     def begin(self, model: Array | None, state: Mapping[str, Array]) -> None:
         if state:
@@ -89,7 +89,7 @@ class Choosy(Adding):
 
 
 class Nonsense(WeightedAverage):
-    """Its state is `NONSENSE`, once there is a model."""
+    """A strategy with the state `NONSENSE`, once there is a model."""
 
     found: Any = None
 
@@ -108,7 +108,7 @@ class Unmethodical(WeightedAverage):
 
 
 class Forgetful(Adding):
-    """Cannot begin with what it remembered itself."""
+    """A strategy that cannot begin with its own state."""
 
     def begin(self, model: Array | None, state: Mapping[str, Array]) -> None:
         if state:
@@ -144,7 +144,7 @@ class Starved(Adding):
 
 
 class OfToday:
-    """Written before strategies could remember: `state` is its own business."""
+    """A strategy from before states existed: its attribute `state` has another purpose."""
 
     def __init__(self, spec: Spec) -> None:
         self.state = np.zeros(spec.count)

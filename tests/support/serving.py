@@ -1,4 +1,4 @@
-"""Small apps behind a server of ours, in this process."""
+"""Small apps behind our server, in this process."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -27,7 +27,7 @@ def endpoint(app: ASGIApp | None = None, port: int = 0) -> Endpoint:
 
 @asynccontextmanager
 async def dialled(app: ASGIApp | None = None, *, grace: int = 5) -> AsyncIterator[Connection]:
-    """A connection to a server that serves an app."""
+    """Yield a connection to a server that serves an app."""
     served = endpoint(app)
     async with serving(served, grace=grace), connected(served.port) as connection:
         yield connection

@@ -1,4 +1,4 @@
-"""Settings as a service loads them, from a test's variables and flags."""
+"""Settings loaded from a test's variables and flags, as a service does it."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Participants for processes under test. They know `gate`, a named pipe: the first round lasts until somebody has written to it."""
+"""Participants for processes under test. `gate` is a named pipe: the first round lasts until a test writes to it."""
 
 import time
 from pathlib import Path
@@ -11,7 +11,7 @@ from fedround.tensors.weights import Array
 
 
 class Plus1(fedround.NumPyParticipant):
-    """Adds 1 to every weight: after R rounds every weight is R."""
+    """A participant that adds 1 to every weight: after R rounds every weight is R."""
 
     def __init__(self, *, gate: str | None = None) -> None:
         self.gate = gate
@@ -24,14 +24,14 @@ class Plus1(fedround.NumPyParticipant):
 
 
 class Failing(fedround.NumPyParticipant):
-    """Cannot train."""
+    """A participant that cannot train."""
 
     def train_round(self, training_input: Array | None) -> fedround.Update:
         raise RuntimeError("no data today")
 
 
 class Hog(fedround.NumPyParticipant):
-    """Computes in pure Python for so many seconds, and never lets go of the interpreter by itself."""
+    """A participant that computes in pure Python for some seconds, and never releases the interpreter lock itself."""
 
     def __init__(self, *, seconds: float) -> None:
         self.seconds = seconds
@@ -44,7 +44,7 @@ class Hog(fedround.NumPyParticipant):
 
 
 class TracesItself(fedround.NumPyParticipant):
-    """Has a span of its own in each training, as instrumented training code has, reports its loss, and evaluates."""
+    """A participant that makes a span in each training, as instrumented code does, reports its loss, and evaluates."""
 
     def train_round(self, training_input: Array | None) -> fedround.Update:
         with trace.get_tracer("silo").start_as_current_span("epoch", attributes={"epoch": 1}):

@@ -1,4 +1,4 @@
-"""What fedround.sklearn does, for the Python that has scikit-learn: raises where it does something else."""
+"""Checks of fedround.sklearn, for a Python that has scikit-learn. A failed check raises an exception."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def complaint(call: Any, *arguments: Any, **options: Any) -> str:
 
 
 def main() -> None:
-    """Check all of it."""
+    """Run all checks."""
     for estimator, options in ESTIMATORS:
         name = type(estimator).__name__
         assert f"{name} has none of coef_" in complaint(fedround.sklearn.tensors, estimator)

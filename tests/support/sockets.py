@@ -1,4 +1,4 @@
-"""HTTP written by hand on real sockets, for what no well-behaved HTTP library does."""
+"""Handwritten HTTP on real sockets, for requests that no well-behaved HTTP library sends."""
 
 import asyncio
 import ssl
@@ -14,7 +14,7 @@ class Answer(NamedTuple):
 
 
 class Connection:
-    """One connection to a server on this machine. `port` is the server's."""
+    """A connection to a server on this machine, at `port`."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -40,14 +40,14 @@ class Connection:
         return Answer(int(head[0].split()[1]), headers, body)
 
     async def at_end(self) -> bool:
-        """Whether the server has closed; waits until it has, or has sent something."""
+        """Wait until the server has closed the connection or sent data. Return whether it has closed."""
         try:
             return await self._reader.read(1) == b""
         except ConnectionResetError:
             return True
 
     async def rest(self) -> bytes:
-        """All that the server sends until it closes."""
+        """Return everything that the server sends until it closes."""
         sent = bytearray()
         with suppress(ConnectionError):
             while more := await self._reader.read(1 << 16):

@@ -1,4 +1,4 @@
-"""Programs that take metrics by OTLP: a Prometheus 3, and an OpenTelemetry Collector that shows them to a Prometheus."""
+"""Programs that receive metrics by OTLP: a Prometheus 3, and an OpenTelemetry Collector that exports them to a Prometheus."""
 
 import json
 import urllib.parse
@@ -13,11 +13,11 @@ from support.processes import at_work, free_port
 from support.tools import tool
 
 Series = tuple[tuple[str, str], ...]
-"""The labels of a series, and its name among them; bounds of buckets as numbers."""
+"""The labels of a series, including its name. The bounds of buckets are numbers."""
 
 
 def series(labels: Mapping[str, str]) -> Series:
-    """Labels that can be compared, without what says only how they came here."""
+    """Return labels that can be compared, without those that depend on the way of transport."""
     kept = {name: text for name, text in labels.items() if text and not name.startswith("otel_scope_")}
     return tuple(sorted((kept | ({"le": repr(float(kept["le"]))} if "le" in kept else {})).items()))
 
@@ -28,12 +28,12 @@ class Store:
 
     url: str
     targets: Path
-    """Where it finds the addresses to scrape."""
+    """File with the addresses to scrape."""
     labels: Mapping[str, str]
-    """Labels of all that it scrapes."""
+    """Labels of all scraped series."""
 
     def find(self, targets: Mapping[tuple[str, str], str]) -> None:
-        """Let it scrape these addresses, by job and instance."""
+        """Scrape these addresses, by job and instance."""
         found = [
             {"targets": [address], "labels": {**self.labels, "job": job, "instance": instance}}
             for (job, instance), address in targets.items()
@@ -47,7 +47,7 @@ class Store:
             return json.load(answer)["data"]
 
     def series(self) -> set[Series]:
-        """All that it was given."""
+        """Return all series that it has received."""
         found = self.ask("/api/v1/series", **{"match[]": '{__name__=~".+",__name__!~"up|scrape_.+|target_info"}'})
         return {series(labels) for labels in found}
 
@@ -72,9 +72,9 @@ def prometheus3(
     rules: Sequence[Path] = (),
     **labels: str,
 ) -> Iterator[Store]:
-    """One that receives OTLP, and scrapes an address for each job and instance.
+    """Run a Prometheus that receives OTLP, and scrapes an address for each job and instance.
 
-    `promoted`: attributes of resources that become labels. `labels`: of all that it scrapes.
+    `promoted`: attributes of resources that become labels. `labels`: labels of all scraped series.
     """
     directory.mkdir()
     address = f"127.0.0.1:{free_port()}"
@@ -100,7 +100,7 @@ def prometheus3(
 
 @contextmanager
 def collector(directory: Path) -> Iterator[tuple[str, str]]:
-    """An OpenTelemetry Collector: where it receives OTLP, and where it shows the metrics to a Prometheus."""
+    """Run an OpenTelemetry Collector. Yield the address that receives OTLP, and the one that Prometheus scrapes."""
     receives, shows = (f"127.0.0.1:{free_port()}" for _ in range(2))
     config = {
         "receivers": {"otlp": {"protocols": {"http": {"endpoint": receives}}}},

@@ -1,4 +1,4 @@
-"""A coordinator's core with everything around it played by the test."""
+"""A coordinator's core. The test plays everything around it."""
 
 from collections.abc import Mapping
 from random import Random
@@ -19,7 +19,7 @@ F = TypeVar("F", bound=events.Fact)
 
 
 class Table:
-    """A coordinator's core, its clock, and the books' side of it, played by the test."""
+    """A coordinator's core with a clock. The test plays the books."""
 
     def __init__(self, plan: Plan, present: int = 0, *, life: str = LIFE, extended: bool = False) -> None:
         self.rounds = Rounds(plan, Random(1))
@@ -32,7 +32,7 @@ class Table:
     def register(
         self, name: str = "silo", ordinal: int | None = None, *, extended: bool = False, owner: str = "", claim: Claim | None = None
     ) -> str:
-        """A registration that sends no heartbeat yet."""
+        """Register a participant that sends no heartbeat yet."""
         participant = self.rounds.join(self.now, name, ordinal, extended=extended, owner=owner, claim=claim)
         assert participant is not None
         return participant.id
@@ -48,13 +48,13 @@ class Table:
         return self.rounds.heartbeat(self.now, id).state
 
     def due(self, kind: type[C]) -> C:
-        """The call that is due, which is of this kind."""
+        """Return the call that is due, and check that it is of this kind."""
         call = self.rounds.pending(self.now)
         assert isinstance(call, kind)
         return call
 
     def rests(self) -> bool:
-        """No call is due."""
+        """Return whether no call is due."""
         return self.rounds.pending(self.now) is None
 
     def open(self) -> Open:
@@ -85,7 +85,7 @@ class Table:
         self.rounds.answered(self.now, call, Closed(5))
 
     def play(self, *ids: str, **options: Any) -> None:
-        """Complete a round in which these deliver, or all."""
+        """Complete a round with updates of these participants, by default of all."""
         self.open()
         self.enter(*(ids or self.ids), **options)
         self.close()
@@ -94,14 +94,14 @@ class Table:
         return self.rounds.leave(self.now, id, reason)
 
     def restart_aggregator(self) -> None:
-        """It returns with an empty ledger."""
+        """Restart the aggregator with an empty ledger."""
         self.rounds.recorded(self.now, Page("second-life", ()))
 
     def status(self) -> Any:
         return status(self.rounds, self.now)
 
     def past(self) -> Past:
-        """The only round that is over."""
+        """The only completed round."""
         (past,) = self.rounds.history
         return past
 
@@ -111,7 +111,7 @@ class Table:
         return call.id
 
     def later(self, seconds: float, *alive: str) -> None:
-        """Time passes; `alive` heartbeat at its end."""
+        """Advance the time. The `alive` participants send a heartbeat at its end."""
         self.now += seconds
         for id in alive:
             self.rounds.heartbeat(self.now, id)

@@ -7,7 +7,7 @@ import pytest
 
 
 def tool(name: str) -> str:
-    """Where the program is. Without it the test is skipped; in CI, which installs all of them, it fails."""
+    """Return the path of a program. If it is missing, skip the test; in CI, which installs all programs, fail."""
     path = shutil.which(name)
     if path is None and os.environ.get("CI"):
         pytest.fail(f"{name} is not installed")

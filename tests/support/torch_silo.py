@@ -1,4 +1,4 @@
-"""A participant with PyTorch, whose data come from a `DataLoader` with processes of its own that stay from epoch to epoch."""
+"""A PyTorch participant. The worker processes of its `DataLoader` stay from epoch to epoch."""
 
 import numpy as np
 import torch  # type: ignore[import-not-found]  # in an environment of its own
@@ -9,7 +9,7 @@ from fedround.tensors.weights import Array
 
 
 class Regression(fedround.NumPyParticipant):
-    """Learns y = 2x."""
+    """A participant that learns y = 2x."""
 
     def __init__(self) -> None:
         x = torch.linspace(-1, 1, 64).reshape(-1, 1)

@@ -1,4 +1,4 @@
-"""What fedround.torch does, for the Python that has PyTorch: raises where it does something else."""
+"""Checks of fedround.torch, for a Python that has PyTorch. A failed check raises an exception."""
 
 import ml_dtypes
 import numpy as np
@@ -24,7 +24,7 @@ def complaint(model: "torch.nn.Module", tensors: dict[str, Array]) -> str:
 
 
 class Odd(torch.nn.Module):  # type: ignore[misc, unused-ignore]
-    """Has a buffer that may be no array, and an extra state that is a tensor."""
+    """A module with a buffer that may not be an array, and with a tensor as its extra state."""
 
     def __init__(self, buffer: "torch.Tensor") -> None:
         super().__init__()
@@ -45,7 +45,7 @@ def refusal(buffer: "torch.Tensor") -> str:
 
 
 def main() -> None:
-    """Check all of it."""
+    """Run all checks."""
     model, other = network(), network()
     found = fedround.torch.tensors(model)
     assert found.keys() == model.state_dict().keys()
@@ -98,13 +98,13 @@ def main() -> None:
     assert np.array_equal(fedround.torch.tensors(model)["1.running_var"], before["1.running_var"] + 1)
 
     with torch.no_grad():
-        other[2].bias.zero_()  # so that bfloat16 has no rounding
+        other[2].bias.zero_()  # no rounding in bfloat16
     anchor = {name: array.copy() for name, array in fedround.torch.tensors(other).items()}
     assert fedround.torch.proximal(other, anchor).item() == 0
     with torch.no_grad():
         other[2].bias += 2
     far = fedround.torch.proximal(torch.nn.DataParallel(other), anchor)
-    assert far.item() == 4  # half of two times 2 * 2
+    assert far.item() == 4  # half of 2 * (2 * 2)
     far.backward()
     assert other[2].bias.grad.tolist() == [2, 2]
     other[2].requires_grad_(False)

@@ -1,4 +1,4 @@
-"""A coordinator's core with a real ledger, and participants and an aggregator that evaluate, played by the test."""
+"""A coordinator's core with a real ledger. The test plays participants and an aggregator that evaluate."""
 
 from dataclasses import replace
 from random import Random
@@ -14,9 +14,9 @@ from fedround.events import Evaluated, Fact, ServerEvaluated, TrainingCompleted
 
 
 class Training:
-    """Two rounds with three participants, of which number 2 cannot evaluate. The model of round k is evaluated with the value k.
+    """Two rounds with three participants. Participant 2 cannot evaluate. The value of the model of round k is k.
 
-    `function`: that of the aggregator, which finds the value k + 100, and fails where it has no number to say so.
+    `function`: the aggregator's function. Its value is k + 100. It fails for models without a number.
     """
 
     def __init__(self, plan: Plan, seed: int = 0, function: str = "") -> None:
@@ -33,7 +33,7 @@ class Training:
             self.beat(n)
 
     def beat(self, n: int) -> None:
-        """A heartbeat of a participant, which registers where it is not known."""
+        """Send a heartbeat of a participant. Register it first if the coordinator does not know it."""
         id = self.ids[n]
         if id is None:
             seat = self.rounds.join(self.now, f"silo-{n}", extended=True, evaluates=n < 2)
@@ -47,7 +47,7 @@ class Training:
         self.work()
 
     def deliver(self, n: int) -> None:
-        """Deliver what is asked for: with an evaluation where that is asked for."""
+        """Upload the requested update, with an evaluation if requested."""
         self.beat(n)
         id, attempt = self.ids[n], self.rounds.attempt
         if id is None or id not in self.tokens or attempt is None or self.ledger.attempt is None:
@@ -82,13 +82,13 @@ class Training:
             self.deliver(n)
 
     def wait(self, n: int) -> None:
-        """Time passes in which only one participant sends heartbeats."""
+        """Let time pass while only one participant sends heartbeats."""
         for _ in range(8):
             self.tick(10.0)
             self.beat(n)
 
     def evaluate(self, n: int) -> None:
-        """The aggregator's function is done with a model: for 0 it fails."""
+        """End an evaluation by the aggregator. For 0 it fails."""
         if self.schedule.running or self.schedule.begin():
             self.end_evaluation(n)
         self.work()
@@ -105,7 +105,7 @@ class Training:
             self.schedule.begin()
 
     def lose(self, _: int) -> None:
-        """The aggregator is killed, and back with its newest model."""
+        """Kill the aggregator, and restart it with its newest model."""
         self.lives += 1
         self.schedule = Schedule()
         self.submit()
@@ -115,7 +115,7 @@ class Training:
         self.work()
 
     def restart(self, _: int) -> None:
-        """The coordinator is killed, and back with what it kept."""
+        """Kill the coordinator, and restart it with its saved state."""
         memory: Memory = self.rounds.memory
         self.facts += self.rounds.take_facts()
         self.lives += 1
@@ -123,7 +123,7 @@ class Training:
         self.work()
 
     def work(self) -> None:
-        """Carry out what is due, and read the ledger."""
+        """Make the calls that are due, and read the ledger."""
         for _ in range(50):
             page = self.ledger.page(self.rounds.incarnation, self.rounds.after)
             page = replace(page, evaluator=self.function, evaluations=tuple(self.schedule.results))
@@ -156,7 +156,7 @@ class Training:
         return None
 
     def end(self) -> None:
-        """From now on everybody behaves."""
+        """Complete the run without further faults."""
         for _ in range(200):
             if self.rounds.complete:
                 return

@@ -1,4 +1,4 @@
-"""Federations of real processes in which a test makes one fault after another."""
+"""Federations of real processes, in which a test causes one fault after another."""
 
 import json
 import resource
@@ -16,14 +16,14 @@ from support.prometheus import OPS_TOKEN
 
 TESTS = Path(__file__).parent.parent
 WEIGHTS = 150_000
-"""More than an aggregator receives in memory: its spool is used."""
+"""More than an aggregator receives in memory, so it uses its spool."""
 # Nothing listens there: rounds are sampled all the same, and exemplars have their ids.
 TRACED = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "PARTICIPANT_TRACE_HEARTBEATS": "false"}
 
 
 @dataclass
 class Federation:
-    """What runs. `took` is how long each fault needed to show, in seconds."""
+    """The running processes. `took`: seconds until each fault showed."""
 
     directory: Path
     stack: ExitStack
@@ -66,7 +66,7 @@ class Federation:
         self.aggregator = self.start("aggregator", AGGREGATOR_DATA_DIR=models, EXAMINER_MOOD=str(mood), **examined, **ports)
 
     def certify(self, name: str, pair: Pair) -> str:
-        """A file with this certificate and its key, to be replaced at once."""
+        """Write a file with this certificate and its key, and replace the old file atomically."""
         file, new = self.directory / f"{name}.pem", self.directory / f"{name}.new"
         new.write_text(Path(pair.cert).read_text() + Path(pair.key).read_text())
         new.rename(file)
@@ -87,27 +87,27 @@ class Federation:
 
     @property
     def retrying(self) -> bool:
-        """Whether a participant of the coordinator has an update that the aggregator did not take."""
+        """Whether a participant has an update that the aggregator has not accepted."""
         return any(each["phase"] == "retrying" for each in self.coordinator.status("COORDINATOR_OPS_PORT")["participants"])
 
     def shown(self, fault: str, condition: Callable[[], bool]) -> None:
-        """Wait until the dashboards show it."""
+        """Wait until the dashboards show the fault."""
         self.took[fault] = until(condition, 90)
 
 
 def full(process: Process, size: int) -> None:
-    """To the process it is as if the disk had no room for more than a file of `size` bytes."""
+    """Act as if the disk had no room for more than a file of `size` bytes."""
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
 def addresses(*processes: Process) -> list[str]:
-    """Of their ops ports."""
+    """Return the addresses of their ops ports."""
     return [f"127.0.0.1:{port}" for p in processes for name, port in p.ports.items() if name.endswith("OPS_PORT")]
 
 
 @contextmanager
 def crowd(port: int, size: int) -> Iterator[None]:
-    """So many connect to the port again whenever they are cut off, and ask nothing."""
+    """Open this many connections to a port, without requests, and reopen those that it closes."""
     over = Event()
 
     def connect() -> None:

@@ -1,4 +1,4 @@
-"""Updates as numpy itself writes them, and as nobody should."""
+"""Updates as NumPy writes them, and invalid ones."""
 
 import io
 import struct
@@ -14,11 +14,11 @@ def npy(array: "np.ndarray[Any, Any]", **options: Any) -> bytes:
 
 
 def update(samples: int, *weights: float, dtype: str = "<f4") -> bytes:
-    """The update of a flat model."""
+    """Return an update of a flat model."""
     return struct.pack(">I", samples) + npy(np.array(weights, dtype))
 
 
 def claiming(shape: str, *, descr: str = "<f4", data: bytes = b"") -> bytes:
-    """An update whose header says whatever it likes."""
+    """Return an update with any header."""
     header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
     return struct.pack(">I", 1) + b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + data

@@ -1,4 +1,4 @@
-"""Programs and libraries from PyPI that tests need, each in an environment of its own: the lock has none of them."""
+"""Programs and libraries from PyPI that tests need, each in its own environment. They are not in the lock."""
 
 import fcntl
 import os
@@ -19,11 +19,11 @@ FLOWER = "flwr==1.42.0", "scikit-learn==1.9.1"
 SKLEARN = ("scikit-learn==1.9.1",)
 TORCH = "torch==2.15.0", "scikit-learn==1.9.1", "keras==3.15.1"
 XAIN_SDK = "xain-sdk==0.8.0"
-"""As its authors released it."""
+"""As released by its authors."""
 
 
 def required(requirement: str, *more: str, large: bool = False) -> str:
-    """Return `python`, for a test: without that environment the test is skipped, and fails in CI. `large`: only CI makes it."""
+    """Return `python`. Without the environment, skip the test, or fail in CI. `large`: only CI makes the environment."""
     if large and not os.environ.get("CI") and not made(requirement):
         pytest.skip(f"{requirement} is not installed in .cache; CI=true installs it")
     try:
@@ -35,18 +35,18 @@ def required(requirement: str, *more: str, large: bool = False) -> str:
 
 
 def environ(*paths: str, **variables: str) -> dict[str, str]:
-    """Return the variables with which such a Python finds fedround, what fedround needs, and these `paths` of the repository."""
+    """Return variables that let this Python find fedround, its dependencies, and these `paths` of the repository."""
     found = [*(str(ROOT / path) for path in ("service", *paths)), sysconfig.get_paths()["purelib"]]
     return os.environ | {"PYTHONPATH": os.pathsep.join(found)} | variables
 
 
 class NotInstalled(Exception):
-    """The environment cannot be made."""
+    """The environment cannot be created."""
 
 
 @contextmanager
 def alone(name: str = "lock") -> Iterator[None]:
-    """Tests run side by side: a test that needs what another one is just installing, by its `name`, waits for it."""
+    """Hold a lock. Another test that needs the same environment waits until it is installed."""
     CACHE.mkdir(exist_ok=True)
     with (CACHE / name).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -58,7 +58,7 @@ def _directory(requirement: str) -> Path:
 
 
 def made(requirement: str) -> bool:
-    """Whether the environment is there already."""
+    """Return whether the environment exists."""
     return (_directory(requirement) / "ready").exists()
 
 
@@ -78,5 +78,5 @@ def python(requirement: str, *more: str) -> str:
 
 
 def program(requirement: str, name: str) -> str:
-    """A program of that environment."""
+    """Return the path of a program in that environment."""
     return str(Path(python(requirement)).with_name(name))

@@ -1,9 +1,10 @@
-"""A strict platform of 0.8: coordinator and aggregator as XAIN FL 0.8 behaved, with its faults, and with books of what it was sent.
+"""A strict platform of 0.8: coordinator and aggregator with the behaviour and the faults of XAIN FL 0.8. It records all requests.
 
-Written from what is known of the wire and of the running platform: an upload is answered before it is looked at, each counts, and
-the coordinator learns of it later (`race`); dead credentials are 405; no header of ours is known; a heartbeat of an unknown id
-after the last round ends the coordinator, and so does the silence of an id that delivered in the round. The removal of a selected
-id that fell silent closes no round; an empty upload does, whose id is ignored. `faults` notes what no participant may do.
+- It responds to an upload before it reads it, and counts each one. The coordinator knows about it later (`race`).
+- Credentials that are no longer valid get 405. It ignores fedround's headers.
+- The coordinator ends at a heartbeat of an unknown id after the last round, and when an id times out that uploaded in the round.
+- The removal of a selected id that timed out closes no round. An empty upload does, and its id is ignored.
+- `faults` records what no participant may do.
 """
 
 import io
@@ -27,7 +28,7 @@ class Client:
     token: str = ""
     seen: float = field(default_factory=time.monotonic)
     stale: int = 0
-    """How many more heartbeats do not know yet that its upload has come."""
+    """Number of heartbeats that do not yet know about the upload."""
 
 
 @dataclass
@@ -38,13 +39,13 @@ class Answer:
 
 
 class Xain08:
-    """The platform. `close`, `down` and `lose` say how many of the next requests of a kind go wrong.
+    """The platform. `close`, `down` and `lose` are the numbers of further requests that fail, each in its way.
 
     Args:
-        rounds: How many rounds are trained.
-        clients: How many participants there must be.
-        race: How many heartbeats after an upload still say `round`.
-        heartbeat_timeout: Seconds of silence after which an id is removed; `gone` says that one was.
+        rounds: Number of rounds.
+        clients: Minimum number of participants.
+        race: Number of heartbeats after an upload that still get `round`.
+        heartbeat_timeout: Seconds without a heartbeat after which an id is removed; `gone` shows that one was.
     """
 
     def __init__(self, rounds: int, clients: int, race: int = 0, heartbeat_timeout: float = math.inf) -> None:
@@ -53,11 +54,11 @@ class Xain08:
         self.requests: Counter[str] = Counter()
         self.counted: Counter[tuple[int, str]] = Counter()
         self.close: Counter[str] = Counter()
-        """Connections that are closed without an answer, by kind; an upload is looked at all the same."""
+        """Connections to close without a response, by kind. The uploads among them are processed."""
         self.down = 0
-        """How many start_trainings are answered with 404, as by a coordinator that cannot reach its aggregator."""
+        """Number of start_training requests to answer with 404, as if the coordinator could not reach its aggregator."""
         self.lose = 0
-        """How many uploads the aggregator forgets after its 200."""
+        """Number of uploads that the aggregator forgets after its 200."""
         self.gone = threading.Event()
         self.model = b""
         self.round = 0
@@ -72,7 +73,7 @@ class Xain08:
         return self.round >= self.rounds
 
     def forget(self) -> None:
-        """The heartbeats of somebody who is in the round were missed: its next is rejected."""
+        """Let a selected participant time out. Its next heartbeat is rejected."""
         with self._lock:
             del self._clients[next(id for id, client in self._clients.items() if client.state == "selected")]
             self._advance()
@@ -82,7 +83,7 @@ class Xain08:
             self.model = b""
 
     def answer(self, kind: str, ids: list[str]) -> Answer | None:
-        """None: the connection shall be closed without one, though what was asked for was done."""
+        """Return the response; None closes the connection without one, although the request was processed."""
         with self._lock:
             self.requests[kind] += 1
             self._look_for_silence()
@@ -96,7 +97,7 @@ class Xain08:
             return None
 
     def take(self, id: str, token: str, body: bytes) -> None:
-        """Look at an upload that was answered already."""
+        """Process an upload that has already been answered."""
         with self._lock:
             client = self._clients.get(id)
             if self.lose:
@@ -188,7 +189,7 @@ class Xain08:
         self._advance()
 
     def _advance(self) -> None:
-        """End the round when nobody is selected any more and enough are done; select whoever waits when too few are."""
+        """End the round when enough are done and none is selected. Select waiting participants when too few are."""
         states = Counter(client.state for client in self._clients.values())
         if states["done"] >= self.min_clients and not states["selected"]:
             self._aggregate()

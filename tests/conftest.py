@@ -1,4 +1,4 @@
-"""Rules for all tests: coroutines run; what is skipped elsewhere for want of a tool fails in CI; Ctrl-C interrupts."""
+"""Rules for all tests: coroutines run, a test that is skipped because a tool is missing fails in CI, and Ctrl-C interrupts."""
 
 import asyncio
 import gc
@@ -14,11 +14,11 @@ from hypothesis import settings
 
 from support.certificates import Authority
 
-# How long an example takes says more about the machine than about us.
+# The time of an example depends more on the machine than on our code.
 settings.register_profile("fedround", deadline=None)
 settings.load_profile("fedround")
 
-# A shell that runs something in the background has it ignore SIGINT, and with it all that it starts.
+# A shell that runs a command in the background makes it, and all its children, ignore SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
@@ -55,13 +55,13 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 @pytest.fixture(scope="session")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """An authority for this session of tests, and certificates of it."""
+    """An authority for this session of tests."""
     return Authority(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture
 def garbage_collection_as_before() -> Iterator[None]:
-    """Undo what the tuning of a process does to the garbage collector."""
+    """Undo what tuning a process does to the garbage collector."""
     thresholds = gc.get_threshold()
     yield
     gc.set_threshold(*thresholds)

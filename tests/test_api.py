@@ -20,7 +20,7 @@ def test_every_error_that_the_library_raises_is_public() -> None:
 
 
 def test_importing_fedround_imports_nothing_big() -> None:
-    """A coordinator needs neither NumPy nor httpx, and imports `fedround` too."""
+    """A coordinator also imports `fedround`, and needs neither NumPy nor httpx."""
     program = "import fedround, sys; sys.exit(bool({'numpy', 'httpx', 'pydantic', 'starlette'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 

@@ -1,4 +1,4 @@
-"""The coordinator's and the aggregator's cores together, under any interleaving of what may happen between them."""
+"""The cores of coordinator and aggregator together, with every event interleaved at random."""
 
 import os
 from contextlib import suppress
@@ -31,14 +31,14 @@ class Silo:
     extended: bool = True
     id: str | None = None
     token: str | None = None
-    """The token it was last told, which it uses as long as it is not refused."""
+    """The token that it received last. It uses this token until it is refused."""
     used: str | None = None
     """The token it used last."""
     uploads: list[Upload] = field(default_factory=list)
 
 
 class Federation(RuleBasedStateMachine):
-    """Any sequence of steps; afterwards all behave, and a round has to end."""
+    """Any sequence of steps. At the end all behave, and a round must end."""
 
     @initialize(
         ratio=st.sampled_from([0.5, 1.0]),
@@ -66,9 +66,9 @@ class Federation(RuleBasedStateMachine):
         self.aggregator = Accounts(durable=durable)
         self.rounds = Rounds(self.plan, self.rng)
         self.memory = Memory()
-        """What is on the coordinator's disk."""
+        """The state on the coordinator's disk."""
         self.completed: list[RoundCompleted] = []
-        # Of 0.8, with a name, and two that prove their identity.
+        # A participant of 0.8, one with a name, and two that prove their identity.
         self.silos = [
             Silo("silo-0", extended=False),
             Silo("silo-1"),
@@ -85,11 +85,11 @@ class Federation(RuleBasedStateMachine):
 
     silo = st.integers(0, 3)
 
-    # What participants do
+    # Events at participants
 
     @rule(n=silo)
     def join(self, n: int) -> None:
-        """Begin a new life: what the former one was uploading may still arrive, but it sends no heartbeat any more."""
+        """Restart a participant: its old upload may still arrive, but the old process sends no heartbeat."""
         silo = self.silos[n]
         participant = self.rounds.join(self.now, silo.name, extended=silo.extended, owner=silo.owner)
         assert participant is not None
@@ -131,11 +131,11 @@ class Federation(RuleBasedStateMachine):
         except (Late, NotAdmitted):
             silo.token = None
         except Busy:
-            pass  # it has sent so often that it is to wait
+            pass  # it has sent so many requests that it must wait
 
     @rule(n=silo)
     def deliver_again_what_was_counted(self, n: int) -> None:
-        """xain-sdk 0.8.0 may do so at any time, and ends where it is refused."""
+        """xain-sdk 0.8.0 may do this at any time, and exits if it is refused."""
         silo = self.silos[n]
         if silo.id is None or silo.used is None:
             return
@@ -180,7 +180,7 @@ class Federation(RuleBasedStateMachine):
         uploads, self.silos[n].uploads = self.silos[n].uploads, []
         return uploads
 
-    # What happens between coordinator and aggregator
+    # Events between coordinator and aggregator
 
     @rule(fate=st.sampled_from(["answered", "answered", "request lost", "answer lost"]))
     def call_the_aggregator(self, fate: str) -> None:
@@ -213,7 +213,7 @@ class Federation(RuleBasedStateMachine):
 
     @rule()
     def patience_runs_out(self) -> None:
-        """Uploads whose update was counted are answered, though the coordinator may not know of them."""
+        """Uploads with a counted update get a response, even if the coordinator does not know about them."""
         self.aggregator.answer()
 
     @rule()
@@ -249,7 +249,7 @@ class Federation(RuleBasedStateMachine):
 
     @rule(n=silo, value=finite, fate=st.sampled_from(["known", "unknown", "aggregator dies", "coordinator dies"]))
     def one_delivers(self, n: int, value: float, fate: str) -> None:
-        """The steps of a good second, for one: without them few interleavings would come as far as a second round."""
+        """All steps of a round at once: otherwise few sequences would reach a second round."""
         if self.silos[n].id is None:
             self.join(n)
         self.heartbeat(n)
@@ -309,7 +309,7 @@ class Federation(RuleBasedStateMachine):
         self.aggregator.now = self.now
         self.rounds.tick(self.now)
 
-    # What has to hold
+    # Invariants
 
     @invariant()
     def a_round_with_a_model_is_never_trained_again(self) -> None:
@@ -370,7 +370,7 @@ class Federation(RuleBasedStateMachine):
             assert {silo.id for silo in self.silos} <= {p.id for p in self.rounds.present}
 
 
-# In CI 200,000 steps in all.
+# In CI: 200,000 steps in total.
 EXAMPLES = 2000 if os.environ.get("CI") else 200
 
 

@@ -63,7 +63,7 @@ def test_at_the_limit_of_an_address_another_connection_of_it_is_closed() -> None
 
 
 class Port(RuleBasedStateMachine):
-    """Whatever happens, limits hold, nobody who is busy is closed, and no connection that is gone is remembered."""
+    """At any time limits hold, no busy connection is closed, and closed connections are forgotten."""
 
     LIMITS = Limits(6, 4)
 

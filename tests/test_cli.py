@@ -1,4 +1,4 @@
-"""The command line: help, settings, exit codes, what is imported when."""
+"""The command line: help, settings, exit codes, and lazy imports."""
 
 import os
 import subprocess
@@ -114,7 +114,7 @@ def test_a_missing_configuration_file_exits_with_78() -> None:
 
 
 def shown(done: subprocess.CompletedProcess[str]) -> dict[str, tuple[str, str]]:
-    """Value and source by variable, of a table whose columns stand one below the other."""
+    """Return value and source by variable, from a table with aligned columns."""
     assert done.returncode == 0
     lines = done.stdout.splitlines()
     starts = [lines[0].index(title) for title in ("variable", "value", "source")]
@@ -198,7 +198,7 @@ HEAVY = {"numpy", "httpx", "starlette", "uvicorn", "uvloop", "asyncio", "opentel
 
 
 def imported_by(*arguments: str) -> set[str]:
-    """The top-level modules that a command loads."""
+    """Return the top-level modules that a command imports."""
     program = f"""
 import atexit, sys
 atexit.register(lambda: print("MODULES", *sorted({{name.partition(".")[0] for name in sys.modules}}), file=sys.stderr))

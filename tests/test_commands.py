@@ -1,4 +1,4 @@
-"""The commands as processes: a federation of them trains, and each ends with the exit code that says why."""
+"""The commands as processes: a federation trains, and each command ends with the right exit code."""
 
 import json
 import os
@@ -23,7 +23,7 @@ class Steady(fedround.NumPyParticipant):
 
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, with participants' classes."""
+    """The working directory, with the classes of participants."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(PARTICIPANTS)
     return tmp_path
@@ -31,7 +31,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def platform() -> Iterator[Process]:
-    """At the end it is asked to stop, and does."""
+    """Run a platform, and stop it with SIGTERM at the end."""
     with running("platform", COORDINATOR_ROUNDS="2") as process:
         yield process
         assert process.end() == 0

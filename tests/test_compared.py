@@ -1,4 +1,4 @@
-"""The code that makes the tables of docs/explanation/strategies-compared.md trains, and the page has its tables."""
+"""The code behind the tables of docs/explanation/strategies-compared.md trains, and the page has its tables."""
 
 from importlib import import_module
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_wrong_updates_ruin_an_average_but_not_a_trimmed_mean(bench: Any) -> Non
     assert good[2] < bench.train("houses", trimmed, seed=1, wrong=True, rounds=3)[2] < spoilt[0]
 
 
-@pytest.mark.timeout(600)  # scikit-learn may have to be installed
+@pytest.mark.timeout(600)  # scikit-learn may have to be installed first
 def test_digits_are_learnt_from_silos_with_two_classes_each(bench: Any) -> None:
     venvs.required(*venvs.SKLEARN)
     splits = list(bench.TASKS["digits"].splits(seed=1))
@@ -39,7 +39,7 @@ def test_digits_are_learnt_from_silos_with_two_classes_each(bench: Any) -> None:
 
 
 def test_the_gradient_is_that_of_the_loss(bench: Any) -> None:
-    """Squared error and cross entropy, by central differences."""
+    """The gradients of squared error and cross entropy, by central differences."""
     silos, random = import_module("bench.silos"), np.random.default_rng(0)
     weights = {"layer.0": random.normal(size=(4, 5)), "layer.1": random.normal(size=(5, 3))}
     x, y = random.normal(size=(6, 4)), np.eye(3)[random.integers(3, size=6)]

@@ -1,4 +1,4 @@
-"""Connections of a server: clients that send or read badly, and limits."""
+"""Connections of a server: limits, and clients that send or read badly."""
 
 import asyncio
 import gc
@@ -94,7 +94,7 @@ async def test_a_closed_connection_leaves_no_garbage(sent: bytes) -> None:
             while told[-1:] != [ConnectionsChanged("public", 0)]:
                 await told.more.wait()
                 told.more.clear()
-            await asyncio.sleep(0.1)  # requests that run end when they notice
+            await asyncio.sleep(0.1)  # running requests end when they notice
             assert not [found for found in gc.get_objects() if type(found).__name__ == "_Protocol"]
     finally:
         gc.enable()
@@ -178,7 +178,7 @@ async def test_a_client_that_reads_a_response_too_slowly_is_disconnected_and_its
 
 
 class Told(list[Fact]):
-    """The facts that a server told."""
+    """Return the facts that the server emitted."""
 
     def __init__(self) -> None:
         self.more = asyncio.Event()

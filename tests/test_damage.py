@@ -23,7 +23,7 @@ def model(round: int) -> list[bytes | memoryview]:
 
 
 def document(data: object) -> bytes:
-    """A file as it should be, whatever is in it."""
+    """Return an intact file with any content."""
     disk = MemoryDisk()
     durable.save(disk, "name", data)
     return disk.files["name"]

@@ -177,7 +177,7 @@ def demo(*arguments: str) -> list[str]:
 
 
 def test_the_demo_trains_exactly_the_expected_model() -> None:
-    # What the user has set is for other processes.
+    # Settings of the user's environment are for other processes.
     environ = os.environ | {"PARTICIPANT_SHARD": "0/1", "COORDINATOR_ROUNDS": "0", "AGGREGATOR_PORT": "1"}
     done = subprocess.run(demo("--silos", "3", "--rounds", "2"), env=environ, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

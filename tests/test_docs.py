@@ -1,4 +1,4 @@
-"""The documentation says what is so."""
+"""The documentation agrees with the code."""
 
 import re
 import subprocess
@@ -67,11 +67,11 @@ def test_every_described_attack_has_a_test() -> None:
 QUESTIONS: dict[str, str] = tomllib.loads((ROOT / "tools" / "questions.toml").read_text())
 DOCS = ROOT / "docs"
 FIRST_SCREEN = 40
-"""Lines of a page that a reader sees without scrolling."""
+"""Number of lines of a page that a reader sees without scrolling."""
 
 
 def toctrees(page: Path) -> set[Path]:
-    """The pages that the toctrees of a page list."""
+    """Return the pages in the toctrees of a page."""
     found = set()
     for tree in re.findall(r"^```\{toctree\}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
         for entry in tree.split("\n"):
@@ -81,7 +81,7 @@ def toctrees(page: Path) -> set[Path]:
 
 
 def slug(heading: str) -> str:
-    """The anchor of a heading, as GitHub makes it."""
+    """Return the anchor of a heading, as GitHub makes it."""
     return re.sub(r"[^\w -]", "", heading.strip().lower()).replace(" ", "-")
 
 

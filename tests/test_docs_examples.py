@@ -1,4 +1,4 @@
-"""What the pages name is what the code names."""
+"""The names on the pages exist in the code."""
 
 import json
 import re
@@ -40,13 +40,13 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def quoted(page: str) -> set[str]:
-    """What stands in backticks, and each name in it."""
+    """Return the code spans of a page, and each name in them."""
     found = re.findall(r"`([^`\n]+)`", page)
     return {*found, *(name for text in found for name in re.findall(r"[\w./{}-]+", text))}
 
 
 def section(page: str, title: str) -> str:
-    """From a heading to the next one."""
+    """Return the text from a heading to the next one."""
     found = re.search(rf"^#+ {title}\n(.*?)(?=^#+ |\Z)", page, re.MULTILINE | re.DOTALL)
     assert found is not None, title
     return found[1]
@@ -89,7 +89,7 @@ def inner(app: object) -> Starlette:
 
 
 def requests(routes: Iterable[object]) -> Iterator[str]:
-    """Such as `GET /rendez_vous`. HEAD goes with GET."""
+    """Requests such as `GET /rendez_vous`. HEAD goes with GET."""
     for route in routes:
         assert isinstance(route, Route)
         paths = [route.path]

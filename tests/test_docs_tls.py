@@ -1,4 +1,4 @@
-"""The commands of docs/guides/tls.md make certificates with which its settings train."""
+"""The commands of docs/guides/tls.md make certificates, and training works with the page's settings."""
 
 import re
 import shutil
@@ -21,7 +21,7 @@ SETTINGS = [block.commands for block in OURS if block.language == "sh"]
 
 
 def made(directory: Path, commands: str) -> Path:
-    """A directory with what the commands make."""
+    """A directory with the files that the commands make."""
     tool("openssl")
     shutil.copytree(ROOT / "deploy" / "tls", directory / "deploy" / "tls")
     subprocess.run(["sh", "-c", "set -e\n" + commands], cwd=directory, check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""What survives: files are replaced as a whole or not at all, whatever the moment of the end."""
+"""Durable files: a file is replaced as a whole or not at all, whenever the process ends."""
 
 import errno
 import logging
@@ -122,7 +122,7 @@ def test_at_whatever_step_of_the_first_model_the_aggregator_dies_it_starts_again
 
 
 def large(round: int) -> list[bytes | memoryview]:
-    """One that needs more room than the list."""
+    """A model that needs more room than the list."""
     return [npy(np.full(1000, float(round)))]
 
 
@@ -218,7 +218,7 @@ def test_files_in_the_data_directory_are_readable_by_their_user_only(tmp_path: P
 
 
 def test_a_file_system_without_locks_is_a_configuration_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on some network file systems."""
+    """Act like some network file systems."""
 
     def flock(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")

@@ -1,4 +1,4 @@
-"""Evaluations as users have them: every metric belongs to the model that it is shown with, and the final model is evaluated."""
+"""Evaluations for users: every metric belongs to its model, and the final model is evaluated."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ TESTS = Path(__file__).parent
 
 
 class Judge(fedround.NumPyParticipant):
-    """Adds 1; its evaluation tells the first weight of the model that it was given, and who it is."""
+    """A participant that adds 1. Its evaluation reports the first weight of the model, and its own number."""
 
     def __init__(self, *, samples: int = 1, offset: float = 0.0) -> None:
         self.samples, self.offset, self.given = samples, offset, list[float]()
@@ -31,7 +31,7 @@ class Judge(fedround.NumPyParticipant):
 
 
 class Plain(fedround.NumPyParticipant):
-    """Has no `evaluate` of ours: that of this class takes something else."""
+    """A participant without fedround's `evaluate`: the method of this class takes other arguments."""
 
     def evaluate(self, x: Any, y: Any) -> None:
         raise AssertionError
@@ -162,7 +162,7 @@ def test_a_restarted_platform_evaluates_the_final_model(tmp_path: Path) -> None:
 
 
 def test_the_best_model_is_kept_and_training_stops_without_improvement(tmp_path: Path) -> None:
-    """The metric is largest for the model of round 2, whatever comes then."""
+    """The metric is largest for the model of round 2."""
     directories = {f"{role}_DATA_DIR": str(tmp_path / role) for role in ("COORDINATOR", "AGGREGATOR")}
     goal = {"COORDINATOR_BEST_BY": "peak:max", "COORDINATOR_PATIENCE": "3", "AGGREGATOR_KEEP_MODELS": "2"}
     with running("platform", COORDINATOR_ROUNDS="50", **goal, **directories) as platform:
@@ -176,7 +176,7 @@ def test_the_best_model_is_kept_and_training_stops_without_improvement(tmp_path:
         assert (done.returncode, done.stderr) == (0, "")
         assert np.load(tmp_path / "best.npy").tolist() == [3, 3]
         assert "stopped early: no better peak" in command("runs", "--from", platform.url("COORDINATOR_OPS_PORT")).stdout
-    # It is complete after a restart, too; without the reason to stop the run goes on.
+    # The run is also complete after a restart. Without the reason to stop it continues.
     with running("platform", COORDINATOR_ROUNDS="50", **goal, **directories) as platform:
         assert platform.status("COORDINATOR_OPS_PORT")["state"] == "complete"
     with running("platform", COORDINATOR_ROUNDS="9", **directories) as platform:
@@ -224,7 +224,7 @@ def test_a_goal_that_needs_evaluations_refuses_settings_without_them() -> None:
 
 
 def test_a_class_with_its_own_format_declares_that_it_evaluates() -> None:
-    """One of 0.8 may have a method of that name that means something else."""
+    """A participant of 0.8 may have a method of this name with another meaning."""
 
     class Own(fedround.ParticipantABC[bytes, bytes]):
         def __init__(self) -> None:

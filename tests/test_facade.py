@@ -1,4 +1,4 @@
-"""Programs that were written for xain-sdk 0.8.0."""
+"""Programs written for xain-sdk 0.8.0."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ from fedround import errors
 from support.federation import FINISH, STAND_BY, After, Answer, OldPlatform, order, our_platform
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "tutorial"
-# The example is what the public tutorial of xain-sdk 0.8.0 ends with, in our words; before that it forgets the first round.
+# The example follows the end of the public tutorial of xain-sdk 0.8.0, in our words. Its earlier version ignores the first round.
 FINAL = (EXAMPLE / "xain_sdk_tutorial" / "participant.py").read_text()
 FIRST = FINAL.replace(" if data else None", "")
 
@@ -63,7 +63,7 @@ def test_the_first_code_of_the_tutorial_ends_with_its_error() -> None:
     with our_platform(rounds=1) as p:
         done = run(FIRST, p.url, "--upper-bound", "100")
     assert done.returncode == 1
-    # NumPy says EOFError for what used to be a ValueError.
+    # Newer versions of NumPy raise EOFError in place of ValueError.
     assert re.search(
         r"in deserialize_training_input\n(?:.*\n)*(ValueError|EOFError): .*\n\n"
         r"The above exception was the direct cause .*\n(?:.*\n)*fedround\.errors\.DeserializationError: ",

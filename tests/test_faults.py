@@ -1,4 +1,4 @@
-"""Whole processes that are killed, or cannot be reached: what the federation makes of it."""
+"""Processes that are killed or unreachable, and how the federation reacts."""
 
 import socket
 import threading

@@ -1,4 +1,4 @@
-"""Floods of requests against a real platform: who is known is served, whoever else sends too many is refused."""
+"""Floods of requests against a real platform: it serves known participants, and refuses other clients that send too many."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""The commands that ask a service's operations port: status, healthcheck, model."""
+"""The commands that request an operations port: status, healthcheck, model."""
 
 import signal
 import subprocess
@@ -17,7 +17,7 @@ from support.peer import Peer, Reply
 
 
 class Ops(Handler):
-    """An ops port that is alive and not ready, with two reasons."""
+    """An ops port of a service that is alive but not ready, with two reasons."""
 
     def take(self) -> None:
         status, body = {
@@ -185,7 +185,7 @@ def test_healthcheck_finds_the_port_in_the_variables_of_the_service(
 def test_healthcheck_asks_the_address_that_the_service_listens_on(
     host: str, port: str, url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(OPS, "coordinator", (*OPS["coordinator"][:2], "1"))  # on the default port somebody may listen
+    monkeypatch.setitem(OPS, "coordinator", (*OPS["coordinator"][:2], "1"))  # another process may listen on the default port
     monkeypatch.setenv("COORDINATOR_BIND", host)
     monkeypatch.setenv("COORDINATOR_OPS_PORT", port)
     assert main(["healthcheck", "coordinator"]) == 1

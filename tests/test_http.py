@@ -1,4 +1,4 @@
-"""What a participant asks a coordinator, and the error of each bad response; against real sockets."""
+"""Requests of a participant to a coordinator, and the error of each bad response, with real sockets."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -285,7 +285,7 @@ def test_a_token_that_no_header_can_hold_is_a_configuration_error(token: str) ->
 
 
 def test_every_exception_of_httpx_is_mapped() -> None:
-    """Fails when httpx gains one: is it the peer's, and so in `FOREIGN`, or a mistake of ours?"""
+    """This fails when httpx adds an exception: add it to `FOREIGN` if it is the peer's fault, otherwise to `ours`."""
     ours = (httpx.StreamError, httpx.HTTPStatusError)
     bases = {httpx.HTTPError, httpx.RequestError}
     found = {kind for kind in vars(httpx).values() if isinstance(kind, type) and issubclass(kind, Exception)}

@@ -1,4 +1,4 @@
-"""Peers that are slow: every exchange has a deadline."""
+"""Slow peers: every exchange has a deadline."""
 
 import asyncio
 import socket
@@ -17,7 +17,7 @@ from support.peer import Peer, Reply, answer
 
 
 class Drips:
-    """Sends its pieces again and again, until the block ends."""
+    """Send the pieces again and again until the block ends."""
 
     def __init__(self, first: bytes, piece: bytes) -> None:
         self._first, self._piece, self._over = first, piece, Event()

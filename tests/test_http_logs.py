@@ -19,7 +19,7 @@ from support.peer import Peer, answer
 
 
 def seen_by_observers(call: Any, *arguments: Any) -> ExchangeEnded:
-    """The one event of an exchange that fails or not."""
+    """Return the only event of an exchange, successful or not."""
     facts: list[Fact] = []
     with aggregator(observe=facts.append) as client, suppress(FedroundError):
         getattr(client, call)(*arguments)

@@ -1,4 +1,4 @@
-"""Models and updates between a participant and an aggregator; against real sockets."""
+"""Models and updates between a participant and an aggregator, with real sockets."""
 
 import gc
 import os
@@ -22,7 +22,7 @@ from support.peer import Peer, Reply, answer, chunked
 
 
 def peak_of(call: Any) -> int:
-    """Bytes that were allocated at most at a time during a call."""
+    """Return the maximum number of bytes that a call allocates at a time."""
     tracemalloc.start()
     try:
         call()
@@ -141,7 +141,7 @@ def garbage_stays() -> Iterator[None]:
 @pytest.mark.usefixtures("garbage_stays")
 @pytest.mark.parametrize("reply", [Reply(answer("200 OK")), Reply(answer("413 Content Too Large"), read=1000, close=True)])
 def test_no_transfer_keeps_its_buffers(reply: Reply) -> None:
-    """Not even until the garbage is collected: it would be another model's memory."""
+    """Not even until the next garbage collection: this memory would hold another model."""
     with Peer(answer("200 OK", bytes(16 * MIB)), reply) as peer, aggregator() as client:
         body = client.download(peer.url, ID, TOKEN).body
         assert body is not None
@@ -164,7 +164,7 @@ def test_an_upload_uses_the_connection_of_the_download_unless_it_was_idle_too_lo
 
 
 def test_a_connection_is_closed_before_servers_close_it() -> None:
-    """Theirs are open for 5 s (uvicorn, Node.js) and longer."""
+    """Other servers keep connections open for 5 s (uvicorn, Node.js) or longer."""
     assert transport.KEEPALIVE == 4
 
 

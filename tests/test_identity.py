@@ -1,4 +1,4 @@
-"""What one participant can do with the id of another, on a real platform with a file of tokens."""
+"""What a participant can do with the id of another one, on a real platform with a tokens file."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -29,7 +29,7 @@ def bearer(token: str) -> dict[str, str]:
 
 @asynccontextmanager
 async def guarded(tmp_path: Path, **settings: object) -> AsyncIterator[tuple[Platform, httpx.AsyncClient]]:
-    """A platform that knows anna's and bert's tokens, and one that all others share."""
+    """A platform with tokens of anna and bert, and a token that all others share."""
     tokens = tmp_path / "tokens"
     tokens.write_text("anna token-of-anna\nbert token-of-bert\n")
     guard = {**ANY_PORT, "tokens_file": tokens, "token": "shared"}
@@ -78,7 +78,7 @@ async def test_an_id_without_an_identity_can_be_used_by_all_with_the_shared_toke
 
 
 def revoke(tokens: Path) -> None:
-    """Take anna's token out of the file, which is replaced as a whole."""
+    """Replace the tokens file by one without anna's token."""
     other = tokens.with_name("other")
     other.write_text("bert token-of-bert\n")
     other.replace(tokens)
@@ -119,7 +119,7 @@ async def test_a_held_heartbeat_of_a_revoked_token_is_not_answered_with_a_traini
             held = tasks.create_task(http.get(f"{coordinator}/heartbeat/{id}", headers=LONG_POLL | bearer("token-of-anna")))
             await asyncio.to_thread(until, lambda: id in p.coordinator._long_polls)
             revoke(tmp_path / "tokens")
-            other = await joined(http, coordinator, "token-of-bert")  # now there are enough to begin
+            other = await joined(http, coordinator, "token-of-bert")  # now enough participants are present
             tasks.create_task(http.get(f"{coordinator}/heartbeat/{other}", headers=LONG_POLL | bearer("token-of-bert")))
         assert held.result().status_code == 401
         assert "url" not in held.result().json()
@@ -133,5 +133,5 @@ async def test_an_unknown_id_gets_the_same_response_for_every_identity(tmp_path:
         for token in ("token-of-anna", "token-of-bert"):
             answer = await http.get(f"{coordinator}/heartbeat/{unknown}", headers=bearer(token))
             assert (answer.status_code, answer.json()["state"]) == (200, "reject")
-            # Whoever knows an id, but not its upload token, learns nothing from the aggregator.
+            # A client that knows an id, but not its upload token, learns nothing from the aggregator.
             assert (await http.get(f"{aggregator}/{id}/{unknown}", headers=bearer(token))).status_code == 404

@@ -1,4 +1,4 @@
-"""A thousand rounds in one process: memory, descriptors, threads and series stay as they are."""
+"""A thousand rounds in one process: memory, descriptors, threads and series do not grow."""
 
 import gc
 import os
@@ -20,13 +20,13 @@ from support.federation import our_platform
 
 ROUNDS = 1000
 WARM = 200
-"""Rounds after which everything that is made once has been made."""
+"""Number of rounds after which everything that is made once exists."""
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True)
 class Use:
-    """What the process uses."""
+    """The resources of the process."""
 
     rss_mb: float
     descriptors: int
@@ -37,14 +37,14 @@ class Use:
     def of(cls, metrics: Metrics) -> "Use":
         gc.collect()
         resident = int(Path("/proc/self/statm").read_text().split()[1]) * PAGE / 1e6
-        # Those of the event loop's pool are made when they are first needed, and bounded.
+        # The threads of the event loop's pool are started on demand, and bounded.
         threads = sum(not thread.name.startswith("uvloop_") for thread in threading.enumerate())
         series = sum(len(family.samples) for family in metrics.registry.collect())
         return cls(resident, len(list(Path("/proc/self/fd").iterdir())), threads, series)
 
 
 class Measured(fedround.NumPyParticipant):
-    """Looks at the process while it trains: then the same is under way each time."""
+    """A participant that measures the process while it trains, so that the same is under way each time."""
 
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
@@ -69,6 +69,6 @@ def test_a_thousand_rounds_leak_no_memory() -> None:
     before, after = participant.uses[WARM], participant.uses[ROUNDS - 1]
     print(f"\nafter {WARM} rounds:  {before}\nafter {ROUNDS} rounds: {after}")
     assert (after.threads, after.series) == (before.threads, before.series)
-    # A connection may be just closing; what leaks in a round, or in every tenth, is there 80 times by then.
+    # One connection may just be closing. A leak in every round, or in every tenth, shows 80 times or more by now.
     assert after.descriptors <= before.descriptors + 4
     assert after.rss_mb - before.rss_mb < 5

@@ -1,4 +1,4 @@
-"""One participant sends what would end the training of all; the platform has its default settings. Everybody else goes on."""
+"""One participant sends harmful updates to a platform with default settings. All others continue."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ ROUNDS = 6
 
 
 class Honest(fedround.NumPyParticipant):
-    """Adds one to every weight."""
+    """A participant that adds one to every weight."""
 
     def train_round(self, training_input: Array | None) -> fedround.Update:
         weights = np.zeros(4) if training_input is None else training_input
@@ -22,7 +22,7 @@ class Honest(fedround.NumPyParticipant):
 
 
 class Liar(Honest):
-    """From round `since` on it sends what `lie` makes of its update, unchecked."""
+    """A participant that passes its updates through `lie` from round `since` on, and sends them unchecked."""
 
     def __init__(self, lie: Callable[[fedround.Update], fedround.Update], since: int) -> None:
         self.lie = lie
@@ -33,7 +33,7 @@ class Liar(Honest):
         return self.lie(update) if fedround.current_round().number >= self.since else update
 
     def check_training_result(self, training_result: object) -> None:
-        """It has no scruples."""
+        """Accept everything."""
 
 
 def weights(value: float, dtype: str = "<f8") -> Callable[[fedround.Update], fedround.Update]:

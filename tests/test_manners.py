@@ -1,4 +1,4 @@
-"""Processes as operators meet them: what they tell probes, how they stop, and what they never say."""
+"""Processes as operators see them: their probes, their shutdown, and what they never log."""
 
 import http.client
 import json
@@ -27,7 +27,7 @@ UUID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 
 
 def silo(coordinator: Process, kind: type = silos.Plus1, **settings: str) -> dict[str, str]:
-    """The settings of a participant that finds its class among the tests."""
+    """The settings of a participant with a class of the tests."""
     return {
         "PYTHONPATH": TESTS,
         "PARTICIPANT_COORDINATOR_URL": coordinator.url("COORDINATOR_PORT"),
@@ -41,7 +41,7 @@ def silo(coordinator: Process, kind: type = silos.Plus1, **settings: str) -> dic
 
 @pytest.fixture(scope="module")
 def services() -> Iterator[dict[str, Process]]:
-    """All three, at rest."""
+    """All three services, waiting."""
     with (
         two_services(COORDINATOR_MIN_CLIENTS="2") as (coordinator, aggregator),
         running("participant", **silo(coordinator)) as participant,
@@ -117,7 +117,7 @@ def test_a_port_in_use_exits_with_78_and_names_the_setting(command: str, port: s
 
 
 def test_a_stopping_service_is_not_ready_while_it_still_serves(tmp_path: Path) -> None:
-    """A probe that comes while a participant finishes its round is told so."""
+    """A probe shows that the participant is draining."""
     os.mkfifo(gate := tmp_path / "gate")
     with two_services() as (coordinator, _):
         options = json.dumps({"gate": str(gate)})
@@ -182,10 +182,10 @@ def test_busy_training_code_delays_no_heartbeat() -> None:
                 assert participant.probe("/livez")[0] == 200
                 ready, state = participant.probe("/readyz")[0], participant.probe("/status")[1]["state"]
                 assert ready == 200 or state != "training"
-                time.sleep(0.05)  # faster, and the ops port would answer 429
+                time.sleep(0.05)  # a faster client would get 429 from the ops port
             print(f"\nthe longest time without a heartbeat: {slowest:.2f} s")
             participant.said("^finished")
-        # A client that asks that often may get a status that is a quarter of a second old.
+        # A client with this rate may get a status that is a quarter of a second old.
         until(lambda: [round["counted"] for round in platform.status("COORDINATOR_OPS_PORT")["last_rounds"]] == [1])
         assert platform.end() == 0
         assert "timed out" not in platform.log

@@ -1,4 +1,4 @@
-"""The memory of a platform is what docs/guides/sizing.md says."""
+"""The memory of a platform agrees with docs/guides/sizing.md."""
 
 import os
 import re
@@ -11,7 +11,7 @@ import pytest
 from support.processes import running
 
 MODEL = 40_000_000
-"""Bytes of float32."""
+"""Bytes of a float32."""
 CLASS = f"""
 import numpy as np
 import fedround

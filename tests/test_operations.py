@@ -1,4 +1,4 @@
-"""Each metric and each endpoint that the documentation names is there on the running services, and no metric is missing."""
+"""Running services have every documented metric and endpoint, and no other metric."""
 
 import re
 import subprocess
@@ -24,7 +24,7 @@ SERVICES = {
 
 @pytest.fixture(scope="module")
 def services() -> Iterator[dict[str, Process]]:
-    """Coordinator, aggregator and participant as processes; the participant has had rounds."""
+    """Coordinator, aggregator and participant as processes, after some rounds."""
     plan = {"COORDINATOR_ROUNDS": "3", "COORDINATOR_MIN_CLIENTS": "1"}
     silo = {"PARTICIPANT_CLASS": "fedround.demo:HousePrices", "PARTICIPANT_AFTER_FINISH": "wait"}
     with (
@@ -83,7 +83,7 @@ def test_all_three_services_count_the_same_rounds(services: dict[str, Process]) 
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_no_id_and_no_token_is_in_a_scrape(services: dict[str, Process], service: str) -> None:
-    text = re.sub(r"^fedround_run_info.*", "", scrape(services, service).decode(), flags=re.MULTILINE)  # that of a run is no secret
+    text = re.sub(r"^fedround_run_info.*", "", scrape(services, service).decode(), flags=re.MULTILINE)  # a run's id is no secret
     assert re.search(r"[0-9a-f]{8}-[0-9a-f]{4}", text) is None
 
 

@@ -1,4 +1,4 @@
-"""A coordinator that is killed and comes back after a while: how soon it has its participants again, whatever they were doing."""
+"""A coordinator is killed and restarted later: how soon its participants are back, whatever they were doing."""
 
 import os
 import threading
@@ -18,12 +18,12 @@ from support.link import Gate
 from support.processes import Process, beside, running, until
 
 OUTAGE = float(os.environ.get("OUTAGE", "2"))
-"""Seconds for which the coordinator is away."""
+"""Seconds until the coordinator is restarted."""
 ROUNDS = 3
 
 
 class Silo(fedround.NumPyParticipant):
-    """Adds 1. `before` is called in its first round; `contacts` is when the coordinator was heard, by what it was heard saying."""
+    """A participant that adds 1. It calls `before` in its first round. `contacts`: times and kinds of the coordinator's responses."""
 
     def __init__(self, name: str, before: Callable[[], object] = lambda: None) -> None:
         self.name = name
@@ -40,7 +40,7 @@ class Silo(fedround.NumPyParticipant):
             self.contacts.append((time.monotonic(), type(fact)))
 
     def heard(self, kind: type[Fact], since: float) -> list[float]:
-        """When, after `since`."""
+        """Return the times of contacts of a kind after `since`."""
         return [when for when, what in self.contacts if when > since and what is kind]
 
 
@@ -76,7 +76,7 @@ def test_after_an_outage_all_participants_are_back_within_3_seconds(memory: str,
         ]
         assert training.wait(20)
         assert gate.held.wait(20)
-        until(lambda: coordinator.status("COORDINATOR_OPS_PORT")["counted"] == 1)  # the idle one's
+        until(lambda: coordinator.status("COORDINATOR_OPS_PORT")["counted"] == 1)  # that of the idle participant
         coordinator.kill()
         killed = time.monotonic()
         threading.Event().wait(OUTAGE)

@@ -1,4 +1,4 @@
-"""Each block of code in the documentation does what its page says."""
+"""Each block of code in the documentation does what the page describes."""
 
 import re
 from pathlib import Path

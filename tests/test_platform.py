@@ -25,7 +25,7 @@ def url(endpoint: Endpoint) -> str:
 
 
 async def participate(http: httpx.AsyncClient, coordinator: str, value: float) -> int:
-    """Take part until training is complete, each time with weights that are `value`. Returns the number of rounds."""
+    """Train until the end, each time with weights of `value`. Return the number of rounds."""
     rounds = 0
     id = (await http.get(f"{coordinator}/rendez_vous")).json()["id"]
     while (order := (await http.get(f"{coordinator}/heartbeat/{id}", headers=LONG_POLL)).json())["state"] != "finish":
@@ -74,7 +74,7 @@ async def test_an_invalid_update_is_refused_and_the_round_continues() -> None:
         order = (await second).json()
         id = next(id for id, task in orders.items() if task is second)
         await http.post(f"{order['url']}/{id}/{order['token']}", content=update(1, *[1.0] * 5))
-        # The update is counted, but its round may be a moment from being closed.
+        # The update is counted, but the round may take another moment to close.
         assert (await http.get(f"{coordinator}/heartbeat/{id}", headers=LONG_POLL)).json()["state"] == "finish"
 
 

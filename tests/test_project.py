@@ -1,4 +1,4 @@
-"""`fedround new`: the projects that it writes run as they say, and a directory that it refuses stays as it was."""
+"""`fedround new`: the projects run as their README describes, and a refused directory stays as it was."""
 
 import os
 import re
@@ -32,14 +32,14 @@ def names(directory: Path) -> set[str]:
 
 
 def commands(readme: str, section: str) -> list[str]:
-    """The lines that a section of the README tells the user to enter."""
+    """Return the commands in a section of the README."""
     (text,) = re.findall(rf"^## {section}\n(.*?)(?=^## |\Z)", readme, re.MULTILINE | re.DOTALL)
     found: list[str] = re.findall(r"^\$ (.*)$", text, re.MULTILINE)
     return found
 
 
 def on_the_path(directory: Path, python: str) -> str:
-    """The path with commands that this Python runs."""
+    """Return a PATH with the commands of this Python."""
     directory.mkdir()
     for name in ("fedround", "pytest"):
         (directory / name).write_text(f'#!/bin/sh\nexec "{python}" -m {name} "$@"\n')
@@ -48,7 +48,7 @@ def on_the_path(directory: Path, python: str) -> str:
 
 
 @pytest.mark.parametrize("library", MODELS)
-@pytest.mark.timeout(1500)  # PyTorch may have to be installed
+@pytest.mark.timeout(1500)  # PyTorch may have to be installed first
 def test_a_project_passes_its_test_and_trains_as_in_its_readme(library: str, tmp_path: Path) -> None:
     python = sys.executable if library == "numpy" else venvs.required(*venvs.TORCH, large=True)
     environ = venvs.environ(KERAS_BACKEND="torch", PATH=on_the_path(tmp_path / "bin", python), PARTICIPANT_OPS_BIND="127.0.0.1")
@@ -69,7 +69,7 @@ def test_a_project_passes_its_test_and_trains_as_in_its_readme(library: str, tmp
     run(*(line for line in testing if not line.startswith("pip ")))
 
     if library == "keras":
-        return  # its README's commands are those of PyTorch's, and four more starts of Keras take most of a minute
+        return  # The commands are the same as in PyTorch's README, and four more starts of Keras take most of a minute.
 
     starting, *participating = commands(readme, "Run on this machine")
     plan = {name.upper().replace("-", "_"): value for name, value in re.findall(r"--(\S+) (\S+)", starting)}
@@ -150,7 +150,7 @@ def test_a_directory_that_cannot_be_created_is_refused(place: str, tmp_path: Pat
 
 @pytest.mark.parametrize("place", ["", "new/silo"])
 def test_a_failed_write_leaves_nothing_behind(place: str, tmp_path: Path) -> None:
-    """A file of more than 1 kB is too large for this process."""
+    """This process cannot write a file of more than 1 kB."""
     program = ["sh", "-c", 'ulimit -f 1; exec "$@"', "sh", sys.executable, "-B", "-m", "fedround", "new", str(tmp_path / place)]
     failed = subprocess.run(program, capture_output=True, text=True, check=False)
     assert (failed.returncode, failed.stdout) == (1, "")

@@ -1,4 +1,4 @@
-"""Which proxy is used for which URL."""
+"""Which proxy a URL uses."""
 
 import socket
 from functools import partial

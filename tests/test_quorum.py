@@ -1,4 +1,4 @@
-"""Three participants as processes, of which one needs ten times as long as the others: nobody waits for it."""
+"""Three participants as processes. One needs ten times as long as the others, and no round waits for it."""
 
 import json
 from collections import Counter, defaultdict
@@ -13,7 +13,7 @@ from support.processes import Process, running, until
 
 TESTS = str(Path(__file__).parent)
 ROUNDS = 12
-"""That the slow one is selected for."""
+"""Number of rounds that select the slow participant."""
 QUICK, SLOW = 0.1, 1.0
 """Seconds of training."""
 SILOS = {"anna": QUICK, "bert": QUICK, "slow": SLOW}
@@ -32,7 +32,7 @@ def silo(platform: Process, name: str) -> dict[str, str]:
 
 
 def shares(platform: Process) -> dict[str, tuple[int, int]]:
-    """How many rounds counted each participant, and how many selected it."""
+    """Return how many rounds counted each participant, and how many selected it."""
     shown = platform.status("COORDINATOR_OPS_PORT")["participants"]
     return {p["name"]: (p["counted_rounds"], p["selected_rounds"]) for p in shown}
 
@@ -60,7 +60,7 @@ def test_a_slow_participant_delays_no_round_and_its_share_is_shown(tmp_path: Pat
     for fact in facts(platform, "UpdateCounted"):
         counted[fact["round"]].append(names[fact["id"]])
 
-    # The others went on while it trained: it heard so from the coordinator, and gave that round up.
+    # The others continued while it trained. The coordinator informed it, and it abandoned that round.
     assert completed[abandoned]["late"] == 1
     assert "slow" not in counted[abandoned]
     assert {fact["reason"] for fact in facts(platform, "Revoked")} == {"late"}
@@ -72,6 +72,6 @@ def test_a_slow_participant_delays_no_round_and_its_share_is_shown(tmp_path: Pat
     assert told["slow"][0] < told["slow"][1], "its share is shown"
     assert all(told[name][0] <= share[name] for name in SILOS)
 
-    # Each update that the ledger has is in the model once, with its share of the round's samples.
+    # The model has each update of the ledger once, with its share of the round's samples.
     weights = [sum(len(SILOS) / len(counted[round]) for round in range(last + 1) if name in counted[round]) for name in SILOS]
     assert model == pytest.approx(weights)

@@ -1,4 +1,4 @@
-"""Silos that nobody can scrape: their telemetry reaches a real receiver through the coordinator, in processes of their own."""
+"""Silos that Prometheus cannot scrape: their telemetry reaches a real receiver through the coordinator, with real processes."""
 
 import json
 import os
@@ -66,7 +66,7 @@ def test_metrics_and_spans_of_a_silo_arrive_under_its_proved_name(tokens: dict[s
 
 
 def newest(receiver: Receiver, name: str, **labels: str) -> float:
-    """The value of a series that came last; -1 where none did."""
+    """Return the last value of a series; -1 if there is none."""
     found = [each for each in receiver.series.copy() if each.name == name and labels.items() <= each.labels.items()]
     return float(found[-1].point.as_double) if found else -1
 
@@ -112,7 +112,7 @@ def test_without_a_relay_a_participant_logs_one_line_per_signal(tokens: dict[str
 
 
 def test_telemetry_uses_the_proxy_of_the_participant(tokens: dict[str, str]) -> None:
-    """Nothing but the connection to the coordinator: no other address is looked up, and nothing is sent around the proxy."""
+    """The participant uses only its connection to the coordinator: it resolves no other name, and bypasses no proxy."""
     with receiving() as (url, receiver), running("platform", COORDINATOR_OTLP_ENDPOINT=url, **tokens) as platform:
         dead = {"HTTP_PROXY": "http://127.0.0.1:9", "PARTICIPANT_COORDINATOR_URL": "http://coordinator.invalid:80"}
         with running("participant", **silo(platform, "anna") | dead) as anna:

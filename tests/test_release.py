@@ -1,4 +1,4 @@
-"""A release: the same files from the same commit, wherever and whenever they are built."""
+"""A release: the same commit makes the same files, on any machine and at any time."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.timeout(300)  # the first test of a worker builds two r
 
 
 def git(*arguments: str, cwd: Path) -> str:
-    # Whatever the user has configured.
+    # Ignore the user's Git configuration.
     settings = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull, **SOMEBODY, **COMMITTED}
     done = subprocess.run([tool("git"), *arguments], cwd=cwd, env=os.environ | settings, capture_output=True, text=True, check=True)
     return done.stdout
@@ -52,7 +52,7 @@ def digests(clone: Path) -> Mapping[str, str]:
 
 @pytest.fixture(scope="module")
 def clones(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two clones of what is here, committed, in each of which the release was built; without what needs an engine or an index."""
+    """Two clones of the working tree, committed, with a release in each, without the parts that need an engine or an index."""
     tool("helm")
     first, second = (tmp_path_factory.mktemp(name) / "fedround" for name in ("one", "another"))
     first.mkdir()
@@ -102,7 +102,7 @@ def test_a_packed_chart_renders_like_its_directory(chart: str, clones: list[Path
         return subprocess.run([tool("helm"), "template", "a", source, *settings], capture_output=True, text=True, check=True).stdout
 
     packed = rendered(clones[0] / "dist" / f"{chart}-{VERSION}.tgz")
-    if parts := CHARTS[chart].get("dependencies"):  # the directory is without them
+    if parts := CHARTS[chart].get("dependencies"):  # the directory does not contain them
         assert all(f"helm.sh/chart: {part.get('alias', part['name'])}-{VERSION}\n" in packed for part in parts)
     else:
         assert packed == rendered(ROOT / "helm" / chart)

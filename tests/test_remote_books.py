@@ -1,4 +1,4 @@
-"""The coordinator's side of the internal port, against real sockets."""
+"""The coordinator's side of the internal port, with real sockets."""
 
 import asyncio
 import json

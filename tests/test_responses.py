@@ -1,4 +1,4 @@
-"""What an answer means: ours, 0.8's, a proxy's."""
+"""The meaning of responses: fedround's, those of 0.8, and those of a proxy."""
 
 import pytest
 
@@ -22,13 +22,13 @@ def meaning(status: int, headers: dict[str, str], body: bytes = b"", request: Re
 @pytest.mark.parametrize(
     ("status", "headers", "body", "error"),
     [
-        # Ours, and 0.8's.
+        # Of fedround and 0.8
         (404, {}, b"", Refused),
         (401, PROBLEM, b'{"title":"Unauthorized"}', Refused),
         (413, PROBLEM, b'{"title":"Too Large"}', Refused),
         (409, {"Fedround-Update": "repeated"}, b"x", Refused),
         (405, {"Content-Type": "text/plain"}, b"HTTP method not allowed", Refused),
-        # Those of proxies and of other services.
+        # Of proxies and other services
         (404, {"Content-Type": "text/plain"}, b"404 page not found", Intercepted),
         (404, {"Content-Type": "text/plain"}, b"default backend - 404", Intercepted),
         (403, HTML, PAGE, Intercepted),
@@ -40,13 +40,13 @@ def meaning(status: int, headers: dict[str, str], body: bytes = b"", request: Re
         (200, HTML, b"", Intercepted),
         (302, {"Location": "/login"}, b"", Intercepted),
         (308, HTML | {"location": "https://fl/x"}, PAGE, BadAnswer),
-        # Those that pass.
+        # Temporary ones
         (502, HTML, PAGE, Unreachable),
         (504, HTML, PAGE, Unreachable),
         (500, {}, b"", Unreachable),
         (503, HTML, PAGE, Busy),
         (429, {}, b"", Busy),
-        # Those that are in no protocol.
+        # Not in any protocol
         (302, {}, b"", BadAnswer),
         (204, {}, b"", BadAnswer),
         (304, {}, b"", BadAnswer),

@@ -1,4 +1,4 @@
-"""A platform with data directories that is killed: training goes on where it was, and nobody trains a round twice."""
+"""A platform with data directories is killed: training continues where it was, and no participant trains a round twice."""
 
 import json
 import statistics
@@ -83,7 +83,7 @@ def test_the_last_rounds_and_statistics_of_models_are_shown_after_a_restart(tmp_
     before, after = told
     assert [(done["round"], done["counted"]) for done in after] == [(number, PARTICIPANTS) for number in range(ROUNDS + 1)]
     assert [done | {"weights": {}} for done in after[:-1]] == [done | {"weights": {}} for done in before]
-    # Of the model that was there at the restart the first update's page tells.
+    # The first update of the next round measures the model that existed at the restart.
     assert {done["round"]: done["weights"]["mean"] for done in after[:-1]} == {number: number + 1.0 for number in range(ROUNDS)}
 
 

@@ -1,4 +1,4 @@
-"""Roles: what a stranger, a participant and an operator reach on each port of real services, and what a browser is told."""
+"""Roles: what unauthenticated clients, participants and operators reach on each port of real services, and browser headers."""
 
 import base64
 import json
@@ -21,7 +21,7 @@ TESTS = str(Path(__file__).parent)
 
 
 def asked(process: Process, port: str, path: str, token: str | None = None, **headers: str) -> tuple[int, str, dict[str, str]]:
-    """Status, detail of a refusal, and headers by their names in lower case."""
+    """Status, detail of a refusal, and headers by lower-case name."""
     headers |= {"Authorization": f"Bearer {token}"} if token else {}
     try:
         with process.open(port, path, **headers) as answer:
@@ -33,7 +33,7 @@ def asked(process: Process, port: str, path: str, token: str | None = None, **he
 
 
 def statuses(process: Process, token: str | None = None) -> dict[str, set[int]]:
-    """Of each kind of endpoint on both ops ports."""
+    """Return the statuses of the endpoints of each kind on both ops ports."""
     found: dict[str, set[int]] = {"probes": set(), "shown": set(), "private": set()}
     for port in BOTH:
         for kind, paths in {"probes": PROBES, "shown": SHOWN, "private": PRIVATE[port]}.items():

@@ -1,4 +1,4 @@
-"""An operator returns to a former model: while training runs, when it is complete, and while the coordinator is away."""
+"""An operator returns to an earlier model: during training, after its end, and while the coordinator is down."""
 
 import io
 import json
@@ -41,7 +41,7 @@ def newest(aggregator: Process) -> list[float]:
 
 @contextmanager
 def serving(kind: str, **settings: str) -> Iterator[tuple[Process, Process]]:
-    """Coordinator and aggregator: the same process, or two."""
+    """Coordinator and aggregator, in one process or in two."""
     if kind == "platform":
         with running("platform", **settings) as platform:
             yield platform, platform

@@ -1,4 +1,4 @@
-"""Runs as an operator has them: one continues, another begins, and what former ones did can be read."""
+"""Runs for operators: one continues, another one begins, and the history of earlier runs can be read."""
 
 import csv
 import io
@@ -38,7 +38,7 @@ def silo(platform: Process, **options: object) -> dict[str, str]:
 
 @contextmanager
 def trained(tmp_path: Path, rounds: int = 3, **settings: str) -> Iterator[Process]:
-    """A platform, on which one participant has trained a run to its end."""
+    """A platform on which one participant has completed a run."""
     with running("platform", COORDINATOR_ROUNDS=str(rounds), **directories(tmp_path), **settings) as platform:
         with running("participant", **silo(platform)) as participant:
             assert participant.wait() == 0
@@ -86,7 +86,7 @@ def test_a_new_run_starts_with_the_initial_model(tmp_path: Path) -> None:
     initial = str(tmp_path / "initial.npy")
     with trained(tmp_path, COORDINATOR_RUN_NAME="second", AGGREGATOR_INITIAL_MODEL=initial) as platform:
         assert model(platform).tolist() == [103.0, 103.0], "even of another shape"
-    # Whoever restarts it goes on with its newest model.
+    # After a restart, training continues from the newest model.
     with trained(tmp_path, rounds=4, COORDINATOR_RUN_NAME="second", AGGREGATOR_INITIAL_MODEL=initial) as platform:
         assert model(platform).tolist() == [104.0, 104.0]
 

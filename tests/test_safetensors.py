@@ -1,4 +1,4 @@
-"""Named tensors as bytes: read and written just as the `safetensors` package does it, and nothing else is accepted."""
+"""Named tensors as bytes: read and written exactly like the `safetensors` package, and everything else is refused."""
 
 import io
 import json
@@ -25,7 +25,7 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 @st.composite
 def tensors(draw: st.DrawFn) -> dict[str, Array]:
-    """Any mapping: every dtype, 0 to 3 dimensions, lengths of 0, names of any script."""
+    """Any mapping: every dtype, 0 to 3 dimensions, lengths of 0, names in any script."""
     found = {}
     for name in draw(st.lists(NAMES, min_size=1, max_size=5, unique=True)):
         dtype = dtype_of(draw(st.sampled_from(CODES)))
@@ -50,7 +50,7 @@ def same(one: dict[str, Array], other: dict[str, Array]) -> bool:
 def test_files_equal_those_of_the_safetensors_package(weights: dict[str, Array]) -> None:
     data = written(weights)
     assert data == safetensors.numpy.save(weights)
-    if BFLOAT16 not in {array.dtype for array in weights.values()}:  # which it writes, but does not read as NumPy arrays
+    if BFLOAT16 not in {array.dtype for array in weights.values()}:  # the package writes it, but does not read it as NumPy arrays
         assert same(safetensors.numpy.load(data), weights)
     assert same(decode(bytearray(data)), weights)
 

@@ -1,4 +1,4 @@
-"""The internal secret: made once, read by both services, by nobody else; and what files of it are refused."""
+"""The internal secret: created once, readable for both services only; and which files are refused."""
 
 import os
 import stat
@@ -19,13 +19,13 @@ GOOD = "0123456789abcdef"
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the secret is by default."""
+    """The default path of the secret."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     return tmp_path / "fedround" / "internal-secret"
 
 
 def refused(process: Process, token: str = "") -> int:
-    """The status of a call of the books."""
+    """Return the status of a call of the books."""
     try:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         with process.open("AGGREGATOR_INTERNAL_PORT", "/books/ledger", **headers) as answer:
@@ -60,7 +60,7 @@ def test_a_replaced_secret_is_used_by_both_services_without_a_restart(home: Path
     with running("aggregator") as aggregator, running("coordinator", **beside(aggregator)) as coordinator:
         coordinator.said("in contact with the aggregator")
         former = home.read_text().strip()
-        home.unlink()  # as what tidies up temporary files does
+        home.unlink()  # like a cleanup of temporary files
         assert refused(aggregator, former) == 200
         with running("coordinator", **beside(aggregator)) as another:
             another.said("in contact with the aggregator")

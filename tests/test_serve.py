@@ -132,7 +132,7 @@ async def test_pipelined_requests_are_answered_in_order_and_few_are_read_ahead()
     go_on = asyncio.Event()
 
     async def held(request: Request) -> Response:
-        hung_up = asyncio.ensure_future(request.receive())  # as a held heartbeat: it makes uvicorn resume reading
+        hung_up = asyncio.ensure_future(request.receive())  # like a held heartbeat: it makes uvicorn resume reading
         await go_on.wait()
         hung_up.cancel()
         return Response(request.url.path)

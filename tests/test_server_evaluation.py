@@ -1,4 +1,4 @@
-"""Evaluation at the aggregator as operators have it: each metric with its own model, whatever the function does."""
+"""Evaluation at the aggregator for operators: each metric belongs to its model, whatever the function does."""
 
 import csv
 import json
@@ -41,13 +41,13 @@ def history(coordinator: Process, file: Path) -> str:
 
 
 def by_server(coordinator: Process, directory: Path) -> dict[int, float]:
-    """The metric `weight` by the rounds that have it."""
+    """Return the metric `weight` of each round that has it."""
     rounds = json.loads(history(coordinator, directory / "x.json"))["rounds"]
     return {round["round"]: round["server"]["metrics"]["weight"] for round in rounds if "server" in round}
 
 
 def sample(aggregator: Process, name: str) -> float:
-    """The value of a series, as `/metrics` has it."""
+    """Return the value of a series in `/metrics`."""
     text = aggregator.get("AGGREGATOR_OPS_PORT", "/metrics").decode()
     (value,) = re.findall(rf"^fedround_aggregator_{re.escape(name)} (\S+)$", text, re.MULTILINE)
     return float(value)
@@ -76,7 +76,7 @@ def test_each_round_has_the_metrics_of_its_own_model_wherever_they_are_shown(tmp
         counts = [sample(platform, f'evaluations_total{{outcome="{outcome}"}}') for outcome in ("succeeded", "skipped")]
         assert (counts[0], sum(counts)) == (len(found), 4)
         platform.said(r"model of round 3 evaluated by support.examiner:first in [\d.]+ s: weight=4 peak=-1")
-    # A coordinator that is back knows all that, and counts nothing twice.
+    # A restarted coordinator knows all evaluations, and counts none twice.
     with running("platform", COORDINATOR_ROUNDS="4", **evaluating("first", **kept(tmp_path))) as platform:
         platform.said("model of round 3 evaluated by support.examiner:first")
         assert (state(platform), by_server(platform, tmp_path)) == ("complete", found)

@@ -1,4 +1,4 @@
-"""Settings: names, defaults, and the values that they accept."""
+"""Settings: names, defaults, and accepted values."""
 
 import json
 
@@ -80,7 +80,7 @@ SERVICE = {
     "log_format": "text",
     "log_level": "info",
 }
-"""Defaults of both services."""
+"""The defaults of both services."""
 
 
 def test_the_coordinators_defaults_are_the_documented_ones() -> None:

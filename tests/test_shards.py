@@ -1,4 +1,4 @@
-"""A rolling update of a Deployment whose pods share a data set: each shard is in each round exactly once."""
+"""A rolling update of a Deployment with pods that share a data set: each round has each shard exactly once."""
 
 import json
 import signal
@@ -14,7 +14,7 @@ from support.known_answer import global_model
 from support.processes import Process, running, until
 
 COUNT = 8
-"""Pods, and shards; a power of two, so that every mean is exact."""
+"""Number of pods and of shards: a power of two, so that every mean is exact."""
 SURGE = 2
 PLATFORM = {
     "COORDINATOR_ROUNDS": "0",
@@ -33,7 +33,7 @@ POD = {
 
 
 class Deployment:
-    """Pods with names that nobody had before."""
+    """Start pods with new names."""
 
     def __init__(self, platform: Process, stack: ExitStack) -> None:
         self.platform = platform
@@ -42,7 +42,7 @@ class Deployment:
 
     def start(self, count: int) -> None:
         names = [f"silo-{uuid4().hex[:10]}" for _ in range(count)]
-        with ThreadPoolExecutor(SURGE) as pool:  # more at once would take each other's time
+        with ThreadPoolExecutor(SURGE) as pool:  # more pods at a time would slow each other down
             self.pods |= zip(names, pool.map(self._start, names), strict=True)
         until(lambda: {p["name"] for p in self.platform.status("COORDINATOR_OPS_PORT")["participants"]} >= set(names), 60)
 
@@ -52,12 +52,12 @@ class Deployment:
         return self._stack.enter_context(pod)
 
     def rounds(self, more: int) -> None:
-        """Wait until so many rounds more are completed."""
+        """Wait until this many more rounds are completed."""
         began = self.platform.status("COORDINATOR_OPS_PORT")["round"]
         until(lambda: self.platform.status("COORDINATOR_OPS_PORT")["round"] >= began + more, 60)
 
     def wrong(self) -> dict[int, list[float]]:
-        """The models, by their rounds, in which a shard was counted twice, or not at all."""
+        """Return the models, by round, in which a shard was counted twice or not at all."""
         rounds = self.platform.status("AGGREGATOR_OPS_PORT")["models"]
         assert len(rounds) > COUNT // SURGE
         models = {number: global_model(self.platform, number) for number in rounds}
@@ -73,7 +73,7 @@ def deployment(tmp_path: Path) -> Iterator[Deployment]:
 
 @pytest.mark.timeout(300)
 def test_during_a_rolling_update_each_round_has_each_shard_exactly_once(deployment: Deployment) -> None:
-    """New pods begin before old ones end, every other of these by `kill -9`."""
+    """Start new pods before old ones end. End every other one with `kill -9`."""
     deployment.start(COUNT)
     deployment.rounds(2)
     old = list(deployment.pods)

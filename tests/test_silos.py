@@ -1,4 +1,4 @@
-"""Participants that hang, fail and die, as the coordinator shows each of them by its name."""
+"""Participants that hang, fail and die: the coordinator shows each of them by name."""
 
 import json
 import os
@@ -18,7 +18,7 @@ WITHIN = 60.0
 
 
 def silo(platform: Process, name: str, kind: str, **options: str) -> dict[str, str]:
-    """The settings of a participant of this name, which is killed soon when its training does not end."""
+    """The settings of a participant with this name. It is killed soon if its training does not end."""
     return {
         "PYTHONPATH": TESTS,
         "PARTICIPANT_COORDINATOR_URL": platform.url("COORDINATOR_PORT"),
@@ -43,7 +43,7 @@ def test_hanging_failing_and_killed_participants_are_found_by_name(tmp_path: Pat
         platform = stack.enter_context(running("platform", **plan))
 
         def scraped() -> Mapping[tuple[str, ...], float]:
-            """The samples by name and labels."""
+            """Return the samples by name and labels."""
             text = platform.get("COORDINATOR_OPS_PORT", "/metrics").decode()
             return {
                 (sample.name.removeprefix(PREFIX), *sample.labels.values()): sample.value
@@ -56,7 +56,7 @@ def test_hanging_failing_and_killed_participants_are_found_by_name(tmp_path: Pat
             return lambda: scraped().get(tuple(map(str, condition)), -1) >= at_least
 
         def explained(name: str, phase: str) -> str:
-            """The reason of its last failure in a round, once the status has it."""
+            """Wait for the last failure of a participant in the status, and return its reason."""
             found: list[str] = []
 
             def look() -> bool:

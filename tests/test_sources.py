@@ -1,4 +1,4 @@
-"""Where settings come from: flags, variables, files; precedence, and what is reported."""
+"""Sources of settings: flags, variables and files, their precedence, and error messages."""
 
 import os
 import subprocess

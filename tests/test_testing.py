@@ -1,4 +1,4 @@
-"""The platform in memory that users test their participants with."""
+"""The platform in memory with which users test their participants."""
 
 import socket
 import threading
@@ -16,7 +16,7 @@ from fedround.tensors.weights import Array
 
 
 class Counting(fedround.NumPyParticipant):
-    """Adds one, and says so."""
+    """A participant that adds one, and reports it."""
 
     def __init__(self, samples: int = 1, step: float = 1.0) -> None:
         self.samples = samples
@@ -73,7 +73,7 @@ def test_a_failed_participant_fails_the_test_and_stops_the_others(order: int) ->
 
 
 class Fixed(fedround.NumPyParticipant):
-    """Returns the same weights in every round."""
+    """A participant that returns the same weights in every round."""
 
     def __init__(self, *weights: float, dtype: str) -> None:
         self.weights = np.array(weights, dtype)
@@ -133,7 +133,7 @@ def test_a_strategy_gets_its_options() -> None:
 
 
 class Slow(Counting):
-    """Trains until another participant has completed the round."""
+    """A participant that trains until another one has completed the round."""
 
     def __init__(self, samples: int = 1) -> None:
         super().__init__(samples)

@@ -26,7 +26,7 @@ async def hello(request: Request) -> Response:
 
 @dataclass
 class Port:
-    """A throttled app. Its clock stands still until it is moved."""
+    """A throttled app. Its clock stands still until the test moves it."""
 
     known: Known = no_participant
     now: float = 100.0

@@ -1,4 +1,4 @@
-"""Silos that reach the platform by TLS through a proxy, as through an Ingress, with certificates of a house's own authority."""
+"""Silos reach the platform by TLS through a proxy, like an Ingress, with certificates of a private CA."""
 
 import asyncio
 import ssl
@@ -26,7 +26,7 @@ EXTENSIONS = ("subjectAltName=IP:127.0.0.1", "keyUsage=critical,digitalSignature
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """A certificate that is its own authority, and its key."""
+    """A self-signed certificate, and its key."""
     directory = tmp_path_factory.mktemp("tls")
     files = str(directory / "certificate.pem"), str(directory / "key.pem")
     extensions = [argument for extension in EXTENSIONS for argument in ("-addext", extension)]
@@ -51,7 +51,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 @contextmanager
 def behind_tls(port: str, certificate: tuple[str, str], *, mutual: bool) -> Iterator[str]:
-    """The address of a proxy in front of a port of this machine. `mutual`: it asks for a certificate of the same authority."""
+    """Run a proxy in front of a local port, and yield its address. `mutual`: it requires a certificate of the same authority."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=certificate[0])
     context.load_cert_chain(*certificate)
     context.verify_mode = ssl.CERT_REQUIRED if mutual else ssl.CERT_NONE

@@ -1,4 +1,4 @@
-"""Certificates and keys with which a server starts."""
+"""Certificates and keys that a server loads at start."""
 
 import shutil
 import ssl
@@ -63,12 +63,12 @@ def test_a_certificate_that_peers_will_refuse_is_a_warning(
 
 
 def dates(cert: str) -> Validity:
-    """The validity of a certificate, as openssl shows it."""
+    """Return the validity of a certificate, as openssl shows it."""
     shown = subprocess.run([tool("openssl"), "x509", "-in", cert, "-noout", "-dates"], capture_output=True, text=True, check=True)
     return Validity(*(float(ssl.cert_time_to_seconds(line.partition("=")[2])) for line in shown.stdout.splitlines()))
 
 
-@pytest.mark.parametrize(("days", "age"), [(-1, 0), (10, 355), (20_000, 0)])  # beyond 2050, dates have another form
+@pytest.mark.parametrize(("days", "age"), [(-1, 0), (10, 355), (20_000, 0)])  # beyond 2050, dates have another format
 def test_the_validity_of_a_certificate_is_that_of_openssl(authority: Authority, days: int, age: int) -> None:
     pair = authority.server(f"days{days}", days=days, age=age)
     context = tls.server("A", *pair, client_ca=authority.file)
@@ -90,7 +90,7 @@ def test_the_validity_of_a_file_is_that_of_the_certificate_that_expires_first(
 
 
 def test_the_validity_is_that_of_the_files_in_use(authority: Authority, pair: Pair, tmp_path: Path) -> None:
-    """Also without a handshake after they were replaced, and while the new ones do not fit together."""
+    """Also without a handshake after a replacement, and while certificate and key do not match."""
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     new = authority.server("new", days=30)
     shutil.copy(pair.cert, cert)

@@ -1,4 +1,4 @@
-"""Platforms that serve TLS themselves, and the silos that reach them: as processes."""
+"""Platforms that serve TLS themselves, and their silos, as processes."""
 
 import json
 import re
@@ -60,7 +60,7 @@ def read(process: Process, port: str, path: str, authority: Authority) -> str:
 
 
 def ends(process: Process, port: str, authority: Authority, metric: str = OWN) -> dict[str, int]:
-    """In how many days each certificate ends, as the metrics show it, by the metric's label."""
+    """Return the number of days until each certificate ends, from the metrics, by label."""
     found = re.findall(rf'^{metric}{{\w+="([\w-]+)"}} (\S+)$', read(process, port, "/metrics", authority), re.MULTILINE)
     return {setting: round((float(end) - time.time()) / 86400) for setting, end in found}
 
@@ -118,8 +118,8 @@ def test_replaced_certificates_cost_no_round(authority: Authority, pair: Pair, t
             new = renewed.issue("silo-1")
             shutil.copy(new.cert, cert)
             shutil.copy(new.key, key)
-            participant.said(r"certificates reloaded.*cert\.pem")  # though its connection is in use all the time
-            shutil.copy(renewed.file, both)  # only who has the new one is let in from now on
+            participant.said(r"certificates reloaded.*cert\.pem")  # although its connection is always in use
+            shutil.copy(renewed.file, both)  # from now on only a client with the new certificate is accepted
             platform.said(r"certificates reloaded.*both\.pem")
             round = ask(platform, "COORDINATOR_OPS_PORT", "/status", authority)["round"]
             participant.said(f"round {round + 20} completed")
@@ -195,7 +195,7 @@ def test_the_ops_port_of_a_participant_can_use_tls(authority: Authority, pair: P
 def test_commands_can_use_tls(strict: Process, authority: Authority, pair: Pair, tmp_path: Path) -> None:
     port = strict.ports["COORDINATOR_OPS_PORT"]
     url, model = f"https://localhost:{port}", f"https://localhost:{strict.ports['AGGREGATOR_OPS_PORT']}"
-    # On its own machine a probe knows the service's certificate from the variables that the service has.
+    # On the same machine, a probe finds the service's certificate with the variables of the service.
     here = LOOPBACK | {"COORDINATOR_OPS_PORT": port}
     assert processes.fedround("healthcheck", "coordinator", **here, **pair.settings("COORDINATOR")).stdout == "ready\n"
     other = authority.server("other").settings("COORDINATOR")

@@ -1,4 +1,4 @@
-"""TLS as a server of ours speaks it: one app, real sockets, both kinds of event loop."""
+"""TLS of our server: one app, real sockets, both kinds of event loop."""
 
 import asyncio
 import gc
@@ -200,7 +200,7 @@ async def test_a_token_or_a_certificate_proves_the_name_and_both_must_agree(
 async def test_replaced_files_apply_to_new_connections_and_close_open_ones(
     authority: Authority, pair: Pair, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As Kubernetes replaces them: by way of a link to a directory."""
+    """As Kubernetes replaces them: through a link to a directory."""
     caplog.set_level(logging.INFO, "fedround.http.tls")
     other = authority.issue("replaced", "DNS:localhost", "DNS:second.example", "IP:127.0.0.1")
     for version, files in {"1": pair, "2": other}.items():

@@ -1,4 +1,4 @@
-"""Tokens: whose they are, a file of them that changes, and participants that have the wrong one."""
+"""Tokens: their owners, a tokens file that changes, and participants with a wrong token."""
 
 import logging
 import os
@@ -36,7 +36,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def replace(path: Path, text: str) -> None:
-    """As Kubernetes and editors do: another file of that name."""
+    """As Kubernetes and editors do it: another file with the same name."""
     other = path.with_name("other")
     other.write_text(text)
     other.replace(path)
@@ -81,7 +81,7 @@ def test_a_file_that_changes_is_read_again(file: Path, text: str) -> None:
 def test_a_change_of_the_same_length_is_noticed(file: Path) -> None:
     tokens = Tokens(None, file)
     file.write_text(FILE.replace("berta's-token", "berta's-tokeN"))
-    os.utime(file, (1, 1))  # whatever the clock's steps are
+    os.utime(file, (1, 1))  # whatever the resolution of the clock
     assert [tokens.owner(f"berta's-toke{last}") for last in "nN"] == [None, "berta"]
 
 
@@ -154,7 +154,7 @@ def test_no_part_of_a_token_is_accepted_while_a_file_is_written(file: Path, cut:
 def test_a_file_without_a_final_newline_counts_after_a_while(
     file: Path, text: str, owner: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As Kubernetes makes it of a literal."""
+    """As Kubernetes makes it from a literal."""
     monkeypatch.setattr("fedround.http.tokens.SETTLED", 0.2)
     tokens = Tokens(None, file)
     file.write_text(text)
@@ -165,7 +165,7 @@ def test_a_file_without_a_final_newline_counts_after_a_while(
 
 
 def test_a_change_within_one_clock_tick_is_noticed(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second one leaves size, inode and times as they were."""
+    """The second write leaves size, inode and times unchanged."""
     stamp = files.stamp(file.stat())
     monkeypatch.setattr(files, "stamp", lambda found: stamp)
     tokens = Tokens(None, file)
@@ -174,7 +174,7 @@ def test_a_change_within_one_clock_tick_is_noticed(file: Path, monkeypatch: pyte
 
 
 def test_a_file_that_changes_while_it_is_read_is_ignored(file: Path) -> None:
-    """Another process writes one set of tokens or the other, over and over; a mixture is never seen."""
+    """Another process alternates between two sets of tokens. No reader sees a mixture."""
     sets = ["".join(f"silo-{n} {kind}-{n}\n" for n in range(3000)) for kind in ("one", "two")]
     file.write_text(sets[0])
     tokens = Tokens(None, file)

@@ -1,4 +1,4 @@
-"""Variables that libraries of ours read, often meant for somebody else: their documented effect, or one clear error."""
+"""Variables of libraries, often set for other programs: they have their documented effect, or cause one clear error."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ class Steady(fedround.NumPyParticipant):
 """
 TRACED = {"OTEL_TRACES_EXPORTER": "otlp"}
 HARMLESS = {
-    # Of httpx and ssl: no URL here needs a proxy or an authority.
+    # httpx and ssl: no URL here needs a proxy or an authority.
     "ALL_PROXY": "socks5://nowhere.invalid",
     "HTTP_PROXY": "gopher://[",
     "NO_PROXY": "localhost,fd00:1::/64,[::1],[",
@@ -23,13 +23,13 @@ HARMLESS = {
     "SSL_CERT_FILE": "/nope",
     "SSL_CERT_DIR": "/nope",
     "SSLKEYLOGFILE": "",
-    # Of uvicorn.
+    # uvicorn
     "WEB_CONCURRENCY": "many",
     "FORWARDED_ALLOW_IPS": "nonsense",
-    # Of prometheus_client.
+    # prometheus_client
     "PROMETHEUS_DISABLE_CREATED_SERIES": "maybe",
     "PROMETHEUS_LEGACY_NAME_VALIDATION": "maybe",
-    # Of OpenTelemetry: it warns, and takes its defaults.
+    # OpenTelemetry: it logs a warning, and uses its defaults.
     "OTEL_BSP_SCHEDULE_DELAY": "soon",
     "OTEL_BSP_EXPORT_TIMEOUT": "soon",
     "OTEL_TRACES_SAMPLER": "nonsense",
@@ -44,7 +44,7 @@ HARMLESS = {
     "OTEL_METRICS_EXPORTER": "prometheus",
     "OTEL_LOG_LEVEL": "nonsense",
     "OTEL_SDK_DISABLED": "maybe",
-    # Of Python and the C library.
+    # Python and the C library
     "HOME": "/nope",
     "LANG": "xx_XX",
     "LC_ALL": "xx",

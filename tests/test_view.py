@@ -1,4 +1,4 @@
-"""A status as text: what is single in lines, what is many in tables, and of what is long the last."""
+"""A status as text: single values as lines, lists as tables, and the end of long lists."""
 
 from datetime import datetime
 

@@ -1,4 +1,4 @@
-"""The messages: 0.8's bytes, what a peer may send, and what it may not."""
+"""The messages: 0.8's bytes, and what a peer may send or not."""
 
 import json
 

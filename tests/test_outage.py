@@ -23,7 +23,7 @@ ROUNDS = 3
 
 
 class Silo(fedround.NumPyParticipant):
-    """A participant that adds 1. It calls `before` in its first round. `contacts`: times and kinds of the coordinator's responses."""
+    """A participant that adds 1, and calls `before` in its first round. `contacts`: times and kinds of responses."""
 
     def __init__(self, name: str, before: Callable[[], object] = lambda: None) -> None:
         self.name = name

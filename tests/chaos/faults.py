@@ -1,4 +1,4 @@
-"""What goes wrong: each fault is a block, in which it lasts."""
+"""The faults. Each is a context manager, and lasts as long as its block."""
 
 import math
 import os
@@ -13,7 +13,7 @@ from hostile.attackers import Attack, Dripper, Ghosts, IdleCrowd, Liar, NeverDel
 from support.processes import children
 
 LIES = (1e200, math.nan, -math.inf, 1e289)
-"""What a liar says that every weight is."""
+"""Values that a liar sends as every weight."""
 Fault = Callable[[Federation, random.Random], AbstractContextManager[None]]
 
 
@@ -35,7 +35,7 @@ def stopped(member: Member) -> Iterator[None]:
 
 @contextmanager
 def worker_killed(member: Member) -> Iterator[None]:
-    """The process that trains, in the middle of a round or between two: the participant starts another one."""
+    """Kill the training process, within a round or between two. The participant starts another one."""
     for worker in children(member.process.pid):
         with suppress(ProcessLookupError):
             os.kill(worker, signal.SIGKILL)
@@ -51,7 +51,7 @@ def paused(member: Member) -> Iterator[None]:
 
 @contextmanager
 def renewed(f: Federation, random: random.Random) -> Iterator[None]:
-    """A participant with a name that nobody had before begins, then an old one ends, by `kill -9` or asked to."""
+    """Start a participant with a new name, then end an old one, by `kill -9` or SIGTERM."""
     old = f.renew(random.choice(f.participants))
     try:
         yield
@@ -82,14 +82,14 @@ def _weather(weather: str) -> Fault:
 
 @contextmanager
 def cut(f: Federation, random: random.Random) -> Iterator[None]:
-    """All connections of a link at once; new ones are fine."""
+    """Cut all connections of a link. New ones work."""
     random.choice(list(f.links.values())).cut()
     yield
 
 
 @contextmanager
 def disk_full(f: Federation, random: random.Random) -> Iterator[None]:
-    """No file of the aggregator's process can become larger than so many bytes."""
+    """Limit the size of all files that the aggregator's process writes."""
     pid = f.aggregator.process.pid
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (random.choice([0, 100, 100_000]), resource.RLIM_INFINITY))
     yield
@@ -106,7 +106,7 @@ def _attack(make: Callable[[Federation, random.Random], Attack]) -> Fault:
 
 
 def _any_port(f: Federation, random: random.Random) -> int:
-    """Of participants' and operators' ports."""
+    """Return a random port for participants or operators."""
     return random.choice([port for name, port in sorted(f.ports.items()) if name != "AGGREGATOR_INTERNAL_PORT"])
 
 
@@ -147,4 +147,4 @@ FAULTS: Sequence[Mapping[str, Fault]] = (
         "registrations without heartbeats": _attack(lambda f, _: Ghosts(f.ports["COORDINATOR_PORT"])),
     },
 )
-"""By their names. Two at once are of different groups: nobody can pause what was killed."""
+"""The faults by name. Two simultaneous faults are from different groups, because a killed process cannot be paused."""

@@ -22,12 +22,12 @@ from support.link import Link
 from support.processes import PORTS, Process
 
 COUNT = 4
-"""Participants; a power of two, so that every mean is exact."""
+"""Number of participants: a power of two, so that every mean is exact."""
 SIZE = 150_000
-"""Weights: more than an aggregator receives in memory, so that its spool is used."""
+"""Number of weights: more than an aggregator receives in memory, so that it uses its spool."""
 TESTS = Path(__file__).parent.parent
 ERRORS = (OSError, ValueError, KeyError, EOFError, urllib.error.URLError)
-"""What it may lead to when one asks a service that has faults."""
+"""Exceptions of a request to a service with faults."""
 PLAN = {
     "COORDINATOR_ROUNDS": "0",
     "COORDINATOR_MIN_CLIENTS": str(COUNT),
@@ -52,9 +52,9 @@ class Broken(Exception):
 
 
 class Answers:
-    """What every weight of a round's model is, by the round: with `fedadam` what the strategy makes of updates without faults.
+    """The correct value of all weights of a round's model. With `fedadam`, the strategy computes it from updates without faults.
 
-    Its weights are float32. The sum of four of them is exact in float64, in whatever order they come.
+    The weights of `fedadam` are float32. The sum of four of them is exact in float64, in any order.
     """
 
     def __init__(self, strategy: str) -> None:
@@ -79,7 +79,7 @@ class Answers:
 
 
 class Weather(Link):
-    """A link on which everything may be `slow`, `torn` (cut in the middle of a piece), `cut` at once, or held by `fog`."""
+    """A link that may be `slow`, `torn` (cut in the middle of a piece), `cut`, or held by `fog` (packets are dropped)."""
 
     def __init__(self, port: int, random: random.Random) -> None:
         super().__init__(port)
@@ -107,7 +107,7 @@ class Weather(Link):
 
 @dataclass
 class Member:
-    """A service or a participant, over all its lives."""
+    """A service or a participant, with all its processes over time."""
 
     name: str
     command: str
@@ -132,7 +132,7 @@ class Member:
             return False
 
     def lines(self, pattern: str) -> Iterator[re.Match[str]]:
-        """What it said in all its lives, as far as it is over, where `pattern` is found."""
+        """Yield the matches of `pattern` in the logs of all its processes that have ended."""
         for process in self.lives:
             for line in process.log.splitlines():
                 if match := re.search(pattern, json.loads(line)["message"] if line.startswith("{") else line):
@@ -140,7 +140,7 @@ class Member:
 
 
 class Federation:
-    """`fedround platform`, or with `apart` coordinator and aggregator; participants; links before every port that they ask."""
+    """`fedround platform`, or with `apart` coordinator and aggregator; participants; and a link in front of every port."""
 
     def __init__(self, directory: Path, random: random.Random, *, apart: bool, strategy: str = "weighted_average") -> None:
         self.answers = Answers(strategy)
@@ -179,7 +179,7 @@ class Federation:
         }
 
     def renew(self, member: Member) -> Process:
-        """Start another participant in the place of this one, as a rolling update does. Return the old one, which still runs."""
+        """Start another participant in place of this one, as a rolling update does. Return the old one, which still runs."""
         old, name = member.process, f"silo-{next(self._numbers)}"
         member.settings = {**member.settings, "PARTICIPANT_NAME": name, "PARTICIPANT_OPS_PORT": str(next(self._ports))}
         member.start()
@@ -207,12 +207,12 @@ class Federation:
         self._stack.close()
 
     def round(self) -> int:
-        """The round that the coordinator is in: so many are completed."""
+        """The coordinator's round, which is the number of completed rounds."""
         number: int = self.coordinator.process.status("COORDINATOR_OPS_PORT")["round"]
         return number
 
     def model(self, round: int | None = None) -> tuple[int, float]:
-        """The round of a global model, by default of the newest, and what all its weights are. Raises `Broken`."""
+        """Return the round of a global model, by default the newest, and the value of all its weights. Raises `Broken`."""
         path = "/model" if round is None else f"/model?round={round}"
         with self.aggregator.process.open("AGGREGATOR_OPS_PORT", path) as answer:
             number = int(answer.headers["ETag"].strip('"'))
@@ -226,7 +226,7 @@ class Federation:
         return number, float(weights[0])
 
     def recovered(self, within: float = 60.0) -> float:
-        """Wait until all are ready and a round was completed; how many seconds that took. Raises `Broken`."""
+        """Wait until all are ready and a round is completed. Return the seconds that this took. Raises `Broken`."""
         began, before = time.monotonic(), None
         while time.monotonic() - began < within:
             try:
@@ -244,7 +244,7 @@ class Federation:
 
     @staticmethod
     def _free_ports(random: random.Random) -> Iterator[int]:
-        # Below those that the system gives to clients: who asks for a dead service's port would now and then get itself.
+        # Below the ports of clients: otherwise a client that connects to a dead service's port may connect to itself.
         while True:
             port = random.randrange(20_000, 32_000)
             with socket.socket() as probe:

@@ -1,7 +1,6 @@
 """`make faults`: measure how long recovery takes and what attacks cost, for the tables of docs/explanation/faults.md.
 
-The words of the first table are written by hand: only its last two columns are measured. The second table is made as a whole, of
-what `tests/hostile` records.
+In the first table, only the last two columns are measured. The second table consists of the records of `tests/hostile`.
 """
 
 import json
@@ -27,7 +26,7 @@ from chaos.federation import TESTS, Federation  # noqa: E402
 PAGE = TESTS.parent / "docs" / "explanation" / "faults.md"
 BLOCK = r"(<!-- measured by tests/chaos/measure.py: {} -->\n)(.*?)(<!-- end -->)"
 LASTS = 1.0
-"""Seconds for which a fault lasts."""
+"""Seconds of each fault."""
 HEAD = (
     "| attack | rounds/s before | during | after | memory at its peak, MB | slowest probe, s |\n"
     "| --- | --- | --- | --- | --- | --- |\n"
@@ -49,11 +48,11 @@ ATTACKS: Mapping[str, str] = {
     "a_participant_that_never_delivers_delays_fewer_and_fewer_rounds": "a participant that never uploads an update",
     "a_slow_upload_does_not_extend_the_deadline": "an upload that arrives byte by byte, of this size",
 }
-"""What each test of tests/hostile does, for the second table. Its parameter follows in parentheses."""
+"""Description of each test of tests/hostile, for the second table. The test's parameter follows in parentheses."""
 
 
 def faults() -> Mapping[str, Fault]:
-    """By the names of the table: those of services apart for coordinator and aggregator."""
+    """Return the faults by their names in the table. Coordinator and aggregator are two services."""
     found: dict[str, Fault] = {name: fault for group in FAULTS for name, fault in group.items() if not name.startswith("service ")}
     for name, fault in {"killed": killed, "restarted": stopped, "paused": paused}.items():
         found[f"aggregator {name}"] = lambda f, _, fault=fault: fault(f.aggregator)  # type: ignore[misc]
@@ -62,13 +61,13 @@ def faults() -> Mapping[str, Fault]:
 
 
 def rows(page: str) -> Iterator[str]:
-    """The names of the faults that the first table has."""
+    """Yield the names of the faults in the first table."""
     for line in re.findall(BLOCK.format("recovery"), page, re.DOTALL)[0][1].splitlines()[2:]:
         yield line.split("|")[1].strip()
 
 
 def recoveries(times: int, seed: int) -> dict[str, list[float]]:
-    """Seconds until a federation of two services has recovered, of each fault so many times."""
+    """Return the seconds of recovery from each fault, measured this many times, in a federation of two services."""
     took: dict[str, list[float]] = defaultdict(list)
     chance = random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="faults-") as directory, Federation(Path(directory), chance, apart=True) as f:
@@ -83,7 +82,7 @@ def recoveries(times: int, seed: int) -> dict[str, list[float]]:
 
 
 def attacks() -> list[dict[str, Any]]:
-    """What the suite of attacks has recorded."""
+    """Run the attacks, and return their records."""
     with tempfile.TemporaryDirectory() as directory:
         record = Path(directory) / "record"
         command = [sys.executable, "-m", "pytest", "--quiet", "-p", "no:cacheprovider", "tests/hostile", "-k", "not requests"]
@@ -92,7 +91,7 @@ def attacks() -> list[dict[str, Any]]:
 
 
 def with_recoveries(page: str, took: Mapping[str, list[float]]) -> str:
-    """The page with the last two columns made anew."""
+    """Return the page with new values in the last two columns."""
 
     def row(match: re.Match[str]) -> str:
         cells = match[0].split("|")
@@ -110,14 +109,14 @@ def with_recoveries(page: str, took: Mapping[str, list[float]]) -> str:
 
 
 def _attack(test: str) -> str:
-    """The words for a test that has recorded an attack."""
+    """Return the description of a recorded attack."""
     name, _, parameter = test.partition("[")
     parameter = parameter.removesuffix("]").replace("-", " ", 1)
     return ATTACKS.get(name, name) + (f" (`{parameter}`)" if parameter else "")
 
 
 def with_attacks(page: str, sieges: list[dict[str, Any]]) -> str:
-    """The page with the second table made anew."""
+    """Return the page with a new second table."""
     lines = [
         f"| {_attack(s['test'])} | {s['before']:.1f} | {s['during']:.1f} | {s['after']:.1f} | {s['peak_mb']:+.0f} | "
         f"{max(seconds for _, seconds in s['probes']):.2f} |\n"
@@ -127,9 +126,9 @@ def with_attacks(page: str, sieges: list[dict[str, Any]]) -> str:
 
 
 def main() -> int:
-    """Measure, and write."""
+    """Measure, and write the page."""
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--times", type=int, default=5, help="how often each fault is made [default %(default)s]")
+    parser.add_argument("--times", type=int, default=5, help="number of measurements of each fault [default %(default)s]")
     parser.add_argument("--seed", type=int, default=1, help="makes the same faults again [default %(default)s]")
     arguments = parser.parse_args()
     took, sieges = recoveries(arguments.times, arguments.seed), attacks()

@@ -1,9 +1,9 @@
-"""`make chaos`: a federation in which one thing after the other goes wrong, and whose books must be right at every moment.
+"""`make chaos`: cause one fault after another in a federation, and check its models all the time.
 
-The participant with shard k of N adds N to every weight whose number is k modulo N: after R rounds all weights are exactly R. An
-update that was lost or counted twice shows, and a shard that two participants trained. In the case `fedadam` every weight is what
-the strategy makes of the same updates without a fault, to the last bit: a state that belongs to another model shows. Prints the
-books; exits with 1 if they are wrong, or if no round ends when all faults are mended.
+The participant with shard k of N adds N to every N-th weight, beginning with the k-th. After R rounds all weights are exactly R. So
+a lost update shows, and so does one that counts twice, or a shard that two participants train. In the case `fedadam` every weight
+must be that of a run without faults, to the last bit. So the state of another model shows. Print a summary. Exit with 1 if a check
+fails, or if no round ends after the last fault.
 """
 
 import random
@@ -29,7 +29,7 @@ UPDATE = re.compile(r"^update of \w+ \(\d+ bytes\): (\w+)")
 
 
 class Witness:
-    """Looks at the newest model all the time: it is exact, and never older than it was."""
+    """A thread that checks the newest model all the time: it is exact, and never older than the one before."""
 
     def __init__(self, federation: Federation) -> None:
         self._federation = federation
@@ -53,7 +53,7 @@ class Witness:
             raise self.complaint
 
     def look(self) -> int:
-        """The newest model's round. Raises `Broken`."""
+        """Check the newest model, and return its round. Raises `Broken`."""
         number, _ = self._federation.model()
         if number < self._newest:
             raise Broken(f"the model of round {self._newest} was served, and then that of round {number}")
@@ -73,7 +73,7 @@ class Witness:
 
 
 def torment(f: Federation, random: random.Random, witness: Witness, seconds: float) -> tuple[Counter[str], list[float]]:
-    """Make faults for so long, one or two at a time; how many of each, and how long it took to recover."""
+    """Cause one or two faults at a time, for some seconds. Return the number of each, and the seconds of recovery."""
     made: Counter[str] = Counter()
     recoveries = []
     f.recovered()
@@ -93,7 +93,7 @@ def torment(f: Federation, random: random.Random, witness: Witness, seconds: flo
 
 
 def close(f: Federation, witness: Witness) -> int:
-    """Stop everybody; how many rounds there were. Raises `Broken`."""
+    """Stop all processes. Return the number of rounds. Raises `Broken`."""
     for member in f.participants:
         member.process.send(signal.SIGTERM)
     ended = {member.name: member.process.wait() for member in f.participants}
@@ -110,7 +110,7 @@ def close(f: Federation, witness: Witness) -> int:
 
 
 def books(f: Federation, rounds: int) -> str:
-    """What was done, by the logs. Raises `Broken`."""
+    """Return a summary of the logs. Raises `Broken`."""
     for member in f.members:
         for process in member.lives:
             if "Traceback" in process.log:
@@ -128,25 +128,25 @@ def books(f: Federation, rounds: int) -> str:
         [
             f"rounds                      {rounds:6}",
             f"attempts, about             {attempts:6}",
-            f"told as completed twice     {twice:6}   a coordinator was killed between its log and its disk",
+            f"logged as completed twice   {twice:6}   a coordinator was killed between its log and its disk",
             f"updates in the results      {COUNT * rounds:6}",
             f"trainings run               {trained:6}",
-            f"updates asked for again     {again:6}   and not trained again",
+            f"updates requested again     {again:6}   without another training",
             *(f"updates {outcome:20}{number:6}" for outcome, number in outcomes.most_common()),
         ]
     )
 
 
 def main() -> int:
-    """Run for as long as is asked for."""
+    """Run for the requested time."""
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60, help="for how long faults are made [default %(default)s]")
-    parser.add_argument("--seed", type=int, default=None, help="makes the same plan of faults again")
+    parser.add_argument("--seconds", type=float, default=60, help="duration of the faults [default %(default)s]")
+    parser.add_argument("--seed", type=int, default=None, help="repeat the sequence of faults of this seed")
     parser.add_argument(
         "--case",
         choices=["platform", "services", "fedadam"],
         default="services",
-        help="one process, or two, or two with a strategy that has memory [default %(default)s]",
+        help="one process, two, or two with a strategy that has a state [default %(default)s]",
     )
     arguments = parser.parse_args()
     seed = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed

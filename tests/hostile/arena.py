@@ -1,7 +1,7 @@
-"""A platform and three honest participants, all of them processes, and what is measured of them while somebody attacks.
+"""A platform and three honest participants as processes, and measurements of them during an attack.
 
-Participant k of 3 adds 3 to every third weight, beginning with the k-th: after R rounds every weight is exactly R, so an
-attacker's update that was counted shows, and so does an honest one that was lost.
+Participant k of 3 adds 3 to every third weight, beginning with the k-th. After R rounds every weight is exactly R. So a counted
+update of an attacker shows, and so does a lost update of an honest participant.
 """
 
 import io
@@ -22,7 +22,7 @@ from support.processes import Process, beside, running, until
 
 HONEST = 3
 SIZE = 999
-"""Weights of the model: about 8 kB."""
+"""Number of weights of the model: about 8 kB."""
 TESTS = Path(__file__).parent.parent
 PLAN = {
     "COORDINATOR_ROUNDS": "0",
@@ -31,12 +31,12 @@ PLAN = {
     "COORDINATOR_HEARTBEAT_TIMEOUT": "5s",
 }
 PROBE_WITHIN = 10.0
-"""Seconds that a probe may take on a machine whose two cores are attacked, too."""
+"""Maximum seconds of a probe, on a machine with two cores that are under attack too."""
 
 
 @dataclass(frozen=True)
 class Use:
-    """What a process uses."""
+    """The resources of a process."""
 
     rss_mb: float
     descriptors: int
@@ -48,25 +48,25 @@ class Use:
 
 @dataclass
 class Siege:
-    """What was seen of one attack. Rates are honest rounds per second."""
+    """The measurements of one attack. Rates are honest rounds per second."""
 
     attack: str
     before: float = 0.0
     during: float = 0.0
     after: float = 0.0
     rounds: int = 0
-    """Rounds that were begun during the attack."""
+    """Number of rounds that began during the attack."""
     peak_mb: float = 0.0
-    """How much larger than before the largest service has become, at its peak."""
+    """Growth of the largest service at its peak."""
     kept_mb: float = 0.0
-    """How much larger than before it is afterwards."""
+    """Growth that remains after the attack."""
     kept_descriptors: int = 0
     probes: list[tuple[int, float]] = field(default_factory=list)
-    """Status (0: no answer) and seconds of each look at `/readyz` during the attack."""
+    """Status (0: no response) and seconds of each request for `/readyz` during the attack."""
 
 
 class Arena:
-    """`fedround platform`, or with `apart` coordinator and aggregator; three participants; at work."""
+    """`fedround platform`, or with `apart` coordinator and aggregator, and three participants, all running."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class Arena:
             self._settings |= {"COORDINATOR_OPS_TOKEN": ops_token, "AGGREGATOR_OPS_TOKEN": ops_token}
         self._stack = ExitStack()
         self.first: Callable[[], AbstractContextManager[object]] | None = None
-        """An attack that begins before the participants come, and ends with the arena."""
+        """An attack that begins before the participants start, and ends with the arena."""
         self.journals = [directory / f"trained-{k}" for k in range(HONEST)]
         if tokens is not None:
             (directory / "tokens").write_text("".join(f"{name} {token}\n" for name, token in tokens.items()))
@@ -118,7 +118,7 @@ class Arena:
         self._stack.close()
 
     def silo(self, k: int) -> dict[str, str]:
-        """The settings of honest participant k."""
+        """Return the settings of honest participant k."""
         for_class = {"k": k, "count": HONEST, "size": SIZE, "seconds": 0.05, "journal": str(self.journals[k])}
         name = f"silo-{k}"
         return {
@@ -137,28 +137,28 @@ class Arena:
         return [self.coordinator, self.aggregator] if self._apart else [self.coordinator]
 
     def port(self, name: str) -> int:
-        """The number of a port, by its setting; `PARTICIPANT_OPS_PORT` is that of the first participant."""
+        """Return the number of a port, by its setting. `PARTICIPANT_OPS_PORT` is the port of the first participant."""
         owner = next(process for process in (*self.services, self.silos[0]) if name in process.ports)
         return int(owner.ports[name])
 
     def rounds(self) -> int:
-        """How many rounds all honest participants have begun, by what they have written down: nothing that can be attacked."""
+        """Return how many rounds all honest participants have begun, from their journals, which no attack reaches."""
         journals = [journal.read_text() if journal.exists() else "" for journal in self.journals]
         return min(int(text.split()[-1]) + 1 if text.endswith("\n") else 0 for text in journals)
 
     def rate(self, seconds: float = 1.0) -> float:
-        """Rounds per second, over so many seconds."""
+        """Measure the rounds per second for some seconds."""
         began, first = time.monotonic(), self.rounds()
         threading.Event().wait(seconds)
         return (self.rounds() - first) / (time.monotonic() - began)
 
     def trains(self, rounds: int = 3, within: float = 20.0) -> float:
-        """Wait until so many more rounds have begun; the seconds that it took."""
+        """Wait until this many more rounds have begun. Return the seconds that this took."""
         first = self.rounds()
         return until(lambda: self.rounds() >= first + rounds, within)
 
     def check(self) -> None:
-        """Everybody is alive, and the global model is exact."""
+        """Check that all processes run, and that the global model is exact."""
         assert [process.ended for process in (*self.services, *self.silos)] == [None] * (len(self.services) + HONEST)
         with self.aggregator.open("AGGREGATOR_OPS_PORT", "/model", **self._ops) as answer:
             rounds = int(answer.headers["ETag"].strip('"')) + 1
@@ -177,16 +177,16 @@ class Arena:
         growth_mb: float = 64.0,
         of: Process | None = None,
     ) -> Siege:
-        """Attack for a while: rounds go on, probes are answered truly, and nothing is kept of it afterwards.
+        """Attack for some time. Check that rounds continue, that probes get correct responses, and that resources are freed.
 
         Args:
-            attack: What lasts as long as its block.
-            seconds: How long it lasts at least.
-            rounds: How many rounds have to begin before it ends.
-            within: Seconds within which they have to. Only an attack that stops rounds reaches this.
-            seen: What else has to be true before it ends.
-            growth_mb: How much memory a process may take beyond what it had before.
-            of: A process that is attacked beside the services.
+            attack: The attack, which lasts as long as its block.
+            seconds: Minimum duration.
+            rounds: Number of rounds that must begin before it ends.
+            within: Maximum seconds for these rounds. Only an attack that stops rounds reaches this.
+            seen: Another condition that must be true before it ends.
+            growth_mb: Maximum growth of the memory of a process.
+            of: Another attacked process, in addition to the services.
         """
         processes = [*self.services, *([of] if of else [])]
         siege = Siege(getattr(attack, "title", type(attack).__name__), before=self.rate())
@@ -257,7 +257,7 @@ def _memory(process: Process, name: str) -> float:
 
 
 def _record(siege: Siege) -> None:
-    """Print what was seen, and add it to the file that `HOSTILE_RECORD` names. No test depends on these figures."""
+    """Print the measurements, and append them to the file in `HOSTILE_RECORD`. No test depends on them."""
     slowest = max((took for _, took in siege.probes), default=0.0)
     print(
         f"\n{siege.attack}: {siege.before:.1f} rounds/s before, {siege.during:.1f} during, {siege.after:.1f} after; "
@@ -269,6 +269,6 @@ def _record(siege: Siege) -> None:
 
 
 def _test() -> str:
-    """The test that is running, without ids that are others each time."""
+    """Return the name of the running test, without ids that change each time."""
     name = os.environ["PYTEST_CURRENT_TEST"].partition("::")[2].rpartition(" (")[0]
     return re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "{id}", name.removeprefix("test_"))

@@ -1,6 +1,6 @@
-"""What strangers and bad participants do to a service: one class each, at work from the beginning of a block to its end.
+"""Attacks of unauthenticated clients and of participants. Each is a context manager, and lasts as long as its block.
 
-Every attack is bounded: by its block, by the connections it may hold, and by the bytes of one blow. All of them are on loopback.
+Every attack is bounded by its block, by a number of connections, and by the bytes of one strike. All of them use loopback only.
 """
 
 import http.client
@@ -24,11 +24,11 @@ EVERYWHERE = "127.66.0.0/16"
 
 
 class Attack:
-    """Strikes again and again, on so many threads, until its block ends. `blows` counts the strikes that were begun.
+    """An attack that strikes repeatedly on its threads until its block ends. `blows` is the number of strikes so far.
 
     Args:
         port: Port of the service on this machine.
-        source: Address that the attack comes from; `EVERYWHERE`: another one for each strike.
+        source: Address of the attacker; `EVERYWHERE`: another one for each strike.
         threads: Number of threads that strike.
         pause: Seconds between two strikes of a thread.
     """
@@ -57,14 +57,14 @@ class Attack:
         return self._source
 
     def strike(self) -> None:
-        """One strike, which ends soon after `over` is set. May raise what sockets raise: the next strike begins anew."""
+        """Strike once. This ends soon after `over` is set. It may raise what sockets raise: the next strike starts again."""
         raise NotImplementedError
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=1, source_address=(self.source, 0))
 
     def send_slowly(self, connection: socket.socket, piece: bytes, every: float) -> None:
-        """Send the piece again and again with pauses, until the attack or the connection is over."""
+        """Send a piece repeatedly, with pauses, until the attack or the connection ends."""
         while not self.over.wait(every):
             connection.sendall(piece)
             if select.select([connection], [], [], 0)[0] and not connection.recv(PIECE):
@@ -82,7 +82,7 @@ class Attack:
 
 
 class Pipeliner(Attack):
-    """Sends request after request on one connection and never reads an answer."""
+    """An attack that sends one request after another on a connection, and never reads a response."""
 
     def __init__(self, port: int, path: str = "/", **options: object) -> None:
         super().__init__(port, **options)  # type: ignore[arg-type]  # those of an attack
@@ -99,7 +99,7 @@ class Pipeliner(Attack):
 
 
 class IdleCrowd(Attack):
-    """Holds so many connections on which it says nothing, and replaces those that are closed."""
+    """An attack that holds this many idle connections, and replaces those that the server closes."""
 
     def __init__(self, port: int, size: int = 1300, **options: object) -> None:
         super().__init__(port, **options)  # type: ignore[arg-type]  # those of an attack
@@ -125,7 +125,7 @@ class IdleCrowd(Attack):
 
 
 class Flood(Attack):
-    """Sends one request after the other as fast as they are answered, twenty at a time, and counts the answers by status."""
+    """A flood: it sends twenty requests at a time, as fast as the server responds, and counts the responses by status."""
 
     def __init__(self, port: int, path: str, *, method: str = "GET", head: str = "", **options: object) -> None:
         super().__init__(port, **options)  # type: ignore[arg-type]  # those of an attack
@@ -144,7 +144,7 @@ class Flood(Attack):
 
 
 class SlowHeads(Attack):
-    """Holds connections on which the head of a request comes a byte at a time and never ends."""
+    """An attack that holds connections with request heads that arrive byte by byte and never end."""
 
     def __init__(self, port: int, size: int = 200, **options: object) -> None:
         super().__init__(port, **options)  # type: ignore[arg-type]  # those of an attack
@@ -168,7 +168,7 @@ class SlowHeads(Attack):
 
 
 class DrippingBody(Attack):
-    """Announces a body of so many bytes, None for a chunked one without an end, and sends a few bytes of it now and then."""
+    """An attack that announces a body of `size` bytes, or a chunked body without an end (None), and sends it slowly."""
 
     def __init__(self, port: int, path: str, size: int | None = 1 << 30, **options: object) -> None:
         super().__init__(port, **options)  # type: ignore[arg-type]  # those of an attack
@@ -183,7 +183,7 @@ class DrippingBody(Attack):
 
 
 class EndlessUpload(Attack):
-    """Uploads chunk after chunk at full speed, and never ends."""
+    """An attack that uploads chunk after chunk at full speed, without an end."""
 
     def __init__(self, port: int, path: str, **options: object) -> None:
         super().__init__(port, **options)  # type: ignore[arg-type]  # those of an attack
@@ -198,7 +198,7 @@ class EndlessUpload(Attack):
 
 
 class Together(AbstractContextManager["Together"]):
-    """Several attacks at once."""
+    """Several attacks at the same time."""
 
     def __init__(self, *attacks: Attack) -> None:
         self.attacks = attacks
@@ -220,7 +220,7 @@ class Together(AbstractContextManager["Together"]):
 
 
 class Insider(Attack):
-    """Takes part, on each thread as another participant. `act` is called whenever it is selected, with its upload token."""
+    """An attack by participants, one on each thread. It calls `act` whenever one is selected and has an upload token."""
 
     def __init__(
         self, coordinator: int, aggregator: int, *, names: Sequence[str], token: str | None = None, **options: object
@@ -235,7 +235,7 @@ class Insider(Attack):
         raise NotImplementedError
 
     def client(self) -> Client:
-        """The participant of this thread, registered."""
+        """The registered participant of this thread."""
         if not hasattr(self._local, "client"):
             if not hasattr(self._local, "name"):
                 self._local.name = self._names.pop()
@@ -258,14 +258,14 @@ class Insider(Attack):
 
 
 class NeverDeliverer(Insider):
-    """Sends its heartbeats, is selected, and uploads nothing."""
+    """A participant that sends heartbeats, is selected, and uploads nothing."""
 
     def act(self, client: Client) -> None:
         self.over.wait(0.2)
 
 
 class Liar(Insider):
-    """Uploads, for each selection, the next of the updates that `lies` make of the global model. Keeps the answers' statuses."""
+    """A participant that uploads `lies` about the global model in turn, one for each selection, and records the statuses."""
 
     def __init__(self, coordinator: int, aggregator: int, lies: Callable[[bytes], bytes], **options: object) -> None:
         super().__init__(coordinator, aggregator, **options)  # type: ignore[arg-type]  # those of an insider
@@ -277,7 +277,7 @@ class Liar(Insider):
 
 
 class Dripper(Insider):
-    """Uploads what it announces as `size` bytes, a few at a time."""
+    """A participant that announces an update of `size` bytes, and uploads it slowly."""
 
     def __init__(self, coordinator: int, aggregator: int, size: int = 1 << 30, **options: object) -> None:
         super().__init__(coordinator, aggregator, **options)  # type: ignore[arg-type]  # those of an insider
@@ -290,7 +290,7 @@ class Dripper(Insider):
 
 
 class Ghosts(Attack):
-    """Registers and is never heard of again."""
+    """An attack that registers, and then sends nothing."""
 
     def __init__(self, port: int, *, name: str | None = None, **options: object) -> None:
         super().__init__(port, **{"pause": 0.05, **options})  # type: ignore[arg-type]  # those of an attack
@@ -301,7 +301,7 @@ class Ghosts(Attack):
 
 
 class Thief(Attack):
-    """Registers under somebody else's name, again and again, and beats once with each new id."""
+    """An attack that registers repeatedly under the name of another participant, with one heartbeat for each new id."""
 
     def __init__(self, port: int, name: str, *, beats: bool = True, **options: object) -> None:
         super().__init__(port, **{"pause": 0.2, **options})  # type: ignore[arg-type]  # those of an attack
@@ -315,7 +315,7 @@ class Thief(Attack):
 
 
 def scaled(factor: float, samples: int = 1) -> Callable[[bytes], bytes]:
-    """A lie: every weight is so large, of as many as the model has."""
+    """Return a lie: an update of the model's size with equal weights."""
 
     def lie(model: bytes) -> bytes:
         count = len(np.frombuffer(model[128:], "<f8")) or 3

@@ -1,4 +1,4 @@
-"""The protocol spoken by hand, for peers that do with it what they like."""
+"""A protocol client for tests that control every request."""
 
 import http.client
 import json
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 ENEMY = "127.0.0.66"
-"""The address that attacks come from. The honest participants have another one."""
+"""The address of attackers. Honest participants use another one."""
 NONE: Mapping[str, str] = {}
 
 
@@ -43,7 +43,7 @@ def ask(
 
 
 class Client:
-    """A participant of which every step is up to the test. `token` is its bearer token."""
+    """A participant with every step under the control of the test. `token` is its bearer token."""
 
     def __init__(
         self, coordinator: int, aggregator: int, *, name: str | None = None, token: str | None = None, source: str = ENEMY
@@ -54,7 +54,7 @@ class Client:
         self.update_token = ""
 
     def register(self) -> Answer:
-        """Register, and take the id that the answer gives."""
+        """Register, and store the id."""
         named = NONE if self.name is None else {"Fedround-Participant": self.name}
         answer = self._ask(self.coordinator, "GET", "/rendez_vous", headers=named)
         if answer.status == 200:
@@ -62,7 +62,7 @@ class Client:
         return answer
 
     def heartbeat(self, *, wait: int | None = None) -> Answer:
-        """Beat, and take the upload token if one is offered. `wait`: seconds for which the answer may be held."""
+        """Send a heartbeat, and store the upload token if there is one. `wait`: maximum seconds of a long poll."""
         prefer = NONE if wait is None else {"Prefer": f"wait={wait}"}
         answer = self._ask(self.coordinator, "GET", f"/heartbeat/{self.id}", timeout=(wait or 0) + 10, headers=prefer)
         if answer.status == 200 and "token" in answer.json:
@@ -70,7 +70,7 @@ class Client:
         return answer
 
     def start_training(self) -> Answer:
-        """Ask for an upload token, and take it."""
+        """Request an upload token, and store it."""
         answer = self._ask(self.coordinator, "GET", f"/start_training/{self.id}")
         if answer.status == 200 and answer.json["ok"]:
             self.update_token = answer.json["token"]
@@ -90,7 +90,7 @@ class Client:
         return f"/{self.id}/{self.update_token}"
 
     def selected(self, attempts: int = 100) -> bool:
-        """Beat until selected, so many times at most; True once an upload token is there."""
+        """Send heartbeats until selected, at most this many. Return whether there is an upload token."""
         self.update_token = ""
         for _ in range(attempts):
             answer = self.heartbeat(wait=1)

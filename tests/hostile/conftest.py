@@ -1,4 +1,4 @@
-"""Arenas: one for all attacks of a file that leave it as it was."""
+"""Arenas: one for all attacks of a file that leave it unchanged."""
 
 from collections.abc import Iterator
 
@@ -9,6 +9,6 @@ from hostile.arena import Arena
 
 @pytest.fixture(scope="module")
 def arena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
-    """A platform that everybody may take part in, and its three honest participants."""
+    """A platform without tokens, and three honest participants."""
     with Arena(tmp_path_factory.mktemp("arena")) as arena:
         yield arena

@@ -1,4 +1,4 @@
-"""Who may ask what: operators' pages, the port between the services, files of tokens."""
+"""Access: operators' pages, the internal port, and tokens files."""
 
 import http.client
 import json
@@ -66,7 +66,7 @@ def test_the_weights_of_a_silo_are_hidden_by_default(guarded: Arena) -> None:
 
 @pytest.fixture(scope="module")
 def apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
-    """Coordinator and aggregator as two processes, whom nobody has told a secret."""
+    """Coordinator and aggregator as two processes without a configured secret."""
     with Arena(tmp_path_factory.mktemp("apart"), apart=True) as arena:
         yield arena
 
@@ -108,7 +108,7 @@ def test_attackers_at_the_internal_port_stop_no_training(apart: Arena, source: s
 
 @contextmanager
 def guarded_by(file: Path, text: str) -> Iterator[tuple[Process, int]]:
-    """A coordinator's port, and a platform that is guarded by the file alone."""
+    """Run a platform that only this tokens file protects, and yield it with the coordinator's port."""
     file.write_text(text)
     with running("platform", COORDINATOR_TOKENS_FILE=str(file), AGGREGATOR_TOKENS_FILE=str(file)) as platform:
         yield platform, int(platform.ports["COORDINATOR_PORT"])

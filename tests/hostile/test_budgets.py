@@ -1,4 +1,4 @@
-"""Strangers who send without measure or without an end: the honest participants go on, operators are served, nothing is kept."""
+"""Unauthenticated clients that send without a limit: honest participants continue, operators get responses, memory stays free."""
 
 from uuid import uuid4
 

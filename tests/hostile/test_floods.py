@@ -1,4 +1,4 @@
-"""More connections and requests than a service can bear: the honest participants go on, and operators are served."""
+"""Too many connections and requests: honest participants continue, and operators get responses."""
 
 import time
 from pathlib import Path
@@ -13,7 +13,7 @@ from hostile.client import ask
 pytestmark = pytest.mark.timeout(180)  # other tests use the two cores, too
 
 STRANGER = "5f0c8f0e-3d0a-4c5b-9a56-0a4a5d1f7c11"
-"""An id that nobody has."""
+"""An unknown id."""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Peers that take others' ids, names and seats: everybody keeps what is theirs, and nobody waits for ghosts."""
+"""Peers that use the ids, names and seats of others: each participant keeps its own, and no round waits for absent ones."""
 
 import json
 import re
@@ -23,7 +23,7 @@ TOKENS = {name: f"token-of-{name}" for name in NAMES}
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
-    """An arena in which everybody has a token."""
+    """An arena in which every participant has a token."""
     with Arena(tmp_path_factory.mktemp("guarded"), tokens=TOKENS, ops_token=OPS_TOKEN) as arena:
         yield arena
 

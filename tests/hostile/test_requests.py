@@ -1,4 +1,4 @@
-"""Requests as no client means them: each is answered or cut off, none of them twice, and never with 5xx."""
+"""Ambiguous and malformed requests: the server responds to each once or cuts the connection, and never with 5xx."""
 
 import re
 import socket
@@ -34,7 +34,7 @@ def platform() -> Iterator[Process]:
 
 
 def sent(port: int, data: bytes, *, seconds: float = 3.0) -> list[int]:
-    """The statuses of all answers to these bytes, until the server closes or nothing more comes."""
+    """Send bytes. Return the statuses of all responses, until the server closes or sends nothing more."""
     answers = b""
     with socket.create_connection(("127.0.0.1", port), timeout=seconds, source_address=(ENEMY, 0)) as connection:
         try:
@@ -114,7 +114,7 @@ def test_an_ambiguous_request_gets_one_response(platform: Process, port: str, sh
 
 
 def get(target: str, *fields: str) -> bytes:
-    """A request that is the last on its connection."""
+    """Return the last request of a connection."""
     head = [f"GET {target} HTTP/1.1", "Host: a", *(fields if "Connection" in "".join(fields) else ("Connection: close", *fields))]
     return "\r\n".join([*head, "", ""]).encode("latin-1")
 

@@ -1,4 +1,4 @@
-"""Servers that mean ill, or are broken: a participant waits for none of them for ever, and takes no memory for them."""
+"""Hostile or broken servers: a participant waits for none of them forever, and allocates no memory for them."""
 
 import itertools
 import signal
@@ -15,13 +15,13 @@ from support.processes import Process, running, until
 
 REGISTERED = answer("200 OK", f'{{"id":"{ID}","ok":true}}'.encode())
 LONG_POLL = 1
-"""Seconds that a heartbeat may be held."""
+"""Maximum seconds of a long poll."""
 MARGIN = 5
 """Seconds that a participant waits beyond that."""
 
 
 def dripping(text: bytes) -> Iterator[bytes]:
-    """A byte now and then, for half a minute."""
+    """Yield single bytes with pauses, for half a minute."""
     for byte in itertools.islice(itertools.cycle(text), 300):
         threading.Event().wait(0.1)
         yield bytes([byte])

@@ -1,4 +1,4 @@
-"""Nothing that a peer sends is printed raw: no log line is forged, and no terminal is told what to do."""
+"""Texts of peers are never printed raw: they forge no log line and control no terminal."""
 
 import json
 import re
@@ -16,7 +16,7 @@ CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u20
 
 
 def assert_harmless(text: str) -> None:
-    """Each line was written by us, and moves no cursor."""
+    """Check that each line is ours, and moves no cursor."""
     assert text
     assert CONTROL.search(text) is None
     assert not re.search(r"^\S* ?\S* ?ERROR FORGED", text, re.MULTILINE)

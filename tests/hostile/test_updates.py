@@ -1,4 +1,4 @@
-"""Participants that lie, drip, or never deliver: their updates are not counted, and the others go on."""
+"""Participants that lie, upload slowly, or never upload: their updates do not count, and the others continue."""
 
 import io
 import struct
@@ -22,13 +22,13 @@ Lie = Callable[[bytes], bytes]
 
 @pytest.fixture(scope="module")
 def arena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
-    """An arena with short deadlines: who is selected and does not deliver costs a second."""
+    """An arena with short deadlines: a participant that is selected and uploads nothing costs a second."""
     with Arena(tmp_path_factory.mktemp("arena"), COORDINATOR_ROUND_TIMEOUT="1s") as arena:
         yield arena
 
 
 def lie(change: Callable[[Array], Array], samples: int = 1) -> Lie:
-    """An update that is `change` of the global model."""
+    """Return a lie: the global model after `change`."""
     return lambda model: struct.pack(">I", samples) + npy(change(np.load(io.BytesIO(model)) if model else np.zeros(SIZE)))
 
 

@@ -1,4 +1,4 @@
-"""What participants exchange with the aggregator's public port, and the process as a whole."""
+"""The aggregator's public port, and the whole process."""
 
 import asyncio
 import json
@@ -62,7 +62,7 @@ async def with_a_round(**options: Any) -> AggregatorService:
 
 
 async def assert_the_others_go_on(service: AggregatorService, client: httpx.AsyncClient) -> None:
-    """Bert's update is counted, and his alone, and becomes the model."""
+    """Check that Bert's update is counted, and becomes the model."""
     answer = await client.post(path(BERT), content=update(2, 1, 2))
     assert (answer.status_code, answer.content, answer.headers["fedround-update"]) == (200, b"", "counted")
     assert await service.close("attempt-0", [BERT]) == Closed(parameters=2)
@@ -70,7 +70,7 @@ async def assert_the_others_go_on(service: AggregatorService, client: httpx.Asyn
 
 @asynccontextmanager
 async def asking(*, token: str | None = None, **options: Any) -> AsyncIterator[tuple[AggregatorService, httpx.AsyncClient]]:
-    """A service with an open round, and a client of its public app."""
+    """Yield a service with an open round, and a client of its public app."""
     service = await with_a_round(**options)
     transport = httpx.ASGITransport(app.public(service, tokens=Tokens(token)))
     async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
@@ -79,7 +79,7 @@ async def asking(*, token: str | None = None, **options: Any) -> AsyncIterator[t
 
 @asynccontextmanager
 async def on_sockets(**options: Any) -> AsyncIterator[tuple[AggregatorService, int, httpx.AsyncClient]]:
-    """A service with an open round, the port of its public app, and a client."""
+    """Yield a service with an open round, the port of its public app, and a client."""
     service = await with_a_round(**options)
     endpoint = Endpoint(app.public(service), host="127.0.0.1", port=0, setting="PORT")
     async with serving(endpoint), httpx.AsyncClient(base_url=f"http://127.0.0.1:{endpoint.port}") as client:

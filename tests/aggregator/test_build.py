@@ -1,4 +1,4 @@
-"""The settings from which an aggregator is built, its initial model, and its directories."""
+"""The settings that build an aggregator, its initial model, and its directories."""
 
 import asyncio
 import math

@@ -1,4 +1,4 @@
-"""Which models are evaluated at the aggregator, and what becomes of a function that does not what it should."""
+"""Evaluation at the aggregator: which models it evaluates, and functions that misbehave."""
 
 import asyncio
 import gc
@@ -188,7 +188,7 @@ def model(round: int | None, *weights: float) -> Model:
 
 
 def evaluated(function: Callable[[Any], Any], *models: Model) -> tuple[list[Fact], list[ServerEvaluation]]:
-    """Have each model evaluated when the one before is done. Return all facts and results."""
+    """Evaluate models one after another. Return all facts and results."""
 
     async def main() -> tuple[list[Fact], list[ServerEvaluation]]:
         facts, results, done = list[Fact](), list[ServerEvaluation](), asyncio.Event()

@@ -11,7 +11,7 @@ SILOS = ["anna", "bert", "carl", "dora"]
 
 
 def attempt(guard: Guard, updates: Sequence[Size], *, norm: float = 0.0) -> Outlier | None:
-    """One whole attempt in which every update is plausible so far."""
+    """Run a whole attempt of updates that are plausible so far."""
     guard.open(SILOS[: len(updates)])
     for id, size in zip(SILOS, updates, strict=False):
         guard.check(id, size, lambda: norm)

@@ -1,4 +1,4 @@
-"""Updates that nobody should send, against the service: each is counted or refused, and costs nobody else anything."""
+"""Hostile updates against the service: each is counted or refused, and does not affect other participants."""
 
 import asyncio
 import struct
@@ -29,7 +29,7 @@ VALID = update(1, 1.0, 2.0, 3.0)
 
 
 def mutated() -> st.SearchStrategy[bytes]:
-    """A valid update with some bytes of its own replaced, or with a piece left out."""
+    """A valid update with some bytes replaced, or with a piece left out."""
 
     def change(positions: list[tuple[int, int]], cut: tuple[int, int]) -> bytes:
         data = bytearray(VALID)
@@ -42,7 +42,7 @@ def mutated() -> st.SearchStrategy[bytes]:
 
 
 def claims() -> st.SearchStrategy[bytes]:
-    """An update whose header says what it likes, in front of any data."""
+    """An update with any header, in front of any data."""
     shapes = st.lists(st.one_of(st.integers(0, 3), st.integers(-1, 2**64)), max_size=40).map(tuple)
     kinds = st.sampled_from(["<f2", ">f4", "<f8", "|i1", "<u8", ">i8", "|O", "<c8", "|V0", "<M8[s]"])
     return st.builds(
@@ -158,7 +158,7 @@ async def test_a_round_that_one_update_dominates_is_logged() -> None:
 
 
 class Picky(WeightedAverage):
-    """A strategy that does not like every update, and says so before or after it has begun to add it."""
+    """A strategy that rejects some updates, before or after it has begun to add them."""
 
     def fold(self, samples: int, blocks: Iterable[Array]) -> None:
         if samples == 7:
@@ -193,7 +193,7 @@ def averaging(layout: Layout) -> Folded:
 
 
 class Broken(Spool):
-    """A spool whose files raise."""
+    """A spool with files that raise an exception."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(None, max_size=1 << 20)

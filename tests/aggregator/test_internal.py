@@ -1,4 +1,4 @@
-"""What the coordinator exchanges with the aggregator's internal port."""
+"""The aggregator's internal port, for the coordinator."""
 
 import asyncio
 import json
@@ -94,7 +94,7 @@ JSON = {"Content-Type": "application/json; charset=utf-8"}
     ],
 )
 async def test_a_web_page_on_the_same_machine_cannot_call_the_internal_port(headers: Mapping[str, str], status: int) -> None:
-    """Without asking first a page can send text, a form, or no type at all; with anything else comes its origin."""
+    """Without a preflight, a page can send text, a form, or no content type. Otherwise the request has its origin."""
     aggregator = service()
     transport = httpx.ASGITransport(internal(aggregator))
     opened = json.dumps({"attempt": "a", "round": 0, "admissions": [], "forget": []}).encode()

@@ -1,4 +1,4 @@
-"""Krum and Multi-Krum against the definition, and the choice of updates by their distances."""
+"""Krum and Multi-Krum compared with the definition, and the choice of updates by their distances."""
 
 import asyncio
 from collections.abc import Sequence
@@ -26,14 +26,14 @@ F8 = Spec(np.dtype("<f8"), (1,))
 
 
 def whole(update: Weights) -> Array:
-    """All floats of an update, as one array."""
+    """Return all floats of an update as one array."""
     if not isinstance(update, dict):
         return np.asarray(update, "f8").reshape(-1)
     return np.concatenate([tensor.astype("f8").reshape(-1) for tensor in update.values() if tensor.dtype.kind == "f"])
 
 
 def best(updates: Sequence[Weights], byzantine: int, keep: int) -> list[int]:
-    """As the paper defines it: the positions of the updates with the smallest scores."""
+    """Return the positions of the updates with the smallest scores, by the definition in the paper."""
     rows = [whole(update) for update in updates]
     scores = []
     for i, row in enumerate(rows):
@@ -43,7 +43,7 @@ def best(updates: Sequence[Weights], byzantine: int, keep: int) -> list[int]:
 
 
 def numbered(updates: Sequence[Weights]) -> list[tuple[int, Weights]]:
-    """With sample counts that do not matter."""
+    """Add sample counts, which do not matter."""
     return [(10**k, update) for k, update in enumerate(updates)]
 
 
@@ -179,7 +179,7 @@ def test_krum_is_robust_and_ignores_sample_counts() -> None:
 
 
 class Choosing(Median):
-    """Chooses `chosen`."""
+    """A strategy that chooses `chosen`."""
 
     def __init__(self, spec: Spec, *, chosen: Any) -> None:
         super().__init__(spec)

@@ -102,7 +102,7 @@ def test_the_token_of_a_counted_update_stays_valid_in_later_attempts() -> None:
 
 
 def test_the_token_of_a_counted_update_is_valid_until_its_id_uses_another() -> None:
-    """xain-sdk 0.8.0 goes on with it when start_training was refused, and may be selected anew just then."""
+    """xain-sdk 0.8.0 continues to use it if start_training is refused, and may be selected again at that moment."""
     ledger = a_ledger("a")
     deliver(ledger, "a")
     ledger.open("attempt-2", 1, [Admission("a", "token-a2")])

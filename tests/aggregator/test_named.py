@@ -19,7 +19,7 @@ BF16 = ml_dtypes.bfloat16
 
 
 class Returns(fedround.NumPyParticipant):
-    """Returns what it is given, whatever the model is, and keeps what it gets."""
+    """A participant that returns the given updates, and stores the models that it receives."""
 
     def __init__(self, *updates: Any, samples: int = 1) -> None:
         self.updates = list(updates)

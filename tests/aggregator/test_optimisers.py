@@ -1,4 +1,4 @@
-"""Server optimisers against the formulas of the papers, and against Flower's."""
+"""Server optimisers compared with the formulas of the papers, and with Flower."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ SAMPLES = 1, 2, 5
 BF16 = ml_dtypes.bfloat16
 Kept = dict[str, Array]
 Step = Callable[[Array, Kept], Array]
-"""The step for a pseudo-gradient, as the paper has it, and what it keeps for the next one."""
+"""The step for a pseudo-gradient, by the paper, and the values to keep for the next step."""
 
 
 def before(kept: Kept, name: str, gradient: Array) -> Array:
@@ -151,7 +151,7 @@ async def test_in_a_mapping_floats_are_optimised_and_counters_averaged(name: str
 
 
 class Fixed(fedround.NumPyParticipant):
-    """Returns the same weights in every round."""
+    """A participant that returns the same weights in every round."""
 
     def __init__(self, weights: Weights) -> None:
         self.weights = weights

@@ -1,4 +1,4 @@
-"""Strategies that see the round's model and have a state: in memory, over a restart, a crash and a rollback."""
+"""Strategies with a state and with access to the round's model: in memory, after a restart, a crash and a rollback."""
 
 import logging
 from typing import Any

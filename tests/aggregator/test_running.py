@@ -57,7 +57,7 @@ def test_updates_of_other_dtypes_are_kept_as_float64(dtype: str) -> None:
 
 
 class Recorded:
-    """Keeps what it was asked."""
+    """A strategy that records its calls."""
 
     def __init__(self, answer: Any = None) -> None:
         self.asked: list[tuple[list[int], list[list[float]]]] = []

@@ -164,7 +164,7 @@ async def test_an_attempt_closed_without_updates_does_not_change_the_model() -> 
 
 
 class Failing(WeightedAverage):
-    """Fails when told to, in the middle."""
+    """A strategy that fails in `fold` or in `result` if the first weight is `on` or -`on`."""
 
     def __init__(self, spec: Spec, *, on: float = 13.0) -> None:
         super().__init__(spec)
@@ -218,7 +218,7 @@ async def test_a_failed_aggregation_loses_the_sum_and_the_ledger_reports_it(capl
 
 
 class Gate:
-    """A strategy that folds when it is told to go on. Folding is on a thread of its own."""
+    """A strategy that folds, on its own thread, when the test allows it."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""The charts, rendered: what comes out is valid, says what was asked for, and nothing else."""
+"""The rendered charts: the objects are valid, and have exactly what the values ask for."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def test_a_chart_renders_reproducibly_with_both_helm_versions_and_lints(case: Pa
 
 @pytest.fixture(scope="module", params=["1.28.0", "1.37.0"])
 def schemas(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The schemas of a version of Kubernetes, with references within one directory as kubeconform follows them."""
+    """Return the schemas of a version of Kubernetes. Their references stay within one directory, as kubeconform requires."""
     (source,) = Path(python(VALIDATE)).parents[1].glob(f"lib/python*/**/v{request.param}-local-strict")
     made = tmp_path_factory.mktemp("schemas")
     for path in source.glob("*.json"):
@@ -133,7 +133,7 @@ def test_invalid_values_are_refused_with_their_name(chart: str, setting: str, co
 
 
 def mounted(spec: Any, container: Any) -> dict[str, str]:
-    """Secrets by the directory that they are mounted in."""
+    """Return the Secrets by the directory in which they are mounted."""
     volumes = {volume["name"]: volume.get("secret", {}).get("secretName") for volume in spec["volumes"]}
     return {mount["mountPath"]: secret for mount in container["volumeMounts"] if (secret := volumes.get(mount["name"]))}
 

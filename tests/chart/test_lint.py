@@ -1,4 +1,4 @@
-"""What others' linters say of the charts, rendered with everything switched on: nothing, but what is told here with its reason."""
+"""Linters report nothing about the charts with everything on, except the exceptions below, each with its reason."""
 
 import subprocess
 from pathlib import Path
@@ -30,7 +30,7 @@ EXCEPTIONS = {
 
 @pytest.fixture(scope="module", params=["coordinator", "participant"])
 def chart(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All objects of a chart, in a file."""
+    """Write all objects of a chart to a file."""
     name = request.param
     command = [tool("helm"), "template", "fl", name, "--values", f"{name}/ci/full-values.yaml"]
     path = tmp_path_factory.mktemp(name) / "all.yaml"

@@ -1,4 +1,4 @@
-"""Values as platform teams write them: on the command line, in a parent chart, and left over from an older release."""
+"""Values of platform teams: on the command line, in a parent chart, and from an older release."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def entries(objects: Objects, container: int = 0) -> list[tuple[str, Any]]:
 
 
 def absent(values: Any, *, whole: bool) -> Any:
-    """Return values that remove all of these but the removable maps: `whole` groups where possible, or each value in them."""
+    """Return values that remove all of these except the removable maps: `whole` groups where possible, or each value in them."""
     missing = {}
     for key, value in values.items():
         if key not in REMOVABLE:

@@ -1,4 +1,4 @@
-"""Nothing is lost and nothing counted twice, whatever the cluster does to pods: ten silos whose every model is known beforehand."""
+"""No update is lost or counted twice, whatever the cluster does to pods: ten silos with known models."""
 
 import json
 import subprocess
@@ -39,7 +39,7 @@ def federation() -> Iterator[Namespace]:
 
 @pytest.fixture
 def books(federation: Namespace) -> Iterator[Namespace]:
-    """After what a test does training goes on, and every model of every round is what ten updates of that round make it."""
+    """Check after the test that training continues, and that every model consists of the ten updates of its round."""
     federation.trains()
     began = federation.status["round"]
     yield federation
@@ -98,7 +98,7 @@ def restarts(books: Namespace) -> list[int]:
 
 
 def evict(books: Namespace, pod: str) -> str:
-    """What the API server says of it."""
+    """Return the API server's response."""
     body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": books.name}}
     command = [tool("kubectl"), "create", "--raw", f"/api/v1/namespaces/{books.name}/pods/{pod}/eviction", "-f", "-"]
     done = subprocess.run(command, input=json.dumps(body), capture_output=True, text=True, check=False)

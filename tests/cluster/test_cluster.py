@@ -1,4 +1,4 @@
-"""The charts as the README installs them: trained with, scaled, tested, uninstalled. And k8s/ without helm."""
+"""The charts, installed as the README shows: training, scaling, tests, uninstalling. And k8s/ without Helm."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""A platform with certificates from a Secret, and silos that prove their name with one of theirs."""
+"""A platform with certificates from a Secret, and silos that prove their names with client certificates."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""`docker compose up`, as a user runs it: replicas, kills, restarts, and what watches them."""
+"""`docker compose up` for users: replicas, kills, restarts, and monitoring."""
 
 import io
 import json
@@ -29,7 +29,7 @@ def asked(url: str) -> Any:
 
 @dataclass(frozen=True)
 class Compose:
-    """The project's compose file under a name of its own; `command` is one of the two Composes."""
+    """The project's compose file with its own project name. `command` is one of the two versions of Compose."""
 
     command: tuple[str, ...] = ("docker", "compose")
     settings: Mapping[str, str] = field(default_factory=lambda: SHORT)
@@ -58,14 +58,14 @@ class Compose:
             return {"round": -1, "participants": [], "state": "no answer", "last_rounds": []}
 
     def rounds(self, more: int) -> None:
-        """Wait until so many rounds more are completed."""
+        """Wait until this many more rounds are completed."""
         began = self.status["round"]
         until(lambda: self.status["round"] >= began + more, 60)
 
 
 @contextmanager
 def project(compose: Compose, count: int) -> Iterator[Compose]:
-    """At work within the block, with so many participants. Projects have the same ports: one at a time."""
+    """Run this many participants within the block. Projects have the same ports, so only one runs at a time."""
     built()
     compose("down", "--volumes", "--timeout", "2")
     try:
@@ -83,7 +83,7 @@ def compose() -> Iterator[Compose]:
 
 
 def shards(compose: Compose, count: int) -> None:
-    """Wait for so many participants with shards that differ, all of them healthy, in three rounds."""
+    """Wait for this many healthy participants with different shards, in three rounds."""
     until(lambda: len(compose.status["participants"]) == count, 90)
     compose.rounds(3)
     found = {shown["shard"] for shown in compose.status["participants"]}
@@ -128,7 +128,7 @@ def test_participants_are_unhealthy_only_without_a_coordinator(compose: Compose)
 
 @pytest.mark.timeout(300)
 def test_prometheus_finds_every_replica_and_a_rounds_trace_arrives(compose: Compose, tmp_path: Path) -> None:
-    """With images of ours in the place of those that are pulled; their configuration is the one that we ship."""
+    """Our images replace those that Compose would pull. Their configuration is the shipped one."""
     images = watchers(tmp_path)
     observed = Compose(settings={**SHORT, **images})
     observed("up", "--detach", "--no-build", "--no-recreate", "prometheus", "alertmanager", "traces")
@@ -147,7 +147,7 @@ def test_prometheus_finds_every_replica_and_a_rounds_trace_arrives(compose: Comp
     until(lambda: asked("http://localhost:9090/api/v1/alertmanagers")["data"]["activeAlertmanagers"], 60)
 
     def arrived() -> set[str]:
-        """The services whose spans are in the trace of one round."""
+        """Return the services with spans in the trace of one round."""
         query = "service=fedround-coordinator&operation=fedround.round"
         traces = asked(f"http://localhost:16686/api/traces?{query}")["data"]
         services = [{process["serviceName"] for process in trace["processes"].values()} for trace in traces]

@@ -1,4 +1,4 @@
-"""The image: what is in it, and how it behaves when it may do nothing it need not."""
+"""The image: its content, and its behaviour with least privilege."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ def shell(script: str, *options: str) -> list[str]:
 
 @contextmanager
 def container(*arguments: str) -> Iterator[str]:
-    """A container at work within the block, by its id."""
+    """Run a container within the block, and yield its id."""
     id = docker("run", "--detach", *arguments).split()[-1]
     try:
         yield id

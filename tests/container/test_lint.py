@@ -1,4 +1,4 @@
-"""What others' linters say of our container files: nothing, but what is told here."""
+"""Linters report nothing about our container files, except the exceptions below."""
 
 import subprocess
 
@@ -8,7 +8,7 @@ from support.docker import ROOT
 from support.venvs import program
 
 NEW = "service/fedround/project/common"
-"""The templates of `fedround new`. They are valid as they are."""
+"""The templates of `fedround new`. They are valid files."""
 DOCKERFILES = ("Dockerfile", "examples/own_participant/Dockerfile", f"{NEW}/Dockerfile")
 COMPOSE_FILES = ("docker-compose.yml", "examples/own_participant/docker-compose.yml", f"{NEW}/docker-compose.yml")
 LINTERS = {

@@ -1,4 +1,4 @@
-"""The pages of the documentation that need a Docker Engine, or a package index, run as they are written."""
+"""The pages of the documentation that need a Docker Engine or a package index work as written."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +13,12 @@ HAVING = ("docker", "the internet")
 PROJECT = "fedround-pages"
 NETWORKED = [page for page in PAGES if any(block.page == page and block.needs & set(HAVING) for block in blocks(page))]
 CONTINUED = {block.page for page in NETWORKED for block in blocks(page) if block.page != page}
-"""These run as the beginning of another page."""
+"""Pages that run as the beginning of another page."""
 
 
 @pytest.fixture
 def variables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Variables of the session. At the end, whatever Compose has left is removed."""
+    """Variables of the session. At the end, remove everything that Compose has left."""
     tool("docker")
     built()
     yield {"COMPOSE_PROJECT_NAME": PROJECT, "DOCKER_BUILDKIT": "0", **watchers(tmp_path_factory.mktemp("watchers"))}

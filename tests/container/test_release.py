@@ -1,4 +1,4 @@
-"""The image of a release: equal from build to build, and what the archive says it is."""
+"""The image of a release: equal in each build, and as its archive describes it."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""What participants exchange with the coordinator's public port, and its readiness."""
+"""The coordinator's public port, and its readiness."""
 
 import asyncio
 import logging
@@ -228,7 +228,7 @@ async def test_beyond_the_shared_seats_a_registration_gets_429_and_retry_after()
 
 
 async def take_part(w: Web, rounds: list[int]) -> None:
-    """Join and deliver until training is complete, with two requests a round, as our own participant does."""
+    """Take part until training is complete, with two requests per round, like our participant."""
     id = await w.join()
     while (answer := (await w.http.get(f"/heartbeat/{id}", headers=PREFER)).json())["state"] != "finish":
         if answer["state"] == "round":
@@ -247,7 +247,7 @@ async def test_ten_participants_train_five_rounds_over_http() -> None:
 
 @dataclass(frozen=True)
 class Served:
-    """The app on a real port, and when a request began and ended there."""
+    """The app on a real port, with events for the begin and the end of a request."""
 
     endpoint: Endpoint
     began: asyncio.Event

@@ -1,4 +1,4 @@
-"""Telemetry that waits: who may send how much, what fits, and what is sent together."""
+"""The queue of telemetry: rates, sizes, and batches."""
 
 from hypothesis import given
 from hypothesis import strategies as st

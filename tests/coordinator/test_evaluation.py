@@ -1,4 +1,4 @@
-"""Evaluations in the coordinator's core with a real ledger: whatever happens, training ends, and no metric has another's model."""
+"""Evaluations in the coordinator's core with a real ledger: training ends in any case, and each metric has its own model."""
 
 from dataclasses import replace
 from itertools import cycle
@@ -125,7 +125,7 @@ def test_whenever_the_aggregator_evaluates_training_ends_and_each_model_is_judge
 
 
 def trained(training: Training, rounds: int) -> None:
-    """Train rounds, in which the aggregator's function is at work on the first model. The last one ends with what is delivered."""
+    """Train rounds while the aggregator's function evaluates the first model. The last round ends when its updates arrive."""
     for n in [0, 1, 2] * 2 * rounds:
         if training.ledger.newest is None or training.ledger.newest.round < rounds - 1:
             training.deliver(n)

@@ -112,7 +112,7 @@ def test_a_round_closes_without_participants_slower_than_the_quorum() -> None:
 
 
 def three(plan: Plan = PLAN) -> tuple[Table, list[str]]:
-    """A table with three participants, whose quorum of two is counted: the third is slow."""
+    """A table with three participants. The quorum of two is counted, and the third participant is slow."""
     table = Table(plan, present=2, extended=True)
     table.ids.append(table.join("slow", extended=True))
     table.play(*table.ids[:2])

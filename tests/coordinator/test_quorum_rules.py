@@ -1,4 +1,4 @@
-"""Quorums, whatever participants do, with the aggregator's real ledger."""
+"""Quorums with participants that behave at random, and with the aggregator's real ledger."""
 
 import os
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ PLAN = Plan(rounds=0, min_clients=2, round_timeout=60, heartbeat_timeout=1000, q
 
 @dataclass
 class Silo:
-    """Does what `deed` says `after` so many seconds in each round that selects it, and takes so many more for its upload."""
+    """A silo that does `deed` this many seconds `after` it is selected. Its upload takes further seconds."""
 
     deed: str
     after: int
@@ -33,7 +33,7 @@ class Silo:
     receipt: Upload | None = None
 
     def act(self, rounds: Rounds, ledger: Ledger, now: float) -> None:
-        """Do what is due: once a second."""
+        """Act, once a second."""
         if self.deed == "falls silent" and self.token is not None and now >= self.told + self.after:
             return
         try:
@@ -123,7 +123,7 @@ EXAMPLES = 1000 if os.environ.get("CI") else 100
 
 
 LONGEST = 60.0 + UPLOAD_GRACE
-"""Seconds from a selection to the end of a part, at most."""
+"""Maximum seconds from a selection until the participant has no part in the round."""
 
 
 @pytest.mark.timeout(300)
@@ -170,14 +170,14 @@ def test_whatever_participants_do_a_quorum_ends_the_round_in_agreement_with_the_
 
 
 class Watch:
-    """What has to hold, second by second."""
+    """The invariants, checked each second."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.quorum: tuple[str, float, frozenset[str]] | None = None
-        """The attempt whose quorum was counted, when, and who had a part in it then."""
+        """The attempt with a counted quorum, the time of that, and its members then."""
         self.selected: dict[str, float] = {}
-        """When the last participant of an attempt was selected."""
+        """Time of the last selection, by attempt."""
 
     def called(self, call: Call, answer: Answer, ledger: Ledger, before: set[str] | None) -> None:
         if isinstance(call, Close):

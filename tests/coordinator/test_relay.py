@@ -1,4 +1,4 @@
-"""The relay at the coordinator's port: who may push, what is answered, and what becomes of it with collectors of all kinds."""
+"""The relay at the coordinator's port: access, responses, and collectors of all kinds."""
 
 import asyncio
 import gzip
@@ -33,7 +33,7 @@ AWAY = 0
 
 @dataclass
 class Collector:
-    """In place of a collector: answers as `answers` says, with 200 where it says nothing; `AWAY` is no answer."""
+    """A fake collector. `answers` returns the status; `AWAY`: no response."""
 
     answers: Callable[[bytes], int] = lambda _message: 200
     got: list[tuple[str, bytes]] = field(default_factory=list)

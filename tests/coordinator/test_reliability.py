@@ -1,4 +1,4 @@
-"""Participants that fail again and again, and rounds that do."""
+"""Participants and rounds that fail repeatedly."""
 
 import pytest
 
@@ -15,7 +15,7 @@ from support.table import Table
 
 
 def play(table: Table, hung: str) -> bool:
-    """One round, in which everybody but `hung` delivers at once. True: `hung` was selected, and cost the whole time-out."""
+    """Play a round in which all but `hung` upload immediately. Return whether `hung` was selected, and cost the whole time-out."""
     chosen = {admission.id for admission in table.open().admissions}
     table.enter(*(id for id in chosen if id != hung))
     if hung in chosen:

@@ -1,4 +1,4 @@
-"""Restarts of the coordinator and of the aggregator, and rollbacks: what is known afterwards."""
+"""The state after restarts of coordinator and aggregator, and after rollbacks."""
 
 from random import Random
 
@@ -151,7 +151,7 @@ def rolled_back(table: Table, newest: int, generation: int) -> None:
 
 
 def after_rounds(count: int, plan: Plan) -> Table:
-    """A table where so many rounds are completed, and the next one is open unless that was the last."""
+    """A table with this many completed rounds. The next one is open, unless that was the last."""
     table = Table(plan, present=1)
     for _ in range(count):
         table.play()

@@ -1,4 +1,4 @@
-"""Who has a seat: first heartbeats, identities, former lives."""
+"""Seats: first heartbeats, identities, and registrations after a restart."""
 
 import math
 from random import Random

@@ -23,7 +23,7 @@ UNKNOWN = "00000000-0000-4000-8000-000000000000"
 
 
 async def join(service: CoordinatorService, name: str = "p") -> str:
-    """A participant that was heard."""
+    """Join, and send a heartbeat."""
     id = service.join(name).id
     assert id is not None
     await service.heartbeat(id)
@@ -31,7 +31,7 @@ async def join(service: CoordinatorService, name: str = "p") -> str:
 
 
 async def held(service: CoordinatorService, id: str, hung_up: Awaitable[object] | None = None) -> asyncio.Task[Heartbeat]:
-    """A heartbeat that is being held."""
+    """Return a heartbeat that the service holds."""
     task = asyncio.create_task(service.heartbeat(id, wait=25, hung_up=never if hung_up is None else lambda: hung_up))
     await asyncio.sleep(0)
     assert not task.done()
@@ -258,7 +258,7 @@ async def test_participants_are_persisted_and_a_failed_write_is_retried(tmp_path
 
 
 class CheckingBooks(MemoryBooks):
-    """Admit nobody of whom the disk does not know that it has a part in the round."""
+    """Books that admit a participant only if the disk has it as a member of the round."""
 
     def __init__(self) -> None:
         super().__init__()

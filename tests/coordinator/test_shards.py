@@ -1,4 +1,4 @@
-"""Who holds which shard of a split data set, and who trains it."""
+"""Shards of a split data set: which participant holds and trains each of them."""
 
 import os
 from collections import Counter
@@ -31,12 +31,12 @@ class Fleet(Table):
         self.pods = 0
 
     def ask(self, former: int | None = None, count: int = COUNT) -> str:
-        """A participant with a name of its own that asks for a shard."""
+        """Add a participant with a new name that asks for a shard."""
         self.pods += 1
         return self.join(f"pod-{self.pods}", extended=True, claim=Claim(count, former, asks=True))
 
     def fix(self, index: int) -> str:
-        """A participant that has a shard."""
+        """Add a participant with a fixed shard."""
         self.pods += 1
         return self.join(f"pod-{self.pods}", extended=True, claim=Claim(COUNT, index))
 
@@ -51,13 +51,13 @@ class Fleet(Table):
 
     @property
     def parts(self) -> dict[str, int]:
-        """The shards of those that have a part in the attempt, or had one that was counted."""
+        """The shards of members that have a part in the attempt, or a counted update."""
         attempt = self.rounds.attempt
         members = attempt.members.values() if attempt else ()
         return {m.id: m.shard[0] for m in members if m.shard is not None and m.state is not State.IGNORED}
 
     def carry_out(self) -> None:
-        """Answer calls until none is due, an update that is not wanted any more having been counted already, or not."""
+        """Answer calls until none is due. Before a revocation, the update may already be counted."""
         while (call := self.rounds.pending(self.now)) is not None:
             match call:
                 case Open() | Admit():
@@ -68,7 +68,7 @@ class Fleet(Table):
                     self.rounds.answered(self.now, call, Closed(5))
 
     def beat(self, seconds: float, *silent: str) -> None:
-        """Time passes; all but these heartbeat at its end."""
+        """Advance the time. All but these participants send a heartbeat at its end."""
         self.now += seconds
         for seat in [*self.rounds.present]:
             if seat.id not in silent:
@@ -76,7 +76,7 @@ class Fleet(Table):
         self.rounds.tick(self.now)
 
     def round(self) -> dict[str, int]:
-        """Have everybody deliver until the round is over. Return who trained which shard."""
+        """Let all members upload until the round is over. Return the trained shards by participant."""
         number, parts = self.rounds.round, self.parts
         while self.rounds.round == number:
             self.carry_out()
@@ -305,7 +305,7 @@ def test_after_any_churn_each_shard_is_assigned_once_and_trained_once_a_round(
 
 
 def check(fleet: Fleet, fixes: Sequence[str]) -> None:
-    """No shard is trained twice, but by those that have it fixed."""
+    """Check that no shard is trained twice, except by participants with the same fixed shard."""
     parts = fleet.parts
     trained = Counter(parts.values())
     for id, index in parts.items():

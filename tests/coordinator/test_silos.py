@@ -1,4 +1,4 @@
-"""What operators see of each participant by its name."""
+"""Participants by name, as operators see them."""
 
 from dataclasses import replace
 from random import Random
@@ -17,13 +17,13 @@ from fedround.coordinator.status import by_name, status
 from support.table import Table
 
 UNIX = 1e9
-"""What Unix time is at the table's time 0."""
+"""Unix time at the table's time 0."""
 PLAN = Plan(rounds=0, participants_ratio=0.9, round_timeout=60, heartbeat_timeout=1000)
-"""It selects all, and all but one are enough."""
+"""The round selects all participants, and closes without one of them."""
 
 
 class Watched(Table):
-    """A table whose facts go to its silos."""
+    """A table that passes its facts to the silos."""
 
     def __init__(self, plan: Plan = PLAN, *names: str) -> None:
         super().__init__(replace(plan, min_clients=max(plan.min_clients, len(names))))
@@ -41,7 +41,7 @@ class Watched(Table):
         return {silo["name"]: silo for silo in found["silos"]}
 
     def phase(self, name: str) -> tuple[str, float]:
-        """The current phase and for how many seconds it has lasted."""
+        """Return the current phase and its duration in seconds."""
         silo = self.shown()[name]
         (phase,) = [phase for phase, current in silo["phase"].items() if current]
         return phase, UNIX + self.now - silo["phase_started_timestamp_seconds"]
@@ -51,7 +51,7 @@ class Watched(Table):
         self.rounds.attempt.report(self.by[name], phase, self.now)
 
     def misses(self, name: str, *others: str) -> None:
-        """A round in which all but `name` deliver."""
+        """Play a round in which all but `name` upload."""
         self.open()
         self.enter(*(self.by[other] for other in others))
         self.later(60, *self.by.values())

@@ -1,4 +1,4 @@
-"""A Flower app on Flower's own platform and on fedround: the same model, by the same code."""
+"""A Flower app on Flower's own platform and on fedround: the same code makes the same model."""
 
 import socket
 import subprocess
@@ -63,7 +63,7 @@ def accuracy_under_flower(python: str, home: Path) -> float:
 
 
 def accuracy_under_fedround(python: str, directory: Path) -> float:
-    """Do what the example's README says."""
+    """Follow the README of the example."""
     environ = venvs.environ(str(EXAMPLE))
     initial, model = directory / "initial.safetensors", directory / "model.safetensors"
 

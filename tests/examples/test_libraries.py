@@ -1,4 +1,4 @@
-"""The examples of libraries, as their READMEs say: three silos of different data, one model, and its file in a fresh one."""
+"""The examples of libraries, by their READMEs: three silos with different data, one model, and its file in a fresh model."""
 
 import json
 import subprocess
@@ -36,7 +36,7 @@ def alone(index):
 fetched = fedround.tensors.weights.decode(bytearray(open(sys.argv[1], "rb").read()))
 print(json.dumps([metric(fetched), statistics.median(map(alone, range({silos})))]))
 """
-"""Prints the metric of a file's model, and that of the median silo's after as many rounds alone."""
+"""Prints the metric of a model's file, and that of the median silo after as many rounds alone."""
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The READMEs of the examples that need a library run as they are written."""
+"""The READMEs of the examples that need a library work as written."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ READMES = [(page, need) for page in PAGES for need in BROUGHT if any(need in blo
 
 
 def environment(directory: Path, python: str) -> Path:
-    """Make what `python3 -m venv` and `pip install` make, with the libraries of another Python."""
+    """Create the result of `python3 -m venv` and `pip install`, with the libraries of another Python."""
     programs = directory / "bin"
     programs.mkdir(parents=True)
     (programs / "activate").write_text(f'PATH="{programs}:$PATH"\n')

@@ -1,4 +1,4 @@
-"""Every parser of something that others wrote, and what it may do with it: understand it, or refuse it in our own words."""
+"""Every parser of foreign input: it understands the input, or refuses it with one of our errors."""
 
 import asyncio
 import gzip
@@ -40,7 +40,7 @@ from support.processes import Process, running
 
 Feed = Callable[[Any], None]
 MAX_GROWTH = 64e6
-"""Bytes that a service may grow by, whatever it is sent."""
+"""Maximum growth of a service, in bytes, for any input."""
 
 
 @dataclass(frozen=True)
@@ -100,15 +100,15 @@ def _stored(name: str, read: Callable[[MemoryDisk], object]) -> Feed:
 
 NAME, NAMESPACE, NOW = "anna", "fl", 10**18
 ADDED = 512
-"""Bytes that a stamp may add to each of the parts that a message may have."""
+"""Maximum number of bytes that a stamp adds to each part of a message."""
 
 
 EMPTY = b"\n\0"
-"""A resource without anything."""
+"""An empty resource."""
 
 
 def _encoded(message: bytes, encoding: str) -> tuple[bytes, str]:
-    """A body, and the encoding that its sender says it has."""
+    """Return a body, and the encoding that its sender claims."""
     if encoding in ("gzip", "half a gzip"):
         whole = gzip.compress(message, mtime=0)
         return whole[: len(whole) // 2] if encoding == "half a gzip" else whole, "gzip"
@@ -116,7 +116,7 @@ def _encoded(message: bytes, encoding: str) -> tuple[bytes, str]:
 
 
 def _stamped(data: tuple[str, bytes, int, str]) -> None:
-    """What passes is the sender's, whatever it says, and not much larger than what was sent."""
+    """A message that passes belongs to its sender, and is not much larger than the received one."""
     path, message, empty, encoding = data
     found = stamped(path, inflated(*_encoded(message + EMPTY * empty, encoding)), NAME, NOW, NAMESPACE)
     assert len(found.message) <= MAX_BYTES + ADDED * MAX_ITEMS
@@ -214,7 +214,7 @@ def answers(*bodies: st.SearchStrategy[bytes]) -> st.SearchStrategy[tuple[int, b
 
 @contextmanager
 def _calls_of_the_books() -> Iterator[Feed]:
-    """The aggregator's side of the internal port: every call is answered below 500."""
+    """The aggregator's side of the internal port: every call gets a response below 500."""
     transport = httpx.ASGITransport(internal(MemoryBooks()))
 
     async def call(operation: str, body: bytes) -> int:
@@ -231,7 +231,7 @@ def _calls_of_the_books() -> Iterator[Feed]:
 
 @contextmanager
 def _answers_of_the_books() -> Iterator[Feed]:
-    """The coordinator's side of it."""
+    """The coordinator's side of the internal port."""
     body = b""
 
     class Answering(Handler):
@@ -264,7 +264,7 @@ def _resident(process: Process) -> int:
 
 @contextmanager
 def _live_platform() -> Iterator[Feed]:
-    """All ports of a platform: no answer is a 5xx, it stays alive, and grows by little."""
+    """All ports of a platform: it never responds with 5xx, stays alive, and grows little."""
     with running("platform") as platform:
         ports = [int(port) for port in platform.ports.values()]
         before: list[int] = []
@@ -282,7 +282,7 @@ def _live_platform() -> Iterator[Feed]:
 
 
 def _status(port: int, data: bytes) -> int | None:
-    """What is answered first; None: nothing is."""
+    """Return the status of the first response; None without a response."""
     with socket.create_connection(("127.0.0.1", port), timeout=2) as connection, suppress(OSError):
         connection.sendall(data)
         connection.shutdown(socket.SHUT_WR)
@@ -341,6 +341,6 @@ TARGETS: Sequence[Target] = (
 
 @contextmanager
 def served(targets: Sequence[Target]) -> Iterator[Sequence[tuple[Target, Feed]]]:
-    """Each target with what it lends."""
+    """Yield each target with its function."""
     with ExitStack() as stack:
         yield [(target, stack.enter_context(target.serving())) for target in targets]

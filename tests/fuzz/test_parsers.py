@@ -1,4 +1,4 @@
-"""A moment of `make fuzz`."""
+"""A short run of `make fuzz`."""
 
 import pytest
 from hypothesis import HealthCheck, given, settings

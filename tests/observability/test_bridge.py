@@ -1,4 +1,4 @@
-"""The bridge from Prometheus' metrics to OpenTelemetry's: what is scraped is what is sent, whole or as differences."""
+"""The bridge from Prometheus' metrics to OpenTelemetry's: pushed series are equal to scraped ones, cumulative or as deltas."""
 
 import math
 from typing import Any
@@ -26,7 +26,7 @@ EVERY = {"fedround.test": "all"}
 
 
 class Sent:
-    """A registry, and what a receiver gets of it."""
+    """A registry, and what a receiver gets from it."""
 
     def __init__(self, registry: CollectorRegistry, preference: str = "cumulative", **options: Any) -> None:
         self.registry = registry
@@ -48,13 +48,13 @@ class Sent:
 
 
 def series(name: str, labels: dict[str, Any]) -> tuple[str, frozenset[tuple[str, str]]]:
-    """A series as Prometheus knows it: an empty label is none, and a bound is a number."""
+    """Return a series as Prometheus has it: without empty labels, and with numbers as bounds."""
     bound = {"le": repr(float(labels["le"]))} if "le" in labels else {}
     return name, frozenset((label, str(text)) for label, text in (labels | bound).items() if text)
 
 
 def as_scraped(sent: list[Series]) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """The samples that Prometheus makes of what it is sent."""
+    """Return the samples that Prometheus makes of pushed series."""
     found: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
 
     def add(name: str, labels: dict[str, Any], value: float) -> None:

@@ -1,4 +1,4 @@
-"""What the log tells of contacts that are lost."""
+"""Log lines about lost contact."""
 
 import logging
 
@@ -11,7 +11,7 @@ from fedround.observability.logs import LogObserver
 
 
 class Clock:
-    """Stands still until it is moved."""
+    """A clock that stands still until a test moves it."""
 
     def __init__(self) -> None:
         self.now = 1000.0

@@ -47,7 +47,7 @@ def example(kind: type[Fact]) -> Fact:
 
 @pytest.fixture(autouse=True)
 def _no_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Facts of a run describe every later line of a process."""
+    """Forget the run, which describes every later line of a process."""
     monkeypatch.setattr(logs, "_CONTEXT", {})
 
 
@@ -58,7 +58,7 @@ def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
 
 
 def told(log: pytest.LogCaptureFixture, *facts: Fact) -> list[tuple[str, str]]:
-    """The lines at INFO and above that facts make, in one participant's or service's life."""
+    """Return the lines at INFO and above for these facts of one participant or service."""
     observer = LogObserver()
     for fact in facts:
         observer(fact)
@@ -233,11 +233,11 @@ HOSTILE = st.text(
     st.sampled_from("a \n\r\t\x00\x1b[2J\x7f\x85\x9b\u200b\u2028\u202e\u2066\ufeff\ud800\U000e0041") | st.characters(codec=None),
     max_size=40,
 )
-"""What peers may send: any character, lone surrogates among them."""
+"""Texts of peers: any character, including lone surrogates."""
 
 
 def shown(record: logging.LogRecord, formatter: logging.Formatter) -> list[str]:
-    """The lines of what is printed, and every text in them where they are JSON."""
+    """Return the printed lines, and every text in them if they are JSON."""
     text = formatter.format(record)
     if not isinstance(formatter, JsonFormatter):
         return text.split("\n")
@@ -278,7 +278,7 @@ def test_the_text_of_an_exception_cannot_look_like_a_log_line(text: str, formatt
 
 @contextmanager
 def collected() -> Iterator[list[logging.LogRecord]]:
-    """The records that are logged to `fedround` within the block. pytest does not see them: its reports cannot hold every text."""
+    """Collect the records of `fedround` within the block. pytest does not see them, because its reports cannot hold every text."""
     records: list[logging.LogRecord] = []
 
     class Collecting(logging.Handler):

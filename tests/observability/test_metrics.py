@@ -1,4 +1,4 @@
-"""Metrics: which fact moves which series, what they show before anything has happened, and that they stay few."""
+"""Metrics: which fact changes which series, their initial values, and bounds on their number."""
 
 import re
 import subprocess

@@ -32,7 +32,7 @@ RUN = wire.Run("id", "default", 10, {"rate": 0.1}, evaluate=True, shard=(0, 3))
 
 
 def apps(service: str, **settings: Any) -> tuple[ASGIApp, ASGIApp | None]:
-    """The app for operators, and the app for participants."""
+    """Return the app for operators, and the app for participants."""
     if service == "participant":
         silo = ParticipantSettings(coordinator_url="http://coordinator:8081", class_="silo:Silo", **settings)
         return ops.app(Health(), dict, scrape=Telemetry(ParticipantMetrics).scrape, access=ops.access(silo)), None
@@ -49,7 +49,7 @@ def apps(service: str, **settings: Any) -> tuple[ASGIApp, ASGIApp | None]:
 
 
 def requests(app: ASGIApp | None) -> set[tuple[str, str]]:
-    """The methods and paths of an app. HEAD goes with GET."""
+    """Return the methods and paths of an app. HEAD goes with GET."""
     if app is None:
         return set()
     assert isinstance(app, asgi.Front)
@@ -115,7 +115,7 @@ def test_encoded_messages_fit_their_schemas_and_broken_ones_do_not(message: Any)
 @pytest.mark.parametrize("settings", [{}, {"ops_token": "secret"}], ids=["open", "token"])
 @pytest.mark.parametrize("service", APIS)
 def test_the_responses_of_every_endpoint_are_described(service: str, settings: Any) -> None:
-    """As far as a request without a body and without a token can provoke it."""
+    """Checks all responses that a request without a body and without a token can cause."""
     for app in filter(None, apps(service, **settings)):
         for method, path in requests(app) - {("get", "/events")}:  # which has no end
             url = path.replace("{id}", "0b8b3f6e-52a5-4b44-8e51-5f0a3c1f0a77").replace("{token}", "x")

@@ -1,4 +1,4 @@
-"""Metrics that a process pushes by OTLP: when, to whom, what is refused, and that a dead receiver costs nothing."""
+"""Metrics that a process pushes by OTLP: intervals, receivers, invalid settings, and the cost of a dead receiver."""
 
 import os
 import re

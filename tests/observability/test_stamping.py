@@ -1,4 +1,4 @@
-"""What a participant pushes: the proved name is put on it, and what could harm others is refused with a reason."""
+"""Pushed telemetry: the coordinator sets the proved name, and refuses harmful messages with a reason."""
 
 import gzip
 import os
@@ -40,7 +40,7 @@ NAME = "fedround_participant_round_number"
 
 
 def metrics(**resource: str) -> ExportMetricsServiceRequest:
-    """One gauge with one point."""
+    """Return one gauge with one point."""
     request = ExportMetricsServiceRequest()
     of_resource = request.resource_metrics.add()
     for key, value in resource.items():
@@ -160,7 +160,7 @@ def _delta(request: Any) -> None:
 
 
 def _repeated(part: str) -> Callable[[Any], object]:
-    """So many empty parts of a kind, each of which has two bytes."""
+    """Add this many empty parts of a kind. Each has two bytes."""
 
     def change(request: Any) -> None:
         of_resource = request.resource_metrics[0]

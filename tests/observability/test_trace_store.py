@@ -1,4 +1,4 @@
-"""Traces of a real federation in a real Jaeger, and the ways to them from a real Prometheus and from the dashboards."""
+"""Traces of a real federation in a real Jaeger, and the links to them from a real Prometheus and from the dashboards."""
 
 import json
 import re
@@ -39,12 +39,12 @@ fedround-coordinator fedround.round internal
 """
 """A round that is not the first; what looks alike beside each other is there once. `epoch` is the span of the silo's own code."""
 SECRETS = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}|[0-9a-f]{8}/[0-9a-f]{8}")
-"""Whole ids, and an id with a token behind it."""
+"""Whole ids, and an id followed by a token."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A federation that trained until `ended`, as its stores have it."""
+    """A federation that trained until `ended`, and its stores."""
 
     jaeger: Jaeger
     prometheus: Prometheus
@@ -53,7 +53,7 @@ class Seen:
     ended: float
 
     def rounds(self) -> dict[int, list[Span]]:
-        """The spans of each round's trace, by number."""
+        """Return the spans of each round's trace, by number."""
         found = self.jaeger.search(service="fedround-coordinator", operation="fedround.round")
         return {root(spans).attributes["fedround.round.number"]: spans for spans in found}
 
@@ -64,7 +64,7 @@ def root(spans: Sequence[Span]) -> Span:
 
 
 def tree(spans: Sequence[Span], span: Span, indent: str = "") -> str:
-    """The span and what is below it, a line each, without the heartbeats of rounds that last."""
+    """Return a span and its descendants, one per line, without the heartbeats in long rounds."""
     below = {tree(spans, child, f"{indent}  ") for child in spans if child.parent == span.id and "heartbeat" not in child.name}
     return f"{indent}{span.service} {span.name} {span.kind}\n{''.join(sorted(below))}"
 
@@ -146,7 +146,7 @@ def test_every_documented_span_is_in_the_store_and_no_secret_is(seen: Seen) -> N
 
 
 def test_the_exemplars_of_the_dashboards_are_traces_in_the_store(seen: Seen) -> None:
-    """As Grafana goes: from a panel's query to Prometheus, and with the label that is provisioned to the store."""
+    """Follow Grafana: from a panel's query to Prometheus, and with the provisioned label to the store."""
     sources = yaml.safe_load((DEPLOY / "grafana" / "provisioning" / "datasources" / "fedround.yml").read_text())["datasources"]
     (destination,) = (d for s in sources for d in s.get("jsonData", {}).get("exemplarTraceIdDestinations", ()))
     assert [source["type"] for source in sources if source["uid"] == destination["datasourceUid"]] == ["jaeger"]
@@ -164,7 +164,7 @@ def test_the_exemplars_of_the_dashboards_are_traces_in_the_store(seen: Seen) -> 
 
 
 def by_link(name: str, store: Jaeger, began: float, ended: float) -> list[list[Span]]:
-    """The traces that a dashboard's link finds."""
+    """Return the traces that a dashboard's link finds."""
     (pane,) = (
         json.loads(urllib.parse.parse_qs(urllib.parse.urlsplit(link["url"]).query)["panes"][0])["traces"]
         for link in DASHBOARDS[name]["links"]

@@ -1,4 +1,4 @@
-"""Traces: the spans of one process from its facts, and a federation whose collector does not answer."""
+"""Traces: the spans of one process, and a federation with a collector that does not respond."""
 
 import logging
 import re
@@ -40,7 +40,7 @@ OK = 200
 
 
 class Traced:
-    """The spans of what was told and asked within."""
+    """The spans of the facts and requests within the block."""
 
     def __init__(self, *, heartbeats: bool = True) -> None:
         self._memory = InMemorySpanExporter()
@@ -52,7 +52,7 @@ class Traced:
             self.tracing.after(fact)
 
     def ask(self, method: str, path: str, status: int | None = OK) -> dict[str, str]:
-        """One request; without a status the peer is away. Its headers."""
+        """Make a request, and return its headers. Without a status, the peer is unreachable."""
         try:
             with self.tracing.client(method, f"http://peer:80{path.format(id=ID, token=TOKEN)}", path) as exchange:
                 if status is None:
@@ -63,7 +63,7 @@ class Traced:
         return dict(exchange.headers)
 
     def finished(self) -> Sequence[ReadableSpan]:
-        """What has ended so far."""
+        """The spans that have ended so far."""
         self.tracing._provider.force_flush()
         return self._memory.get_finished_spans()
 
@@ -335,7 +335,7 @@ def test_in_large_rounds_each_participant_has_its_own_trace_with_all_its_request
 
 @contextmanager
 def federation(rounds: int, **environ: str) -> Iterator[tuple[Process, Process, Sequence[Process]]]:
-    """Coordinator, aggregator and two participants."""
+    """Run a coordinator, an aggregator and two participants."""
     with ExitStack() as stack:
         aggregator = stack.enter_context(running("aggregator", **environ))
         urls = {

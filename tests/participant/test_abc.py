@@ -1,4 +1,4 @@
-"""What people return from `train_round` by mistake is told in their words, not in those of whoever takes it apart."""
+"""Mistakes in what users return from `train_round`: the errors use their words, not those of the code that finds the mistake."""
 
 from typing import Any
 

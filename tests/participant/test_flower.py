@@ -1,4 +1,4 @@
-"""Code written for Flower, run by fedround with the real `flwr`, in an environment of its own."""
+"""Code written for Flower, run by fedround with the real `flwr`, in its own environment."""
 
 import json
 import subprocess

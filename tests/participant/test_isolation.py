@@ -1,4 +1,4 @@
-"""Training code that misbehaves: the participant stays registered, ready, observable and stoppable, and loses one round at most."""
+"""Training code that misbehaves: the participant stays registered, ready and observable, can stop, and loses at most one round."""
 
 import json
 import os
@@ -34,7 +34,7 @@ HARMLESS = [
     "configure_logging",
 ]
 OF_THE_WORKER = ["handle_signals", "change_the_process", "close_the_standard_streams"]
-"""What nobody can make good in the process that it is done in."""
+"""Misbehaviour that the same process cannot repair."""
 FATAL = {
     "abort": "the training process crashed with SIGABRT",
     "crash": "the training process crashed with SIGSEGV",
@@ -60,7 +60,7 @@ REASONS = {
 def misbehaving(
     p: Running, directory: Path, *how: str, exporter: str = "none", endpoint: str = "", **settings: str
 ) -> Iterator[Process]:
-    """A participant whose code misbehaves."""
+    """Run a participant with code that misbehaves."""
     options = {"how": how, "directory": str(directory)}
     own = {
         "COORDINATOR_URL": p.url,
@@ -76,7 +76,7 @@ def misbehaving(
 
 
 def alive(pid: int) -> bool:
-    """Whether there is such a process, which is no zombie."""
+    """Return whether this process exists and is no zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -95,7 +95,7 @@ def finished(process: Process) -> None:
 
 
 def replaced(process: Process, times: int) -> bool:
-    """Whether the worker was replaced so often, and the last one is ready."""
+    """Return whether the worker was replaced this many times, and the last one is ready."""
     worker = process.status("PARTICIPANT_OPS_PORT")["worker"]
     return (worker["state"], worker["restarts"]) == ("idle", times)
 
@@ -194,7 +194,7 @@ def test_a_worker_ends_with_a_killed_participant(tmp_path: Path) -> None:
 
 
 def test_a_signal_to_the_group_of_a_participant_does_not_reach_its_worker(tmp_path: Path) -> None:
-    """Ctrl-C in a terminal."""
+    """Ctrl-C in a terminal sends the signal to the group."""
     with our_platform(min_clients=2) as p, misbehaving(p, tmp_path, "pool") as process:
         until(lambda: process.probe("/readyz")[0] == 200)
         (worker,) = children(process.pid)

@@ -161,7 +161,7 @@ def test_late_responses_change_nothing() -> None:
 
 
 def insides(thing: object) -> object:
-    """All that an object of the core is made of, to be compared."""
+    """Return everything that an object of the core consists of, for a comparison."""
     if not isinstance(thing, Lifecycle | Lane | Work | Failures):
         return repr(thing)
     names: Iterable[str] = getattr(thing, "__dict__", ()) or getattr(thing, "__slots__", ())

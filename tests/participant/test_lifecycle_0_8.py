@@ -62,7 +62,7 @@ def test_the_same_round_right_after_an_upload_does_not_mean_that_it_was_lost() -
 
 
 def repeats(participant: Participant, number: int) -> int:
-    """How often the update is sent again, until the round fails."""
+    """Return how many times the update is sent again before the round fails."""
     count = 0
     while participant.state != "registering":
         for command in participant.wait():

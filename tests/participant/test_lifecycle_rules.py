@@ -1,4 +1,4 @@
-"""Any sequence of events, in any order: what a participant must never do."""
+"""Any sequence of events, in any order, and what a participant must never do."""
 
 import math
 from collections.abc import Callable
@@ -43,7 +43,7 @@ FAILURES: st.SearchStrategy[Callable[[m.TrainingRequest], m.Event]] = st.sampled
 
 
 class World:
-    """Answers what a lifecycle asks, in any order and any way, late answers among them, and sees that nothing forbidden is done."""
+    """Responds to a lifecycle in any order and any way, also late, and checks that it does nothing forbidden."""
 
     def __init__(self, data: st.DataObject) -> None:
         self.draw = data.draw

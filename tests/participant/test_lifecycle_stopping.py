@@ -1,4 +1,4 @@
-"""A participant that is asked to stop."""
+"""A participant that stops."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Local tensors as a user has them: in a participant with a data directory, and in the files of `fedround model`."""
+"""Local tensors for users: in a participant with a data directory, and in the files of `fedround model`."""
 
 import json
 import signal

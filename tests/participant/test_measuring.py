@@ -1,4 +1,4 @@
-"""What a participant measures of the weights on their way: in any format that holds an `.npy`, and never at a round's cost."""
+"""Statistics of the weights in downloads and uploads: in any format that contains an `.npy`, and without delay for a round."""
 
 import tracemalloc
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from support.updates import npy, update
 
 
 def measured(*steps: Callable[[Measuring], Any]) -> list[Fact]:
-    """What is told while `steps` are done, without the phases."""
+    """Return the facts of `steps`, without the phases."""
     facts: list[Fact] = []
     measure = Measuring(facts.append)
     for step in steps:
@@ -40,7 +40,7 @@ def encoded(samples: int, array: Array) -> list[memoryview]:
 
 
 def changed(*steps: Callable[[Measuring], Any]) -> tuple[Any, Any]:
-    """The norm of the last update, and its cosine."""
+    """Return the norm of the last update, and its cosine."""
     fact = measured(*steps)[-1]
     assert isinstance(fact, events.UpdateMeasured)
     return (fact.change.l2_norm, fact.change.cosine_similarity) if fact.change else (None, None)

@@ -1,4 +1,4 @@
-"""FedProx's proximal term against its formula."""
+"""FedProx's proximal term compared with its formula."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -63,7 +63,7 @@ def test_an_anchor_unlike_the_global_model_is_refused(weights: Any, anchor: Any,
 
 
 def test_the_proximal_term_keeps_training_nearer_to_the_global_model() -> None:
-    """A silo whose own best is at 1, and a global model at 0: with mu = 1 the best of both is half-way."""
+    """The silo's optimum is at 1, and the global model at 0. With mu = 1, the optimum of both is half-way."""
     anchor = {"w": np.zeros(3)}
     weights: Mapping[str, Any] = {"w": anchor["w"].copy()}
     for _ in range(200):

@@ -1,4 +1,4 @@
-"""What of a participant's telemetry may leave the silo."""
+"""Which telemetry of a participant may leave the silo."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What users write, for the type checker alone: nobody runs it."""
+"""Code of users, for the type checker only. It is never run."""
 
 import asyncio
 from typing import Any
@@ -22,14 +22,14 @@ class Minimal(fedround.NumPyParticipant):
 
 
 class Named(fedround.NumPyParticipant):
-    """An argument is named as one likes."""
+    """An argument with another name."""
 
     def train_round(self, weights: NDArray[Any] | None) -> fedround.Update:
         return fedround.Update(1, np.zeros(3) if weights is None else weights)
 
 
 class Plain(fedround.NumPyParticipant):
-    """A plain tuple, floats of a certain size, no annotations for what is given."""
+    """A plain tuple, floats of a certain size, no annotation of the argument."""
 
     def train_round(self, training_input: Any) -> tuple[int, NDArray[np.float32]]:
         return 1, np.zeros(3, np.float32)
@@ -58,7 +58,7 @@ class Layers(fedround.NumPyParticipant):
 
 
 class Own(fedround.ParticipantABC[dict[str, float], dict[str, float]]):
-    """A format of its own."""
+    """A custom format."""
 
     def train_round(self, training_input: dict[str, float]) -> dict[str, float]:
         return training_input
@@ -71,7 +71,7 @@ class Own(fedround.ParticipantABC[dict[str, float], dict[str, float]]):
 
 
 class Tutorial(xain_sdk.ParticipantABC):  # type: ignore[type-arg]  # that of 0.8 took none
-    """As people wrote it for xain-sdk 0.8."""
+    """Code for xain-sdk 0.8."""
 
     def train_round(self, global_weights: np.ndarray | None) -> tuple[int, np.ndarray]:
         return 1, np.zeros(3)
@@ -84,7 +84,7 @@ class Tutorial(xain_sdk.ParticipantABC):  # type: ignore[type-arg]  # that of 0.
 
 
 def run() -> None:
-    """Both ways to run one."""
+    """Both ways to run a participant."""
     fedround.run_participant(Minimal(), "http://localhost:8081")
     fedround.run_participant(Plain(), "http://localhost:8081", 0.5, shard=(3, 10), give_up_after=60.0, handle_signals=True)
     options: fedround.Options = {"name": "silo-1", "give_up_after": None}
@@ -99,7 +99,7 @@ def run() -> None:
 
 
 def test() -> None:
-    """A participant of one's own."""
+    """A test of a custom participant."""
     with fedround.testing.platform(rounds=1) as p:
         p.run(Minimal(), shards=2)
     model: NDArray[Any] | None = p.global_model

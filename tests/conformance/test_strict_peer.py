@@ -1,4 +1,4 @@
-"""Our participant on a strict platform of 0.8, whose faults it has to live with."""
+"""Our participant on a strict platform of 0.8, with the faults of that platform."""
 
 import asyncio
 import io
@@ -21,7 +21,7 @@ ROUNDS = 5
 
 
 class KnownAnswer(fedround.NumPyParticipant):
-    """Number k adds N to weight k only: after R rounds every weight is R. `before` is called in each round."""
+    """Participant k, which adds N to weight k only: after R rounds every weight is R. It calls `before` in each round."""
 
     def __init__(self, k: int, before: Callable[[int], None] = lambda _number: None) -> None:
         self.k, self.before, self.trained = k, before, 0
@@ -35,7 +35,7 @@ class KnownAnswer(fedround.NumPyParticipant):
 
 
 def train(p: Xain08, *participants: KnownAnswer, **options: Unpack[Options]) -> None:
-    """Until everybody was told `finish`."""
+    """Train until every participant got `finish`."""
     options.setdefault("reconnect_max", 0.05)
 
     async def run() -> None:
@@ -128,11 +128,11 @@ def test_after_a_lost_model_training_starts_with_an_empty_one() -> None:
 
 
 SILENCE = 1.0
-"""Seconds after which the platform removes an id."""
+"""Seconds without a heartbeat after which the platform removes an id."""
 
 
 class Steady(KnownAnswer):
-    """Waits in round 0 for `joined`, in round 1 for `go`, and later until the silence of the other one is noticed."""
+    """A participant that waits in round 0 for `joined`, in round 1 for `go`, and later until the other one is removed."""
 
     def __init__(self, p: Xain08) -> None:
         self.joined, self.go = threading.Event(), threading.Event()
@@ -140,7 +140,7 @@ class Steady(KnownAnswer):
         super().__init__(0, lambda number: self.held(holds.get(number, p.gone)))
 
     def is_joined(self, fact: Fact) -> None:
-        """An observer of the other one."""
+        """Observe the other participant."""
         if isinstance(fact, events.Registered):
             self.joined.set()
 
@@ -149,7 +149,7 @@ class Steady(KnownAnswer):
 
 
 def train_beside(steady: Steady, p: Xain08, other: Callable[[], Coroutine[None, None, None]]) -> None:
-    """`steady` is selected for round 0 alone, and for round 1 together with the participant that `other` runs."""
+    """Train `steady` alone in round 0, and in round 1 together with the participant that `other` runs."""
 
     async def run() -> None:
         registered, loop = asyncio.Event(), asyncio.get_running_loop()

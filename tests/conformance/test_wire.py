@@ -35,7 +35,7 @@ def saved(weights: np.ndarray[tuple[int], np.dtype[np.float64]]) -> bytes:
 
 
 async def news(port: int, id: str) -> bytes:
-    """What a heartbeat says when it does not say `stand_by` any more."""
+    """Send heartbeats until the response is not `stand_by`, and return it."""
     for _ in range(1000):
         answer = await ask(port, "GET", f"/heartbeat/{id}")
         assert answer.status == 200

@@ -1,4 +1,4 @@
-"""The real xain-sdk 0.8.0, in an environment of its own, on our platform: alone, among ours, and in the race."""
+"""The real xain-sdk 0.8.0, in its own environment, on our platform: alone, with our participants, and in a race."""
 
 import io
 import os
@@ -20,18 +20,18 @@ ROOT = HERE.parent.parent
 TRAINER = HERE / "trainer.py"
 OURS = sys.executable
 REPEATS = int(os.environ.get("CONFORMANCE_REPEATS", "1"))
-"""How often the race is run."""
+"""Number of runs of the race."""
 
 
 @pytest.fixture(scope="session")
 def theirs() -> str:
-    """The Python of an environment with xain-sdk 0.8.0."""
+    """Return the Python of an environment with xain-sdk 0.8.0."""
     return venvs.required(venvs.XAIN_SDK)
 
 
 @contextmanager
 def started(*commands: Sequence[str], cwd: Path = HERE) -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes, ended with the block."""
+    """Run processes within the block."""
     # Without the path to our own `xain_sdk`, which the real one must not find.
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     processes = [
@@ -48,7 +48,7 @@ def started(*commands: Sequence[str], cwd: Path = HERE) -> Iterator[list[subproc
 
 
 def train(p: Running, pythons: Sequence[str], period: float) -> None:
-    """Participants with a known answer, one for each of `pythons`, train until the platform says `finish`."""
+    """Train with known answers, one participant for each of `pythons`, until the platform responds with `finish`."""
     commands = [[python, str(TRAINER), str(k), str(len(pythons)), p.url, str(period)] for k, python in enumerate(pythons)]
     with started(*commands) as processes:
         for process in processes:
@@ -57,7 +57,7 @@ def train(p: Running, pythons: Sequence[str], period: float) -> None:
 
 
 def check_the_books(p: Running, rounds: int, participants: int) -> None:
-    """Everybody's update was counted once in every round, and nothing else was."""
+    """Check that every participant's update was counted once in every round, and no other update."""
     status = p.status()
     assert (status["state"], status["round"]) == ("complete", rounds)
     assert {completed["counted"] for completed in status["last_rounds"]} == {participants}
@@ -97,7 +97,7 @@ def test_the_tutorials_weights_fall_with_the_real_xain_sdk(theirs: str) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("repeat", range(REPEATS))
 def test_ten_fast_participants_on_a_busy_machine_count_once_in_each_of_100_rounds(theirs: str, repeat: int) -> None:
-    """On a 0.8 platform no such training ends: a heartbeat that crosses an upload's answer orders the same round again."""
+    """On a 0.8 platform this training never ends: a heartbeat that crosses the response to an upload requests the round again."""
     busy = [sys.executable, "-c", "while True: pass"]
     with our_platform(rounds=100, min_clients=10) as p, started(busy, busy):
         train(p, [theirs] * 10, 0.05)

@@ -1,6 +1,6 @@
-"""A participant with a known answer, for xain-sdk 0.8.0 or our facade of it: number k of n adds n to weight k, and to nothing else.
+"""A participant with a known answer, for xain-sdk 0.8.0 or our facade of it: participant k of n adds n to weight k only.
 
-After R rounds of which it was part of each, with all n of them, every weight is R: one update lost or counted twice shows.
+After R rounds with all n participants, every weight is R. So an update that is lost or counts twice shows.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""The dashboards: made of their sources, every query is one, every panel explains itself, and thousands of participants fit in."""
+"""The dashboards: they agree with their sources, queries are valid, panels have descriptions, and thousands of participants fit."""
 
 import json
 import re
@@ -29,7 +29,8 @@ from support.venvs import NotInstalled
 
 PARTICIPANTS, SILOS = 3000, 300
 IN_FULL = 60
-"""So many of them show all that they have; the others only what is asked of all at once: it is enough for one series too many."""
+"""Number of participants with all series. The others have only those of queries over all participants: an excess shows there.
+"""
 MOST_SERIES, MOST_ROWS = 50, 200
 CERTIFICATE = Validity(1.7e9, 1.7e9 + 365 * 86400)
 PANELS = dict(panels())
@@ -39,12 +40,12 @@ MEASURED_BY_PARTICIPANTS = "Metrics of participants that are scraped or push"
 
 
 def documented() -> set[str]:
-    """The metrics of all three services."""
+    """Return the metrics of all three services."""
     return set(re.findall(r"^\| `(\w+)` \| \w+ \|", (ROOT / "docs" / "reference" / "metrics.md").read_text(), re.MULTILINE))
 
 
 def made_by_code() -> set[str]:
-    """The series of all three services."""
+    """Return the series of all three services."""
     return {name + suffix for name in documented() for suffix in ("", "_bucket", "_count", "_sum")}
 
 
@@ -117,7 +118,7 @@ def test_dashboards_link_to_each_other(name: str) -> None:
 
 @pytest.mark.parametrize("name", DASHBOARDS)
 def test_dashboards_link_to_traces_in_jaeger_and_tempo(name: str) -> None:
-    """Each asks as its data source wants to be asked: Jaeger for one service at a time, Tempo in TraceQL."""
+    """Each link has the query language of its data source: one service at a time for Jaeger, TraceQL for Tempo."""
     asked: dict[str, list[dict[str, Any]]] = {}
     for link in DASHBOARDS[name]["links"]:
         if link["url"].startswith("/explore?"):
@@ -135,7 +136,7 @@ def test_dashboards_link_to_traces_in_jaeger_and_tempo(name: str) -> None:
 
 
 def test_the_fleet_dashboard_needs_no_series_of_participants() -> None:
-    """Operators see silos that nobody can scrape, in all rows but the last."""
+    """All rows but the last show silos that Prometheus cannot scrape."""
     row, reads = "", set[str]()
     for panel in DASHBOARDS["fleet"]["panels"]:
         row = panel["title"] if panel["type"] == "row" else row
@@ -149,7 +150,7 @@ def test_the_fleet_dashboard_needs_no_series_of_participants() -> None:
 
 
 def test_a_participant_is_selected_only_by_its_name() -> None:
-    """Whatever process or address it has, and however its series came to Prometheus."""
+    """Whatever its process and address are, and however its series reached Prometheus."""
     for name, query in queries():
         if name.startswith("participant: "):
             selectors = re.findall(r"\b(?:fedround_participant|fedround_tls|http_client|process)_\w+{", query)
@@ -179,7 +180,7 @@ def test_the_panel_of_alerts_has_every_alert() -> None:
 
 
 def lines(metrics: Metrics, job: str, instances: int) -> Iterator[str]:
-    """A scrape of so many that show the same. Of each histogram some buckets must do, or it would be a million series."""
+    """Yield a scrape of this many equal participants, with only some buckets of each histogram: all would be a million series."""
     body = metrics.scrape("")[0].decode()
     series = [line for line in body.splitlines() if line[0] != "#" and not re.search(r'le="(?!0\.1"|1\.0"|30\.0"|\+Inf)', line)]
     of_all = set(re.findall(r"\w+", " ".join(query for _, query in queries() if "$instance" not in query) + RULES_TEXT))
@@ -193,7 +194,7 @@ def lines(metrics: Metrics, job: str, instances: int) -> Iterator[str]:
 
 
 def busy_participant() -> ParticipantMetrics:
-    """One that has seen everything go wrong that there is."""
+    """Return a participant with every kind of failure."""
     metrics = ParticipantMetrics(name="silo", local_values=True)
     metrics.certificates.watch(lambda: dict.fromkeys(("PARTICIPANT_TLS_CERT_FILE", "PARTICIPANT_TLS_CA_FILE"), CERTIFICATE))
     weights = statistics(np.linspace(-1, 1, 32))

@@ -1,6 +1,6 @@
-"""A real federation in which faults are made, a real Prometheus that scrapes it, and a real Alertmanager that tells of them.
+"""A real federation with faults, a real Prometheus that scrapes it, and a real Alertmanager that sends its alerts.
 
-One run for all: what is asked at its end is what an operator would ask. Alerts come 60 times as fast (`support.prometheus`).
+All tests share one run, and query it at its end like an operator. Alerts fire 60 times as fast (`support.prometheus`).
 """
 
 import signal
@@ -20,7 +20,7 @@ from support.prometheus import Prometheus, faster, prometheus
 from support.troubled import WEIGHTS, Federation, addresses, crowd, full
 
 SHOWN_WITHIN = 30.0
-"""Seconds from a fault until the dashboards' queries show it."""
+"""Maximum seconds from a fault until the dashboards' queries show it."""
 EXPECTED = {
     "ParticipantDown",
     "ParticipantNotReady",
@@ -64,19 +64,19 @@ NAMED = {
     "UpdateNormExploding": {"three"},
     "CertificateExpiring": {"", "astray"},
 }
-"""Of alerts about one silo: its name. Oslo and Berlin are scraped by nobody."""
+"""The silo of each alert about one silo. Prometheus does not scrape Oslo and Berlin."""
 Fires = Callable[..., None]
 
 
 @dataclass(frozen=True)
 class Seen:
-    """After all faults: who can be asked, and since when."""
+    """The state after all faults."""
 
     prometheus: Prometheus
     federation: Federation
 
     def history(self, query: str) -> int:
-        """How many series an operator would have seen at some time, on the dashboard of any participant."""
+        """Return how many series an operator saw at any time, on the dashboard of any participant."""
         return sum(
             self.prometheus.history(asked(query, participant=name, interval="5s", window="30s"), self.federation.began, time.time())
             for name in (("one", "three", "far", "oslo") if "$participant" in query else ("",))
@@ -91,7 +91,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
 
 
 def faults(f: Federation) -> Seen:
-    """Make one fault after another, each until its alert fires, and mend it."""
+    """Cause one fault after another. Wait until its alert fires, then repair it."""
     f.start_aggregator()
     f.start_coordinator()
     url = f.coordinator.url("COORDINATOR_PORT")
@@ -207,7 +207,7 @@ def remote_silo(f: Federation, platform: Process, name: str, shard: str) -> Proc
 
 
 def remote_silos(f: Federation) -> tuple[Process, Process, Process]:
-    """A platform whose participants nobody scrapes. One of them is slow, and has the shard of another one."""
+    """A platform with participants that Prometheus does not scrape. One is slow, and has the shard of another one."""
     platform = remote_platform(f, COORDINATOR_QUORUM="2", COORDINATOR_MAX_CONNECTIONS="20")
     f.mood("slow", "oslo")
     remote_silo(f, platform, "berlin", "0/3")
@@ -215,7 +215,7 @@ def remote_silos(f: Federation) -> tuple[Process, Process, Process]:
 
 
 def faults_of_remote_silos(f: Federation, p: Prometheus, platform: Process, paris: Process, oslo: Process, *, fires: Fires) -> None:
-    """Of these only the coordinator can tell."""
+    """Faults that only the coordinator can report."""
     with crowd(int(platform.ports["COORDINATOR_PORT"]), 30):
         fires("ParticipantAlwaysLate", "ShardAssignmentWrong missing", "ShardAssignmentWrong doubled", "ConnectionLimitReached")
     oslo.end()

@@ -1,4 +1,4 @@
-"""What is pushed by OTLP and what is scraped are the same series, and every dashboard and alert works on either."""
+"""Pushed (OTLP) and scraped series are the same, and every dashboard and alert works with both."""
 
 import re
 import threading
@@ -26,11 +26,11 @@ from support.stores import Series, Store, collector, prometheus3, series
 
 IDS = {"trace_id": "0af7651916cd43dd8448eb211c80319c", "span_id": "b7ad6b7169203331"}
 Service = tuple[Metrics, str, str]
-"""Its metrics, its kind and its instance."""
+"""A service's metrics, its kind and its instance."""
 
 
 def services() -> list[Service]:
-    """Two participants and a platform that have seen much."""
+    """Return two participants and a platform after many events."""
     coordinator, aggregator = (metrics for metrics, _, _ in platform_metrics())
     exemplary = ParticipantMetrics(name="anna", exemplar=lambda: IDS)
     exemplary(events.RoundEnded(1, "completed", 0.3))
@@ -40,7 +40,7 @@ def services() -> list[Service]:
 
 @contextmanager
 def serving(all_of_them: Sequence[Service]) -> Iterator[dict[tuple[str, str], str]]:
-    """The addresses of scrapes, by job and instance."""
+    """Serve the scrapes. Yield their addresses by job and instance."""
     with ExitStack() as stack:
         found = {}
         for metrics, kind, instance in all_of_them:
@@ -58,7 +58,7 @@ def serving(all_of_them: Sequence[Service]) -> Iterator[dict[tuple[str, str], st
 
 @contextmanager
 def pushing(all_of_them: Sequence[Service], endpoint: str) -> Iterator[None]:
-    """Push all of them, as services do."""
+    """Push all of them, like services."""
     failed: list[str] = []
 
     def tell(signal: str, arrived: bool) -> None:
@@ -105,7 +105,7 @@ def test_prometheus_has_the_same_series_scraped_or_received(tmp_path: Path, stra
 
 
 def test_pushed_metrics_can_have_the_label_of_their_federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the guide says."""
+    """As in the guide."""
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "namespace=fl")
     found: list[Service] = [(ParticipantMetrics(name="anna"), "participant", "anna")]
     with prometheus3(tmp_path / "receiving", promoted=["namespace"]) as store, pushing(found, of_receiver(store)):
@@ -113,13 +113,13 @@ def test_pushed_metrics_can_have_the_label_of_their_federation(tmp_path: Path, m
 
 
 def rules() -> list[str]:
-    """The query of each rule."""
+    """Return the query of each rule."""
     found = re.findall(r"expr: (?:\|\n)?((?:.+\n)(?: {10}.*\n)*)", RULES_TEXT)
     return [re.sub(r"\s+", " ", query).strip() for query in found]
 
 
 def keep_busy(all_of_them: Sequence[Service], ended: threading.Event) -> None:
-    """Let the counters rise."""
+    """Increase the counters."""
     while not ended.wait(0.2):
         for metrics, kind, _ in all_of_them:
             if kind == "participant":
@@ -153,7 +153,7 @@ def test_every_query_returns_the_same_for_pushed_metrics(tmp_path: Path) -> None
 
 
 def same(query: str, one: Store, other: Store) -> Callable[[], bool]:
-    """Whether two stores find the same series: at times a sample is just missing in one."""
+    """Return a check whether two stores find the same series. A sample may be missing in one of them for a moment."""
     return lambda: one.query(query).keys() == other.query(query).keys()
 
 
@@ -174,7 +174,7 @@ def test_a_collector_exports_the_same_series(tmp_path: Path) -> None:
 
 
 def exposed(url: str) -> set[Series]:
-    """The series of a scrape."""
+    """Return the series of a scrape."""
     with urllib.request.urlopen(url, timeout=30) as answer:
         families = text_string_to_metric_families(answer.read().decode())
         return {series({**sample.labels, "__name__": sample.name}) for family in families for sample in family.samples}

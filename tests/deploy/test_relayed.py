@@ -30,7 +30,7 @@ class Seen:
     store: Store
 
     def shows(self, query: str, participant: str = "") -> set[frozenset[tuple[str, str]]]:
-        """The series that a query finds for one participant, in the namespace that an operator selects, without how they came."""
+        """Return the series that a query finds for one participant in the selected namespace, without labels of their transport."""
         asked_for = asked(query, participant=participant, interval="20s", window="20s", namespace=NAMESPACE)
         return {frozenset(pair for pair in each if pair[0] not in ("job", "instance")) for each in self.store.query(asked_for)}
 
@@ -89,7 +89,7 @@ def test_a_panel_of_a_participant_shows_a_relayed_one(seen: Seen, panel: str, qu
 
 @pytest.mark.parametrize("query", list(dict.fromkeys(GROUPED)))
 def test_relayed_series_are_grouped_with_those_of_their_federation(seen: Seen, query: str) -> None:
-    """Whatever has a namespace has this one, and what shows one participant shows the other."""
+    """All series with a namespace have this one, and a query that shows one participant shows the other."""
     found = [dict(each) for each in seen.shows(query)]
     assert {each["namespace"] for each in found if "namespace" in each} <= {NAMESPACE}
     if re.search(r"by \([^)]*\bnamespace\b", query):

@@ -1,4 +1,4 @@
-"""The rules: Prometheus takes them, every alert fires when it should and only then, and somebody finds its runbook."""
+"""The rules: Prometheus loads them, every alert fires when it should and only then, and has a runbook."""
 
 import re
 import shutil
@@ -14,7 +14,7 @@ from support.tools import tool
 CASES = DEPLOY / "prometheus" / "tests" / "alerts.yml"
 PAGE = (ROOT / "docs" / "guides" / "alerts.md").read_text()
 TABLE = re.findall(r"^\| `(\w+)`[^|]*\| [^|]+ \| [\d-]+ min \|$", PAGE, re.MULTILINE)
-"""The alerts that the documentation lists."""
+"""The alerts in the documentation."""
 BLOCKS = re.findall(r"- alert: (\w+)\n(.*?)(?=\n\n|\Z)", RULES_TEXT, re.DOTALL)
 
 
@@ -65,7 +65,7 @@ def test_every_alert_has_summary_severity_and_runbook(alert: str, rule: str) -> 
 
 
 def test_the_runbook_of_never_selected_lists_the_counted_participants() -> None:
-    """By the same query: one of another window would name others, or nobody."""
+    """Both have the same query. With another window it would list other participants."""
     query = re.findall(r"```promql\n(.*?)```", RUNBOOKS["NeverSelected"], re.DOTALL)[0]
     (rule,) = [rule for alert, rule in BLOCKS if alert == "NeverSelected"]
     assert " ".join(query.split()) in " ".join(rule.split())

@@ -1,4 +1,4 @@
-"""What parsers are fed with: hypothesis strategies, from plain noise to valid inputs with a few bytes changed."""
+"""Inputs for parsers: hypothesis strategies, from noise to valid inputs with some bytes changed."""
 
 import json
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ SPECIAL = st.sampled_from(
 
 @st.composite
 def mutated(draw: st.DrawFn, valid: Sequence[bytes]) -> bytes:
-    """One of the valid inputs, in which up to five pieces are replaced, removed or repeated."""
+    """One of the valid inputs, with up to five pieces replaced, removed or repeated."""
     data = draw(st.sampled_from(valid))
     for _ in range(draw(st.integers(0, 5))):
         start = draw(st.integers(0, len(data)))
@@ -54,7 +54,7 @@ def mutated(draw: st.DrawFn, valid: Sequence[bytes]) -> bytes:
 
 
 def noisy(*valid: bytes) -> st.SearchStrategy[bytes]:
-    """Noise, and what is nearly right."""
+    """Noise, and inputs that are nearly valid."""
     return st.one_of(mutated(valid), st.binary(max_size=300))
 
 
@@ -107,7 +107,7 @@ deep = st.sampled_from([b"[" * 5000, b'{"a":' * 5000, b"[" * 5000 + b"]" * 5000]
 
 @st.composite
 def _resembling(draw: st.DrawFn, example: Any) -> Any:
-    """A value of this form, in which some parts are anything."""
+    """A value of this form. Some of its parts are arbitrary."""
     if draw(st.integers(0, 5)) == 0:
         return draw(values)
     match example:
@@ -120,7 +120,7 @@ def _resembling(draw: st.DrawFn, example: Any) -> Any:
 
 
 def documents(*examples: object) -> st.SearchStrategy[bytes]:
-    """JSON of the forms of these examples, or not; and bytes that are nearly JSON."""
+    """JSON of the form of these examples, arbitrary JSON, and bytes that are nearly JSON."""
     shaped = st.sampled_from(examples).flatmap(_resembling).map(lambda value: json.dumps(value).encode())
     return st.one_of(shaped, noisy(*(json.dumps(example).encode() for example in examples)), deep)
 
@@ -190,7 +190,7 @@ texts = st.one_of(
 
 
 def variables(cls: type[Settings]) -> st.SearchStrategy[dict[str, str]]:
-    """An environment of some of a service's variables. Files of secrets are left out: any path may be read."""
+    """An environment with some variables of a service, without those for files of secrets, which may have any path."""
     names = [row.variable for row in cls.rows() if not row.variable.endswith("_FILE")]
     return st.dictionaries(st.sampled_from(names), texts, max_size=6)
 
@@ -247,7 +247,7 @@ stamps = st.sampled_from([0, 1, 2**63, 2**64 - 1])
 
 
 def _or(draw: st.DrawFn, right: Any, *wrong: Any) -> Any:
-    """Mostly what is right: one mistake, and the whole message is refused."""
+    """Mostly the valid value: a single invalid one makes the whole message invalid."""
     return draw(st.sampled_from(wrong)) if draw(st.integers(0, 29)) == 7 else right
 
 
@@ -294,7 +294,7 @@ def _spans(draw: st.DrawFn, spans: Any) -> None:
 
 @st.composite
 def _messages(draw: st.DrawFn, path: str) -> bytes:
-    """A message with every part that a sender may fill in."""
+    """A message with every part that a sender may set."""
     metrics = path == wire.OTLP_METRICS
     request: Any = ExportMetricsServiceRequest() if metrics else ExportTraceServiceRequest()
     for _ in range(draw(few)):
@@ -322,4 +322,4 @@ telemetry = st.sampled_from(wire.OTLP).flatmap(
         st.sampled_from(["", "", "identity", "gzip", "half a gzip", "br"]),
     )
 )
-"""A path, a message, how many empty resources follow, and how it is encoded."""
+"""A path, a message, the number of empty resources after it, and its encoding."""

@@ -1,7 +1,7 @@
-"""`make fuzz`: feeds every parser with what nobody should send it, for so many minutes.
+"""`make fuzz`: feed every parser malformed input for some minutes.
 
-The same targets run for a moment in `make test`. Each turn has a seed of its own, counted up from the first: what fails can be had
-again by the seed that is printed, in the first turn.
+`make test` runs the same targets for a moment. Each turn has its own seed, counted up from the first one. To repeat a failure,
+start with the printed seed: it fails in the first turn.
 """
 
 import itertools
@@ -21,11 +21,11 @@ sys.path[:1] = [str(Path(__file__).parent.parent)]
 from fuzz.targets import TARGETS, Feed, Target, served  # noqa: E402 only now it can be found
 
 EXAMPLES = 300
-"""Of a turn: some seconds at most."""
+"""Examples in a turn, which takes some seconds at most."""
 
 
 def turn(target: Target, feed: Feed, seed: int) -> int:
-    """Feed one target with inputs that the seed makes; how many. Raises what the parser raises."""
+    """Feed a target with inputs from a seed. Return their number. Raises the exception of the parser."""
     count = 0
 
     @hypothesis.seed(seed)
@@ -41,7 +41,7 @@ def turn(target: Target, feed: Feed, seed: int) -> int:
 
 
 def main() -> int:
-    """Run for as long as is asked for."""
+    """Run for the requested time."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=5, help="for how long [default %(default)s]")
     parser.add_argument("--seed", type=int, default=None, help="of the first turn")

@@ -1,4 +1,4 @@
-"""The page as people see it, in a real browser: live, in both colours, on a telephone, by keyboard, in thousands, with faults."""
+"""The page in a real browser: live, in light and dark, on a telephone, by keyboard, with thousands of participants, with faults."""
 
 import http.client
 import json
@@ -21,9 +21,9 @@ pytestmark = pytest.mark.timeout(180)
 
 TESTS = str(Path(__file__).parent.parent)
 WITHIN = 30.0
-"""Seconds from a fault until the page shows it."""
+"""Maximum seconds from a fault until the page shows it."""
 WEIGHTS = 150_000
-"""More than an aggregator receives in memory: its spool is used."""
+"""More than an aggregator receives in memory, so it uses its spool."""
 TAB, SPACE = "\ue004", " "
 CURVES = "return document.querySelectorAll('.plot:not([hidden]) polyline[points]').length"
 
@@ -46,7 +46,7 @@ def violations(window: Browser, axe: str) -> list[str]:
 
 
 def shown(window: Browser, url: str) -> None:
-    """Open the page, wait for its first event, and mark it: after a reload the mark would be gone."""
+    """Open the page, wait for its first event, and mark it. A reload would remove the mark."""
     window.looks()
     window.open(url)
     until(lambda: window.text("#facts") != "", 10)

@@ -1,4 +1,4 @@
-"""The page on the coordinator's ops port: it needs nothing from elsewhere, follows training, and holds up nobody."""
+"""The page on the coordinator's ops port: it loads nothing from other hosts, follows the training, and delays no participant."""
 
 import asyncio
 import base64
@@ -31,7 +31,7 @@ def participant(platform: Process) -> dict[str, str]:
 
 
 def events(platform: Process, **headers: str) -> Iterator[Any]:
-    """What the stream tells, until it ends."""
+    """Yield the events of the stream, until it ends."""
     with platform.open("COORDINATOR_OPS_PORT", "/events", **headers) as stream:
         assert stream.headers["Content-Type"].startswith("text/event-stream")
         assert stream.headers["X-Accel-Buffering"] == "no", "nginx passes each event on at once"

@@ -35,7 +35,7 @@ class Ones(NumPyParticipant):
 
 
 class Deaf(Ones):
-    """Trains until it is let go, whatever it is told."""
+    """A participant that trains until the test releases it, even if it is cancelled."""
 
     def __init__(self, free: threading.Event) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ async def test_a_program_with_an_event_loop_runs_several_participants() -> None:
 
 
 async def cancel(participant: Ones, url: str, *, times: int = 1, **options: Unpack[Options]) -> float:
-    """Run it, and cancel it while it trains. Return the seconds until it has ended."""
+    """Run a participant, and cancel it while it trains. Return the seconds until it has ended."""
     task = asyncio.create_task(arun_participant(participant, url, **options))
     await asyncio.to_thread(participant.training.wait)
     began = time.monotonic()

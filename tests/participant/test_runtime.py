@@ -1,4 +1,4 @@
-"""Participants at work with our platform on the loopback; proxies, and failures of the network."""
+"""Participants with our platform on loopback; proxies, and network failures."""
 
 import subprocess
 import sys

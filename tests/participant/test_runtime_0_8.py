@@ -1,4 +1,4 @@
-"""Participants at work with a platform that speaks 0.8."""
+"""Participants with a platform of 0.8."""
 
 import numpy as np
 
@@ -98,7 +98,7 @@ def test_a_participant_exits_if_training_is_complete_when_it_registers() -> None
 
 
 def test_an_upload_whose_connection_is_refused_is_retried_immediately() -> None:
-    """Nothing can have arrived: it is not taken for an update that a 0.8 platform has not confirmed."""
+    """Nothing can have arrived. So the participant does not treat it as an update that a 0.8 platform has not confirmed."""
     closed: list[str] = []
     reopened: list[Peer] = []
 

@@ -85,7 +85,7 @@ class Service:
         self.log = ""
 
     def until(self, pattern: str) -> str:
-        """Wait for a line; its first group."""
+        """Wait for a line, and return its first group."""
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.log += line

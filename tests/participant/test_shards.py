@@ -1,4 +1,4 @@
-"""Which shard a participant trains, and what it says about it."""
+"""Which shard a participant trains, and how it reports this."""
 
 import logging
 

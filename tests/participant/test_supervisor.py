@@ -1,4 +1,4 @@
-"""The supervisor and its worker: memory that they share, messages between them, and a worker that says what it should not."""
+"""The supervisor and its worker: shared memory, messages, and a worker with invalid messages."""
 
 import json
 import os
@@ -70,7 +70,7 @@ channel, = [found for found in gc.get_objects() if isinstance(found, Channel)]
 
 @pytest.fixture
 def pair() -> Iterator[tuple[Channel, Channel, socket.socket]]:
-    """Two ends, and the socket of the second."""
+    """Yield both ends of a channel, and the socket of the second one."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         yield Channel(ours), Channel(theirs), theirs

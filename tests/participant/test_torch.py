@@ -1,4 +1,4 @@
-"""PyTorch, Keras and scikit-learn as people use them, in an environment of their own."""
+"""PyTorch, Keras and scikit-learn, each in its own environment."""
 
 import subprocess
 

@@ -1,4 +1,4 @@
-"""The participant's own code: what is told of an error of it."""
+"""Errors of the participant's code, and how they are reported."""
 
 import traceback
 from collections import deque

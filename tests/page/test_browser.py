@@ -299,12 +299,13 @@ def test_the_page_shows_by_name_how_often_each_participant_was_counted_and_late(
 
 
 def test_the_page_shows_which_shards_are_trained_and_by_which_participant(window: Browser, tmp_path: Path) -> None:
-    fits = "const part = document.querySelector('#participants .scroll'); return part.scrollWidth <= part.clientWidth && part.innerText"
+    fits = "const it = document.querySelector('#participants .scroll'); return it.scrollWidth <= it.clientWidth && it.innerText"
     with running("platform", COORDINATOR_ROUNDS="0") as platform, ExitStack() as silos:
         shown(window, ops(platform))
         window.looks(width=1200)
         for name, shard in {"anna": "0/3", "bert": "2/3"}.items():
-            silos.enter_context(running("participant", **silo(platform, name, tmp_path / "mood", seconds=1), PARTICIPANT_SHARD=shard))
+            one = silo(platform, name, tmp_path / "mood", seconds=1)
+            silos.enter_context(running("participant", **one, PARTICIPANT_SHARD=shard))
         until(lambda: "training for 0 s" in (window.run(fits) or ""), WITHIN)
         until(says(window, "#participants", "2/3"), 20)
         until(says(window, "#reasons", "no participant holds shard 1 of 3"), WITHIN)

@@ -10,10 +10,8 @@ import pytest
 import fedround
 from fedround.tensors.weights import encode_update
 from fedround.testing import platform
-from support.processes import Process, running, until
+from support.processes import Process, joining, running, until
 from support.processes import fedround as command
-
-TESTS = Path(__file__).parent
 
 
 class Judge(fedround.NumPyParticipant):
@@ -96,13 +94,7 @@ def test_the_initial_model_is_evaluated_and_the_next_run_continues(caplog: pytes
 
 
 def silo(platform: Process, isolation: str = "process", **options: Any) -> dict[str, str]:
-    return {
-        "PARTICIPANT_CLASS": "support.judge:Judge",
-        "PARTICIPANT_OPTIONS": json.dumps(options),
-        "PARTICIPANT_COORDINATOR_URL": platform.url("COORDINATOR_PORT"),
-        "PARTICIPANT_ISOLATION": isolation,
-        "PYTHONPATH": str(TESTS),
-    }
+    return joining(platform, "judge:Judge", options, PARTICIPANT_ISOLATION=isolation)
 
 
 @pytest.mark.parametrize("isolation", ["process", "thread"])

@@ -1,6 +1,5 @@
 import socket
 from functools import partial
-from pathlib import Path
 
 import pytest
 
@@ -9,7 +8,7 @@ from fedround.errors import ConfigurationError, Untrusted
 from fedround.http.client import AggregatorClient
 from fedround.http.hosts import trusted
 from support.known_answer import KnownAnswer
-from support.processes import running
+from support.processes import joining, running
 
 TRUSTED = [
     ("http://coordinator:8081", "http://aggregator:8082"),
@@ -95,11 +94,7 @@ def test_a_round_with_an_untrusted_aggregator_fails_with_the_reason() -> None:
         running("platform", COORDINATOR_AGGREGATOR_URL="http://aggregator.example:8082", COORDINATOR_TOKEN="secret") as platform,
         running(
             "participant",
-            PARTICIPANT_COORDINATOR_URL=platform.url("COORDINATOR_PORT"),
-            PARTICIPANT_CLASS="support.known_answer:KnownAnswer",
-            PARTICIPANT_TOKEN="secret",
-            PARTICIPANT_MAX_FAILURES="1",
-            PYTHONPATH=str(Path(__file__).parent),
+            **joining(platform, "known_answer:KnownAnswer", PARTICIPANT_TOKEN="secret", PARTICIPANT_MAX_FAILURES="1"),
         ) as participant,
     ):
         participant.said("round 0 .*PARTICIPANT_TOKEN is not sent to http://aggregator.example:8082.*PARTICIPANT_AGGREGATOR_ALLOW")

@@ -19,21 +19,15 @@ from fedround import run_participant
 from fedround.common.books import Admission, admissions_to_json
 from support import silos
 from support.federation import our_platform
-from support.processes import ANY_PORT, LOOPBACK, PORTS, Process, fedround, running, two_services, until
+from support.processes import ANY_PORT, LOOPBACK, PORTS, Process, fedround, joining, running, two_services, until
 
-TESTS = str(Path(__file__).parent)
 SECRET = "correct-horse-battery-staple"
 UUID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
 
 
 def silo(coordinator: Process, kind: type = silos.Plus1, **settings: str) -> dict[str, str]:
     """The settings of a participant with a class of the tests."""
-    return {
-        "PYTHONPATH": TESTS,
-        "PARTICIPANT_COORDINATOR_URL": coordinator.url("COORDINATOR_PORT"),
-        "PARTICIPANT_CLASS": f"support.silos:{kind.__name__}",
-        **{f"PARTICIPANT_{name}": value for name, value in settings.items()},
-    }
+    return joining(coordinator, f"silos:{kind.__name__}") | {f"PARTICIPANT_{name}": value for name, value in settings.items()}
 
 
 # Probes
@@ -106,7 +100,7 @@ def test_a_port_in_use_exits_with_78_and_names_the_setting(command: str, port: s
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = str(taken.getsockname()[1])
         needed = {"PARTICIPANT_COORDINATOR_URL": "http://127.0.0.1:1", "PARTICIPANT_CLASS": "support.silos:Plus1"}
-        done = fedround(command, **LOOPBACK | ANY_PORT | needed | {"PYTHONPATH": TESTS, port: number})
+        done = fedround(command, **LOOPBACK | ANY_PORT | needed | {port: number})
     assert done.returncode == 78
     assert f"{port}={number}: cannot listen on 127.0.0.1: " in done.stderr
     assert "choose another port" in done.stderr

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from support.known_answer import KnownAnswer, global_model
-from support.processes import Process, running, until
+from support.known_answer import global_model
+from support.processes import Process, joining, running, until
 
-TESTS = str(Path(__file__).parent)
 ROUNDS = 12
 """Number of rounds that select the slow participant."""
 QUICK, SLOW = 0.1, 1.0
@@ -21,14 +20,7 @@ SILOS = {"anna": QUICK, "bert": QUICK, "slow": SLOW}
 
 def silo(platform: Process, name: str) -> dict[str, str]:
     options = {"k": list(SILOS).index(name), "count": len(SILOS), "seconds": SILOS[name]}
-    return {
-        "PARTICIPANT_COORDINATOR_URL": platform.url("COORDINATOR_PORT"),
-        "PARTICIPANT_CLASS": f"support.known_answer:{KnownAnswer.__name__}",
-        "PARTICIPANT_OPTIONS": json.dumps(options),
-        "PARTICIPANT_NAME": name,
-        "PARTICIPANT_HEARTBEAT_PERIOD": "50ms",
-        "PYTHONPATH": TESTS,
-    }
+    return joining(platform, "known_answer:KnownAnswer", options, PARTICIPANT_NAME=name, PARTICIPANT_HEARTBEAT_PERIOD="50ms")
 
 
 def shares(platform: Process) -> dict[str, tuple[int, int]]:

@@ -1,6 +1,5 @@
 """A platform with data directories is killed: training continues where it was, and no participant trains a round twice."""
 
-import json
 import statistics
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from support.known_answer import PARTICIPANTS, KnownAnswer, global_model, train
-from support.processes import Process, running, until
+from support.processes import Process, joining, running, until
 
 ROUNDS = 6
 PLAN = {"COORDINATOR_ROUNDS": str(ROUNDS), "COORDINATOR_MIN_CLIENTS": str(PARTICIPANTS)}
@@ -96,13 +95,7 @@ def test_a_training_of_60_rounds_survives_five_kills_of_the_platform(tmp_path: P
         participants = []
         for k in range(count):
             options = {"k": k, "count": count, "seconds": 0.1, "journal": str(tmp_path / f"trained-{k}")}
-            silo = {
-                "PARTICIPANT_COORDINATOR_URL": platform.url("COORDINATOR_PORT"),
-                "PARTICIPANT_CLASS": "support.known_answer:KnownAnswer",
-                "PARTICIPANT_OPTIONS": json.dumps(options),
-                "PARTICIPANT_NAME": f"silo-{k}",
-                "PYTHONPATH": str(Path(__file__).parent),
-            }
+            silo = joining(platform, "known_answer:KnownAnswer", options, PARTICIPANT_NAME=f"silo-{k}")
             participants.append(stack.enter_context(running("participant", **silo)))
         took = []
         for number in range(5, rounds, 12):

@@ -17,7 +17,6 @@ PROBES = ("/livez", "/readyz")
 SHOWN = ("/status", "/metrics")
 PRIVATE = {"COORDINATOR_OPS_PORT": ("/", "/events"), "AGGREGATOR_OPS_PORT": ("/model",)}
 BOTH = ("COORDINATOR_OPS_PORT", "AGGREGATOR_OPS_PORT")
-TESTS = str(Path(__file__).parent)
 
 
 def asked(process: Process, port: str, path: str, token: str | None = None, **headers: str) -> tuple[int, str, dict[str, str]]:
@@ -105,7 +104,7 @@ def test_no_participant_can_have_the_operators_token(tmp_path: Path) -> None:
 
 
 def test_a_participant_shows_its_own_weights_to_operators_with_a_token_only() -> None:
-    silo = {"PYTHONPATH": TESTS, "PARTICIPANT_CLASS": "support.silos:Plus1", "PARTICIPANT_AFTER_FINISH": "wait"}
+    silo = {"PARTICIPANT_CLASS": "support.silos:Plus1", "PARTICIPANT_AFTER_FINISH": "wait"}
     with running("platform", COORDINATOR_ROUNDS="2", COORDINATOR_MIN_CLIENTS="2") as platform:
         silo["PARTICIPANT_COORDINATOR_URL"] = platform.url("COORDINATOR_PORT")
         guarded = {"PARTICIPANT_OPS_TOKEN": OPERATOR}
@@ -158,7 +157,7 @@ def test_texts_of_a_hostile_coordinator_forge_no_log_line() -> None:
     detail = "no\n2026-01-01 00:00:00.000 INFO    in contact with the coordinator\x1b[2J\u202e"
     refusal = Answer(403, json.dumps({"title": "Forbidden", "status": 403, "detail": detail}).encode(), PROBLEM)
     with OldPlatform(rendez_vous=[refusal]) as hostile:
-        silo = {"PYTHONPATH": TESTS, "PARTICIPANT_CLASS": "support.silos:Plus1", "PARTICIPANT_COORDINATOR_URL": hostile.url}
+        silo = {"PARTICIPANT_CLASS": "support.silos:Plus1", "PARTICIPANT_COORDINATOR_URL": hostile.url}
         with running("participant", **silo, PARTICIPANT_LOG_FORMAT="text") as participant:
             participant.said("no contact with the coordinator")
             reasons = participant.probe("/readyz")[1]["reasons"]

@@ -18,9 +18,7 @@ import pytest
 from fedround.coordinator.archive import Archive
 from fedround.coordinator.run import Run
 from support.footprint import peak
-from support.processes import Process, fedround, running, until
-
-TESTS = Path(__file__).parent
+from support.processes import Process, fedround, joining, running, until
 
 
 def directories(tmp_path: Path) -> dict[str, str]:
@@ -28,12 +26,7 @@ def directories(tmp_path: Path) -> dict[str, str]:
 
 
 def silo(platform: Process, **options: object) -> dict[str, str]:
-    return {
-        "PARTICIPANT_CLASS": "support.configured:Configured",
-        "PARTICIPANT_OPTIONS": json.dumps(options),
-        "PARTICIPANT_COORDINATOR_URL": platform.url("COORDINATOR_PORT"),
-        "PYTHONPATH": str(TESTS),
-    }
+    return joining(platform, "configured:Configured", options)
 
 
 @contextmanager

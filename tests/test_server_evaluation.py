@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 
 from support.examiner import GATE
-from support.processes import Process, beside, running, two_services, until
+from support.processes import Process, beside, joining, running, two_services, until
 from support.processes import fedround as command
 
-TESTS = Path(__file__).parent
 WAITING = "waiting for the aggregator's evaluation of the final model"
 
 
 def evaluating(function: str, **settings: str) -> dict[str, str]:
-    return {"AGGREGATOR_EVALUATE": f"support.examiner:{function}", "PYTHONPATH": str(TESTS), **settings}
+    return {"AGGREGATOR_EVALUATE": f"support.examiner:{function}", **settings}
 
 
 def kept(directory: Path) -> dict[str, str]:
@@ -26,8 +25,7 @@ def kept(directory: Path) -> dict[str, str]:
 
 
 def silo(coordinator: Process) -> Any:
-    url = coordinator.url("COORDINATOR_PORT")
-    return running("participant", PARTICIPANT_CLASS="support.judge:Judge", PARTICIPANT_COORDINATOR_URL=url, PYTHONPATH=str(TESTS))
+    return running("participant", **joining(coordinator, "judge:Judge"))
 
 
 def state(coordinator: Process) -> Any:
@@ -181,6 +179,6 @@ def test_a_goal_without_a_function_is_told_once() -> None:
     ],
 )
 def test_a_wrong_function_is_refused_at_the_start(value: str, problem: str) -> None:
-    done = command("aggregator", AGGREGATOR_EVALUATE=value, PYTHONPATH=str(TESTS))
+    done = command("aggregator", AGGREGATOR_EVALUATE=value)
     assert done.returncode == 78
     assert problem in done.stderr

@@ -28,7 +28,6 @@ POD = {
     "PARTICIPANT_SHARDS": str(COUNT),
     "PARTICIPANT_HEARTBEAT_PERIOD": "0.2s",
     "PARTICIPANT_ISOLATION": "thread",
-    "PYTHONPATH": str(Path(__file__).parent),
 }
 
 

@@ -9,26 +9,24 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from support.processes import Process, running, until
+from support.processes import Process, joining, running, until
 from support.tools import tool
 
-TESTS = str(Path(__file__).parent)
 PREFIX = "fedround_coordinator_participant_"
 WITHIN = 60.0
 
 
 def silo(platform: Process, name: str, kind: str, **options: str) -> dict[str, str]:
     """The settings of a participant with this name. It is killed soon if its training does not end."""
-    return {
-        "PYTHONPATH": TESTS,
-        "PARTICIPANT_COORDINATOR_URL": platform.url("COORDINATOR_PORT"),
-        "PARTICIPANT_NAME": name,
-        "PARTICIPANT_CLASS": f"support.silos:{kind}",
-        "PARTICIPANT_OPTIONS": json.dumps(options),
-        "PARTICIPANT_CANCEL_TIMEOUT": "200ms",
-        "PARTICIPANT_MAX_FAILURES": "1000",
-        "PARTICIPANT_HEARTBEAT_PERIOD": "200ms",
-    }
+    return joining(
+        platform,
+        f"silos:{kind}",
+        options,
+        PARTICIPANT_NAME=name,
+        PARTICIPANT_CANCEL_TIMEOUT="200ms",
+        PARTICIPANT_MAX_FAILURES="1000",
+        PARTICIPANT_HEARTBEAT_PERIOD="200ms",
+    )
 
 
 def test_hanging_failing_and_killed_participants_are_found_by_name(tmp_path: Path) -> None:

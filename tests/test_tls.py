@@ -95,7 +95,6 @@ def silo(platform: Process, certificate: tuple[str, str], *, mutual: bool = Fals
             PARTICIPANT_AGGREGATOR_URL=aggregator,
             PARTICIPANT_CLASS="support.known_answer:KnownAnswer",
             PARTICIPANT_OPTIONS='{"k": 0, "count": 1}',
-            PYTHONPATH=str(Path(__file__).parent),
             **settings,
         ) as participant,
     ):

@@ -42,7 +42,6 @@ def silo(url: str, authority: Authority, own: Pair | None = None, **settings: st
         PARTICIPANT_COORDINATOR_URL=url,
         PARTICIPANT_CLASS="support.known_answer:KnownAnswer",
         PARTICIPANT_OPTIONS='{"k": 0, "count": 1}',
-        PYTHONPATH=str(Path(__file__).parent),
         **{"PARTICIPANT_TLS_CA_FILE": authority.file} | (own.settings("PARTICIPANT") if own else {}) | settings,
     ) as participant:
         yield participant

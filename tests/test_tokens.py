@@ -17,7 +17,7 @@ from fedround.common import files
 from fedround.errors import ConfigurationError
 from fedround.http.tokens import NO_TOKENS, Tokens
 from support.federation import our_platform
-from support.processes import running, until
+from support.processes import joining, running, until
 from support.silos import Plus1
 
 FILE = """\
@@ -272,13 +272,7 @@ def test_a_participant_with_an_individual_token_has_its_name(file: Path) -> None
 def test_a_wrong_token_is_logged_retried_rarely_and_replaced_without_a_restart(file: Path, tmp_path: Path) -> None:
     services = {"COORDINATOR_TOKENS_FILE": str(file), "AGGREGATOR_TOKENS_FILE": str(file)}
     with running("platform", COORDINATOR_ROUNDS="1", **services) as platform:
-        participant = {
-            "PARTICIPANT_COORDINATOR_URL": platform.url("COORDINATOR_PORT"),
-            "PARTICIPANT_CLASS": "support.silos:Plus1",
-            "PARTICIPANT_TOKEN": "carla's-token",
-            "PYTHONPATH": str(Path(__file__).parent),
-        }
-        with running("participant", **participant) as carla:
+        with running("participant", **joining(platform, "silos:Plus1", PARTICIPANT_TOKEN="carla's-token")) as carla:
             carla.said("unknown token")
             status, answer = carla.probe("/readyz")
             assert status == 503

@@ -13,10 +13,9 @@ import pytest
 
 from deploy.test_pushed import of_receiver, rules
 from support.dashboards import asked, queries, runbook_queries
-from support.processes import Process, running, until
+from support.processes import Process, joining, running, until
 from support.prometheus import RULES
 from support.stores import Store, prometheus3
-from support.troubled import TESTS
 
 SCRAPED, RELAYED = "anna", "berta"
 NAMESPACE = "fl"
@@ -50,18 +49,9 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
         def silo(name: str, **settings: str) -> Process:
             mood = directory / name
             mood.touch()
-            return stack.enter_context(
-                running(
-                    "participant",
-                    PARTICIPANT_COORDINATOR_URL=platform.url("COORDINATOR_PORT"),
-                    PARTICIPANT_CLASS="support.moody:Moody",
-                    PARTICIPANT_OPTIONS=f'{{"size": 5, "mood": "{mood}"}}',
-                    PARTICIPANT_NAME=name,
-                    PARTICIPANT_TOKEN=f"token-of-{name}",
-                    PYTHONPATH=str(TESTS),
-                    **settings,
-                )
-            )
+            own = {"PARTICIPANT_NAME": name, "PARTICIPANT_TOKEN": f"token-of-{name}", **settings}
+            options = {"size": 5, "mood": str(mood)}
+            return stack.enter_context(running("participant", **joining(platform, "moody:Moody", options, **own)))
 
         scraped = silo(SCRAPED)
         silo(RELAYED, PARTICIPANT_PUSH="coordinator", PARTICIPANT_PUSH_ALLOW=ALL, OTEL_METRIC_EXPORT_INTERVAL="1000")

@@ -23,7 +23,6 @@ from support.processes import Process, beside, running, until
 HONEST = 3
 SIZE = 999
 """Number of weights of the model: about 8 kB."""
-TESTS = Path(__file__).parent.parent
 PLAN = {
     "COORDINATOR_ROUNDS": "0",
     "COORDINATOR_MIN_CLIENTS": str(HONEST),
@@ -128,7 +127,6 @@ class Arena:
             "PARTICIPANT_COORDINATOR_URL": self.coordinator.url("COORDINATOR_PORT"),
             "PARTICIPANT_HEARTBEAT_PERIOD": "0.2s",
             "PARTICIPANT_ISOLATION": "thread",  # half as many processes to start
-            "PYTHONPATH": str(TESTS),
             **({} if self._tokens is None else {"PARTICIPANT_TOKEN": self._tokens[name]}),
         }
 

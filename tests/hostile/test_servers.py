@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from hostile.arena import TESTS, Use
+from hostile.arena import Use
 from support.federation import ID, OldPlatform, order
 from support.peer import Peer, Reply, answer
 from support.processes import Process, running, until
@@ -54,7 +54,6 @@ def participant(url: str, **settings: str) -> Iterator[Process]:
         "PARTICIPANT_LONG_POLL": f"{LONG_POLL}s",
         "PARTICIPANT_HEARTBEAT_PERIOD": "0.1s",
         "PARTICIPANT_DRAIN_TIMEOUT": "0.5s",
-        "PYTHONPATH": str(TESTS),
     }
     with running("participant", **common, **settings) as process:
         yield process

@@ -50,7 +50,6 @@ def test_texts_of_a_platform_are_escaped_in_the_log_of_a_participant(name: str, 
             "PARTICIPANT_HEARTBEAT_PERIOD": "0.1s",
             "PARTICIPANT_MAX_FAILURES": "2",
             "PARTICIPANT_DRAIN_TIMEOUT": "0.5s",
-            "PYTHONPATH": "tests",
         }
         with running("participant", **settings) as silo:
             platform.seen(next(iter(ANSWERS[name])), 1)

@@ -14,7 +14,7 @@ import yaml
 
 from support.dashboards import DASHBOARDS, asked, panels
 from support.jaeger import Jaeger, Span, jaeger
-from support.processes import running, two_services, until
+from support.processes import joining, running, two_services, until
 from support.prometheus import DEPLOY, Prometheus, prometheus
 
 ROUNDS = 3
@@ -77,12 +77,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
         traced = {"OTEL_EXPORTER_OTLP_ENDPOINT": store.endpoint, "OTEL_BSP_SCHEDULE_DELAY": "100"}
         plan = {"COORDINATOR_ROUNDS": str(ROUNDS), "COORDINATOR_MIN_CLIENTS": str(len(SILOS))}
         services = stack.enter_context(two_services(AGGREGATOR_DATA_DIR=str(directory / "models"), **plan, **traced))
-        settings = {
-            "PARTICIPANT_COORDINATOR_URL": services[0].url("COORDINATOR_PORT"),
-            "PARTICIPANT_CLASS": "support.silos:TracesItself",
-            "PARTICIPANT_AFTER_FINISH": "wait",
-            "PYTHONPATH": str(Path(__file__).parents[1]),
-        }
+        settings = joining(services[0], "silos:TracesItself", PARTICIPANT_AFTER_FINISH="wait")
         silos = [stack.enter_context(running("participant", PARTICIPANT_NAME=name, **settings, **traced)) for name in SILOS]
         for silo in silos:
             silo.said("^finished")

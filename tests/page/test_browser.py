@@ -15,11 +15,10 @@ from support.browser import Browser, browser
 from support.link import Proxy
 from support.npm import package
 from support.peer import answer
-from support.processes import Process, running, two_services, until
+from support.processes import Process, joining, running, two_services, until
 
 pytestmark = pytest.mark.timeout(180)
 
-TESTS = str(Path(__file__).parent.parent)
 WITHIN = 30.0
 """Maximum seconds from a fault until the page shows it."""
 WEIGHTS = 150_000
@@ -63,13 +62,7 @@ def says(window: Browser, selector: str, text: str) -> Callable[[], bool]:
 
 def silo(platform: Process, name: str, mood: Path, size: int = 5, **options: float) -> dict[str, str]:
     mood.touch()
-    return {
-        "PARTICIPANT_COORDINATOR_URL": platform.url("COORDINATOR_PORT"),
-        "PARTICIPANT_CLASS": "support.moody:Moody",
-        "PARTICIPANT_OPTIONS": json.dumps({"size": size, "mood": str(mood), **options}),
-        "PARTICIPANT_NAME": name,
-        "PYTHONPATH": TESTS,
-    }
+    return joining(platform, "moody:Moody", {"size": size, "mood": str(mood), **options}, PARTICIPANT_NAME=name)
 
 
 def completed(platform: Process) -> int:

@@ -6,7 +6,6 @@ import json
 import re
 import urllib.error
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,19 +14,11 @@ from starlette.types import Message, Scope
 from fedround.coordinator import page
 from fedround.observability import ops
 from fedround.observability.health import Health
-from support import silos
-from support.processes import Process, running
-
-TESTS = str(Path(__file__).parent.parent)
+from support.processes import Process, joining, running
 
 
 def participant(platform: Process) -> dict[str, str]:
-    return {
-        "PYTHONPATH": TESTS,
-        "PARTICIPANT_COORDINATOR_URL": platform.url("COORDINATOR_PORT"),
-        "PARTICIPANT_CLASS": f"support.silos:{silos.Plus1.__name__}",
-        "PARTICIPANT_NAME": "anna",
-    }
+    return joining(platform, "silos:Plus1", PARTICIPANT_NAME="anna")
 
 
 def events(platform: Process, **headers: str) -> Iterator[Any]:

@@ -19,11 +19,10 @@ from support.federation import Running, our_platform
 from support.footprint import MB, footprint
 from support.misbehaving import Misbehaving
 from support.otlp import receiving
-from support.processes import Process, children, running, until
+from support.processes import PATH, Process, children, running, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux' /proc and signals")
 
-TESTS = str(Path(__file__).parent.parent)
 HARMLESS = [
     "pool",
     "large_pool",
@@ -70,7 +69,7 @@ def misbehaving(
         "AFTER_FINISH": "wait",
         **settings,
     }
-    environ = {"PYTHONPATH": TESTS, "OTEL_TRACES_EXPORTER": exporter, "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
+    environ = {"OTEL_TRACES_EXPORTER": exporter, "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
     with running("participant", **environ, **{f"PARTICIPANT_{name}": value for name, value in own.items()}) as process:
         yield process
 
@@ -250,7 +249,6 @@ def test_spans_of_user_code_are_children_of_the_training_span(isolation: str, tm
 def test_training_in_place_needs_memory_for_one_model_in_both_processes(tmp_path: Path) -> None:
     size, journal = 8_000_000, tmp_path / "used"
     settings = {
-        "PYTHONPATH": TESTS,
         "PARTICIPANT_CLASS": "support.footprint:Weighed",
         "PARTICIPANT_OPTIONS": json.dumps({"size": size, "journal": str(journal)}),
     }
@@ -278,7 +276,7 @@ from support.misbehaving import Misbehaving
 participant = Misbehaving(how={ways!r}, directory={str(tmp_path)!r})
 fedround.run_participant(participant, {p.url!r}, handle_signals=True)
 """
-        environ = os.environ | {"PYTHONPATH": TESTS}
+        environ = os.environ | PATH
         done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=False, timeout=50)
         assert done.returncode == 0, done.stderr
         assert [completed["counted"] for completed in p.status()["last_rounds"]] == [1, 1, 1]

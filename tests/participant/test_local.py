@@ -9,8 +9,7 @@ import safetensors.numpy
 
 from support.processes import fedround, running, until
 
-PATH = {"PYTHONPATH": str(Path(__file__).parents[1])}
-LOCAL = PATH | {"PARTICIPANT_CLASS": "support.personal:Personal", "PARTICIPANT_LOCAL_TENSORS": "head.*, *.running_mean"}
+LOCAL = {"PARTICIPANT_CLASS": "support.personal:Personal", "PARTICIPANT_LOCAL_TENSORS": "head.*, *.running_mean"}
 
 
 @pytest.mark.parametrize("isolation", ["process", "thread"])
@@ -61,7 +60,7 @@ def test_a_class_with_another_format_has_no_local_tensors() -> None:
 
 def test_an_initial_model_is_written_without_local_tensors(tmp_path: Path) -> None:
     file = tmp_path / "initial.safetensors"
-    done = fedround("model", "--init", "support.personal:Personal", "--options", '{"start": 3}', "-o", str(file), **PATH)
+    done = fedround("model", "--init", "support.personal:Personal", "--options", '{"start": 3}', "-o", str(file))
     assert (done.returncode, done.stderr) == (0, "")
     assert "2 weights (float32) in 1 named tensors" in done.stdout
     found = safetensors.numpy.load_file(file)
@@ -96,13 +95,13 @@ def test_an_initial_model_is_written_without_local_tensors(tmp_path: Path) -> No
     ids=["opaque", "no weights", "no class", "no module", "no JSON"],
 )
 def test_an_invalid_initial_model_is_a_configuration_error(arguments: list[str], message: str, tmp_path: Path) -> None:
-    done = fedround("model", *arguments, "-o", str(tmp_path / "model.npy"), **PATH)
+    done = fedround("model", *arguments, "-o", str(tmp_path / "model.npy"))
     assert done.returncode == 78
     assert message in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_misleading_file_name_is_a_warning(tmp_path: Path) -> None:
-    done = fedround("model", "--init", "support.personal:Personal", "-o", str(tmp_path / "model.npy"), **PATH)
+    done = fedround("model", "--init", "support.personal:Personal", "-o", str(tmp_path / "model.npy"))
     assert done.stdout.endswith("; note that its format is safetensors\n")
     assert done.returncode == 0

@@ -26,6 +26,8 @@ PORTS = {
 }
 ANY_PORT = {port: "0" for ports in PORTS.values() for port in ports}
 JSON = {f"{role}_LOG_FORMAT": "json" for role in ROLES}
+PATH = {"PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")]))}
+"""With it, processes find the classes of `support`."""
 
 
 class Process:
@@ -37,7 +39,7 @@ class Process:
     def __init__(self, command: str, *, through: Sequence[str] = (), **settings: str) -> None:
         self._process = subprocess.Popen(
             [*through, sys.executable, "-m", "fedround", command],
-            env=os.environ | LOOPBACK | ANY_PORT | JSON | settings,
+            env=os.environ | LOOPBACK | ANY_PORT | JSON | PATH | settings,
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -135,7 +137,7 @@ def fedround(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str
     """Run a command to its end, without the settings of this environment."""
     program = [sys.executable, "-m", "fedround", *arguments]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(tuple(f"{role}_" for role in ROLES))}
-    return subprocess.run(program, capture_output=True, text=True, env=inherited | environ, check=False, timeout=50)
+    return subprocess.run(program, capture_output=True, text=True, env=inherited | PATH | environ, check=False, timeout=50)
 
 
 def until(condition: Callable[[], object], within: float = 20.0) -> float:
@@ -185,6 +187,16 @@ def running(command: str, *, through: Sequence[str] = (), **settings: str) -> It
         yield process
     finally:
         process.kill()
+
+
+def joining(coordinator: Process, cls: str, options: Mapping[str, object] = {}, **settings: str) -> dict[str, str]:
+    """The settings of a participant whose class is one of `support`."""
+    return {
+        "PARTICIPANT_COORDINATOR_URL": coordinator.url("COORDINATOR_PORT"),
+        "PARTICIPANT_CLASS": f"support.{cls}",
+        "PARTICIPANT_OPTIONS": json.dumps(options),
+        **settings,
+    }
 
 
 def beside(aggregator: Process) -> dict[str, str]:

@@ -14,7 +14,6 @@ from support.certificates import Pair
 from support.processes import Process, until
 from support.prometheus import OPS_TOKEN
 
-TESTS = Path(__file__).parent.parent
 WEIGHTS = 150_000
 """More than an aggregator receives in memory, so it uses its spool."""
 # Nothing listens there: rounds are sampled all the same, and exemplars have their ids.
@@ -50,7 +49,6 @@ class Federation:
             PARTICIPANT_OPS_TOKEN=OPS_TOKEN,
             PARTICIPANT_CANCEL_TIMEOUT="1s",
             PARTICIPANT_MAX_FAILURES="1000",
-            PYTHONPATH=str(TESTS),
             **settings,
         )
 
@@ -59,7 +57,7 @@ class Federation:
             (self.directory / name).write_text(mood)
 
     def start_aggregator(self, **ports: str) -> None:
-        examined = {"AGGREGATOR_EVALUATE": "support.moody:examine", "PYTHONPATH": str(TESTS)}
+        examined = {"AGGREGATOR_EVALUATE": "support.moody:examine"}
         mood = self.directory / "examiner"
         mood.touch()
         models = str(self.directory / "models")

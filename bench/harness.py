@@ -18,7 +18,7 @@ from bench.model import expected
 from fedround.http.client import fetch_model
 from fedround.tensors.weights import decode
 from support import venvs
-from support.processes import LOOPBACK, Process
+from support.processes import LOOPBACK, Process, beside
 
 ROOT = Path(__file__).parent.parent
 MB = 1_000_000
@@ -122,8 +122,7 @@ def platform(*, min_clients: int, split: bool = False, **settings: str) -> Itera
 
         if split:
             aggregator = start("aggregator")
-            settings["COORDINATOR_AGGREGATOR_URL"] = aggregator.url("AGGREGATOR_PORT")
-            settings["COORDINATOR_AGGREGATOR_INTERNAL_URL"] = aggregator.url("AGGREGATOR_INTERNAL_PORT")
+            settings |= beside(aggregator)
             yield Platform({"coordinator": start("coordinator"), "aggregator": aggregator})
         else:
             yield Platform({"platform": start("platform")})

@@ -10,7 +10,7 @@ import pytest
 import fedround
 from fedround.tensors.weights import encode_update
 from fedround.testing import platform
-from support.processes import Process, joining, running, until
+from support.processes import Process, joining, kept_in, running, until
 from support.processes import fedround as command
 
 
@@ -99,8 +99,7 @@ def silo(platform: Process, isolation: str = "process", **options: Any) -> dict[
 
 @pytest.mark.parametrize("isolation", ["process", "thread"])
 def test_the_history_has_the_evaluation_of_each_participant(isolation: str, tmp_path: Path) -> None:
-    directories = {f"{role}_DATA_DIR": str(tmp_path / role) for role in ("COORDINATOR", "AGGREGATOR")}
-    settings = {"COORDINATOR_ROUNDS": "3", "COORDINATOR_MIN_CLIENTS": "2"} | directories
+    settings = {"COORDINATOR_ROUNDS": "3", "COORDINATOR_MIN_CLIENTS": "2"} | kept_in(tmp_path)
     with running("platform", **settings) as platform:
         names = {"PARTICIPANT_NAME": "one"}, {"PARTICIPANT_NAME": "two"}
         with (
@@ -140,8 +139,7 @@ def test_training_ends_without_a_participant_that_never_evaluates(tmp_path: Path
 
 
 def test_a_restarted_platform_evaluates_the_final_model(tmp_path: Path) -> None:
-    directories = {f"{role}_DATA_DIR": str(tmp_path / role) for role in ("COORDINATOR", "AGGREGATOR")}
-    settings = {"COORDINATOR_ROUNDS": "2"} | directories
+    settings = {"COORDINATOR_ROUNDS": "2"} | kept_in(tmp_path)
     with running("platform", **settings) as platform, running("participant", **silo(platform, slow=2)) as participant:
         platform.said("round 1 completed")
         until(lambda: platform.status("COORDINATOR_OPS_PORT")["state"] == "evaluating the final model")
@@ -155,9 +153,8 @@ def test_a_restarted_platform_evaluates_the_final_model(tmp_path: Path) -> None:
 
 def test_the_best_model_is_kept_and_training_stops_without_improvement(tmp_path: Path) -> None:
     """The metric is largest for the model of round 2."""
-    directories = {f"{role}_DATA_DIR": str(tmp_path / role) for role in ("COORDINATOR", "AGGREGATOR")}
     goal = {"COORDINATOR_BEST_BY": "peak:max", "COORDINATOR_PATIENCE": "3", "AGGREGATOR_KEEP_MODELS": "2"}
-    with running("platform", COORDINATOR_ROUNDS="50", **goal, **directories) as platform:
+    with running("platform", COORDINATOR_ROUNDS="50", **goal, **kept_in(tmp_path)) as platform:
         with running("participant", **silo(platform, peak=3)) as participant:
             assert participant.wait() == 0
         platform.said(r"training complete after 7 rounds, stopped early: no better peak than 0 \(round 2\) in 3 evaluations")
@@ -169,9 +166,9 @@ def test_the_best_model_is_kept_and_training_stops_without_improvement(tmp_path:
         assert np.load(tmp_path / "best.npy").tolist() == [3, 3]
         assert "stopped early: no better peak" in command("runs", "--from", platform.url("COORDINATOR_OPS_PORT")).stdout
     # The run is also complete after a restart. Without the reason to stop it continues.
-    with running("platform", COORDINATOR_ROUNDS="50", **goal, **directories) as platform:
+    with running("platform", COORDINATOR_ROUNDS="50", **goal, **kept_in(tmp_path)) as platform:
         assert platform.status("COORDINATOR_OPS_PORT")["state"] == "complete"
-    with running("platform", COORDINATOR_ROUNDS="9", **directories) as platform:
+    with running("platform", COORDINATOR_ROUNDS="9", **kept_in(tmp_path)) as platform:
         with running("participant", **silo(platform, peak=3)) as participant:
             assert participant.wait() == 0
         platform.said("training complete after 9 rounds$")

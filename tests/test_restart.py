@@ -9,14 +9,10 @@ from pathlib import Path
 import pytest
 
 from support.known_answer import PARTICIPANTS, KnownAnswer, global_model, train
-from support.processes import Process, joining, running, until
+from support.processes import Process, joining, kept_in, running, until
 
 ROUNDS = 6
 PLAN = {"COORDINATOR_ROUNDS": str(ROUNDS), "COORDINATOR_MIN_CLIENTS": str(PARTICIPANTS)}
-
-
-def kept_in(path: Path) -> dict[str, str]:
-    return {"COORDINATOR_DATA_DIR": str(path / "coordinator"), "AGGREGATOR_DATA_DIR": str(path / "aggregator")}
 
 
 def ids(platform: Process) -> dict[str, str]:

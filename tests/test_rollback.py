@@ -13,7 +13,7 @@ import pytest
 
 from fedround.http.client import fetch_model
 from support.known_answer import PARTICIPANTS, KnownAnswer, train
-from support.processes import Process, beside, fedround, running, two_services, until
+from support.processes import Process, beside, fedround, kept_in, running, two_services, until
 
 ROUNDS = 10
 TOKEN = "the-operators"
@@ -22,10 +22,6 @@ SETTINGS = {
     "COORDINATOR_MIN_CLIENTS": str(PARTICIPANTS),
     "AGGREGATOR_OPS_TOKEN": TOKEN,
 }
-
-
-def kept_in(path: Path) -> dict[str, str]:
-    return {"COORDINATOR_DATA_DIR": str(path / "coordinator"), "AGGREGATOR_DATA_DIR": str(path / "aggregator")}
 
 
 def roll_back(aggregator: Process, number: int, token: str = TOKEN) -> CompletedProcess[str]:

@@ -18,11 +18,7 @@ import pytest
 from fedround.coordinator.archive import Archive
 from fedround.coordinator.run import Run
 from support.footprint import peak
-from support.processes import Process, fedround, joining, running, until
-
-
-def directories(tmp_path: Path) -> dict[str, str]:
-    return {f"{role}_DATA_DIR": str(tmp_path / role.lower()) for role in ("COORDINATOR", "AGGREGATOR")}
+from support.processes import Process, fedround, joining, kept_in, running, until
 
 
 def silo(platform: Process, **options: object) -> dict[str, str]:
@@ -32,7 +28,7 @@ def silo(platform: Process, **options: object) -> dict[str, str]:
 @contextmanager
 def trained(tmp_path: Path, rounds: int = 3, **settings: str) -> Iterator[Process]:
     """A platform on which one participant has completed a run."""
-    with running("platform", COORDINATOR_ROUNDS=str(rounds), **directories(tmp_path), **settings) as platform:
+    with running("platform", COORDINATOR_ROUNDS=str(rounds), **kept_in(tmp_path), **settings) as platform:
         with running("participant", **silo(platform)) as participant:
             assert participant.wait() == 0
         yield platform
@@ -67,7 +63,7 @@ def test_the_same_name_continues_a_run_and_another_starts_one(tmp_path: Path) ->
         assert f'fedround_run_info{{run="second",run_id="{status["run"]["id"]}"}} 1.0' in metrics
         assert 'fedround_run_info{run="second"' in platform.get("AGGREGATOR_OPS_PORT", "/metrics").decode()
     for taken in ("first", first["id"]):
-        done = fedround("platform", COORDINATOR_RUN_NAME=taken, **directories(tmp_path))
+        done = fedround("platform", COORDINATOR_RUN_NAME=taken, **kept_in(tmp_path))
         assert done.returncode == 78
         assert f"COORDINATOR_RUN_NAME: run {taken[:8]} has ended: choose a name that no run has had" in done.stderr
 
@@ -85,7 +81,7 @@ def test_a_new_run_starts_with_the_initial_model(tmp_path: Path) -> None:
 
 
 def test_a_killed_platform_continues_its_run(tmp_path: Path) -> None:
-    settings = directories(tmp_path) | {"COORDINATOR_ROUNDS": "0", "COORDINATOR_RUN_NAME": "killed"}
+    settings = kept_in(tmp_path) | {"COORDINATOR_ROUNDS": "0", "COORDINATOR_RUN_NAME": "killed"}
     with running("platform", **settings) as platform, running("participant", **silo(platform, seconds=0.2)):
         until(lambda: len(history(platform)["rounds"]) >= 3)
         run = history(platform)["run"]["id"]
@@ -166,7 +162,7 @@ def test_a_long_history_is_exported_in_little_memory(tmp_path: Path) -> None:
     directory = tmp_path / "coordinator"
     directory.mkdir(mode=0o700)
     long_run(directory)
-    with running("platform", **directories(tmp_path)) as platform:
+    with running("platform", **kept_in(tmp_path)) as platform:
         before = peak(platform.pid)
         for name in ("x.csv", "x.json"):
             done = fedround("history", "--from", platform.url("COORDINATOR_OPS_PORT"), "--run", "long", "-o", str(tmp_path / name))
@@ -185,7 +181,7 @@ def test_the_points_of_a_curve_are_few_and_evenly_spaced(tmp_path: Path) -> None
     directory = tmp_path / "coordinator"
     directory.mkdir(mode=0o700)
     run = long_run(directory, every=7)
-    with running("platform", **directories(tmp_path)) as platform:
+    with running("platform", **kept_in(tmp_path)) as platform:
         found = json.loads(platform.get("COORDINATOR_OPS_PORT", f"/history?run={run.id}&points=400"))
         numbers = [round["round"] - run.first + 1 for round in found["rounds"]]
         assert numbers == [*range(14, LARGE, 14), LARGE], "the last round is always one"
@@ -214,7 +210,7 @@ def test_an_invalid_or_newer_archive_is_not_changed(tmp_path: Path) -> None:
         database.execute("PRAGMA user_version = 9")
     for content, complaint in ((file.read_bytes(), "it has format 9"), (b"nonsense" * 1000, "it is not an SQLite database")):
         file.write_bytes(content)
-        done = fedround("platform", **directories(tmp_path))
+        done = fedround("platform", **kept_in(tmp_path))
         assert complaint in done.stderr
         assert done.returncode == 78
         assert file.read_bytes() == content
@@ -222,7 +218,7 @@ def test_an_invalid_or_newer_archive_is_not_changed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("isolation", ["process", "thread"])
 def test_every_log_line_names_the_run(isolation: str, tmp_path: Path) -> None:
-    settings = directories(tmp_path) | {"COORDINATOR_ROUNDS": "2", "COORDINATOR_RUN_NAME": "named"}
+    settings = kept_in(tmp_path) | {"COORDINATOR_ROUNDS": "2", "COORDINATOR_RUN_NAME": "named"}
     with running("platform", **settings) as platform:
         with running("participant", PARTICIPANT_ISOLATION=isolation, **silo(platform)) as participant:
             assert participant.wait() == 0

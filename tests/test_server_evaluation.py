@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from support.examiner import GATE
-from support.processes import Process, beside, joining, running, two_services, until
+from support.processes import Process, beside, joining, kept_in, running, two_services, until
 from support.processes import fedround as command
 
 WAITING = "waiting for the aggregator's evaluation of the final model"
@@ -18,10 +18,6 @@ WAITING = "waiting for the aggregator's evaluation of the final model"
 
 def evaluating(function: str, **settings: str) -> dict[str, str]:
     return {"AGGREGATOR_EVALUATE": f"support.examiner:{function}", **settings}
-
-
-def kept(directory: Path) -> dict[str, str]:
-    return {f"{role}_DATA_DIR": str(directory / role) for role in ("COORDINATOR", "AGGREGATOR")}
 
 
 def silo(coordinator: Process) -> Any:
@@ -52,7 +48,7 @@ def sample(aggregator: Process, name: str) -> float:
 
 
 def test_each_round_has_the_metrics_of_its_own_model_wherever_they_are_shown(tmp_path: Path) -> None:
-    with running("platform", COORDINATOR_ROUNDS="4", **evaluating("first", **kept(tmp_path))) as platform:
+    with running("platform", COORDINATOR_ROUNDS="4", **evaluating("first", **kept_in(tmp_path))) as platform:
         with silo(platform) as participant:
             assert participant.wait() == 0
         assert state(platform) == "complete"
@@ -75,14 +71,14 @@ def test_each_round_has_the_metrics_of_its_own_model_wherever_they_are_shown(tmp
         assert (counts[0], sum(counts)) == (len(found), 4)
         platform.said(r"model of round 3 evaluated by support.examiner:first in [\d.]+ s: weight=4 peak=-1")
     # A restarted coordinator knows all evaluations, and counts none twice.
-    with running("platform", COORDINATOR_ROUNDS="4", **evaluating("first", **kept(tmp_path))) as platform:
+    with running("platform", COORDINATOR_ROUNDS="4", **evaluating("first", **kept_in(tmp_path))) as platform:
         platform.said("model of round 3 evaluated by support.examiner:first")
         assert (state(platform), by_server(platform, tmp_path)) == ("complete", found)
 
 
 def test_goals_are_decided_by_the_aggregators_metrics_in_a_process_of_its_own(tmp_path: Path) -> None:
     goals = {"COORDINATOR_BEST_BY": "server_peak:max", "COORDINATOR_STOP_WHEN": "server_weight >= 20"}
-    settings = evaluating("first", COORDINATOR_ROUNDS="100000", AGGREGATOR_KEEP_MODELS="1", **goals, **kept(tmp_path))
+    settings = evaluating("first", COORDINATOR_ROUNDS="100000", AGGREGATOR_KEEP_MODELS="1", **goals, **kept_in(tmp_path))
     with two_services(**settings) as (coordinator, aggregator):
         with silo(coordinator) as participant:
             assert participant.wait() == 0
@@ -100,7 +96,7 @@ def test_goals_are_decided_by_the_aggregators_metrics_in_a_process_of_its_own(tm
 
 def test_rounds_go_on_while_a_slow_function_is_at_work_and_the_end_waits_for_it(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
-    settings = evaluating("gated", COORDINATOR_ROUNDS="6", **{GATE: str(gate)}, **kept(tmp_path))
+    settings = evaluating("gated", COORDINATOR_ROUNDS="6", **{GATE: str(gate)}, **kept_in(tmp_path))
     with two_services(**settings) as (coordinator, aggregator), silo(coordinator) as participant:
         until(lambda: state(coordinator) == WAITING)
         told = aggregator.status("AGGREGATOR_OPS_PORT")["evaluation"]
@@ -117,7 +113,7 @@ def test_rounds_go_on_while_a_slow_function_is_at_work_and_the_end_waits_for_it(
 
 def test_an_aggregator_that_is_killed_evaluates_the_final_model_when_it_is_back(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
-    settings = evaluating("gated", COORDINATOR_ROUNDS="2", **{GATE: str(gate)}, **kept(tmp_path))
+    settings = evaluating("gated", COORDINATOR_ROUNDS="2", **{GATE: str(gate)}, **kept_in(tmp_path))
     with two_services(**settings) as (coordinator, aggregator), silo(coordinator) as participant:
         until(lambda: state(coordinator) == WAITING)
         aggregator.kill()

@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 
 from support.known_answer import global_model
-from support.processes import Process, running, until
+from support.processes import Process, kept_in, running, until
 
 COUNT = 8
 """Number of pods and of shards: a power of two, so that every mean is exact."""
@@ -66,8 +66,7 @@ class Deployment:
 @pytest.fixture
 def deployment(tmp_path: Path) -> Iterator[Deployment]:
     with ExitStack() as stack:
-        directories = {f"{role}_DATA_DIR": str(tmp_path / role) for role in ("COORDINATOR", "AGGREGATOR")}
-        yield Deployment(stack.enter_context(running("platform", **PLATFORM, **directories)), stack)
+        yield Deployment(stack.enter_context(running("platform", **PLATFORM, **kept_in(tmp_path))), stack)
 
 
 @pytest.mark.timeout(300)

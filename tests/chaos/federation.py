@@ -19,7 +19,7 @@ import numpy as np
 from fedround.aggregator.strategies import FedAdam
 from fedround.tensors.weights import Array, Spec
 from support.link import Link
-from support.processes import PORTS, Process
+from support.processes import PORTS, Process, kept_in
 
 COUNT = 4
 """Number of participants: a power of two, so that every mean is exact."""
@@ -156,8 +156,7 @@ class Federation:
             **{name: str(port) for name, port in self.ports.items()},
             "COORDINATOR_AGGREGATOR_URL": self.links["aggregator"].url,
             "COORDINATOR_AGGREGATOR_INTERNAL_URL": self.links["aggregator_internal"].url,
-            "COORDINATOR_DATA_DIR": str(directory / "coordinator"),
-            "AGGREGATOR_DATA_DIR": str(directory / "aggregator"),
+            **kept_in(directory),
             "AGGREGATOR_STRATEGY": strategy,
         }
         if not apart:

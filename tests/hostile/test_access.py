@@ -13,7 +13,7 @@ import pytest
 from hostile.arena import Arena
 from hostile.attackers import DrippingBody, EndlessUpload, Flood, IdleCrowd, Pipeliner, Together
 from hostile.client import ENEMY, Client, ask
-from support.processes import Process, running, until
+from support.processes import Process, kept_in, running, until
 from support.updates import update
 
 pytestmark = pytest.mark.timeout(180)  # other tests use the two cores, too
@@ -191,10 +191,10 @@ def test_an_upload_whose_token_is_revoked_meanwhile_does_not_count(tmp_path: Pat
 
 
 def test_stored_data_of_participants_is_readable_only_by_the_service(tmp_path: Path) -> None:
-    with running("platform", COORDINATOR_DATA_DIR=str(tmp_path / "c"), AGGREGATOR_DATA_DIR=str(tmp_path / "a")) as platform:
+    with running("platform", **kept_in(tmp_path)) as platform:
         one = Client(int(platform.ports["COORDINATOR_PORT"]), int(platform.ports["AGGREGATOR_PORT"]), name="silo-0")
         one.register()
         assert one.selected()
-        rounds = tmp_path / "c" / "rounds.json"
+        rounds = tmp_path / "coordinator" / "rounds.json"
         until(rounds.exists)
         assert rounds.stat().st_mode & 0o077 == 0

@@ -12,7 +12,7 @@ from fedround.tensors.weights import Array
 from hostile.arena import SIZE, Arena
 from hostile.attackers import Dripper, Liar, NeverDeliverer, Together
 from hostile.client import Client
-from support.processes import Process, running, until
+from support.processes import Process, kept_in, running, until
 from support.updates import claiming, npy, update
 
 pytestmark = pytest.mark.timeout(180)  # other tests use the two cores, too
@@ -84,11 +84,7 @@ BOMBS = {
 
 
 def test_an_oversized_first_update_is_refused_and_the_next_participant_trains(tmp_path: Path) -> None:
-    settings = {
-        "COORDINATOR_DATA_DIR": str(tmp_path / "coordinator"),
-        "AGGREGATOR_DATA_DIR": str(tmp_path / "aggregator"),
-        "COORDINATOR_ROUNDS": "0",
-    }
+    settings = {"COORDINATOR_ROUNDS": "0", **kept_in(tmp_path)}
     with running("platform", **settings) as platform:
         *bombers, honest = [Client(*ports(platform), name=f"silo-{n}") for n in range(len(BOMBS) + 1)]
         for one in (*bombers, honest):

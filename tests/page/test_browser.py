@@ -15,7 +15,7 @@ from support.browser import Browser, browser
 from support.link import Proxy
 from support.npm import package
 from support.peer import answer
-from support.processes import Process, joining, running, two_services, until
+from support.processes import Process, joining, kept_in, running, two_services, until
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -71,7 +71,7 @@ def completed(platform: Process) -> int:
 
 
 def test_the_page_follows_training_across_a_restart_of_the_coordinator(window: Browser, tmp_path: Path) -> None:
-    settings = {"COORDINATOR_ROUNDS": "0", "COORDINATOR_DATA_DIR": str(tmp_path / "c"), "AGGREGATOR_DATA_DIR": str(tmp_path / "a")}
+    settings = {"COORDINATOR_ROUNDS": "0"} | kept_in(tmp_path)
     with running("platform", **settings) as platform:
         shown(window, ops(platform))
         assert "No participant has joined" in window.text("#participants")
@@ -95,7 +95,7 @@ def test_the_page_follows_training_across_a_restart_of_the_coordinator(window: B
 
 
 def test_after_a_restart_a_new_page_shows_the_earlier_rounds(window: Browser, tmp_path: Path) -> None:
-    kept = {"COORDINATOR_ROUNDS": "3", "AGGREGATOR_DATA_DIR": str(tmp_path / "a"), "COORDINATOR_DATA_DIR": str(tmp_path / "c")}
+    kept = {"COORDINATOR_ROUNDS": "3"} | kept_in(tmp_path)
     with running("platform", **kept) as platform, running("participant", **silo(platform, "anna", tmp_path / "mood")) as anna:
         assert anna.wait() == 0
     with running("platform", **kept) as platform:
@@ -115,7 +115,7 @@ def test_after_a_restart_a_new_page_shows_the_earlier_rounds(window: Browser, tm
 
 
 def test_the_curves_of_an_earlier_run_can_be_overlaid(window: Browser, axe: str, tmp_path: Path) -> None:
-    kept = {"COORDINATOR_ROUNDS": "60", "AGGREGATOR_DATA_DIR": str(tmp_path / "a"), "COORDINATOR_DATA_DIR": str(tmp_path / "c")}
+    kept = {"COORDINATOR_ROUNDS": "60"} | kept_in(tmp_path)
     points = "return [...document.querySelectorAll('#metrics-curve polyline')].map(l => l.getAttribute('points') || '')"
 
     def drawn() -> list[int]:

@@ -199,6 +199,11 @@ def joining(coordinator: Process, cls: str, options: Mapping[str, object] = {}, 
     }
 
 
+def kept_in(directory: Path) -> dict[str, str]:
+    """The data directories of a platform."""
+    return {"COORDINATOR_DATA_DIR": str(directory / "coordinator"), "AGGREGATOR_DATA_DIR": str(directory / "aggregator")}
+
+
 def beside(aggregator: Process) -> dict[str, str]:
     """Return the coordinator's settings for an aggregator."""
     return {

@@ -30,17 +30,37 @@ def settings(**values: Any) -> AggregatorSettings:
     [
         ({"spool_dir": "/nowhere"}, "AGGREGATOR_SPOOL_DIR"),
         ({"strategy": "unheard_of"}, "AGGREGATOR_STRATEGY"),
-        ({"strategy_options": '{"no": "such"}'}, "AGGREGATOR_STRATEGY_OPTIONS: weighted_average does not take them"),
-        (
-            {"strategy": "trimmed_mean", "strategy_options": '{"trim": 0.5}'},
-            "does not take them: trim .* must be at least 0 and less than 0.5",
-        ),
         ({"strategy": "builtins:str"}, "builtins:str has neither `fold` and `result` nor `combine`"),
     ],
 )
 def test_unusable_settings_are_a_configuration_error(values: Mapping[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         build(settings(**values), Observers())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("weighted_average", '{"no": "such"}', "unexpected keyword argument 'no'"),
+        ("trimmed_mean", '{"trim": 0.5}', "trim .* must be at least 0 and less than 0.5"),
+        ("krum", {"byzantine": -1}, "byzantine must be a whole number of at least 0, not -1"),
+        ("krum", {"byzantine": 0.5}, "byzantine must be a whole number"),
+        ("krum", {"byzantine": True}, "byzantine must be a whole number"),
+        ("krum", {"keep": 1}, "unexpected keyword argument 'keep'"),
+        ("multi_krum", {"keep": 0}, "keep must be a whole number of at least 1, not 0"),
+        ("fedavgm", {"server_momentum": 1.0}, "server_momentum must be at least 0 and less than 1, not 1.0"),
+        ("fedavgm", {"server_learning_rate": 0}, "server_learning_rate must be a positive number, not 0"),
+        ("fedadam", {"beta_1": -0.1}, "beta_1 must be at least 0"),
+        ("fedadam", {"beta_2": float("nan")}, "beta_2 must be at least 0"),
+        ("fedadam", {"bias_correction": "false"}, "bias_correction must be true or false, not 'false'"),
+        ("fedyogi", {"eta": float("inf")}, "eta must be a positive number"),
+        ("fedadagrad", {"tau": 0}, "tau must be a positive number"),
+        ("fedadagrad", {"beta_1": 0.9}, "unexpected keyword argument 'beta_1'"),
+    ],
+)
+def test_unusable_options_are_a_configuration_error(name: str, options: str | dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"AGGREGATOR_STRATEGY_OPTIONS: {name} does not take them: .*{message}"):
+        build(settings(strategy=name, strategy_options=options), Observers())
 
 
 async def test_training_starts_from_the_initial_model_and_continues_from_the_newest(tmp_path: Path) -> None:

@@ -12,12 +12,9 @@ from hypothesis import strategies as st
 import fedround
 from fedround import testing
 from fedround.aggregator import running
-from fedround.aggregator.build import build
 from fedround.aggregator.robust import Krum, MultiKrum
 from fedround.aggregator.strategies import ROBUST, UNWEIGHTED, Median
-from fedround.common.settings import AggregatorSettings
 from fedround.errors import ConfigurationError, RoundFailed, UnknownAttempt
-from fedround.events import Observers
 from fedround.tensors.values import BLOCK
 from fedround.tensors.weights import Array, Spec, Weights
 from support.aggregating import built, train
@@ -157,21 +154,6 @@ def test_a_round_with_too_few_updates_is_refused_with_the_setting_that_helps() -
 def test_multi_krum_keeps_no_more_updates_than_it_can_trust() -> None:
     with pytest.raises(ConfigurationError, match="with byzantine=1, keep=5 a round needs at least 6 updates, but this one has 5"):
         MultiKrum(F8, keep=5).choose([1] * 5, np.zeros((5, 5)))
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("krum", {"byzantine": -1}, "byzantine must be a whole number of at least 0, not -1"),
-        ("krum", {"byzantine": 0.5}, "byzantine must be a whole number"),
-        ("krum", {"byzantine": True}, "byzantine must be a whole number"),
-        ("multi_krum", {"keep": 0}, "keep must be a whole number of at least 1, not 0"),
-        ("krum", {"keep": 1}, "unexpected keyword argument 'keep'"),
-    ],
-)
-def test_unusable_options_are_a_configuration_error(name: str, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigurationError, match=f"AGGREGATOR_STRATEGY_OPTIONS: {name} does not take them: .*{message}"):
-        build(AggregatorSettings(strategy=name, strategy_options=options), Observers())
 
 
 def test_krum_is_robust_and_ignores_sample_counts() -> None:

@@ -12,12 +12,9 @@ import pytest
 
 import fedround
 from fedround import testing
-from fedround.aggregator.build import build
 from fedround.aggregator.optimisers import FedAdagrad, FedAdam, FedAvgM, FedYogi, ServerOptimiser
 from fedround.common.durable import Directory
-from fedround.common.settings import AggregatorSettings
-from fedround.errors import ConfigurationError, UnknownAttempt
-from fedround.events import Observers
+from fedround.errors import UnknownAttempt
 from fedround.tensors.values import BLOCK
 from fedround.tensors.weights import Array, Spec, Weights
 from support import venvs
@@ -212,24 +209,6 @@ async def test_a_step_beyond_the_dtype_loses_the_round_but_not_the_state() -> No
         await train(aggregator, 1, (1, np.ones(2, "<f2")))
     assert aggregator.model is not None
     assert (aggregator.model.round, aggregator.model.state.tensors) == (0, {})
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("fedavgm", {"server_momentum": 1.0}, "server_momentum must be at least 0 and less than 1, not 1.0"),
-        ("fedavgm", {"server_learning_rate": 0}, "server_learning_rate must be a positive number, not 0"),
-        ("fedadam", {"beta_1": -0.1}, "beta_1 must be at least 0"),
-        ("fedadam", {"beta_2": float("nan")}, "beta_2 must be at least 0"),
-        ("fedadam", {"bias_correction": "false"}, "bias_correction must be true or false, not 'false'"),
-        ("fedyogi", {"eta": float("inf")}, "eta must be a positive number"),
-        ("fedadagrad", {"tau": 0}, "tau must be a positive number"),
-        ("fedadagrad", {"beta_1": 0.9}, "unexpected keyword argument 'beta_1'"),
-    ],
-)
-def test_unusable_options_are_a_configuration_error(name: str, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigurationError, match=f"AGGREGATOR_STRATEGY_OPTIONS: {name} does not take them: .*{message}"):
-        build(AggregatorSettings(strategy=name, strategy_options=options), Observers())
 
 
 @pytest.mark.parametrize("optimiser", [FedAvgM, FedAdagrad, FedAdam, FedYogi])

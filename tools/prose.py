@@ -2,7 +2,6 @@
 
 `make check` runs it. It reads the Markdown pages, the docstrings, comments and messages of the
 service, the descriptions of settings and metrics, and the comments of the charts' values.
-`EXCEPTIONS` lists the texts that are exempt, each with its reason.
 """
 
 import ast
@@ -40,9 +39,6 @@ AVOID = {
     r"stranger'?s?": "unauthenticated client",
 }
 """Patterns of words that hide a standard one, and what to write."""
-
-EXCEPTIONS: dict[str, str] = {}
-"""Texts that are exempt: a path, or a path with a rule's name, and why."""
 
 _WORDS = {re.compile(rf"(?<!\w)(?:{pattern})\b", re.IGNORECASE): instead for pattern, instead in AVOID.items()}
 _FENCE = re.compile(r"^(\s*)(`{3,}|~{3,}).*?^\1\2`*\s*$", re.MULTILINE | re.DOTALL)
@@ -125,10 +121,10 @@ def described() -> Iterator[Text]:
 def problems(text: Text) -> Iterator[str]:
     """What is wrong with a text."""
     lengths = [length for paragraph in text.paragraphs for length in sentences(paragraph)]
-    if lengths and mean(lengths) > LONGEST_MEAN and f"{text.where} sentences" not in EXCEPTIONS:
+    if lengths and mean(lengths) > LONGEST_MEAN:
         yield f"{text.where}: sentences have {mean(lengths):.1f} words on average, more than {LONGEST_MEAN}: split them"
     for paragraph in text.paragraphs:
-        if len(paragraph) > LONGEST_PARAGRAPH and f"{text.where} paragraphs" not in EXCEPTIONS:
+        if len(paragraph) > LONGEST_PARAGRAPH:
             yield f"{text.where}: a paragraph is longer than five lines: {paragraph[:60]} ..."
         for pattern, instead in _WORDS.items():
             for match in pattern.finditer(paragraph):
@@ -138,7 +134,7 @@ def problems(text: Text) -> Iterator[str]:
 
 def main() -> int:
     """Print all problems; the exit code is 1 if there are any. Arguments: only texts whose place contains one of these."""
-    texts = [text for read in (pages, sources, described) for text in read() if text.where not in EXCEPTIONS]
+    texts = [text for read in (pages, sources, described) for text in read()]
     chosen = [text for text in texts if not sys.argv[1:] or any(part in text.where for part in sys.argv[1:])]
     found = [problem for text in chosen for problem in problems(text)]
     print(*found, sep="\n", end="\n" if found else "")

@@ -300,6 +300,13 @@ def test_a_class_that_cannot_be_created_is_reported_and_not_retried(
         assert trainer.status()["restarts"] == 0
 
 
+def test_modules_beside_the_class_do_not_replace_those_of_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("fedround", "json", "numpy", "queue", "signal", "socket", "token"):
+        (tmp_path / f"{name}.py").write_text("VALUE = 1")
+    with supervised(tmp_path, monkeypatch, "silo:Fresh") as trainer:
+        assert train(trainer, npy(np.ones(3))) == doubled(np.ones(3))
+
+
 def test_a_failure_has_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     complaint = "train failed in round 3: ZeroDivisionError: no data today"
     with supervised(tmp_path, monkeypatch, "silo:Broken") as trainer, pytest.raises(TrainingError, match=complaint) as raised:

@@ -67,6 +67,7 @@ class Process:
         ours, theirs = socket.socketpair()
         options = [f"-W{option}" for option in sys.warnoptions]
         options += [f"-X{name}" if value is True else f"-X{name}={value}" for name, value in sys._xoptions.items()]
+        options.append("-P")  # modules in the working directory must not replace ours: `load` adds it to the path later
         with theirs:
             self._popen = subprocess.Popen(  # noqa: S603 our own module
                 [sys.executable, *options, "-m", MODULE, str(theirs.fileno()), str(os.getpid())],

@@ -138,6 +138,16 @@ def test_training_ends_without_a_participant_that_never_evaluates(tmp_path: Path
         platform.said(r"model of round 1 evaluated by 1 participant: ")
 
 
+@pytest.mark.parametrize("isolation", ["process", "thread"])
+def test_a_participant_that_hangs_while_it_evaluates_is_shown_as_such(isolation: str) -> None:
+    with (
+        running("platform") as platform,
+        running("participant", **silo(platform, isolation, hang=1), PARTICIPANT_HEARTBEAT_PERIOD="50ms"),
+    ):
+        platform.said("round 0 completed")
+        until(lambda: [p["phase"] for p in platform.status("COORDINATOR_OPS_PORT")["participants"]] == ["evaluating"])
+
+
 def test_a_restarted_platform_evaluates_the_final_model(tmp_path: Path) -> None:
     settings = {"COORDINATOR_ROUNDS": "2"} | kept_in(tmp_path)
     with running("platform", **settings) as platform, running("participant", **silo(platform, slow=2)) as participant:

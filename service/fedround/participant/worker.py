@@ -205,10 +205,10 @@ class Worker:
             _give_up("lost its connection", error)
 
     def _observe(self, fact: Fact) -> None:
-        """Collect facts. To save time, two messages bring them: one when training begins, one with its result."""
+        """Collect facts. To save time, few messages bring them: when evaluation or training begins, and with the result."""
         if (encoded := reports.encode(fact)) is not None:
             self._facts.append(encoded)
-            if isinstance(fact, PhaseBegan) and fact.phase == "train":
+            if isinstance(fact, PhaseBegan) and fact.phase in ("evaluate", "train"):
                 self._send({"kind": "facts", "facts": self._take_facts()})
 
     def _take_facts(self) -> list[Mapping[str, object]]:

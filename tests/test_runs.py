@@ -101,6 +101,7 @@ def test_the_round_configuration_reaches_training_code_and_the_history(tmp_path:
         assert found["run"]["plan"]["config"] == {"step": {"0": 1, "2": 10}, "loss": "mse"}
         assert [round["metrics"]["step"] for round in found["rounds"]] == [1, 1, 10]
         assert [round["metrics"]["rounds"] for round in found["rounds"]] == [3, 3, 3]
+        assert platform.status("COORDINATOR_OPS_PORT")["config"] == {"step": 10, "loss": "mse"}
         assert model(platform).tolist() == [12.0]
     # Only the coordinator was restarted with another one; the schedule counts from the run's first round.
     with trained(tmp_path, COORDINATOR_ROUND_CONFIG=config, COORDINATOR_RUN_NAME="second") as platform:

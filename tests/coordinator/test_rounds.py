@@ -293,7 +293,7 @@ def test_the_status_shows_participants_without_whole_ids() -> None:
     table.open()
     table.now += 1.5
     shown = table.status()
-    assert shown["state"] == "training"
+    assert (shown["state"], shown["attempt_seconds"]) == ("training", 1.5)
     assert {p["state"] for p in shown["participants"]} == {"selected", "waiting"}
     assert {p["seconds_since_contact"] for p in shown["participants"]} == {1.5}
     assert not any(id in str(shown) for id in table.ids)

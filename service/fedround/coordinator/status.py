@@ -11,6 +11,7 @@ from fedround.coordinator.attempt import Attempt, State
 from fedround.coordinator.history import Past
 from fedround.coordinator.reliability import Record
 from fedround.coordinator.rounds import Rounds
+from fedround.coordinator.run import config_of
 from fedround.coordinator.seats import Participant
 from fedround.coordinator.shards import coverage
 from fedround.coordinator.silos import AT_WORK, REASONS, Failure, Phase, Silo, Silos, phase
@@ -40,7 +41,9 @@ def status(
         "server_evaluation": _server(rounds),
         "round": rounds.round,
         "rounds": rounds.end,
+        "config": config_of(rounds.plan.config, rounds.round - rounds.run.first),
         "attempt": None if attempt is None else short(attempt.id),
+        "attempt_seconds": None if attempt is None else round(now - attempt.begun, 3),
         "counted": 0 if attempt is None else len(attempt.counted),
         "outstanding": 0 if attempt is None else attempt.outstanding,
         "required": rounds.plan.required,

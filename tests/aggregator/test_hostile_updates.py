@@ -3,6 +3,7 @@
 import asyncio
 import struct
 from collections.abc import Iterable
+from contextlib import suppress
 from io import FileIO
 from typing import Any
 
@@ -186,6 +187,51 @@ async def test_a_partly_added_update_is_in_no_model() -> None:
     with pytest.raises(Exception, match="the round restarts"):
         await send(aggregator, ANNA, update(8, 9.0))
     assert (await aggregator.ledger("", 0)).incarnation != before
+
+
+@pytest.mark.parametrize("method", ["begin", "fold", "result", "state"])
+async def test_a_strategy_that_exits_ends_the_attempt_but_not_the_aggregator(method: str) -> None:
+    class Exits(WeightedAverage):
+        def begin(self, model: Any, state: Any) -> None:
+            self.leave("begin")
+
+        def leave(self, what: str) -> None:
+            if method == what:
+                raise SystemExit(3)
+
+        def fold(self, samples: int, blocks: Iterable[Array]) -> None:
+            super().fold(samples, blocks)
+            self.leave("fold")
+
+        def result(self) -> Array:
+            self.leave("result")
+            return super().result()
+
+        def state(self) -> dict[str, Array]:
+            self.leave("state")
+            return {}
+
+    aggregator = service(Exits)
+    await open_round(aggregator)
+    with suppress(Exception):  # that of the upload, or of the end of the round
+        await deliver(aggregator, BERT, 1.0)
+        await aggregator.close("attempt-0", [BERT])
+    assert "the strategy raised SystemExit: 3" in (await aggregator.ledger("", 0)).lost
+
+
+@pytest.mark.parametrize("returned", [None, 1.0, [1.0], np.ones(1, complex), np.array(["1"]), np.array([None])])
+async def test_a_strategy_must_return_an_array_of_numbers(returned: Any) -> None:
+    class Returns(WeightedAverage):
+        def result(self) -> Array:
+            array: Array = returned
+            return array
+
+    aggregator = service(Returns)
+    await open_round(aggregator)
+    await deliver(aggregator, BERT, 1.0)
+    with pytest.raises(UnknownAttempt):
+        await aggregator.close("attempt-0", [BERT])
+    assert "instead of an array of numbers" in (await aggregator.ledger("", 0)).lost
 
 
 def averaging(layout: Layout) -> Folded:

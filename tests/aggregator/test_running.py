@@ -82,7 +82,9 @@ def test_a_strategy_gets_the_sample_counts_in_the_order_of_the_updates() -> None
     [
         (1.0, r"updates of 2 weights into shape \(\)"),
         ([1.0, 2.0, 3.0], r"updates of 2 weights into shape \(3,\)"),
-        ([1.0, np.nan], "does not fit into <f4"),
+        ([1.0, np.nan], "the result has NaN"),
+        ([1.0, 2j], "the strategy returned complex128 instead of numbers"),
+        (["1", "2"], "the strategy returned <U1 instead of numbers"),
         ([1.0, 1e39], "does not fit into <f4"),
     ],
 )

@@ -5,6 +5,7 @@ Call `open`, `admit`, `fold` and `result` one at a time, in the order of the led
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -16,12 +17,21 @@ from fedround.aggregator.spool import Received, Spool
 from fedround.aggregator.state import State
 from fedround.aggregator.updates import UpdateReader
 from fedround.common.books import NO_RUN, Run
-from fedround.common.text import short
+from fedround.common.text import described, short
 from fedround.errors import Forbidden, Implausible, Late, NotAdmitted, SpoolFull, TooLarge, WeightsError, WrongWeights
 from fedround.tensors.measures import norm
 from fedround.tensors.weights import Array, Layout
 
 LOG = logging.getLogger(__name__)
+
+
+@contextmanager
+def _kept_running() -> Iterator[None]:
+    """Convert the `SystemExit` of a strategy, which would end the aggregator, into a `RuntimeError`."""
+    try:
+        yield
+    except SystemExit as error:
+        raise RuntimeError(f"the strategy raised {described(error)}") from error
 
 
 class AggregateCorrupted(Exception):
@@ -117,8 +127,9 @@ class Aggregate:
         self._guard.check(id, size, self._norm)
         watched = _Watched(update)
         try:
-            running = self._running or self._begun(layout)
-            running.add(watched)
+            with _kept_running():
+                running = self._running or self._begun(layout)
+                running.add(watched)
         except (SpoolFull, AggregateCorrupted):
             raise
         except Exception as error:
@@ -134,11 +145,13 @@ class Aggregate:
     def _begun(self, layout: Layout) -> Running:
         running = self._begin(layout)
         try:
-            running.begin(self._model)
+            with _kept_running():
+                running.begin(self._model)
         except Exception as error:
             raise AggregateCorrupted from error
         return running
 
+    @_kept_running()
     def result(self, round: int, run: Run = NO_RUN) -> Model:
         """Return the model of a round. After any exception the aggregate is unusable."""
         assert self._running is not None and self._layout is not None  # noqa: S101 PT018 an update was folded

@@ -1,6 +1,7 @@
 """The global model, assembled from the strategies' results, rounded once, and from the tensors that are not averaged."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +11,14 @@ from fedround.errors import WrongWeights
 from fedround.tensors.safetensors import shown
 from fedround.tensors.values import BLOCK, unfit, widened
 from fedround.tensors.weights import Array, Layout, Spec
+
+REAL = "biuf"
+"""Kinds of dtypes that a strategy may return."""
+
+
+def _shown(returned: object) -> str:
+    """Return the dtype or the type of a strategy's result, for messages."""
+    return str(returned.dtype) if isinstance(returned, np.ndarray) else type(returned).__name__
 
 
 def assembled(
@@ -49,13 +58,17 @@ def assembled(
     return model_of(round, tensors, metadata)
 
 
-def _checked(result: Array, spec: Spec) -> Array:
+def _checked(result: Any, spec: Spec) -> Array:
     """Return `result`. Raises `WrongWeights` if it has the wrong size or a value that is not finite."""
     where = f"{shown(spec.name)}: " if spec.name else ""
+    if not isinstance(result, np.ndarray) or result.dtype.kind not in REAL:
+        raise WrongWeights(f"{where}the strategy returned {_shown(result)} instead of an array of numbers")
     if result.shape != (spec.count,):
         raise WrongWeights(f"{where}the strategy returned shape {result.shape} instead of {(spec.count,)}")
     for start in range(0, result.size, BLOCK):
         if not np.isfinite(result[start : start + BLOCK]).all():
+            if np.isnan(result[start : start + BLOCK]).any():
+                raise WrongWeights(f"{where}the result has NaN")
             raise WrongWeights(f"{where}the result does not fit into {spec.result.str}: train with a wider dtype")
     return result
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from fedround.aggregator.codecs import Model, Update
 from fedround.aggregator.remembering import StrategyStates, seen
+from fedround.aggregator.result import REAL
 from fedround.aggregator.spool import Spool, write
 from fedround.aggregator.state import State
 from fedround.aggregator.strategies import Combining, CombiningBytes, Strategy
@@ -167,7 +168,9 @@ class Collected:
         result = np.empty(tensor.spec.count, tensor.spec.result)
         for start, rows in self._blocks(tensor, chosen):
             block = result[start : start + rows.shape[1]]
-            combined = strategy.combine(samples, rows)
+            combined = np.asarray(strategy.combine(samples, rows))
+            if combined.dtype.kind not in REAL:
+                raise WrongWeights(f"the strategy returned {combined.dtype} instead of numbers")
             if np.shape(combined) != block.shape:
                 raise WrongWeights(f"the strategy combined updates of {block.size} weights into shape {np.shape(combined)}")
             with np.errstate(over="ignore"):

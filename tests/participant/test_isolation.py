@@ -168,6 +168,7 @@ def test_code_that_ignores_a_cancellation_is_killed_and_trains_the_next_round(tm
         assert metric(process, 'fedround_participant_worker_restarts_total{reason="cancelled"}') == 1
         assert process.end() == 0
     assert process.log.count("registered as") == 1, "it was never away"
+    assert 'misbehaving.py", line' in process.log, "the stack shows where it hangs"
 
 
 def test_processes_started_by_code_end_with_the_participant(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,6 +16,8 @@ from fedround.participant.channel import Channel
 MODULE = "fedround.participant.worker"
 SEND_TIMEOUT = 1.0
 """Seconds within which a worker must read a message; otherwise it counts as broken."""
+STACK_GRACE = 0.2
+"""Seconds to print the stacks."""
 TERM_GRACE = 0.5
 """Seconds between SIGTERM and SIGKILL."""
 REAP_TIMEOUT = 5.0
@@ -86,8 +89,14 @@ class Process:
         """Wait at most `within` seconds for its end, and return whether it has ended."""
         return self._exited.wait(within)
 
-    def kill(self, *, grace: float = TERM_GRACE) -> None:
-        """End all processes of its session: first with SIGTERM, and after `grace` seconds with SIGKILL."""
+    def kill(self, stacks: bool = False, *, grace: float = TERM_GRACE) -> None:
+        """End all processes of its session: first with SIGTERM, and after `grace` seconds with SIGKILL.
+
+        `stacks`: whether the worker first prints the stacks of its threads, which show where it hangs.
+        """
+        if stacks and not self._exited.is_set():
+            self._signal(signal.SIGUSR1, os.kill)
+            self._exited.wait(STACK_GRACE)
         if grace and not self._exited.is_set():
             self._signal(signal.SIGTERM)
             self._exited.wait(grace)
@@ -104,11 +113,11 @@ class Process:
         self.channel.close()
         return self._code
 
-    def _signal(self, number: int) -> None:
+    def _signal(self, number: int, send: Callable[[int, int], None] = os.killpg) -> None:
         with self._reaping:
             if self._code is None:  # until it is reaped, no other group can have its id
                 with suppress(ProcessLookupError, PermissionError):  # all of them have ended, or are zombies
-                    os.killpg(self._popen.pid, number)
+                    send(self._popen.pid, number)
 
     def _reap_orphans(self) -> None:
         """Reap the worker's killed child processes. If this is process 1 of a container, they are now our children."""

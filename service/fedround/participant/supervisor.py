@@ -200,7 +200,7 @@ class Supervisor:
         if process is not None and not process.exited(0.0 if not ready else IDLE_GRACE if idle else GRACE):
             if first and ready:
                 LOG.warning("the training code does not return: exiting without it")
-            process.kill()
+            process.kill(stacks=ready and not idle)
         self._thread.join()
 
     # The thread
@@ -364,7 +364,8 @@ class Supervisor:
     def _end(self, end: End) -> None:
         if self._process is not None:
             self._ending = self._ending or end
-            threading.Thread(target=self._process.kill, name="fedround-worker-kill", daemon=True).start()
+            stuck = end.cause is Cause.CANCELLED
+            threading.Thread(target=self._process.kill, args=[stuck], name="fedround-worker-kill", daemon=True).start()
 
     def _new_pauses(self) -> Iterator[float]:
         yield 0.0

@@ -4,6 +4,7 @@
 """
 
 import ctypes
+import faulthandler
 import logging
 import os
 import signal
@@ -251,6 +252,8 @@ def main() -> Never:
     """Run a worker."""
     descriptor, parent = map(int, sys.argv[1:])
     _die_with(parent)
+    if sys.__stderr__ is not None:
+        faulthandler.register(signal.SIGUSR1)  # the supervisor asks for the stacks of training code that hangs
     del sys.argv[1:]  # training code that reads the command line finds it empty
     os.set_inheritable(descriptor, False)
     channel = Channel(socket.socket(fileno=descriptor))

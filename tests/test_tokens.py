@@ -89,8 +89,10 @@ def test_a_change_of_the_same_length_is_noticed(file: Path) -> None:
     ("text", "complaint"),
     [
         ("anna one two\n", "line 1: write a participant's name"),
+        ("Åse one\n", "line 1: a name has 1 to 63 of the characters a-z, 0-9, '.' and '-'"),
+        ("acme_inc one\n", "line 1: a name has 1 to 63 of the characters"),
         ("\nanna\n", "line 2: write"),
-        ("Anna token\n", "line 1: write"),
+        ("Anna token\n", "line 1: a name has"),
         ("anna tok\xe9n\n", "line 1: write"),
         ("anna same\nberta same\n", "line 2: the token of berta also belongs to another participant"),
     ],
@@ -256,7 +258,7 @@ def test_any_content_is_tokens_or_an_error_without_tokens(content: bytes, tmp_pa
         assert Tokens(None, file).owner("") is None
         return
     with pytest.raises(
-        ConfigurationError, match=r"line \d+: (write a participant's name|the token of [a-z0-9.-]+ (is|also))"
+        ConfigurationError, match=r"line \d+: (write a participant's name|a name has|the token of [a-z0-9.-]+ (is|also))"
     ) as refused:
         Tokens(None, file)
     assert len(str(refused.value)) < len(told) + 150

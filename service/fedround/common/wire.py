@@ -285,6 +285,9 @@ def parse_id(text: str) -> str | None:
         return None
 
 
+NAME_RULE = "a name has 1 to 63 of the characters a-z, 0-9, '.' and '-'"
+
+
 def parse_name(text: str | None) -> str | None:
     """Return a participant's name, or None if it is missing or not `[a-z0-9.-]{1,63}`."""
     return text if text is not None and _NAME.fullmatch(text) else None

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from fedround.common import files
 from fedround.common.settings import PlatformSettings, reveal
-from fedround.common.wire import parse_name
+from fedround.common.wire import NAME_RULE, parse_name
 from fedround.errors import ConfigurationError
 from fedround.http.hosts import is_loopback
 
@@ -123,8 +123,10 @@ class Tokens:
             if not line or line.startswith("#"):
                 continue
             match = _LINE.fullmatch(line)
-            if match is None or parse_name(match[1]) is None:
+            if match is None:
                 raise ConfigurationError(f"{file}, line {number}: write a participant's name, a space, and its token")
+            if parse_name(match[1]) is None:
+                raise ConfigurationError(f"{file}, line {number}: {NAME_RULE}")
             name, digest = match[1], self._digest(match[2])
             if digest == self._never:
                 raise ConfigurationError(f"{file}, line {number}: the token of {name} is the operators' token")

@@ -26,7 +26,7 @@ from fedround.common.settings.types import (
     importable,
     parse_duration,
 )
-from fedround.common.wire import clean_name, parse_name
+from fedround.common.wire import NAME_RULE, clean_name, parse_name
 
 
 class Isolation(StrEnum):
@@ -66,7 +66,7 @@ def _shard(value: object) -> object:
 def _name(value: str | None) -> str:
     value = clean_name(socket.gethostname()) if value is None else value
     if parse_name(value) is None:
-        raise ValueError("a name has 1 to 63 of the characters a-z, 0-9, '.' and '-'")
+        raise ValueError(NAME_RULE)
     return value
 
 

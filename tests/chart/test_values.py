@@ -351,6 +351,10 @@ def test_whatever_an_umbrella_must_compute_may_be_a_template(program: str, tmp_p
     platform = {
         "coordinator": {"settings": {"otlp_endpoint": "http://{{ .Release.Name }}-collector:4318"}},
         "prometheusRule": {"enabled": True, "labels": labels},
+        "service": {"annotations": {"hostname": f"{own}.example.org"}},
+        "ingress": {"enabled": True, "coordinatorHost": "a", "aggregatorHost": "b", "annotations": {"issuer": own}},
+        "persistence": {"storageClass": "{{ .Values.global.storageClass }}"},
+        "global": {"storageClass": "fast"},
         "httpRoute": {"enabled": True, "coordinatorHost": "a", "aggregatorHost": "b", "parentRefs": [{"name": own}]},
         "aggregator": {"url": "https://b"},
         "tls": {"certificate": {"enabled": True, "issuerRef": {"name": own}, "dnsNames": [f"{own}.example.org"]}},
@@ -366,6 +370,14 @@ def test_whatever_an_umbrella_must_compute_may_be_a_template(program: str, tmp_p
             assert kind == "Pod" or found["metadata"]["labels"]["release"] == "fl"
     data = variables(rendered("coordinator", values=_written(tmp_path, platform), program=program))
     assert data["COORDINATOR_OTLP_ENDPOINT"] == "http://fl-collector:4318"
+
+
+@pytest.mark.parametrize("program", HELMS)
+@pytest.mark.parametrize("chart", CHARTS)
+def test_an_additional_object_may_be_a_text(chart: str, program: str, tmp_path: Path) -> None:
+    text = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: {{ .Release.Name }}-more\n"
+    found = rendered(chart, *REQUIRED[chart], values=_written(tmp_path, {"extraObjects": [text]}), program=program)
+    assert ("ConfigMap", "fl-more") in found
 
 
 def test_a_template_of_the_collectors_endpoint_must_render_a_url() -> None:

@@ -138,9 +138,12 @@ dashboards:
 - tls.clientCA.existingSecret
 - tls.certificate.issuerRef
 - tls.certificate.dnsNames
+- persistence.storageClass
 - persistence.existingClaim
 - otel.endpoint
 - otel.resourceAttributes
+- service.annotations
+- ingress.annotations
 - ingress.coordinatorHost
 - ingress.aggregatorHost
 - ingress.tlsSecret

@@ -138,7 +138,7 @@ NEEDED = {"charts": "helm", "images": "docker"}
 
 
 def replace(former: Path, new: Path) -> None:
-    """Replace the files of a former release. Raises `Problem`."""
+    """Replace the files of an earlier release. Raises `Problem`."""
     if former.exists() and any(former.iterdir()) and not (former / "SHA256SUMS").exists():
         raise Problem(f"{former} is not empty, and has no release in it: choose another directory with --out")
     shutil.rmtree(former, ignore_errors=True)
@@ -167,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Write the release. Return 1 if it fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--out", type=Path, default=ROOT / "dist", help="directory for the files, in the place of a former release (default: dist)"
+        "--out", type=Path, default=ROOT / "dist", help="directory for the files, in place of an earlier release (default: dist)"
     )
     parser.add_argument("--skip", nargs="+", default=[], choices=[step.__name__ for step in STEPS], help="what to leave out")
     chosen = parser.parse_args(arguments)

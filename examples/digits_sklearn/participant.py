@@ -9,7 +9,7 @@ import fedround.sklearn
 
 
 def estimator() -> SGDClassifier:
-    """All participants begin with the same one: all ten classes, whichever of them a silo has."""
+    """Return the estimator that all participants begin with. It has all ten classes, whichever of them a silo has."""
     model = SGDClassifier(loss="log_loss", learning_rate="constant", eta0=0.01, random_state=0)
     return fedround.sklearn.begun(model, features=64, classes=range(10))
 
@@ -20,7 +20,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 class Digits(fedround.NumPyParticipant):
-    """Trains on the digits of its silo: in silo k of n, those whose label is k, k + n, k + 2n, ..."""
+    """A participant that trains on the digits of its silo. Silo k of n has the labels k, k + n, k + 2n, ..."""
 
     def __init__(self, *, epochs: int = 1) -> None:
         self.model, self.epochs = estimator(), epochs

@@ -20,10 +20,10 @@ def network() -> keras.Model:
 
 
 class HousePrices(fedround.NumPyParticipant):
-    """Trains on the sales of its shard.
+    """A participant that trains on the sales of its shard.
 
     Args:
-        epochs: In a round, over all training sales of the silo.
+        epochs: Number of epochs in a round.
     """
 
     def __init__(self, *, epochs: int = 5) -> None:
@@ -49,7 +49,7 @@ class HousePrices(fedround.NumPyParticipant):
 
 
 class StopEarly(keras.callbacks.Callback):
-    """Ends training when nobody waits for it any more: the round was given to others, or this process is about to end."""
+    """Stops training early when the coordinator revokes the participant's part in the round, or the process stops."""
 
     def __init__(self, round: fedround.Round) -> None:
         super().__init__()

@@ -86,7 +86,7 @@ def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> fl
 
 
 class Digits(fedround.NumPyParticipant):
-    """Trains on the digits of its silo: in silo k of n, those whose label is k, k + n, k + 2n, ..."""
+    """A participant that trains on the digits of its silo. Silo k of n has the labels k, k + n, k + 2n, ..."""
 
     def __init__(self, *, epochs: int = 1) -> None:
         torch.set_num_threads(1)

@@ -6,7 +6,7 @@ import fedround
 
 
 class Power(fedround.NumPyParticipant):
-    """Linear regression by gradient steps on every row of its shard.
+    """A participant that fits a linear regression by gradient descent on the rows of its shard.
 
     Args:
         path: A CSV file with a header. The last column is the target.

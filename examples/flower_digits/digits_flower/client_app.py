@@ -1,4 +1,4 @@
-"""What a client does. It knows nothing of fedround."""
+"""The client app. It does not depend on fedround."""
 
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp

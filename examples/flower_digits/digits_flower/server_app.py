@@ -1,4 +1,4 @@
-"""What Flower's server does. fedround has its own coordinator and aggregator, and does not use this file."""
+"""The server app. fedround has its own coordinator and aggregator, and does not use this file."""
 
 from flwr.app import Array, ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp

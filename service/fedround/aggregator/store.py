@@ -159,7 +159,7 @@ class ModelStore:
             state: The content of the file with the strategy's state; empty: there is none.
 
         Raises:
-            OSError: The model was not stored, and the former ones remain.
+            OSError: The model was not stored, and the earlier ones remain.
         """
         new = StoredModel(round, _size(parts), durable.checksum(parts), baseline.samples, baseline.change, suffix, run.name, run.id)
         if state:

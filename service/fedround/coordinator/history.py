@@ -25,7 +25,7 @@ class Past:
     samples: int
     parameters: int
     figures: Mapping[str, float]
-    """Sample-weighted means of the metrics of training. The field has its former name on disk and in `/status`."""
+    """Sample-weighted means of the metrics of training. The field has its old name on disk and in `/status`."""
     weights: Mapping[str, float] = field(default_factory=dict)
     """Statistics of the weights of its model, once they are known."""
     rollbacks: int = 0

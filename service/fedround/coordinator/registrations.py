@@ -9,7 +9,7 @@ The rules (`rounds.py` has those of rounds):
    identity, including those with a counted update. Participants without a proved identity share `shared_seats` seats.
 3. A registration under the name of seats without an owner may be a restart of the same participant. So each of these seats is
    *probed*: it is replaced if it sends no heartbeat within `PROBE` seconds. The attempt does not select the new participant until
-   the former one is revoked, or has proved by a heartbeat that they are two.
+   the old one is revoked, or has proved by a heartbeat that they are two.
 4. A participant that fails twice in a row sits out 1 round, then 2, 4 ... A failure is a missed deadline, a time-out, a refused
    update, or a departure because of a failure. If too few others are left, an attempt selects it nevertheless. A counted update
    resets its failures (`reliability.py`).
@@ -46,7 +46,7 @@ class Registrations(ABC):
         """Ids of participants that left, for the books to forget."""
         self._facts: list[events.Fact] = []
         self._undecided = bool(memory.participants)
-        """Whether it is undecided which members of a former attempt the next one selects."""
+        """Whether it is undecided which members of an earlier attempt the next one selects."""
         for known in memory.participants:
             self.present.restore(now, known)
 

@@ -14,13 +14,13 @@
    selected, the attempt fails. An attempt that the books lost fails too. The next attempt begins after a pause, which doubles while
    the reason lasts. It selects all members whose permission was not revoked: they may know that their update was counted.
 5. `pending` returns the one call to the books that is due. It depends only on the state. The caller repeats a call without an
-   answer. An answer for a former attempt changes nothing.
+   answer. An answer for an earlier attempt changes nothing.
 6. After the last round of the run, every heartbeat gets `finish`. Round numbers continue from run to run.
 7. After a restart, `Memory` is restored and another attempt of the round begins. If the books have the model of a round, that round
    is over. While it is undecided which participants the new attempt selects, heartbeats get `Busy`. With `stand_by`, members of the
-   former attempt would discard their training.
+   previous attempt would discard their training.
 8. The history of completed rounds (`history.py`) is for users: no decision depends on it.
-9. A page with a higher *generation* means that an operator made a former model the newest. All rounds after that model are void,
+9. A page with a higher *generation* means that an operator made an earlier model the newest. All rounds after that model are void,
    and the first of them is next, even if training was complete. A coordinator without a generation adopts that of the page.
 10. An attempt may have a *quorum* (`Plan.effective_quorum`), at least the number of rule 2. When the quorum is counted, the attempt
     selects no more participants, and the other members get the quorum's grace. Then the coordinator revokes their permissions,

@@ -48,7 +48,7 @@ HOLD_RATIO = 0.9
 
 
 async def never() -> None:
-    """Wait for ever, as for a participant that does not disconnect."""
+    """Wait forever, like a participant that does not disconnect."""
     await asyncio.Future()
 
 

@@ -150,7 +150,7 @@ def _content(file: Path) -> tuple[os.stat_result, bytes]:
 
 
 def _age(found: os.stat_result) -> float:
-    """Return the seconds since the last change. With a wrong clock, a file must not count as new for ever."""
+    """Return the seconds since the last change. With a wrong clock, a file must not count as new forever."""
     return abs(time.time() - found.st_ctime)
 
 

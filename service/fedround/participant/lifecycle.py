@@ -5,8 +5,8 @@
 The rules (`work.py` has those of a round's exchanges):
 
 1. One exchange with the coordinator (register, heartbeat) is under way at a time. The participant repeats a failed one after a
-   jittered delay, for ever, or until `give_up_after`.
-2. `reject`, at any time: the participant drops what it trained, and registers again: immediately, then after growing delays.
+   jittered delay, without a limit or until `give_up_after`.
+2. `reject`, at any time: the participant discards its update, and registers again: immediately, then after growing delays.
 3. `round` is a training request. The participant stores its update until a later round, `reject` or `finish`.
 4. Another request, or `stand_by`, while training: the coordinator reassigned the round. The participant cancels the training.
 5. User code gets one model at a time; the next is not fetched while it is busy with a cancelled round. User code that does not
@@ -14,11 +14,11 @@ The rules (`work.py` has those of a round's exchanges):
 6. User code failed, or the global model is larger than allowed: the participant leaves, reports the reason, and registers again
    after 1, 2, 4, ... seconds. After `max_failures` consecutive failures it exits. After a round that failed otherwise it registers
    immediately.
-7. `finish`: the participant exits, or asks now and then whether training goes on. It never sends the old id's heartbeat again: that
+7. `finish`: the participant exits, or asks regularly whether training continues. It never sends the old id's heartbeat again: that
    ends a 0.8 coordinator.
-8. On a request to stop, the participant finishes the round if there is time, else gives it up; then it leaves and exits. It waits
+8. On a request to stop, the participant finishes the round if there is time, or abandons it. Then it leaves and exits. It waits
    `LEAVE_TIMEOUT` for an id that is on its way. On a second request, it exits immediately.
-9. A response to a former id or training request is *late*, and changes nothing. A response without a request is an illegal move.
+9. A response to an earlier id or training request is *late*, and changes nothing. A response without a request is an illegal move.
 
 A 0.8 coordinator (its `round` brings no token) needs more care:
 
@@ -188,7 +188,7 @@ class Lifecycle:
             self._round_over(self._work, answer, now)
 
     def _rejected(self, now: float) -> None:
-        self._give_up("the coordinator does not know this participant any more", now)
+        self._give_up("the coordinator no longer knows this participant", now)
         self._register("rejected", self._contact.register_at(now))
         if self.draining:
             self._exit(Reason.STOPPED)

@@ -41,7 +41,7 @@ LOG = logging.getLogger(__name__)
 TURN = 5.0
 """Maximum seconds of one turn of the loop, even if there is no event."""
 JOIN_TIMEOUT = 0.5
-"""Seconds for each other thread to end after the loop: one may wait for a response that is not needed any more."""
+"""Seconds for each other thread to end after the loop: one may wait for a response that is no longer needed."""
 GRACE = 1.0
 """Seconds for the training code to return after everything else has ended, if the caller does not wait for it."""
 REFUSED_PAUSE = 10.0

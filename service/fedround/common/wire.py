@@ -300,7 +300,7 @@ def clean_name(text: str) -> str:
 
 def media_type(headers: Mapping[str, str]) -> str:
     """Return the media type of a body, in lower case and without parameters; empty if the headers name none."""
-    return headers.get("content-type", "").partition(";")[0].strip().lower()
+    return headers.get("Content-Type", "").partition(";")[0].strip().lower()
 
 
 def is_url(text: object) -> bool:

@@ -45,7 +45,7 @@ def check(request: RequestInfo, status: int, headers: Mapping[str, str], body: b
         accept: Expected statuses.
     """
     where = request.where
-    kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    kind = wire.media_type(headers)
     if status in (429, 503):
         raise Busy(f"{where}: {status}{_page(kind)}", retry_after=_retry_after(headers.get("Retry-After", "")))
     if status >= 500:

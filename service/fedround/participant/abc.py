@@ -62,7 +62,6 @@ class ParticipantABC(ABC, Generic[TrainingInput, TrainingResult]):
 
     def check_training_result(self, training_result: TrainingResult, /) -> None:
         """Raise an exception if a result must not be sent. The default accepts everything."""
-        return
 
 
 class Update(NamedTuple):

@@ -13,25 +13,11 @@ import fedround
 from fedround import events
 from fedround.events import Fact
 from fedround.participant.terms import Options
-from fedround.tensors.weights import Array
+from support.known_answer import KnownAnswer
 from support.xain08 import Xain08
 
 N = 4
 ROUNDS = 5
-
-
-class KnownAnswer(fedround.NumPyParticipant):
-    """Participant k, which adds N to weight k only: after R rounds every weight is R. It calls `before` in each round."""
-
-    def __init__(self, k: int, before: Callable[[int], None] = lambda _number: None) -> None:
-        self.k, self.before, self.trained = k, before, 0
-
-    def train_round(self, training_input: Array | None) -> fedround.Update:
-        weights = np.zeros(N) if training_input is None else training_input
-        self.trained += 1
-        self.before(fedround.current_round().number)
-        weights[self.k] += N
-        return fedround.Update(1, weights)
 
 
 def train(p: Xain08, *participants: KnownAnswer, **options: Unpack[Options]) -> None:
@@ -56,7 +42,22 @@ def check_the_books(p: Xain08, *participants: KnownAnswer) -> None:
 
 
 def all_of_them() -> list[KnownAnswer]:
-    return [KnownAnswer(k) for k in range(N)]
+    return [KnownAnswer(k, N) for k in range(N)]
+
+
+def once_in_round_2(action: Callable[[], None]) -> Callable[[int], None]:
+    done = threading.Event()
+
+    def before(number: int) -> None:
+        if number == 2 and not done.is_set():
+            done.set()
+            action()
+
+    return before
+
+
+def fail() -> None:
+    raise ZeroDivisionError
 
 
 @pytest.mark.parametrize("race", [0, 1, 3, 10])
@@ -64,7 +65,7 @@ def test_a_heartbeat_that_crosses_an_upload_requests_nothing(race: int) -> None:
     p, participants = Xain08(ROUNDS, N, race), all_of_them()
     train(p, *participants)
     check_the_books(p, *participants)
-    assert [one.trained for one in participants] == [ROUNDS] * N
+    assert [len(one.rounds) for one in participants] == [ROUNDS] * N
     assert p.requests["upload"] == ROUNDS * N
 
 
@@ -81,7 +82,7 @@ def test_closed_connections_are_survived_and_no_update_counts_twice(kind: str) -
     p.close[kind] = 5
     train(p, *participants)
     check_the_books(p, *participants)
-    assert [one.trained for one in participants] == [ROUNDS] * N
+    assert [len(one.rounds) for one in participants] == [ROUNDS] * N
 
 
 def test_a_lost_update_is_sent_again_without_training() -> None:
@@ -90,19 +91,12 @@ def test_a_lost_update_is_sent_again_without_training() -> None:
     train(p, *participants, confirm_timeout=0.2)
     check_the_books(p, *participants)
     assert p.requests["upload"] == ROUNDS * N + 2
-    assert [one.trained for one in participants] == [ROUNDS] * N
+    assert [len(one.rounds) for one in participants] == [ROUNDS] * N
 
 
 def test_a_participant_that_is_rejected_while_it_trains_registers_again() -> None:
-    p = Xain08(ROUNDS, N)
-    forgotten = threading.Event()
-
-    def in_round_2(number: int) -> None:
-        if number == 2 and not forgotten.is_set():
-            forgotten.set()
-            p.forget()
-
-    participants = [KnownAnswer(0, in_round_2), *(KnownAnswer(k) for k in range(1, N))]
+    p, participants = Xain08(ROUNDS, N), all_of_them()
+    participants[0].before = once_in_round_2(p.forget)
     train(p, *participants)
     check_the_books(p, *participants)
     assert p.requests["rendez_vous"] == N + 1
@@ -110,15 +104,8 @@ def test_a_participant_that_is_rejected_while_it_trains_registers_again() -> Non
 
 def test_after_a_lost_model_training_starts_with_an_empty_one() -> None:
     p = Xain08(ROUNDS, N)
-    restarted = threading.Event()
-
-    def in_round_2(number: int) -> None:
-        if number == 2 and not restarted.is_set():
-            restarted.set()
-            p.restart_aggregator()
-
-    participants = [KnownAnswer(k, in_round_2) for k in range(N)]
-    train(p, *participants)
+    restart = once_in_round_2(p.restart_aggregator)
+    train(p, *(KnownAnswer(k, N, before=restart) for k in range(N)))
     assert p.faults == []
     assert p.round == ROUNDS
     assert set(p.counted.values()) == {1}
@@ -137,7 +124,7 @@ class Steady(KnownAnswer):
     def __init__(self, p: Xain08) -> None:
         self.joined, self.go = threading.Event(), threading.Event()
         holds = {0: self.joined, 1: self.go}
-        super().__init__(0, lambda number: self.held(holds.get(number, p.gone)))
+        super().__init__(0, N, before=lambda number: self.held(holds.get(number, p.gone)))
 
     def is_joined(self, fact: Fact) -> None:
         """Observe the other participant."""
@@ -168,14 +155,8 @@ def train_beside(steady: Steady, p: Xain08, other: Callable[[], Coroutine[None, 
 
 
 def test_after_a_failure_of_user_code_it_trains_again_with_the_same_id() -> None:
-    p, failed = Xain08(ROUNDS, N), threading.Event()
-
-    def once(number: int) -> None:
-        if number == 2 and not failed.is_set():
-            failed.set()
-            raise ZeroDivisionError
-
-    participants = [KnownAnswer(0, once), *(KnownAnswer(k) for k in range(1, N))]
+    p, participants = Xain08(ROUNDS, N), all_of_them()
+    participants[0].before = once_in_round_2(fail)
     train(p, *participants, max_failures=2)
     check_the_books(p, *participants)
     assert p.requests["rendez_vous"] == N
@@ -185,13 +166,11 @@ def test_user_code_that_keeps_failing_forfeits_the_round() -> None:
     p = Xain08(ROUNDS, 1, heartbeat_timeout=SILENCE)
     steady = Steady(p)
     steady.go.set()
-
-    def always(_number: int) -> None:
-        raise ZeroDivisionError
+    failing = KnownAnswer(1, N, before=lambda _number: fail())
 
     async def other() -> None:
         with pytest.raises(fedround.TrainingError):
-            await fedround.arun_participant(KnownAnswer(1, always), p.url, 0.02, observers=[steady.is_joined])
+            await fedround.arun_participant(failing, p.url, 0.02, observers=[steady.is_joined])
 
     train_beside(steady, p, other)
     assert (p.faults, p.round, p.requests["forfeit"]) == ([], ROUNDS, 1)
@@ -210,7 +189,9 @@ def test_a_round_that_does_not_end_in_time_is_forfeited() -> None:
             loop.call_soon_threadsafe(begun.set)
             stopped.wait(20)
 
-        run = fedround.arun_participant(KnownAnswer(1, slow), p.url, 0.02, drain_timeout=0.1, observers=[steady.is_joined])
+        run = fedround.arun_participant(
+            KnownAnswer(1, N, before=slow), p.url, 0.02, drain_timeout=0.1, observers=[steady.is_joined]
+        )
         task = asyncio.create_task(run)
         await begun.wait()
         task.cancel()
@@ -239,7 +220,7 @@ def test_asked_to_stop_after_an_upload_a_participant_stays_until_the_round_ends(
                 case events.ContactMade() if since and loop.time() > since[0] + longer:
                     steady.go.set()
 
-        task = asyncio.create_task(fedround.arun_participant(KnownAnswer(1), p.url, 0.02, drain_timeout=20.0, observers=[note]))
+        task = asyncio.create_task(fedround.arun_participant(KnownAnswer(1, N), p.url, 0.02, drain_timeout=20.0, observers=[note]))
         await delivered.wait()
         task.cancel()
         await asyncio.wait([task])

@@ -85,16 +85,10 @@ def serve(settings: ParticipantSettings, trainer: ServiceTrainer, around: RunCon
         telemetry = Telemetry(metrics, [observer, current], traces, keep_log=not isolated)
         exports.add("participant", telemetry)
         trainer.attach(telemetry.observe, traces.train_context if traces else lambda: None)
-        opts = {name: getattr(settings, name) for name in ("heartbeat_period", *Options.__annotations__) if hasattr(settings, name)}
-        terms = Terms(
-            **opts | {"token": reveal(settings.token)},
-            exit_after_finish=settings.after_finish is AfterFinish.EXIT,
-            cancel_timeout=settings.cancel_timeout if isolated else math.inf,
-        )
         with connected(
             trainer,
             settings.coordinator_url,
-            terms,
+            _terms(settings, isolated),
             telemetry.observe,
             make_sink=trainer.make_sink,
             pod_index=_pod_index(os.environ),
@@ -121,6 +115,15 @@ def serve(settings: ParticipantSettings, trainer: ServiceTrainer, around: RunCon
                     trainer.started()
                     runtime.run()
             ops_port.check()
+
+
+def _terms(settings: ParticipantSettings, isolated: bool) -> Terms:
+    opts = {name: getattr(settings, name) for name in ("heartbeat_period", *Options.__annotations__) if hasattr(settings, name)}
+    return Terms(
+        **opts | {"token": reveal(settings.token)},
+        exit_after_finish=settings.after_finish is AfterFinish.EXIT,
+        cancel_timeout=settings.cancel_timeout if isolated else math.inf,
+    )
 
 
 def _pod_index(environ: Mapping[str, str]) -> int | None:

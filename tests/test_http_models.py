@@ -70,6 +70,12 @@ def test_a_model_above_the_limit_is_not_received(reply: bytes) -> None:
         download(peer, max_model_size=8)
 
 
+def test_a_model_larger_than_the_memory_is_too_large() -> None:
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {1 << 61}\r\n\r\n".encode()
+    with Peer(Reply(head, close=True)) as peer, pytest.raises(TooLarge, match=f"has {1 << 61} bytes, and there is no memory"):
+        download(peer, max_model_size=1 << 62)
+
+
 def test_a_model_of_exactly_the_limit_is_received() -> None:
     with Peer(answer("200 OK", b"12345678")) as peer:
         assert download(peer, max_model_size=8) == Download(memoryview(b"12345678"), None)

@@ -88,6 +88,20 @@ def test_a_secret_that_is_unreadable_or_set_twice_is_refused(tmp_path: Path) -> 
     assert "set only one of them" in problems(AggregatorSettings, missing | {"AGGREGATOR_TOKEN": SECRET})
 
 
+def test_a_secret_from_an_endless_file_is_refused() -> None:
+    assert "AGGREGATOR_TOKEN_FILE (--token-file): the file has more than 4096 bytes" in problems(
+        AggregatorSettings, {"AGGREGATOR_TOKEN_FILE": "/dev/zero"}
+    )
+
+
+@pytest.mark.parametrize("value", ['"secret"', "'secret'"])
+def test_a_value_in_quotation_marks_is_a_warning(value: str) -> None:
+    """`docker run --env-file` and Kubernetes pass them on, other than a shell and Compose."""
+    _, warnings, _ = load(CoordinatorSettings, {"COORDINATOR_TOKEN": value, "COORDINATOR_OPS_TOKEN": '"'}, {})
+    assert warnings == ["COORDINATOR_TOKEN: the quotation marks are part of the value; remove them if that is not intended"]
+    assert "COORDINATOR_ROUNDS: the quotation marks are part" in problems(CoordinatorSettings, {"COORDINATOR_ROUNDS": '"5"'})
+
+
 def test_secrets_are_never_shown() -> None:
     settings, *_ = load(CoordinatorSettings, {"COORDINATOR_TOKEN": SECRET, "FEDROUND_INTERNAL_SECRET": SECRET}, {})
     unusable = problems(CoordinatorSettings, {"COORDINATOR_TOKEN": f"{SECRET} and more", "COORDINATOR_ROUNDS": "x"})

@@ -19,6 +19,8 @@ from fedround.errors import ConfigurationError
 _SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_\d+_")
 """Variables that Kubernetes sets for a Service, such as COORDINATOR_SERVICE_HOST. They are not misspelt settings."""
 
+LONGEST_SECRET = 4096
+"""Maximum number of bytes of a file with a secret."""
 MOST_SHOWN = 80
 """Maximum number of characters of an invalid value in a message."""
 
@@ -69,7 +71,7 @@ def load(
                 try:
                     if row.name in source:
                         raise ValueError("the secret itself is set too: set only one of them")
-                    source[row.name] = Path(path).read_text().strip()
+                    source[row.name] = _secret(Path(path))
                     shown[row.name] = ("", name)
                 except (OSError, ValueError) as error:
                     problems.append(f"{row.variable}_FILE ({row.flag(long=long_flags)}-file): {error}")
@@ -78,11 +80,11 @@ def load(
         settings = cls(**values)
     except ValidationError as error:
         problems += [_problem(cls, rows[str(e["loc"][0])], dict(e), long_flags) for e in error.errors()]
-    unknown = list(_unknown(f"{cls.prefix}_", environ, {row.variable for row in rows.values()}))
+    hints = [*_quoted(rows, environ), *_unknown(f"{cls.prefix}_", environ, {row.variable for row in rows.values()})]
     if problems:
-        # List unknown variables too: a misspelt setting often explains a missing one.
-        raise ConfigurationError("\n  ".join(["invalid settings:", *problems, *unknown]))
-    warnings += unknown
+        # List hints too: a misspelt setting often explains a missing one.
+        raise ConfigurationError("\n  ".join(["invalid settings:", *problems, *hints]))
+    warnings += hints
     return Loaded(
         settings, warnings, [_line(row, settings, *shown.get(row.name, (row.default, "default"))) for row in rows.values()]
     )
@@ -115,6 +117,21 @@ def _from_environment(rows: Mapping[str, Row], environ: Mapping[str, str]) -> di
     # Compose passes an unset `${X:-}` as an empty variable. Kubernetes sets COORDINATOR_PORT=tcp://... for a Service.
     found = ((name, environ.get(row.variable, "").strip()) for name, row in rows.items())
     return {name: value for name, value in found if value and not value.startswith("tcp://")}
+
+
+def _quoted(rows: Mapping[str, Row], environ: Mapping[str, str]) -> Iterator[str]:
+    """Yield warnings about variables in quotation marks: not everything that reads a `.env` file removes them."""
+    for row in rows.values():
+        if re.fullmatch(r"(['\"]).*\1", environ.get(row.variable, "").strip(), re.DOTALL):
+            yield f"{row.variable}: the quotation marks are part of the value; remove them if that is not intended"
+
+
+def _secret(path: Path) -> str:
+    with path.open("rb") as file:
+        content = file.read(LONGEST_SECRET + 1)
+    if len(content) > LONGEST_SECRET:
+        raise ValueError(f"the file has more than {LONGEST_SECRET} bytes")
+    return content.decode().strip()
 
 
 def _unknown(prefix: str, environ: Mapping[str, str], known: set[str]) -> Iterator[str]:

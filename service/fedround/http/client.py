@@ -194,7 +194,10 @@ class AggregatorClient(Client):
             return self._receive_unannounced(response)
         import numpy as np  # not at the top: a process that receives into a `Sink` does not load NumPy
 
-        body = np.empty(size, np.uint8).data  # a bytearray would write zeros first
+        try:
+            body = np.empty(size, np.uint8).data  # a bytearray would write zeros first
+        except MemoryError as error:
+            raise TooLarge(f"the global model has {size} bytes, and there is no memory for them") from error
         end = 0
         for chunk in abortable(self._aborted, response.iter_raw()):
             body[end : end + len(chunk)] = chunk

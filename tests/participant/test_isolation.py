@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -57,9 +57,15 @@ REASONS = {
 
 @contextmanager
 def misbehaving(
-    p: Running, directory: Path, *how: str, exporter: str = "none", endpoint: str = "", **settings: str
+    p: Running,
+    directory: Path,
+    *how: str,
+    exporter: str = "none",
+    endpoint: str = "",
+    through: Sequence[str] = (),
+    **settings: str,
 ) -> Iterator[Process]:
-    """Run a participant with code that misbehaves."""
+    """Run a participant with code that misbehaves. `through`: see `Process`."""
     options = {"how": how, "directory": str(directory)}
     own = {
         "COORDINATOR_URL": p.url,
@@ -70,7 +76,9 @@ def misbehaving(
         **settings,
     }
     environ = {"OTEL_TRACES_EXPORTER": exporter, "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
-    with running("participant", **environ, **{f"PARTICIPANT_{name}": value for name, value in own.items()}) as process:
+    with running(
+        "participant", through=through, **environ, **{f"PARTICIPANT_{name}": value for name, value in own.items()}
+    ) as process:
         yield process
 
 
@@ -182,6 +190,19 @@ def test_processes_started_by_code_end_with_the_participant(tmp_path: Path) -> N
         assert not any(map(alive, pids))
         assert p.status()["participants"] == []
     assert "the training code does not return: exiting without it" in process.log
+
+
+def test_a_participant_that_is_process_1_reaps_what_code_leaves_behind(tmp_path: Path) -> None:
+    alone = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("unshare cannot make a namespace of processes")
+    with our_platform(rounds=3) as p, misbehaving(p, tmp_path, *["orphan"] * 3, through=alone) as process:
+        finished(process)
+        (participant,) = children(process.pid)
+        until(lambda: len(children(participant)) == 1)
+        assert process.status("PARTICIPANT_OPS_PORT")["worker"] == {"state": "idle", "restarts": 0, "last_end": None}
+        os.kill(participant, signal.SIGTERM)
+        assert process.wait() == 0
 
 
 def test_a_worker_ends_with_a_killed_participant(tmp_path: Path) -> None:

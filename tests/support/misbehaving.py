@@ -70,6 +70,16 @@ def children_that_stay(directory: Path) -> None:
     deaf(directory)
 
 
+def orphan(_: Path) -> None:
+    """A process in a session of its own, whose parent ends first: process 1 becomes its parent."""
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            time.sleep(0.1)
+        os._exit(0)
+    os.wait()
+
+
 def deaf(_: Path) -> None:
     """Ignore SIGTERM, and never return."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -126,8 +126,15 @@ class Process:
                 os.waitpid(-self._popen.pid, 0)
 
     def _watch(self) -> None:
-        """Wait for the worker's exit. The socket's end of file is not enough: a forked child may keep the socket open."""
-        if hasattr(os, "waitid"):
+        """Wait for the worker's exit. The socket's end of file is not enough: a forked child may keep the socket open.
+
+        Process 1 of a container also gets the processes whose parents have ended, and reaps them. It starts no process but workers.
+        """
+        if os.getpid() == 1:
+            while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)) and ended.si_pid != self._popen.pid:
+                with suppress(ChildProcessError):  # `_reap_orphans` was faster
+                    os.waitpid(ended.si_pid, 0)
+        elif hasattr(os, "waitid"):
             os.waitid(os.P_PID, self._popen.pid, os.WEXITED | os.WNOWAIT)
         else:
             self._popen.wait()

@@ -24,7 +24,7 @@ from fedround.coordinator import app as coordinator_app
 from fedround.coordinator import attempt, plan, presence, reliability
 from fedround.coordinator import service as coordinator_service
 from fedround.events import Observers
-from fedround.http import asgi, client, exchange, remote_books, serve, transport
+from fedround.http import asgi, client, exchange, remote_books, serve, tls_transport, transport
 from fedround.participant import lane, moves, work
 from fedround.tensors import npy, safetensors, weights
 
@@ -183,6 +183,7 @@ LIMITS: dict[str, list[float]] = {
     "server: an idle connection": [serve.KEEP_ALIVE],
     "server: the head of a request": [serve.HEAD_TIMEOUT, serve.MAX_HEAD / KIB, serve.MAX_HEADERS],
     "server: pipelined requests that wait on one connection": [serve.MAX_PIPELINED, serve.MAX_HEAD / KIB],
+    "server: bytes of TLS records without data": [tls_transport.MAX_SILENT / KIB],
     "server: minimum rate at which a client reads a response": [wire.MIN_RATE, wire.MIN_RATE_WINDOW],
     "server: a response of which the client reads nothing": [serve.STALL],
     "server: running requests when it stops": [serve.GRACE],

@@ -22,6 +22,7 @@ from fedround.http.serve import Endpoint, serving
 from fedround.http.tokens import Tokens
 from support.certificates import Authority, Pair
 from support.sockets import Answer, connected
+from support.tools import tool
 
 BIG = os.urandom(3_000_000)
 
@@ -298,3 +299,28 @@ async def test_nonsense_instead_of_a_handshake_closes_the_connection(pair: Pair)
     async with serving(endpoint), connected(endpoint.port) as connection:
         await connection.send(b"\x16" + os.urandom(5000))
         assert await connection.at_end()
+
+
+async def test_a_client_that_updates_its_keys_without_sending_data_is_disconnected(
+    pair: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each update costs the server more than the client, and no limit of HTTP sees it."""
+    endpoint = served(pair)
+    async with serving(endpoint):
+        command = [tool("openssl"), "s_client", "-tls1_3", "-connect", f"127.0.0.1:{endpoint.port}"]
+        nothing = asyncio.subprocess.DEVNULL
+        client = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.PIPE, stdout=nothing, stderr=nothing)
+        assert client.stdin is not None
+        ended = asyncio.create_task(client.wait())
+        try:
+            async with asyncio.timeout(20):
+                while not ended.done():
+                    client.stdin.write(b"K\n")  # "K": update the keys, and ask the other side to do the same
+                    await asyncio.sleep(0)
+        except ConnectionError:  # it has ended
+            pass
+        finally:
+            if not ended.done():
+                client.kill()
+            await ended
+    assert "a client sends TLS records without data" in caplog.text

@@ -17,6 +17,12 @@ from fedround.http.tls import CLIENT, Client, Context
 HANDSHAKE = 0x16
 """The first byte of a TLS connection (RFC 8446, section 5.1)."""
 PIECE = 256 << 10
+MAX_SILENT = 32 << 10
+"""Maximum number of bytes without application data after a handshake. A record has up to 16 KiB and arrives in parts."""
+STEP = 64 << 10
+"""Maximum number of received bytes that are decrypted before the limit above is checked."""
+OVERHEAD = 64
+"""Bytes of records that one byte of application data allows."""
 STALE = "fedround.stale"
 """Key of the transport's extra info: whether the certificate files were replaced since the handshake."""
 
@@ -50,6 +56,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._state = _State.NEW
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._client = Client(None)
+        self._silent = 0
+        """Received bytes without application data: see `MAX_SILENT`."""
 
     # The protocol of the transport below
 
@@ -67,10 +75,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             return
         if self._state is _State.NEW and not self._begin(data):
             return
-        self._incoming.write(data)
-        if self._state is _State.HANDSHAKE and not self._shake_hands():
-            return
-        self._read()
+        for start in range(0, len(data), STEP):
+            self._decrypt(data[start : start + STEP])
 
     def eof_received(self) -> None:
         if self._state is _State.OPEN:
@@ -81,6 +87,21 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._app.resume_writing()
+
+    def _decrypt(self, data: bytes) -> None:
+        if self._state is _State.CLOSED:
+            return
+        self._incoming.write(data)
+        if self._state is _State.HANDSHAKE:
+            if not self._shake_hands():
+                return
+        else:
+            self._silent += len(data)
+        self._read()
+        if self._silent > MAX_SILENT:  # key updates, each of which costs us more than the peer
+            self._state = _State.CLOSED
+            self._refused("a client sends TLS records without data")
+            self._raw.abort()
 
     def _begin(self, data: bytes) -> bool:
         if data[0] == HANDSHAKE:
@@ -130,7 +151,9 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             ended = True
         self._flush()  # the response to a key update
         if pieces:
-            self._app.data_received(b"".join(pieces))
+            plain = b"".join(pieces)
+            self._silent = max(self._silent - OVERHEAD * len(plain), 0)
+            self._app.data_received(plain)
         if ended:
             self._app.eof_received()
             self.close()

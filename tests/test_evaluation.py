@@ -178,6 +178,7 @@ def test_the_best_model_is_kept_and_training_stops_without_improvement(tmp_path:
     # The run is also complete after a restart. Without the reason to stop it continues.
     with running("platform", COORDINATOR_ROUNDS="50", **goal, **kept_in(tmp_path)) as platform:
         assert platform.status("COORDINATOR_OPS_PORT")["state"] == "complete"
+        platform.said(r"after 7 rounds, stopped early \(no better peak .*\): to continue it, change COORDINATOR_STOP_WHEN or ")
     with running("platform", COORDINATOR_ROUNDS="9", **kept_in(tmp_path)) as platform:
         with running("participant", **silo(platform, peak=3)) as participant:
             assert participant.wait() == 0

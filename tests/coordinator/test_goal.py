@@ -1,8 +1,12 @@
 """Which model is the best, and when training stops."""
 
+from random import Random
+
 import pytest
 
 from fedround.coordinator.goal import Best, Goal, Stop, judge
+from fedround.coordinator.plan import Memory, Plan
+from fedround.coordinator.rounds import Rounds
 from fedround.events import Evaluated
 
 
@@ -55,3 +59,53 @@ def test_the_initial_model_cannot_be_the_best_of_a_run() -> None:
     assert best is None
     assert reason == "a > 0: 1 in round None"
     assert not Goal("a").stops
+
+
+def restarted(goal: Goal, stopped: str, *, best_by: str = "a:max") -> Rounds:
+    """A run of ten rounds that stopped after four, restarted with this goal."""
+    return Rounds(Plan(rounds=10, goal=goal), Random(0), 0.0, Memory(4, best=Best(2, 3.0), stopped=stopped, best_by=best_by))
+
+
+@pytest.mark.parametrize(
+    ("goal", "stays"),
+    [
+        (Goal(stop=Stop("a", ">=", 3)), True),
+        (Goal(stop=Stop("a", ">=", 5)), False),
+        (Goal(stop=Stop("b", ">=", 3)), False),
+        (Goal("a", patience=1), False),
+        (Goal(), False),
+    ],
+)
+def test_a_run_that_reached_a_condition_continues_with_another_one(goal: Goal, stays: bool) -> None:
+    assert restarted(goal, "a >= 3: 3 in round 2").complete == stays
+
+
+@pytest.mark.parametrize(
+    ("goal", "stays"),
+    [
+        (Goal("a", patience=4), True),
+        (Goal("a", patience=2), True),
+        (Goal("a", patience=5), False),
+        (Goal("b", patience=4), False),
+        (Goal("a"), False),
+        (Goal(stop=Stop("a", ">=", 3)), False),
+    ],
+)
+def test_a_run_without_improvement_continues_with_more_patience(goal: Goal, stays: bool) -> None:
+    assert restarted(goal, "no better a than 3 (round 2) in 4 evaluations").complete == stays
+
+
+@pytest.mark.parametrize(
+    ("goal", "best_by", "kept"),
+    [
+        (Goal("a"), "a:max", True),
+        (Goal("a"), "", True),  # from a former version
+        (Goal(), "a:max", True),
+        (Goal("a", largest=False), "a:max", False),
+        (Goal("b"), "a:max", False),
+    ],
+)
+def test_the_best_model_by_another_metric_is_forgotten(goal: Goal, best_by: str, kept: bool) -> None:
+    rounds = restarted(goal, "", best_by=best_by)
+    assert (rounds.ending.best is not None) == kept
+    assert rounds.memory.best_by == (goal.by or best_by)

@@ -199,8 +199,11 @@ def build(
     if memory.participants:
         LOG.info("resumed after a restart: round %d, %d known participants", memory.round, len(memory.participants))
     if rounds.complete:
-        more = "to continue it, raise COORDINATOR_ROUNDS; to start another run, change COORDINATOR_RUN_NAME"
-        LOG.info("run %s is already complete, after %d rounds: %s", settings.run_name, plan.rounds, more)
+        stopped = rounds.ending.stopped
+        how = "change COORDINATOR_STOP_WHEN or COORDINATOR_PATIENCE" if stopped else "raise COORDINATOR_ROUNDS"
+        more = f"to continue it, {how}; to start another run, change COORDINATOR_RUN_NAME"
+        done = f"{rounds.round - rounds.run.first} rounds" + (f", stopped early ({stopped})" if stopped else "")
+        LOG.info("run %s is already complete, after %s: %s", settings.run_name, done, more)
     archive = Archive(disk.path if isinstance(disk, Directory) else None)
     known: Any = {"archive": archive, "save": partial(store.save, disk) if disk else None}
     archive.check(rounds.run)

@@ -11,6 +11,8 @@ The rules:
 4. An evaluation may stop the run early (`goal.py`). An evaluation by participants ends the run after the round that reported it.
    One by the aggregator ends it after the open round, which begins no further attempt.
 5. After a rollback the run continues, even if training was complete.
+6. After a restart with another goal, a run that stopped early continues unless the goal has the condition that stopped it. The best
+   model by another metric is forgotten.
 """
 
 from fedround.coordinator.evaluation import ServerSide
@@ -26,20 +28,24 @@ class Ending:
 
     def __init__(self, plan: Plan, memory: Memory, done: int) -> None:
         self._plan = plan
-        self.best, self.stopped = memory.best, memory.stopped if plan.goal.stops else ""
+        goal = plan.goal
+        comparable = not goal.by or memory.best_by in ("", goal.by)
+        self.best, self.stopped = memory.best if comparable else None, memory.stopped if goal.stands(memory.stopped) else ""
         """The best model of the run, and why the run stopped early; empty: it did not."""
         self.stop = ""
         """Why the run is to stop when no attempt is open; empty: it continues."""
+        self._best_by = goal.by or memory.best_by
         self.final = memory.final and self.trained(done)
         """Whether participants have still to evaluate the final model."""
         self.server = ServerSide(memory.evaluated, awaited=memory.awaited and self.trained(done))
         self._open = self.final or self.server.awaited
 
     @property
-    def memory(self) -> tuple[bool, Best | None, str, bool, int]:
+    def memory(self) -> tuple[bool, Best | None, str, bool, int, str]:
         """The last fields of `Memory`."""
         stops = bool(self.stop)
-        return self.final or stops, self.best, self.stopped or self.stop, self.server.awaited or stops, self.server.evaluated
+        stopped, awaited = self.stopped or self.stop, self.server.awaited or stops
+        return self.final or stops, self.best, stopped, awaited, self.server.evaluated, self._best_by
 
     def trained(self, done: int) -> bool:
         """Return whether the run has no more rounds."""

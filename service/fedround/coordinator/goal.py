@@ -1,5 +1,6 @@
 """The goal of a run: the metric of the best model, and the conditions to stop early. A part of the core: no I/O, no clock."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import ge, gt, le, lt
@@ -40,6 +41,17 @@ class Goal:
         """The metrics that the goal needs, by the setting that names them."""
         named = {"COORDINATOR_BEST_BY": self.metric, "COORDINATOR_STOP_WHEN": self.stop.metric if self.stop else ""}
         return {setting: metric for setting, metric in named.items() if metric}
+
+    @property
+    def by(self) -> str:
+        """What selects the best model, such as `accuracy:max`; empty: nothing does."""
+        return self.metric and f"{self.metric}:{'max' if self.largest else 'min'}"
+
+    def stands(self, reason: str) -> bool:
+        """Return whether this goal still stops a run that `judge` has stopped for `reason`, maybe with another goal."""
+        waited = re.fullmatch(r"no better (.+) than .+ in (\d+) evaluations", reason)
+        impatient = waited is not None and waited[1] == self.metric and 0 < self.patience <= int(waited[2])
+        return impatient or (self.stop is not None and reason.startswith(f"{self.stop}: "))
 
     @property
     def stops(self) -> bool:

@@ -37,6 +37,7 @@ def load(disk: Disk) -> Memory:
             _text(document.get("stopped", "")),
             document.get("awaited", False) is True,
             _whole(document.get("evaluated", -1) + 1) - 1,
+            _text(document.get("best_by", "")),
         )
     except (AttributeError, TypeError, KeyError) as error:
         raise DataDamaged(NAME, f"a field is missing, unknown or invalid: {error}") from error
@@ -47,6 +48,7 @@ def save(disk: Disk, memory: Memory) -> None:
     lists = {"participants": _plain(memory.participants), "history": _plain(memory.history)}
     run: dict[str, Any] = {"run": memory.run and asdict(memory.run), "final": memory.final, "stopped": memory.stopped}
     run |= {"best": memory.best and asdict(memory.best), "awaited": memory.awaited, "evaluated": memory.evaluated}
+    run["best_by"] = memory.best_by
     durable.save(disk, NAME, {"round": memory.round, "generation": memory.generation or 0, **run, **lists})
 
 

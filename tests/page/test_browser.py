@@ -382,3 +382,28 @@ def test_the_page_fits_on_a_telephone(window: Browser, tmp_path: Path) -> None:
         assert window.run("return document.documentElement.scrollWidth") == 360
         heads = window.run("return [...document.querySelectorAll('#rounds thead th')].map(cell => cell.textContent)")
         assert heads[-20:] == ["loss", *(f"figure_{n}" for n in range(19))]
+
+
+def test_metrics_may_have_the_names_of_columns(window: Browser, tmp_path: Path) -> None:
+    (tmp_path / "named.py").write_text("""
+import fedround
+import numpy as np
+
+class Named(fedround.NumPyParticipant):
+    def train_round(self, weights):
+        fedround.current_round().report(**{name: 77.5 for name in ("round", "seconds", "samples", "__proto__", "<b>x")})
+        return fedround.Update(4, np.ones(3))
+""")
+    code = {"PARTICIPANT_CLASS": "named:Named", "PYTHONPATH": str(tmp_path)}
+    with running("platform", COORDINATOR_ROUNDS="3") as platform:
+        with running("participant", PARTICIPANT_COORDINATOR_URL=platform.url("COORDINATOR_PORT"), **code) as participant:
+            assert participant.wait() == 0
+        shown(window, ops(platform))
+        for _ in range(2):  # events after the first one
+            received = window.run("return Number(now.received)")
+            until(lambda: window.run("return Number(now.received)") > received, 10)  # noqa: B023
+        rows = "return [...document.querySelectorAll('#rounds tr')].map(row => [...row.children].map(cell => cell.textContent))"
+        head, first, *_ = window.run(rows)
+        assert head == ["round", "seconds", "counted", "dropped", "samples", "round", "seconds", "samples", "__proto__", "<b>x"]
+        assert (first[0], first[4]) == ("2", "4")
+        assert first[5:] == ["77.50"] * 5

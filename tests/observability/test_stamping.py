@@ -250,10 +250,25 @@ def test_too_many_empty_parts_of_traces_are_refused(part: str) -> None:
         stamp(request)
 
 
+def test_scopes_make_no_series_and_each_version_counts() -> None:
+    """A collector has the scope in labels of each series, and the version in a label of `target_info`."""
+    request = ExportMetricsServiceRequest()
+    for number in range(3):
+        of_resource = metrics(service__version=f"1.{number}").resource_metrics[0]
+        of_resource.scope_metrics[0].schema_url = of_resource.scope_metrics[0].scope.name = f"https://{number}"
+        of_resource.scope_metrics[0].scope.version = f"{number}"
+        request.resource_metrics.append(of_resource)
+    found = stamp(request)
+    assert sum(found.series.values()) == 3 + 3
+    scopes = [scope for of_resource in of(found).resource_metrics for scope in of_resource.scope_metrics]
+    assert {(scope.scope.name, scope.schema_url) for scope in scopes} == {("fedround", "")}
+    assert [scope.scope.version for scope in scopes] == ["1.0", "1.1", "1.2"]
+
+
 def test_a_histogram_counts_as_its_series_in_prometheus() -> None:
     request = metrics()
     histogram(request, [1, 2], [1, 0, 2], 3)
-    assert [*stamp(request).series.values()] == [5]
+    assert sorted(stamp(request).series.values()) == [1, 5], "one is target_info"
 
 
 @pytest.mark.parametrize("path", wire.OTLP)

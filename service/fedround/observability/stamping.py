@@ -3,7 +3,8 @@
 1. The size of a message, also decompressed, and the number of its parts are bounded. An empty resource has 2 bytes, and a stamped
    one more than 100.
 2. A message may contain only metrics of participants, by name: a participant cannot report for another service.
-3. The resource is replaced, except for the version. The new resource has the authenticated identity of the sender.
+3. Resource and scopes are replaced, except for the version: collectors make labels of them. The new resource has the authenticated
+   identity of the sender.
 4. Labels that name a service, a participant or a namespace are removed. `fedround_participant_info` gets the name of the sender,
    and all data points get the coordinator's namespace.
 5. Data points get the time of their arrival, so that a wrong clock does not harm the collector.
@@ -51,7 +52,7 @@ IDENTITY_LABELS = frozenset(
 """Labels that name a sender, also as Prometheus writes them if it promotes attributes of the resource."""
 INFO = "fedround_participant_info"
 """The metric whose label `name` is the participant's name."""
-SERVICE = "fedround-participant"
+SERVICE, SCOPE = "fedround-participant", "fedround"
 M = TypeVar("M", ExportMetricsServiceRequest, ExportTraceServiceRequest)
 
 
@@ -108,9 +109,12 @@ def _metrics(body: bytes, name: str, now: int, namespace: str | None) -> Stamped
     items = 0
     for of_resource in request.resource_metrics:
         attributes = _check_attributes(attributes + len(of_resource.resource.attributes))
-        _stamp(of_resource, name)
+        version = _stamp(of_resource, name)
+        series[hash(version)] = 1  # target_info, which has the version as a label
         for scope in of_resource.scope_metrics:
-            scope.scope.ClearField("attributes")
+            scope.ClearField("schema_url")
+            scope.scope.Clear()
+            scope.scope.name, scope.scope.version = SCOPE, version
             for metric in scope.metrics:
                 points = _points(metric, kinds.get(metric.name))
                 items += len(points) + sum(len(point.exemplars) for point in points)
@@ -118,7 +122,7 @@ def _metrics(body: bytes, name: str, now: int, namespace: str | None) -> Stamped
                 for point in points:
                     attributes = _check_attributes(attributes + len(point.attributes))
                     labels = _labels(point, now, added | ({"name": name} if metric.name == INFO else {}))
-                    series[hash((metric.name, labels))] = _series_of(metric, point)
+                    series[hash((metric.name, version, labels))] = _series_of(metric, point)
     return Stamped(request.SerializeToString(), series)
 
 
@@ -224,15 +228,16 @@ def _parse(kind: type[M], body: bytes) -> M:
     return request
 
 
-def _stamp(of_resource: Any, name: str) -> None:
-    """Replace the resource by one with the sender's name."""
+def _stamp(of_resource: Any, name: str) -> str:
+    """Replace the resource by one with the sender's name. Return the claimed version of fedround."""
     claimed = {each.key: each.value.string_value for each in of_resource.resource.attributes}
     attributes = {"service.name": SERVICE, "service.instance.id": name, "fedround.participant": name}
-    if version := claimed.get("service.version", "")[:MAX_TEXT]:
-        attributes["service.version"] = version
+    version: str = claimed.get("service.version", "")[:MAX_TEXT]
+    attributes |= {"service.version": version} if version else {}
     of_resource.ClearField("schema_url")
     of_resource.resource.Clear()
     _set_attributes(of_resource.resource.attributes, attributes)
+    return version
 
 
 def _set_attributes(attributes: Any, values: Mapping[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 import socket
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from fedround.http import transport
 from fedround.http.client import CoordinatorClient
 from fedround.http.peer import AsyncPeer
 from fedround.http.proxies import Proxy, proxy_for
+from support.certificates import Authority
 from support.exchanges import ID, download, rendez_vous
 from support.peer import Peer, answer
 
@@ -164,9 +166,17 @@ def test_a_socks_proxy_without_its_library_says_what_to_install(monkeypatch: pyt
         AsyncPeer("http://aggregator:7082")
 
 
-def test_an_unreadable_certificate_file_is_a_configuration_error_for_https_only(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("variable", "value"), [("SSL_CERT_FILE", "/nope"), ("SSL_CERT_FILE", "/dev/null"), ("SSLKEYLOGFILE", "/no/pe")]
+)
+@pytest.mark.parametrize("own", [False, True])
+def test_an_unusable_file_of_openssl_is_a_configuration_error_for_https_only(
+    variable: str, value: str, own: bool, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a CA file of our own settings, too."""
     transport._default_tls.cache_clear()
-    monkeypatch.setenv("SSL_CERT_FILE", "/nope")
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.setenv(variable, value)
     CoordinatorClient("http://coordinator").close()
-    with pytest.raises(ConfigurationError, match=r"^SSL_CERT_FILE: /nope: No such file"):
-        CoordinatorClient("https://coordinator")
+    with pytest.raises(ConfigurationError, match=rf"^{variable}: {value}: .*(No such file|no certificate)"):
+        CoordinatorClient("https://coordinator", tls=transport.tls(Path(authority.file), None, None) if own else None)

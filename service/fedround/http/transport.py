@@ -121,16 +121,23 @@ def check_size(body: bytearray, limit: int) -> None:
 @cache
 def _default_tls() -> Context:
     """Load the public CAs, only when a URL is https: it takes 30 ms. Raises `ConfigurationError`."""
+    return authorities(None, TLS_FILES)
+
+
+def _public_authorities() -> ssl.SSLContext:
+    """Return a context with the public CAs. Raises `ConfigurationError` if a file that a variable of OpenSSL names is unusable."""
     try:
-        return authorities(None, TLS_FILES)
+        return httpx.create_ssl_context()
     except OSError as error:
         variable = "SSL_CERT_FILE" if os.environ.get("SSL_CERT_FILE") else "SSL_CERT_DIR"
+        if error.filename and error.filename == os.environ.get("SSLKEYLOGFILE"):
+            variable = "SSLKEYLOGFILE"
         raise ConfigurationError(f"{variable}: {os.environ.get(variable)}: {error.strerror or error}") from error
 
 
 def authorities(ca_file: File | None, names: Names) -> Context:
     """Return a context with the public CAs and those in `ca_file`."""
-    return tls_client(names, ca_file, None, None, base=httpx.create_ssl_context)
+    return tls_client(names, ca_file, None, None, base=_public_authorities)
 
 
 def tls(ca_file: File | None, cert_file: File | None, key_file: File | None, names: Names = TLS_FILES) -> Context | None:
@@ -141,7 +148,7 @@ def tls(ca_file: File | None, cert_file: File | None, key_file: File | None, nam
     """
     if ca_file is cert_file is key_file is None:
         return None
-    return tls_client(names, ca_file, cert_file, key_file, base=httpx.create_ssl_context)
+    return tls_client(names, ca_file, cert_file, key_file, base=_public_authorities)
 
 
 class _Routes(Generic[T]):

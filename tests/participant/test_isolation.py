@@ -205,6 +205,14 @@ def test_a_participant_that_is_process_1_reaps_what_code_leaves_behind(tmp_path:
         assert process.wait() == 0
 
 
+def test_a_fork_of_the_worker_that_returns_from_training_ends(tmp_path: Path) -> None:
+    with our_platform(rounds=1) as p, misbehaving(p, tmp_path, "fork_that_returns") as process:
+        finished(process)
+        until((tmp_path / "left").exists)
+        until(lambda: not alive(int((tmp_path / "left").read_text())))
+        assert process.end() == 0
+
+
 def test_a_worker_ends_with_a_killed_participant(tmp_path: Path) -> None:
     with our_platform(rounds=2) as p, misbehaving(p, tmp_path, "hold_the_lock") as process:
         until((tmp_path / "done").exists)

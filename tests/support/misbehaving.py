@@ -80,6 +80,14 @@ def orphan(_: Path) -> None:
     os.wait()
 
 
+def fork_that_returns(directory: Path) -> None:
+    """A daemon in a session of its own; its id in a file."""
+    if os.fork() == 0:
+        os.setsid()
+        (directory / "pid").write_text(str(os.getpid()))
+        (directory / "pid").rename(directory / "left")
+
+
 def deaf(_: Path) -> None:
     """Ignore SIGTERM, and never return."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

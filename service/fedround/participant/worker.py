@@ -140,6 +140,12 @@ class Worker:
         finally:
             _end_group()
 
+    def forget(self) -> None:
+        """Forget the supervisor in a forked process. One that returns from the training code ends: no thread would wake it."""
+        self._channel.forget()
+        self._inbox = SimpleQueue()
+        self._inbox.put(None)
+
     def run(self) -> int:
         """Create the participant, and train until the supervisor closes. Returns the exit code."""
         first = self._inbox.get()
@@ -257,8 +263,8 @@ def main() -> Never:
     del sys.argv[1:]  # training code that reads the command line finds it empty
     os.set_inheritable(descriptor, False)
     channel = Channel(socket.socket(fileno=descriptor))
-    os.register_at_fork(after_in_child=channel.forget)
     worker = Worker(channel)
+    os.register_at_fork(after_in_child=worker.forget)
     threading.Thread(target=worker.read, name="fedround-worker", daemon=True).start()
     try:
         code = worker.run()

@@ -71,6 +71,7 @@ async def test_responses_to_a_0_8_participant_are_those_of_0_8_to_the_byte() -> 
         assert (await w.http.get(f"/start_training/{late}")).content == b'{"url":null,"token":null,"ok":false}'
         w.books.deliver(id, token)
         await w.recorder.until(events.TrainingCompleted)
+        await w.service.archive()  # which saves the end of the run
         assert (await w.http.get(f"/heartbeat/{id}")).content == b'{"round":null,"state":"finish"}'
         assert (await w.http.get("/rendez_vous")).content == b'{"id":null,"ok":false}'
 

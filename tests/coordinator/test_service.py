@@ -122,13 +122,22 @@ async def test_a_thousand_long_polls_need_no_further_tasks() -> None:
         assert {(await hold).state for hold in holds} == {HeartbeatState.ROUND}
 
 
-async def test_after_the_last_round_held_and_unknown_ids_get_finish() -> None:
-    books = MemoryBooks()
-    async with coordinating(Plan(rounds=1, participants_ratio=0.5, min_clients=2), books) as c:
+async def test_after_the_last_round_is_saved_held_and_unknown_ids_get_finish() -> None:
+    """A coordinator that is killed before that needs its participants for the final evaluation."""
+    books, disk = MemoryBooks(), threading.Event()
+
+    def keep(memory: Memory) -> None:
+        assert memory.round == 0 or disk.wait(20)
+
+    async with coordinating(Plan(rounds=1, participants_ratio=0.5, min_clients=2), books, keep) as c:
         ids = [await join(c.service), await join(c.service)]
         selected = (await c.recorder.until(events.Selected)).ids[0]
         waiting = await held(c.service, next(id for id in ids if id != selected))
         books.deliver(selected, c.service.start_training(selected).token)
+        await c.recorder.until(events.TrainingCompleted)
+        assert await c.service.heartbeat(selected) == Heartbeat(HeartbeatState.STAND_BY, counted=0)
+        assert (await c.service.heartbeat(UNKNOWN)).state is HeartbeatState.STAND_BY
+        disk.set()
         assert (await waiting).state is HeartbeatState.FINISH
         assert (await c.service.heartbeat(UNKNOWN)).state is HeartbeatState.FINISH
         assert c.service.join("late").id is None

@@ -96,6 +96,8 @@ class CoordinatorService:
         self._unsaved = asyncio.Event()
         """Set when the state is to be saved."""
         self._unsaved.set()
+        self._end_saved = False
+        """Whether the last saved state is that of a complete run."""
         self._save_at = -math.inf
         """When the next completed round is to be saved."""
         self._reachable = asyncio.Event()
@@ -231,6 +233,10 @@ class CoordinatorService:
         finally:
             if self._emit():
                 self._wake.set()
+        if answer.state is HeartbeatState.FINISH and not self._end_saved:
+            # Participants leave after `finish`. A coordinator that is killed before it saves the end would need them again.
+            seat = self._rounds.present.find(id)
+            return Heartbeat(HeartbeatState.STAND_BY, counted=seat.counted if seat else None)
         return answer if answer.token is None else replace(answer, url=self.aggregator_url, **self._additions(id))
 
     def _additions(self, id: str) -> Mapping[str, Any]:
@@ -256,8 +262,6 @@ class CoordinatorService:
                         self._long_polls.release(id)
                 case events.ParticipantGone(id=id) | events.ParticipantProbed(id=id):
                     self._long_polls.release(id)
-                case events.TrainingCompleted():
-                    self._long_polls.release_all()
                 case events.Evaluated() | events.ServerEvaluated():
                     self._report_best()
             self._observer(fact)
@@ -285,7 +289,7 @@ class CoordinatorService:
     async def _write(self) -> bool:
         """Write the current state and the archive to disk. Return False if that fails; then `_keep_writing` retries."""
         self._unsaved.clear()
-        memory, began = self._rounds.memory, time.perf_counter()
+        memory, ended, began = self._rounds.memory, self._rounds.complete, time.perf_counter()
         self._save_at = self._clock() + SAVE_INTERVAL
 
         def write() -> None:
@@ -300,6 +304,9 @@ class CoordinatorService:
             self._unsaved.set()
             self._observer(events.SaveFailed("the state of the run", str(error)))
             return False
+        self._end_saved = ended
+        if ended:
+            self._long_polls.release_all()
         if self._save is not None:
             self._observer(events.StateSaved(time.perf_counter() - began))
         return True

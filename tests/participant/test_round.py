@@ -29,11 +29,22 @@ def test_there_is_a_current_round_only_within_one() -> None:
 def test_reported_metrics_are_collected_and_the_last_value_of_a_name_counts() -> None:
     told: list[Mapping[str, float]] = []
     round = make(told)
-    round.report(loss=1.0, accuracy=0.5)
-    round.report(loss=np.float32(0.5))
+    with entered(round):
+        round.report(loss=1.0, accuracy=0.5)
+        round.report(loss=np.float32(0.5))
     assert told == [{"loss": 1.0, "accuracy": 0.5}, {"loss": 0.5}]
     assert round.metrics == {"loss": 0.5, "accuracy": 0.5}
     assert encode_metrics(round.metrics) == '{"loss":0.5,"accuracy":0.5}'
+
+
+def test_a_loss_of_each_batch_is_reported_at_most_once_a_second_and_at_the_end() -> None:
+    told: list[Mapping[str, float]] = []
+    round = make(told)
+    with entered(round):
+        for batch in range(3000):
+            round.report(loss=batch)
+    assert len(told) < 30
+    assert (told[0], told[-1]) == ({"loss": 0.0}, {"loss": 2999.0})
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32("nan"), 10**400, -1e291])

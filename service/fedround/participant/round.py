@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,6 +14,9 @@ from fedround.common.evaluation import encoded, number
 from fedround.tensors.statistics import LARGEST
 
 LOG = logging.getLogger(__name__)
+
+REPORT_INTERVAL = 1.0
+"""Minimum seconds between two reports of a round: training code may report a loss for each of thousands of batches."""
 
 Rows_co = TypeVar("Rows_co", covariant=True)
 
@@ -67,6 +71,8 @@ class Round:
         self.evaluation: str | None = None
         """Evaluation of the global model, encoded as it is sent with the update."""
         self._metrics: dict[str, float] = {}
+        self._unreported: dict[str, float] = {}
+        self._report_at = 0.0
         self._dropped: set[str] = set()
 
     def __repr__(self) -> str:
@@ -85,7 +91,8 @@ class Round:
     def report(self, **metrics: SupportsFloat) -> None:
         """Report metrics of training, as in `report(loss=0.3, accuracy=0.9)`. A repeated name replaces its value.
 
-        They become metrics and log fields here, and are sent with the update. The platform shows their means over all participants.
+        They become metrics and log fields here, at most once a second and at the end of training, and are sent with the update. The
+        platform shows their means over all participants.
         A value that is not finite (NaN, infinity, more than 1e290) is dropped with a warning, because it has no mean.
 
         Raises:
@@ -97,7 +104,15 @@ class Round:
         if len(merged) > wire.MAX_METRICS or len(encode_metrics(merged)) > wire.MAX_METRICS_BYTES:
             raise ValueError(f"a round reports at most {wire.MAX_METRICS} names, and {wire.MAX_METRICS_BYTES} bytes of JSON")
         self._metrics = merged
-        if new:
+        self._unreported |= new
+        if time.monotonic() >= self._report_at:
+            self.flush()
+
+    def flush(self) -> None:
+        """Report the metrics that wait for the end of the interval."""
+        if self._unreported:
+            new, self._unreported = self._unreported, {}
+            self._report_at = time.monotonic() + REPORT_INTERVAL
             self._on_report(new)
 
     def evaluated(self, samples: SupportsIndex, metrics: Mapping[str, SupportsFloat]) -> None:
@@ -154,9 +169,10 @@ def local_tensors() -> Sequence[str]:
 
 @contextmanager
 def entered(round: Round) -> Iterator[None]:
-    """Make `round` the current one."""
+    """Make `round` the current one, and report the last metrics at its end."""
     token = _CURRENT.set(round)
     try:
         yield
     finally:
+        round.flush()
         _CURRENT.reset(token)

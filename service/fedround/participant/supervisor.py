@@ -317,6 +317,8 @@ class Supervisor:
             self._observe(fact)
 
     def _returned(self, message: Mapping[str, Any], memories: list[Memory]) -> None:
+        if self._round is not None:
+            self._round.flush()
         match message:
             case {"kind": "trained", "pieces": list(pieces), "evaluation": None | str() as evaluation}:
                 result = [_piece(piece, memories) for piece in pieces]

@@ -235,10 +235,7 @@ def test_a_response_that_ends_too_early_is_unreachable(reply: bytes) -> None:
         rendez_vous(peer)
 
 
-@pytest.mark.parametrize(
-    "url",
-    ["http://127.0.0.1:1", "http://nowhere.invalid", f"http://{'a' * 64}.example", "http://a..b", "http://127.0.0.1:99999"],
-)
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://nowhere.invalid", f"http://{'a' * 64}.example", "http://a..b"])
 def test_a_peer_that_does_not_exist_is_not_connected(url: str) -> None:
     with pytest.raises(NotConnected, match=f"^GET {url[7:]}/rendez_vous: "):
         rendez_vous(url)
@@ -255,17 +252,18 @@ def test_a_peer_without_tls_is_unreachable_by_https() -> None:
         rendez_vous(peer.url.replace("http", "https"))
 
 
-@pytest.mark.parametrize("url", ["", "http://", "coordinator:8081", "ftp://coordinator", "http://[::1"])
+@pytest.mark.parametrize("url", ["", "http://", "coordinator:8081", "ftp://coordinator", "http://[::1", "http://coordinator:99999"])
 def test_an_invalid_coordinator_url_is_a_configuration_error(url: str) -> None:
     with pytest.raises(ConfigurationError, match="http://host:port"):
         CoordinatorClient(url)
 
 
 @pytest.mark.parametrize(
-    "url", ["", "http://", "aggregator:8082", "ftp://aggregator", "http://[::1", "http://a\0b", "http://\u2100"]
+    "url", ["", "http://", "aggregator:8082", "ftp://aggregator", "http://[::1", "http://a\0b", "http://\u2100", "http://a:99999"]
 )
 @pytest.mark.parametrize("token", [None, "secret"])
-def test_an_invalid_aggregator_url_is_a_bad_answer(url: str, token: str | None) -> None:
+def test_an_invalid_aggregator_url_is_a_bad_answer(url: str, token: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.invalid")
     with pytest.raises(BadAnswer, match=r"^GET "):
         download(url, token=token, trusted=partial(hosts.trusted, coordinator_url="http://here", allow=["*"]))
 

@@ -308,10 +308,9 @@ def is_url(text: object) -> bool:
     if not isinstance(text, str) or re.match(r"https?://[^/?#]", text, re.IGNORECASE) is None:
         return False
     try:
-        urlsplit(text)
-    except ValueError:  # an incomplete IPv6 address, or characters that look like others
+        return urlsplit(text).port != 0
+    except ValueError:  # an incomplete IPv6 address, characters that look like others, or a port above 65535
         return False
-    return True
 
 
 def parse_prefer_wait(value: str | None) -> float | None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -87,6 +88,19 @@ def test_dropped_lines_are_counted_when_the_log_is_read_again(monkeypatch: pytes
     assert lines[len(kept) : len(kept) + 3] == [dropped, "y" * 500_000, "later"]
     os.close(reading)
     os.close(writing)
+
+
+def test_a_terminal_that_nobody_reads_does_not_stop_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writable, for a terminal, means that it accepts one byte. `docker run -t` and `tty: true` make one for the log."""
+    monkeypatch.setattr(stderr, "PATIENCE", 0.1)
+    screen, terminal = pty.openpty()
+    handler = Handler(terminal)
+    for number in range(1000):
+        handler.handle(logging.LogRecord("mine", logging.WARNING, __file__, 1, f"{number} {'x' * 99}", None, None))
+    assert read_until(screen, b"x\r\n20 ").startswith(b"0 xxx")
+    for descriptor in (screen, terminal):
+        os.close(descriptor)
+    handler.close()
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])

@@ -3,6 +3,7 @@
 import logging
 import os
 import select
+import stat
 import time
 from contextlib import suppress
 
@@ -22,12 +23,19 @@ class Handler(logging.Handler):
 
     def __init__(self, fd: int, encoding: str = "utf-8") -> None:
         super().__init__()
-        self._fd = fd
+        self._standard, self._fd = fd, _without_waiting(fd)
         self._encoding = encoding
         self._rest = b""
         """The rest of a line that was begun."""
         self._dropped = 0
         self._patience, self._since = PATIENCE, time.monotonic()
+
+    def close(self) -> None:
+        """Close the descriptor that this handler opened."""
+        own, self._fd = self._fd, self._standard  # a thread may still log
+        if own != self._standard:
+            os.close(own)
+        super().close()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the line of a record, or drop it."""
@@ -64,3 +72,15 @@ class Handler(logging.Handler):
         self._patience = max(self._patience - (self._since - now), 0.0)
         if not writable:
             raise BlockingIOError
+
+
+def _without_waiting(fd: int) -> int:
+    """Return a descriptor of the same pipe or terminal that never blocks; for other files, and if there can be none, `fd`.
+
+    A terminal is writable if it accepts one byte. A pipe may have another writer, which fills it first. `fd` itself must stay as it
+    is: other processes share it.
+    """
+    if stat.S_ISFIFO(os.fstat(fd).st_mode) or os.isatty(fd):
+        with suppress(OSError):  # another user's terminal, or a system without /proc
+            return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    return fd

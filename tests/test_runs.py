@@ -196,6 +196,17 @@ def test_the_points_of_a_curve_are_few_and_evenly_spaced(tmp_path: Path) -> None
                 platform.get("COORDINATOR_OPS_PORT", f"/history?points={wrong}")
 
 
+def test_a_curve_of_many_points_needs_little_memory(tmp_path: Path) -> None:
+    directory = tmp_path / "coordinator"
+    directory.mkdir(mode=0o700)
+    long_run(directory)
+    with running("platform", **kept_in(tmp_path)) as platform:
+        before = peak(platform.pid)
+        found = json.loads(platform.get("COORDINATOR_OPS_PORT", f"/history?run=long&points={LARGE}"))
+        assert peak(platform.pid) - before < 20
+    assert len(found["rounds"]) == LARGE
+
+
 def test_no_other_user_can_read_the_history(tmp_path: Path) -> None:
     directory = tmp_path / "coordinator"
     directory.mkdir(mode=0o755)  # not by the service, which would close it

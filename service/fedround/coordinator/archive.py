@@ -139,39 +139,44 @@ class Archive:
             {**dict(zip(names, row, strict=False)), "rounds": rounds, **json.loads(document)} for *row, document, rounds in rows
         ]
 
-    def rounds(self, run: str, after: int) -> list[tuple[int, str]]:
-        """Return a batch of the rounds of the run with this id, in order, from the first one after round `after` on.
+    def rounds(self, run: Mapping[str, Any], after: int, most: int = 0) -> list[tuple[int, str]]:
+        """Return a batch of the rounds of a run, in order, from the first one after round `after` on.
 
         Each round is its number and its document as JSON. Only a batch is in memory: a run may have gigabytes of rounds.
+
+        Args:
+            run: The run, as `runs` returns it.
+            after: The round before the batch.
+            most: 0: all rounds. Otherwise at most this many in all batches, without participants, to draw curves. They are evenly
+                spaced and include the last round. If the run evaluates only every Nth model, they are rounds with one.
         """
+        every = run.get("plan", {}).get("evaluate_every") or 1
+        step = 1 if most == 0 or run["rounds"] <= most else math.ceil(run["rounds"] / (most * every)) * every
+        query = (
+            "SELECT round, document FROM rounds WHERE run = ?1 AND round > ?2 AND ((round + 1 - ?3) % ?4 = 0 "
+            "OR round = (SELECT max(round) FROM rounds WHERE run = ?1)) ORDER BY round"
+        )
         found, size = [], 0
         with self._lock, closing(self._database.cursor()) as cursor:
-            query = "SELECT round, document FROM rounds WHERE run = ? AND round > ? ORDER BY round"
-            for round, document in cursor.execute(query, (run, after)):
-                found.append((round, f'{{"round": {round}, {document.removeprefix("{")}'))
+            for round, document in cursor.execute(query, (run["id"], after, run["first"], step)):
+                found.append((round, document))
                 size += len(document)
                 if size > BATCH:
                     break
-        return found
-
-    def points(self, run: Mapping[str, Any], most: int) -> list[dict[str, Any]]:
-        """Return at most `most` rounds of a run, without participants, to draw its curves.
-
-        They are evenly spaced and include the last round. If the run evaluates only every Nth model, they are rounds with one.
-        """
-        every = run.get("plan", {}).get("evaluate_every") or 1
-        step = 1 if run["rounds"] <= most else math.ceil(run["rounds"] / (most * every)) * every
-        rows = self._rows(
-            "SELECT round, document FROM rounds WHERE run = ?1 AND ((round + 1 - ?2) % ?3 = 0 "
-            "OR round = (SELECT max(round) FROM rounds WHERE run = ?1)) ORDER BY round",
-            (run["id"], run["first"], step),
-        )
-        points = [{"round": round, **json.loads(document)} for round, document in rows]
-        for point in points:
-            del point["participants"]
-            point.get("evaluation", {}).pop("participants", None)
-        return points
+        return [(round, _numbered(round, _for_curves(document) if most else document)) for round, document in found]
 
     def _rows(self, query: str, values: Iterable[Any] = ()) -> list[Any]:
         with self._lock:
             return self._database.execute(query, tuple(values)).fetchall()
+
+
+def _numbered(round: int, document: str) -> str:
+    return f'{{"round": {round}, {document.removeprefix("{")}'
+
+
+def _for_curves(document: str) -> str:
+    """Return the document of a round without its participants."""
+    fields = json.loads(document)
+    del fields["participants"]
+    fields.get("evaluation", {}).pop("participants", None)
+    return json.dumps(fields)

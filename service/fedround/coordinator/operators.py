@@ -28,24 +28,22 @@ def routes(service: CoordinatorService, access: ops.Access = ops.OPEN) -> list[R
 
     async def history(request: Request) -> Response:
         points = request.query_params.get("points", "0")
-        if not (points.isascii() and points.isdecimal() and len(points) < 10):
+        if not asgi.is_number(points):
             return asgi.problem(400, "points must be a whole number, such as 1000")
         archive = await service.archive()
         found = await asyncio.to_thread(archive.runs, request.query_params.get("run") or service.current.id)
         if not found:
             return asgi.problem(404, "no run has this name or id: GET /runs lists all runs")
-        if most := int(points):
-            return JSONResponse({"run": found[0], "rounds": await asyncio.to_thread(archive.points, found[0], most)})
-        return StreamingResponse(_written(archive, found[0]), media_type="application/json")
+        return StreamingResponse(_written(archive, found[0], int(points)), media_type="application/json")
 
     return [access.route(RUNS, runs), access.route(HISTORY, history)]
 
 
-async def _written(archive: Archive, run: Mapping[str, Any]) -> AsyncIterator[str]:
+async def _written(archive: Archive, run: Mapping[str, Any], most: int) -> AsyncIterator[str]:
     """Yield a run and its rounds as JSON. Each round is a line, so that a client can read one after the other."""
     yield f'{{"run": {json.dumps(run)}, "rounds": ['
     after, separator = -1, "\n"
-    while batch := await asyncio.to_thread(archive.rounds, run["id"], after):
+    while batch := await asyncio.to_thread(archive.rounds, run, after, most):
         yield separator + ",\n".join(document for _, document in batch)
         after, separator = batch[-1][0], ",\n"
     yield "\n]}\n"

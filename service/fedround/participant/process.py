@@ -132,6 +132,8 @@ class Process:
         """
         if os.getpid() == 1:
             while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)) and ended.si_pid != self._popen.pid:
+                if self._code is not None:  # `reap` no longer waits for this worker, and `ended` may be the next one
+                    break
                 with suppress(ChildProcessError):  # `_reap_orphans` was faster
                     os.waitpid(ended.si_pid, 0)
         elif hasattr(os, "waitid"):

@@ -246,7 +246,7 @@ INVALID: list[tuple[str, list[str], str]] = [
     ("PARTICIPANT_CLASS", ["module.Class", "module:", ":Class", "a b:C"], "my_module:MyClass"),
     ("PARTICIPANT_SHARD", ["3", "3/0", "-1/3", "a/b"], "INDEX/COUNT"),
     ("PARTICIPANT_PUSH_ALLOW", ["fedround *", "a{source=local}", "[a-z]*", "fedround,{"], "write names with * and ?"),
-    ("PARTICIPANT_OPTIONS", ["{epochs: 3}", "[" * 60_000], "this is not JSON"),
+    ("PARTICIPANT_OPTIONS", ["{epochs: 3}", "[" * 60_000], "this is not valid JSON"),
     (
         "PARTICIPANT_OPTIONS",
         ["[3]", f'["{SECRET}"]'],
@@ -266,7 +266,7 @@ INVALID: list[tuple[str, list[str], str]] = [
         ],
         "",
     ),
-    ("COORDINATOR_ROUND_CONFIG", ['{"lr": 1, "lr": 2}', '{"lr": {"0": 1, "0": 2}}'], "is there twice"),
+    ("COORDINATOR_ROUND_CONFIG", ['{"lr": 1, "lr": 2}', '{"lr": {"0": 1, "0": 2}}'], "a name occurs twice in an object"),
     ("COORDINATOR_ROUND_CONFIG", ['{"lr": {"1": 1, "01": 2}}'], "lr: write"),
     ("COORDINATOR_STOP_WHEN", ["accuracy", "accuracy >=", ">= 3", "a == 1", "a >= b", "a > 1 and b < 2", "a >= 1e999"], ""),
     ("COORDINATOR_BEST_BY", ["accuracy", "accuracy:most", ":max"], ""),

@@ -96,7 +96,7 @@ class CoordinatorSettings(PlatformSettings):
     aggregator_url: Url = setting("http://localhost:8082", "URL of the aggregator that the coordinator sends to participants.")
     aggregator_internal_url: Url = setting("http://localhost:7082", "URL of the aggregator's internal port.")
     internal_tls_ca_file: Place = setting(
-        None, "Additional CA certificates (PEM) to trust for the aggregator's internal port, in addition to the public CAs."
+        None, "CA certificates (PEM) to trust for the aggregator's internal port, in addition to the public CAs."
     )
     internal_tls_cert_file: Place = setting(None, "Client certificate (PEM) for the aggregator's internal port.")
     internal_tls_key_file: Place = setting(

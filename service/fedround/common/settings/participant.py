@@ -153,7 +153,7 @@ class ParticipantSettings(Settings):
         title="exit|wait",
     )
     token: Secret = setting(None, "Bearer token for the coordinator and the aggregator.")
-    tls_ca_file: Place = setting(None, "Additional CA certificates (PEM) to trust, in addition to the public CAs.")
+    tls_ca_file: Place = setting(None, "CA certificates (PEM) to trust, in addition to the public CAs.")
     tls_cert_file: Place = setting(None, "Client certificate (PEM) for servers that request one.")
     tls_key_file: Place = setting(None, "Unencrypted private key (PEM) of that certificate. Unset: it is in the same file.")
     trace_heartbeats: bool = setting(True, "Whether to trace heartbeats outside of rounds.", title="true|false")

@@ -21,7 +21,7 @@ def _json_object(value: object) -> object:
     try:
         value = json.loads(value, object_pairs_hook=_unique) if isinstance(value, str) else value
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"this is not JSON: {error}; {_OBJECT}") from None
+        raise ValueError(f"this is not valid JSON: {error}; {_OBJECT}") from None
     if not isinstance(value, dict):
         raise ValueError(f"this is not a JSON object; {_OBJECT}")
     if _depth(value) > MOST_NESTED:
@@ -32,7 +32,7 @@ def _json_object(value: object) -> object:
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a name is there twice")
+        raise ValueError("a name occurs twice in an object")
     return found
 
 

@@ -103,6 +103,22 @@ def test_a_terminal_that_nobody_reads_does_not_stop_the_log(monkeypatch: pytest.
     handler.close()
 
 
+def test_no_line_is_written_to_a_file_that_got_the_descriptor_of_the_log(tmp_path: Path) -> None:
+    """Training code may close all descriptors, and then open files."""
+    reading, writing = os.pipe()
+    handler = Handler(writing)
+    os.close(handler._fd)
+    with (tmp_path / "mine").open("w") as mine:
+        assert mine.fileno() == handler._fd
+        handler.handle(logging.LogRecord("mine", logging.WARNING, __file__, 1, "a line", None, None))
+        handler.close()
+        mine.write("a result")
+    assert (tmp_path / "mine").read_text() == "a result"
+    assert os.read(reading, 100) == b"a line\n"
+    os.close(reading)
+    os.close(writing)
+
+
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_services_train_and_stop_with_closed_streams(closed: str) -> None:
     ports = free_ports()

@@ -101,7 +101,7 @@ class Memory:
     evaluated: int = -1
     """The newest round whose model the aggregator evaluated, with success or without; -1: none."""
     best_by: str = ""
-    """What selected `best`, such as `accuracy:max`; empty: nothing, or a former version did not save it."""
+    """What selected `best`, such as `accuracy:max`; empty: nothing, or an earlier version did not save it."""
 
 
 NO_MEMORY = Memory()

@@ -32,6 +32,7 @@ class Handler(logging.Handler):
 
     def close(self) -> None:
         """Close the descriptor that this handler opened."""
+        self._check()
         own, self._fd = self._fd, self._standard  # a thread may still log
         if own != self._standard:
             os.close(own)
@@ -40,6 +41,7 @@ class Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write the line of a record, or drop it."""
         try:
+            self._check()
             self._write_rest()
             if self._dropped:
                 text = f"{self._dropped} log lines were dropped: standard error was not read in time"
@@ -50,6 +52,14 @@ class Handler(logging.Handler):
             self._dropped += 1
         except Exception:  # noqa: BLE001 as in every handler
             self.handleError(record)
+
+    def _check(self) -> None:
+        """Use `fd` if it was redirected, or if training code has closed our descriptor, which may be another file by now."""
+        try:
+            same = os.path.sameopenfile(self._fd, self._standard)
+        except OSError:
+            same = False
+        self._fd = self._fd if same else self._standard
 
     def _write(self, record: logging.LogRecord) -> None:
         line = f"{self.format(record)}\n".encode(self._encoding, "backslashreplace")

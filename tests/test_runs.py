@@ -18,6 +18,7 @@ import pytest
 from fedround.coordinator.archive import Archive
 from fedround.coordinator.run import Run
 from support.footprint import peak
+from support.http_server import Handler, Server
 from support.processes import Process, fedround, joining, kept_in, running, until
 
 
@@ -178,6 +179,27 @@ def test_a_long_history_is_exported_in_little_memory(tmp_path: Path) -> None:
     assert lines[-1]["evaluation_accuracy"] == str((LARGE - 1) / LARGE)
     rounds = json.loads((tmp_path / "x.json").read_text())["rounds"]
     assert (len(rounds), len(rounds[-1]["participants"])) == (LARGE, 50)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b'{"run": {"name": "a"}, "rounds": [\n{"round": 0},\n', id="a part"),
+        pytest.param(b'{"run": {"name": "a"}, "rounds": [{"round": 0}]}', id="that of 0.1.0"),
+        pytest.param(b'{"run": {}, "rounds": [\n\n]}\n', id="a run without a name"),
+        pytest.param(b"[]", id="other JSON"),
+    ],
+)
+def test_a_response_that_is_no_history_is_not_written_to_a_file(body: bytes, tmp_path: Path) -> None:
+    class History(Handler):
+        def take(self) -> None:
+            self.answer(body)
+
+    with Server(History) as server:
+        done = fedround("history", "--from", server.url, "-o", str(tmp_path / "x.json"))
+    assert done.returncode == 1
+    assert "the response is not a complete history in the format of this version" in done.stderr
+    assert not [*tmp_path.iterdir()]
 
 
 def test_the_points_of_a_curve_are_few_and_evenly_spaced(tmp_path: Path) -> None:

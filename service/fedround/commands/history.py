@@ -44,15 +44,15 @@ def history(url: str, run: str | None, output: Path, token: str | None, ca_file:
     with SpooledTemporaryFile(MAX_MEMORY) as file:
         _request(url, HISTORY + (f"?run={quote(run)}" if run else ""), token, ca_file, file)
         try:
-            found, count = _parsed(file)
+            name, count = _parsed(file)
         except (ValueError, KeyError, TypeError):
-            raise FedroundError(f"{url}: the response is not a history: {ADVICE}") from None
+            raise FedroundError(f"{url}: the response is not a complete history in the format of this version: {ADVICE}") from None
         parts = _csv(file) if output.suffix == ".csv" else _blocks(file)
         try:
             replace(Directory(output.parent, mode=0o666), output.name, parts)
         except OSError as error:
             raise FedroundError(f"cannot write the history to {output}: {error.strerror}") from error
-    return f"{output}: {count} rounds of run {found['name']}"
+    return f"{output}: {count} rounds of run {name}"
 
 
 def _request(url: str, path: str, token: str | None, ca_file: str | None, into: IO[bytes] | None = None) -> Any:
@@ -66,11 +66,11 @@ def _request(url: str, path: str, token: str | None, ca_file: str | None, into: 
     return found
 
 
-def _parsed(file: IO[bytes]) -> tuple[Mapping[str, Any], int]:
-    """Return the run, and the number of its rounds. Raises `ValueError`, `KeyError` or `TypeError` if this is not a history."""
+def _parsed(file: IO[bytes]) -> tuple[str, int]:
+    """Return the run's name and number of rounds. Raises `ValueError`, `KeyError` or `TypeError` if this is not a history."""
     file.seek(0)
-    run: Mapping[str, Any] = json.loads(file.readline() + b"]}")["run"]
-    return run, sum(1 for _ in _rounds(file))
+    name: str = json.loads(file.readline() + b"]}")["run"]["name"]
+    return name, sum(1 for _ in _rounds(file))
 
 
 def _rounds(file: IO[bytes]) -> Iterator[Any]:
@@ -78,8 +78,10 @@ def _rounds(file: IO[bytes]) -> Iterator[Any]:
     file.seek(0)
     file.readline()  # the run
     for line in file:
-        if line != b"]}\n":
-            yield json.loads(line.rstrip(b",\n"))
+        if line == b"]}\n":
+            return
+        yield json.loads(line.rstrip(b",\n"))
+    raise ValueError("the end is missing")
 
 
 def _blocks(file: IO[bytes]) -> Iterator[bytes]:

@@ -87,6 +87,7 @@ def test_a_run_that_reached_a_condition_continues_with_another_one(goal: Goal, s
         (Goal("a", patience=2), True),
         (Goal("a", patience=5), False),
         (Goal("b", patience=4), False),
+        (Goal("a", largest=False, patience=4), False),
         (Goal("a"), False),
         (Goal(stop=Stop("a", ">=", 3)), False),
     ],

@@ -30,7 +30,8 @@ class Ending:
         self._plan = plan
         goal = plan.goal
         comparable = not goal.by or memory.best_by in ("", goal.by)
-        self.best, self.stopped = memory.best if comparable else None, memory.stopped if goal.stands(memory.stopped) else ""
+        stands = goal.stands(memory.stopped, memory.best_by)
+        self.best, self.stopped = memory.best if comparable else None, memory.stopped if stands else ""
         """The best model of the run, and why the run stopped early; empty: it did not."""
         self.stop = ""
         """Why the run is to stop when no attempt is open; empty: it continues."""

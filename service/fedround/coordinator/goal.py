@@ -47,10 +47,13 @@ class Goal:
         """What selects the best model, such as `accuracy:max`; empty: nothing does."""
         return self.metric and f"{self.metric}:{'max' if self.largest else 'min'}"
 
-    def stands(self, reason: str) -> bool:
-        """Return whether this goal still stops a run that `judge` has stopped for `reason`, maybe with another goal."""
+    def stands(self, reason: str, by: str) -> bool:
+        """Return whether this goal still stops a run that `judge` has stopped for `reason`, maybe with another goal.
+
+        `by` selected the best model then; empty: that is unknown.
+        """
         waited = re.fullmatch(r"no better (.+) than .+ in (\d+) evaluations", reason)
-        impatient = waited is not None and waited[1] == self.metric and 0 < self.patience <= int(waited[2])
+        impatient = waited is not None and waited[1] == self.metric and by in ("", self.by) and 0 < self.patience <= int(waited[2])
         return impatient or (self.stop is not None and reason.startswith(f"{self.stop}: "))
 
     @property

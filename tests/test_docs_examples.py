@@ -31,7 +31,7 @@ from fedround.tensors import npy, safetensors, weights
 DOCS = Path(__file__).parent.parent / "docs"
 PROTOCOL = (DOCS / "reference" / "protocol.md").read_text()
 STRATEGIES = (DOCS / "guides" / "strategies.md").read_text()
-WIRE = {value for name, value in vars(wire).items() if name.isupper() and isinstance(value, str)}
+WIRE = {value for name, value in vars(wire).items() if name.isupper() and isinstance(value, str) and " " not in value}
 """Paths and headers."""
 
 

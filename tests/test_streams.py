@@ -85,7 +85,8 @@ def test_dropped_lines_are_counted_when_the_log_is_read_again(monkeypatch: pytes
     kept = [line for line in lines if line.endswith("xxx")]
     assert kept == [f"{number} {'x' * 10_000}" for number in range(len(kept))], "a line that was begun is whole"
     dropped = f"{20 - len(kept)} log lines were dropped: standard error was not read in time"
-    assert lines[len(kept) : len(kept) + 3] == [dropped, "y" * 500_000, "later"]
+    assert lines[len(kept) : len(kept) + 2] == [dropped, "y" * 500_000]
+    assert "later" in lines[len(kept) + 2 :]  # on a busy machine not the first of them
     os.close(reading)
     os.close(writing)
 

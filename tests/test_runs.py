@@ -147,8 +147,10 @@ LARGE = 5_000
 """Number of rounds of a long run."""
 
 
-def long_run(directory: Path, *, every: int = 1) -> Run:
-    """Write a run of 20 MB: `LARGE` rounds of ten silos, of which each `every`th has an evaluation."""
+def long_run(tmp_path: Path, *, every: int = 1) -> Run:
+    """Write a run of 20 MB to the coordinator's directory: `LARGE` rounds of ten silos, each `every`th with an evaluation."""
+    directory = tmp_path / "coordinator"
+    directory.mkdir(mode=0o700)
     run = Run(str(uuid4()), "long", 1000, 1.0)
     silos = [{"name": f"silo-{n}", "samples": 100, "seconds": 0.25, "metrics": {"loss": 0.5, "note": n}} for n in range(10)]
     with closing(Archive(directory)) as archive, archive.writing():
@@ -163,9 +165,7 @@ def long_run(directory: Path, *, every: int = 1) -> Run:
 
 
 def test_a_long_history_is_exported_in_little_memory(tmp_path: Path) -> None:
-    directory = tmp_path / "coordinator"
-    directory.mkdir(mode=0o700)
-    long_run(directory)
+    long_run(tmp_path)
     with running("platform", **kept_in(tmp_path)) as platform:
         before = peak(platform.pid)
         for name in ("x.csv", "x.json"):
@@ -203,9 +203,7 @@ def test_a_response_that_is_no_history_is_not_written_to_a_file(body: bytes, tmp
 
 
 def test_the_points_of_a_curve_are_few_and_evenly_spaced(tmp_path: Path) -> None:
-    directory = tmp_path / "coordinator"
-    directory.mkdir(mode=0o700)
-    run = long_run(directory, every=7)
+    run = long_run(tmp_path, every=7)
     with running("platform", **kept_in(tmp_path)) as platform:
         found = json.loads(platform.get("COORDINATOR_OPS_PORT", f"/history?run={run.id}&points=400"))
         numbers = [round["round"] - run.first + 1 for round in found["rounds"]]
@@ -219,9 +217,7 @@ def test_the_points_of_a_curve_are_few_and_evenly_spaced(tmp_path: Path) -> None
 
 
 def test_a_curve_of_many_points_needs_little_memory(tmp_path: Path) -> None:
-    directory = tmp_path / "coordinator"
-    directory.mkdir(mode=0o700)
-    long_run(directory)
+    long_run(tmp_path)
     with running("platform", **kept_in(tmp_path)) as platform:
         before = peak(platform.pid)
         found = json.loads(platform.get("COORDINATOR_OPS_PORT", f"/history?run=long&points={LARGE}"))

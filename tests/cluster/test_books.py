@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from support.cluster import URL, Namespace, namespace
-from support.docker import ROOT
+from support.cluster import Namespace, namespace
 from support.processes import until
 from support.tools import tool
 
@@ -19,21 +18,7 @@ pytestmark = pytest.mark.timeout(300)
 @pytest.fixture(scope="module")
 def federation() -> Iterator[Namespace]:
     with namespace("fedround-books") as made:
-        made.kubectl("create", "configmap", "code", f"--from-file={ROOT}/tests/support/known_answer.py")
-        platform = f"rounds=0,minClients={COUNT},aggregator.settings.keep_models=1000"
-        made.helm("install", "fl", "helm/coordinator", "--set", platform, "--wait", "--timeout", "120s")
-        values = {
-            "coordinator": {"url": URL},
-            "replicaCount": COUNT,
-            "class": "known_answer:KnownAnswer",
-            "options": {"count": COUNT, "seconds": 0.5},
-            "extraVolumes": [{"name": "code", "configMap": {"name": "code"}}],
-            "extraVolumeMounts": [{"name": "code", "mountPath": "/code"}],
-            "extraEnv": [{"name": "PYTHONPATH", "value": "/code"}],
-            "podDisruptionBudget": {"enabled": True},
-        }
-        silos = ("helm/participant", "--values", "-", "--wait", "--timeout", "120s")
-        made.run("helm", "install", "silo", *silos, stdin=json.dumps(values))
+        made.install_known_answers(COUNT, podDisruptionBudget={"enabled": True})
         yield made
 
 

@@ -5,13 +5,13 @@ import json
 import re
 import resource
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from support.browser import Browser, browser
+from support.browser import Browser, browser, says, violations
 from support.link import Proxy
 from support.npm import package
 from support.peer import answer
@@ -38,12 +38,6 @@ def axe() -> str:
     return (package("axe-core@4.14.1") / "axe.min.js").read_text()
 
 
-def violations(window: Browser, axe: str) -> list[str]:
-    window.run(axe)
-    found = window.run_async("const done = arguments[arguments.length - 1]; axe.run().then(done, done)")
-    return [f"{v['id']}: {node['html']}" for v in found["violations"] for node in v["nodes"]]
-
-
 def shown(window: Browser, url: str) -> None:
     """Open the page, wait for its first event, and mark it. A reload would remove the mark."""
     window.looks()
@@ -54,10 +48,6 @@ def shown(window: Browser, url: str) -> None:
 
 def ops(platform: Process) -> str:
     return platform.url("COORDINATOR_OPS_PORT")
-
-
-def says(window: Browser, selector: str, text: str) -> Callable[[], bool]:
-    return lambda: text in window.text(selector)
 
 
 def silo(platform: Process, name: str, mood: Path, size: int = 5, **options: float) -> dict[str, str]:

@@ -4,7 +4,7 @@ import base64
 import re
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -84,3 +84,15 @@ def browser() -> Iterator[Browser]:
         driver.terminate()
         driver.wait()
         driver.stdout.close()
+
+
+def violations(window: Browser, axe: str) -> list[str]:
+    """Return the rules of accessibility that the page breaks, with the elements. `axe`: the source of axe-core."""
+    window.run(axe)
+    found = window.run_async("const done = arguments[arguments.length - 1]; axe.run().then(done, done)")
+    return [f"{v['id']}: {node['html']}" for v in found["violations"] for node in v["nodes"]]
+
+
+def says(window: Browser, selector: str, text: str) -> Callable[[], bool]:
+    """Return a condition: an element of the page contains a text."""
+    return lambda: text in window.text(selector)

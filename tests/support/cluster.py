@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from support.docker import ROOT
 from support.processes import until
 from support.tools import tool
 
@@ -36,6 +37,23 @@ class Namespace:
 
     def helm(self, *arguments: str) -> str:
         return self.run("helm", *arguments).decode()
+
+    def install_known_answers(self, count: int, **values: object) -> None:
+        """Install a platform that keeps all models, and this many silos with a known answer and further values of their chart."""
+        self.kubectl("create", "configmap", "code", f"--from-file={ROOT}/tests/support/known_answer.py")
+        platform = f"rounds=0,minClients={count},aggregator.settings.keep_models=1000"
+        self.helm("install", "fl", "helm/coordinator", "--set", platform, "--wait", "--timeout", "120s")
+        values |= {
+            "coordinator": {"url": URL},
+            "replicaCount": count,
+            "class": "known_answer:KnownAnswer",
+            "options": {"count": count, "seconds": 0.5},
+            "extraVolumes": [{"name": "code", "configMap": {"name": "code"}}],
+            "extraVolumeMounts": [{"name": "code", "mountPath": "/code"}],
+            "extraEnv": [{"name": "PYTHONPATH", "value": "/code"}],
+        }
+        silos = ("helm/participant", "--values", "-", "--wait", "--timeout", "120s")
+        self.run("helm", "install", "silo", *silos, stdin=json.dumps(values))
 
     def get(self, service: str, path: str) -> bytes:
         """Return a response of a service's ops port, through the API server."""
